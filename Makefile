@@ -1,0 +1,86 @@
+# On a fresh machine with Python and a C compiler: `make demo` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 4
+BIN := $(VENV)/bin
+TOX := . tools/pythons.sh && $(BIN)/tox
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Is there a C compiler, the one that $CC or else Python's own build configuration names?
+COMPILER := $(shell $(PYTHON) -c "import os, shutil, sysconfig; \
+	print(shutil.which((os.environ.get('CC') or sysconfig.get_config_var('CC') or 'cc').split()[0]) or '')")
+
+# A build that fails is an error wherever a compiler is, and always in CI; the Python engine alone is for where there is none.
+ifneq ($(filter-out 0,$(HYDROGEN_NO_EXTENSIONS)),)
+PURE := HYDROGEN_NO_EXTENSIONS is set
+else ifeq ($(COMPILER)$(CI),)
+PURE := there is no C compiler here
+endif
+BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
+ENGINE := $(if $(PURE),python,both)
+
+.PHONY: help demo test build debug tsan asan format lint types dist test-all bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: build  ## an echo server, ten seconds of load on it, and the table of what was measured
+	$(BIN)/python tools/demo.py
+
+test: build  ## the whole suite, on both engines
+	$(if $(PURE),@printf '\n%s\n' "*** $(PURE): the tests of the compiled engine are DESELECTED ***")
+	$(BIN)/pytest -n $(JOBS) --engine=$(ENGINE) $(ARGS)
+
+build: $(VENV)/.installed  ## the compiled modules, in place: after each change of a .pyx or .pxd
+	$(if $(PURE),@printf '\n%s\n' "*** $(PURE): no compiled engine is built ***")
+	$(BUILD_ENV) $(BIN)/python setup.py build_ext --inplace
+
+debug: $(VENV)/.installed  ## the whole suite on the debug build: assertions, lock ranks, bounds checks
+	$(BIN)/python tools/instrumented.py debug $(ARGS)
+
+tsan: $(VENV)/.installed  ## the stress tests under the thread sanitizer, which must also see a planted race
+	$(BIN)/python tools/instrumented.py thread $(ARGS)
+
+asan: $(VENV)/.installed  ## the stress tests under the address sanitizer
+	$(BIN)/python tools/instrumented.py address $(ARGS)
+
+format: $(VENV)/.dev  ## ruff's own layout, and the fixes it is sure of
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lint: $(VENV)/.dev  ## ruff
+	$(TOX) run -e lint
+
+types: $(VENV)/.dev  ## mypy --strict, and the stubs compared with the compiled modules
+	$(TOX) run -e types
+
+dist: $(VENV)/.dev  ## sdist and wheel in dist/, their contents checked, the wheel tried
+	$(TOX) run -e dist
+
+test-all: $(VENV)/.dev  ## every Python, with and without the compiled engine, and lint, types, dist
+	$(TOX) run $(ARGS)
+
+bench: build $(VENV)/.bench  ## hydrogen beside its peers and beside C, in ratios
+	$(BIN)/python -m perf.compare $(ARGS)
+
+clean:  ## all that was made here, the environments included
+	rm -rf build dist *.egg-info .tox .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find hydrogen perf tests tools -name __pycache__ -prune -exec rm -rf {} + -o -name '*.so' -exec rm -f {} +
+
+# The editable install only links the sources (hence no extensions): `build` makes them in place, where their messages show.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP_INSTALL) pip setuptools Cython
+	HYDROGEN_REQUIRE_EXTENSIONS= HYDROGEN_NO_EXTENSIONS=1 \
+		$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[perf,test]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python $(PIP_INSTALL) tox ruff
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	HYDROGEN_REQUIRE_EXTENSIONS= HYDROGEN_NO_EXTENSIONS=1 \
+		$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[bench]'
+	touch $@

@@ -1,0 +1,112 @@
+"""Runs the suite on a special build: `instrumented.py debug | thread | address [pytest arguments]`.
+
+The build goes below build/ and is put in front of the installed one by PYTHONPATH, so that no kind of build can be mistaken
+for another. `debug` runs everything. `thread` and `address` run the stress tests under that sanitizer of GCC, whose
+run-time library must be loaded before the interpreter, which is not instrumented: hence LD_PRELOAD, for the interpreter only.
+
+ThreadSanitizer sees our code, and what CPython does through libc. A report that names one of our modules is ours and fails the
+run; the others are counted. That it sees our races at all is shown by a second run, of a build with a race planted.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILDS = {
+    "debug": {"HYDROGEN_DEBUG": "1"},
+    "thread": {"HYDROGEN_SANITIZE": "thread"},
+    "race": {"HYDROGEN_SANITIZE": "thread", "HYDROGEN_RACE": "1"},
+    "address": {"HYDROGEN_SANITIZE": "address"},
+}
+STRESS = ["-p", "no:xdist", "--engine=compiled", "--timeout=900"]
+OURS = re.compile(r"\b(_core|_generator)\.")
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's, less what would change the kind of the build or the choice of the engine."""
+    ours = ("NO_EXTENSIONS", "REQUIRE_EXTENSIONS", "DEBUG", "SANITIZE", "RACE", "ENGINE")
+    return {name: value for name, value in os.environ.items() if name.removeprefix("HYDROGEN_") not in ours} | extra
+
+
+def build(kind: str) -> Path:
+    lib = Path("build", kind, "lib")
+    command = [sys.executable, "setup.py", "--quiet", "build", "--build-lib", str(lib)]
+    subprocess.run(command, cwd=ROOT, check=True, env=environment(HYDROGEN_REQUIRE_EXTENSIONS="1", **BUILDS[kind]))
+    return ROOT / lib
+
+
+def runtime(name: str) -> str:
+    """The sanitizer's library, from the compiler that built the extension."""
+    path = subprocess.check_output(["gcc", f"-print-file-name={name}"], text=True).strip()
+    if not os.path.isabs(path):
+        sys.exit(f"{name} is not installed (GCC's sanitizers)")
+    return os.path.realpath(path)
+
+
+def pytest(kind: str, arguments: list[str], **extra: str) -> int:
+    """Run pytest on that build. Address randomisation off: older sanitizers cannot map their shadow below all of it."""
+    lib = build(kind)
+    fixed = ["setarch", "--addr-no-randomize"] if kind != "debug" and shutil.which("setarch") else []
+    if fixed and subprocess.run([*fixed, "true"], stderr=subprocess.DEVNULL).returncode != 0:
+        fixed = []  # a container may forbid it
+    # env puts LD_PRELOAD in front of the interpreter alone.
+    command = [*fixed, "env", *(f"{name}={value}" for name, value in extra.items()), sys.executable, "-m", "pytest"]
+    # From the build's folder, where `-m` finds the same package and not the source tree's.
+    command += [f"--config-file={ROOT / 'pyproject.toml'}", f"--rootdir={ROOT}", *arguments]
+    print(f"\n== {kind}: {' '.join(arguments)}", flush=True)
+    return subprocess.run(command, cwd=lib, env=environment(PYTHONPATH=str(lib))).returncode
+
+
+def sanitized(kind: str, library: str, variable: str, options: str, arguments: list[str], **extra: str) -> tuple[int, list[str]]:
+    """Run the stress tests on that build: pytest's status, and what the sanitizer reported (to files: pytest captures stderr)."""
+    logs = ROOT / "build" / kind / "reports"
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+    extra |= {"LD_PRELOAD": runtime(library), variable: f"{options}:log_path={logs / 'report'}"}
+    status = pytest(kind, [*STRESS, *arguments], **extra)
+    texts = [log.read_text(errors="replace") for log in sorted(logs.iterdir())]
+    return status, [report for text in texts for report in text.split("=" * 18) if "Sanitizer: " in report]
+
+
+def thread(arguments: list[str]) -> int:
+    options = f"suppressions={ROOT / 'tools' / 'tsan.supp'}:halt_on_error=0:exitcode=0:history_size=4"
+    status, reports = sanitized("thread", "libtsan.so", "TSAN_OPTIONS", options, arguments)
+    ours = [report for report in reports if OURS.search(report)]
+    print(*ours[:5], sep="\n")
+    others = len(reports) - len(ours)
+    print(f"== thread sanitizer: {len(ours)} reports that are ours, {others} of the interpreter's; pytest's status {status}")
+    if status or ours:
+        return 1
+    _, planted = sanitized("race", "libtsan.so", "TSAN_OPTIONS", options, [*arguments, "--maxfail=1"])
+    seen = any(OURS.search(report) for report in planted)
+    print(f"== thread sanitizer: the planted race was {'reported' if seen else 'NOT REPORTED'}")
+    return 0 if seen else 1
+
+
+def address(arguments: list[str]) -> int:
+    """Python's own allocator off, so that each object is a block of its own; its leaks at exit are not our subject."""
+    options = "detect_leaks=0:abort_on_error=0"
+    status, reports = sanitized("address", "libasan.so", "ASAN_OPTIONS", options, arguments, PYTHONMALLOC="malloc")
+    print(*reports[:5], sep="\n")
+    print(f"== address sanitizer: {len(reports)} reports; pytest's status {status}")
+    return 1 if status or reports else 0
+
+
+def main() -> int:
+    kind, *arguments = sys.argv[1:] or [""]
+    stress = arguments or [str(ROOT / "tests" / "stress")]
+    if kind == "debug":
+        return pytest("debug", ["-n", "4", "--engine=both", *(arguments or [str(ROOT / "tests")])], CI="true")
+    if kind == "thread":
+        return thread(stress)
+    if kind == "address":
+        return address(stress)
+    sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
