@@ -1,0 +1,156 @@
+"""The `HydrogenSocket` that handlers hold: a token, and where to look it up. It keeps nothing of the connection alive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hydrogen._py import mailbox
+from hydrogen._py.connection import Connection
+from hydrogen.config import Config
+from hydrogen.connection import BytesLike, HydrogenSocket
+from hydrogen.errors import Cause
+from hydrogen.frame import FrameBuilder
+
+if TYPE_CHECKING:
+    from hydrogen.server import Server
+
+
+class Directory(Protocol):
+    """What a `Socket` needs of its engine."""
+
+    server: Server
+    config: Config
+
+    def find(self, token: int) -> Connection | None:
+        """The connection of `token`; None when it is gone, and in a forked child."""
+
+    def refused(self) -> None:
+        """Count a message that was sent to a connection that is gone."""
+
+
+class Socket(HydrogenSocket):
+    """See `HydrogenSocket`; each method looks the connection up, and says what that class promises when it is gone."""
+
+    __slots__ = ("_engine", "_id", "_token")
+
+    def __init__(self, engine: Directory, token: int, number: int) -> None:
+        self._engine = engine
+        self._token = token
+        self._id = number
+
+    def _find(self) -> Connection | None:
+        return self._engine.find(self._token)
+
+    def send(self, data: BytesLike) -> bool:
+        """Frame and send; the arguments are checked whether or not there is a connection."""
+        connection = self._find()
+        framed = connection is None or not connection.transport.is_stream
+        encoded = _encoded(self._engine.config.builder if framed else None, data)
+        if connection is None:
+            self._engine.refused()
+            return False
+        return connection.send(encoded)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until little output is pending."""
+        connection = self._find()
+        return connection is not None and connection.drain(timeout)
+
+    def close(self) -> None:
+        """End in order."""
+        connection = self._find()
+        if connection is not None:
+            connection.end(Cause.LOCAL_CLOSED)
+
+    def abort(self) -> None:
+        """End at once."""
+        connection = self._find()
+        if connection is not None:
+            connection.end(Cause.LOCAL_CLOSED, at_once=True)
+
+    def pause_reading(self) -> None:
+        """The owner looks before every message."""
+        connection = self._find()
+        if connection is not None:
+            connection.is_paused = True
+
+    def resume_reading(self) -> None:
+        """A turn is needed: the edge that told of waiting input is gone."""
+        connection = self._find()
+        if connection is not None:
+            connection.is_paused = False
+            connection.post(mailbox.RESUME)
+
+    @property
+    def pending(self) -> int:
+        """Bytes queued."""
+        connection = self._find()
+        return 0 if connection is None else connection.pending
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `send` would queue."""
+        connection = self._find()
+        return connection is not None and connection.error is None
+
+    @property
+    def id(self) -> int:
+        """From 1, in the order of accepting."""
+        return self._id
+
+    @property
+    def user_data(self) -> Any:
+        """The handler's."""
+        connection = self._find()
+        return None if connection is None else connection.user_data
+
+    @user_data.setter
+    def user_data(self, value: Any) -> None:
+        connection = self._find()
+        if connection is not None:
+            connection.user_data = value
+
+    @property
+    def server(self) -> Server:
+        """The server."""
+        return self._engine.server
+
+    @property
+    def peername(self) -> Any:
+        """As accept(2) gave it."""
+        connection = self._find()
+        return None if connection is None else connection.peername
+
+    @property
+    def sockname(self) -> Any:
+        """As getsockname(2) gave it at the start."""
+        connection = self._find()
+        return None if connection is None else connection.sockname
+
+    def fileno(self) -> int:
+        """The number accept(2) gave."""
+        connection = self._find()
+        return -1 if connection is None else connection.fd
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are of one connection."""
+        if not isinstance(other, Socket):
+            return NotImplemented
+        return self._id == other._id and self._engine is other._engine
+
+    def __hash__(self) -> int:
+        return hash(self._id)
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed"
+        return f"<HydrogenSocket {self._id} {state} peername={self.peername!r}>"
+
+
+def _encoded(builder: FrameBuilder | None, data: BytesLike) -> bytes:
+    """`data` as it goes on the wire, in bytes of our own."""
+    if type(data) is not bytes:
+        view = memoryview(data)
+        if not view.c_contiguous:
+            raise TypeError("a contiguous bytes-like object is expected")
+        data = bytes(view)
+    return data if builder is None else builder.frame(data).to_bytes()

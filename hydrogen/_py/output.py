@@ -1,0 +1,303 @@
+"""The output half of a connection, and how its end begins. Any thread may send, close or abort.
+
+One lock guards all of it. No system call, no code of the user's and no other lock is inside it, but for the leaf of `Mailbox.post`. Invariants:
+
+1. There is one *flusher* at a time: who sets `_flushing` writes, without the lock; all others append and leave.
+2. `_blocked` means: the kernel takes no more and owes an edge. An edge that comes while somebody writes leaves a note, `_edge`, that he finds when he wants
+   to set `_blocked`: then he tries again instead.
+3. Once `error` is set nothing is appended; what is queued is written, unless `at_once`. The first cause wins.
+4. Who empties the queue of a connection that is ending posts CLOSE. So does a flusher that finds `at_once`: the owner waits for him.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Protocol
+
+from hydrogen._py import mailbox
+from hydrogen._py.buffer import Memory, SendQueue
+from hydrogen._py.mailbox import Mailbox, Queue
+from hydrogen._py.transport import Transport
+from hydrogen.config import Config
+from hydrogen.errors import Cause, removal_error
+
+FLUSH_BUDGET = 256 << 10
+"""Bytes that one flusher writes before others get their turn: as much as `Config.read_budget` allows a reader by default."""
+
+
+class Tally:
+    """Counters of one connection, added up when it is gone. Each is written by its owner or under its output lock."""
+
+    __slots__ = ("bytes_received", "bytes_sent", "messages_received", "messages_refused", "messages_sent")
+
+    def __init__(self) -> None:
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self.messages_received = 0
+        self.messages_refused = 0
+        self.messages_sent = 0
+
+    def add(self, other: Tally) -> None:
+        """Add the counters of `other`."""
+        for name in Tally.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class OutputLoop(Queue, Protocol):
+    """What the output half needs of its loop."""
+
+    config: Config
+    memory: Memory
+
+    def flush_later(self, connection: Any) -> None:
+        """Have the event thread call `go_on_flushing`."""
+
+
+class Output(Mailbox):
+    """Send queue, flusher, watermarks, and the state of the end.
+
+    Attributes:
+        error: why the connection ends; None while it is open.
+        cause: the same as a `Cause`; meaningful when `error` is set.
+        at_once: the end is a reset; pending output is dropped.
+        tally: counters.
+    """
+
+    __slots__ = (
+        "_accounted",
+        "_blocked",
+        "_changed",
+        "_edge",
+        "_flushing",
+        "_lock",
+        "_over_high",
+        "_queued",
+        "_sealed",
+        "at_once",
+        "cause",
+        "error",
+        "loop",
+        "tally",
+        "transport",
+    )
+
+    def __init__(self, loop: OutputLoop, transport: Transport) -> None:
+        super().__init__(loop)
+        self.loop = loop
+        self.transport = transport
+        self.tally = Tally()
+        self.error: Exception | None = None
+        self.cause = Cause.LOCAL_CLOSED
+        self.at_once = False
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)  # for those in `drain`
+        self._queued = SendQueue()
+        self._flushing = False
+        self._blocked = False
+        self._edge = False
+        self._over_high = False
+        self._sealed = False
+        self._accounted = 0  # bytes of ours in `loop.memory`
+
+    @property
+    def pending(self) -> int:
+        """Bytes not yet taken by the kernel."""
+        return 0 if self.at_once else self._queued.size + self.transport.kept
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether so much output is pending that nothing is to be read or delivered."""
+        return self._over_high
+
+    def send(self, data: bytes) -> bool:
+        """Queue `data`, as it goes on the wire, and write what the kernel takes now."""
+        with self._lock:
+            if self.error is not None:
+                self.tally.messages_refused += 1
+                return False
+            slow = self.pending >= self.loop.config.max_write_buffer
+            if slow:
+                self.tally.messages_refused += 1
+            else:
+                self.tally.messages_sent += 1
+                if data:
+                    self._queued.append(data)
+                # A stream is given its messages at once; what it cannot write it keeps itself.
+                flusher = bool(data) and not self._flushing and (self.transport.is_stream or not self._blocked)
+                self._flushing |= flusher
+                bits, change = self._settle_locked()
+        if slow:
+            self.end(Cause.SLOW_CONSUMER, at_once=True)
+            return False
+        self._tell(bits, change)
+        if flusher:
+            self._flush()
+        return True
+
+    def drain(self, timeout: float | None) -> bool:
+        """Wait until pending output is below the low watermark; False when the connection ends at once or the time is over."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            with self._lock:
+                if self._sealed or self.at_once:
+                    return False
+                if self.pending < self.loop.config.write_buffer_limits[0]:
+                    return True
+                # After an edge a stream waits for a worker to go on with it. That may be the very thread that is waiting here.
+                resume = self.transport.is_stream and self._edge and not self._flushing
+                if not resume:
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        return False
+                    self._changed.wait(left)
+            if resume:
+                self.flush()
+
+    def end(self, cause: Cause, error: Exception | None = None, *, at_once: bool = False) -> bool:
+        """Let the connection end because of `cause`; False when that changes nothing. `error`: None: the usual one of `cause`."""
+        with self._lock:
+            if self._sealed or self.at_once or (self.error is not None and not at_once):
+                return False
+            if self.error is None:
+                self.cause = cause
+                self.error = error if error is not None else removal_error(cause)
+            self.at_once = at_once
+            if at_once:
+                self._queued.clear()
+                self._changed.notify_all()
+            bits, change = self._settle_locked()
+        self._tell(bits | mailbox.CLOSE, change)
+        return True
+
+    def flush(self) -> None:
+        """Write what the kernel takes, unless somebody is doing so or it takes nothing."""
+        with self._lock:
+            if self._flushing or self._blocked or not (self._queued.size or self.transport.is_stuck):
+                return
+            self._flushing = True
+        self._flush()
+
+    def on_writable(self) -> None:
+        """An edge of OUT came. By the event thread: a socket is flushed here, so that output moves while all workers block in handlers."""
+        with self._lock:
+            self._edge = True
+            if not self._blocked:
+                return
+            self._blocked = False
+            if self.transport.is_stream:
+                self._changed.notify_all()
+        if self.transport.is_stream:
+            self.post(mailbox.WRITABLE)
+        else:
+            self.flush()
+
+    def go_on_flushing(self) -> None:
+        """By the event thread, to which a flusher has left the rest of his work."""
+        self._flush()
+
+    def is_flushed(self) -> bool:
+        """Whether all output is written, or dropped, and nobody writes."""
+        with self._lock:
+            return self._is_flushed_locked()
+
+    def seal(self) -> bool:
+        """Let nobody write any more; False when somebody still does, he will post CLOSE. By the owner, before the transport is closed."""
+        with self._lock:
+            if self._flushing:
+                return False
+            self._sealed = True
+            self._blocked = False
+            self._queued.clear()
+            self._changed.notify_all()
+            change, self._accounted = -self._accounted, 0
+        self.loop.memory.add(change)
+        return True
+
+    def _is_flushed_locked(self) -> bool:
+        return not self._flushing and (self.at_once or not (self._queued.size or self.transport.is_stuck))
+
+    def _flush(self) -> None:
+        """Write until nothing is left, the kernel takes no more, or the budget is used up. `_flushing` was set by the caller."""
+        left = FLUSH_BUDGET
+        while (messages := self._next_batch(left)) is not None:
+            try:
+                written, full = self.transport.write(messages)
+            except BaseException as error:
+                self._write_failed(error)
+                return
+            left -= written
+            if not self._written(written, full):
+                return
+
+    def _next_batch(self, left: int) -> list[bytes | memoryview] | None:
+        """What to write next, empty for a stream that is to go on by itself. None: the flusher is done, and is none any more."""
+        with self._lock:
+            # Cleared before writing: an edge from here on belongs to a later state of the kernel's buffer than the write will find.
+            edge, self._edge = self._edge, False
+            messages = [] if self.at_once else self._queued.front()
+            go_on = bool(messages) or (edge and self.transport.is_stuck and not self.at_once)
+            if go_on and left > 0:
+                if messages and self.transport.is_stream:
+                    # It is the stream's from here on: pending is what the stream says it kept.
+                    messages = messages[:1]
+                    self._queued.consume(len(messages[0]))
+                return messages
+            hand_over = go_on and not self.transport.is_stream
+            self._edge = edge
+            self._flushing = hand_over
+            bits, change = self._settle_locked(attempted=True)
+            if go_on and not hand_over:
+                bits |= mailbox.WRITABLE
+        self._tell(bits, change)
+        if hand_over:
+            self.loop.flush_later(self)
+        return None
+
+    def _written(self, count: int, full: bool) -> bool:
+        """Take `count` bytes off the queue; False when the kernel takes no more: the flusher is none any more."""
+        with self._lock:
+            self.tally.bytes_sent += count
+            if not self.at_once and not self.transport.is_stream:
+                self._queued.consume(count)
+            self._blocked = full and not self._edge
+            if not self._blocked or self.at_once or (self.transport.is_stream and self._queued.size):
+                return True
+            self._flushing = False
+            bits, change = self._settle_locked()
+        self._tell(bits, change)
+        return False
+
+    def _write_failed(self, error: BaseException) -> None:
+        cause, reason = self.transport.explain(error, "send")
+        with self._lock:
+            self._flushing = False
+            self._queued.clear()
+            bits, change = self._settle_locked()
+        self._tell(bits, change)
+        self.end(cause, reason, at_once=True)
+
+    def _settle_locked(self, *, attempted: bool = False) -> tuple[int, int]:
+        """After any change: watermarks, those who wait, the account. Returns bits to post and the change of the account.
+
+        `attempted`: what is pending now is so although the kernel has just been given as much as it, or the budget, allowed.
+        """
+        bits = 0
+        pending = self.pending
+        low, high = self.loop.config.write_buffer_limits
+        if self._over_high and pending < low:
+            self._over_high = False
+            bits = mailbox.LOW
+        elif (self._blocked or attempted) and pending > high:
+            self._over_high = True
+        if pending < low:
+            self._changed.notify_all()
+        if self.error is not None and self._is_flushed_locked():
+            bits |= mailbox.CLOSE
+        before, self._accounted = self._accounted, pending if self._blocked else 0
+        return bits, self._accounted - before
+
+    def _tell(self, bits: int, change: int) -> None:
+        self.loop.memory.add(change)
+        if bits:
+            self.post(bits)

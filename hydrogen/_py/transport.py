@@ -1,0 +1,235 @@
+"""Transports: how one connection is read, written and ended. One for sockets that the engine adopts, one for streams written by a user.
+
+Nothing here is locked. The owner of a connection receives and ends, the flusher writes; the two exclude each other where they must
+(`Output.seal`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from typing import Protocol
+
+from hydrogen._py import sys
+from hydrogen.errors import Cause, cause_of, removal_error
+from hydrogen.handler import log_callback_error
+from hydrogen.stream import Stream, StreamPort
+
+CHUNK = 1 << 16
+"""Bytes asked of one recv(2)."""
+
+
+class Transport(Protocol):
+    """What both transports do.
+
+    Attributes:
+        poll_fd: to be polled.
+        is_stream: runs code of the user's, so that only workers and senders may use it, and the end is left to it.
+        kept: bytes of output that the transport holds back.
+        is_stuck: whether it holds something back, and must be written to, with nothing, when the kernel takes more.
+    """
+
+    poll_fd: int
+    is_stream: bool
+
+    @property
+    def kept(self) -> int: ...
+
+    @property
+    def is_stuck(self) -> bool: ...
+
+    def receive(self) -> list[bytes]:
+        """What can be read now; `[]` when there is nothing.
+
+        Raises:
+            EOFError: the peer will send no more.
+            Exception: to be given to `explain`.
+        """
+
+    def write(self, messages: list[bytes | memoryview]) -> tuple[int, bool]:
+        """How many bytes were taken off the front of `messages`, and whether the kernel takes no more.
+
+        Raises:
+            Exception: to be given to `explain`.
+        """
+
+    def explain(self, error: BaseException, method: str) -> tuple[Cause, Exception]:
+        """Cause and removal error for what `method` ("recv" or "send") raised; logs what is a fault of the user's."""
+
+    def pending_error(self) -> int:
+        """The errno that waits in the socket; 0: none."""
+
+    def end_output(self) -> bool:
+        """All output is written: tell the peer. False: this transport has no way to end one direction only."""
+
+    def shutdown(self) -> None:
+        """End both ways, in order."""
+
+    def reset(self, placeholder: int) -> None:
+        """End at once."""
+
+    def close(self) -> None:
+        """Give the fds back. Last, once."""
+
+    def forget(self) -> None:
+        """In a forked child: close this process's copies of the engine's fds."""
+
+
+class SocketTransport:
+    """A socket that belongs to the engine."""
+
+    __slots__ = ("_sock", "poll_fd")
+
+    is_stream = False
+    kept = 0
+    is_stuck = False
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.poll_fd = sock.fileno()
+
+    def receive(self) -> list[bytes]:
+        """One recv(2)."""
+        try:
+            data = self._sock.recv(CHUNK)
+        except BlockingIOError:
+            return []
+        if not data:
+            raise EOFError
+        return [data]
+
+    def write(self, messages: list[bytes | memoryview]) -> tuple[int, bool]:
+        """One sendmsg(2). Only EAGAIN tells that the kernel takes no more: after it, and not after a short write, epoll owes an edge."""
+        try:
+            return self._sock.sendmsg(messages, (), socket.MSG_NOSIGNAL), False
+        except BlockingIOError:
+            return 0, True
+
+    def explain(self, error: BaseException, method: str) -> tuple[Cause, Exception]:
+        """Always an `OSError`; want of memory is ENOMEM, as it would be from the kernel."""
+        code = error.errno if isinstance(error, OSError) else errno.ENOMEM if isinstance(error, MemoryError) else None
+        return Cause.OS_ERROR, removal_error(Cause.OS_ERROR, code or errno.EIO)
+
+    def pending_error(self) -> int:
+        """SO_ERROR."""
+        return self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def end_output(self) -> bool:
+        """A FIN."""
+        with contextlib.suppress(OSError):  # a peer that has reset the connection knows
+            self._sock.shutdown(socket.SHUT_WR)
+        return True
+
+    def shutdown(self) -> None:
+        """shutdown(2) both ways."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def abandon(self) -> None:
+        """The fd belongs to somebody else from now on."""
+        self._sock.detach()
+
+    def reset(self, placeholder: int) -> None:
+        """See `sys.reset`."""
+        sys.reset(self._sock, placeholder)
+
+    def close(self) -> None:
+        """The number may go to a new connection from now on."""
+        with contextlib.suppress(OSError):  # ECONNRESET of close(2) in some families
+            self._sock.close()
+
+    def forget(self) -> None:
+        """As `close`: the parent has the socket still, so nothing goes to the peer."""
+        self.close()
+
+
+class StreamTransport:
+    """A stream written by a user. It owns its fd; `poll_fd` is a duplicate of the engine's own."""
+
+    __slots__ = ("_name", "_port", "poll_fd")
+
+    is_stream = True
+
+    def __init__(self, stream: Stream) -> None:
+        self._name = type(stream).__name__
+        self._port = StreamPort(stream)
+        self.poll_fd = -1
+
+    def open(self) -> None:
+        """Make the duplicate. Raises: Exception: whatever `fileno()` of the stream raises; OSError when it is no fd, or none is left."""
+        self.poll_fd = fcntl.fcntl(self._port.stream.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
+
+    @property
+    def kept(self) -> int:
+        """What the stream said it kept."""
+        return self._port.pending
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether its last `send` raised `BlockingIOError`."""
+        return self._port.blocked
+
+    def receive(self) -> list[bytes]:
+        """One `Stream.recv`."""
+        self._port.receive()
+        messages = list(self._port.messages)
+        self._port.messages.clear()
+        return messages
+
+    def write(self, messages: list[bytes | memoryview]) -> tuple[int, bool]:
+        """One `Stream.send`: of the first message, or of nothing. A stream takes all, and keeps what it could not write."""
+        if not messages:
+            self._port.resume()
+            return 0, self._port.blocked
+        self._port.send(bytes(messages[0]))
+        return len(messages[0]), self._port.blocked
+
+    def explain(self, error: BaseException, method: str) -> tuple[Cause, Exception]:
+        """See `errors.cause_of`."""
+        cause, reason = cause_of(error)
+        if cause == Cause.HANDLER_ERROR:
+            log_callback_error(f"{self._name}.{method}", error)
+        return cause, reason
+
+    def pending_error(self) -> int:
+        """SO_ERROR of what is polled."""
+        return sys.pending_error(self.poll_fd)
+
+    def end_output(self) -> bool:
+        """How a stream ends is its own affair."""
+        return False
+
+    def shutdown(self) -> None:
+        """`Stream.shutdown`; what it raises is logged."""
+        try:
+            self._port.shutdown()
+        except BaseException as error:
+            log_callback_error(f"{self._name}.shutdown", error)
+
+    def reset(self, placeholder: int) -> None:
+        """Make the stream's own `close` a reset. Its fd is not taken from under its feet: it may have closed it, and the number be another's."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.poll_fd)) as sock:
+            sys.reset_on_close(sock)
+        try:
+            self._port.shutdown()
+        except OSError:  # the peer may be gone, that is why we are here
+            return
+        except BaseException as error:
+            log_callback_error(f"{self._name}.shutdown", error)
+
+    def close(self) -> None:
+        """`Stream.close`, and the duplicate."""
+        self.forget()
+        try:
+            self._port.close()
+        except BaseException as error:
+            log_callback_error(f"{self._name}.close", error)
+
+    def forget(self) -> None:
+        """The duplicate only: the stream is the user's."""
+        if self.poll_fd >= 0:
+            os.close(self.poll_fd)
+            self.poll_fd = -1

@@ -1,0 +1,122 @@
+"""Chooses the engine; the only module that knows there are two.
+
+`HYDROGEN_ENGINE` (compiled, python or auto) sets the default, `engine=` of a server overrides it. A forced engine that cannot be had
+raises with the reason; the automatic choice falls back and says so once, so that a broken build is never silently slow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hydrogen.config import Config
+from hydrogen.connection import HydrogenSocket
+from hydrogen.errors import EngineUnavailable
+from hydrogen.handler import Callbacks
+from hydrogen.report import Stats
+
+if TYPE_CHECKING:
+    from hydrogen.server import Server
+
+log = logging.getLogger("hydrogen")
+
+CHOICES = ("compiled", "python", "auto")
+
+
+class Engine(Protocol):
+    """The contract of the two engines, as `Server` uses them. Made for one listener; used for one start and one stop."""
+
+    def __init__(self, server: Server, callbacks: Callbacks, config: Config, listener: socket.socket) -> None:
+        """Allocate; nothing runs yet. `server` is what `HydrogenSocket.server` answers."""
+
+    def start(self) -> None:
+        """Start the threads: from now on connections are accepted and served."""
+
+    def stop_accepting(self) -> None:
+        """Accept nothing more; when it returns the listener is not used by the engine. May be called again."""
+
+    def close_all(self) -> None:
+        """Ask every connection to end with `ServerStopped`: output flushed, then closed. After `stop_accepting`."""
+
+    def abort_all(self) -> int:
+        """Reset every connection that is still there, with `ServerStopped`; returns how many, without those that were being reset already.
+
+        After `stop_accepting`; may be called from any thread.
+        """
+
+    def wait_drained(self, timeout: float) -> bool:
+        """Wait until no connection is left, at most `timeout` seconds; False when some are. After `close_all` or `abort_all`."""
+
+    def unsent(self) -> int:
+        """Bytes of output pending over all connections, now."""
+
+    def release(self) -> int:
+        """End the threads; returns how many workers are still in a callback and were left behind. Call once, last."""
+
+    def in_worker(self) -> bool:
+        """Whether the calling thread is a worker of this engine."""
+
+    def connections(self) -> list[HydrogenSocket]:
+        """A snapshot of the connections that are open."""
+
+    def stats(self) -> Stats:
+        """Counters, summed now. Also after `release`."""
+
+    def forked(self) -> None:
+        """Called in the child after fork(2): this engine must not act any more, its threads exist in the parent only."""
+
+
+def _import_compiled() -> Any:
+    try:
+        from hydrogen._core import Engine as CompiledEngine
+    except ImportError as error:
+        raise EngineUnavailable(f"the compiled engine cannot be imported: {error}") from error
+    return CompiledEngine
+
+
+_default: str | None = None
+
+
+def default_engine() -> str:
+    """Name of the default engine: `"compiled"` or `"python"`.
+
+    Raises:
+        ValueError: `HYDROGEN_ENGINE` is none of the choices.
+        EngineUnavailable: it is `compiled`, which cannot be imported.
+    """
+    global _default
+    choice = os.environ.get("HYDROGEN_ENGINE", "auto")
+    if choice not in CHOICES:
+        raise ValueError(f"HYDROGEN_ENGINE: {', '.join(CHOICES)} are allowed, not {choice!r}")
+    if choice == "compiled":
+        _import_compiled()
+    if choice != "auto":
+        return choice
+    if _default is None:
+        try:
+            _import_compiled()
+            _default = "compiled"
+        except EngineUnavailable as error:
+            log.warning("using the Python engine, which is slower: %s", error)
+            _default = "python"
+    return _default
+
+
+def engine_class(name: str | None) -> tuple[str, type[Engine]]:
+    """The name and the class of the engine called `name`; None or `"auto"`: the default one.
+
+    Raises:
+        ValueError: no engine has that name.
+        EngineUnavailable: the compiled one was named and cannot be imported.
+    """
+    if name is not None and name not in CHOICES:
+        raise ValueError(f"engine: {', '.join(CHOICES)} are allowed, not {name!r}")
+    if name is None or name == "auto":
+        name = default_engine()
+    if name == "compiled":
+        return name, _import_compiled()
+    from hydrogen._py.loop import Engine as PythonEngine
+
+    return name, PythonEngine
