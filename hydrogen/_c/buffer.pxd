@@ -1,0 +1,145 @@
+"""Blocks of bytes, pools of blocks, and queues of blocks. A block is owned by exactly one queue, connection or caller at a time.
+
+Blocks of the common size come from a pool that one thread owns, so that a short message costs no call of the allocator: input and replies of a message
+are two pops and two pushes. A thread without a pool (NULL) allocates and frees.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from hydrogen._c.sys cimport counter_bump, iovec, sys_assert
+
+cdef enum:
+    # A pooled block is 2 KiB with its header: it takes what one read of short messages gives (measuring.md: W2 reads 128 bytes at a time).
+    BLOCK_POOLED = 2048 - 32
+    # 128 KiB a worker at most; a batch of epoll_wait needs one for each of its events.
+    POOL_BLOCKS = 64
+    # sendmsg(2) takes up to IOV_MAX = 1024 parts; 16 of the pooled size fill a socket buffer's worth already.
+    SEND_PARTS = 16
+
+ctypedef struct block_t:
+    block_t *next
+    size_t capacity
+    size_t start   # first byte not consumed
+    size_t end     # behind the last byte
+
+ctypedef struct pool_t:
+    block_t *first
+    uint32_t count
+    uint64_t allocations  # a counter of the thread that owns the pool
+
+ctypedef struct queue_t:
+    block_t *first
+    block_t *last
+
+
+cdef inline char *block_bytes(block_t *block) noexcept nogil:
+    return <char *>(block + 1)
+
+
+cdef inline size_t block_length(block_t *block) noexcept nogil:
+    return block.end - block.start
+
+
+cdef inline block_t *block_exact(pool_t *pool, size_t capacity) noexcept nogil:
+    """A new block that takes exactly `capacity` bytes; NULL without memory."""
+    cdef block_t *block
+    if capacity > <size_t>-1 - sizeof(block_t):
+        return NULL
+    block = <block_t *>malloc(sizeof(block_t) + capacity)
+    if block != NULL:
+        block.next = NULL
+        block.capacity = capacity
+        block.start = block.end = 0
+        if pool != NULL:
+            counter_bump(&pool.allocations, 1)
+    return block
+
+
+cdef inline block_t *block_new(pool_t *pool, size_t capacity) noexcept nogil:
+    """A block that takes `capacity` bytes or more, from the pool where it can; NULL without memory."""
+    cdef block_t *block
+    if capacity <= BLOCK_POOLED:
+        if pool != NULL and pool.first != NULL:
+            block = pool.first
+            pool.first = block.next
+            pool.count -= 1
+            block.next = NULL
+            block.start = block.end = 0
+            return block
+        capacity = BLOCK_POOLED
+    return block_exact(pool, capacity)
+
+
+cdef inline void block_free(pool_t *pool, block_t *block) noexcept nogil:
+    if pool != NULL and block.capacity == BLOCK_POOLED and pool.count < POOL_BLOCKS:
+        block.next = pool.first
+        pool.first = block
+        pool.count += 1
+    else:
+        free(block)
+
+
+cdef inline void pool_destroy(pool_t *pool) noexcept nogil:
+    cdef block_t *block
+    while pool.first != NULL:
+        block = pool.first
+        pool.first = block.next
+        free(block)
+    pool.count = 0
+
+
+cdef inline void queue_push(queue_t *queue, block_t *block) noexcept nogil:
+    block.next = NULL
+    if queue.last == NULL:
+        queue.first = block
+    else:
+        queue.last.next = block
+    queue.last = block
+
+
+cdef inline void queue_put_back(queue_t *queue, queue_t *rest) noexcept nogil:
+    """Put `rest` before what has come meanwhile."""
+    if rest.last == NULL:
+        return
+    rest.last.next = queue.first
+    queue.first = rest.first
+    if queue.last == NULL:
+        queue.last = rest.last
+
+
+cdef inline void queue_clear(queue_t *queue, pool_t *pool) noexcept nogil:
+    cdef block_t *block
+    while queue.first != NULL:
+        block = queue.first
+        queue.first = block.next
+        block_free(pool, block)
+    queue.last = NULL
+
+
+cdef inline int queue_parts(queue_t *queue, iovec *parts) noexcept nogil:
+    """Describe the first blocks, at most SEND_PARTS, for sendmsg(2); how many."""
+    cdef block_t *block = queue.first
+    cdef int count = 0
+    while block != NULL and count < SEND_PARTS:
+        parts[count].iov_base = block_bytes(block) + block.start
+        parts[count].iov_len = block_length(block)
+        count += 1
+        block = block.next
+    return count
+
+
+cdef inline void queue_consume(queue_t *queue, size_t n, pool_t *pool) noexcept nogil:
+    """Drop the first `n` bytes, which must be there, and the blocks that this empties."""
+    cdef block_t *block
+    while queue.first != NULL and n >= block_length(queue.first):
+        block = queue.first
+        n -= block_length(block)
+        queue.first = block.next
+        block_free(pool, block)
+    if queue.first == NULL:
+        queue.last = NULL
+    else:
+        queue.first.start += n
+    sys_assert(queue.first != NULL or n == 0)

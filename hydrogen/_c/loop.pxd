@@ -1,0 +1,938 @@
+"""A loop: one poller, one slab, one ready queue, and the threads that pass through the roles. All of it off the GIL; the callbacks are in _core.pyx.
+
+Two queues hold owned connections: *service* those that need a step off the GIL (connection_step), *ready* those that need Python. A worker passes through
+the event role (at most one at a time: poll, read, split frames) and the dispatch role in turn, so that a short handler runs on the thread that read
+its message and nobody is woken for it.
+
+Who sleeps, who wakes, why nothing is lost:
+1. A worker parks, or sets `polling` and enters epoll_wait without a timeout, only under `lock` with both queues seen empty; whoever puts work into a queue does
+   so under `lock` and looks there whether somebody sleeps. A poster that is no worker in its turn signals a parked worker, or else writes the eventfd if
+   `polling`. If nobody sleeps, all workers are in a turn, and each looks at the queues, under `lock`, before it sleeps.
+2. A worker in its turn that puts work into a queue wakes nobody: it looks again when its turn ends. If a callback keeps it from that, the timekeeper finds it
+   stalled and wakes another. So the timekeeper must not sleep while anybody is in a callback: see 3.
+3. The timekeeper's word goes IDLE -> ASLEEP by compare-and-swap, and every turn begins with a swap to ACTIVE: the turn either makes that fail, or finds
+   ASLEEP and signals. It only tries after ticks in which it saw no worker in a callback, looking after it had set the word to IDLE.
+4. The event role is given up only by a thread that will look at the queues again, or wakes a worker that does (the timekeeper).
+"""
+
+from libc.errno cimport ECONNABORTED, EAGAIN, EBADF, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPROTO
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+
+from hydrogen._c.buffer cimport block_length, pool_destroy
+from hydrogen._c.connection cimport (
+    ABORT, CAUSES, CAUSE_OS_ERROR, CAUSE_SERVER_STOPPED, CAUSE_SLOW_CONSUMER, DEADLINE, EDGE_FLUSH, EDGE_PORT, END, FLAG_EOF, FLAG_EOF_TOLD, FLAG_POLLED, FLUSH_DRAINED,
+    FLUSH_MORE, FRAMES, HANGUP, NEW, NOT_CORKED, PAUSE_MEMORY, PORT_OUT, POST_OWNER, READABLE, RESUME, STATE_ABORTING, STATE_CLOSING, STATE_GONE, STATE_OPEN,
+    STATE_VACANT, TODO_DELIVER, URGENT, VERDICT_AGAIN, VERDICT_DISPATCH, VERDICT_LINGER, VERDICT_RELEASE, WORD_BITS, WRITABLE, connection_end, connection_flush,
+    connection_generation, connection_let_go, connection_open, connection_post, connection_release, connection_set_input_count, connection_step,
+    connection_t, connection_token, connection_unblock, connection_wake_drainers, context_t, counters_t, io_t,
+)
+from hydrogen._c.poller cimport (
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, POLL_EVENTS, TOKEN_WAKE, epoll_event, poller_add, poller_close, poller_init,
+    poller_wait, poller_wake,
+)
+from hydrogen._c.slab cimport slab_acquire, slab_destroy, slab_init, slab_release, slab_slot, slab_t, slab_used
+from hydrogen._c.sys cimport (
+    RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, HYDROGEN_PLANTED_RACE, atomic_add32, atomic_add64, atomic_and32, atomic_cas32, atomic_load32, atomic_load64, atomic_store32, atomic_store64,
+    atomic_swap32, atomic_swap64, cond_destroy, cond_init, cond_signal, cond_t, cond_wait, cond_wait_until, counter_bump, lock_destroy, lock_give, lock_init,
+    lock_t, lock_take, name_t, pthread_join, pthread_t, relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64, sys_accept, sys_assert, sys_close,
+    sys_event_set, sys_eventfd, sys_forks, sys_now, sys_setsockopt, sys_thread_start, sys_wait_two,
+)
+
+# What a worker does, published for the timekeeper.
+cdef enum:
+    WORKER_PARKED
+    WORKER_POLL      # in the event role, or in a step
+    WORKER_FLUSH
+    WORKER_WANT_GIL
+    WORKER_CALLBACK
+
+cdef enum:
+    HANDOFF_AUTO
+    HANDOFF_INLINE
+    HANDOFF_EAGER
+
+# Things to be said in Python by a worker.
+cdef enum:
+    NOTICE_DRAINED = 1         # the last connection is gone, and the server is stopping
+    NOTICE_ALL_BLOCKED = 2
+    NOTICE_ACCEPT_PAUSED = 4
+
+# The timekeeper's word.
+cdef enum:
+    TIMEKEEPER_IDLE
+    TIMEKEEPER_ACTIVE
+    TIMEKEEPER_ASLEEP
+
+cdef enum:
+    # Connections that one worker has corked; a 65th is flushed with the rest.
+    CORKED_MOST = 64
+    # Undelivered input above which nobody polls, so that a queue behind slow handlers does not grow with the network's speed.
+    UNDELIVERED_MOST = 4 << 20
+    TICK_NS = 1000000
+    # Without a stall the tick slows down by a factor of two each 16 ticks, to 4 ms at most: a 1 kHz tick costs 3 % on a busy machine (design.md).
+    TICK_QUIET = 16
+    TICK_SLOWEST = 4
+    # Ticks without any work after which the timekeeper sleeps.
+    TICKS_IDLE = 64
+    # Milliseconds that one proof of blocking keeps eager mode up.
+    EAGER_MS = 100
+    # A worker that got the GIL sooner than this while another was in a callback shows that that one does not compute: the
+    # interpreter takes the GIL from a computing thread only after 5 ms (sys.getswitchinterval).
+    BLOCKS_NS = 2000000
+    # Lingering connections are looked at each quarter of LINGER_NS.
+    LINGER_WALK_NS = 500000000
+    # What accept(2) cannot do now it may in a while: fds or memory come back.
+    ACCEPT_PAUSE_MS = 100
+    # Without a GIL: estimated work in the ready queue that is worth a wake-up of 5 to 50 us.
+    WORK_NS = 100000
+
+ctypedef struct worker_t:
+    loop_t *loop
+    uint32_t index
+    io_t io
+    # parking, under the loop's lock
+    worker_t *next_parked
+    bint woken
+    cond_t cond
+    # atomic, written by the worker, read by the timekeeper
+    uint32_t state
+    uint64_t progress                # callbacks begun
+    uint64_t corked[CORKED_MOST]     # tokens; taken by swap with 0, by the worker or for it
+    # the worker only
+    uint32_t corked_count
+    uint64_t turn_began
+    # the timekeeper only
+    uint64_t seen_progress
+    bint seen_callback
+
+# Queue of owned connections.
+ctypedef struct line_t:
+    connection_t *first
+    connection_t *last
+    uint32_t length
+
+ctypedef struct option_t:
+    int level
+    int name
+    uint32_t size
+    char *value
+
+ctypedef struct loop_t:
+    context_t context
+    slab_t slab
+    # the queues and who waits for them, under `lock`
+    lock_t lock
+    line_t ready
+    line_t service
+    size_t undelivered   # bytes of input in `ready`
+    uint32_t notices
+    bint role_taken      # somebody is in the event role
+    bint polling         # and may sleep there
+    bint exiting
+    worker_t *parked     # the one that parked last, whose caches are warm, comes first
+    # whoever is in the event role
+    epoll_event events[POLL_EVENTS]
+    # constant after the start
+    worker_t *workers
+    uint32_t worker_count
+    int handoff
+    bint has_open_callbacks
+    int listen_fd
+    option_t *options
+    uint32_t option_count
+    uint32_t forks       # sys_forks at the start
+    # atomic
+    uint64_t accepted
+    uint64_t live
+    uint64_t accept_pauses
+    uint64_t stalls
+    uint32_t stopping
+    uint32_t eager       # milliseconds left in eager mode
+    uint32_t stalled     # a worker found in a callback that lasts, its index + 1, and its progress then
+    uint64_t stalled_progress
+    uint32_t handler_ns  # moving average of a handler's time; without a GIL only
+    uint32_t workers_left
+    # accept thread
+    pthread_t accept_thread
+    bint accept_started
+    uint32_t accept_stop   # atomic
+    int accept_event
+    # timekeeper
+    pthread_t timekeeper_thread
+    bint timekeeper_started
+    uint32_t timekeeper_stop  # atomic
+    uint32_t timekeeper_word  # atomic
+    lock_t timekeeper_lock
+    cond_t timekeeper_cond
+    io_t timekeeper_io
+    # threads that are no workers
+    io_t outside_io
+    uint64_t planted_race
+
+
+# --- queues --------------------------------------------------------------------------------------------------------------------------------
+
+cdef inline void line_push(line_t *line, connection_t *connection) noexcept nogil:
+    connection.next = NULL
+    if line.last == NULL:
+        line.first = connection
+    else:
+        line.last.next = connection
+    line.last = connection
+    line.length += 1
+
+
+cdef inline connection_t *line_pop(line_t *line) noexcept nogil:
+    cdef connection_t *connection = line.first
+    if connection != NULL:
+        line.first = connection.next
+        if line.first == NULL:
+            line.last = NULL
+        line.length -= 1
+    return connection
+
+
+cdef inline void line_append(line_t *line, line_t *more) noexcept nogil:
+    if more.first == NULL:
+        return
+    if line.last == NULL:
+        line.first = more.first
+    else:
+        line.last.next = more.first
+    line.last = more.last
+    line.length += more.length
+    more.first = more.last = NULL
+    more.length = 0
+
+
+cdef inline size_t connection_undelivered(connection_t *connection) noexcept nogil:
+    # While a connection is in the ready queue nobody changes its input.
+    return block_length(connection.input) if connection.input != NULL else 0
+
+
+cdef inline bint loop_wake_locked(loop_t *loop) noexcept nogil:
+    """Wake somebody who sleeps, for work that is in a queue already."""
+    cdef worker_t *worker = loop.parked
+    if worker != NULL:
+        loop.parked = worker.next_parked
+        worker.woken = True
+        cond_signal(&worker.cond)
+        return True
+    if loop.polling:
+        loop.polling = False
+        poller_wake(&loop.context.poller)
+        return True
+    return False
+
+
+cdef inline void loop_touch(loop_t *loop) noexcept nogil:
+    """Tell the timekeeper that something goes on, and see that it is awake."""
+    if atomic_swap32(&loop.timekeeper_word, TIMEKEEPER_ACTIVE) == TIMEKEEPER_ASLEEP:
+        lock_take(&loop.timekeeper_lock)
+        cond_signal(&loop.timekeeper_cond)
+        lock_give(&loop.timekeeper_lock)
+
+
+cdef inline void loop_notice(loop_t *loop, uint32_t notice) noexcept nogil:
+    """Have something said in Python."""
+    lock_take(&loop.lock)
+    loop.notices |= notice
+    loop_wake_locked(loop)
+    lock_give(&loop.lock)
+
+
+cdef inline void loop_serve_later(loop_t *loop, connection_t *connection, bint wake) noexcept nogil:
+    """Put an owned connection into the service queue. `wake` unless the caller is a worker in its turn."""
+    lock_take(&loop.lock)
+    line_push(&loop.service, connection)
+    if wake:
+        loop_wake_locked(loop)
+    lock_give(&loop.lock)
+
+
+cdef inline void loop_post(loop_t *loop, connection_t *connection, uint32_t generation, uint32_t bits, bint wake) noexcept nogil:
+    """Post mailbox bits, and do what connection_flush and connection_end want done besides."""
+    if bits & FLUSH_DRAINED:
+        connection_wake_drainers(&loop.context)
+    bits &= WORD_BITS & ~<uint32_t>(FLUSH_MORE | FLUSH_DRAINED)
+    if bits and connection_post(connection, generation, bits) == POST_OWNER:
+        loop_serve_later(loop, connection, wake)
+
+
+cdef inline void loop_end(loop_t *loop, connection_t *connection, uint32_t generation, bint abort, int cause, int code, bint wake) noexcept nogil:
+    """Ask for the end of a connection. Any thread."""
+    loop_post(loop, connection, generation, connection_end(&loop.context, connection, generation, abort, cause, code), wake)
+
+
+cdef inline connection_t *loop_connection(loop_t *loop, uint64_t token) noexcept nogil:
+    """The slot that a token speaks of; whether it is still the token's is for the caller to find out."""
+    sys_assert(<uint32_t>(token & 0xFFFFFF) < slab_used(&loop.slab))
+    return <connection_t *>slab_slot(&loop.slab, <uint32_t>(token & 0xFFFFFF))
+
+
+cdef inline connection_t *loop_at(loop_t *loop, uint32_t index) noexcept nogil:
+    return <connection_t *>slab_slot(&loop.slab, index)
+
+
+# --- output --------------------------------------------------------------------------------------------------------------------------------
+
+cdef inline void loop_check_memory(loop_t *loop) noexcept nogil:
+    """Stop all reading when too much is buffered; the timekeeper sees to the rest."""
+    if relaxed_load64(&loop.context.buffered) > loop.context.max_buffered and not relaxed_load32(&loop.context.full):
+        atomic_store32(&loop.context.full, 1)
+        loop_touch(loop)
+
+
+cdef inline bint loop_flush(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, bint wake) noexcept nogil:
+    """Flush one connection; True when there is more to flush."""
+    cdef uint32_t bits = connection_flush(&loop.context, io, connection, generation)
+    if bits:
+        loop_post(loop, connection, generation, bits, wake)
+    loop_check_memory(loop)
+    return bits & FLUSH_MORE != 0
+
+
+cdef inline void loop_flush_whole(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, bint wake) noexcept nogil:
+    """Flush one connection, whatever the budget."""
+    while loop_flush(loop, io, connection, generation, wake):
+        pass
+
+
+cdef inline void worker_cork(worker_t *worker, uint64_t token) noexcept nogil:
+    """Remember to flush; there must be room."""
+    sys_assert(worker.corked_count < CORKED_MOST)
+    atomic_store64(&worker.corked[worker.corked_count], token)
+    worker.corked_count += 1
+
+
+cdef inline void worker_flush(worker_t *worker) noexcept nogil:
+    """Flush what this worker has corked. What is not done within its budget is corked again."""
+    cdef loop_t *loop = worker.loop
+    cdef uint32_t count = worker.corked_count
+    cdef uint32_t k
+    cdef uint64_t token
+    worker.corked_count = 0
+    for k in range(count):
+        token = atomic_swap64(&worker.corked[k], 0)
+        if token and loop_flush(loop, &worker.io, loop_connection(loop, token), <uint32_t>(token >> 32), False):
+            worker_cork(worker, token)
+
+
+cdef inline void loop_flush_for(loop_t *loop, worker_t *worker) noexcept nogil:
+    """Flush, in the timekeeper, what a worker has corked that is stuck in a callback."""
+    cdef uint32_t k
+    cdef uint64_t token
+    for k in range(CORKED_MOST):
+        if relaxed_load64(&worker.corked[k]):
+            token = atomic_swap64(&worker.corked[k], 0)
+            if token:
+                loop_flush_whole(loop, &loop.timekeeper_io, loop_connection(loop, token), <uint32_t>(token >> 32), True)
+
+
+# --- steps of owned connections --------------------------------------------------------------------------------------------------------------
+
+cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) noexcept nogil:
+    """The last of a connection: fd closed, slot back."""
+    connection_release(&loop.context, io, connection)
+    slab_release(&loop.slab, &connection.slot)
+    # `stopping` is set before `live` is looked at, in loop_close_all; here it is the other way round: one of the two sees the other.
+    if atomic_add64(&loop.live, <uint64_t>-1) == 1 and atomic_load32(&loop.stopping):
+        loop_notice(loop, NOTICE_DRAINED)
+
+
+cdef inline void loop_step(loop_t *loop, worker_t *worker, connection_t *connection, line_t *ready, line_t *service) noexcept nogil:
+    """Do what can be done off the GIL for an owned connection; put it where it goes on."""
+    cdef int verdict = connection_step(&loop.context, &worker.io, connection)
+    if verdict == VERDICT_DISPATCH:
+        line_push(ready, connection)
+    elif verdict == VERDICT_RELEASE:
+        loop_release(loop, &worker.io, connection)
+    elif verdict == VERDICT_AGAIN:
+        line_push(service, connection)
+    else:
+        if verdict == VERDICT_LINGER:
+            loop_touch(loop)
+        connection_set_input_count(&loop.context, connection)
+        if not connection_let_go(connection):
+            line_push(service, connection)
+
+
+cdef inline void loop_settle(loop_t *loop, connection_t *connection) noexcept nogil:
+    """After the callbacks: let go of the connection, or have it served if something is left to do for it."""
+    if connection.flags & (FLAG_EOF | FLAG_EOF_TOLD) == FLAG_EOF:
+        connection.mail |= FRAMES
+    connection_set_input_count(&loop.context, connection)
+    if not connection_let_go(connection):
+        loop_serve_later(loop, connection, False)
+
+
+cdef inline void loop_hand_over_locked(loop_t *loop, line_t *ready, line_t *service) noexcept nogil:
+    cdef connection_t *connection = ready.first
+    while connection != NULL:
+        loop.undelivered += connection_undelivered(connection)
+        connection = connection.next
+    line_append(&loop.ready, ready)
+    line_append(&loop.service, service)
+
+
+cdef inline connection_t *loop_pop_ready(loop_t *loop) noexcept nogil:
+    """The next connection that needs Python; NULL when there is none."""
+    cdef connection_t *connection
+    lock_take(&loop.lock)
+    connection = line_pop(&loop.ready)
+    if connection != NULL:
+        loop.undelivered -= connection_undelivered(connection)
+    lock_give(&loop.lock)
+    return connection
+
+
+cdef inline uint32_t event_bits(uint32_t events) noexcept nogil:
+    cdef uint32_t bits = 0
+    if events & EPOLLIN:
+        bits |= READABLE
+    if events & EPOLLPRI:
+        bits |= READABLE | URGENT
+    if events & EPOLLRDHUP:
+        bits |= END
+    if events & (EPOLLHUP | EPOLLERR):
+        bits |= HANGUP
+    return bits
+
+
+cdef inline uint32_t loop_event_output(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, uint32_t events, bint wake) noexcept nogil:
+    """The output half of an event. Returns the bits that it means for the owner. FLUSH_MORE: the caller has to come again."""
+    cdef int meaning
+    if not events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+        return 0
+    meaning = connection_unblock(&loop.context, connection, generation)
+    if meaning == EDGE_PORT:
+        return PORT_OUT
+    return FLUSH_MORE if meaning == EDGE_FLUSH and loop_flush(loop, io, connection, generation, wake) else 0
+
+
+cdef inline void loop_poll(loop_t *loop, worker_t *worker, int timeout, line_t *ready, line_t *service) noexcept nogil:
+    """The event role: poll, and take each connection with news as far as it goes off the GIL."""
+    cdef int count = poller_wait(&loop.context.poller, loop.events, timeout)
+    cdef connection_t *connection
+    cdef uint32_t generation, events, bits
+    cdef uint64_t token
+    cdef int k
+    if count:
+        counter_bump(&worker.io.counters.polls, 1)
+    for k in range(count):
+        token = loop.events[k].data.u64
+        if token == TOKEN_WAKE:
+            continue
+        events = loop.events[k].events
+        connection = loop_connection(loop, token)
+        generation = <uint32_t>(token >> 32)
+        bits = loop_event_output(loop, &worker.io, connection, generation, events, False)
+        if bits & FLUSH_MORE:
+            bits = 0
+            if worker.corked_count < CORKED_MOST:
+                worker_cork(worker, token)
+            else:
+                loop_flush_whole(loop, &worker.io, connection, generation, False)
+        bits |= event_bits(events)
+        if bits and connection_post(connection, generation, bits) == POST_OWNER:
+            loop_step(loop, worker, connection, ready, service)
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------------------------------
+
+cdef inline bint loop_is_eager(loop_t *loop) noexcept nogil:
+    return loop.handoff == HANDOFF_EAGER or (loop.handoff == HANDOFF_AUTO and relaxed_load32(&loop.eager) != 0)
+
+
+cdef inline void worker_park_locked(worker_t *worker) noexcept nogil:
+    cdef loop_t *loop = worker.loop
+    relaxed_store32(&worker.state, WORKER_PARKED)
+    worker.woken = False
+    worker.next_parked = loop.parked
+    loop.parked = worker
+    while not worker.woken:
+        cond_wait(&worker.cond, &loop.lock)
+    relaxed_store32(&worker.state, WORKER_POLL)
+
+
+cdef inline bint loop_next(worker_t *worker) noexcept nogil:
+    """All that a worker does off the GIL, until there is something for Python; False when the worker is to end.
+
+    It holds nothing when it comes and when it returns. After a drain the sockets come first: a ready queue that never empties must not hide them.
+    """
+    cdef loop_t *loop = worker.loop
+    cdef line_t ready
+    cdef line_t service
+    cdef connection_t *connection
+    cdef bint sleep
+    cdef bint polled = False
+    ready.first = ready.last = service.first = service.last = NULL
+    ready.length = service.length = 0
+    relaxed_store32(&worker.state, WORKER_FLUSH)
+    while True:
+        if worker.corked_count:
+            worker_flush(worker)
+        relaxed_store32(&worker.state, WORKER_POLL)
+        lock_take(&loop.lock)
+        if loop.notices:
+            lock_give(&loop.lock)
+            break
+        if loop.service.first != NULL:
+            # One turn of the service queue as it is now; what is put back comes after the next poll.
+            line_append(&service, &loop.service)
+            lock_give(&loop.lock)
+            worker_serve(worker, &ready, &service)
+            lock_take(&loop.lock)
+            loop_hand_over_locked(loop, &ready, &service)
+        if not loop.role_taken and loop.undelivered <= UNDELIVERED_MOST and not (polled and loop.ready.first != NULL) and not loop.exiting:
+            sleep = loop.ready.first == NULL and loop.service.first == NULL and worker.corked_count == 0
+            loop.role_taken = True
+            loop.polling = sleep
+            lock_give(&loop.lock)
+            loop_poll(loop, worker, -1 if sleep else 0, &ready, &service)
+            polled = True
+            lock_take(&loop.lock)
+            loop_hand_over_locked(loop, &ready, &service)
+            loop.role_taken = False
+            loop.polling = False
+            if loop.ready.first != NULL and loop.parked != NULL and loop_wants_help_locked(loop):
+                counter_bump(&worker.io.counters.handoffs, 1)
+                loop_wake_locked(loop)
+        if loop.ready.first != NULL:
+            lock_give(&loop.lock)
+            if worker.corked_count:
+                worker_flush(worker)
+            break
+        if loop.service.first == NULL and worker.corked_count == 0 and (loop.role_taken or loop.exiting):
+            if loop.exiting:
+                lock_give(&loop.lock)
+                return False
+            worker_park_locked(worker)
+            polled = False
+        lock_give(&loop.lock)
+    loop_touch(loop)
+    relaxed_store32(&worker.state, WORKER_WANT_GIL)
+    return True
+
+
+cdef inline bint loop_wants_help_locked(loop_t *loop) noexcept nogil:
+    """Whether the role is to be passed on before the callbacks: handlers block, or, without a GIL, there is work for two."""
+    return loop_is_eager(loop) or <uint64_t>loop.ready.length * relaxed_load32(&loop.handler_ns) > WORK_NS
+
+
+cdef inline void worker_serve(worker_t *worker, line_t *ready, line_t *service) noexcept nogil:
+    """A step for each connection of `service`; those that need another one are in it afterwards."""
+    cdef line_t again
+    cdef connection_t *connection
+    again.first = again.last = NULL
+    again.length = 0
+    while True:
+        connection = line_pop(service)
+        if connection == NULL:
+            break
+        loop_step(worker.loop, worker, connection, ready, &again)
+    line_append(service, &again)
+
+
+cdef inline void worker_got_gil(worker_t *worker, uint64_t waited) noexcept nogil:
+    """Enter eager mode on the proof that a handler blocks: this worker got the GIL soon while that one is still in the same callback."""
+    cdef loop_t *loop = worker.loop
+    cdef uint32_t stalled = relaxed_load32(&loop.stalled)
+    cdef worker_t *other
+    if stalled and stalled != worker.index + 1 and waited < BLOCKS_NS:
+        other = &loop.workers[stalled - 1]
+        if relaxed_load32(&other.state) == WORKER_CALLBACK and relaxed_load64(&other.progress) == relaxed_load64(&loop.stalled_progress):
+            relaxed_store32(&loop.eager, EAGER_MS)
+
+
+cdef inline uint32_t loop_turn(loop_t *loop, uint32_t *notices) noexcept nogil:
+    """Begin a turn in the dispatch role: how many connections to serve, and what is to be said."""
+    cdef uint32_t count
+    lock_take(&loop.lock)
+    count = loop.ready.length
+    notices[0] = loop.notices
+    loop.notices = 0
+    lock_give(&loop.lock)
+    if HYDROGEN_PLANTED_RACE:
+        loop.planted_race += 1
+    return count
+
+
+cdef inline size_t loop_undelivered(loop_t *loop) noexcept nogil:
+    cdef size_t undelivered
+    lock_take(&loop.lock)
+    undelivered = loop.undelivered
+    lock_give(&loop.lock)
+    return undelivered
+
+
+cdef inline void worker_left(worker_t *worker) noexcept nogil:
+    """The last words of a worker. The last one closes the fds; nobody else uses them, since only loop_exit ends workers."""
+    if atomic_add32(&worker.loop.workers_left, <uint32_t>-1) == 1:
+        loop_close_fds(worker.loop)
+
+
+# --- the timekeeper --------------------------------------------------------------------------------------------------------------------------
+
+cdef inline void timekeeper_poll(loop_t *loop) noexcept nogil:
+    """Do the output half of the event role while all workers are in callbacks; the input half is posted, unread."""
+    cdef int count = poller_wait(&loop.context.poller, loop.events, 0)
+    cdef connection_t *connection
+    cdef uint32_t generation, bits
+    cdef uint64_t token
+    cdef int k
+    for k in range(count):
+        token = loop.events[k].data.u64
+        if token == TOKEN_WAKE:
+            continue
+        connection = loop_connection(loop, token)
+        generation = <uint32_t>(token >> 32)
+        bits = loop_event_output(loop, &loop.timekeeper_io, connection, generation, loop.events[k].events, False)
+        if bits & FLUSH_MORE:
+            bits = 0
+            loop_flush_whole(loop, &loop.timekeeper_io, connection, generation, False)
+        loop_post(loop, connection, generation, bits | event_bits(loop.events[k].events), False)
+
+
+cdef inline void timekeeper_stand_in(loop_t *loop) noexcept nogil:
+    """All workers are in callbacks: poll for them, if the role is vacant. Wake whoever parked meanwhile because the role was taken."""
+    lock_take(&loop.lock)
+    if loop.role_taken or loop.parked != NULL:
+        lock_give(&loop.lock)
+        return
+    loop.role_taken = True
+    lock_give(&loop.lock)
+    timekeeper_poll(loop)
+    lock_take(&loop.lock)
+    loop.role_taken = False
+    loop_wake_locked(loop)
+    lock_give(&loop.lock)
+
+
+cdef inline bint timekeeper_look(loop_t *loop, bint *busy, bint *all_blocked) noexcept nogil:
+    """Look at each worker; help those that stall. True when one does."""
+    cdef worker_t *worker
+    cdef uint64_t progress
+    cdef uint32_t state
+    cdef uint32_t k
+    cdef uint32_t blocked = 0
+    cdef bint waiting = False
+    cdef bint stalled = False
+    busy[0] = False
+    for k in range(loop.worker_count):
+        worker = &loop.workers[k]
+        state = relaxed_load32(&worker.state)
+        if state == WORKER_CALLBACK:
+            busy[0] = True
+            progress = relaxed_load64(&worker.progress)
+            if worker.seen_callback and worker.seen_progress == progress:
+                stalled = True
+                blocked += 1
+                loop_flush_for(loop, worker)
+                relaxed_store64(&loop.stalled_progress, progress)
+                relaxed_store32(&loop.stalled, k + 1)
+            worker.seen_callback = True
+            worker.seen_progress = progress
+        else:
+            worker.seen_callback = False
+            if state == WORKER_WANT_GIL:
+                waiting = busy[0] = True
+    all_blocked[0] = blocked == loop.worker_count
+    if not stalled:
+        relaxed_store32(&loop.stalled, 0)
+        return False
+    relaxed_store64(&loop.stalls, relaxed_load64(&loop.stalls) + 1)
+    if not waiting:
+        lock_take(&loop.lock)
+        if loop.ready.first != NULL or loop.service.first != NULL or loop.notices or not loop.role_taken:
+            loop_wake_locked(loop)
+        lock_give(&loop.lock)
+    return True
+
+
+cdef inline void timekeeper_linger(loop_t *loop) noexcept nogil:
+    """Post DEADLINE to connections that have lingered long enough. A hint: the owner looks again."""
+    cdef uint64_t now = sys_now()
+    cdef uint64_t until
+    cdef connection_t *connection
+    cdef uint32_t index
+    for index in range(slab_used(&loop.slab)):
+        connection = loop_at(loop, index)
+        until = atomic_load64(&connection.linger_until)
+        if until and now >= until:
+            loop_post(loop, connection, <uint32_t>(atomic_load64(&connection.slot.word) >> 32), DEADLINE, True)
+
+
+cdef inline uint64_t timekeeper_worst(loop_t *loop, bint output) noexcept nogil:
+    """Token of the connection with the most pending output, or with the most input left; 0: none has any."""
+    cdef connection_t *connection
+    cdef uint64_t weight, token = 0, most = 0
+    cdef uint32_t index
+    for index in range(slab_used(&loop.slab)):
+        connection = loop_at(loop, index)
+        if atomic_load32(&connection.state) == STATE_VACANT:
+            continue
+        lock_take(&connection.lock)
+        weight = connection.pending_counted if output else relaxed_load64(&connection.input_counted)
+        if weight > most and connection.state < STATE_ABORTING:
+            most = weight
+            token = connection_token(connection)
+        lock_give(&connection.lock)
+    return token
+
+
+cdef inline void timekeeper_memory(loop_t *loop) noexcept nogil:
+    """Too much is buffered: the connection with the most output goes; where there is none, the one with the most input. Else reading goes on."""
+    cdef connection_t *connection
+    cdef uint64_t token
+    cdef uint32_t generation, index
+    if atomic_load64(&loop.context.buffered) > loop.context.max_buffered:
+        token = timekeeper_worst(loop, True) or timekeeper_worst(loop, False)
+        if token:
+            loop_end(loop, loop_connection(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER, 0, True)
+        return
+    atomic_store32(&loop.context.full, 0)
+    for index in range(slab_used(&loop.slab)):
+        connection = loop_at(loop, index)
+        generation = <uint32_t>(atomic_load64(&connection.slot.word) >> 32)
+        if atomic_load32(&connection.pause) & PAUSE_MEMORY and atomic_and32(&connection.pause, ~<uint32_t>PAUSE_MEMORY) == PAUSE_MEMORY:
+            loop_post(loop, connection, generation, RESUME, True)
+
+
+cdef inline void *timekeeper_main(void *argument) noexcept nogil:
+    """Deadlines and stalls. Asleep when nothing is due."""
+    cdef loop_t *loop = <loop_t *>argument
+    cdef uint64_t walk_at = 0
+    cdef uint32_t tick = 1
+    cdef uint32_t quiet = 0
+    cdef uint32_t idle = 0
+    cdef uint32_t blocked_ticks = 0
+    cdef uint32_t eager
+    cdef bint active, busy, all_blocked
+    while not atomic_load32(&loop.timekeeper_stop):
+        active = atomic_swap32(&loop.timekeeper_word, TIMEKEEPER_IDLE) != TIMEKEEPER_IDLE
+        if timekeeper_look(loop, &busy, &all_blocked):
+            tick = 1
+            quiet = 0
+        else:
+            quiet += 1
+            if quiet % TICK_QUIET == 0 and tick < TICK_SLOWEST:
+                tick *= 2
+        blocked_ticks = blocked_ticks + 1 if all_blocked else 0
+        if blocked_ticks >= 2:
+            timekeeper_stand_in(loop)
+            if blocked_ticks == 2:
+                lock_take(&loop.lock)
+                loop.notices |= NOTICE_ALL_BLOCKED
+                lock_give(&loop.lock)
+        eager = relaxed_load32(&loop.eager)
+        if eager:
+            relaxed_store32(&loop.eager, eager - tick if eager > tick else 0)
+        if relaxed_load32(&loop.context.full):
+            timekeeper_memory(loop)
+            active = True
+        if relaxed_load32(&loop.context.lingering) and sys_now() >= walk_at:
+            timekeeper_linger(loop)
+            walk_at = sys_now() + LINGER_WALK_NS
+        idle = 0 if active or busy else idle + 1
+        lock_take(&loop.timekeeper_lock)
+        if atomic_load32(&loop.timekeeper_stop):
+            pass
+        elif idle < TICKS_IDLE:
+            cond_wait_until(&loop.timekeeper_cond, &loop.timekeeper_lock, sys_now() + tick * <uint64_t>TICK_NS)
+        elif atomic_cas32(&loop.timekeeper_word, TIMEKEEPER_IDLE, TIMEKEEPER_ASLEEP):
+            # A toucher that finds ASLEEP signals under timekeeper_lock: not before this thread waits.
+            if atomic_load32(&loop.context.lingering):
+                cond_wait_until(&loop.timekeeper_cond, &loop.timekeeper_lock, sys_now() + LINGER_WALK_NS)
+            else:
+                while atomic_load32(&loop.timekeeper_word) == TIMEKEEPER_ASLEEP and not atomic_load32(&loop.timekeeper_stop):
+                    cond_wait(&loop.timekeeper_cond, &loop.timekeeper_lock)
+            tick = 1
+            quiet = 0
+        lock_give(&loop.timekeeper_lock)
+    return NULL
+
+
+# --- the accept thread -----------------------------------------------------------------------------------------------------------------------
+
+cdef inline void loop_accepted(loop_t *loop, connection_t *connection, int fd, name_t *peer) noexcept nogil:
+    """Begin the life of a connection. It starts owned, by this thread."""
+    cdef int failed = 0
+    cdef uint32_t k
+    connection_open(connection, fd, atomic_add64(&loop.accepted, 1) + 1, peer)
+    atomic_add64(&loop.live, 1)
+    for k in range(loop.option_count):
+        if not failed:
+            failed = sys_setsockopt(fd, loop.options[k].level, loop.options[k].name, loop.options[k].value, loop.options[k].size)
+    if not failed and loop.has_open_callbacks:
+        connection.mail |= NEW
+        loop_serve_later(loop, connection, True)
+        return
+    if not failed:
+        failed = loop_register(loop, connection)
+    if failed:
+        connection.mail |= connection_end(&loop.context, connection, connection_generation(connection), True, CAUSE_OS_ERROR, -failed)
+    if not connection_let_go(connection):
+        loop_serve_later(loop, connection, True)
+
+
+cdef inline int loop_register(loop_t *loop, connection_t *connection) noexcept nogil:
+    """Have a connection polled, once; 0 or -errno. The owner only."""
+    cdef int failed = poller_add(&loop.context.poller, connection.poll_fd, connection_token(connection), loop.context.unix_domain)
+    if not failed:
+        connection.flags |= FLAG_POLLED
+    return failed
+
+
+cdef inline void *accept_main(void *argument) noexcept nogil:
+    """Accept until told to stop. Errors of the connection that was to be accepted (accept(2)) are skipped; want of fds or memory is waited out."""
+    cdef loop_t *loop = <loop_t *>argument
+    cdef slab_t *slab = &loop.slab
+    cdef connection_t *connection = NULL
+    cdef name_t peer
+    cdef int fd
+    while not atomic_load32(&loop.accept_stop):
+        if connection == NULL:
+            connection = <connection_t *>slab_acquire(slab)
+        fd = sys_accept(loop.listen_fd, &peer) if connection != NULL else -ENOMEM
+        if fd >= 0:
+            loop_accepted(loop, connection, fd, &peer)
+            connection = NULL
+        elif fd == -EAGAIN:
+            sys_wait_two(loop.listen_fd, loop.accept_event, -1)
+        elif fd == -EMFILE or fd == -ENFILE or fd == -ENOBUFS or fd == -ENOMEM or fd == -EBADF or fd == -EINVAL:
+            if atomic_add64(&loop.accept_pauses, 1) == 0:
+                loop_notice(loop, NOTICE_ACCEPT_PAUSED)
+            sys_wait_two(-1, loop.accept_event, ACCEPT_PAUSE_MS)
+    if connection != NULL:
+        slab_release(slab, &connection.slot)
+    return NULL
+
+
+# --- life ------------------------------------------------------------------------------------------------------------------------------------
+
+cdef inline int loop_init(loop_t *loop, uint32_t workers, uint32_t pre_allocated, size_t scratch) noexcept nogil:
+    """Allocate; `loop` is zeroed and its constants may be set before or after. 0 or -errno; loop_destroy in either case."""
+    cdef worker_t *worker
+    cdef int failed
+    cdef uint32_t k
+    lock_init(&loop.lock, RANK_QUEUE)
+    lock_init(&loop.timekeeper_lock, RANK_TIMEKEEPER)
+    lock_init(&loop.context.fd_lock, RANK_FD)
+    lock_init(&loop.context.drain_lock, RANK_DRAIN)
+    cond_init(&loop.timekeeper_cond)
+    cond_init(&loop.context.drain_cond)
+    loop.outside_io.counters.shared = True
+    loop.forks = sys_forks
+    loop.accept_event = loop.context.poller.epoll_fd = -1
+    if not slab_init(&loop.slab, sizeof(connection_t), pre_allocated):
+        return -ENOMEM
+    loop.workers = <worker_t *>calloc(workers, sizeof(worker_t))
+    if loop.workers == NULL:
+        return -ENOMEM
+    loop.worker_count = workers
+    atomic_store32(&loop.workers_left, workers)
+    for k in range(workers):
+        worker = &loop.workers[k]
+        worker.loop = loop
+        worker.index = k
+        cond_init(&worker.cond)
+        worker.io.scratch_size = scratch
+        worker.io.scratch = <char *>malloc(scratch)
+        if worker.io.scratch == NULL:
+            return -ENOMEM
+    loop.accept_event = sys_eventfd()
+    if loop.accept_event < 0:
+        return loop.accept_event
+    failed = poller_init(&loop.context.poller)
+    if failed:
+        loop.context.poller.epoll_fd = -1
+    return failed
+
+
+cdef inline void loop_close_fds(loop_t *loop) noexcept nogil:
+    if loop.accept_event >= 0:
+        sys_close(loop.accept_event)
+    if loop.context.poller.epoll_fd >= 0:
+        poller_close(&loop.context.poller)
+    loop.accept_event = loop.context.poller.epoll_fd = -1
+
+
+cdef inline void loop_destroy(loop_t *loop) noexcept nogil:
+    """Free all; no thread of the loop runs any more."""
+    cdef uint32_t k
+    loop_close_fds(loop)
+    if loop.workers != NULL:
+        for k in range(loop.worker_count):
+            pool_destroy(&loop.workers[k].io.pool)
+            free(loop.workers[k].io.scratch)
+            cond_destroy(&loop.workers[k].cond)
+    free(loop.workers)
+    for k in range(loop.option_count):
+        free(loop.options[k].value)
+    free(loop.options)
+    slab_destroy(&loop.slab)
+    cond_destroy(&loop.timekeeper_cond)
+    cond_destroy(&loop.context.drain_cond)
+    lock_destroy(&loop.timekeeper_lock)
+    lock_destroy(&loop.lock)
+    lock_destroy(&loop.context.fd_lock)
+    lock_destroy(&loop.context.drain_lock)
+
+
+cdef inline int loop_start_threads(loop_t *loop) noexcept nogil:
+    """Start the threads that never run Python; 0 or -errno, and then loop_stop_threads."""
+    cdef int failed = sys_thread_start(&loop.timekeeper_thread, timekeeper_main, loop)
+    if failed:
+        return failed
+    loop.timekeeper_started = True
+    failed = sys_thread_start(&loop.accept_thread, accept_main, loop)
+    loop.accept_started = not failed
+    return failed
+
+
+cdef inline void loop_stop_accepting(loop_t *loop) noexcept nogil:
+    """Tell the accept thread to end and wait for it, which takes no longer than one accept(2)."""
+    if loop.accept_started:
+        loop.accept_started = False
+        atomic_store32(&loop.accept_stop, 1)
+        sys_event_set(loop.accept_event)
+        pthread_join(loop.accept_thread, NULL)
+
+
+cdef inline void loop_exit(loop_t *loop) noexcept nogil:
+    """End the timekeeper, and have every worker end that is not in a callback, and the others when they come out."""
+    loop_stop_accepting(loop)
+    if loop.timekeeper_started:
+        loop.timekeeper_started = False
+        lock_take(&loop.timekeeper_lock)
+        atomic_store32(&loop.timekeeper_stop, 1)
+        cond_signal(&loop.timekeeper_cond)
+        lock_give(&loop.timekeeper_lock)
+        pthread_join(loop.timekeeper_thread, NULL)
+    lock_take(&loop.lock)
+    loop.exiting = True
+    while loop.parked != NULL or loop.polling:
+        loop_wake_locked(loop)
+    lock_give(&loop.lock)
+
+
+cdef inline void loop_end_all(loop_t *loop, bint abort, uint64_t *unsent, uint64_t *count) noexcept nogil:
+    """End every connection, in order or at once. `unsent`: pending output of those that this reset; `count`: how many they are."""
+    cdef connection_t *connection
+    cdef uint32_t generation, bits, index
+    cdef size_t pending
+    for index in range(slab_used(&loop.slab)):
+        connection = loop_at(loop, index)
+        if atomic_load32(&connection.state) == STATE_VACANT:
+            continue
+        lock_take(&connection.lock)
+        generation = connection_generation(connection)
+        pending = connection.pending
+        lock_give(&connection.lock)
+        bits = connection_end(&loop.context, connection, generation, abort, CAUSE_SERVER_STOPPED, 0)
+        if bits & ABORT:
+            unsent[0] += pending
+            count[0] += 1
+        loop_post(loop, connection, generation, bits, True)

@@ -1,0 +1,89 @@
+"""The poller: an epoll(7) instance and an eventfd that interrupts it. Knows fds and tokens, nothing of connections.
+
+Sockets are registered once, edge-triggered, for all they will ever need; interest is never modified per message. Unix sockets raise an OUT edge
+at every read of the peer, so there OUT is asked for only while output is blocked. An event carries a token, never an fd or a pointer: whoever gets
+it must check that the token is still good.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.errno cimport errno
+
+from hydrogen._c.sys cimport sys_assert, sys_close, sys_event_set, sys_eventfd
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
+    uint32_t EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, EPOLLERR, EPOLLHUP, EPOLLET
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int most, int timeout)
+
+cdef enum:
+    # No connection has it: generations begin with 1.
+    TOKEN_WAKE = 0
+    POLL_EVENTS = 256
+
+ctypedef struct poller_t:
+    int epoll_fd
+    int wake_fd
+
+
+cdef inline int poller_init(poller_t *poller) noexcept nogil:
+    """Open both fds; -errno and nothing open when that fails."""
+    cdef epoll_event event
+    poller.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+    if poller.epoll_fd < 0:
+        return -errno
+    poller.wake_fd = sys_eventfd()
+    if poller.wake_fd < 0:
+        sys_close(poller.epoll_fd)
+        return poller.wake_fd
+    # Edge-triggered: each write is an edge of its own, so nobody has to read the counter back.
+    event.events = EPOLLIN | EPOLLET
+    event.data.u64 = TOKEN_WAKE
+    if epoll_ctl(poller.epoll_fd, EPOLL_CTL_ADD, poller.wake_fd, &event) < 0:
+        poller_close(poller)
+        return -errno
+    return 0
+
+
+cdef inline void poller_close(poller_t *poller) noexcept nogil:
+    sys_close(poller.epoll_fd)
+    sys_close(poller.wake_fd)
+
+
+cdef inline int poller_add(poller_t *poller, int fd, uint64_t token, bint unix_domain) noexcept nogil:
+    """Register `fd` for good; 0 or -errno."""
+    cdef epoll_event event
+    event.events = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET | (0 if unix_domain else EPOLLOUT)
+    event.data.u64 = token
+    return -errno if epoll_ctl(poller.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 else 0
+
+
+cdef inline void poller_want_out(poller_t *poller, int fd, uint64_t token, bint want) noexcept nogil:
+    """For a Unix socket: ask for OUT while output is blocked. epoll_ctl(2) looks at the socket anew, so no edge is lost."""
+    cdef epoll_event event
+    event.events = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET | (EPOLLOUT if want else 0)
+    event.data.u64 = token
+    epoll_ctl(poller.epoll_fd, EPOLL_CTL_MOD, fd, &event)
+
+
+cdef inline void poller_remove(poller_t *poller, int fd) noexcept nogil:
+    """Needed although close(2) follows: a forked child may hold the open file, and its events would go on."""
+    cdef epoll_event event
+    epoll_ctl(poller.epoll_fd, EPOLL_CTL_DEL, fd, &event)
+
+
+cdef inline int poller_wait(poller_t *poller, epoll_event *events, int timeout) noexcept nogil:
+    """Events, at most POLL_EVENTS; 0 after `timeout` ms or an interruption by a signal. -1: no timeout."""
+    cdef int count = epoll_wait(poller.epoll_fd, events, POLL_EVENTS, timeout)
+    sys_assert(count >= 0 or errno == 4)
+    return count if count > 0 else 0
+
+
+cdef inline void poller_wake(poller_t *poller) noexcept nogil:
+    sys_event_set(poller.wake_fd)

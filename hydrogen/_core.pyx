@@ -1,0 +1,787 @@
+# cython: freethreading_compatible=False, auto_pickle=False
+"""The compiled engine: where Python and the rooms under _c/ meet.
+
+Workers are Python threads that spend their life in `Engine._work`: off the GIL in `loop_next`, then one turn in the dispatch role with it. Leaving
+the `nogil` block there is the one place where a worker takes the GIL for native streams; a turn gives it away only to flush what it has corked. The
+accept thread and the timekeeper are C threads and never take it.
+
+What a connection holds of Python (`user_data`, a user's stream, the error it ends with) are counted references in its slot: swapped under its lock,
+dropped after unlocking, and gone before the slot is released, in `Engine._finish`.
+"""
+
+import logging
+import threading
+from socket import AF_INET, AF_UNIX, inet_ntop
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, malloc
+from libc.string cimport memcpy
+
+from hydrogen import errors
+from hydrogen.connection import HydrogenSocket as _HydrogenSocketContract
+from hydrogen.frame import SimpleFrameBuilder
+from hydrogen.handler import log_callback_error
+from hydrogen.report import Stats
+from hydrogen.stream import Stream, StreamPort
+
+cimport cython
+
+from hydrogen._c.buffer cimport block_bytes, block_length
+from hydrogen._c.connection cimport *
+from hydrogen._c.framing cimport FRAME_BAD, FRAME_COMPLETE, FRAME_INCOMPLETE, FRAME_OVERSIZE, FRAMING_RAW, FRAMING_SIMPLE, frame_t, framing_next
+from hydrogen._c.loop cimport *
+from hydrogen._c.slab cimport slab_used
+from hydrogen._c.sys cimport *
+
+DEBUG = HYDROGEN_DEBUG
+
+_log = logging.getLogger("hydrogen")
+
+cdef enum:
+    # Messages of one connection in one turn; then the others come.
+    DELIVER_MOST = 256
+    # A turn flushes what it has corked after so many callbacks, ...
+    CORK_CALLBACKS = 64
+    # ... or, looking at the clock after each eighth, after so many nanoseconds.
+    CORK_NS = 200000
+    # A reply up to this size is sent with the GIL held in eager mode: send(2) takes 2 to 3 us, giving the GIL away and waiting to get it back more.
+    SEND_HELD_MOST = 16 << 10
+    # A thread that waits in drain() looks for signals so often.
+    DRAIN_SLICE_NS = 50000000
+    # What one recv(2) asks for.
+    SCRATCH_MOST = 256 << 10
+
+# How long a stop waits for one worker to come out of a callback when its connections are gone.
+JOIN_SECONDS = 0.1
+
+cdef dict _HANDOFFS = {"auto": HANDOFF_AUTO, "inline": HANDOFF_INLINE, "eager": HANDOFF_EAGER}
+
+sys_watch_forks()
+
+
+cdef object _name(name_t *name):
+    """An address as the socket module gives it; None when there is none."""
+    if name.family == 0:
+        return None
+    if name.family == AF_INET:
+        return inet_ntop(name.family, name.bytes[:4]), name.port
+    return inet_ntop(name.family, name.bytes[:16]), name.port, name.flow, name.scope
+
+
+@cython.final
+@cython.freelist(64)
+cdef class HydrogenSocket:
+    """A connection of the compiled engine; hydrogen.connection.HydrogenSocket is the contract. Slot and generation together are its identity."""
+
+    cdef Engine _engine
+    cdef connection_t *_connection
+    cdef uint32_t _generation
+    cdef uint64_t _id
+
+    def __init__(self):
+        raise TypeError("sockets are made by a server")
+
+    def send(self, data):
+        cdef Py_buffer view
+        if PyBytes_CheckExact(data):
+            return self._engine._send(self, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return self._engine._send(self, <const char *>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    def drain(self, timeout=None):
+        return self._engine._drain(self, timeout)
+
+    def close(self):
+        self._engine._end(self, False, CAUSE_LOCAL_CLOSED, 0)
+
+    def shutdown(self):
+        self._engine._end(self, False, CAUSE_LOCAL_CLOSED, 0)
+
+    def abort(self):
+        self._engine._end(self, True, CAUSE_LOCAL_CLOSED, 0)
+
+    def pause_reading(self):
+        if self._valid():
+            atomic_or32(&self._connection.pause, PAUSE_USER)
+
+    def resume_reading(self):
+        if self._valid() and atomic_and32(&self._connection.pause, ~<uint32_t>PAUSE_USER) == PAUSE_USER:
+            self._engine._post(self, RESUME)
+
+    cdef bint _valid(self) noexcept:
+        return not self._engine._inert() and connection_generation(self._connection) == self._generation
+
+    @property
+    def pending(self):
+        cdef size_t pending = 0
+        if not self._valid():
+            return 0
+        lock_take(&self._connection.lock)
+        if connection_generation(self._connection) == self._generation:
+            pending = self._connection.pending
+        lock_give(&self._connection.lock)
+        return pending
+
+    @property
+    def is_open(self):
+        return self._valid() and atomic_load32(&self._connection.state) == STATE_OPEN
+
+    @property
+    def id(self):
+        return self._id
+
+    @property
+    def user_data(self):
+        value = None
+        if self._valid():
+            lock_take(&self._connection.lock)
+            if connection_generation(self._connection) == self._generation and self._connection.user_data != NULL:
+                value = <object>self._connection.user_data
+            lock_give(&self._connection.lock)
+        return value
+
+    @user_data.setter
+    def user_data(self, value):
+        cdef void *old = NULL
+        cdef void *new = NULL
+        if not self._valid():
+            return
+        if value is not None:
+            Py_INCREF(value)
+            new = <void *>value
+        lock_take(&self._connection.lock)
+        old = new
+        # Once it is gone a reference may only replace another one: that there is one decided that its end goes through Python.
+        if connection_generation(self._connection) == self._generation and (
+            self._connection.state < STATE_GONE or self._connection.user_data != NULL
+        ):
+            old = self._connection.user_data
+            self._connection.user_data = new
+        lock_give(&self._connection.lock)
+        Py_XDECREF(<PyObject *>old)
+
+    @property
+    def server(self):
+        return self._engine._server
+
+    @property
+    def peername(self):
+        if not self._valid():
+            return None
+        return "" if self._engine._loop.context.unix_domain else _name(&self._connection.peer)
+
+    @property
+    def sockname(self):
+        cdef name_t name
+        if not self._valid():
+            return None
+        if self._engine._loop.context.unix_domain:
+            return self._engine._address
+        name.family = 0
+        lock_take(&self._engine._loop.context.fd_lock)
+        if connection_generation(self._connection) == self._generation:
+            if atomic_load32(&self._connection.state) >= STATE_GONE:
+                name = self._connection.local
+            else:
+                sys_local_name(self._connection.poll_fd, &name)
+        lock_give(&self._engine._loop.context.fd_lock)
+        return _name(&name)
+
+    def fileno(self):
+        cdef int fd = -1
+        if self._valid():
+            lock_take(&self._engine._loop.context.fd_lock)
+            if connection_generation(self._connection) == self._generation:
+                fd = self._connection.fd
+            lock_give(&self._engine._loop.context.fd_lock)
+        return fd
+
+    def get_extra_info(self, name, default=None):
+        return _HydrogenSocketContract.get_extra_info(self, name, default)
+
+    def __eq__(self, other):
+        cdef HydrogenSocket socket
+        if not isinstance(other, HydrogenSocket):
+            return NotImplemented
+        socket = other
+        return socket._engine is self._engine and socket._id == self._id
+
+    def __hash__(self):
+        return hash((id(self._engine), self._id))
+
+    def __repr__(self):
+        return f"<HydrogenSocket {self._id} {'open' if self.is_open else 'closed'}>"
+
+
+_HydrogenSocketContract.register(HydrogenSocket)
+
+
+@cython.final
+cdef class Engine:
+    """The compiled engine: backend.Engine is the contract."""
+
+    cdef loop_t _loop
+    cdef object _server, _address, _threads, _drained
+    cdef object _listener
+    cdef object _on_data, _on_new, _on_connected, _on_eof, _on_writable, _on_disconnected, _on_removed
+
+    def __cinit__(self, server, callbacks, config, listener):
+        cdef int failed
+        cdef context_t *context = &self._loop.context
+        self._server = server
+        self._listener = listener
+        self._address = listener.getsockname()
+        self._threads = []
+        self._drained = threading.Event()
+        self._on_data = callbacks.on_data_received
+        self._on_new = callbacks.on_new_connection
+        self._on_connected = callbacks.on_connected
+        self._on_eof = callbacks.on_eof
+        self._on_writable = callbacks.on_writable
+        self._on_disconnected = callbacks.on_disconnected
+        self._on_removed = callbacks.on_connection_removed
+        failed = loop_init(&self._loop, config.max_threads, config.pre_allocated, min(config.read_budget, SCRATCH_MOST))
+        if failed:
+            raise errors.removal_error(CAUSE_OS_ERROR, -failed)
+        self._loop.listen_fd = listener.fileno()
+        self._loop.handoff = _HANDOFFS[config.handoff]
+        self._loop.has_open_callbacks = self._on_new is not None or self._on_connected is not None
+        self._set_options(config.socket_options)
+        context.low, context.high = config.write_buffer_limits
+        context.max_write_buffer = config.max_write_buffer
+        context.max_buffered = config.max_buffered
+        context.read_budget = config.read_budget
+        context.unix_domain = listener.family == AF_UNIX
+        context.has_on_eof = self._on_eof is not None
+        context.has_on_writable = self._on_writable is not None
+        context.has_end_callbacks = self._on_disconnected is not None or self._on_removed is not None
+        if isinstance(config.builder, SimpleFrameBuilder):
+            context.framing.kind = FRAMING_SIMPLE
+            context.framing.max_size = config.builder.max_size
+
+    def __dealloc__(self):
+        loop_exit(&self._loop)
+        loop_destroy(&self._loop)
+
+    cdef _set_options(self, options):
+        cdef option_t *option
+        self._loop.options = <option_t *>calloc(len(options) or 1, sizeof(option_t))
+        if self._loop.options == NULL:
+            raise MemoryError
+        for level, name, value in options:
+            if isinstance(value, int):
+                value = value.to_bytes(4, "little", signed=True)
+            option = &self._loop.options[self._loop.option_count]
+            option.level, option.name, option.size = level, name, len(value)
+            option.value = <char *>malloc(len(value) or 1)
+            if option.value == NULL:
+                raise MemoryError
+            memcpy(option.value, PyBytes_AS_STRING(value), len(value))
+            self._loop.option_count += 1
+
+    # --- life ------------------------------------------------------------------------------------------------------------------------------
+
+    def start(self):
+        cdef int failed
+        for index in range(self._loop.worker_count):
+            thread = threading.Thread(target=self._work, args=(index,), name=f"hydrogen-worker-{index}", daemon=True)
+            try:
+                thread.start()
+            except BaseException:
+                self.release()
+                raise
+            self._threads.append(thread)
+        failed = loop_start_threads(&self._loop)
+        if failed:
+            self.release()
+            raise errors.removal_error(CAUSE_OS_ERROR, -failed)
+
+    def stop_accepting(self):
+        with nogil:
+            loop_stop_accepting(&self._loop)
+
+    def close_all(self):
+        cdef uint64_t unsent = 0, count = 0
+        if self._inert():
+            return
+        atomic_store32(&self._loop.stopping, 1)
+        with nogil:
+            loop_end_all(&self._loop, False, &unsent, &count)
+
+    def abort_all(self):
+        cdef uint64_t unsent = 0, count = 0
+        if self._inert():
+            return 0
+        atomic_store32(&self._loop.stopping, 1)
+        with nogil:
+            loop_end_all(&self._loop, True, &unsent, &count)
+        return count
+
+    def wait_drained(self, timeout):
+        # `stopping` was set before `live` is looked at; see loop_release.
+        return atomic_load64(&self._loop.live) == 0 or self._drained.wait(timeout)
+
+    def unsent(self):
+        return sum([socket.pending for socket in self._sockets(STATE_CLOSING)])
+
+    def release(self):
+        abandoned = 0
+        with nogil:
+            loop_exit(&self._loop)
+        for index, thread in enumerate(self._threads):
+            # A worker that is not in a callback ends by itself; one that is may be about to come out of it.
+            while thread.is_alive():
+                thread.join(JOIN_SECONDS)
+                if thread.is_alive() and relaxed_load32(&self._loop.workers[index].state) == WORKER_CALLBACK:
+                    abandoned += 1
+                    break
+        return abandoned
+
+    def in_worker(self):
+        return self._worker() != NULL
+
+    def forked(self):
+        """Nothing to do: `_inert` compares the count of forks."""
+
+    cdef bint _inert(self) noexcept:
+        return self._loop.forks != sys_forks
+
+    cdef worker_t *_worker(self) noexcept:
+        """The worker of this loop that the calling thread is; NULL: none."""
+        cdef worker_t *worker = <worker_t *>sys_worker_get()
+        return worker if worker != NULL and worker.loop == &self._loop else NULL
+
+    # --- the dispatch role -----------------------------------------------------------------------------------------------------------------
+
+    def _work(self, uint32_t index):
+        """The life of a worker."""
+        cdef worker_t *worker = &self._loop.workers[index]
+        cdef uint64_t asked
+        cdef bint go_on
+        sys_worker_set(worker)
+        while not self._inert():
+            with nogil:
+                go_on = loop_next(worker)
+                asked = sys_now()
+            if not go_on:
+                break
+            worker.turn_began = sys_now()
+            counter_bump(&worker.io.counters.gil_acquisitions, 1)
+            counter_bump(&worker.io.counters.gil_wait_ns, worker.turn_began - asked)
+            worker_got_gil(worker, worker.turn_began - asked)
+            relaxed_store32(&worker.state, WORKER_CALLBACK)
+            self._turn(worker)
+        sys_worker_set(NULL)
+        if not self._inert():
+            with nogil:
+                worker_left(worker)
+
+    cdef void _turn(self, worker_t *worker) noexcept:
+        """One drain of the ready queue, at most as long as it was at the start."""
+        cdef connection_t *connection
+        cdef uint32_t notices = 0
+        cdef uint32_t count = loop_turn(&self._loop, &notices)
+        counter_bump(&worker.io.counters.turns, 1)
+        if notices:
+            self._say(notices)
+        while count and not self._inert():
+            connection = loop_pop_ready(&self._loop)
+            if connection == NULL:
+                break
+            count -= 1
+            self._serve(worker, connection)
+
+    cdef void _say(self, uint32_t notices) noexcept:
+        if notices & NOTICE_DRAINED:
+            self._drained.set()
+        if notices & NOTICE_ALL_BLOCKED:
+            _log.warning("all %d workers were blocked in callbacks: nobody was served meanwhile", self._loop.worker_count)
+        if notices & NOTICE_ACCEPT_PAUSED:
+            _log.warning("accepting was paused: no file descriptors or memory left")
+
+    cdef void _serve(self, worker_t *worker, connection_t *connection) noexcept:
+        """All that a connection needs of Python now. The calling worker owns it."""
+        cdef uint32_t todo = connection.todo
+        cdef HydrogenSocket socket
+        connection.todo = 0
+        socket = self._socket(connection)
+        if todo & TODO_FINISH:
+            self._finish(worker, connection, socket)
+            return
+        if todo & TODO_OPEN:
+            self._open(worker, connection, socket)
+        if todo & TODO_PORT_OUT:
+            self._port_send(socket, None)
+        if todo & TODO_WRITABLE:
+            self._call(worker, connection, socket, self._on_writable, "on_writable")
+        if todo & TODO_READ:
+            self._read_port(worker, connection, socket)
+        if todo & TODO_DELIVER:
+            self._deliver(worker, connection, socket)
+        if todo & TODO_EOF:
+            self._call(worker, connection, socket, self._on_eof, "on_eof")
+        if not self._inert():
+            loop_settle(&self._loop, connection)
+
+    cdef HydrogenSocket _socket(self, connection_t *connection):
+        cdef HydrogenSocket socket = HydrogenSocket.__new__(HydrogenSocket)
+        socket._engine = self
+        socket._connection = connection
+        socket._generation = connection_generation(connection)
+        socket._id = connection.id
+        return socket
+
+    cdef inline void _before_callback(self, worker_t *worker) noexcept:
+        """Count a callback; flush in time what the turn has corked."""
+        cdef uint64_t progress = relaxed_load64(&worker.progress) + 1
+        relaxed_store64(&worker.progress, progress)
+        if worker.corked_count and progress & 7 == 0 and (
+            worker.corked_count >= CORK_CALLBACKS or sys_now() - worker.turn_began > CORK_NS
+        ):
+            self._flush_corked(worker)
+
+    cdef void _flush_corked(self, worker_t *worker) noexcept:
+        with nogil:
+            relaxed_store32(&worker.state, WORKER_FLUSH)
+            worker_flush(worker)
+            relaxed_store32(&worker.state, WORKER_WANT_GIL)
+        counter_bump(&worker.io.counters.gil_acquisitions, 1)
+        worker.turn_began = sys_now()
+        relaxed_store32(&worker.state, WORKER_CALLBACK)
+
+    cdef void _deliver(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
+        """Give the complete messages of the input to the handler."""
+        cdef context_t *context = &self._loop.context
+        cdef block_t *input
+        cdef frame_t frame
+        cdef int budget = DELIVER_MOST
+        cdef int verdict = FRAME_COMPLETE
+        try:
+            while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
+                input = connection.input
+                if input == NULL:
+                    break
+                verdict = framing_next(&context.framing, <const uint8_t *>block_bytes(input) + input.start, block_length(input), &frame)
+                if verdict != FRAME_COMPLETE:
+                    break
+                if budget == 0:
+                    connection.mail |= FRAMES
+                    break
+                budget -= 1
+                data = PyBytes_FromStringAndSize(block_bytes(input) + input.start + frame.offset, frame.length)
+                input.start += frame.size
+                self._before_callback(worker)
+                counter_bump(&worker.io.counters.messages_received, 1)
+                self._on_data(socket, data)
+        except BaseException as error:
+            self._failed(connection, socket, "on_data_received", error)
+        if verdict == FRAME_BAD:
+            self._end(socket, False, CAUSE_BAD_FRAME, 0)
+        elif verdict == FRAME_OVERSIZE:
+            self._end(socket, False, CAUSE_FRAME_TOO_LARGE, 0)
+        if not connection_tidy_input(&worker.io, connection):
+            self._end(socket, True, CAUSE_OS_ERROR, ENOMEM)
+
+    cdef void _call(self, worker_t *worker, connection_t *connection, HydrogenSocket socket, callback, name) noexcept:
+        """Run a callback that takes the socket alone."""
+        if atomic_load32(&connection.state) != STATE_OPEN:
+            return
+        try:
+            self._before_callback(worker)
+            callback(socket)
+        except BaseException as error:
+            self._failed(connection, socket, name, error)
+
+    cdef void _failed(self, connection_t *connection, HydrogenSocket socket, name, error) noexcept:
+        """A callback raised: log it, and end the connection with a HandlerError."""
+        log_callback_error(name, error)
+        self._end_with(connection, socket, CAUSE_HANDLER_ERROR, errors.handler_error(error))
+
+    cdef void _end_with(self, connection_t *connection, HydrogenSocket socket, int cause, error) noexcept:
+        """End the connection in order, with an exception that exists already."""
+        cdef bint first = False
+        lock_take(&connection.lock)
+        if connection.error == NULL and connection.state == STATE_OPEN:
+            Py_INCREF(error)
+            connection.error = <void *>error
+            first = True
+        lock_give(&connection.lock)
+        if first:
+            self._end(socket, False, cause, 0)
+
+    cdef void _open(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
+        """on_new_connection, then the poller, then on_connected."""
+        cdef int failed
+        stream = None
+        if atomic_load32(&connection.state) >= STATE_ABORTING:
+            return
+        try:
+            if self._on_new is not None:
+                self._before_callback(worker)
+                stream = self._on_new(connection.fd)
+                if stream is not None:
+                    self._adopt(connection, stream)
+        except errors.Reject as error:
+            self._refuse(connection, socket, CAUSE_REJECT, error)
+            return
+        except BaseException as error:
+            log_callback_error("on_new_connection", error)
+            self._refuse(connection, socket, CAUSE_HANDLER_ERROR, errors.handler_error(error))
+            return
+        connection.flags |= FLAG_READY
+        failed = loop_register(&self._loop, connection)
+        if failed:
+            self._end(socket, True, CAUSE_OS_ERROR, -failed)
+        elif self._on_connected is not None:
+            self._call(worker, connection, socket, self._on_connected, "on_connected")
+
+    cdef void _refuse(self, connection_t *connection, HydrogenSocket socket, int cause, error) noexcept:
+        self._end_with(connection, socket, cause, error)
+        self._end(socket, True, cause, 0)
+
+    cdef _adopt(self, connection_t *connection, stream):
+        """Take a stream of the user's: it owns the fd, the engine polls a duplicate."""
+        cdef int duplicate
+        if not isinstance(stream, Stream):
+            raise TypeError(f"on_new_connection must return a hydrogen.Stream or None, not {stream!r}")
+        port = StreamPort(stream)
+        duplicate = sys_duplicate(stream.fileno())
+        if duplicate < 0:
+            raise errors.removal_error(CAUSE_OS_ERROR, -duplicate)
+        Py_INCREF(port)
+        lock_take(&connection.lock)
+        connection.port = <void *>port
+        connection.poll_fd = duplicate
+        lock_give(&connection.lock)
+
+    cdef void _finish(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
+        """The last callbacks, references dropped, fd closed, slot released."""
+        cdef void *references[3]
+        port = <object>connection.port if connection.port != NULL else None
+        error = <object>connection.error if connection.error != NULL else errors.removal_error(connection.cause, connection.code)
+        if port is not None:
+            self._quietly(worker, port.shutdown)
+        if self._on_disconnected is not None and (connection.flags & FLAG_READY or not self._loop.has_open_callbacks):
+            self._quietly(worker, self._on_disconnected, socket, error)
+        if self._on_removed is not None:
+            self._quietly(worker, self._on_removed, connection.fd, error)
+        if port is not None:
+            self._quietly(worker, port.close)
+        if self._inert():
+            return
+        lock_take(&connection.lock)
+        references[0], references[1], references[2] = connection.user_data, connection.port, connection.error
+        connection.user_data = connection.port = connection.error = NULL
+        lock_give(&connection.lock)
+        for reference in references:
+            Py_XDECREF(<PyObject *>reference)
+        loop_release(&self._loop, &worker.io, connection)
+
+    cdef void _quietly(self, worker_t *worker, callback, first=None, second=None) noexcept:
+        """Run one of the last callbacks: what it raises is only logged."""
+        try:
+            self._before_callback(worker)
+            if second is None:
+                callback()
+            else:
+                callback(first, second)
+        except BaseException as error:
+            log_callback_error(getattr(callback, "__name__", "callback"), error)
+
+    # --- streams written by the user: the slow path ------------------------------------------------------------------------------------------
+
+    cdef void _read_port(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
+        """Deliver what a user's stream has, until it has nothing, raises, or the budget is used up."""
+        cdef int budget = DELIVER_MOST
+        port = <object>connection.port
+        while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
+            if not port.messages:
+                if budget <= 0:
+                    connection.mail |= READABLE
+                    break
+                try:
+                    if not port.receive():
+                        break
+                except BaseException as error:
+                    self._port_failed(connection, socket, port, "recv", error)
+                    break
+            data = port.messages.popleft()
+            budget -= 1
+            counter_bump(&worker.io.counters.messages_received, 1)
+            counter_bump(&worker.io.counters.bytes_received, len(data))
+            try:
+                self._before_callback(worker)
+                self._on_data(socket, data)
+            except BaseException as error:
+                self._failed(connection, socket, "on_data_received", error)
+
+    cdef void _port_failed(self, connection_t *connection, HydrogenSocket socket, port, name, error) noexcept:
+        if isinstance(error, EOFError):
+            if name == "recv":
+                connection.flags |= FLAG_EOF
+                return
+        cause, shown = errors.cause_of(error)
+        if cause == CAUSE_HANDLER_ERROR:
+            log_callback_error(f"{type(port.stream).__name__}.{name}", error)
+        self._end_with(connection, socket, cause, shown)
+        if cause == CAUSE_OS_ERROR or name == "send":
+            self._end(socket, True, cause, 0)
+
+    cdef object _port_send(self, HydrogenSocket socket, data):
+        """Have a user's stream write; None: go on with what it has kept. False when it raised."""
+        cdef connection_t *connection = socket._connection
+        cdef uint32_t bits
+        port = <object>connection.port
+        try:
+            if data is None:
+                port.resume()
+            else:
+                port.send(data)
+        except BaseException as error:
+            self._port_failed(connection, socket, port, "send", error)
+            return False
+        bits = connection_port_sent(&self._loop.context, connection, socket._generation, port.blocked, port.pending)
+        loop_post(&self._loop, connection, socket._generation, bits, self._worker() == NULL)
+        return True
+
+    # --- what sockets ask for ----------------------------------------------------------------------------------------------------------------
+
+    cdef object _send(self, HydrogenSocket socket, const char *data, size_t n):
+        cdef loop_t *loop = &self._loop
+        cdef context_t *context = &loop.context
+        cdef connection_t *connection = socket._connection
+        cdef worker_t *worker = self._worker()
+        cdef io_t *io = &worker.io if worker != NULL else &loop.outside_io
+        cdef bint cork = worker != NULL and not loop_is_eager(loop)
+        cdef uint32_t bits = 0
+        cdef int result = SEND_REFUSED
+        if not socket._valid():
+            pass
+        elif connection.port != NULL:
+            if atomic_load32(&connection.state) == STATE_OPEN and socket.pending < context.max_write_buffer:
+                result = SEND_QUEUED if self._port_send(socket, PyBytes_FromStringAndSize(data, n)) else SEND_REFUSED
+            elif atomic_load32(&connection.state) == STATE_OPEN:
+                self._end(socket, True, CAUSE_SLOW_CONSUMER, 0)
+        elif context.framing.kind != FRAMING_RAW and n > context.framing.max_size:
+            raise errors.FrameTooLarge(f"a payload of {n} bytes is over max_size {context.framing.max_size}")
+        elif n == 0 and context.framing.kind == FRAMING_RAW:
+            result = SEND_QUEUED if atomic_load32(&connection.state) == STATE_OPEN else SEND_REFUSED
+        else:
+            result = connection_send(
+                context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation, data, n,
+                worker.index if cork else NOT_CORKED, &bits)
+            if result == SEND_NOW and worker != NULL and not cork and n <= SEND_HELD_MOST:
+                loop_flush_whole(loop, io, connection, socket._generation, False)
+            elif result == SEND_NOW:
+                with nogil:
+                    loop_flush_whole(loop, io, connection, socket._generation, worker == NULL)
+            elif result == SEND_CORKED:
+                if worker.corked_count == CORKED_MOST:
+                    self._flush_corked(worker)
+                worker_cork(worker, <uint64_t>socket._generation << 32 | connection.slot.index)
+            elif result == SEND_NO_MEMORY:
+                raise MemoryError(f"no memory for a message of {n} bytes")
+            elif bits:
+                loop_post(loop, connection, socket._generation, bits, worker == NULL)
+            loop_check_memory(loop)
+        if result == SEND_REFUSED:
+            io_count(io, &io.counters.messages_refused)
+            return False
+        io_count(io, &io.counters.messages_sent)
+        return True
+
+    cdef void _end(self, HydrogenSocket socket, bint abort, int cause, int code) noexcept:
+        if not self._inert():
+            loop_end(&self._loop, socket._connection, socket._generation, abort, cause, code, self._worker() == NULL)
+
+    cdef void _post(self, HydrogenSocket socket, uint32_t bits) noexcept:
+        loop_post(&self._loop, socket._connection, socket._generation, bits, self._worker() == NULL)
+
+    cdef object _drain(self, HydrogenSocket socket, timeout):
+        cdef worker_t *worker = self._worker()
+        cdef uint64_t until, deadline = <uint64_t>-1
+        cdef int state
+        if timeout is not None:
+            deadline = sys_now() + <uint64_t>(max(0.0, min(float(timeout), 1e9)) * 1e9)
+        if self._inert():
+            return False
+        if worker != NULL and worker.corked_count:
+            self._flush_corked(worker)
+        while True:
+            until = min(deadline, sys_now() + DRAIN_SLICE_NS)
+            with nogil:
+                state = connection_wait_drained(&self._loop.context, socket._connection, socket._generation, until)
+            if state != DRAIN_WAIT:
+                return state == DRAIN_DONE
+            PyErr_CheckSignals()
+            if sys_now() >= deadline:
+                return False
+
+    # --- what the server asks for --------------------------------------------------------------------------------------------------------------
+
+    cdef list _sockets(self, uint32_t last_state):
+        cdef list found = []
+        cdef connection_t *connection
+        cdef HydrogenSocket socket
+        cdef uint32_t index
+        for index in range(slab_used(&self._loop.slab)):
+            connection = loop_at(&self._loop, index)
+            if not STATE_OPEN <= atomic_load32(&connection.state) <= last_state:
+                continue
+            socket = HydrogenSocket.__new__(HydrogenSocket)
+            socket._engine = self
+            socket._connection = connection
+            lock_take(&connection.lock)
+            socket._generation = connection_generation(connection)
+            socket._id = connection.id
+            lock_give(&connection.lock)
+            found.append(socket)
+        return found
+
+    def connections(self):
+        return [] if self._inert() else self._sockets(STATE_OPEN)
+
+    def stats(self):
+        cdef counters_t sums
+        cdef uint64_t allocations = 0
+        cdef uint32_t k
+        counters_clear(&sums)
+        for k in range(self._loop.worker_count):
+            counters_add(&sums, &self._loop.workers[k].io.counters)
+            allocations += relaxed_load64(&self._loop.workers[k].io.pool.allocations)
+        counters_add(&sums, &self._loop.timekeeper_io.counters)
+        counters_add(&sums, &self._loop.outside_io.counters)
+        return Stats(
+            connections=atomic_load64(&self._loop.live),
+            accepted=atomic_load64(&self._loop.accepted),
+            removed_peer_closed=sums.removed[CAUSE_PEER_CLOSED],
+            removed_local_closed=sums.removed[CAUSE_LOCAL_CLOSED],
+            removed_server_stopped=sums.removed[CAUSE_SERVER_STOPPED],
+            removed_slow_consumer=sums.removed[CAUSE_SLOW_CONSUMER],
+            removed_handler_error=sums.removed[CAUSE_HANDLER_ERROR],
+            removed_reject=sums.removed[CAUSE_REJECT],
+            removed_protocol_error=sums.removed[CAUSE_BAD_FRAME] + sums.removed[CAUSE_FRAME_TOO_LARGE] + sums.removed[CAUSE_INCOMPLETE_FRAME],
+            removed_os_error=sums.removed[CAUSE_OS_ERROR],
+            messages_received=sums.messages_received,
+            messages_sent=sums.messages_sent,
+            messages_refused=sums.messages_refused,
+            bytes_received=sums.bytes_received,
+            bytes_sent=sums.bytes_sent,
+            queued_bytes=atomic_load64(&self._loop.context.buffered) + loop_undelivered(&self._loop),
+            handoffs=sums.handoffs,
+            stalls=relaxed_load64(&self._loop.stalls),
+            accept_pauses=atomic_load64(&self._loop.accept_pauses),
+            polls=sums.polls,
+            turns=sums.turns,
+            gil_acquisitions=sums.gil_acquisitions,
+            gil_wait_seconds=sums.gil_wait_ns / 1e9,
+            buffer_allocations=allocations,
+        )
