@@ -1,0 +1,143 @@
+"""One suite, two engines: each test that asks for `engine` runs on both, in one process.
+
+What every test must leave behind is asserted here, after it: servers stopped, no connection left in any slot, each accepted connection
+removed once, no error logged that the test did not ask for, fds and threads as before.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support import PATIENCE, Client, Recorder, end_children, open_fds, threads, wait_until
+
+import hydrogen
+from hydrogen import backend
+
+_engines: list[str] = []
+_remark = ""
+
+
+def _choose(option: str) -> tuple[list[str], str]:
+    """The engines to run, and why one of them is missing."""
+    if option == "python":
+        return ["python"], "as --engine asks"
+    try:
+        backend.engine_class("compiled")
+    except hydrogen.EngineUnavailable as error:
+        if option == "compiled" or os.environ.get("CI", "").lower() in ("1", "true"):
+            raise pytest.UsageError(f"the compiled engine must be tested and is not there: {error}") from error
+        return ["python"], f"THE COMPILED ENGINE IS NOT TESTED: {error}"
+    return (["compiled"], "as --engine asks") if option == "compiled" else (["compiled", "python"], "")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engine", choices=("both", "compiled", "python"), default="both", help="the engines to test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _remark
+    config.addinivalue_line("markers", "clause(*ids): the clauses of the interface (tests/clauses.py) that the test shows to hold")
+    _engines[:], _remark = _choose(config.getoption("--engine"))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"engines: {', '.join(_engines)}" + (f" ({_remark})" if _remark else "")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" in metafunc.fixturenames:
+        metafunc.parametrize("engine", _engines)
+
+
+@pytest.fixture
+def error_log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[logging.LogRecord]]:
+    """What hydrogen logged as an error so far. A test that does not ask for this must cause no error."""
+    return lambda: [record for record in caplog.get_records("call") if _is_error(record)]
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.name.startswith("hydrogen") and record.levelno >= logging.ERROR
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """After each test: fds and threads as before, and no error logged behind its back."""
+    caplog.set_level(logging.INFO, logger="hydrogen")
+    fds, tasks = open_fds(), threads()
+    yield
+    end_children()
+    wait_until(lambda: open_fds() == fds, f"the fds of before; there were {fds}, there are {open_fds()}")
+    wait_until(
+        lambda: len(threads()) <= len(tasks),
+        f"the threads of before; there are {threading.enumerate()} and {len(threads())} tasks, not {len(tasks)}",
+    )
+    if "error_log" not in request.fixturenames:
+        errors = [record.getMessage() for record in caplog.get_records("call") if _is_error(record)]
+        assert errors == [], f"hydrogen logged {errors}"
+
+
+@pytest.fixture
+def start(engine: str) -> Iterator[Callable[..., hydrogen.Server]]:
+    """Start a server on a port of the kernel's choice: `start(handler, framing=..., ...)`. At the end it is stopped and must be empty."""
+    started: list[tuple[hydrogen.Server, hydrogen.Handler]] = []
+
+    def start(handler: hydrogen.Handler, **options: Any) -> hydrogen.Server:
+        if "path" not in options and "sock" not in options:
+            options.setdefault("port", 0)
+        options.setdefault("max_threads", 4)
+        options.setdefault("pre_allocated", 16)
+        server = hydrogen.serve(handler, engine=engine, **options)
+        started.append((server, handler))
+        return server
+
+    yield start
+    for server, _ in started:
+        server.stop(PATIENCE)
+    for server, handler in started:
+        assert server.wait(0)
+        assert_empty(server)
+        if isinstance(handler, Recorder):
+            handler.check()
+
+
+def assert_empty(server: hydrogen.Server) -> None:
+    """The slots are vacant, and each connection that was accepted was removed (an abandoned handler may have to return first)."""
+    wait_until(lambda: server.stats().connections == 0, f"the slots are vacant: {server.stats()}")
+    stats = server.stats()
+    assert stats.accepted == stats.removed, stats
+    assert stats.queued_bytes == 0, stats
+    assert server.connections == []
+
+
+@pytest.fixture
+def connect(start: object) -> Iterator[Callable[..., Client]]:
+    """Connect a client to a server (or an address); it is closed before the servers stop, so that none lingers for its FIN."""
+    clients: list[Client] = []
+
+    def connect(to: Any, **options: Any) -> Client:
+        client = Client(to.address if isinstance(to, hydrogen.Server) else to, **options)
+        clients.append(client)
+        return client
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def gate(start: object) -> Iterator[Callable[[], threading.Event]]:
+    """An Event for a handler to block on; set at the end of the test whatever happens, before the servers stop."""
+    gates: list[threading.Event] = []
+
+    def gate() -> threading.Event:
+        gates.append(threading.Event())
+        return gates[-1]
+
+    yield gate
+    for event in gates:
+        event.set()

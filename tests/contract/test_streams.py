@@ -1,0 +1,436 @@
+"""Streams written by a user: who owns the fd, what the engine calls and when, and row 29: streams that raise or return nonsense."""
+
+import collections
+import contextlib
+import errno
+import os
+import threading
+
+import pytest
+from support import echo, recorder, running, wait_event, wait_until
+
+import hydrogen
+
+
+class Lines(hydrogen.Stream):
+    """Upper-case lines; notes each call, and that no two overlap."""
+
+    def __init__(self, fd):
+        self.fd = fd
+        self.read = b""
+        self.kept = b""
+        self.notes = []
+        self.overlaps = 0
+        self.busy = threading.Lock()
+
+    def note(self, what):
+        if not self.busy.acquire(blocking=False):
+            self.overlaps += 1
+        else:
+            self.busy.release()
+        self.notes.append(what)
+
+    def recv(self):
+        with self.exclusively("recv"):
+            part = os.read(self.fd, 4096)
+            if not part:
+                raise EOFError
+            *lines, self.read = (self.read + part).split(b"\n")
+            return lines or self.recv_more()
+
+    def recv_more(self):
+        return []
+
+    def send(self, buf):
+        with self.exclusively(("send", bytes(buf))):
+            if buf:
+                self.kept += buf.upper() + b"\n"
+            while self.kept:
+                self.kept = self.kept[os.write(self.fd, self.kept) :]
+
+    def shutdown(self):
+        self.note("shutdown")
+
+    def close(self):
+        self.note("close")
+        os.close(self.fd)
+
+    def fileno(self):
+        return self.fd
+
+    def exclusively(self, what):
+        """A context that counts an overlap when another call is in it."""
+        stream = self
+
+        class Alone:
+            def __enter__(self):
+                self.first = stream.busy.acquire(blocking=False)
+                stream.overlaps += not self.first
+                stream.notes.append(what)
+
+            def __exit__(self, *exc):
+                if self.first:
+                    stream.busy.release()
+
+        return Alone()
+
+
+def streaming(kind=Lines, **hooks):
+    """A recorder whose connections are read and written by `kind`, and the streams it made."""
+    streams = []
+
+    def new(fd):
+        streams.append(kind(fd))
+        return streams[-1]
+
+    handler = recorder(new_connection=new, **hooks)
+    return handler, streams
+
+
+@pytest.mark.clause("T1", "H6")
+def test_a_stream_reads_and_writes_its_connection(start, connect):
+    handler, streams = streaming(connected=None, data_received=echo)
+    client = connect(start(handler))
+    client.send(b"one\ntwo\nthr")
+    assert client.receive(8) == b"ONE\nTWO\n"
+    client.send(b"ee\n")
+    assert client.receive(6) == b"THREE\n"
+    assert handler.messages() == [b"one", b"two", b"three"]
+    assert handler.names()[:2] == ["on_new_connection", "on_connected"]
+    assert len(streams) == 1
+
+
+@pytest.mark.clause("T6", "T7", "H14")
+def test_at_the_end_come_shutdown_then_the_last_callbacks_then_close_once_each(start, connect):
+    handler, streams = streaming(data_received=echo)
+    handler.hooks["on_disconnected"] = lambda socket, err: streams[0].note("on_disconnected")
+    handler.hooks["on_connection_removed"] = lambda fd, err: (os.fstat(fd), streams[0].note("on_connection_removed"))
+    server = start(handler)
+    client = connect(server)
+    client.send(b"x\n")
+    assert client.receive(2) == b"X\n"
+    client.close()
+    assert type(handler.wait_removed()[0]) is hydrogen.PeerClosed
+    wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
+    assert streams[0].notes[-4:] == ["shutdown", "on_disconnected", "on_connection_removed", "close"]
+    assert streams[0].notes.count("shutdown") == streams[0].notes.count("close") == 1
+
+
+@pytest.mark.clause("T7")
+def test_a_stream_that_does_not_close_its_fd_keeps_it(start, connect):
+    class Keeps(Lines):
+        def close(self):
+            self.note("close")
+
+    handler, streams = streaming(Keeps)
+    server = start(handler)
+    client = connect(server)
+    client.close()
+    handler.wait_removed()
+    wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
+    os.fstat(streams[0].fd)
+    os.close(streams[0].fd)
+
+
+@pytest.mark.clause("T7")
+def test_a_stream_that_closes_its_fd_early_disturbs_nobody(start, connect):
+    class Early(Lines):
+        def recv(self):
+            os.dup2(self.devnull, self.fd)  # as if the number had been closed and given to a stranger
+            return super().recv()
+
+        def __init__(self, fd):
+            super().__init__(fd)
+            self.devnull = os.open(os.devnull, os.O_RDONLY)
+
+        def close(self):
+            os.close(self.devnull)
+            super().close()
+
+    handler, _ = streaming(Early)
+    client = connect(start(handler))
+    client.send(b"x\n")
+    assert type(handler.wait_removed()[0]) is hydrogen.PeerClosed
+
+
+@pytest.mark.clause("T2")
+def test_recv_is_called_again_until_it_has_nothing(start, connect):
+    """One readiness, several batches: all are delivered though no further byte comes."""
+
+    class Batches(Lines):
+        def __init__(self, fd):
+            super().__init__(fd)
+            self.batches = collections.deque()
+
+        def recv(self):
+            with contextlib.suppress(BlockingIOError):
+                self.batches.extend([line] for line in super().recv())
+            return self.batches.popleft() if self.batches else []
+
+    handler, _ = streaming(Batches, data_received=echo)
+    client = connect(start(handler))
+    client.send(b"1\n2\n3\n4\n5\n")
+    assert client.receive(10) == b"1\n2\n3\n4\n5\n"
+    assert handler.messages() == [b"1", b"2", b"3", b"4", b"5"]
+
+
+@pytest.mark.clause("T2", "T4")
+def test_a_last_batch_before_the_end_is_delivered(start, connect):
+    class Last(Lines):
+        def recv(self):
+            if self.read == b"end":
+                raise EOFError
+            return super().recv()
+
+    handler, _ = streaming(Last)
+    client = connect(start(handler))
+    client.send(b"a\nb\nend")
+    client.close()
+    assert type(handler.wait_removed()[0]) is hydrogen.PeerClosed
+    assert handler.messages() == [b"a", b"b"]
+
+
+@pytest.mark.clause("T3")
+@pytest.mark.parametrize("nothing", ["list", "BlockingIOError"])
+def test_nothing_is_said_by_an_empty_list_or_blocking_io_error(start, connect, nothing):
+    class Nothing(Lines):
+        def recv(self):
+            try:
+                return super().recv()
+            except BlockingIOError:
+                if nothing == "list":
+                    return []
+                raise
+
+    handler, _ = streaming(Nothing, data_received=echo)
+    client = connect(start(handler))
+    for number in range(5):
+        client.send(b"%d\n" % number)
+        assert client.receive(2) == b"%d\n" % number
+
+
+@pytest.mark.clause("T4", "H20")
+@pytest.mark.parametrize("method", ["recv", "send"])
+def test_an_os_error_of_a_stream_is_the_removal_error_itself(start, connect, method):
+    mine = OSError(errno.EPROTO, "mine")
+
+    class Broken(Lines):
+        pass
+
+    def broken(self, *args):
+        raise mine
+
+    setattr(Broken, method, broken)
+    handler, _ = streaming(Broken, data_received=echo)
+    server = start(handler)
+    client = connect(server)
+    client.send(b"x\n")
+    assert handler.wait_removed() == [mine]
+    assert handler.of("disconnected")[0].value is mine
+    wait_until(lambda: server.stats().removed_os_error == 1, "it is counted")
+
+
+@pytest.mark.clause("T4", "H10", "H11")
+def test_eof_error_is_the_end_of_input_only(start, connect):
+    handler, _ = streaming(eof=lambda socket: (socket.send(b"bye"), socket.close()))
+    client = connect(start(handler))
+    client.finish()
+    assert client.receive_until_end() == b"BYE\n"
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
+
+
+@pytest.mark.clause("T5", "K11")
+def test_after_blocking_io_error_send_goes_on_with_what_was_kept(start, connect):
+    message = os.urandom(8_000_000).replace(b"\n", b"-").lower()
+    handler, streams = streaming(data_received=lambda socket, data: socket.send(message))
+    client = connect(start(handler), receive_buffer=65_536)
+    client.send(b"x\n")
+    wait_until(lambda: handler.calls and handler.of("data_received") and handler.socket().pending > 0, "the stream is blocked")
+    assert client.receive(len(message) + 1) == message.upper() + b"\n"
+    wait_until(lambda: handler.socket().pending == 0, "nothing is pending")
+    assert ("send", b"") in streams[0].notes
+    client.send(b"again\n")
+    assert client.receive(len(message) + 1) == message.upper() + b"\n"
+
+
+@pytest.mark.clause("T8", "K6", "K18")
+def test_the_calls_of_one_stream_never_overlap(start, connect):
+    handler, streams = streaming(connected=None, data_received=echo)
+    client = connect(start(handler))
+    socket = handler.socket()
+
+    def sender():
+        for _ in range(100):
+            assert socket.send(b"foreign")
+
+    with running(sender, sender, lambda: client.send(b"mine\n" * 200)):
+        lines = client.receive(200 * 8 + 200 * 5).split(b"\n")
+    assert collections.Counter(lines) == {b"FOREIGN": 200, b"MINE": 200, b"": 1}
+    assert streams[0].overlaps == 0
+
+
+@pytest.mark.clause("K8", "K10", "T6")
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_a_connection_with_a_stream_can_be_closed_and_aborted(start, connect, how):
+    handler, streams = streaming(data_received=lambda socket, data: (socket.send(data), getattr(socket, how)()))
+    server = start(handler)
+    client = connect(server)
+    client.send(b"x\ny\n")
+    end = client.at_end()
+    assert how == "abort" or end == "end"
+    client.close()
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
+    assert handler.messages() == [b"x"]
+    wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
+    assert streams[0].notes.count("close") == 1
+
+
+@pytest.mark.clause("S10", "T6")
+def test_stop_ends_connections_with_streams(start, connect):
+    handler, streams = streaming(connected=None)
+    server = start(handler)
+    clients = [connect(server) for _ in range(3)]
+    handler.wait_for("connected", 3)
+    with running(lambda: server.stop()):
+        assert [client.at_end() for client in clients] == ["end"] * 3
+        for client in clients:
+            client.close()
+    assert {type(error) for error in handler.wait_removed(3)} == {hydrogen.ServerStopped}
+    assert all(stream.notes[-1] == "close" for stream in streams)
+
+
+# ---------------------------------------------------------------------------------------------------- row 29
+
+
+def raising(error):
+    """A method that raises `error`."""
+
+    def method(self, *args):
+        raise error
+
+    return method
+
+
+def returning(value):
+    """A method that returns `value`."""
+    return lambda self, *args: value
+
+
+@pytest.mark.parametrize("method", ["recv", "send"])
+def test_f29_a_stream_that_raises_is_removed_with_that_error_and_logged(start, connect, error_log, method):
+    error = ZeroDivisionError("nonsense")
+    handler, _ = streaming(type("Raises", (Lines,), {method: raising(error)}), data_received=echo)
+    server = start(handler)
+    bad = connect(server)
+    bad.send(b"x\n")
+    assert bad.at_end() in ("end", "reset")
+    bad.close()
+    (removal,) = handler.wait_removed()
+    assert type(removal) is hydrogen.HandlerError
+    assert removal.__cause__ is error
+    wait_until(error_log, "it is logged")
+    assert "ZeroDivisionError" in error_log()[0].getMessage()
+    assert error_log()[0].exc_info[1] is error or error_log()[0].exc_info[1].__cause__ is error
+
+
+@pytest.mark.parametrize("nonsense", [None, b"bytes", ["text"], [b"x", 7], (b"tuple",), 42], ids=repr)
+def test_f29_a_stream_whose_recv_returns_nonsense_is_removed(start, connect, error_log, nonsense):
+    handler, _ = streaming(type("Nonsense", (Lines,), {"recv": returning(nonsense)}))
+    client = connect(start(handler))
+    client.send(b"x\n")
+    assert client.at_end() in ("end", "reset")
+    client.close()
+    assert type(handler.wait_removed()[0]) is hydrogen.HandlerError
+    assert handler.messages() == []
+    wait_until(error_log, "it is logged")
+
+
+@pytest.mark.parametrize("nonsense", [7, "stream", object()], ids=["int", "str", "object"])
+def test_f29_on_new_connection_that_returns_no_stream_removes_the_connection(start, connect, error_log, nonsense):
+    handler = recorder(new_connection=lambda fd: nonsense)
+    server = start(handler)
+    client = connect(server)
+    assert client.at_end() in ("end", "reset")
+    client.close()
+    (removal,) = handler.wait_removed()
+    assert type(removal) is hydrogen.HandlerError
+    assert type(removal.__cause__) is TypeError
+    wait_until(error_log, "it is logged")
+
+
+@pytest.mark.parametrize("fileno", [raising(ValueError("no fd")), returning(-1), returning("seven"), returning(10**6)])
+def test_f29_a_stream_without_a_usable_fd_is_removed(start, connect, error_log, fileno):
+    class Unusable(Lines):
+        def close(self):
+            os.close(self.fd)
+
+    Unusable.fileno = fileno
+    handler, _ = streaming(Unusable)
+    server = start(handler)
+    client = connect(server)
+    assert client.at_end() in ("end", "reset")
+    client.close()
+    (removal,) = handler.wait_removed()
+    assert isinstance(removal, (hydrogen.HandlerError, OSError))
+    wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
+
+
+@pytest.mark.parametrize("method", ["shutdown", "close"])
+def test_f29_a_stream_that_raises_at_its_end_is_only_logged(start, connect, error_log, method):
+    error = ZeroDivisionError("at the end")
+
+    class AtTheEnd(Lines):
+        def shutdown(self):
+            if method == "shutdown":
+                raise error
+
+        def close(self):
+            os.close(self.fd)
+            if method == "close":
+                raise error
+
+    handler, _ = streaming(AtTheEnd, data_received=echo)
+    server = start(handler)
+    client = connect(server)
+    client.send(b"x\n")
+    assert client.receive(2) == b"X\n"
+    client.close()
+    assert type(handler.wait_removed()[0]) is hydrogen.PeerClosed
+    wait_until(error_log, "it is logged")
+    wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
+    other = connect(server)
+    other.send(b"y\n")
+    assert other.receive(2) == b"Y\n"
+
+
+def test_f29_a_protocol_error_of_a_stream_is_the_removal_error_itself(start, connect):
+    mine = hydrogen.ProtocolError("not a line")
+    handler, _ = streaming(type("Strict", (Lines,), {"recv": raising(mine)}))
+    server = start(handler)
+    client = connect(server)
+    client.send(b"x\n")
+    assert client.at_end() in ("end", "reset")
+    client.close()
+    assert handler.wait_removed() == [mine]
+    wait_until(lambda: server.stats().removed_protocol_error == 1, "it is counted")
+
+
+def test_f29_a_stream_that_blocks_delays_nobody_else(start, connect, gate):
+    go = gate()
+
+    class Blocks(Lines):
+        def recv(self):
+            lines = super().recv()
+            if b"block" in lines:
+                wait_event(go, "let go")
+            return lines
+
+    handler, _ = streaming(Blocks, data_received=echo)
+    server = start(handler)
+    blocked, free = connect(server), connect(server)
+    blocked.send(b"block\n")
+    for _ in range(5):
+        free.send(b"free\n")
+        assert free.receive(5) == b"FREE\n"
+    go.set()
+    assert blocked.receive(6) == b"BLOCK\n"

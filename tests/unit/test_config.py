@@ -1,0 +1,191 @@
+"""Config is checked when it is made; what it says names the field, the value and what is allowed."""
+
+import dataclasses
+import socket
+
+import pytest
+
+import hydrogen
+from hydrogen.config import MAX_SLOTS
+
+REFUSED = [
+    ("addr", 7, TypeError, "str"),
+    ("addr", ["127.0.0.1"], TypeError, "str"),
+    ("addr", "", ValueError, "address"),
+    ("addr", "a\0b", ValueError, "address"),
+    ("port", -1, ValueError, "0 to 65535"),
+    ("port", 65_536, ValueError, "0 to 65535"),
+    ("port", "80", TypeError, "int"),
+    ("port", True, TypeError, "int"),
+    ("port", 80.0, TypeError, "int"),
+    ("max_threads", 0, ValueError, "1 to"),
+    ("max_threads", -3, ValueError, "1 to"),
+    ("max_threads", 1025, ValueError, "to 1024"),
+    ("max_threads", None, TypeError, "int"),
+    ("pre_allocated", -1, ValueError, "0 to"),
+    ("pre_allocated", MAX_SLOTS + 1, ValueError, f"to {MAX_SLOTS}"),
+    ("pre_allocated", 1.5, TypeError, "int"),
+    ("framing", 7, TypeError, "SimpleFrameBuilder"),
+    ("framing", "simple", TypeError, "SimpleFrameBuilder"),
+    ("framing", object, TypeError, "SimpleFrameBuilder"),
+    ("path", 7, TypeError, "str"),
+    ("path", b"/tmp/x", TypeError, "str"),
+    ("path", "", ValueError, "1 to 107 bytes"),
+    ("path", "x" * 108, ValueError, "1 to 107 bytes"),
+    ("path", "\N{EURO SIGN}" * 36, ValueError, "1 to 107 bytes"),
+    ("path", "a\0b", ValueError, "NUL"),
+    ("sock", 7, TypeError, "socket"),
+    ("backlog", 0, ValueError, "1 to"),
+    ("backlog", "many", TypeError, "int"),
+    ("reuse_port", 1, TypeError, "True or False"),
+    ("nodelay", None, TypeError, "True or False"),
+    ("keepalive", 60, TypeError, "three"),
+    ("keepalive", (60, 10), TypeError, "three"),
+    ("keepalive", (0, 10, 6), ValueError, "1 to 32767"),
+    ("keepalive", (60, 40_000, 6), ValueError, "1 to 32767"),
+    ("keepalive", (60, 10, 128), ValueError, "1 to 127"),
+    ("keepalive", (60, "10", 6), TypeError, "int"),
+    ("socket_options", 7, TypeError, "sequence"),
+    ("socket_options", [(1, 2)], TypeError, "three"),
+    ("socket_options", [("1", 2, 3)], TypeError, "int"),
+    ("socket_options", [(1, -2, 3)], ValueError, "0 to"),
+    ("socket_options", [(1, 2, 1 << 31)], ValueError, "to 2147483647"),
+    ("socket_options", [(1, 2, "x")], TypeError, "int"),
+    ("write_buffer_limits", 7, TypeError, "low, high"),
+    ("write_buffer_limits", (1, 2, 3), TypeError, "low, high"),
+    ("write_buffer_limits", (2, 1), ValueError, "low must not be over high"),
+    ("write_buffer_limits", (0, 1), ValueError, "1 to"),
+    ("write_buffer_limits", ("1", 2), TypeError, "int"),
+    ("max_write_buffer", 0, ValueError, "1 to"),
+    ("max_write_buffer", 1e6, TypeError, "int"),
+    ("max_buffered", 0, ValueError, "1 to"),
+    ("max_buffered", None, TypeError, "int"),
+    ("read_budget", 0, ValueError, "1 to"),
+    ("read_budget", (1 << 30) + 1, ValueError, "1 to"),
+    ("stop_timeout", -0.1, ValueError, "0 or more"),
+    ("stop_timeout", float("inf"), ValueError, "0 or more"),
+    ("stop_timeout", float("nan"), ValueError, "0 or more"),
+    ("stop_timeout", "8", TypeError, "seconds"),
+    ("stop_timeout", True, TypeError, "seconds"),
+    ("handoff", "lazy", ValueError, "'auto', 'inline' or 'eager'"),
+    ("handoff", None, ValueError, "'auto', 'inline' or 'eager'"),
+]
+
+ALLOWED = {
+    "addr": ["0.0.0.0", "::", "localhost"],
+    "port": [0, 1, 65_535],
+    "max_threads": [1, 1024],
+    "pre_allocated": [0, 100_000, MAX_SLOTS],
+    "framing": [None, hydrogen.SimpleFrameBuilder, hydrogen.SimpleFrameBuilder(10)],
+    "path": ["x", "x" * 107],
+    "backlog": [1, 65_536],
+    "reuse_port": [True, False],
+    "nodelay": [True, False],
+    "keepalive": [None, (1, 1, 1), (32_767, 32_767, 127)],
+    "socket_options": [(), ((1, 9, 1),), ((1, 13, b"\0" * 8),), ((1, 2, -1),)],
+    "write_buffer_limits": [(1, 1), (1000, 2000)],
+    "max_write_buffer": [1, 1 << 30],
+    "max_buffered": [1, 1 << 40],
+    "read_budget": [1, 1 << 30],
+    "stop_timeout": [0, 0.5, 3600],
+    "handoff": ["auto", "inline", "eager"],
+}
+
+
+@pytest.mark.clause("C2")
+@pytest.mark.parametrize(("field", "value", "error", "allowed"), REFUSED, ids=lambda value: repr(value)[:30])
+def test_f30_a_bad_value_is_refused_by_a_message_that_names_field_value_and_what_is_allowed(field, value, error, allowed):
+    with pytest.raises(error) as raised:
+        hydrogen.Config(**{field: value})
+    message = str(raised.value)
+    assert message.startswith(field)
+    assert allowed in message
+    assert repr(value) in message or any(repr(part) in message for part in _parts(value)), message
+
+
+def _parts(value):
+    """`value`, and what it is made of."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield part
+            yield from _parts(part)
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in ALLOWED.items() for value in values])
+def test_a_value_at_the_edge_of_what_is_allowed_is_taken_as_it_is(field, value):
+    assert getattr(hydrogen.Config(**{field: value}), field) == value
+
+
+@pytest.mark.clause("C1")
+def test_the_fields_of_the_seed_come_first_and_the_rest_by_keyword():
+    config = hydrogen.Config("::1", 80, 4, 100)
+    assert (config.addr, config.port, config.max_threads, config.pre_allocated) == ("::1", 80, 4, 100)
+    with pytest.raises(TypeError):
+        hydrogen.Config("::1", 80, 4, 100, None)
+    with pytest.raises(TypeError):
+        hydrogen.Config(nonsense=1)
+
+
+@pytest.mark.clause("C1")
+def test_the_defaults_are_those_of_the_documentation():
+    config = hydrogen.Config()
+    assert {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init} == {
+        "addr": "127.0.0.1",
+        "port": 1337,
+        "max_threads": 32,
+        "pre_allocated": 1024,
+        "framing": None,
+        "path": None,
+        "sock": None,
+        "backlog": 4096,
+        "reuse_port": False,
+        "nodelay": True,
+        "keepalive": (60, 10, 6),
+        "socket_options": (),
+        "write_buffer_limits": (65_536, 262_144),
+        "max_write_buffer": 16 << 20,
+        "max_buffered": 512 << 20,
+        "read_budget": 256 << 10,
+        "stop_timeout": 8.0,
+        "handoff": "auto",
+    }
+
+
+@pytest.mark.clause("C1")
+def test_a_config_is_frozen_hashable_and_compares_by_value():
+    config = hydrogen.Config(port=80, socket_options=[[1, 9, 1]], write_buffer_limits=[1, 2])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.port = 81
+    same = hydrogen.Config(port=80, socket_options=((1, 9, 1),), write_buffer_limits=(1, 2))
+    assert config == same
+    assert hash(config) == hash(same)
+    assert dataclasses.replace(config, port=81).port == 81
+
+
+@pytest.mark.clause("C8")
+def test_a_builder_class_is_instantiated_and_an_instance_kept():
+    builder = hydrogen.SimpleFrameBuilder(10)
+    assert hydrogen.Config(framing=builder).builder is builder
+    assert hydrogen.Config(framing=hydrogen.SimpleFrameBuilder).builder.max_size == 65_535
+    assert hydrogen.Config().builder is None
+
+
+@pytest.mark.clause("C3")
+def test_path_sock_and_addr_exclude_one_another():
+    with socket.socket() as sock:
+        for together in (
+            {"path": "x", "port": 80},
+            {"path": "x", "addr": "::1"},
+            {"sock": sock, "port": 80},
+            {"sock": sock, "addr": "localhost"},
+            {"sock": sock, "path": "x"},
+            {"sock": sock, "path": "x", "port": 0},
+        ):
+            with pytest.raises(ValueError, match="addr/port, path, sock"):
+                hydrogen.Config(**together)
+
+
+@pytest.mark.clause("C2")
+def test_a_socket_of_another_kind_is_refused():
+    with socket.socket(type=socket.SOCK_DGRAM) as sock, pytest.raises(ValueError, match="sock: a stream socket"):
+        hydrogen.Config(sock=sock)

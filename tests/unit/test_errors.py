@@ -1,0 +1,99 @@
+"""The exceptions, and how the cause of a removal becomes one."""
+
+import errno
+
+import pytest
+
+import hydrogen
+from hydrogen.errors import Cause, cause_of, handler_error, removal_error
+
+BASES = {
+    "PeerClosed": ConnectionError,
+    "LocalClosed": ConnectionError,
+    "ServerStopped": ConnectionError,
+    "SlowConsumer": ConnectionError,
+    "Reject": ConnectionError,
+    "HandlerError": RuntimeError,
+    "ConnectionTimeout": TimeoutError,
+    "ProtocolError": ValueError,
+    "FrameTooLarge": hydrogen.ProtocolError,
+    "ChecksumMismatch": hydrogen.ProtocolError,
+    "IncompleteFrame": hydrogen.ProtocolError,
+    "EngineUnavailable": ImportError,
+}
+
+
+@pytest.mark.clause("H21")
+@pytest.mark.parametrize(("name", "base"), BASES.items())
+def test_each_error_is_a_hydrogen_error_and_a_builtin_that_fits(name, base):
+    error = getattr(hydrogen, name)
+    assert issubclass(error, hydrogen.HydrogenError)
+    assert issubclass(error, base)
+    assert str(error("why")) == "why"
+
+
+@pytest.mark.clause("H20")
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        (Cause.PEER_CLOSED, hydrogen.PeerClosed),
+        (Cause.LOCAL_CLOSED, hydrogen.LocalClosed),
+        (Cause.SERVER_STOPPED, hydrogen.ServerStopped),
+        (Cause.SLOW_CONSUMER, hydrogen.SlowConsumer),
+        (Cause.HANDLER_ERROR, hydrogen.HandlerError),
+        (Cause.REJECT, hydrogen.Reject),
+        (Cause.BAD_FRAME, hydrogen.ProtocolError),
+        (Cause.FRAME_TOO_LARGE, hydrogen.FrameTooLarge),
+        (Cause.INCOMPLETE_FRAME, hydrogen.IncompleteFrame),
+    ],
+)
+def test_each_cause_has_its_error_and_a_message(cause, kind):
+    error = removal_error(int(cause))
+    assert type(error) is kind
+    assert str(error)
+    assert removal_error(cause) is not error
+
+
+def test_every_cause_gives_an_error():
+    for cause in Cause:
+        assert isinstance(removal_error(cause), Exception)
+
+
+@pytest.mark.clause("H20")
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.ECONNRESET, ConnectionResetError),
+        (errno.EPIPE, BrokenPipeError),
+        (errno.ETIMEDOUT, TimeoutError),
+        (errno.ENOMEM, OSError),
+        (0, OSError),
+    ],
+)
+def test_an_errno_gives_the_os_error_that_python_has_for_it(code, kind):
+    error = removal_error(Cause.OS_ERROR, code)
+    assert type(error) is kind
+    assert error.errno == (code or errno.EIO)
+    assert error.strerror
+
+
+def test_what_user_code_raises_stands_for_itself_or_is_a_handler_error():
+    broken = OSError(errno.EPROTO, "broken")
+    assert cause_of(broken) == (Cause.OS_ERROR, broken)
+    wrong = hydrogen.ChecksumMismatch("wrong")
+    assert cause_of(wrong) == (Cause.BAD_FRAME, wrong)
+    cause, error = cause_of(EOFError())
+    assert (cause, type(error)) == (Cause.PEER_CLOSED, hydrogen.PeerClosed)
+    mine = ZeroDivisionError("mine")
+    cause, error = cause_of(mine)
+    assert (cause, type(error)) == (Cause.HANDLER_ERROR, hydrogen.HandlerError)
+    assert error.__cause__ is mine
+
+
+@pytest.mark.clause("H16")
+def test_a_handler_error_tells_what_was_raised():
+    mine = ZeroDivisionError("mine")
+    error = handler_error(mine)
+    assert error.__cause__ is mine
+    assert "ZeroDivisionError" in str(error)
+    assert "mine" in str(error)
