@@ -19,7 +19,7 @@ from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import HydrogenError
 from hydrogen.frame import SimpleFrameBuilder
 from hydrogen.handler import Handler
-from hydrogen.server import Server, run_until_stopped
+from hydrogen.server import Server, run
 
 FRAMINGS = {"raw": None, "simple": SimpleFrameBuilder}
 
@@ -75,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(prog="python -m hydrogen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = main.add_subparsers(dest="command", required=True)
     commands.add_parser("echo", parents=[options], help="a server that sends back what it gets")
-    run = commands.add_parser("run", parents=[options], help="a server of your own handler")
-    run.add_argument("handler", metavar="module:name", help="an instance, a class, or a function that returns a handler")
+    own = commands.add_parser("run", parents=[options], help="a server of your own handler")
+    own.add_argument("handler", metavar="module:name", help="an instance, a class, or a function that returns a handler")
     return main
 
 
@@ -95,17 +95,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return the exit status."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+
+    def announce() -> None:
+        address = server.address
+        if not isinstance(address, str):
+            address = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+        print(f"listening on {address}", flush=True)
+
     try:
         handler = Echo() if arguments.command == "echo" else load_handler(arguments.handler)
         server = Server(handler, _config(arguments), engine=arguments.engine)
-        server.start()
+        report = run(server, announce)
     except (HydrogenError, OSError, TypeError, ValueError) as error:
         print(f"python -m hydrogen: {error}", file=sys.stderr)
         return 2
-    address = server.address
-    where = address if isinstance(address, str) else f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-    print(f"listening on {where}", flush=True)
-    report = run_until_stopped(server)
     return 1 if report.aborted or report.abandoned else 0
 
 

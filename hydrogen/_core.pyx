@@ -18,6 +18,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.errno cimport EBADF, ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, malloc
 from libc.string cimport memcpy
@@ -236,6 +237,7 @@ cdef class Engine:
     def __cinit__(self, server, callbacks, config, listener):
         cdef int failed
         cdef context_t *context = &self._loop.context
+        loop_clear(&self._loop)
         self._server = server
         self._listener = listener
         self._address = listener.getsockname()
@@ -268,8 +270,10 @@ cdef class Engine:
             context.framing.max_size = config.builder.max_size
 
     def __dealloc__(self):
-        loop_exit(&self._loop)
-        loop_destroy(&self._loop)
+        # In a forked child the threads to join are not there, and a lock may be held for ever: what is left goes with the process.
+        if not self._inert():
+            loop_exit(&self._loop)
+            loop_destroy(&self._loop)
 
     cdef _set_options(self, options):
         cdef option_t *option
@@ -403,7 +407,7 @@ cdef class Engine:
         if notices & NOTICE_DRAINED:
             self._drained.set()
         if notices & NOTICE_ALL_BLOCKED:
-            _log.warning("all %d workers were blocked in callbacks: nobody was served meanwhile", self._loop.worker_count)
+            _log.warning("all %d workers were blocked in callbacks, and the other connections waited; max_threads may be too small", self._loop.worker_count)
         if notices & NOTICE_ACCEPT_PAUSED:
             _log.warning("accepting was paused: no file descriptors or memory left")
 
@@ -548,19 +552,21 @@ cdef class Engine:
         self._end(socket, True, cause, 0)
 
     cdef _adopt(self, connection_t *connection, stream):
-        """Take a stream of the user's: it owns the fd, the engine polls a duplicate."""
+        """Take a stream of the user's: it owns the fd, the engine polls a duplicate. If its fd is none, ours stays ours."""
         cdef int duplicate
         if not isinstance(stream, Stream):
             raise TypeError(f"on_new_connection must return a hydrogen.Stream or None, not {stream!r}")
         port = StreamPort(stream)
         duplicate = sys_duplicate(stream.fileno())
-        if duplicate < 0:
-            raise errors.removal_error(CAUSE_OS_ERROR, -duplicate)
+        if duplicate == -EBADF:
+            raise errors.removal_error(CAUSE_OS_ERROR, EBADF)
         Py_INCREF(port)
         lock_take(&connection.lock)
         connection.port = <void *>port
-        connection.poll_fd = duplicate
+        connection.poll_fd = max(duplicate, -1)
         lock_give(&connection.lock)
+        if duplicate < 0:
+            raise errors.removal_error(CAUSE_OS_ERROR, -duplicate)
 
     cdef void _finish(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """The last callbacks, references dropped, fd closed, slot released."""

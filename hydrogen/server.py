@@ -7,6 +7,7 @@ STOPPING carries the stop out; all others wait for `_stopped`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import logging
 import os
@@ -14,6 +15,7 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -30,6 +32,9 @@ NEW, RUNNING, STOPPING, STOPPED = range(4)
 
 ABORT_GRACE = 0.5
 """Seconds that aborted connections have for their last callbacks; then the handlers that still block count as abandoned."""
+
+ABORT_LOOK = 0.05
+"""Seconds between two looks of a stop whether `abort` was called meanwhile."""
 
 _running: weakref.WeakSet[Server] = weakref.WeakSet()
 
@@ -61,6 +66,7 @@ class Server:
         self._reset_locks()
         self._state = NEW
         self._report: StopReport | None = None
+        self._abort_asked = False
         self._aborted = 0
         self._unsent = 0
 
@@ -137,7 +143,7 @@ class Server:
         there = engine.stats().accepted - before.accepted + before.connections
         if timeout is not None:
             engine.close_all()
-        if timeout is None or not engine.wait_drained(timeout):
+        if timeout is None or not self._drained(engine, began + timeout):
             self._abort_rest(engine)
             engine.wait_drained(ABORT_GRACE)
         abandoned = engine.stats().connections
@@ -151,6 +157,13 @@ class Server:
         log.info("stopped after %d connections: %s", before.accepted, self._report)
         return self._report
 
+    def _drained(self, engine: backend.Engine, deadline: float) -> bool:
+        """Wait until no connection is left; False at the deadline, and as soon as `abort` asks for it."""
+        while not engine.wait_drained(max(0.0, min(ABORT_LOOK, deadline - time.monotonic()))):
+            if self._abort_asked or time.monotonic() >= deadline:
+                return False
+        return True
+
     def _abort_rest(self, engine: backend.Engine) -> None:
         with self._lock:
             self._unsent += engine.unsent()
@@ -158,11 +171,7 @@ class Server:
 
     def abort(self) -> None:
         """Stop at once: every connection is reset. Also cuts short a stop that is under way."""
-        with self._lock:
-            engine = self._engine
-            stopping = self._state == STOPPING
-        if engine is not None and stopping:
-            self._abort_rest(engine)
+        self._abort_asked = True
         self._begin_stop(None)
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -252,13 +261,11 @@ def begin(handler: Handler, config: Config | None = None) -> StopReport:
     In the main thread the first SIGINT or SIGTERM stops within `stop_timeout`, a second one aborts; the signal handlers there were
     before are restored. In another thread it returns when somebody calls `stop`.
     """
-    server = Server(handler, config)
-    server.start()
-    return run_until_stopped(server)
+    return run(Server(handler, config))
 
 
-def run_until_stopped(server: Server) -> StopReport:
-    """Wait until `server`, already started, has been stopped by a signal or by anybody else, and return the report."""
+def run(server: Server, started: Callable[[], None] = lambda: None) -> StopReport:
+    """Start `server`, call `started`, and wait until a signal (see `begin`) or anybody else has stopped it."""
     # Signal handlers run in this thread, between two bytecodes of the wait below: they must not take a lock that it may hold (so no
     # Event), and only count and let go of a raw lock, which interrupts its own acquire.
     awake = threading.Lock()
@@ -266,11 +273,8 @@ def run_until_stopped(server: Server) -> StopReport:
     signals = 0
 
     def wake() -> None:
-        if awake.locked():
-            try:
-                awake.release()
-            except RuntimeError:  # another waker was faster
-                return
+        with contextlib.suppress(RuntimeError):  # it was let go already
+            awake.release()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal signals
@@ -283,17 +287,15 @@ def run_until_stopped(server: Server) -> StopReport:
 
     main = threading.current_thread() is threading.main_thread()
     earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    threading.Thread(target=follow, name="hydrogen-follow", daemon=True).start()
-    seen = 0
     try:
+        server.start()
+        threading.Thread(target=follow, name="hydrogen-follow", daemon=True).start()
+        started()
+        actions: list[Callable[[], object]] = [server.abort, server.stop]
         while not server.wait(0):
             awake.acquire()
-            if signals > seen:
-                action = server.stop if seen == 0 else server.abort
-                seen = seen + 1 if seen == 0 else signals
-                if signals > seen:
-                    wake()
-                threading.Thread(target=action, name="hydrogen-stop", daemon=True).start()
+            while actions and signals > 2 - len(actions):
+                threading.Thread(target=actions.pop(), name="hydrogen-stop", daemon=True).start()
     finally:
         for number, previous in earlier.items():
             signal.signal(number, previous)

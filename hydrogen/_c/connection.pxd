@@ -336,9 +336,10 @@ cdef inline uint32_t connection_drop_output_locked(context_t *context, connectio
 
 cdef inline uint32_t connection_end(context_t *context, connection_t *connection, uint32_t generation, bint abort, int cause, int code) noexcept nogil:
     """Ask for the end, in order or at once; the first cause stands. Any thread. Returns the bits to post, and FLUSH_DRAINED."""
+    cdef uint32_t last = STATE_CLOSING if abort else STATE_OPEN
     cdef uint32_t bits = 0
     lock_take(&connection.lock)
-    if connection_generation(connection) == generation and STATE_OPEN <= connection.state <= (STATE_CLOSING if abort else STATE_OPEN):
+    if connection_generation(connection) == generation and STATE_OPEN <= connection.state <= last:
         if connection.state == STATE_OPEN:
             connection.cause = <uint8_t>cause
             connection.code = code

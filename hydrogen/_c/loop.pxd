@@ -323,7 +323,7 @@ cdef inline void loop_flush_for(loop_t *loop, worker_t *worker) noexcept nogil:
     """Flush, in the timekeeper, what a worker has corked that is stuck in a callback."""
     cdef uint32_t k
     cdef uint64_t token
-    for k in range(CORKED_MOST):
+    for k in range(<uint32_t>CORKED_MOST):
         if relaxed_load64(&worker.corked[k]):
             token = atomic_swap64(&worker.corked[k], 0)
             if token:
@@ -341,6 +341,12 @@ cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) 
         loop_notice(loop, NOTICE_DRAINED)
 
 
+cdef inline void loop_count_input(loop_t *loop, connection_t *connection) noexcept nogil:
+    connection_set_input_count(&loop.context, connection)
+    if connection.input != NULL:
+        loop_check_memory(loop)
+
+
 cdef inline void loop_step(loop_t *loop, worker_t *worker, connection_t *connection, line_t *ready, line_t *service) noexcept nogil:
     """Do what can be done off the GIL for an owned connection; put it where it goes on."""
     cdef int verdict = connection_step(&loop.context, &worker.io, connection)
@@ -353,7 +359,7 @@ cdef inline void loop_step(loop_t *loop, worker_t *worker, connection_t *connect
     else:
         if verdict == VERDICT_LINGER:
             loop_touch(loop)
-        connection_set_input_count(&loop.context, connection)
+        loop_count_input(loop, connection)
         if not connection_let_go(connection):
             line_push(service, connection)
 
@@ -362,7 +368,7 @@ cdef inline void loop_settle(loop_t *loop, connection_t *connection) noexcept no
     """After the callbacks: let go of the connection, or have it served if something is left to do for it."""
     if connection.flags & (FLAG_EOF | FLAG_EOF_TOLD) == FLAG_EOF:
         connection.mail |= FRAMES
-    connection_set_input_count(&loop.context, connection)
+    loop_count_input(loop, connection)
     if not connection_let_go(connection):
         loop_serve_later(loop, connection, False)
 
@@ -636,8 +642,10 @@ cdef inline bint timekeeper_look(loop_t *loop, bint *busy, bint *all_blocked) no
             worker.seen_progress = progress
         else:
             worker.seen_callback = False
+            if state >= WORKER_FLUSH:
+                busy[0] = True
             if state == WORKER_WANT_GIL:
-                waiting = busy[0] = True
+                waiting = True
     all_blocked[0] = blocked == loop.worker_count
     if not stalled:
         relaxed_store32(&loop.stalled, 0)
@@ -708,6 +716,7 @@ cdef inline void *timekeeper_main(void *argument) noexcept nogil:
     cdef uint32_t quiet = 0
     cdef uint32_t idle = 0
     cdef uint32_t blocked_ticks = 0
+    cdef bint said = False
     cdef uint32_t eager
     cdef bint active, busy, all_blocked
     while not atomic_load32(&loop.timekeeper_stop):
@@ -722,7 +731,8 @@ cdef inline void *timekeeper_main(void *argument) noexcept nogil:
         blocked_ticks = blocked_ticks + 1 if all_blocked else 0
         if blocked_ticks >= 2:
             timekeeper_stand_in(loop)
-            if blocked_ticks == 2:
+            if not said:
+                said = True
                 lock_take(&loop.lock)
                 loop.notices |= NOTICE_ALL_BLOCKED
                 lock_give(&loop.lock)
@@ -812,20 +822,24 @@ cdef inline void *accept_main(void *argument) noexcept nogil:
 
 # --- life ------------------------------------------------------------------------------------------------------------------------------------
 
-cdef inline int loop_init(loop_t *loop, uint32_t workers, uint32_t pre_allocated, size_t scratch) noexcept nogil:
-    """Allocate; `loop` is zeroed and its constants may be set before or after. 0 or -errno; loop_destroy in either case."""
-    cdef worker_t *worker
-    cdef int failed
-    cdef uint32_t k
+cdef inline void loop_clear(loop_t *loop) noexcept nogil:
+    """Make a zeroed loop one that loop_exit and loop_destroy may be called for."""
+    loop.forks = sys_forks
+    loop.accept_event = loop.context.poller.epoll_fd = -1
+    loop.outside_io.counters.shared = True
     lock_init(&loop.lock, RANK_QUEUE)
     lock_init(&loop.timekeeper_lock, RANK_TIMEKEEPER)
     lock_init(&loop.context.fd_lock, RANK_FD)
     lock_init(&loop.context.drain_lock, RANK_DRAIN)
     cond_init(&loop.timekeeper_cond)
     cond_init(&loop.context.drain_cond)
-    loop.outside_io.counters.shared = True
-    loop.forks = sys_forks
-    loop.accept_event = loop.context.poller.epoll_fd = -1
+
+
+cdef inline int loop_init(loop_t *loop, uint32_t workers, uint32_t pre_allocated, size_t scratch) noexcept nogil:
+    """Allocate. 0 or -errno; after either, loop_destroy."""
+    cdef worker_t *worker
+    cdef int failed
+    cdef uint32_t k
     if not slab_init(&loop.slab, sizeof(connection_t), pre_allocated):
         return -ENOMEM
     loop.workers = <worker_t *>calloc(workers, sizeof(worker_t))

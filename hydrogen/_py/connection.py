@@ -1,11 +1,11 @@
 """A connection: input, callbacks and the end, all by its owner.
 
-`turn` is the heart: the worker that took the connection from the ready queue owns it, does what its bits ask for, and lets go. Only in there
-is input touched, and only there do callbacks run: this alone makes them come one at a time and in order.
+`turn` is the heart: the worker that took the connection from the ready queue owns it, does what its bits ask for, and lets go. Only in
+there is input touched, and only there do callbacks run: this alone makes them come one at a time and in order.
 
-The end, whatever its cause: `Output.end` sets `error`. In order: the queue is flushed, FIN, input discarded until EOF or `LINGER`, shutdown. At once: a reset.
-Then the last callbacks, close, and the slot is released. The fd is closed after the callbacks, so that its number cannot
-belong to a new connection while a handler still files by it.
+The end, whatever its cause, begins with `Output.end`, which sets `error`. In order: the queue is flushed, FIN, input discarded until EOF
+or `LINGER`, shutdown. At once: a reset. Then in both cases the last callbacks, close, and the slot is released. The fd is closed after
+the callbacks, so that its number cannot belong to a new connection while a handler still files by it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hydrogen.handler import Callbacks, log_callback_error
 from hydrogen.stream import Stream
 
 LINGER = 2.0
-"""Seconds that input is discarded after our FIN: closing with unread input makes the kernel reset the peer, and the tail of the reply is lost."""
+"""Seconds that input is discarded after our FIN: closing with unread input resets the peer, and the tail of the reply is lost."""
 
 MESSAGE_BUDGET = 256
 """Messages delivered in one turn before the others come."""
@@ -232,11 +232,10 @@ class Connection(Output):
             self.end(Cause.PEER_CLOSED)
 
     def _check_hangup(self) -> None:
-        """Nobody reads now, because of a pause or because all was read: ask for the error that reading would have met."""
-        if self.is_paused or self.is_held_back or self._eof:
-            code = self.transport.pending_error()
-            if code:
-                self.fail(code)
+        """Ask for the error that reading meets, unless a pause or the end of input keeps it from reading. A reset ends any pause."""
+        code = self.transport.pending_error()
+        if code:
+            self.fail(code)
 
     def _wind_up(self, lingered: bool) -> bool:
         """One step further towards the end; True when the connection is gone."""

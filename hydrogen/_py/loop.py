@@ -1,14 +1,15 @@
 """The Python engine: `Engine` ties the threads to the slab. Start reading here.
 
-    accept thread --new--> ready queue --> workers: read, split, call back, write
-    event thread  --bits-> ready queue                |
-         ^                                            | EPOLL_CTL_ADD/DEL
-         +------------------ epoll <------------------+
+    accept thread -------------new-----------> ready queue ----> workers: read, split, call back, write
+                                                ^    ^              |
+    timekeeper ------------deadline-------------+    |              | EPOLL_CTL_ADD, EPOLL_CTL_DEL
+                                                     |              v
+    event thread: flush what blocked ----readable----+ <--------- epoll
 
-The number of threads is `max_threads` and three, whatever the number of connections. Locks, in the order in which they may be taken: server (`_lock` here),
-output (of a connection), then the leaves: mailbox, memory, slab, timekeeper.
+There are `max_threads` threads and three, whatever the number of connections. Locks, in the order in which they may be taken:
+`Engine._lock` or the output lock of one connection; then the leaves: mailbox, memory, slab, timekeeper.
 
-It is the reference, clear before fast: every message takes a hop from the event thread to a worker, which is what the compiled engine does without.
+It is the reference, clear before fast: every message takes a hop from the event thread to a worker, which the compiled engine does without.
 """
 
 from __future__ import annotations
@@ -144,9 +145,10 @@ class Engine:
             for connection in connections:
                 total.add(connection.tally)
             removed = self._removed.copy()
+            accepted = self._accepted
         return Stats(
             connections=len(connections),
-            accepted=self._accepted,
+            accepted=accepted,
             removed_peer_closed=removed[Cause.PEER_CLOSED],
             removed_local_closed=removed[Cause.LOCAL_CLOSED],
             removed_server_stopped=removed[Cause.SERVER_STOPPED],
@@ -169,7 +171,8 @@ class Engine:
     def forked(self) -> None:
         """In the child: find no connection any more, and close this process's copies of the fds.
 
-        As long as a copy is open the kernel does not end a connection that the parent closes. Locks are left alone: a thread that is not here may hold them.
+        As long as a copy is open the kernel does not end a connection that the parent closes. No lock is taken: a thread that exists in
+        the parent only may hold it.
         """
         self.forked_away = True
         for connection in self._slab.tenants_unlocked():
@@ -221,15 +224,14 @@ class Engine:
 
     def _welcome(self, sock: socket.socket, peername: Any) -> None:
         """A connection was accepted: it is born owned, and handed to a worker if there is something to call, or has failed."""
-        self._accepted += 1
-        number = self._accepted
-
         names = (peername, sock.getsockname())
 
         def make(token: int) -> Connection:
-            return Connection(self, sock, names, token, Socket(self, token, number))
+            return Connection(self, sock, names, token, Socket(self, token, self._accepted))
 
-        connection = self._slab.acquire(make)
+        with self._lock:  # `stats` never sees an accepted connection that is neither there nor removed
+            self._accepted += 1
+            connection = self._slab.acquire(make)
         try:
             for level, name, value in self.config.socket_options:
                 sock.setsockopt(level, name, value)

@@ -2,10 +2,10 @@
 
 Invariants, on which everything in `connection.py` rests:
 
-1. A connection is *owned* by at most one thread. It is born owned; whoever posts to one that nobody owns makes it owned and puts it into the ready
-   queue, and the worker that takes it out is the owner. So it is in the queue at most once.
-2. The owner lets go only when no bit is left. Otherwise it keeps the connection and puts it at the back of the queue: no wake-up is lost, and a
-   busy connection does not hold a worker.
+1. A connection is *owned* by at most one thread. It is born owned; whoever posts to one that nobody owns makes it owned and puts it into
+   the ready queue, and the worker that takes it out is the owner. So it is in the queue at most once.
+2. The owner lets go only when no bit is left. Otherwise it keeps the connection and puts it at the back of the queue: no wake-up is lost,
+   and a busy connection does not hold a worker.
 3. A removed connection stays owned for ever: nobody can claim it again.
 """
 

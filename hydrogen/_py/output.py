@@ -1,10 +1,10 @@
 """The output half of a connection, and how its end begins. Any thread may send, close or abort.
 
-One lock guards all of it. No system call, no code of the user's and no other lock is inside it, but for the leaf of `Mailbox.post`. Invariants:
+One lock guards all of it. No system call, no code of the user's and no other lock is inside it. Invariants:
 
 1. There is one *flusher* at a time: who sets `_flushing` writes, without the lock; all others append and leave.
-2. `_blocked` means: the kernel takes no more and owes an edge. An edge that comes while somebody writes leaves a note, `_edge`, that he finds when he wants
-   to set `_blocked`: then he tries again instead.
+2. `_blocked` means: the kernel takes no more and owes an edge. An edge that comes while somebody writes leaves a note, `_edge`, that he
+   finds when he wants to set `_blocked`: then he tries again instead.
 3. Once `error` is set nothing is appended; what is queued is written, unless `at_once`. The first cause wins.
 4. Who empties the queue of a connection that is ending posts CLOSE. So does a flusher that finds `at_once`: the owner waits for him.
 """
@@ -270,12 +270,11 @@ class Output(Mailbox):
 
     def _write_failed(self, error: BaseException) -> None:
         cause, reason = self.transport.explain(error, "send")
+        self.end(cause, reason, at_once=True)
         with self._lock:
             self._flushing = False
-            self._queued.clear()
             bits, change = self._settle_locked()
         self._tell(bits, change)
-        self.end(cause, reason, at_once=True)
 
     def _settle_locked(self, *, attempted: bool = False) -> tuple[int, int]:
         """After any change: watermarks, those who wait, the account. Returns bits to post and the change of the account.

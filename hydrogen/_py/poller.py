@@ -1,8 +1,8 @@
 """The poller: readiness of all connections, from one epoll instance.
 
-Every fd is registered once, edge-triggered, and its interest is never changed. An edge that is reported is a *hint*: `select.epoll` carries the fd and no
-token, so an event that was fetched before its fd was closed may be looked up after the number went to a new connection. Hence
-nothing is believed here: the owner reads, and what recv(2) says is true. A hint too many costs one EAGAIN.
+Every fd is registered once, edge-triggered, and its interest is never changed. An edge that is reported is a *hint*: `select.epoll`
+carries the fd and no token, so an event that was fetched before its fd was closed may be looked up after the number went to a new
+connection. Hence nothing is believed here: the owner reads, and what recv(2) says is true. A hint too many costs one EAGAIN.
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ def reset_on_close(sock: socket.socket) -> None:
 def reset(sock: socket.socket, placeholder: int) -> None:
     """Reset the connection of `sock` now, and keep its fd number taken until `sock` is closed.
 
-    connect(2) to AF_UNSPEC would do it in one call, but the socket module cannot say AF_UNSPEC. So the socket is made to reset on its last close,
-    and a duplicate of `placeholder` is put in its place: dup3(2) closes it, and in the same step occupies the number that
-    the handler still files by. A forked child closes its copies (`Engine.forked`), so this close is the last one.
+    connect(2) to AF_UNSPEC would do it in one call, but the socket module cannot say AF_UNSPEC. So the socket is made to reset on its
+    last close, and a duplicate of `placeholder` is put in its place: dup3(2) closes it, and in the same step occupies the number that the
+    handler still files by. A forked child closes its copies (`Engine.forked`), so this close is the last one.
     """
     reset_on_close(sock)
     os.dup2(placeholder, sock.fileno(), inheritable=False)

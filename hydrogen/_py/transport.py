@@ -210,7 +210,7 @@ class StreamTransport:
             log_callback_error(f"{self._name}.shutdown", error)
 
     def reset(self, placeholder: int) -> None:
-        """Make the stream's own `close` a reset. Its fd is not taken from under its feet: it may have closed it, and the number be another's."""
+        """Make the stream's own `close` a reset. Its fd is not replaced: it may have closed it, and the number be another's."""
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.poll_fd)) as sock:
             sys.reset_on_close(sock)
         try:
