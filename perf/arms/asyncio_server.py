@@ -1,0 +1,8 @@
+"""``python -m perf.arms.asyncio_server JOB``"""
+
+import asyncio
+import sys
+
+from perf.arms.protocols import serve
+
+asyncio.run(serve(sys.argv[1]))

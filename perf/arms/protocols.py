@@ -1,0 +1,129 @@
+"""The jobs as asyncio protocols; asyncio and uvloop run the same ones."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, THREADS
+
+START, END = b"\x01", b"\x17"
+pack_head, unpack_head = struct.Struct(">BH").pack, struct.Struct(">BH").unpack_from
+
+_messages = itertools.count(1)
+_pool = ThreadPoolExecutor(THREADS)
+
+
+class Raw(asyncio.Protocol):
+    """Echo."""
+
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one by duck typing only
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+class Simple(Raw):
+    """SimpleFrame echo with the parser one writes first: a bytearray, and a frame cut off its front at a time."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def frames(self, data: bytes) -> list[bytes]:
+        """The payloads that ``data`` completes."""
+        buffer = self._buffer
+        buffer += data
+        payloads = []
+        while len(buffer) >= 4:
+            if buffer[0] != START[0]:
+                raise ValueError("no frame begins here")
+            length = int.from_bytes(buffer[1:3], "big")
+            if len(buffer) < length + 4:
+                break
+            if buffer[length + 3] != END[0]:
+                raise ValueError("the frame does not end here")
+            payloads.append(bytes(buffer[3 : length + 3]))
+            del buffer[: length + 4]
+        return payloads
+
+    def encode(self, payload: bytes) -> bytes:
+        """``payload`` as a frame."""
+        return START + len(payload).to_bytes(2, "big") + payload + END
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(b"".join([self.encode(payload) for payload in self.frames(data)]))
+
+
+class SimpleTuned(Raw):
+    """SimpleFrame echo by somebody who has measured: one pass over the bytes as they came, no calls, one join."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+        at, size = 0, len(data)
+        replies: list[bytes] = []
+        while size - at >= 4:
+            start, length = unpack_head(data, at)
+            end = at + 3 + length
+            if end >= size:
+                break
+            if start != 0x01 or data[end] != 0x17:
+                raise ValueError("not a frame")
+            payload = data[at + 3 : end]
+            replies += (pack_head(0x01, len(payload)), payload, END)
+            at = end + 1
+        self._rest = data[at:]
+        self.transport.write(b"".join(replies))
+
+
+class Sleeping(Raw):
+    """Echo whose handler now and then blocks, and the event loop with it."""
+
+    def data_received(self, data: bytes) -> None:
+        if next(_messages) % BLOCKING_EVERY == 0:
+            time.sleep(BLOCKING_SECONDS)
+        self.transport.write(data)
+
+
+class Executor(Raw):
+    """The same by an author who knows which handlers will block, and sends exactly those to a pool."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._loop = asyncio.get_running_loop()
+
+    def data_received(self, data: bytes) -> None:
+        if next(_messages) % BLOCKING_EVERY == 0:
+            _pool.submit(self._block, data)
+        else:
+            self.transport.write(data)
+
+    def _block(self, data: bytes) -> None:
+        time.sleep(BLOCKING_SECONDS)
+        self._loop.call_soon_threadsafe(self.transport.write, data)
+
+
+JOBS: dict[str, type[Raw]] = {
+    "raw": Raw,
+    "simple": Simple,
+    "simple_tuned": SimpleTuned,
+    "sleeping": Sleeping,
+    "executor": Executor,
+}
+
+
+async def serve(job: str) -> None:
+    """Listen, print the port, and serve for ever."""
+    server = await asyncio.get_running_loop().create_server(JOBS[job], "127.0.0.1", 0, backlog=4096)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()

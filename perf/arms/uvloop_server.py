@@ -1,0 +1,9 @@
+"""``python -m perf.arms.uvloop_server JOB``"""
+
+import sys
+
+import uvloop
+
+from perf.arms.protocols import serve
+
+uvloop.run(serve(sys.argv[1]))

@@ -1,0 +1,197 @@
+"""What can be counted and does not depend on how fast the machine is: memory, system calls, allocations, wake-ups."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hydrogen.perf.generator import Options, Session
+from perf.servers import Server, started
+from perf.settings import Layout, Settings
+
+KINDS = {
+    "receive": ("recvfrom", "recvmsg", "read", "readv"),
+    "send": ("sendto", "sendmsg", "write", "writev"),
+    "poll": ("epoll_wait", "epoll_pwait", "epoll_pwait2"),
+}
+"""System calls that do the same job under different names."""
+
+MESSAGES = 10_000
+CONNECTIONS = 64
+IDLE_SECONDS = 5.0
+
+
+def session(server: Server, connections: int) -> Session:
+    """Connections to ``server``, opened, each having echoed one message."""
+    opened = Session(Options(("127.0.0.1", server.port), connections=connections))
+    opened.connect()
+    exchange(opened, connections)
+    return opened
+
+
+def exchange(opened: Session, messages: int) -> None:
+    """Exactly ``messages`` echoes; raises when one was not right."""
+    opened.loop.run(0, messages)
+    opened.loop.drain()
+    counters = opened.loop.counters()
+    if opened.connect_failures or any(counters[name] for name in ("wrong", "closed", "failed", "unanswered")):
+        raise RuntimeError(f"faults: {opened.connect_failures} connects failed, {counters}")
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Poll until it holds, for a minute at most."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.05)
+
+
+# -- W9 ---------------------------------------------------------------------------------------------------------------
+
+
+def private_dirty(pid: int) -> int:
+    """Bytes of memory that only this process has and that would have to be written to swap."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(r"^Private_Dirty: +(\d+) kB", rollup, re.MULTILINE)
+    assert found is not None, rollup
+    return int(found[1]) * 1024
+
+
+def open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def idle_memory(words: list[str], layout: Layout, settings: Settings) -> dict[str, float]:
+    """W9: a small wave of connections, that all be allocated which does not depend on their number, and two large ones.
+
+    What is kept after the first large wave may be a slab or a pool, which the second uses again; what is kept beyond
+    that after the second has leaked.
+    """
+    with started(words) as server:
+        quiet = open_files(server.pid)
+
+        def wave(number: int) -> tuple[int, int]:
+            with contextlib.closing(session(server, number)):
+                during = private_dirty(server.pid)
+            wait_until(lambda: open_files(server.pid) <= quiet, "the server keeps closed connections")
+            return during, private_dirty(server.pid)
+
+        number = settings.idle_connections
+        _, before = wave(CONNECTIONS)
+        during, kept = wave(number)
+        _, kept_again = wave(number)
+    return {
+        "bytes_per_connection": (during - before) / number,
+        "kept_per_connection": (kept - before) / number,
+        "second_wave": kept_again / kept,
+    }
+
+
+# -- W10 --------------------------------------------------------------------------------------------------------------
+
+
+def system_calls(words: list[str]) -> dict[str, float]:
+    """Calls by name over the echoes, by strace attached to the server while its connections are quiet."""
+    with (
+        started(words) as server,
+        contextlib.closing(session(server, CONNECTIONS)) as opened,
+        tempfile.NamedTemporaryFile("r") as table,
+    ):
+        threads = sum(1 for _ in server.threads())
+        tracer = subprocess.Popen(["strace", "-c", "-f", "-p", str(server.pid), "-o", table.name], stderr=subprocess.PIPE, text=True)
+        with tracer:
+            assert tracer.stderr is not None
+            said = tracer.stderr.readline()
+            if "attached" not in said:
+                raise RuntimeError(f"strace: {said}{tracer.stderr.read()}")
+            wait_until(lambda: traced(server) >= threads, "strace does not attach to every thread")
+            exchange(opened, MESSAGES)
+            tracer.send_signal(signal.SIGINT)
+            tracer.stderr.read()
+        counts = {}
+        for line in table:
+            row = re.match(r" *[\d.]+ +[\d.]+ +\d+ +(\d+)(?: +\d+)? +(\w+)$", line)
+            if row is not None and row[2] != "total":
+                counts[row[2]] = float(row[1])
+    return counts
+
+
+def traced(server: Server) -> int:
+    return sum("TracerPid:\t0\n" not in (thread / "status").read_text() for thread in server.threads())
+
+
+def allocations(words: list[str], settings: Settings, allocator: str) -> dict[str, float]:
+    """Calls of malloc, calloc and realloc over the echoes, and with them what else can be read without a tracer."""
+    with tempfile.NamedTemporaryFile("rb") as counts:
+
+        def calls() -> int:
+            counts.seek(0)
+            return sum(struct.unpack("3Q", counts.read(24)))
+
+        environment = {
+            "LD_PRELOAD": str(settings.binaries / "malloc_count"),
+            "MALLOC_COUNT_FILE": counts.name,
+            "PYTHONMALLOC": allocator,
+        }
+        with started(words, environment=environment) as server, contextlib.closing(session(server, CONNECTIONS)) as opened:
+            exchange(opened, MESSAGES)  # pools and free lists reach their size
+            before, switched, called = server.stats(), switches(server), calls()
+            exchange(opened, MESSAGES)
+            called, switched, after = calls() - called, switches(server) - switched, server.stats()
+    return {
+        "calls": called,
+        "switches": switched,
+        **{name: after[name] - before[name] for name in after},
+    }
+
+
+def per_message(words: list[str], layout: Layout, settings: Settings) -> dict[str, float]:
+    """W10, all divided by the number of messages."""
+    syscalls = system_calls(words)
+    plain = allocations(words, settings, "default")
+    counted = {
+        "syscalls": sum(syscalls.values()),
+        **{kind: sum(syscalls.get(name, 0) for name in names) for kind, names in KINDS.items()},
+        "epoll_ctl": 0.0,
+        "futex": 0.0,
+        **syscalls,
+        "mallocs": plain.pop("calls"),
+        "objects": allocations(words, settings, "malloc")["calls"],
+        **plain,
+    }
+    figures = {name: count / MESSAGES for name, count in counted.items()}
+    if plain.get("turns"):
+        figures["gil_per_turn"] = plain["gil_acquisitions"] / plain["turns"]
+    return figures
+
+
+# -- W11 --------------------------------------------------------------------------------------------------------------
+
+
+def switches(server: Server) -> int:
+    """Context switches of all threads so far: an idle thread has one each time it was woken."""
+    return sum(int(count) for thread in server.threads() for count in re.findall(r"ctxt_switches:\t(\d+)", (thread / "status").read_text()))
+
+
+def idle_wakeups(words: list[str], layout: Layout, settings: Settings) -> dict[str, float]:
+    """W11, per second."""
+
+    def rate(server: Server) -> float:
+        time.sleep(1)  # what the last message or connection set going comes to rest
+        before = switches(server)
+        time.sleep(IDLE_SECONDS)
+        return (switches(server) - before) / IDLE_SECONDS
+
+    with started(words) as server:
+        without = rate(server)
+        with contextlib.closing(session(server, 100)):
+            return {"without": without, "with_100": rate(server)}

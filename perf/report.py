@@ -1,0 +1,66 @@
+"""The comparison as Markdown for a person, and as JSON for a program."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from perf.rounds import REFERENCES, Round, Spread, absolute, ratio, verdicts
+from perf.workloads import Workload
+
+NOISY = 0.2
+"""Cores kept busy by others from which on figures, and with few rounds ratios too, are not to be relied on."""
+
+
+def number(value: float) -> str:
+    """As many digits as are worth reading."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def with_range(found: Spread | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found.median:.3f} ({found.lowest:.3f}-{found.highest:.3f})"
+
+
+def markdown(name: str, workload: Workload, layout: str, rounds: Sequence[Round]) -> str:
+    """One workload in one layout: a row an arm, then the goals."""
+    arms = list(rounds[0])
+    references = [arm for arm in REFERENCES if arm in arms]
+    figures = [figure for figure in workload.columns if any(absolute(rounds, arm, figure) for arm in arms)]
+    heads = ["arm", *(workload.columns[figure] for figure in figures)]
+    heads += [f"{workload.compared.replace('_', ' ')}, of {arm}" for arm in references]
+    lines = [
+        f"### {name}, {layout}: {workload.title}",
+        "",
+        f"Medians of {len(rounds)} rounds; paired ratios with their range.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
+    ]
+    for arm in sorted(arms, key=list(workload.jobs).index):
+        medians = [absolute(rounds, arm, figure) for figure in figures]
+        cells = ["-" if found is None else number(found.median) for found in medians]
+        cells += [with_range(ratio(rounds, arm, other, workload.compared)) for other in references]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    lines.append("")
+    noise = statistics.median(run.get("others", 0.0) for each in rounds for run in each.values())
+    if noise > NOISY:
+        lines.append(f"Others kept {noise:.2f} cores busy meanwhile: **too noisy to rely on**.\n")
+    for verdict in verdicts(workload, layout, rounds):
+        lines.append(f"- {verdict.goal}: **{'met' if verdict.met else 'MISSED'}**, {with_range(verdict.measured)}")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(workload: Workload, layout: str, rounds: Sequence[Round]) -> dict[str, Any]:
+    """The rounds as they were, and the verdicts."""
+    return {
+        "title": workload.title,
+        "layout": layout,
+        "rounds": list(rounds),
+        "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts(workload, layout, rounds)],
+    }

@@ -1,0 +1,101 @@
+"""Paired, interleaved rounds, and what follows from them.
+
+A figure of one run means little on a shared machine; the ratio of two arms that ran one after the other means more, and
+the median of several such ratios can be relied on. Arms take turns A B B A: what drifts from start to end (clock speed,
+neighbours) then falls on both sides of every pair alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from perf.noise import wait_for_quiet
+from perf.servers import command
+from perf.settings import Layout, Settings
+from perf.workloads import WORKLOADS, Figures, Workload
+
+SUBJECT = "hydrogen"
+REFERENCES = ("c", "uvloop")
+
+REPEATS = 5
+
+Round = dict[str, Figures]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with the range it comes from."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A goal and what was measured."""
+
+    goal: str
+    measured: Spread
+    met: bool
+
+
+def run(name: str, arms: Sequence[str], layout: Layout, settings: Settings) -> list[Round]:
+    """All rounds of a workload in one layout; every arm is a fresh process every time."""
+    workload = WORKLOADS[name]
+    rounds = []
+    for number in range(settings.rounds):
+        figures: Round = {}
+        for arm in arms if number % 2 == 0 else reversed(arms):
+            print(f"{name}, {layout.name}, round {number + 1} of {settings.rounds}: {arm}", file=sys.stderr)
+            words = command(arm, workload.jobs[arm], settings.binaries, settings.handoff)
+            figures[arm] = measured(workload, words, layout, settings)
+        rounds.append(figures)
+    return rounds
+
+
+def measured(workload: Workload, words: list[str], layout: Layout, settings: Settings) -> Figures:
+    """One run; of a noisy machine the first quiet one, or the last of five."""
+    for _ in range(REPEATS):
+        if settings.quiet is not None:
+            wait_for_quiet(settings.quiet)
+        figures = workload.measure(words, layout, settings)
+        if settings.quiet is None or figures.get("others", 0) <= settings.quiet:
+            break
+        print(f"  others kept {figures['others']:.2f} cores busy", file=sys.stderr)
+    return figures
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def absolute(rounds: Sequence[Round], arm: str, figure: str) -> Spread | None:
+    """A figure of one arm; None when that arm has no such figure."""
+    values = [each[arm][figure] for each in rounds if figure in each.get(arm, {})]
+    return spread(values) if values else None
+
+
+def ratio(rounds: Sequence[Round], arm: str, other: str, figure: str) -> Spread | None:
+    """The paired ratios of a figure; None when there is no pair or nothing to divide by."""
+    values = [each[arm][figure] / each[other][figure] for each in rounds if figure in each.get(arm, {}) and each.get(other, {}).get(figure)]
+    return spread(values) if values else None
+
+
+def verdicts(workload: Workload, layout: str, rounds: Sequence[Round]) -> list[Verdict]:
+    """The goals that hold for this layout and whose arms took part."""
+    found = []
+    for goal in workload.goals:
+        if goal.layout not in (None, layout):
+            continue
+        if goal.against is None:
+            name, measured = f"{SUBJECT}: {goal.figure}", absolute(rounds, SUBJECT, goal.figure)
+        else:
+            name = f"{SUBJECT} / {goal.against}: {goal.figure}"
+            measured = ratio(rounds, SUBJECT, goal.against, goal.figure)
+        if measured is not None:
+            found.append(Verdict(f"{name} {goal.relation} {goal.bound:g}", measured, goal.met(measured.median)))
+    return found

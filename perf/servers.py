@@ -1,0 +1,126 @@
+"""The arms: which programs they are, and starting one as a fresh process."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+
+NEEDS = {"asyncio": "asyncio", "uvloop": "uvloop", "hydrogen": "hydrogen._core"}
+"""The module without which an arm of that family cannot run."""
+
+STATS_PROGRAM = "perf.arms.hydrogen_server"
+
+
+def missing(arm: str) -> str | None:
+    """The module that ``arm`` lacks here, or None."""
+    if arm == "hydrogen-python":
+        return None
+    module = NEEDS.get(arm.partition("-")[0])
+    return module if module and importlib.util.find_spec(module) is None else None
+
+
+def compiler_words() -> list[str]:
+    """The C compiler's command, which may have options of its own."""
+    return shlex.split(os.environ.get("CC", "cc"))
+
+
+def compile_c(folder: Path) -> None:
+    """Compile the C programs, and the allocation counter, into ``folder``."""
+    for source in sorted((HERE / "c").glob("*.c")):
+        shared = ["-shared", "-fPIC"] if source.stem == "malloc_count" else []
+        command = [*compiler_words(), "-O2", "-Wall", "-Wextra", "-Werror", *shared, "-o", str(folder / source.stem), str(source)]
+        subprocess.run(command, check=True)
+
+
+def command(arm: str, job: str, binaries: Path, handoff: str) -> list[str]:
+    """The command line of ``arm`` doing ``job``."""
+    family, _, variant = arm.partition("-")
+    if family == "c":
+        return [str(binaries / job)]
+    words = [sys.executable, "-m", f"perf.arms.{family}_server", job]
+    if family == "hydrogen":
+        words += ["--engine", variant or "compiled", "--handoff", handoff]
+    return words
+
+
+class Server:
+    """A running arm.
+
+    Attributes:
+        pid: its process.
+        port: where it listens, on 127.0.0.1.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.pid = process.pid
+        line = self._answer()
+        if not line.strip().isdecimal():
+            raise RuntimeError(f"{shlex.join(map(str, process.args))}: did not start")  # type: ignore[arg-type]
+        self.port = int(line)
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def stats(self) -> dict[str, float]:
+        """A hydrogen server's own statistics; the other arms have none."""
+        if STATS_PROGRAM not in self._process.args:  # type: ignore[operator]
+            return {}
+        assert self._process.stdin is not None
+        self._process.stdin.write("stats\n")
+        self._process.stdin.flush()
+        found: dict[str, float] = json.loads(self._answer())
+        return found
+
+    def threads(self) -> Iterator[Path]:
+        """The folders in /proc of its threads."""
+        return Path(f"/proc/{self.pid}/task").iterdir()
+
+
+@contextlib.contextmanager
+def started(words: list[str], cpu: int | None = None, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """A fresh process of an arm, on one CPU if told so, ended with the block."""
+    process = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        preexec_fn=None if cpu is None else lambda: os.sched_setaffinity(0, {cpu}),
+    )
+    with process:
+        try:
+            yield Server(process)
+        finally:
+            process.send_signal(signal.SIGKILL)
+
+
+def generate(port: int, options: Mapping[str, Any], cpu: int | None = None) -> dict[str, Any]:
+    """Run the load generator as a process of its own; returns its JSON report, or raises when a reply was wrong."""
+    words = [sys.executable, "-m", "hydrogen.perf", f"127.0.0.1:{port}", "--json", "-", "--loop", "compiled"]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=None if cpu is None else lambda: os.sched_setaffinity(0, {cpu}),
+    )
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(words)}: status {done.returncode}\n{done.stdout}")
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
