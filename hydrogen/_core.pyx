@@ -378,11 +378,9 @@ cdef class Engine:
             if not go_on:
                 break
             worker.turn_began = sys_now()
-            counter_bump(&worker.io.counters.gil_acquisitions, 1)
-            counter_bump(&worker.io.counters.gil_wait_ns, worker.turn_began - asked)
-            worker_got_gil(worker, worker.turn_began - asked)
-            relaxed_store32(&worker.state, WORKER_CALLBACK)
+            worker_enter(worker, worker.turn_began - asked)
             self._turn(worker)
+            worker_leave(worker)
         sys_worker_set(NULL)
         if not self._inert():
             with nogil:

@@ -148,6 +148,7 @@ ctypedef struct loop_t:
     uint64_t accept_pauses
     uint64_t stalls
     uint32_t stopping
+    uint32_t awake       # workers that are neither parked nor in callbacks
     uint32_t eager       # milliseconds left in eager mode
     uint32_t stalled     # a worker found in a callback that lasts, its index + 1, and its progress then
     uint64_t stalled_progress
@@ -217,6 +218,7 @@ cdef inline bint loop_wake_locked(loop_t *loop) noexcept nogil:
     if worker != NULL:
         loop.parked = worker.next_parked
         worker.woken = True
+        atomic_add32(&loop.awake, 1)
         cond_signal(&worker.cond)
         return True
     if loop.polling:
@@ -457,6 +459,7 @@ cdef inline void worker_park_locked(worker_t *worker) noexcept nogil:
     worker.woken = False
     worker.next_parked = loop.parked
     loop.parked = worker
+    atomic_add32(&loop.awake, <uint32_t>-1)
     while not worker.woken:
         cond_wait(&worker.cond, &loop.lock)
     relaxed_store32(&worker.state, WORKER_POLL)
@@ -475,7 +478,6 @@ cdef inline bint loop_next(worker_t *worker) noexcept nogil:
     cdef bint polled = False
     ready.first = ready.last = service.first = service.last = NULL
     ready.length = service.length = 0
-    relaxed_store32(&worker.state, WORKER_FLUSH)
     while True:
         if worker.corked_count:
             worker_flush(worker)
@@ -502,7 +504,7 @@ cdef inline bint loop_next(worker_t *worker) noexcept nogil:
             loop_hand_over_locked(loop, &ready, &service)
             loop.role_taken = False
             loop.polling = False
-            if loop.ready.first != NULL and loop.parked != NULL and loop_wants_help_locked(loop):
+            if <uint64_t>loop.ready.length * relaxed_load32(&loop.handler_ns) > WORK_NS and loop.parked != NULL:
                 counter_bump(&worker.io.counters.handoffs, 1)
                 loop_wake_locked(loop)
         if loop.ready.first != NULL:
@@ -522,11 +524,6 @@ cdef inline bint loop_next(worker_t *worker) noexcept nogil:
     return True
 
 
-cdef inline bint loop_wants_help_locked(loop_t *loop) noexcept nogil:
-    """Whether the role is to be passed on before the callbacks: handlers block, or, without a GIL, there is work for two."""
-    return loop_is_eager(loop) or <uint64_t>loop.ready.length * relaxed_load32(&loop.handler_ns) > WORK_NS
-
-
 cdef inline void worker_serve(worker_t *worker, line_t *ready, line_t *service) noexcept nogil:
     """A step for each connection of `service`; those that need another one are in it afterwards."""
     cdef line_t again
@@ -541,15 +538,35 @@ cdef inline void worker_serve(worker_t *worker, line_t *ready, line_t *service) 
     line_append(service, &again)
 
 
-cdef inline void worker_got_gil(worker_t *worker, uint64_t waited) noexcept nogil:
-    """Enter eager mode on the proof that a handler blocks: this worker got the GIL soon while that one is still in the same callback."""
+cdef inline void worker_enter(worker_t *worker, uint64_t waited) noexcept nogil:
+    """Begin to run callbacks, with the GIL, which was waited for that long.
+
+    Eager mode begins on the proof that a handler blocks: this worker got the GIL soon while a stalled one is still in the same callback. In
+    eager mode there is always another worker awake while one runs callbacks: it polls, and waits for the GIL with what it has read, so that it
+    goes on at the moment when a handler blocks and lets go of the GIL. Two workers alternate so, and nobody has to be woken until one blocks.
+    """
     cdef loop_t *loop = worker.loop
     cdef uint32_t stalled = relaxed_load32(&loop.stalled)
     cdef worker_t *other
+    counter_bump(&worker.io.counters.gil_acquisitions, 1)
+    counter_bump(&worker.io.counters.gil_wait_ns, waited)
+    relaxed_store32(&worker.state, WORKER_CALLBACK)
     if stalled and stalled != worker.index + 1 and waited < BLOCKS_NS:
         other = &loop.workers[stalled - 1]
         if relaxed_load32(&other.state) == WORKER_CALLBACK and relaxed_load64(&other.progress) == relaxed_load64(&loop.stalled_progress):
             relaxed_store32(&loop.eager, EAGER_MS)
+    if atomic_add32(&loop.awake, <uint32_t>-1) == 1 and loop_is_eager(loop):
+        lock_take(&loop.lock)
+        if loop.parked != NULL:
+            counter_bump(&worker.io.counters.handoffs, 1)
+            loop_wake_locked(loop)
+        lock_give(&loop.lock)
+
+
+cdef inline void worker_leave(worker_t *worker) noexcept nogil:
+    """The callbacks of this turn are done; the GIL is let go next."""
+    relaxed_store32(&worker.state, WORKER_FLUSH)
+    atomic_add32(&worker.loop.awake, 1)
 
 
 cdef inline uint32_t loop_turn(loop_t *loop, uint32_t *notices) noexcept nogil:
@@ -847,6 +864,7 @@ cdef inline int loop_init(loop_t *loop, uint32_t workers, uint32_t pre_allocated
         return -ENOMEM
     loop.worker_count = workers
     atomic_store32(&loop.workers_left, workers)
+    atomic_store32(&loop.awake, workers)
     for k in range(workers):
         worker = &loop.workers[k]
         worker.loop = loop
