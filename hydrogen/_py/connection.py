@@ -38,7 +38,6 @@ class Loop(OutputLoop, Protocol):
     callbacks: Callbacks
     poller: Poller
     placeholder: int
-    forked_away: bool
 
     def linger(self, token: int) -> None:
         """Post DEADLINE after `LINGER`."""
@@ -58,6 +57,7 @@ class Connection(Output):
         fd: the number accept(2) gave.
         socket: what callbacks get.
         user_data: the handler's.
+        is_introduced: `on_new_connection` has had its say: only from then on it is known who reads and writes.
         is_paused: by `pause_reading`.
         peername, sockname: as at the start; a connection that was reset has forgotten them.
     """
@@ -67,12 +67,13 @@ class Connection(Output):
         "_ended_output",
         "_eof",
         "_hung_up",
-        "_introduced",
         "_readable",
+        "_refused",
         "_told_eof",
         "_undelivered",
         "counted",
         "fd",
+        "is_introduced",
         "is_paused",
         "peername",
         "socket",
@@ -98,7 +99,8 @@ class Connection(Output):
         self._hung_up = False
         self._eof = False
         self._told_eof = False
-        self._introduced = True  # `on_disconnected` is due
+        self._refused = False  # by `on_new_connection`
+        self.is_introduced = loop.callbacks.on_new_connection is None
         self._ended_output = False
 
     def fail(self, code: int) -> None:
@@ -142,27 +144,34 @@ class Connection(Output):
         """`on_new_connection`, register, `on_connected`."""
         callbacks = self.loop.callbacks
         if callbacks.on_new_connection is not None:
-            try:
-                stream = callbacks.on_new_connection(self.fd)
-                if stream is not None and not isinstance(stream, Stream):
-                    raise TypeError(f"on_new_connection must return None or a hydrogen.Stream, not {stream!r:.80}")
-            except Reject as error:
-                self._introduced = False
-                self.end(Cause.REJECT, error, at_once=True)
-                return
-            except BaseException as error:
-                self._introduced = False
-                log_callback_error("on_new_connection", error)
-                self.end(Cause.HANDLER_ERROR, handler_error(error))
-                stream = None
+            stream = self._ask_for_stream(callbacks.on_new_connection)
             self._leave_if_forked()
-            if stream is not None and not self._adopt(stream):
-                return
-        self.register()
+            if stream is not None:
+                self._adopt(stream)
+            self.is_introduced = True
+        if not self.at_once:
+            self.register()
         if callbacks.on_connected is not None and self.error is None:
             self._call("on_connected", callbacks.on_connected, self.socket)
 
-    def _adopt(self, stream: Stream) -> bool:
+    def _ask_for_stream(self, on_new_connection: Callable[[int], Stream | None]) -> Stream | None:
+        """What `on_new_connection` returns; None also when it refuses or fails, then the connection ends."""
+        try:
+            stream = on_new_connection(self.fd)
+            if stream is not None and not isinstance(stream, Stream):
+                raise TypeError(f"on_new_connection must return None or a hydrogen.Stream, not {stream!r:.80}")
+        except Reject as error:
+            self._refused = True
+            self.end(Cause.REJECT, error, at_once=True)
+            return None
+        except BaseException as error:
+            self._refused = True
+            log_callback_error("on_new_connection", error)
+            self.end(Cause.HANDLER_ERROR, handler_error(error))
+            return None
+        return stream
+
+    def _adopt(self, stream: Stream) -> None:
         """Use `stream`, which owns the fd from now on."""
         transport = StreamTransport(stream)
         assert isinstance(self.transport, SocketTransport)
@@ -174,8 +183,6 @@ class Connection(Output):
         except BaseException as error:
             cause, reason = transport.explain(error, "fileno")
             self.end(cause, reason, at_once=True)
-            return False
-        return True
 
     def _serve_input(self) -> None:
         """Deliver what is complete, then read, in turn, until nothing is left, a pause, or the budget is used up."""
@@ -209,7 +216,8 @@ class Connection(Output):
             for chunk in chunks:
                 self._decoder.feed(chunk)
         except EOFError:
-            self._eof = True
+            # A flusher may have met a reset first: the kernel tells of it once, and to us it looks like an orderly end.
+            self._eof = not self.waits_for_flusher(mailbox.READABLE)
             chunks = []
         except BaseException as error:
             cause, reason = self.transport.explain(error, "recv")
@@ -280,7 +288,7 @@ class Connection(Output):
         self._decoder = ChunkDecoder()
         self._account_input()
         self.loop.removing(self.cause)
-        if callbacks.on_disconnected is not None and self._introduced:
+        if callbacks.on_disconnected is not None and not self._refused:
             self._call("on_disconnected", callbacks.on_disconnected, self.socket, self.error)
         if callbacks.on_connection_removed is not None:
             self._call("on_connection_removed", callbacks.on_connection_removed, self.fd, self.error)

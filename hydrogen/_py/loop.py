@@ -129,10 +129,10 @@ class Engine:
         return not self.forked_away and self._pool.is_mine(threading.current_thread())
 
     def connections(self) -> list[HydrogenSocket]:
-        """Those that do not end yet."""
+        """Those that do not end yet, and have passed `on_new_connection`."""
         if self.forked_away:
             return []
-        return [connection.socket for connection in self._slab.snapshot() if connection.error is None]
+        return [connection.socket for connection in self._slab.snapshot() if connection.is_introduced and connection.error is None]
 
     def stats(self) -> Stats:
         """The counters of connections that are gone, and of those that are there."""

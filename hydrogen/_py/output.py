@@ -49,6 +49,7 @@ class OutputLoop(Queue, Protocol):
 
     config: Config
     memory: Memory
+    forked_away: bool
 
     def flush_later(self, connection: Any) -> None:
         """Have the event thread call `go_on_flushing`."""
@@ -74,6 +75,7 @@ class Output(Mailbox):
         "_over_high",
         "_queued",
         "_sealed",
+        "_when_flushed",
         "at_once",
         "cause",
         "error",
@@ -93,12 +95,13 @@ class Output(Mailbox):
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # for those in `drain`
         self._queued = SendQueue()
-        self._flushing = False
-        self._blocked = False
-        self._edge = False
-        self._over_high = False
-        self._sealed = False
+        self._flushing = False  # see invariant 1
+        self._blocked = False  # see invariant 2
+        self._edge = False  # see invariant 2
+        self._over_high = False  # pending was over the high watermark, and has not been below the low one since
+        self._sealed = False  # the transport is being closed
         self._accounted = 0  # bytes of ours in `loop.memory`
+        self._when_flushed = 0  # bits to post when the flusher is done
 
     @property
     def pending(self) -> int:
@@ -156,6 +159,8 @@ class Output(Mailbox):
 
     def end(self, cause: Cause, error: Exception | None = None, *, at_once: bool = False) -> bool:
         """Let the connection end because of `cause`; False when that changes nothing. `error`: None: the usual one of `cause`."""
+        if self.loop.forked_away:
+            return False  # the lock may be held by a thread that exists in the parent only
         with self._lock:
             if self._sealed or self.at_once or (self.error is not None and not at_once):
                 return False
@@ -200,6 +205,15 @@ class Output(Mailbox):
         """Whether all output is written, or dropped, and nobody writes."""
         with self._lock:
             return self._is_flushed_locked()
+
+    def waits_for_flusher(self, bits: int) -> bool:
+        """Whether somebody writes to the socket now; then `bits` are posted when he is done. By the owner."""
+        if self.transport.is_stream:
+            return False
+        with self._lock:
+            if self._flushing:
+                self._when_flushed |= bits
+            return self._flushing
 
     def seal(self) -> bool:
         """Let nobody write any more; False when somebody still does, he will post CLOSE. By the owner, before the transport is closed."""
@@ -293,6 +307,9 @@ class Output(Mailbox):
             self._changed.notify_all()
         if self.error is not None and self._is_flushed_locked():
             bits |= mailbox.CLOSE
+        if not self._flushing:
+            bits |= self._when_flushed
+            self._when_flushed = 0
         before, self._accounted = self._accounted, pending if self._blocked else 0
         return bits, self._accounted - before
 

@@ -42,8 +42,12 @@ class Worker(threading.Thread):
     def _turn(self, connection: Connection) -> None:
         self.busy = True
         self.turns += 1
-        if connection.turn():
-            self.pool.ready.put(connection)
+        try:
+            if connection.turn():
+                self.pool.ready.put(connection)
+        except Exception:
+            # Want of memory, or a fault of ours. It must not cost a worker; to go on with that connection would be guessing.
+            log.exception("connection %d is lost", connection.socket.id)
         self.busy = False
 
 
@@ -63,6 +67,7 @@ class Pool:
         self._is_empty = is_empty
         self._on_last = on_last
         self._workers = [Worker(self, number) for number in range(size)]
+        self._started = 0
         self._present = 0
         self._ended = False
 
@@ -70,6 +75,7 @@ class Pool:
         """Start the threads. Raises: RuntimeError: there are too many."""
         for worker in self._workers:
             worker.start()
+            self._started += 1
             self._present += 1
 
     def turns(self) -> int:
@@ -99,7 +105,7 @@ class Pool:
     def end(self, patience: float) -> int:
         """Tell all workers to leave and wait for those that are in no callback; how many are left. At most `patience` seconds."""
         self._ended = True
-        if not self._present:
+        if not self._started:
             self._on_last()
         for _ in self._workers:
             self.ready.put(None)

@@ -5,12 +5,14 @@ No connection is known here, only fds and sockets.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 
 TRANSIENT = frozenset(
     {
@@ -55,14 +57,14 @@ def reset(sock: socket.socket, placeholder: int) -> None:
     os.dup2(placeholder, sock.fileno(), inheritable=False)
 
 
-def pending_error(fd: int) -> int:
-    """The errno that waits in the socket `fd` (SO_ERROR), taken out of it; 0 when there is none, or when `fd` is no socket."""
+@contextlib.contextmanager
+def borrowed(fd: int) -> Iterator[socket.socket]:
+    """A socket object for `fd`, which stays open. Raises: OSError: `fd` is no socket."""
+    sock = socket.socket(fileno=fd)
     try:
-        sock = socket.socket(fileno=os.dup(fd))
-    except OSError:
-        return 0
-    with sock:
-        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        yield sock
+    finally:
+        sock.detach()
 
 
 def block_signals() -> None:

@@ -196,7 +196,9 @@ class StreamTransport:
 
     def pending_error(self) -> int:
         """SO_ERROR of what is polled."""
-        return sys.pending_error(self.poll_fd)
+        with contextlib.suppress(OSError), sys.borrowed(self.poll_fd) as sock:
+            return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return 0
 
     def end_output(self) -> bool:
         """How a stream ends is its own affair."""
@@ -211,8 +213,9 @@ class StreamTransport:
 
     def reset(self, placeholder: int) -> None:
         """Make the stream's own `close` a reset. Its fd is not replaced: it may have closed it, and the number be another's."""
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.poll_fd)) as sock:
-            sys.reset_on_close(sock)
+        if self.poll_fd >= 0:
+            with contextlib.suppress(OSError), sys.borrowed(self.poll_fd) as sock:
+                sys.reset_on_close(sock)
         try:
             self._port.shutdown()
         except OSError:  # the peer may be gone, that is why we are here
