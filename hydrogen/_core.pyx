@@ -32,10 +32,12 @@ from hydrogen.stream import Stream, StreamPort
 
 cimport cython
 
+from hydrogen._c.acceptor cimport acceptor_end, acceptor_start
 from hydrogen._c.buffer cimport block_bytes, block_length
 from hydrogen._c.connection cimport *
 from hydrogen._c.framing cimport FRAME_BAD, FRAME_COMPLETE, FRAME_INCOMPLETE, FRAME_OVERSIZE, FRAMING_RAW, FRAMING_SIMPLE, frame_t, framing_next
 from hydrogen._c.loop cimport *
+from hydrogen._c.timekeeper cimport timekeeper_end, timekeeper_start
 from hydrogen._c.slab cimport slab_used
 from hydrogen._c.sys cimport *
 
@@ -272,7 +274,8 @@ cdef class Engine:
     def __dealloc__(self):
         # In a forked child the threads to join are not there, and a lock may be held for ever: what is left goes with the process.
         if not self._inert():
-            loop_exit(&self._loop)
+            acceptor_end(&self._loop)
+            timekeeper_end(&self._loop)
             loop_destroy(&self._loop)
 
     cdef _set_options(self, options):
@@ -303,14 +306,14 @@ cdef class Engine:
                 self.release()
                 raise
             self._threads.append(thread)
-        failed = loop_start_threads(&self._loop)
+        failed = timekeeper_start(&self._loop) or acceptor_start(&self._loop)
         if failed:
             self.release()
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
 
     def stop_accepting(self):
         with nogil:
-            loop_stop_accepting(&self._loop)
+            acceptor_end(&self._loop)
 
     def close_all(self):
         cdef uint64_t unsent = 0, count = 0
@@ -339,6 +342,8 @@ cdef class Engine:
     def release(self):
         abandoned = 0
         with nogil:
+            acceptor_end(&self._loop)
+            timekeeper_end(&self._loop)
             loop_exit(&self._loop)
         for index, thread in enumerate(self._threads):
             # A worker that is not in a callback ends by itself; one that is may be about to come out of it.
@@ -380,6 +385,8 @@ cdef class Engine:
             worker.turn_began = sys_now()
             worker_enter(worker, worker.turn_began - asked)
             self._turn(worker)
+            while not self._inert() and worker_refill(worker):
+                self._turn(worker)
             worker_leave(worker)
         sys_worker_set(NULL)
         if not self._inert():
@@ -531,23 +538,18 @@ cdef class Engine:
                 stream = self._on_new(connection.fd)
                 if stream is not None:
                     self._adopt(connection, stream)
+            atomic_store32(&connection.ready, 1)
         except errors.Reject as error:
-            self._refuse(connection, socket, CAUSE_REJECT, error)
+            self._end_with(connection, socket, CAUSE_REJECT, error)
+            self._end(socket, True, CAUSE_REJECT, 0)
             return
         except BaseException as error:
-            log_callback_error("on_new_connection", error)
-            self._refuse(connection, socket, CAUSE_HANDLER_ERROR, errors.handler_error(error))
-            return
-        connection.flags |= FLAG_READY
+            self._failed(connection, socket, "on_new_connection", error)
         failed = loop_register(&self._loop, connection)
         if failed:
             self._end(socket, True, CAUSE_OS_ERROR, -failed)
         elif self._on_connected is not None:
             self._call(worker, connection, socket, self._on_connected, "on_connected")
-
-    cdef void _refuse(self, connection_t *connection, HydrogenSocket socket, int cause, error) noexcept:
-        self._end_with(connection, socket, cause, error)
-        self._end(socket, True, cause, 0)
 
     cdef _adopt(self, connection_t *connection, stream):
         """Take a stream of the user's: it owns the fd, the engine polls a duplicate. If its fd is none, ours stays ours."""
@@ -573,7 +575,7 @@ cdef class Engine:
         error = <object>connection.error if connection.error != NULL else errors.removal_error(connection.cause, connection.code)
         if port is not None:
             self._quietly(worker, port.shutdown)
-        if self._on_disconnected is not None and (connection.flags & FLAG_READY or not self._loop.has_open_callbacks):
+        if self._on_disconnected is not None and atomic_load32(&connection.ready):
             self._quietly(worker, self._on_disconnected, socket, error)
         if self._on_removed is not None:
             self._quietly(worker, self._on_removed, connection.fd, error)
@@ -738,7 +740,7 @@ cdef class Engine:
         cdef uint32_t index
         for index in range(slab_used(&self._loop.slab)):
             connection = loop_at(&self._loop, index)
-            if not STATE_OPEN <= atomic_load32(&connection.state) <= last_state:
+            if not STATE_OPEN <= atomic_load32(&connection.state) <= last_state or not atomic_load32(&connection.ready):
                 continue
             socket = HydrogenSocket.__new__(HydrogenSocket)
             socket._engine = self

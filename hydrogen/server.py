@@ -7,7 +7,6 @@ STOPPING carries the stop out; all others wait for `_stopped`.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import dataclasses
 import logging
 import os
@@ -149,8 +148,9 @@ class Server:
         abandoned = engine.stats().connections
         engine.release()
         with self._lock:
+            aborted = max(0, self._aborted - abandoned)
             seconds = time.monotonic() - began
-            self._report = StopReport(there - self._aborted, self._aborted - abandoned, abandoned, self._unsent, seconds)
+            self._report = StopReport(there - aborted - abandoned, aborted, abandoned, self._unsent, seconds)
             self._state = STOPPED
         _running.discard(self)
         self._stopped.set()
@@ -212,8 +212,10 @@ class Server:
         self.stop()
 
     def _forked(self) -> None:
-        """In the child after fork(2): the threads are gone, and the sockets are the parent's to use."""
+        """In the child after fork(2): the threads are gone, and the sockets are the parent's to use; the port is not kept busy."""
         self._reset_locks()
+        if self._listener is not None:
+            self._listener.sock.close()
         if self._engine is not None:
             self._engine.forked()
         self._engine = None
@@ -266,37 +268,41 @@ def begin(handler: Handler, config: Config | None = None) -> StopReport:
 
 def run(server: Server, started: Callable[[], None] = lambda: None) -> StopReport:
     """Start `server`, call `started`, and wait until a signal (see `begin`) or anybody else has stopped it."""
-    # Signal handlers run in this thread, between two bytecodes of the wait below: they must not take a lock that it may hold (so no
-    # Event), and only count and let go of a raw lock, which interrupts its own acquire.
-    awake = threading.Lock()
-    awake.acquire()
+    # A signal may be delivered to any thread, and then interrupts no wait of this one: Python's wakeup fd is written to wherever it
+    # arrives. The handlers run in this thread, between two bytecodes, and only count.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
     signals = 0
-
-    def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # it was let go already
-            awake.release()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal signals
         signals += 1
-        wake()
 
     def follow() -> None:
         server.wait()
-        wake()
+        os.write(writer, b"\0")
 
     main = threading.current_thread() is threading.main_thread()
     earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    earlier_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False) if main else -1
+    follower = threading.Thread(target=follow, name="hydrogen-follow", daemon=True)
     try:
         server.start()
-        threading.Thread(target=follow, name="hydrogen-follow", daemon=True).start()
+        follower.start()
         started()
         actions: list[Callable[[], object]] = [server.abort, server.stop]
         while not server.wait(0):
-            awake.acquire()
+            os.read(reader, 1)
             while actions and signals > 2 - len(actions):
                 threading.Thread(target=actions.pop(), name="hydrogen-stop", daemon=True).start()
     finally:
+        if follower.is_alive():
+            server.abort()
+            follower.join()
         for number, previous in earlier.items():
             signal.signal(number, previous)
+        if main:
+            signal.set_wakeup_fd(earlier_fd)
+        os.close(reader)
+        os.close(writer)
     return server.stop()

@@ -7,11 +7,13 @@ two opinions and not one with itself.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -120,6 +122,10 @@ class Client:
     def send(self, data: bytes) -> None:
         """All of `data`."""
         self.sock.sendall(data)
+
+    def unacknowledged(self) -> int:
+        """Bytes sent that the other side's kernel does not have yet (tcp(7), SIOCOUTQ)."""
+        return int.from_bytes(fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def receive(self, count: int) -> bytes:
         """Exactly `count` bytes; an end that comes earlier fails."""
@@ -348,11 +354,11 @@ def recorder(**hooks: Callable[..., Any] | None) -> Recorder:
 
 
 @contextlib.contextmanager
-def running(*targets: Callable[[], None]) -> Iterator[list[threading.Thread]]:
+def running(*targets: Callable[[], object], patience: float = PATIENCE) -> Iterator[list[threading.Thread]]:
     """Run each of `targets` in a thread of its own; at the end join them and raise what the first of them raised."""
     raised: list[BaseException] = []
 
-    def run(target: Callable[[], None]) -> None:
+    def run(target: Callable[[], object]) -> None:
         try:
             target()
         except BaseException as error:
@@ -365,7 +371,7 @@ def running(*targets: Callable[[], None]) -> Iterator[list[threading.Thread]]:
         yield started
     finally:
         for thread in started:
-            thread.join(PATIENCE)
+            thread.join(patience)
     assert not [thread for thread in started if thread.is_alive()], "a thread of the test did not end"
     if raised:
         raise raised[0]

@@ -6,7 +6,6 @@ are two pops and two pushes. A thread without a pool (NULL) allocates and frees.
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
 
 from hydrogen._c.sys cimport counter_bump, iovec, sys_assert
 

@@ -19,20 +19,21 @@ This room knows nothing of queues of connections and of threads: functions retur
 """
 
 from libc.errno cimport EAGAIN, ECONNRESET, ENOMEM
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from hydrogen._c.buffer cimport (
-    BLOCK_POOLED, SEND_PARTS, block_bytes, block_exact, block_free, block_length, block_new, block_t, pool_t, queue_clear, queue_consume, queue_parts,
-    queue_push, queue_put_back, queue_t,
+    BLOCK_POOLED, SEND_PARTS, block_bytes, block_exact, block_free, block_length, block_new, block_t, pool_t, queue_clear, queue_consume,
+    queue_parts, queue_push, queue_put_back, queue_t,
 )
-from hydrogen._c.framing cimport FRAME_INCOMPLETE, FRAMING_RAW, frame_t, framing_encode, framing_next, framing_overhead, framing_t
+from hydrogen._c.framing cimport FRAME_INCOMPLETE, frame_t, framing_encode, framing_next, framing_overhead, framing_t
 from hydrogen._c.poller cimport poller_remove, poller_t, poller_want_out
 from hydrogen._c.slab cimport SLOT_OWNED, slab_advance, slot_t
 from hydrogen._c.sys cimport (
-    RANK_OUTPUT, SHUT_RDWR, SHUT_WR, atomic_add32, atomic_add64, atomic_and32, atomic_and64, atomic_cas64, atomic_load32, atomic_load64, atomic_or32, atomic_store32,
-    atomic_store64, cond_broadcast, cond_t, cond_wait_until, counter_bump, iovec, lock_give, lock_init, lock_t, lock_take, relaxed_load32, relaxed_load64, relaxed_store64, sys_assert,
-    name_t, sys_close, sys_local_name, sys_now, sys_recv, sys_reset, sys_send, sys_shutdown, sys_socket_error,
+    RANK_OUTPUT, SHUT_RDWR, SHUT_WR, atomic_add32, atomic_add64, atomic_and32, atomic_and64, atomic_cas64, atomic_load32, atomic_load64,
+    atomic_or32, atomic_store32, atomic_store64, cond_broadcast, cond_t, cond_wait_until, counter_bump, iovec, lock_give, lock_init, lock_t,
+    lock_take, name_t, relaxed_load32, relaxed_load64, relaxed_store64, sys_close, sys_local_name, sys_now, sys_recv, sys_reset, sys_send,
+    sys_shutdown, sys_socket_error,
 )
 
 # Mailbox bits. They are handled in the order ABORT, NEW, WRITABLE, READABLE, END, CLOSE.
@@ -94,7 +95,6 @@ cdef enum:
     FLAG_HUNG = 8       # HANGUP was seen
     FLAG_LINGERING = 16
     FLAG_POLLED = 32    # registered with the poller
-    FLAG_READY = 64     # on_new_connection did not refuse it: on_disconnected is due
 
 # What the dispatch role has to do.
 cdef enum:
@@ -196,6 +196,7 @@ ctypedef struct connection_t:
     block_t *input           # bytes read and not delivered
     uint64_t input_counted   # of them, counted in context.buffered; atomic, the timekeeper reads it
     # atomic
+    uint32_t ready           # on_new_connection has not refused it: others may see it, and on_disconnected is due; written by the owner
     uint32_t pause           # set of PAUSE_...; whoever clears the last one posts RESUME
     uint64_t linger_until    # 0: not lingering; written by the owner, read by the timekeeper
     # output side, under the lock
@@ -303,6 +304,7 @@ cdef inline void connection_open(connection_t *connection, int fd, uint64_t id, 
     connection.peer = peer[0]
     connection.local.family = 0
     atomic_store32(&connection.pause, 0)
+    atomic_store32(&connection.ready, 0)
     lock_take(&connection.lock)
     connection.id = id
     connection.cause = CAUSE_NONE
@@ -753,6 +755,15 @@ cdef inline int connection_input_ended(context_t *context, io_t *io, connection_
     """All input was delivered and there will be no more: act on it, once."""
     cdef uint32_t generation = connection_generation(connection)
     cdef uint32_t bits
+    cdef bint flushing
+    if not connection.end_code:
+        # A reset is reported once: to recv(2), or to the send(2) of a flusher. What looks like an end in order is one only if nobody is flushing.
+        lock_take(&connection.lock)
+        flushing = connection.flushing
+        lock_give(&connection.lock)
+        if flushing:
+            connection.mail |= FRAMES
+            return VERDICT_AGAIN
     connection.flags |= FLAG_EOF_TOLD
     if connection.end_code:
         bits = connection_end(context, connection, generation, True, CAUSE_OS_ERROR, connection.end_code)
@@ -794,6 +805,10 @@ cdef inline int connection_step(context_t *context, io_t *io, connection_t *conn
         connection.flags |= FLAG_STICKY
     if bits & HANGUP:
         connection.flags |= FLAG_HUNG
+        if relaxed_load32(&connection.pause) & PAUSE_USER and not connection.flags & FLAG_EOF:
+            # Nothing may be delivered, and nobody could resume in time.
+            connection_drop_input(context, io, connection)
+            connection_broken(connection, sys_socket_error(connection.poll_fd) or ECONNRESET)
         atomic_store32(&connection.pause, 0)
     if state == STATE_ABORTING:
         return connection_finish(context, connection)

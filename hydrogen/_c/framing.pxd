@@ -4,7 +4,7 @@ Lengths are unsigned and compared so that nothing can wrap: `declared > limit` b
 what each format is; tests/corpus holds both to the same answers.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
 cdef enum:

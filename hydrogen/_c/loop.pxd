@@ -15,28 +15,28 @@ Who sleeps, who wakes, why nothing is lost:
 4. The event role is given up only by a thread that will look at the queues again, or wakes a worker that does (the timekeeper).
 """
 
-from libc.errno cimport ECONNABORTED, EAGAIN, EBADF, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPROTO
+from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from hydrogen._c.buffer cimport block_length, pool_destroy
 from hydrogen._c.connection cimport (
-    ABORT, CAUSES, CAUSE_OS_ERROR, CAUSE_SERVER_STOPPED, CAUSE_SLOW_CONSUMER, DEADLINE, EDGE_FLUSH, EDGE_PORT, END, FLAG_EOF, FLAG_EOF_TOLD, FLAG_POLLED, FLUSH_DRAINED,
-    FLUSH_MORE, FRAMES, HANGUP, NEW, NOT_CORKED, PAUSE_MEMORY, PORT_OUT, POST_OWNER, READABLE, RESUME, STATE_ABORTING, STATE_CLOSING, STATE_GONE, STATE_OPEN,
-    STATE_VACANT, TODO_DELIVER, URGENT, VERDICT_AGAIN, VERDICT_DISPATCH, VERDICT_LINGER, VERDICT_RELEASE, WORD_BITS, WRITABLE, connection_end, connection_flush,
-    connection_generation, connection_let_go, connection_open, connection_post, connection_release, connection_set_input_count, connection_step,
-    connection_t, connection_token, connection_unblock, connection_wake_drainers, context_t, counters_t, io_t,
+    ABORT, CAUSE_SERVER_STOPPED, EDGE_FLUSH, EDGE_PORT, END, FLAG_EOF, FLAG_EOF_TOLD, FLAG_POLLED, FLUSH_DRAINED, FLUSH_MORE, FRAMES,
+    HANGUP, PORT_OUT, POST_OWNER, READABLE, STATE_VACANT, URGENT, VERDICT_AGAIN, VERDICT_DISPATCH, VERDICT_LINGER, VERDICT_RELEASE,
+    WORD_BITS, connection_end, connection_flush, connection_generation, connection_let_go, connection_post, connection_release,
+    connection_set_input_count, connection_step, connection_t, connection_token, connection_unblock, connection_wake_drainers, context_t,
+    io_t,
 )
 from hydrogen._c.poller cimport (
-    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, POLL_EVENTS, TOKEN_WAKE, epoll_event, poller_add, poller_close, poller_init,
-    poller_wait, poller_wake,
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, POLL_EVENTS, TOKEN_WAKE, epoll_event, poller_add, poller_close,
+    poller_init, poller_wait, poller_wake,
 )
-from hydrogen._c.slab cimport slab_acquire, slab_destroy, slab_init, slab_release, slab_slot, slab_t, slab_used
+from hydrogen._c.slab cimport slab_destroy, slab_init, slab_release, slab_slot, slab_t, slab_used
 from hydrogen._c.sys cimport (
-    RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, HYDROGEN_PLANTED_RACE, atomic_add32, atomic_add64, atomic_and32, atomic_cas32, atomic_load32, atomic_load64, atomic_store32, atomic_store64,
-    atomic_swap32, atomic_swap64, cond_destroy, cond_init, cond_signal, cond_t, cond_wait, cond_wait_until, counter_bump, lock_destroy, lock_give, lock_init,
-    lock_t, lock_take, name_t, pthread_join, pthread_t, relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64, sys_accept, sys_assert, sys_close,
-    sys_event_set, sys_eventfd, sys_forks, sys_now, sys_setsockopt, sys_thread_start, sys_wait_two,
+    HYDROGEN_PLANTED_RACE, RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, atomic_add32, atomic_add64, atomic_load32, atomic_store32,
+    atomic_store64, atomic_swap32, atomic_swap64, cond_destroy, cond_init, cond_signal, cond_t, cond_wait, counter_bump, lock_destroy,
+    lock_give, lock_init, lock_t, lock_take, pthread_t, relaxed_load32, relaxed_load64, relaxed_store32, sys_assert, sys_close, sys_eventfd,
+    sys_forks,
 )
 
 # What a worker does, published for the timekeeper.
@@ -524,6 +524,36 @@ cdef inline bint loop_next(worker_t *worker) noexcept nogil:
     return True
 
 
+cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
+    """In eager mode, after a turn: look at the sockets once, without waiting and with the GIL held. True when there is something for another turn.
+
+    While handlers block there are always others who wait for the GIL: letting go of it only to poll would hand it to one of them, a switch
+    for each batch. So it is let go when a handler blocks, when there is nothing to do, or when the interpreter asks for it.
+    """
+    cdef loop_t *loop = worker.loop
+    cdef line_t ready
+    cdef line_t service
+    cdef bint more
+    if not loop_is_eager(loop) or worker.corked_count:
+        return False
+    ready.first = ready.last = service.first = service.last = NULL
+    ready.length = service.length = 0
+    lock_take(&loop.lock)
+    more = loop.ready.first != NULL
+    if not loop.role_taken and not loop.exiting and loop.undelivered <= UNDELIVERED_MOST:
+        loop.role_taken = True
+        line_append(&service, &loop.service)
+        lock_give(&loop.lock)
+        worker_serve(worker, &ready, &service)
+        loop_poll(loop, worker, 0, &ready, &service)
+        lock_take(&loop.lock)
+        loop_hand_over_locked(loop, &ready, &service)
+        loop.role_taken = False
+        more = loop.ready.first != NULL
+    lock_give(&loop.lock)
+    return more
+
+
 cdef inline void worker_serve(worker_t *worker, line_t *ready, line_t *service) noexcept nogil:
     """A step for each connection of `service`; those that need another one are in it afterwards."""
     cdef line_t again
@@ -594,247 +624,6 @@ cdef inline void worker_left(worker_t *worker) noexcept nogil:
     """The last words of a worker. The last one closes the fds; nobody else uses them, since only loop_exit ends workers."""
     if atomic_add32(&worker.loop.workers_left, <uint32_t>-1) == 1:
         loop_close_fds(worker.loop)
-
-
-# --- the timekeeper --------------------------------------------------------------------------------------------------------------------------
-
-cdef inline void timekeeper_poll(loop_t *loop) noexcept nogil:
-    """Do the output half of the event role while all workers are in callbacks; the input half is posted, unread."""
-    cdef int count = poller_wait(&loop.context.poller, loop.events, 0)
-    cdef connection_t *connection
-    cdef uint32_t generation, bits
-    cdef uint64_t token
-    cdef int k
-    for k in range(count):
-        token = loop.events[k].data.u64
-        if token == TOKEN_WAKE:
-            continue
-        connection = loop_connection(loop, token)
-        generation = <uint32_t>(token >> 32)
-        bits = loop_event_output(loop, &loop.timekeeper_io, connection, generation, loop.events[k].events, False)
-        if bits & FLUSH_MORE:
-            bits = 0
-            loop_flush_whole(loop, &loop.timekeeper_io, connection, generation, False)
-        loop_post(loop, connection, generation, bits | event_bits(loop.events[k].events), False)
-
-
-cdef inline void timekeeper_stand_in(loop_t *loop) noexcept nogil:
-    """All workers are in callbacks: poll for them, if the role is vacant. Wake whoever parked meanwhile because the role was taken."""
-    lock_take(&loop.lock)
-    if loop.role_taken or loop.parked != NULL:
-        lock_give(&loop.lock)
-        return
-    loop.role_taken = True
-    lock_give(&loop.lock)
-    timekeeper_poll(loop)
-    lock_take(&loop.lock)
-    loop.role_taken = False
-    loop_wake_locked(loop)
-    lock_give(&loop.lock)
-
-
-cdef inline bint timekeeper_look(loop_t *loop, bint *busy, bint *all_blocked) noexcept nogil:
-    """Look at each worker; help those that stall. True when one does."""
-    cdef worker_t *worker
-    cdef uint64_t progress
-    cdef uint32_t state
-    cdef uint32_t k
-    cdef uint32_t blocked = 0
-    cdef bint waiting = False
-    cdef bint stalled = False
-    busy[0] = False
-    for k in range(loop.worker_count):
-        worker = &loop.workers[k]
-        state = relaxed_load32(&worker.state)
-        if state == WORKER_CALLBACK:
-            busy[0] = True
-            progress = relaxed_load64(&worker.progress)
-            if worker.seen_callback and worker.seen_progress == progress:
-                stalled = True
-                blocked += 1
-                loop_flush_for(loop, worker)
-                relaxed_store64(&loop.stalled_progress, progress)
-                relaxed_store32(&loop.stalled, k + 1)
-            worker.seen_callback = True
-            worker.seen_progress = progress
-        else:
-            worker.seen_callback = False
-            if state >= WORKER_FLUSH:
-                busy[0] = True
-            if state == WORKER_WANT_GIL:
-                waiting = True
-    all_blocked[0] = blocked == loop.worker_count
-    if not stalled:
-        relaxed_store32(&loop.stalled, 0)
-        return False
-    relaxed_store64(&loop.stalls, relaxed_load64(&loop.stalls) + 1)
-    if not waiting:
-        lock_take(&loop.lock)
-        if loop.ready.first != NULL or loop.service.first != NULL or loop.notices or not loop.role_taken:
-            loop_wake_locked(loop)
-        lock_give(&loop.lock)
-    return True
-
-
-cdef inline void timekeeper_linger(loop_t *loop) noexcept nogil:
-    """Post DEADLINE to connections that have lingered long enough. A hint: the owner looks again."""
-    cdef uint64_t now = sys_now()
-    cdef uint64_t until
-    cdef connection_t *connection
-    cdef uint32_t index
-    for index in range(slab_used(&loop.slab)):
-        connection = loop_at(loop, index)
-        until = atomic_load64(&connection.linger_until)
-        if until and now >= until:
-            loop_post(loop, connection, <uint32_t>(atomic_load64(&connection.slot.word) >> 32), DEADLINE, True)
-
-
-cdef inline uint64_t timekeeper_worst(loop_t *loop, bint output) noexcept nogil:
-    """Token of the connection with the most pending output, or with the most input left; 0: none has any."""
-    cdef connection_t *connection
-    cdef uint64_t weight, token = 0, most = 0
-    cdef uint32_t index
-    for index in range(slab_used(&loop.slab)):
-        connection = loop_at(loop, index)
-        if atomic_load32(&connection.state) == STATE_VACANT:
-            continue
-        lock_take(&connection.lock)
-        weight = connection.pending_counted if output else relaxed_load64(&connection.input_counted)
-        if weight > most and connection.state < STATE_ABORTING:
-            most = weight
-            token = connection_token(connection)
-        lock_give(&connection.lock)
-    return token
-
-
-cdef inline void timekeeper_memory(loop_t *loop) noexcept nogil:
-    """Too much is buffered: the connection with the most output goes; where there is none, the one with the most input. Else reading goes on."""
-    cdef connection_t *connection
-    cdef uint64_t token
-    cdef uint32_t generation, index
-    if atomic_load64(&loop.context.buffered) > loop.context.max_buffered:
-        token = timekeeper_worst(loop, True) or timekeeper_worst(loop, False)
-        if token:
-            loop_end(loop, loop_connection(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER, 0, True)
-        return
-    atomic_store32(&loop.context.full, 0)
-    for index in range(slab_used(&loop.slab)):
-        connection = loop_at(loop, index)
-        generation = <uint32_t>(atomic_load64(&connection.slot.word) >> 32)
-        if atomic_load32(&connection.pause) & PAUSE_MEMORY and atomic_and32(&connection.pause, ~<uint32_t>PAUSE_MEMORY) == PAUSE_MEMORY:
-            loop_post(loop, connection, generation, RESUME, True)
-
-
-cdef inline void *timekeeper_main(void *argument) noexcept nogil:
-    """Deadlines and stalls. Asleep when nothing is due."""
-    cdef loop_t *loop = <loop_t *>argument
-    cdef uint64_t walk_at = 0
-    cdef uint32_t tick = 1
-    cdef uint32_t quiet = 0
-    cdef uint32_t idle = 0
-    cdef uint32_t blocked_ticks = 0
-    cdef bint said = False
-    cdef uint32_t eager
-    cdef bint active, busy, all_blocked
-    while not atomic_load32(&loop.timekeeper_stop):
-        active = atomic_swap32(&loop.timekeeper_word, TIMEKEEPER_IDLE) != TIMEKEEPER_IDLE
-        if timekeeper_look(loop, &busy, &all_blocked):
-            tick = 1
-            quiet = 0
-        else:
-            quiet += 1
-            if quiet % TICK_QUIET == 0 and tick < TICK_SLOWEST:
-                tick *= 2
-        blocked_ticks = blocked_ticks + 1 if all_blocked else 0
-        if blocked_ticks >= 2:
-            timekeeper_stand_in(loop)
-            if not said:
-                said = True
-                lock_take(&loop.lock)
-                loop.notices |= NOTICE_ALL_BLOCKED
-                lock_give(&loop.lock)
-        eager = relaxed_load32(&loop.eager)
-        if eager:
-            relaxed_store32(&loop.eager, eager - tick if eager > tick else 0)
-        if relaxed_load32(&loop.context.full):
-            timekeeper_memory(loop)
-            active = True
-        if relaxed_load32(&loop.context.lingering) and sys_now() >= walk_at:
-            timekeeper_linger(loop)
-            walk_at = sys_now() + LINGER_WALK_NS
-        idle = 0 if active or busy else idle + 1
-        lock_take(&loop.timekeeper_lock)
-        if atomic_load32(&loop.timekeeper_stop):
-            pass
-        elif idle < TICKS_IDLE:
-            cond_wait_until(&loop.timekeeper_cond, &loop.timekeeper_lock, sys_now() + tick * <uint64_t>TICK_NS)
-        elif atomic_cas32(&loop.timekeeper_word, TIMEKEEPER_IDLE, TIMEKEEPER_ASLEEP):
-            # A toucher that finds ASLEEP signals under timekeeper_lock: not before this thread waits.
-            if atomic_load32(&loop.context.lingering):
-                cond_wait_until(&loop.timekeeper_cond, &loop.timekeeper_lock, sys_now() + LINGER_WALK_NS)
-            else:
-                while atomic_load32(&loop.timekeeper_word) == TIMEKEEPER_ASLEEP and not atomic_load32(&loop.timekeeper_stop):
-                    cond_wait(&loop.timekeeper_cond, &loop.timekeeper_lock)
-            tick = 1
-            quiet = 0
-        lock_give(&loop.timekeeper_lock)
-    return NULL
-
-
-# --- the accept thread -----------------------------------------------------------------------------------------------------------------------
-
-cdef inline void loop_accepted(loop_t *loop, connection_t *connection, int fd, name_t *peer) noexcept nogil:
-    """Begin the life of a connection. It starts owned, by this thread."""
-    cdef int failed = 0
-    cdef uint32_t k
-    connection_open(connection, fd, atomic_add64(&loop.accepted, 1) + 1, peer)
-    atomic_add64(&loop.live, 1)
-    for k in range(loop.option_count):
-        if not failed:
-            failed = sys_setsockopt(fd, loop.options[k].level, loop.options[k].name, loop.options[k].value, loop.options[k].size)
-    if not failed and loop.has_open_callbacks:
-        connection.mail |= NEW
-        loop_serve_later(loop, connection, True)
-        return
-    if not failed:
-        failed = loop_register(loop, connection)
-    if failed:
-        connection.mail |= connection_end(&loop.context, connection, connection_generation(connection), True, CAUSE_OS_ERROR, -failed)
-    if not connection_let_go(connection):
-        loop_serve_later(loop, connection, True)
-
-
-cdef inline int loop_register(loop_t *loop, connection_t *connection) noexcept nogil:
-    """Have a connection polled, once; 0 or -errno. The owner only."""
-    cdef int failed = poller_add(&loop.context.poller, connection.poll_fd, connection_token(connection), loop.context.unix_domain)
-    if not failed:
-        connection.flags |= FLAG_POLLED
-    return failed
-
-
-cdef inline void *accept_main(void *argument) noexcept nogil:
-    """Accept until told to stop. Errors of the connection that was to be accepted (accept(2)) are skipped; want of fds or memory is waited out."""
-    cdef loop_t *loop = <loop_t *>argument
-    cdef slab_t *slab = &loop.slab
-    cdef connection_t *connection = NULL
-    cdef name_t peer
-    cdef int fd
-    while not atomic_load32(&loop.accept_stop):
-        if connection == NULL:
-            connection = <connection_t *>slab_acquire(slab)
-        fd = sys_accept(loop.listen_fd, &peer) if connection != NULL else -ENOMEM
-        if fd >= 0:
-            loop_accepted(loop, connection, fd, &peer)
-            connection = NULL
-        elif fd == -EAGAIN:
-            sys_wait_two(loop.listen_fd, loop.accept_event, -1)
-        elif fd == -EMFILE or fd == -ENFILE or fd == -ENOBUFS or fd == -ENOMEM or fd == -EBADF or fd == -EINVAL:
-            if atomic_add64(&loop.accept_pauses, 1) == 0:
-                loop_notice(loop, NOTICE_ACCEPT_PAUSED)
-            sys_wait_two(-1, loop.accept_event, ACCEPT_PAUSE_MS)
-    if connection != NULL:
-        slab_release(slab, &connection.slot)
-    return NULL
 
 
 # --- life ------------------------------------------------------------------------------------------------------------------------------------
@@ -913,41 +702,12 @@ cdef inline void loop_destroy(loop_t *loop) noexcept nogil:
     lock_destroy(&loop.context.drain_lock)
 
 
-cdef inline int loop_start_threads(loop_t *loop) noexcept nogil:
-    """Start the threads that never run Python; 0 or -errno, and then loop_stop_threads."""
-    cdef int failed = sys_thread_start(&loop.timekeeper_thread, timekeeper_main, loop)
-    if failed:
-        return failed
-    loop.timekeeper_started = True
-    failed = sys_thread_start(&loop.accept_thread, accept_main, loop)
-    loop.accept_started = not failed
+cdef inline int loop_register(loop_t *loop, connection_t *connection) noexcept nogil:
+    """Have a connection polled, once; 0 or -errno. The owner only."""
+    cdef int failed = poller_add(&loop.context.poller, connection.poll_fd, connection_token(connection), loop.context.unix_domain)
+    if not failed:
+        connection.flags |= FLAG_POLLED
     return failed
-
-
-cdef inline void loop_stop_accepting(loop_t *loop) noexcept nogil:
-    """Tell the accept thread to end and wait for it, which takes no longer than one accept(2)."""
-    if loop.accept_started:
-        loop.accept_started = False
-        atomic_store32(&loop.accept_stop, 1)
-        sys_event_set(loop.accept_event)
-        pthread_join(loop.accept_thread, NULL)
-
-
-cdef inline void loop_exit(loop_t *loop) noexcept nogil:
-    """End the timekeeper, and have every worker end that is not in a callback, and the others when they come out."""
-    loop_stop_accepting(loop)
-    if loop.timekeeper_started:
-        loop.timekeeper_started = False
-        lock_take(&loop.timekeeper_lock)
-        atomic_store32(&loop.timekeeper_stop, 1)
-        cond_signal(&loop.timekeeper_cond)
-        lock_give(&loop.timekeeper_lock)
-        pthread_join(loop.timekeeper_thread, NULL)
-    lock_take(&loop.lock)
-    loop.exiting = True
-    while loop.parked != NULL or loop.polling:
-        loop_wake_locked(loop)
-    lock_give(&loop.lock)
 
 
 cdef inline void loop_end_all(loop_t *loop, bint abort, uint64_t *unsent, uint64_t *count) noexcept nogil:
@@ -968,3 +728,12 @@ cdef inline void loop_end_all(loop_t *loop, bint abort, uint64_t *unsent, uint64
             unsent[0] += pending
             count[0] += 1
         loop_post(loop, connection, generation, bits, True)
+
+
+cdef inline void loop_exit(loop_t *loop) noexcept nogil:
+    """Have every worker end that is not in a callback, and the others when they come out. The timekeeper and the accept thread have ended."""
+    lock_take(&loop.lock)
+    loop.exiting = True
+    while loop.parked != NULL or loop.polling:
+        loop_wake_locked(loop)
+    lock_give(&loop.lock)

@@ -5,8 +5,8 @@ at every read of the peer, so there OUT is asked for only while output is blocke
 it must check that the token is still good.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
 from libc.errno cimport errno
+from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.sys cimport sys_assert, sys_close, sys_event_set, sys_eventfd
 

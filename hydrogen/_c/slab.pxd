@@ -14,8 +14,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from hydrogen._c.sys cimport (
-    HYDROGEN_DEBUG, RANK_SLAB, atomic_load32, atomic_store32, atomic_swap64, atomic_store64, lock_destroy, lock_give, lock_init, lock_t, lock_take,
-    relaxed_load64, sys_assert, sys_bit_length,
+    HYDROGEN_DEBUG, RANK_SLAB, atomic_load32, atomic_store32, atomic_store64, atomic_swap64, lock_destroy, lock_give, lock_init, lock_t,
+    lock_take, relaxed_load64, sys_bit_length,
 )
 
 cdef enum:

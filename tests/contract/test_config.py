@@ -255,6 +255,7 @@ def test_a_connection_with_much_input_does_not_keep_the_others_waiting(start, co
     many = frame(b"m" * 20) * 2000
     much.send(many)
     little.send(frame(b"little"))
+    wait_until(lambda: much.unacknowledged() == little.unacknowledged() == 0, "the server's kernel has both")
     go.set()
     handler.wait(lambda: handler.data().count(b"m") == 40_000 and b"little" in handler.data(), "all is delivered")
     before = handler.messages()[: handler.messages().index(b"little")]

@@ -350,7 +350,7 @@ def test_f31_a_stop_at_any_moment_of_a_start_s_first_connections_hangs_nothing(e
                 client.close()
         assert server.stats().connections == 0
         handler.check()
-        assert len(handler.of("connection_removed")) == len(handler.of("new_connection")) == server.stats().accepted
+        assert len(handler.of("new_connection")) <= len(handler.of("connection_removed")) == server.stats().accepted
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1])

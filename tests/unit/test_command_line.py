@@ -1,12 +1,16 @@
 """`python -m hydrogen`: what it prints, what it serves, and its exit status."""
 
+import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from support import ROOT, Client, child, finish, simple
+from support import Client, child, finish, simple
+
+import hydrogen
 
 HANDLERS = '''
 """Handlers for `python -m hydrogen run`."""
@@ -158,7 +162,7 @@ def test_without_a_command_the_usage_is_shown(tmp_path):
 
 def run_to_its_end(*arguments, folder):
     """`python -m hydrogen` that is expected to end by itself."""
-    paths = {"PYTHONPATH": str(ROOT), "HYDROGEN_ENGINE": "python", "PATH": "/usr/bin:/bin"}
+    env = {**os.environ, "PYTHONPATH": str(Path(hydrogen.__file__).parent.parent), "HYDROGEN_ENGINE": "python"}
     return subprocess.run(
-        [sys.executable, "-m", "hydrogen", *arguments], capture_output=True, text=True, timeout=60, cwd=folder, env=paths, check=False
+        [sys.executable, "-m", "hydrogen", *arguments], capture_output=True, text=True, timeout=60, cwd=folder, env=env, check=False
     )

@@ -8,7 +8,7 @@ from support import ROOT
 
 HYDROGEN = ROOT / "hydrogen"
 
-ROOMS = ["sys", "slab", "buffer", "framing", "poller", "connection", "loop"]
+ROOMS = ["sys", "slab", "buffer", "framing", "poller", "connection", "loop", "acceptor", "timekeeper"]
 """The rooms that both engines have, lowest first."""
 
 ABOVE = ["_core", "backend", "server", "perf"]
@@ -87,8 +87,10 @@ def test_the_python_engine_has_the_same_rooms():
 def test_a_python_room_names_only_rooms_before_it_and_the_facade_s_own(room):
     named = imports(HYDROGEN / "_py" / f"{room}.py")
     rooms = {name.rpartition(".")[2] for name in named if name.startswith("hydrogen._py.")}
-    if room in ROOMS:
-        assert not rooms & set(ROOMS[ROOMS.index(room) :])
+    # In the Python engine `loop` starts the threads of the last two rooms, in the compiled one `_core` does: there `loop` is the last.
+    order = [name for name in ROOMS if name not in ("loop", "acceptor", "timekeeper")] + ["acceptor", "timekeeper", "loop"]
+    if room in order:
+        assert not rooms & set(order[order.index(room) :])
     others = {name.split(".")[1] for name in named if not name.startswith("hydrogen._py.")}
     assert others <= FACADE
 
