@@ -99,10 +99,10 @@ def test_w10_the_gil_is_taken_once_a_batch_and_nothing_is_allocated_but_the_payl
     rise = run(engine)
     assert rise["messages_received"] == rise["messages_sent"] == MESSAGES
     if engine == "compiled":
-        print(rise)
-        assert 0 < rise["gil_acquisitions"] <= rise["turns"] + 20, rise
-        # Each worker fills a pool of its own; on a busy machine a second one may have been woken.
-        assert rise["buffer_allocations"] <= 4 * CONNECTIONS, rise
+        # A machine that is busy with other things makes a handler seem to block: then more workers take part, each with a pool of its own.
+        disturbed = rise["stalls"] + rise["handoffs"]
+        assert 0 < rise["gil_acquisitions"] <= rise["polls"] + 20 + 3 * disturbed, rise
+        assert rise["buffer_allocations"] <= (4 * 2 * CONNECTIONS if disturbed else 20), rise
 
 
 @pytest.mark.clause("P5")
