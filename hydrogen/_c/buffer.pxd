@@ -12,8 +12,8 @@ from hydrogen._c.sys cimport counter_bump, iovec, sys_assert
 cdef enum:
     # A pooled block is 2 KiB with its header: it takes what one read of short messages gives (measuring.md: W2 reads 128 bytes at a time).
     BLOCK_POOLED = 2048 - 32
-    # 128 KiB a worker at most; a batch of epoll_wait needs one for each of its events.
-    POOL_BLOCKS = 64
+    # A batch needs one for each of its events, 256 at most (poller.pxd). 512 KiB for a worker that has met so large a batch.
+    POOL_BLOCKS = 256
     # sendmsg(2) takes up to IOV_MAX = 1024 parts; 16 of the pooled size fill a socket buffer's worth already.
     SEND_PARTS = 16
 

@@ -9,7 +9,7 @@ import hydrogen
 @pytest.mark.parametrize("declared", [101, 0x7FFF, 0x8000, 0xFFFF], ids=hex)
 def test_f01_a_declared_length_over_max_size_is_refused_at_the_header(start, connect, declared):
     handler = recorder(data_received=echo)
-    server = start(handler, framing=hydrogen.SimpleFrameBuilder(max_size=100))
+    server = start(handler, framing=hydrogen.SimpleFrameBuilder(max_size=100), max_threads=1)  # so there is one pool of blocks
     neighbour, client = connect(server), connect(server)
     neighbour.send(simple(b"x"))
     assert neighbour.receive_frame() == b"x"
