@@ -236,6 +236,25 @@ def test_above_max_buffered_nothing_is_read_until_room_is_made(start, connect, g
         other.echo(b"served")
 
 
+@pytest.mark.clause("C18")
+def test_input_that_is_not_delivered_counts_too_and_reading_goes_on_when_it_is_gone(start, connect):
+    """Unfinished frames fill the server's memory. Nothing is read until some of them are gone, be it that an engine removes them."""
+    handler = recorder(data_received=echo)
+    server = start(handler, framing=hydrogen.SimpleFrameBuilder, max_buffered=100_000)
+    neighbour = connect(server)
+    neighbour.echo(simple(b"before"))
+    unfinished = [connect(server) for _ in range(3)]
+    for client in unfinished:
+        client.send(simple(bytes(60_000))[:-1])
+    wait_until(lambda: server.stats().queued_bytes >= 100_000 or server.stats().removed, "the limit is reached")
+    neighbour.send(simple(b"held back"))
+    for client in unfinished:
+        client.reset()
+    assert neighbour.receive_frame() == b"held back"
+    assert {type(error) for error in handler.wait_removed(3)} <= {ConnectionResetError, hydrogen.SlowConsumer}
+    neighbour.echo(simple(bytes(60_000)))
+
+
 @pytest.mark.clause("C19")
 @pytest.mark.parametrize("framing", [None, hydrogen.SimpleFrameBuilder], ids=["raw", "frames"])
 def test_a_connection_with_much_input_does_not_keep_the_others_waiting(start, connect, gate, framing):

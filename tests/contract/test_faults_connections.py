@@ -275,7 +275,7 @@ def churn(server, count, clients, first=0):
             if sock is not None:
                 sock.close()
 
-    with running(*(lambda start=start: run(start) for start in range(clients))):
+    with running(*(lambda start=start: run(start) for start in range(clients)), patience=3600):
         pass
     return failures
 

@@ -89,7 +89,7 @@ def stopped(process):
 def test_f18_an_error_that_means_again_goes_unnoticed(engine, injection):
     process, address = traced(engine, injection)
     assert converse(address, 10, 10) == 0
-    stopped(process)
+    assert stopped(process) == 0, "accepting was paused for it"
 
 
 @pytest.mark.parametrize("error", ["ENOBUFS", "ENOMEM", "EMFILE", "ENFILE"])

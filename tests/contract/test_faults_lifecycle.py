@@ -128,10 +128,10 @@ sockets = server.connections
 child = os.fork()
 if child == 0:
     for socket in sockets:
-        socket.send(b"from the child")
+        assert socket.send(b"from the child") is False
         socket.close()
         socket.abort()
-        socket.drain(0)
+        assert socket.drain(0) is False
         socket.pause_reading()
         socket.fileno(), socket.peername, socket.pending, socket.is_open
         socket.user_data = 1
@@ -187,6 +187,19 @@ clients = [Client(server.address) for _ in range(3)]
 for client in clients:
     client.echo(b"before")
 by_name = {socket.peername: socket for socket in server.connections}
+
+def polled():
+    # How many fds this process has registered with epoll.
+    count = 0
+    for fd in os.listdir("/proc/self/fdinfo"):
+        try:
+            with open(f"/proc/self/fdinfo/{fd}") as file:
+                count += sum(line.startswith("tfd:") for line in file)
+        except OSError:
+            continue
+    return count
+
+before = polled()
 ours, theirs = os.pipe()
 child = os.fork()
 if child == 0:
@@ -204,6 +217,7 @@ clients[2].finish()
 assert clients[2].receive_until_end() == b""
 clients[0].finish()
 handler.wait_removed(3)
+assert polled() == before - 3, (polled(), before)  # or the kernel would go on reporting what the child holds open
 os.write(theirs, b"x")
 assert os.waitpid(child, 0)[1] == 0
 for client in clients:
@@ -217,6 +231,71 @@ print("fine")
 def test_f28_connections_end_although_a_child_holds_them_open(engine):
     out, _ = finish(child(FORK_AND_HOLD, engine), 0)
     assert out == "fine\n"
+
+
+FORK_IN_A_HANDLER = """
+import os, sys, warnings
+import hydrogen
+from support import Client, Recorder, recorder
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+engine, how = sys.argv[1:]
+
+def received(socket, data):
+    if data == b"fork":
+        child = os.fork()
+        if child == 0:
+            assert socket.send(b"from the child") is False
+            if how == "os._exit":
+                os._exit(0)
+            return  # into an engine that is the parent's
+        assert os.waitpid(child, 0)[1] == 0
+    socket.send(data)
+
+handler = recorder(data_received=received)
+server = hydrogen.serve(handler, port=0, engine=engine, max_threads=2)
+clients = [Client(server.address) for _ in range(3)]
+for client in clients:
+    client.echo(b"before")
+for client in clients:
+    client.echo(b"fork")
+for client in clients:
+    client.echo(b"after")
+    client.close()
+handler.wait_removed(3)
+server.stop()
+print("fine")
+"""
+
+
+@pytest.mark.clause("P4")
+@pytest.mark.parametrize("how", ["os._exit", "return"])
+def test_f28_a_handler_may_fork(engine, how):
+    out, _ = finish(child(FORK_IN_A_HANDLER, engine, how), 0)
+    assert out == "fine\n"
+
+
+SUBPROCESS = """
+import subprocess, sys
+import hydrogen
+from support import Client
+
+class Runs(hydrogen.Handler):
+    def on_data_received(self, socket, data):
+        socket.send(subprocess.run(["sh", "-c", data.decode()], capture_output=True, close_fds=False).stdout)
+
+with hydrogen.serve(Runs(), port=0, engine=sys.argv[1], max_threads=2) as server, Client(server.address) as client:
+    client.send(b"grep SigBlk /proc/self/status; ls -l /proc/self/fd")
+    client.finish()
+    print(client.receive_until_end().decode())
+"""
+
+
+def test_f28_a_process_that_a_handler_starts_has_no_signal_blocked_and_none_of_the_server_s_fds(engine):
+    out, _ = finish(child(SUBPROCESS, engine), 0)
+    assert "SigBlk:\t0000000000000000" in out
+    assert "socket" not in out
+    assert "anon_inode" not in out
 
 
 # ---------------------------------------------------------------------------------------------------- row 30

@@ -161,6 +161,44 @@ def test_abort_resets(start, connect):
     assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
 
 
+@pytest.mark.clause("K8")
+def test_a_peer_that_never_closes_is_not_waited_for_for_ever(start, connect):
+    handler = recorder(data_received=lambda socket, data: socket.close())
+    server = start(handler)
+    client = connect(server)
+    client.send(b"x")
+    assert client.receive_until_end() == b""
+    client.send(b"and still sending")
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed  # with the client open
+    wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
+
+
+@pytest.mark.clause("H20")
+@pytest.mark.parametrize("second", ["reset", "abort", "stop", "server abort", "end"])
+def test_the_first_cause_of_an_end_is_the_one_that_is_told(start, connect, second):
+    """The connection is closing, but its output is stuck, when something else ends it."""
+    handler = recorder(data_received=lambda socket, data: (socket.send(bytes(8 << 20)), socket.close()))
+    server = start(handler)
+    client = connect(server, receive_buffer=4096)
+    client.send(b"x")
+    handler.wait_for("data_received")
+    socket = handler.socket()
+    wait_until(lambda: not socket.is_open and socket.pending > 0, "it is closing and stuck")
+    if second == "reset":
+        client.reset()
+    elif second == "abort":
+        socket.abort()
+    elif second == "stop":
+        server.stop(0.01)
+    elif second == "server abort":
+        server.abort()
+    else:
+        client.finish()
+        client.receive_until_end()
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
+    assert server.stats().removed_local_closed == 1
+
+
 @pytest.mark.clause("K10")
 def test_abort_after_close_does_not_wait_for_a_peer_that_does_not_read(start, connect):
     handler = recorder(data_received=lambda socket, data: (socket.send(bytes(8 << 20)), socket.close()))
