@@ -43,6 +43,7 @@ def command_of(path: Path, document: dict[str, Any]) -> str:
     """The command that made a result."""
     options = document["options"]
     words = [f"--workload {','.join(options['workload'])}", f"--rounds {options['rounds']}", f"--duration {options['duration']}"]
+    words += [f"--warm-up {options['warm_up']}", f"--layout {options['layout']}"]
     if options["arms"] not in (None, "None"):
         words.append(f"--arms {','.join(options['arms'])}")
     if options["quiet"] != "None":

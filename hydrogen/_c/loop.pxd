@@ -33,10 +33,10 @@ from hydrogen._c.poller cimport (
 )
 from hydrogen._c.slab cimport slab_destroy, slab_init, slab_release, slab_slot, slab_t, slab_used
 from hydrogen._c.sys cimport (
-    HYDROGEN_PLANTED_RACE, RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, atomic_add32, atomic_add64, atomic_load32, atomic_store32,
-    atomic_store64, atomic_swap32, atomic_swap64, cond_destroy, cond_init, cond_signal, cond_t, cond_wait, counter_bump, lock_destroy,
-    lock_give, lock_init, lock_t, lock_take, pthread_t, relaxed_load32, relaxed_load64, relaxed_store32, sys_assert, sys_close, sys_eventfd,
-    sys_forks,
+    HYDROGEN_GIL, HYDROGEN_PLANTED_RACE, RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, atomic_add32, atomic_add64, atomic_load32,
+    atomic_store32, atomic_store64, atomic_swap32, atomic_swap64, cond_destroy, cond_init, cond_signal, cond_t, cond_wait, counter_bump,
+    lock_destroy, lock_give, lock_init, lock_t, lock_take, pthread_t, relaxed_load32, relaxed_load64, relaxed_store32, sys_assert,
+    sys_close, sys_eventfd, sys_forks, sys_now,
 )
 
 # What a worker does, published for the timekeeper.
@@ -102,6 +102,7 @@ ctypedef struct worker_t:
     # the worker only
     uint32_t corked_count
     uint64_t turn_began
+    uint64_t turn_progress           # `progress` then; without a GIL only
     # the timekeeper only
     uint64_t seen_progress
     bint seen_callback
@@ -581,6 +582,8 @@ cdef inline void worker_enter(worker_t *worker, uint64_t waited) noexcept nogil:
     counter_bump(&worker.io.counters.gil_acquisitions, 1)
     counter_bump(&worker.io.counters.gil_wait_ns, waited)
     relaxed_store32(&worker.state, WORKER_CALLBACK)
+    if not HYDROGEN_GIL:
+        worker.turn_progress = relaxed_load64(&worker.progress)
     if stalled and stalled != worker.index + 1 and waited < BLOCKS_NS:
         other = &loop.workers[stalled - 1]
         if relaxed_load32(&other.state) == WORKER_CALLBACK and relaxed_load64(&other.progress) == relaxed_load64(&loop.stalled_progress):
@@ -594,7 +597,17 @@ cdef inline void worker_enter(worker_t *worker, uint64_t waited) noexcept nogil:
 
 
 cdef inline void worker_leave(worker_t *worker) noexcept nogil:
-    """The callbacks of this turn are done; the GIL is let go next."""
+    """The callbacks of this turn are done; the GIL is let go next.
+
+    Without a GIL their mean time goes into the average by which loop_next tells whether there is work for two (an eighth of the new value, as TCP
+    smooths its round trips, RFC 6298). With one, a second worker in callbacks would only wait.
+    """
+    cdef uint64_t callbacks, mean
+    if not HYDROGEN_GIL:
+        callbacks = relaxed_load64(&worker.progress) - worker.turn_progress
+        if callbacks:
+            mean = min((sys_now() - worker.turn_began) // callbacks, <uint64_t>1000000000)
+            relaxed_store32(&worker.loop.handler_ns, <uint32_t>((7 * <uint64_t>relaxed_load32(&worker.loop.handler_ns) + mean) // 8))
     relaxed_store32(&worker.state, WORKER_FLUSH)
     atomic_add32(&worker.loop.awake, 1)
 

@@ -311,6 +311,11 @@ class Connection(Output):
         if self.loop.forked_away:
             raise SystemExit
 
+    @property
+    def undelivered(self) -> int:
+        """Bytes of input not delivered: an unfinished frame, or what a pause holds back. A hint for threads that are not the owner."""
+        return self._undelivered
+
     def _account_input(self) -> None:
         before, self._undelivered = self._undelivered, self._decoder.size
         self.loop.memory.add(self._undelivered - before)

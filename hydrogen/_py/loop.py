@@ -271,12 +271,18 @@ class Engine:
             connection.post(mailbox.DEADLINE)
 
     def _shed(self) -> None:
-        """While too much is buffered, remove the connection with the most pending output."""
+        """While too much is buffered, remove the connection with the most blocked output; where there is none, with the most input.
+
+        The input goes when the owner removes it, so at most one a call is removed for it.
+        """
         while self.memory.is_over():
-            victim = max(self._slab.snapshot(), key=lambda connection: connection.pending, default=None)
-            if victim is None or not victim.pending:
+            victim = max(self._slab.snapshot(), key=lambda connection: (connection.blocked_output, connection.undelivered), default=None)
+            if victim is None or not (victim.blocked_output or victim.undelivered):
                 return
+            by_output = victim.blocked_output > 0
             victim.end(Cause.SLOW_CONSUMER, at_once=True)
+            if not by_output:
+                return
 
     # Anybody's.
 

@@ -104,6 +104,11 @@ class Output(Mailbox):
         self._when_flushed = 0  # bits to post when the flusher is done
 
     @property
+    def blocked_output(self) -> int:
+        """Bytes pending because the peer does not read: what counts towards `max_buffered`. Others leave at once."""
+        return self._accounted
+
+    @property
     def pending(self) -> int:
         """Bytes not yet taken by the kernel."""
         return 0 if self.at_once else self._queued.size + self.transport.kept
