@@ -460,10 +460,11 @@ cdef inline int connection_send(
             queue_push(&connection.output, block)
             block = NULL
         result = SEND_QUEUED
+        if (connection.blocked or connection.flushing) and connection.pending > context.high:
+            # Also while another thread is sending: it may be kept from that, and more input would mean more output.
+            atomic_or32(&connection.pause, PAUSE_WATERMARK)
         if connection.blocked:
             connection_account_locked(context, connection)
-            if connection.pending > context.high:
-                atomic_or32(&connection.pause, PAUSE_WATERMARK)
         elif not connection.flushing and (worker == NOT_CORKED or connection.corked_by != worker):
             connection.corked_by = worker
             result = SEND_CORKED if worker != NOT_CORKED else SEND_NOW
