@@ -1,4 +1,4 @@
-"""Builds the two compiled modules; everything static is in pyproject.toml.
+"""Builds the three compiled modules; everything static is in pyproject.toml.
 
 Both are optional: where no C compiler works the install goes on, with the engine written in Python, and says so.
 What the build looks at in the environment:
@@ -35,7 +35,11 @@ if REQUIRED and not WANTED:
 if SANITIZE not in ("", "thread", "address"):
     sys.exit(f"hydrogen: HYDROGEN_SANITIZE is {SANITIZE!r}; it may be thread or address")
 
-SOURCES = {"hydrogen._core": "hydrogen/_core.pyx", "hydrogen.perf._generator": "hydrogen/perf/_generator.pyx"}
+SOURCES = {
+    "hydrogen._codec": "hydrogen/_codec.pyx",
+    "hydrogen._core": "hydrogen/_core.pyx",
+    "hydrogen.perf._generator": "hydrogen/perf/_generator.pyx",
+}
 FLAVOUR = "-".join(filter(None, ["debug" if DEBUG else "release", SANITIZE, "race" if RACE else ""]))
 MACROS = [("HYDROGEN_DEBUG", "1")] * DEBUG + [("HYDROGEN_PLANTED_RACE", "1")] * RACE
 CFLAGS = ["-O1", "-g"] if DEBUG or SANITIZE else ["-O3", "-g0"]

@@ -8,6 +8,7 @@ hydrogen.begin(Echo(), hydrogen.Config(port=1337))
 """
 
 from hydrogen import backend as _backend
+from hydrogen.client import Client, connect
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import (
@@ -25,14 +26,32 @@ from hydrogen.errors import (
     ServerStopped,
     SlowConsumer,
 )
-from hydrogen.frame import Frame, FrameBuilder, SimpleFrame, SimpleFrameBuilder
+from hydrogen.frame import (
+    Checksum32Frame,
+    Checksum32FrameBuilder,
+    ChunkFrame,
+    Frame,
+    FrameBuilder,
+    LengthFrame,
+    LengthFrameBuilder,
+    LineFrame,
+    LineFrameBuilder,
+    SimpleFrame,
+    SimpleFrameBuilder,
+    WebSocketFrame,
+    WebSocketFrameBuilder,
+)
 from hydrogen.handler import Handler
 from hydrogen.report import Stats, StopReport
 from hydrogen.server import Server, begin, serve
-from hydrogen.stream import Stream
+from hydrogen.stream import Plain, Secure, Stream
 
 __all__ = [
+    "Checksum32Frame",
+    "Checksum32FrameBuilder",
     "ChecksumMismatch",
+    "ChunkFrame",
+    "Client",
     "Config",
     "ConnectionTimeout",
     "EngineUnavailable",
@@ -44,10 +63,16 @@ __all__ = [
     "HydrogenError",
     "HydrogenSocket",
     "IncompleteFrame",
+    "LengthFrame",
+    "LengthFrameBuilder",
+    "LineFrame",
+    "LineFrameBuilder",
     "LocalClosed",
     "PeerClosed",
+    "Plain",
     "ProtocolError",
     "Reject",
+    "Secure",
     "Server",
     "ServerStopped",
     "SimpleFrame",
@@ -56,7 +81,10 @@ __all__ = [
     "Stats",
     "StopReport",
     "Stream",
+    "WebSocketFrame",
+    "WebSocketFrameBuilder",
     "begin",
+    "connect",
     "engine",
     "serve",
 ]

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import logging
 import os
+import ssl
 import sys
 from typing import Any
 
@@ -17,11 +18,18 @@ from hydrogen.backend import CHOICES
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import HydrogenError
-from hydrogen.frame import SimpleFrameBuilder
+from hydrogen.frame import Checksum32FrameBuilder, LengthFrameBuilder, LineFrameBuilder, SimpleFrameBuilder, WebSocketFrameBuilder
 from hydrogen.handler import Handler
 from hydrogen.server import Server, run
 
-FRAMINGS = {"raw": None, "simple": SimpleFrameBuilder}
+FRAMINGS = {
+    "raw": None,
+    "simple": SimpleFrameBuilder,
+    "checksum32": Checksum32FrameBuilder,
+    "length": LengthFrameBuilder,
+    "line": LineFrameBuilder,
+    "websocket": WebSocketFrameBuilder,
+}
 
 
 class Echo(Handler):
@@ -67,6 +75,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--port", type=int, default=Config.port, help="TCP port, 0: the kernel chooses (%(default)s)")
     options.add_argument("--path", help="listen on a Unix socket of this name instead")
     options.add_argument("--framing", choices=sorted(FRAMINGS), default="raw", help="how messages are told apart (%(default)s)")
+    options.add_argument("--cert", metavar="FILE", help="speak TLS with this certificate chain (PEM)")
+    options.add_argument("--key", metavar="FILE", help="its private key, when it is not in the same file")
     options.add_argument("--threads", type=int, default=Config.max_threads, help="handlers that may block at once (%(default)s)")
     options.add_argument("--engine", choices=CHOICES, default=None, help="(HYDROGEN_ENGINE, or auto)")
     options.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto", help="who is woken when (%(default)s)")
@@ -80,12 +90,26 @@ def parser() -> argparse.ArgumentParser:
     return main
 
 
+def _context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
+    if cert is None:
+        if key is not None:
+            raise ValueError("--key: a certificate is expected with it, by --cert")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert, key)
+    except OSError as error:  # it does not say which file
+        raise ValueError(f"--cert {cert}, --key {key}: {error}") from error
+    return context
+
+
 def _config(arguments: argparse.Namespace) -> Config:
     where = {"path": arguments.path} if arguments.path else {"addr": arguments.addr, "port": arguments.port}
     return Config(
         **where,
         max_threads=arguments.threads,
         framing=FRAMINGS[arguments.framing],
+        ssl=_context(arguments.cert, arguments.key),
         handoff=arguments.handoff,
         stop_timeout=arguments.stop_timeout,
     )

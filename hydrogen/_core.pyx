@@ -5,8 +5,11 @@ Workers are Python threads that spend their life in `Engine._work`: off the GIL 
 the `nogil` block there is the one place where a worker takes the GIL for native streams; a turn gives it away only to flush what it has corked. The
 accept thread and the timekeeper are C threads and never take it.
 
-What a connection holds of Python (`user_data`, a user's stream, the error it ends with) are counted references in its slot: swapped under its lock,
-dropped after unlocking, and gone before the slot is released, in `Engine._finish`.
+What a connection holds of Python (`user_data`, a user's stream, TLS, a user's frame builder, the error it ends with) are counted references in its slot:
+swapped under its lock, dropped after unlocking, and gone before the slot is released, in `Engine._finish`.
+
+The slow path, which takes the GIL where it must, has functions of its own: `_read_port` and `_port_send` for streams written by the user, `_decrypt`, `_send_coded` and
+`_goodbye` for TLS, `_deliver_decoded` for frame builders written by the user. TLS locks its session, a Python lock, before anything of the connection.
 """
 
 import logging
@@ -25,18 +28,23 @@ from libc.string cimport memcpy
 
 from hydrogen import errors
 from hydrogen.connection import HydrogenSocket as _HydrogenSocketContract
-from hydrogen.frame import SimpleFrameBuilder
+from hydrogen.connection import extra_info
+from hydrogen.frame import FrameDecoder, encode
 from hydrogen.handler import log_callback_error
 from hydrogen.report import Stats
-from hydrogen.stream import Stream, StreamPort
+from hydrogen.stream import Plain, Secure, Stream, StreamPort
+from hydrogen.tls import TlsSession
 
 cimport cython
 
 from hydrogen._c.acceptor cimport acceptor_end, acceptor_start
-from hydrogen._c.buffer cimport block_bytes, block_length
+from hydrogen._c.buffer cimport block_bytes, block_free, block_length
 from hydrogen._c.connection cimport *
-from hydrogen._c.framing cimport FRAME_BAD, FRAME_COMPLETE, FRAME_INCOMPLETE, FRAME_OVERSIZE, FRAMING_RAW, FRAMING_SIMPLE, frame_t, framing_next
+from hydrogen._c.framing cimport *
+from hydrogen._codec cimport Framing, framed, payload_of, too_large, unfit
+from hydrogen._c.input cimport LINGER_NS, connection_store, connection_tidy_input
 from hydrogen._c.loop cimport *
+from hydrogen._c.output cimport *
 from hydrogen._c.timekeeper cimport timekeeper_end, timekeeper_start
 from hydrogen._c.slab cimport slab_used
 from hydrogen._c.sys cimport *
@@ -64,9 +72,17 @@ JOIN_SECONDS = 0.1
 
 cdef dict _HANDOFFS = {"auto": HANDOFF_AUTO, "inline": HANDOFF_INLINE, "eager": HANDOFF_EAGER}
 
+cdef Framing _raw = Framing(None)
+
 sys_watch_forks()
 
 
+cdef dict _BAD_FRAMES = {
+    FRAME_BAD: CAUSE_BAD_FRAME,
+    FRAME_OVERSIZE: CAUSE_FRAME_TOO_LARGE,
+    FRAME_CHECKSUM: CAUSE_CHECKSUM_MISMATCH,
+}
+cdef tuple _PROTOCOL_ERRORS = (CAUSE_BAD_FRAME, CAUSE_FRAME_TOO_LARGE, CAUSE_INCOMPLETE_FRAME, CAUSE_CHECKSUM_MISMATCH)
 cdef object _name(name_t *name):
     """An address as the socket module gives it; None when there is none."""
     if name.family == 0:
@@ -208,7 +224,7 @@ cdef class HydrogenSocket:
         return fd
 
     def get_extra_info(self, name, default=None):
-        return _HydrogenSocketContract.get_extra_info(self, name, default)
+        return extra_info(self, self._engine._held(self, &self._connection.session), name, default)
 
     def __eq__(self, other):
         cdef HydrogenSocket socket
@@ -233,7 +249,8 @@ cdef class Engine:
 
     cdef loop_t _loop
     cdef object _server, _address, _threads, _drained
-    cdef object _listener
+    cdef object _listener, _builder, _tls
+    cdef dict _framings  # every different framing there was, by its key: slots point into them
     cdef object _on_data, _on_new, _on_connected, _on_eof, _on_writable, _on_disconnected, _on_removed
 
     def __cinit__(self, server, callbacks, config, listener):
@@ -257,7 +274,7 @@ cdef class Engine:
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
         self._loop.listen_fd = listener.fileno()
         self._loop.handoff = _HANDOFFS[config.handoff]
-        self._loop.has_open_callbacks = self._on_new is not None or self._on_connected is not None
+        self._loop.has_open_callbacks = self._on_new is not None or self._on_connected is not None or config.ssl is not None
         self._set_options(config.socket_options)
         context.low, context.high = config.write_buffer_limits
         context.max_write_buffer = config.max_write_buffer
@@ -267,9 +284,13 @@ cdef class Engine:
         context.has_on_eof = self._on_eof is not None
         context.has_on_writable = self._on_writable is not None
         context.has_end_callbacks = self._on_disconnected is not None or self._on_removed is not None
-        if isinstance(config.builder, SimpleFrameBuilder):
-            context.framing.kind = FRAMING_SIMPLE
-            context.framing.max_size = config.builder.max_size
+        context.open_timeout = <uint64_t>((config.open_timeout or 0) * 1e9)
+        context.frame_timeout = <uint64_t>((config.frame_timeout or 0) * 1e9)
+        self._loop.walk_ns = min(<uint64_t>LINGER_NS, context.open_timeout or <uint64_t>LINGER_NS, context.frame_timeout or <uint64_t>LINGER_NS) // 4
+        self._builder = config.builder
+        self._tls = config.ssl
+        self._framings = {}
+        context.framing = self._framing(config.builder)
 
     def __dealloc__(self):
         # In a forked child the threads to join are not there, and a lock may be held for ever: what is left goes with the process.
@@ -357,6 +378,9 @@ cdef class Engine:
     def in_worker(self):
         return self._worker() != NULL
 
+    def reload_tls(self, context):
+        self._tls = context
+
     def forked(self):
         """Nothing to do: `_inert` compares the count of forks."""
 
@@ -435,8 +459,12 @@ cdef class Engine:
             self._read_port(worker, connection, socket)
         if todo & TODO_DELIVER:
             self._deliver(worker, connection, socket)
-        if todo & TODO_EOF:
+        if todo & TODO_EOF and connection.flags & FLAG_TLS_FAILED:
+            self._end_with(connection, socket, CAUSE_TLS_ERROR, (<object>connection.session).failure)
+        elif todo & TODO_EOF:
             self._call(worker, connection, socket, self._on_eof, "on_eof")
+        if todo & TODO_GOODBYE:
+            self._goodbye(worker, connection, socket)
         if not self._inert():
             loop_settle(&self._loop, connection)
 
@@ -449,7 +477,7 @@ cdef class Engine:
         return socket
 
     cdef inline void _before_callback(self, worker_t *worker) noexcept:
-        """Count a callback; flush in time what the turn has corked."""
+        """Count a callback, or a step of TLS, which shows the timekeeper that this worker gets on; flush in time what the turn has corked."""
         cdef uint64_t progress = relaxed_load64(&worker.progress) + 1
         relaxed_store64(&worker.progress, progress)
         if worker.corked_count and progress & 7 == 0 and (
@@ -468,36 +496,52 @@ cdef class Engine:
 
     cdef void _deliver(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """Give the complete messages of the input to the handler."""
-        cdef context_t *context = &self._loop.context
+        cdef int verdict = FRAME_COMPLETE
+        try:
+            if connection.wire != NULL:
+                self._decrypt(worker, connection, socket)
+            if connection.framing.kind == FRAMING_PYTHON:
+                self._deliver_decoded(worker, connection, socket)
+            else:
+                verdict = self._deliver_frames(worker, connection, socket)
+        except BaseException as error:
+            self._failed(connection, socket, "on_data_received", error)
+        if verdict > FRAME_COMPLETE:
+            self._end(socket, False, _BAD_FRAMES[verdict], 0)
+        if not connection_tidy_input(&worker.io, connection):
+            self._end(socket, True, CAUSE_OS_ERROR, ENOMEM)
+
+    cdef int _deliver_frames(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+        """The built-in framings. Returns the verdict of the last look at the input."""
         cdef block_t *input
         cdef frame_t frame
         cdef int budget = DELIVER_MOST
         cdef int verdict = FRAME_COMPLETE
-        try:
-            while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
-                input = connection.input
-                if input == NULL:
-                    break
-                verdict = framing_next(&context.framing, <const uint8_t *>block_bytes(input) + input.start, block_length(input), &frame)
-                if verdict != FRAME_COMPLETE:
-                    break
-                if budget == 0:
-                    connection.mail |= FRAMES
-                    break
-                budget -= 1
-                data = PyBytes_FromStringAndSize(block_bytes(input) + input.start + frame.offset, frame.length)
-                input.start += frame.size
-                self._before_callback(worker)
-                counter_bump(&worker.io.counters.messages_received, 1)
-                self._on_data(socket, data)
-        except BaseException as error:
-            self._failed(connection, socket, "on_data_received", error)
-        if verdict == FRAME_BAD:
-            self._end(socket, False, CAUSE_BAD_FRAME, 0)
-        elif verdict == FRAME_OVERSIZE:
-            self._end(socket, False, CAUSE_FRAME_TOO_LARGE, 0)
-        if not connection_tidy_input(&worker.io, connection):
-            self._end(socket, True, CAUSE_OS_ERROR, ENOMEM)
+        cdef const uint8_t *at
+        while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
+            input = connection.input
+            if input == NULL:
+                break
+            at = <const uint8_t *>block_bytes(input) + input.start
+            verdict = framing_next(connection.framing, at, block_length(input), &connection.scanned, &frame)
+            if verdict != FRAME_COMPLETE:
+                break
+            if budget == 0:
+                connection.mail |= FRAMES
+                break
+            budget -= 1
+            data = payload_of(&frame, at)
+            input.start += frame.size
+            self._before_message(worker, connection)
+            self._on_data(socket, data)
+        return verdict
+
+    cdef inline void _before_message(self, worker_t *worker, connection_t *connection) noexcept:
+        """A message is complete: whatever of another one is there has a deadline of its own."""
+        self._before_callback(worker)
+        counter_bump(&worker.io.counters.messages_received, 1)
+        if relaxed_load64(&connection.deadline):
+            relaxed_store64(&connection.deadline, 0)
 
     cdef void _call(self, worker_t *worker, connection_t *connection, HydrogenSocket socket, callback, name) noexcept:
         """Run a callback that takes the socket alone."""
@@ -536,9 +580,11 @@ cdef class Engine:
             if self._on_new is not None:
                 self._before_callback(worker)
                 stream = self._on_new(connection.fd)
-                if stream is not None:
-                    self._adopt(connection, stream)
-            atomic_store32(&connection.ready, 1)
+            if stream is not None:
+                self._adopt(worker, connection, socket, stream)
+            elif self._tls is not None:
+                self._secure(worker, connection, socket, TlsSession(self._tls, server_side=True))
+            atomic_store32(&connection.ready, not connection.flags & FLAG_HANDSHAKE)
         except errors.Reject as error:
             self._end_with(connection, socket, CAUSE_REJECT, error)
             self._end(socket, True, CAUSE_REJECT, 0)
@@ -548,12 +594,15 @@ cdef class Engine:
         failed = loop_register(&self._loop, connection)
         if failed:
             self._end(socket, True, CAUSE_OS_ERROR, -failed)
-        elif self._on_connected is not None:
+        elif self._on_connected is not None and atomic_load32(&connection.ready):
             self._call(worker, connection, socket, self._on_connected, "on_connected")
 
-    cdef _adopt(self, connection_t *connection, stream):
+    cdef _adopt(self, worker_t *worker, connection_t *connection, HydrogenSocket socket, stream):
         """Take a stream of the user's: it owns the fd, the engine polls a duplicate. If its fd is none, ours stays ours."""
         cdef int duplicate
+        if type(stream) in (Plain, Secure):
+            self._take_over(worker, connection, socket, stream)
+            return
         if not isinstance(stream, Stream):
             raise TypeError(f"on_new_connection must return a hydrogen.Stream or None, not {stream!r}")
         port = StreamPort(stream)
@@ -570,7 +619,7 @@ cdef class Engine:
 
     cdef void _finish(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """The last callbacks, references dropped, fd closed, slot released."""
-        cdef void *references[3]
+        cdef void *references[5]
         port = <object>connection.port if connection.port != NULL else None
         error = <object>connection.error if connection.error != NULL else errors.removal_error(connection.cause, connection.code)
         if port is not None:
@@ -585,7 +634,8 @@ cdef class Engine:
             return
         lock_take(&connection.lock)
         references[0], references[1], references[2] = connection.user_data, connection.port, connection.error
-        connection.user_data = connection.port = connection.error = NULL
+        references[3], references[4] = connection.session, connection.decoder
+        connection.user_data = connection.port = connection.error = connection.session = connection.decoder = NULL
         lock_give(&connection.lock)
         for reference in references:
             Py_XDECREF(<PyObject *>reference)
@@ -601,6 +651,164 @@ cdef class Engine:
                 callback(first, second)
         except BaseException as error:
             log_callback_error(getattr(callback, "__name__", "callback"), error)
+
+    # --- the library's own streams, TLS, and frame builders written by the user: the slow path -----------------------------------------------
+
+    cdef const framing_t *_framing(self, builder) except NULL:
+        cdef Framing framing = Framing(builder)
+        framing = self._framings.setdefault(framing.key(), framing)
+        return &framing.value
+
+    cdef _hold(self, connection_t *connection, void **field, value):
+        """Store a reference; there was none. By the owner."""
+        Py_INCREF(value)
+        lock_take(&connection.lock)
+        field[0] = <void *>value
+        lock_give(&connection.lock)
+
+    cdef object _held(self, HydrogenSocket socket, void **field):
+        """A reference of the socket's connection; None when there is none, or the connection is gone."""
+        cdef object value = None
+        if socket._valid():
+            lock_take(&socket._connection.lock)
+            if connection_generation(socket._connection) == socket._generation and field[0] != NULL:
+                value = <object>field[0]
+            lock_give(&socket._connection.lock)
+        return value
+
+    cdef _take_over(self, worker_t *worker, connection_t *connection, HydrogenSocket socket, stream):
+        """Use what a `Plain` or a `Secure` was made of; the fd stays, or becomes, the engine's."""
+        cdef bytes received, unsent
+        if stream.fileno() != connection.fd:
+            raise ValueError(f"on_new_connection({connection.fd}) returned a {type(stream).__name__} of another fd: {stream.fileno()}")
+        handover = stream.hand_over()
+        connection_set_framing(connection, self._framing(handover.builder))
+        received, unsent = handover.received, handover.unsent
+        if connection.framing.kind == FRAMING_PYTHON:
+            self._hold(connection, &connection.decoder, FrameDecoder(handover.builder))
+        if unsent:
+            self._append(worker, socket, &_raw.value, unsent, STATE_CLOSING)
+        if received:
+            if not connection_store(&worker.io, &connection.input, PyBytes_AS_STRING(received), len(received), False):
+                raise MemoryError
+            connection.mail |= FRAMES
+        if handover.session is not None:
+            self._secure(worker, connection, socket, handover.session)
+
+    cdef _secure(self, worker_t *worker, connection_t *connection, HydrogenSocket socket, session):
+        """From now on the connection speaks TLS; it is ready when the handshake is done."""
+        cdef uint64_t timeout = self._loop.context.open_timeout
+        self._hold(connection, &connection.session, session)
+        with session.lock:
+            if not session.is_ready:
+                connection.flags |= FLAG_HANDSHAKE
+                session.start()
+            self._append(worker, socket, &_raw.value, session.take(), STATE_CLOSING)
+        self._heed(connection, session)
+        if connection.flags & FLAG_HANDSHAKE and timeout:
+            atomic_store64(&connection.deadline, sys_now() + timeout)
+
+    cdef _heed(self, connection_t *connection, session):
+        """No more input will come when the session says so."""
+        if session.failure is not None:
+            connection.flags |= FLAG_TLS_END | FLAG_TLS_FAILED
+        elif session.is_ended:
+            connection.flags |= FLAG_TLS_END
+
+    cdef _decrypt(self, worker_t *worker, connection_t *connection, HydrogenSocket socket):
+        """Have TLS make input of what was read, and go on with the handshake; when that is done the connection is ready."""
+        cdef block_t *wire = connection.wire
+        cdef bytes plaintext
+        session = <object>connection.session
+        self._before_callback(worker)
+        ciphertext = PyBytes_FromStringAndSize(block_bytes(wire) + wire.start, block_length(wire))
+        connection.wire = NULL
+        block_free(&worker.io.pool, wire)
+        with session.lock:
+            plaintext = session.receive(ciphertext)
+            self._append(worker, socket, &_raw.value, session.take(), STATE_CLOSING)
+        if plaintext and not connection_store(&worker.io, &connection.input, PyBytes_AS_STRING(plaintext), len(plaintext), False):
+            raise MemoryError
+        self._heed(connection, session)
+        if connection.flags & FLAG_HANDSHAKE and session.is_ready:
+            connection.flags &= ~<uint32_t>FLAG_HANDSHAKE
+            atomic_store64(&connection.deadline, 0)
+            atomic_store32(&connection.ready, 1)
+            if self._on_connected is not None:
+                self._call(worker, connection, socket, self._on_connected, "on_connected")
+
+    cdef void _goodbye(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
+        """All output is flushed: close_notify is the last of it. When that is flushed, CLOSE is posted again."""
+        session = <object>connection.session
+        self._before_callback(worker)
+        connection.flags |= FLAG_GOODBYE
+        try:
+            with session.lock:
+                if self._append(worker, socket, &_raw.value, session.close(), STATE_CLOSING) == SEND_NOTHING:
+                    connection.mail |= CLOSE
+        except BaseException as error:
+            self._end_with(connection, socket, CAUSE_HANDLER_ERROR, error)
+            self._end(socket, True, CAUSE_HANDLER_ERROR, 0)
+
+    cdef object _decoder(self, connection_t *connection):
+        """The decoder of a user's frame builder."""
+        if connection.decoder == NULL:
+            self._hold(connection, &connection.decoder, FrameDecoder(self._builder))
+        return <object>connection.decoder
+
+    cdef _deliver_decoded(self, worker_t *worker, connection_t *connection, HydrogenSocket socket):
+        """Give to the handler what a user's frame builder makes of the input, until it has nothing, raises, or the budget is used up."""
+        cdef block_t *input = connection.input
+        cdef int budget = DELIVER_MOST
+        decoder = self._decoder(connection)
+        if input != NULL:
+            connection.input = NULL
+            decoder.feed(PyBytes_FromStringAndSize(block_bytes(input) + input.start, block_length(input)))
+            block_free(&worker.io.pool, input)
+        connection.flags |= FLAG_UNDECODED
+        while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
+            if budget == 0:
+                connection.mail |= FRAMES
+                break
+            budget -= 1
+            try:
+                data = decoder.next()
+            except errors.ProtocolError as error:
+                self._end_with(connection, socket, CAUSE_BAD_FRAME, error)
+                break
+            except BaseException as error:
+                self._failed(connection, socket, f"{type(decoder.builder).__name__}.from_bytes", error)
+                break
+            connection.held = decoder.size
+            if data is None:
+                connection.flags &= ~<uint32_t>(FLAG_UNDECODED | FLAG_PARTIAL)
+                if decoder.is_partial():
+                    connection.flags |= FLAG_PARTIAL
+                break
+            self._before_message(worker, connection)
+            self._on_data(socket, data)
+
+    cdef int _send_coded(self, worker_t *worker, HydrogenSocket socket, bytes data) except -1:
+        """Send by a user's frame builder, by TLS, or by both."""
+        cdef connection_t *connection = socket._connection
+        cdef const framing_t *framing = connection_framing(connection)
+        session = self._held(socket, &connection.session)
+        if framing.kind == FRAMING_PYTHON:
+            decoder = self._held(socket, &connection.decoder)
+            data = encode(self._builder if decoder is None else decoder.builder, data)
+        else:
+            data = framed(framing, data)
+        if session is None:
+            return self._append(worker, socket, &_raw.value, data, STATE_OPEN)
+        with session.lock:
+            if not socket.is_open or not session.is_writable:
+                return SEND_REFUSED
+            if socket.pending >= self._loop.context.max_write_buffer:
+                self._end(socket, True, CAUSE_SLOW_CONSUMER, 0)
+                return SEND_REFUSED
+            if not data:
+                return SEND_NOTHING
+            return self._append(worker, socket, &_raw.value, session.encrypt(data), STATE_CLOSING)
 
     # --- streams written by the user: the slow path ------------------------------------------------------------------------------------------
 
@@ -661,48 +869,65 @@ cdef class Engine:
     # --- what sockets ask for ----------------------------------------------------------------------------------------------------------------
 
     cdef object _send(self, HydrogenSocket socket, const char *data, size_t n):
-        cdef loop_t *loop = &self._loop
-        cdef context_t *context = &loop.context
         cdef connection_t *connection = socket._connection
         cdef worker_t *worker = self._worker()
-        cdef io_t *io = &worker.io if worker != NULL else &loop.outside_io
-        cdef bint cork = worker != NULL and not loop_is_eager(loop)
-        cdef uint32_t bits = 0
+        cdef io_t *io = &worker.io if worker != NULL else &self._loop.outside_io
+        cdef const framing_t *framing = connection_framing(connection)
         cdef int result = SEND_REFUSED
         if not socket._valid():
             pass
         elif connection.port != NULL:
-            if atomic_load32(&connection.state) == STATE_OPEN and socket.pending < context.max_write_buffer:
+            if atomic_load32(&connection.state) == STATE_OPEN and socket.pending < self._loop.context.max_write_buffer:
                 result = SEND_QUEUED if self._port_send(socket, PyBytes_FromStringAndSize(data, n)) else SEND_REFUSED
             elif atomic_load32(&connection.state) == STATE_OPEN:
                 self._end(socket, True, CAUSE_SLOW_CONSUMER, 0)
-        elif context.framing.kind != FRAMING_RAW and n > context.framing.max_size:
-            raise errors.FrameTooLarge(f"a payload of {n} bytes is over max_size {context.framing.max_size}")
-        elif n == 0 and context.framing.kind == FRAMING_RAW:
-            result = SEND_QUEUED if atomic_load32(&connection.state) == STATE_OPEN else SEND_REFUSED
+        elif connection.session != NULL or framing.kind == FRAMING_PYTHON:
+            result = self._send_coded(worker, socket, PyBytes_FromStringAndSize(data, n))
+        elif framing.kind != FRAMING_RAW and n > framing.max_size:
+            raise too_large(framing, n)
         else:
-            result = connection_send(
-                context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation, data, n,
-                worker.index if cork else NOT_CORKED, &bits)
-            if result == SEND_NOW and worker != NULL and not cork and n <= SEND_HELD_MOST:
-                loop_flush_whole(loop, io, connection, socket._generation, False)
-            elif result == SEND_NOW:
-                with nogil:
-                    loop_flush_whole(loop, io, connection, socket._generation, worker == NULL)
-            elif result == SEND_CORKED:
-                if worker.corked_count == CORKED_MOST:
-                    self._flush_corked(worker)
-                worker_cork(worker, <uint64_t>socket._generation << 32 | connection.slot.index)
-            elif result == SEND_NO_MEMORY:
-                raise MemoryError(f"no memory for a message of {n} bytes")
-            elif bits:
-                loop_post(loop, connection, socket._generation, bits, worker == NULL)
-            loop_check_memory(loop)
+            result = self._append_framed(worker, socket, framing, data, n, STATE_OPEN)
         if result == SEND_REFUSED:
             io_count(io, &io.counters.messages_refused)
             return False
         io_count(io, &io.counters.messages_sent)
         return True
+
+    cdef int _append(self, worker_t *worker, HydrogenSocket socket, const framing_t *framing, bytes data, uint32_t last_state) except -1:
+        return self._append_framed(worker, socket, framing, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), last_state)
+
+    cdef int _append_framed(
+        self, worker_t *worker, HydrogenSocket socket, const framing_t *framing, const char *data, size_t n, uint32_t last_state,
+    ) except -1:
+        """Frame and queue; then flush, or cork, as the policy says. SEND_REFUSED, SEND_NOTHING, or another value: it was queued."""
+        cdef loop_t *loop = &self._loop
+        cdef connection_t *connection = socket._connection
+        cdef io_t *io = &worker.io if worker != NULL else &loop.outside_io
+        cdef bint cork = worker != NULL and not loop_is_eager(loop)
+        cdef uint32_t bits = 0
+        cdef int result
+        if n == 0 and framing.kind == FRAMING_RAW:
+            return SEND_NOTHING if atomic_load32(&connection.state) == STATE_OPEN or last_state != STATE_OPEN else SEND_REFUSED
+        result = connection_send(
+            &loop.context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation, framing, data, n, last_state,
+            worker.index if cork else NOT_CORKED, &bits)
+        if result == SEND_NOW and worker != NULL and not cork and n <= SEND_HELD_MOST:
+            loop_flush_whole(loop, io, connection, socket._generation, False)
+        elif result == SEND_NOW:
+            with nogil:
+                loop_flush_whole(loop, io, connection, socket._generation, worker == NULL)
+        elif result == SEND_CORKED:
+            if worker.corked_count == CORKED_MOST:
+                self._flush_corked(worker)
+            worker_cork(worker, <uint64_t>socket._generation << 32 | connection.slot.index)
+        elif result == SEND_NO_MEMORY:
+            raise MemoryError(f"no memory for a message of {n} bytes")
+        elif result == SEND_UNFIT:
+            raise unfit()
+        elif bits:
+            loop_post(loop, connection, socket._generation, bits, worker == NULL)
+        loop_check_memory(loop)
+        return result
 
     cdef void _end(self, HydrogenSocket socket, bint abort, int cause, int code) noexcept:
         if not self._inert():
@@ -774,7 +999,9 @@ cdef class Engine:
             removed_slow_consumer=sums.removed[CAUSE_SLOW_CONSUMER],
             removed_handler_error=sums.removed[CAUSE_HANDLER_ERROR],
             removed_reject=sums.removed[CAUSE_REJECT],
-            removed_protocol_error=sums.removed[CAUSE_BAD_FRAME] + sums.removed[CAUSE_FRAME_TOO_LARGE] + sums.removed[CAUSE_INCOMPLETE_FRAME],
+            removed_protocol_error=sum(sums.removed[cause] for cause in _PROTOCOL_ERRORS),
+            removed_timeout=sums.removed[CAUSE_TIMEOUT],
+            removed_tls_error=sums.removed[CAUSE_TLS_ERROR] + sums.removed[CAUSE_TRUNCATED],
             removed_os_error=sums.removed[CAUSE_OS_ERROR],
             messages_received=sums.messages_received,
             messages_sent=sums.messages_sent,

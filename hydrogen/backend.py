@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hydrogen.config import Config
@@ -63,6 +64,9 @@ class Engine(Protocol):
 
     def stats(self) -> Stats:
         """Counters, summed now. Also after `release`."""
+
+    def reload_tls(self, context: ssl.SSLContext) -> None:
+        """Use `context` for connections accepted from now on. Only when `Config.ssl` was given."""
 
     def forked(self) -> None:
         """Called in the child after fork(2): this engine must not act any more, its threads exist in the parent only."""

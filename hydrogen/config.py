@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import socket
 from dataclasses import KW_ONLY, dataclass, field
+from ssl import SSLContext
 from typing import Any
 
-from hydrogen.frame import FrameBuilder, SimpleFrameBuilder
+from hydrogen.frame import FrameBuilder, builder_of
+from hydrogen.tls import check_context
 
 MAX_SLOTS = 1 << 24
 """Connections that one server can hold: a token has 24 bits for the index of a slot."""
+
+MAX_SECONDS = 1_000_000_000
+"""Longest timeout: some thirty years."""
 
 Framing = FrameBuilder | type[FrameBuilder] | None
 
@@ -26,11 +31,11 @@ def _flag(name: str, value: object) -> None:
         raise TypeError(f"{name}: True or False is expected, not {value!r}")
 
 
-def _built_in(framing: Framing) -> FrameBuilder | None:
-    builder = framing() if isinstance(framing, type) else framing
-    if builder is not None and type(builder) is not SimpleFrameBuilder:
-        raise TypeError(f"framing: None or SimpleFrameBuilder, class or instance, is expected, not {framing!r}")
-    return builder
+def _seconds(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: seconds are expected, not {value!r}")
+    if not 0 < value <= MAX_SECONDS:
+        raise ValueError(f"{name}: more than 0 and at most {MAX_SECONDS} seconds are allowed, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Config:
         max_threads: workers, that is handlers that may block at once.
         pre_allocated: connection slots that exist from the start; not a limit.
         framing: a frame builder, class or instance (a class is instantiated); None: raw chunks as read.
+        ssl: a server-side context: connections speak TLS. `OP_NO_RENEGOTIATION` is set on it.
         path: listen on a Unix socket of that name instead.
         sock: listen on this bound stream socket instead; the server takes it over and closes it when it stops.
         backlog: queue of connections not yet accepted, see listen(2).
@@ -54,6 +60,8 @@ class Config:
         max_write_buffer: a send while so much is pending removes the connection as a slow consumer.
         max_buffered: above so much over all connections nothing is read and the one with the most pending output is removed.
         read_budget: read from one connection in one turn before the others come.
+        open_timeout: from accepting to ready for use, that is with the TLS handshake done; None: no limit.
+        frame_timeout: from the first byte of a frame to its last, however it drips; None: no limit.
         stop_timeout: default of `Server.stop`; container runtimes kill after 10 s.
         handoff: who is woken when: "auto", or "inline" or "eager" to pin one policy (for experts and tests).
 
@@ -67,6 +75,7 @@ class Config:
     pre_allocated: int = 1024
     _: KW_ONLY
     framing: Framing = None
+    ssl: SSLContext | None = None
     path: str | None = None
     sock: socket.socket | None = None
     backlog: int = 4096
@@ -78,6 +87,8 @@ class Config:
     max_write_buffer: int = 16 << 20
     max_buffered: int = 512 << 20
     read_budget: int = 256 << 10
+    open_timeout: float | None = 10.0
+    frame_timeout: float | None = 60.0
     stop_timeout: float = 8.0
     handoff: str = "auto"
     builder: FrameBuilder | None = field(init=False, repr=False, compare=False, default=None)
@@ -86,11 +97,16 @@ class Config:
         self._check_listener()
         _whole("max_threads", self.max_threads, 1, 1024)
         _whole("pre_allocated", self.pre_allocated, 0, MAX_SLOTS)
-        object.__setattr__(self, "builder", _built_in(self.framing))
+        object.__setattr__(self, "builder", builder_of(self.framing))
+        if self.ssl is not None:
+            check_context("ssl", self.ssl, server_side=True)
         _flag("reuse_port", self.reuse_port)
         _flag("nodelay", self.nodelay)
         self._check_socket_options()
         self._check_buffers()
+        for name in ("open_timeout", "frame_timeout"):
+            if getattr(self, name) is not None:
+                _seconds(name, getattr(self, name))
         if not isinstance(self.stop_timeout, (int, float)) or isinstance(self.stop_timeout, bool):
             raise TypeError(f"stop_timeout: seconds are expected, not {self.stop_timeout!r}")
         if not 0 <= self.stop_timeout < float("inf"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hydrogen.server import Server
+    from hydrogen.tls import TlsSession
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -34,6 +35,7 @@ class HydrogenSocket(abc.ABC):
         Raises:
             TypeError: `data` is not bytes-like.
             FrameTooLarge: the framing cannot carry so long a message.
+            ValueError: the framing cannot carry this message, as a line that contains the delimiter.
         """
 
     @abc.abstractmethod
@@ -109,7 +111,19 @@ class HydrogenSocket(abc.ABC):
     def fileno(self) -> int:
         """The number that `on_new_connection` and `on_connection_removed` get; -1 when the connection is gone."""
 
+    @abc.abstractmethod
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What `asyncio.BaseTransport.get_extra_info` gives by the same name: `peername`, `sockname`."""
-        value = {"peername": lambda: self.peername, "sockname": lambda: self.sockname}.get(name, lambda: None)()
-        return default if value is None else value
+        """What `asyncio.BaseTransport.get_extra_info` gives by the same name: `peername`, `sockname`; with TLS `ssl_object`, `sslcontext`,
+        `peercert`, `cipher`, `compression`. `default` for what there is none of, and when the connection is gone.
+        """
+
+
+def extra_info(socket: HydrogenSocket, session: TlsSession | None, name: str, default: Any) -> Any:
+    """`HydrogenSocket.get_extra_info` of both engines. `session`: None: no TLS."""
+    value: Any = None
+    if name in ("peername", "sockname"):
+        value = getattr(socket, name)
+    elif session is not None:
+        with session.lock:
+            value = session.info(name)
+    return default if value is None else value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import ssl
 
 
 class HydrogenError(Exception):
@@ -77,9 +78,25 @@ class Cause(enum.IntEnum):
     FRAME_TOO_LARGE = 8
     INCOMPLETE_FRAME = 9
     OS_ERROR = 10
+    CHECKSUM_MISMATCH = 11
+    TIMEOUT = 12
+    TRUNCATED = 13
+    TLS_ERROR = 14
 
 
-_MESSAGES: dict[Cause, tuple[type[HydrogenError], str]] = {
+class Timeout(enum.IntEnum):
+    """Which deadline passed: the `code` of `Cause.TIMEOUT`. The names are those of the fields of `Config`."""
+
+    OPEN_TIMEOUT = 1
+    FRAME_TIMEOUT = 2
+
+
+_TIMEOUTS = {
+    Timeout.OPEN_TIMEOUT: "the connection was not ready for use in time",
+    Timeout.FRAME_TIMEOUT: "a frame was begun and not finished in time",
+}
+
+_MESSAGES: dict[Cause, tuple[type[Exception], str]] = {
     Cause.PEER_CLOSED: (PeerClosed, "the peer closed the connection"),
     Cause.LOCAL_CLOSED: (LocalClosed, "closed by this side"),
     Cause.SERVER_STOPPED: (ServerStopped, "the server stopped"),
@@ -89,6 +106,8 @@ _MESSAGES: dict[Cause, tuple[type[HydrogenError], str]] = {
     Cause.BAD_FRAME: (ProtocolError, "bytes that can never become a frame"),
     Cause.FRAME_TOO_LARGE: (FrameTooLarge, "the declared length is over max_size"),
     Cause.INCOMPLETE_FRAME: (IncompleteFrame, "the end came inside a frame"),
+    Cause.CHECKSUM_MISMATCH: (ChecksumMismatch, "the checksum is not that of the payload"),
+    Cause.TLS_ERROR: (ssl.SSLError, "TLS failed"),
 }
 
 
@@ -97,8 +116,13 @@ def removal_error(cause: int, code: int = 0) -> Exception:
 
     Args:
         cause: a `Cause`.
-        code: for `Cause.OS_ERROR` the errno, from which `OSError` chooses its subclass (`ConnectionResetError`, ...).
+        code: for `Cause.OS_ERROR` the errno, from which `OSError` chooses its subclass (`ConnectionResetError`, ...); for `Cause.TIMEOUT`
+            a `Timeout`.
     """
+    if cause == Cause.TIMEOUT:
+        return ConnectionTimeout(f"{Timeout(code).name.lower()}: {_TIMEOUTS[Timeout(code)]}")
+    if cause == Cause.TRUNCATED:
+        return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection ended without close_notify: what came may be cut off")
     if cause == Cause.OS_ERROR:
         return OSError(code or errno.EIO, os.strerror(code or errno.EIO))
     kind, message = _MESSAGES[Cause(cause)]
@@ -115,6 +139,8 @@ def cause_of(error: BaseException) -> tuple[Cause, Exception]:
         return Cause.PEER_CLOSED, removal_error(Cause.PEER_CLOSED)
     if isinstance(error, ProtocolError):
         return Cause.BAD_FRAME, error
+    if isinstance(error, ssl.SSLError):
+        return Cause.TLS_ERROR, error
     if isinstance(error, OSError):
         return Cause.OS_ERROR, error
     return Cause.HANDLER_ERROR, handler_error(error)

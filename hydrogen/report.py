@@ -32,8 +32,9 @@ class Stats:
         connections: open now.
         accepted: connections accepted.
         removed_peer_closed: removed because the peer closed; and so on for each cause.
-        removed_timeout: always 0 until deadlines are configured.
         removed_protocol_error: `ProtocolError` and its subclasses.
+        removed_timeout: `ConnectionTimeout`.
+        removed_tls_error: `ssl.SSLError`: a failed handshake, a bad record, an end without close_notify.
         removed_os_error: `ConnectionResetError` and every other `OSError`.
         messages_received: messages given to `on_data_received`.
         messages_sent: messages that `send` took.
@@ -61,6 +62,7 @@ class Stats:
     removed_reject: int = 0
     removed_protocol_error: int = 0
     removed_timeout: int = 0
+    removed_tls_error: int = 0
     removed_os_error: int = 0
     messages_received: int = 0
     messages_sent: int = 0
@@ -89,5 +91,6 @@ class Stats:
             + self.removed_reject
             + self.removed_protocol_error
             + self.removed_timeout
+            + self.removed_tls_error
             + self.removed_os_error
         )

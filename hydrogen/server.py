@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import signal
+import ssl
 import threading
 import time
 import weakref
@@ -24,6 +25,7 @@ from hydrogen.connection import HydrogenSocket
 from hydrogen.handler import Handler, callbacks_of
 from hydrogen.listener import Listener
 from hydrogen.report import Stats, StopReport
+from hydrogen.tls import check_context
 
 log = logging.getLogger("hydrogen")
 
@@ -197,6 +199,20 @@ class Server:
     def connections(self) -> list[HydrogenSocket]:
         """A snapshot of the open connections."""
         return [] if self._engine is None else self._engine.connections()
+
+    def reload_tls(self, context: ssl.SSLContext) -> None:
+        """Use `context`, with a renewed certificate say, for new connections; those that are open keep theirs.
+
+        Raises:
+            TypeError, ValueError: as `Config` for `ssl`.
+            RuntimeError: the server speaks no TLS, or does not run.
+        """
+        check_context("context", context, server_side=True)
+        if self.config.ssl is None:
+            raise RuntimeError("this server speaks no TLS: Config.ssl is None")
+        if self._engine is None or self._state != RUNNING:
+            raise RuntimeError("the server does not run")
+        self._engine.reload_tls(context)
 
     def stats(self) -> Stats:
         """Counters since the start, summed now."""

@@ -1,17 +1,60 @@
-"""`Stream`: the seed's trait, for a user who wants to read and write a connection himself; and the port through which engines use it.
+"""Streams: how one connection is read and written. `Stream` is the seed's trait, `Plain` and `Secure` are the library's own.
 
-A stream of the user's owns the fd it was given; the engine polls a duplicate of its own, so that a stream that closes early cannot
-make the engine poll a stranger.
+`Plain` and `Secure` serve in three places: returned from `on_new_connection`, where an engine takes them over (`hand_over`) and does their
+work itself; non-blocking by hand (`nb_...`); blocking (`b_...`). They never touch O_NONBLOCK, which belongs to the open file and so may be
+somebody else's affair too: all I/O is asked for with MSG_DONTWAIT, and who waits waits in poll(2).
+
+A stream of the user's owns the fd it was given; the engine polls a duplicate of its own, so that a stream that closes early cannot make the
+engine poll a stranger. `StreamPort` is how engines use such a stream.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
+import errno
 import os
+import select
+import socket
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from ssl import SSLContext
+from typing import TypeVar
 
-from hydrogen.errors import HandlerError
+from hydrogen.config import Framing
+from hydrogen.errors import Cause, HandlerError, removal_error
+from hydrogen.frame import ChunkFrameBuilder, Frame, FrameBuilder, FrameDecoder, builder_of, encode
+from hydrogen.tls import TlsSession, check_context
+
+CHUNK = 1 << 16
+"""Bytes asked of one recv(2)."""
+
+READS = 4
+"""So many recv(2)s in a row, and `nb_recv` gives out what it has, `b_recv` looks at the clock: the peer may never pause."""
+
+LONGEST_WAIT = 3600.0
+"""Seconds of one wait in the kernel, which counts milliseconds in an int; who waits longer waits again."""
+
+T = TypeVar("T")
+
+
+class _GoOn(bytes):
+    """The `b""` that asks a stream to go on with what it has kept: a type of its own, to be told from an empty message.
+
+    The seed's example makes a frame of whatever it is given and has `nb_send` write that. A frame keeps the very object it was made of
+    (this one survives `bytes(...)`), and `nb_send` knows it again: no empty message goes on the wire that nobody sent, and none is lost.
+    """
+
+    __slots__ = ()
+
+    def __bytes__(self) -> bytes:
+        return self
+
+
+GO_ON = _GoOn()
 
 
 class Stream(abc.ABC):
@@ -108,7 +151,7 @@ class StreamPort:
         """The fd is writable: go on with what the stream has kept, if it has. Raises as `send`."""
         with self._lock:
             if self.blocked:
-                self.send(b"")
+                self.send(GO_ON)
 
     def shutdown(self) -> None:
         """End the stream both ways; from now on `send` does nothing."""
@@ -120,3 +163,511 @@ class StreamPort:
         """Have the stream close its fd; the last call."""
         with self._lock:
             self.stream.close()
+
+
+# ---------------------------------------------------------------------------------------------------- the library's own
+
+
+@dataclass(frozen=True)
+class Handover:
+    """A stream of the library's as an engine takes it over.
+
+    Attributes:
+        fd: now the engine's to close.
+        builder: of the frames; None: chunks.
+        session: None: no TLS. What is in it already counts: `failure`, `is_ended`.
+        received: plaintext that was read and not given out; it comes before what the fd has.
+        unsent: bytes for the wire, which go out before anything else.
+    """
+
+    fd: int
+    builder: FrameBuilder | None
+    session: TlsSession | None
+    received: bytes
+    unsent: bytes
+
+
+class _Numbered(socket.socket):
+    """A socket known by its number only. The garbage collector must not close it: the number may be somebody else's by then."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        self.detach()
+
+
+def _socket_of(sock_or_fd: socket.socket | int) -> socket.socket:
+    """The socket itself, or one over the number.
+
+    Raises:
+        TypeError: it is neither.
+        OSError: the number is not that of a socket.
+        ValueError: it is no stream socket, or a negative number.
+    """
+    if isinstance(sock_or_fd, socket.socket):
+        sock = sock_or_fd
+    elif isinstance(sock_or_fd, int) and not isinstance(sock_or_fd, bool):
+        sock = _Numbered(fileno=sock_or_fd)
+    else:
+        raise TypeError(f"sock_or_fd: a socket.socket or an int is expected, not {sock_or_fd!r}")
+    if sock.type != socket.SOCK_STREAM:
+        raise ValueError(f"sock_or_fd: a stream socket is expected, not {sock!r}")
+    if sock.gettimeout():
+        # Python waits for a socket with a timeout, whatever MSG_DONTWAIT says. (It is non-blocking for the kernel already.)
+        sock.setblocking(False)
+    return sock
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """The monotonic time at which `timeout` seconds are over; None: never.
+
+    Raises:
+        TypeError, ValueError: it is no number of seconds, or negative.
+    """
+    if timeout is None:
+        return None
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
+        raise TypeError(f"timeout: seconds or None are expected, not {timeout!r}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout: 0 or more seconds are allowed, not {timeout!r}")
+    return time.monotonic() + timeout
+
+
+def seconds_left(deadline: float | None) -> float:
+    """How long the kernel may be asked to wait now: seconds, at most `LONGEST_WAIT`.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+    """
+    if deadline is None:
+        return LONGEST_WAIT
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return min(left, LONGEST_WAIT)
+
+
+class _SocketStream(Stream):
+    """What `Plain` and `Secure` share. Between the wire and the frames bytes pass `_open` and `_seal`, which here change nothing.
+
+    One thread may receive while another sends. `_lock` is held for each system call with all that belongs to it, so that bytes pass in
+    the order of the wire; never while waiting, and never over code of the user's. `_hands` is held by the thread that carries the
+    handshake on; it comes before `_lock`. `_decoder` and `_failure` belong to the receiver (a handshake yields no plaintext); what else
+    changes is written under `_lock`:
+
+        _is_ready: the handshake is done.
+        _wanted: bytes to ask of the next recv(2).
+        _waiting: messages that have not passed `_seal`: for longer than a moment only as long as the handshake is on.
+        _unsent: bytes for the wire that the kernel has not taken.
+        _is_sending: a blocking call sees to `_unsent`, and nobody else: or it would wait for the kernel to take what it has already.
+        _broken: what send(2) failed with. Nothing more is sent: what comes after a gap is nonsense to the peer.
+        _end: why nothing more comes in; an `EOFError` for an end in order. It is raised once all frames before it were given out.
+        _failure: what `_decoder` raised. Like `_end`, each call raises it again.
+    """
+
+    _session: TlsSession | None = None
+
+    def __init__(self, sock_or_fd: socket.socket | int, framing: Framing, lock: threading.Lock) -> None:
+        self._builder = builder_of(framing)
+        self._decoder = FrameDecoder(self._builder or ChunkFrameBuilder())
+        self._sock = _socket_of(sock_or_fd)
+        self._lock = lock
+        self._hands = threading.Lock()
+        self._is_ready = True
+        self._wanted = CHUNK
+        self._waiting: deque[bytes] = deque()
+        self._unsent = bytearray()
+        self._is_sending = False
+        self._broken: OSError | None = None
+        self._end: Exception | None = None
+        self._failure: Exception | None = None
+
+    def _open(self, data: bytes) -> bytes:
+        """Under `_lock`: what was read, as plaintext. b"" is the peer's FIN. May set `_end`, and add to `_unsent`."""
+        if not data:
+            self._end = EOFError()
+        return data
+
+    def _seal(self, data: bytes) -> bytes:
+        """Under `_lock`: plaintext as it goes on the wire."""
+        return data
+
+    # ------------------------------------------------------------------ non-blocking
+
+    def nb_recv(self) -> list[Frame]:
+        """All frames that are complete now; `[]` when there is none.
+
+        After `[]` nothing was left to read: until then, call it again, should you poll for edges. What is kept of output is written too, as
+        far as the kernel takes it. Each error comes after all frames before it were given out, and comes again when called again.
+
+        Raises:
+            EOFError: the peer will send no more.
+            IncompleteFrame: the same, and a frame has begun.
+            ProtocolError: what follows can never become a frame.
+            ssl.SSLError: what OpenSSL found wrong; `ssl.SSLEOFError`: the end came without close_notify (RFC 8446, 6.1).
+            OSError: the connection is broken.
+            Exception: whatever a builder of the user's raises; `HandlerError` when it does what no builder may do.
+        """
+        return self._collect(self._decoder.next_frame)
+
+    def nb_send(self, frame: Frame) -> None:
+        """Write a frame, after what is kept, as far as the kernel takes it.
+
+        The frame that a stream makes of the `b""` by which the server asks it to go on is no message: nothing but what is kept is written.
+
+        Raises:
+            BlockingIOError: the rest is kept. `send(b"")` goes on with it when the fd is writable; with TLS, as long as the handshake is
+                on, also when it is readable.
+            ssl.SSLError, OSError: as `nb_recv`; `BrokenPipeError` after `shutdown`.
+        """
+        self._push(b"" if self._checked(frame).payload() is GO_ON else frame.to_bytes())
+
+    # ------------------------------------------------------------------ blocking
+
+    def b_recv(self, timeout: float | None = None) -> Frame:
+        """Wait for the next frame.
+
+        Args:
+            timeout: seconds; None: no limit. What has come by then is not lost.
+
+        Raises:
+            TimeoutError: no frame was complete in time.
+            Exception: as `nb_recv`.
+            BaseException: of a signal handler; see `b_send`.
+        """
+        deadline = deadline_of(timeout)
+        self._shake_hands(deadline)
+        while (frame := self._read()) is None:
+            self._wait(self._interest(), deadline)
+        return frame
+
+    def b_send(self, frame: Frame) -> None:
+        """Write a frame, after what is kept; returns when the kernel has taken all of it.
+
+        Raises:
+            ssl.SSLError, OSError: as `nb_send`.
+            BaseException: of a signal handler. How much was written or read by then is not known: close, and nothing else.
+        """
+        data = self._checked(frame).to_bytes()
+        self._shake_hands(None)
+        with self._lock:
+            self._is_sending = True
+            self._waiting.append(data)
+        while not self._write():
+            self._wait(select.POLLOUT, None)
+
+    # ------------------------------------------------------------------ Stream
+
+    def recv(self) -> list[bytes]:
+        """The payloads of `nb_recv`; raises what that raises."""
+        return self._collect(self._decoder.next)
+
+    def send(self, buf: bytes) -> None:
+        """`nb_send` of the frame that carries `buf`; without framing, of `buf` itself. `send(b"")` goes on with what is kept.
+
+        Raises:
+            FrameTooLarge, ValueError: the framing cannot carry it.
+            Exception: as `nb_send`.
+        """
+        self._push(encode(self._builder, bytes(buf)) if buf else b"")
+
+    def shutdown(self) -> None:
+        """End both ways; with TLS, close_notify goes first. Does not wait: what is kept of output and the kernel does not take is lost.
+
+        Blocking calls of other threads return: with `EOFError`, `BrokenPipeError`.
+        """
+        with self._lock, contextlib.suppress(OSError):
+            self._flush()
+        with contextlib.suppress(OSError):  # the peer has reset the connection, or it is closed
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the fd, or the socket that the stream was given. No other thread may be in a call. May be called again."""
+        self._sock.close()
+
+    def fileno(self) -> int:
+        """The fd; -1 when it is closed or handed over."""
+        return self._sock.fileno()
+
+    def hand_over(self) -> Handover:
+        """Give up the fd, with what belongs to it; a socket object is detached. The stream is not used any more.
+
+        Raises:
+            ValueError: a message was sent before the handshake was done, and is not encrypted.
+        """
+        with self._lock:
+            if self._waiting:
+                raise ValueError("a message was sent before the TLS handshake was done: send it from on_connected")
+            self._decoder.builder = ChunkFrameBuilder()  # it takes all there is, as it is
+            received = self._decoder.next() or b""
+            return Handover(self._sock.detach(), self._builder, self._session, received, bytes(self._unsent))
+
+    # ------------------------------------------------------------------ input
+
+    def _next(self, take: Callable[[], T | None]) -> T | None:
+        """The next frame or payload of what was read; None when none is complete. Raises what comes instead of one."""
+        if self._failure is not None:
+            raise self._failure
+        end = self._end  # set after what came before it was fed
+        try:
+            item = take()
+        except Exception as error:
+            self._failure = error
+            raise
+        if item is None and end is not None:
+            if type(end) is not EOFError:
+                raise end
+            if self._decoder.is_partial():
+                raise removal_error(Cause.INCOMPLETE_FRAME)
+            raise EOFError("the connection has ended")
+        return item
+
+    def _collect(self, take: Callable[[], T | None]) -> list[T]:
+        """All that `take` gives now."""
+        found: list[T] = []
+        self._shake_hands_nb()
+        reads = 0
+        try:
+            while True:
+                while (item := self._next(take)) is not None:
+                    found.append(item)
+                if (found and reads >= READS) or not self._is_ready or not self._pull():
+                    return found
+                reads += 1
+        except Exception:
+            if not found:
+                raise
+            return found
+
+    def _read(self) -> Frame | None:
+        """The next frame, from the kernel if need be; None when it has no more, or always something."""
+        for _ in range(READS):
+            frame = self._next(self._decoder.next_frame)
+            if frame is not None or not self._pull():
+                return frame
+        return self._next(self._decoder.next_frame)
+
+    def _pull(self) -> bool:
+        """One recv(2), with what follows from it; False when there was nothing. What is kept of output is written as well."""
+        with self._lock:
+            try:
+                return self._end is None and self._pull_locked()
+            finally:
+                if not self._is_sending:
+                    with contextlib.suppress(OSError):  # for who sends to be told; there may be input yet
+                        self._flush()
+
+    def _pull_locked(self) -> bool:
+        try:
+            data = self._sock.recv(self._wanted, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            # Once closed, input has ended: by this side.
+            self._end = EOFError() if self._sock.fileno() < 0 else error
+            return True
+        self._decoder.feed(self._open(data))
+        if not data and self._broken is not None and self._broken.errno not in (errno.EPIPE, errno.ENOBUFS, errno.ENOMEM):
+            # The kernel reports a reset once. When send(2) has had it, this looks like an end in order.
+            self._end = self._broken
+        return True
+
+    # ------------------------------------------------------------------ output
+
+    def _push(self, data: bytes) -> None:
+        """Write without waiting. Raises `BlockingIOError` when something is kept."""
+        self._shake_hands_nb()
+        with self._lock:
+            if not self._is_ready and self._end is not None:
+                raise self._end
+            if data:
+                self._waiting.append(data)
+            if not self._flush() or self._waiting:
+                raise BlockingIOError(errno.EAGAIN, "not all could be written; the rest is kept")
+
+    def _flush(self) -> bool:
+        """Under `_lock`: write until nothing is left for the wire, or the kernel takes no more. Whether nothing is left."""
+        if self._broken is not None:
+            self._waiting.clear()
+            raise self._broken
+        while self._waiting and self._is_ready:
+            self._unsent += self._seal(self._waiting.popleft())
+        while self._unsent:
+            try:
+                with memoryview(self._unsent) as view:
+                    sent = self._sock.send(view, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                self._broken = error
+                raise
+            del self._unsent[:sent]
+        return True
+
+    def _write(self) -> bool:
+        """`_flush` of the blocking call that sends, which is over once nothing is left."""
+        with self._lock:
+            self._is_sending = not self._flush()
+            return not self._is_sending
+
+    # ------------------------------------------------------------------ handshake, waiting
+
+    def _shake_hands_nb(self) -> None:
+        """Carry the handshake on as far as it goes now, unless another thread is at it."""
+        if self._is_ready or not self._hands.acquire(blocking=False):
+            return
+        try:
+            while not self._is_ready and self._pull():
+                pass
+        finally:
+            self._hands.release()
+
+    def _shake_hands(self, deadline: float | None) -> None:
+        """Wait until the handshake is done. Raises what it failed with, or `TimeoutError`."""
+        self._shake_hands_nb()
+        while not self._is_ready:
+            if self._end is not None:
+                raise self._end
+            if not self._hands.acquire(timeout=seconds_left(deadline)):
+                continue
+            try:
+                while not self._is_ready and self._end is None:
+                    if not self._pull():
+                        self._wait(self._interest(), deadline)
+            finally:
+                self._hands.release()
+
+    def _interest(self) -> int:
+        """What a call that receives waits for."""
+        mine = self._unsent and not self._is_sending and self._broken is None
+        return select.POLLIN | select.POLLOUT if mine else select.POLLIN
+
+    def _wait(self, events: int, deadline: float | None) -> None:
+        """Wait until the fd is ready for one of `events`; that it is broken, or closed meanwhile, is for the next call to say."""
+        seconds = seconds_left(deadline)
+        fd = self._sock.fileno()
+        if fd >= 0:
+            poll = select.poll()
+            poll.register(fd, events)
+            poll.poll(seconds * 1000)
+
+    @staticmethod
+    def _checked(frame: Frame) -> Frame:
+        if not isinstance(frame, Frame):
+            raise TypeError(f"frame: a Frame is expected, not {frame!r:.80}")
+        return frame
+
+
+class Plain(_SocketStream):
+    """A connection as it is, without TLS. One thread may receive while another sends."""
+
+    def __init__(self, sock_or_fd: socket.socket | int, framing: Framing = None) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            sock_or_fd: a connected stream socket, blocking or not. A `socket.socket` is kept, and closed by `close()`. A number is closed
+                by `close()` too, but never by the garbage collector.
+            framing: a frame builder, class or instance; None: a chunk as read is a frame.
+
+        Raises:
+            TypeError, ValueError, OSError: it is no stream socket, or no framing.
+        """
+        super().__init__(sock_or_fd, framing, threading.Lock())
+
+
+RECORD_HEADER = 5
+"""Bytes before each TLS record; the last two are its length (RFC 8446, 5.1)."""
+
+
+class Secure(_SocketStream):
+    """A connection with TLS. The handshake goes on within whatever is called. One thread may receive while another sends.
+
+    As long as the handshake is on, records are read one by one: a call that sends must not take a message off the socket, which then would
+    not be readable any more for who waits for messages.
+    """
+
+    _session: TlsSession
+
+    def __init__(
+        self,
+        sock_or_fd: socket.socket | int,
+        framing: Framing,
+        context: SSLContext,
+        server_side: bool = True,
+        server_hostname: str | None = None,
+    ) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            sock_or_fd, framing: as for `Plain`.
+            context: `OP_NO_RENEGOTIATION` is set on it.
+            server_side: which side of the handshake this one is.
+            server_hostname: of a client: the name that the server's certificate must have, see `ssl.SSLContext.wrap_socket`.
+
+        Raises:
+            TypeError, ValueError, OSError: as `Plain`; and for a context of the other side, or no name where the context checks it.
+        """
+        check_context("context", context, server_side=server_side)
+        self._session = TlsSession(context, server_side=server_side, server_hostname=server_hostname)
+        super().__init__(sock_or_fd, framing, self._session.lock)
+        self._is_ready = False
+        self._wanted = RECORD_HEADER
+        self._record = bytearray()
+        if not server_side:
+            self._session.start()
+            self._heed()
+
+    def handshake(self, timeout: float | None = None) -> None:
+        """Wait until the handshake is done, which `b_recv` and `b_send` begin with.
+
+        In TLS 1.3 a client is done before the server has looked at its certificate: a refusal comes to a later call.
+
+        Raises:
+            TimeoutError: it took more than `timeout` seconds (None: no limit).
+            ssl.SSLError, OSError: it failed.
+        """
+        self._shake_hands(deadline_of(timeout))
+
+    def shutdown(self) -> None:
+        """As `Plain.shutdown`, after close_notify."""
+        with self._lock:
+            self._unsent += self._session.close()
+        super().shutdown()
+
+    def _open(self, data: bytes) -> bytes:
+        if not data:
+            # Without close_notify input may have been cut off by anybody, unless it is this side that has ended it.
+            is_ours = self._is_ready and not self._session.is_writable
+            self._end = EOFError() if is_ours else removal_error(Cause.TRUNCATED)
+            return b""
+        plaintext = self._session.receive(data)
+        self._heed()
+        if self._is_ready:
+            self._wanted = CHUNK
+        else:
+            self._count(data)
+        return plaintext
+
+    def _seal(self, data: bytes) -> bytes:
+        if not self._session.is_writable:
+            raise BrokenPipeError(errno.EPIPE, "shutdown() was called")
+        return self._session.encrypt(data)
+
+    def _heed(self) -> None:
+        """What follows from the session having received something."""
+        self._unsent += self._session.take()
+        self._is_ready = self._session.is_ready
+        if self._session.failure is not None:
+            self._end = self._session.failure
+        elif self._session.is_ended:
+            self._end = EOFError() if self._is_ready else removal_error(Cause.TRUNCATED)
+
+    def _count(self, data: bytes) -> None:
+        """Have no more asked for than what is left of the record, or of its header, that `data` is part of."""
+        self._record += data
+        left = RECORD_HEADER - len(self._record)
+        if left <= 0:
+            left += int.from_bytes(self._record[3:RECORD_HEADER], "big")
+        if left == 0:
+            self._record.clear()
+        self._wanted = left or RECORD_HEADER

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -416,3 +417,204 @@ def finish(process: subprocess.Popen[str], status: int | None = 0, say: str = ""
     if status is not None:
         assert process.returncode == status, f"exit status {process.returncode}; it wrote {out!r} and {err}"
     return out, err
+
+
+# ---------------------------------------------------------------------------------------------------- the other frames, independently
+
+
+def checksum32(payload: bytes) -> bytes:
+    """`payload` as a Checksum32Frame on the wire."""
+    return struct.pack(">I", len(payload)) + payload + struct.pack(">I", sum(payload) % (1 << 32))
+
+
+def length_frame(payload: bytes, width: int = 4, byteorder: str = "big") -> bytes:
+    """`payload` as a LengthFrame on the wire."""
+    code = {1: "B", 2: "H", 4: "I", 8: "Q"}[width]
+    return struct.pack((">" if byteorder == "big" else "<") + code, len(payload)) + payload
+
+
+def line(payload: bytes, delimiter: bytes = b"\n") -> bytes:
+    """`payload` as a LineFrame on the wire."""
+    return payload + delimiter
+
+
+def websocket(payload: bytes, opcode: int = 2, fin: bool = True, mask: bytes | None = None) -> bytes:
+    """`payload` as a WebSocket frame on the wire (RFC 6455, section 5.2)."""
+    first, masked = opcode | fin << 7, (mask is not None) << 7
+    if len(payload) < 126:
+        header = struct.pack(">BB", first, masked | len(payload))
+    elif len(payload) < 1 << 16:
+        header = struct.pack(">BBH", first, masked | 126, len(payload))
+    else:
+        header = struct.pack(">BBQ", first, masked | 127, len(payload))
+    if mask is None:
+        return header + payload
+    return header + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+
+
+# ---------------------------------------------------------------------------------------------------- deadlines
+
+DRIPS = 3000
+"""Bytes that `drip` sends at most, one each 10 ms or more: a hundred times what fits into the deadlines that tests set."""
+
+
+def drip(client: Client, handler: Recorder, byte: bytes = b"\0") -> None:
+    """Send one byte after the other until the handler has seen the connection go; a deadline that began anew with each never passes."""
+    gone = threading.Event()
+    handler.hooks["on_connection_removed"] = lambda fd, err: gone.set()
+    for _ in range(DRIPS):
+        with contextlib.suppress(OSError):  # it may be gone already
+            client.send(byte)
+        if gone.wait(0.01):
+            return
+    raise AssertionError(f"the connection is there after {DRIPS} bytes")
+
+
+# ---------------------------------------------------------------------------------------------------- TLS
+
+
+class TlsClient:
+    """TLS over a `Client`, by Python's `ssl` in memory: what goes over the socket and when is for the test to say.
+
+    One thread may send while another receives. The socket remains the client's, who closes it.
+    """
+
+    def __init__(
+        self, client: Client, context: ssl.SSLContext, *, name: str | None = "localhost", session: ssl.SSLSession | None = None
+    ) -> None:
+        self.client = client
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name, session=session)
+        self.is_ready = False
+        self._plaintext = bytearray()  # decrypted, and not asked for yet
+        self._lock = threading.Lock()  # of `tls` and its two BIOs
+        self._sending = threading.Lock()  # records leave in the order in which they were made
+
+    # ------------------------------------------------------------------ the handshake
+
+    def step(self) -> bytes:
+        """Go on with the handshake as far as what came allows; returns what is to be sent now."""
+        with self._lock:
+            try:
+                self.tls.do_handshake()
+                self.is_ready = True
+            except ssl.SSLWantReadError:
+                pass
+            return self._outgoing.read()
+
+    def open(self) -> bytes:
+        """Shake hands; our last flight is returned and not sent. (TLS 1.3 only: TLS 1.2 ends with the server's.)"""
+        try:
+            while True:
+                wire = self.step()
+                if self.is_ready:
+                    return wire
+                self.client.send(wire)
+                self.take()
+        except ssl.SSLError:
+            with contextlib.suppress(OSError):
+                self.client.send(self._outgoing.read())  # the alert
+            raise
+
+    def handshake(self) -> TlsClient:
+        """Shake hands."""
+        self.client.send(self.open())
+        return self
+
+    # ------------------------------------------------------------------ sending
+
+    def encrypt(self, data: bytes) -> bytes:
+        """`data` as records on the wire, not sent."""
+        view = memoryview(data)
+        with self._lock:
+            while view:
+                view = view[self.tls.write(view) :]
+            return self._outgoing.read()
+
+    def send(self, data: bytes) -> None:
+        """All of `data`."""
+        with self._sending:
+            self.client.send(self.encrypt(data))
+
+    def close_notify(self) -> bytes:
+        """The end of what we send (RFC 8446, 6.1), not sent."""
+        with self._lock:
+            with contextlib.suppress(ssl.SSLError):  # the peer's own has not come yet
+                self.tls.unwrap()
+            return self._outgoing.read()
+
+    def finish(self) -> None:
+        """End our side in order: close_notify, and a FIN."""
+        with self._sending:
+            self.client.send(self.close_notify())
+            self.client.finish()
+
+    # ------------------------------------------------------------------ receiving
+
+    def take(self) -> None:
+        """Wait for something to come over the socket."""
+        data = self.client.sock.recv(1 << 16)
+        with self._lock:
+            if data:
+                self._incoming.write(data)
+            else:
+                self._incoming.write_eof()
+
+    def _read(self) -> bytes:
+        """What comes next; b"" for close_notify. Raises: SSLEOFError: the end came without it."""
+        while True:
+            with self._lock:
+                try:
+                    return self.tls.read(1 << 16)
+                except ssl.SSLZeroReturnError:
+                    return b""
+                except ssl.SSLWantReadError:
+                    pass
+            self.take()
+
+    def receive(self, count: int) -> bytes:
+        """Exactly `count` bytes; an end that comes earlier fails."""
+        while len(self._plaintext) < count:
+            part = self._read()
+            assert part, f"the end came {count - len(self._plaintext)} bytes too early; before it came {bytes(self._plaintext[-40:])!r}"
+            self._plaintext += part
+        data = bytes(self._plaintext[:count])
+        del self._plaintext[:count]
+        return data
+
+    def receive_frame(self) -> bytes:
+        """The payload of one SimpleFrame."""
+        header = self.receive(3)
+        (payload,) = unframe(header + self.receive(struct.unpack(">H", header[1:])[0] + 1))
+        return payload
+
+    def receive_until_end(self) -> bytes:
+        """Everything until an end in order: close_notify, and then, with nothing between, the end of the connection."""
+        while part := self._read():
+            self._plaintext += part
+        data = bytes(self._plaintext)
+        self._plaintext.clear()
+        assert self._incoming.pending == 0, "something came after close_notify"
+        assert self.client.receive_until_end() == b"", "something came after close_notify"
+        return data
+
+    def at_end(self) -> str:
+        """Read what is left; "end" for an end in order, "truncated" for one without close_notify, "reset"."""
+        try:
+            self.receive_until_end()
+        except (ConnectionResetError, BrokenPipeError):
+            return "reset"
+        except ssl.SSLEOFError:
+            return "truncated"
+        return "end"
+
+    def echo(self, data: bytes) -> None:
+        """Send, and expect the same back."""
+        self.send(data)
+        assert self.receive(len(data)) == data
+
+    def close(self) -> None:
+        """End our side in order, read on until the peer's end, and close."""
+        self.finish()
+        self.receive_until_end()
+        self.client.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SDIST_HAS = ["LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py", "constraints.txt", "tests/conftest.py"]
-WHEEL_HAS = ["hydrogen/py.typed", "hydrogen/_core.pyi", "hydrogen/_py/__init__.py", "hydrogen/perf/__init__.py"]
+WHEEL_HAS = ["hydrogen/py.typed", "hydrogen/_codec.pyi", "hydrogen/_core.pyi", "hydrogen/_py/__init__.py", "hydrogen/perf/__init__.py"]
 
 
 def build(out: Path) -> tuple[Path, Path]:
@@ -36,7 +36,7 @@ def complaints(sdist: Path, wheel: Path) -> list[str]:
         [metadata] = [archive.read(n).decode() for n in in_wheel if n.endswith(".dist-info/METADATA")]
     found = [f"sdist lacks {n}" for n in sorted({*SDIST_HAS, *sources(".py", ".pyi", ".pyx", ".pxd")} - in_sdist)]
     found += [f"wheel lacks {n}" for n in sorted({*WHEEL_HAS, *sources(".py", ".pyi")} - in_wheel)]
-    found += [f"wheel lacks the compiled {n}" for n in ("_core", "perf/_generator") if not has_module(in_wheel, n)]
+    found += [f"wheel lacks the compiled {n}" for n in ("_codec", "_core", "perf/_generator") if not has_module(in_wheel, n)]
     found += [f"sdist has {n}" for n in sorted(in_sdist) if n.endswith((".c", ".so", ".pyc"))]
     found += [f"wheel has {n}" for n in sorted(in_wheel) if n.endswith((".c", ".pyx", ".pxd", ".pyc"))]
     found += [f"wheel has {n}" for n in sorted(in_wheel) if not n.startswith(("hydrogen/", "hydrogen_server-"))]

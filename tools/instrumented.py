@@ -27,7 +27,7 @@ STRESS = ["-p", "no:xdist", "--engine=compiled", "--timeout=900"]
 PYTEST = "import sys, threading, pytest; t = threading.Thread(target=int); t.start(); t.join(); sys.exit(pytest.main())"
 # An allocation that cannot be had returns NULL, as in production: the tests that withhold memory need that.
 COMMON = "allocator_may_return_null=1"
-OURS = re.compile(r"\b(_core|_generator)\.")
+OURS = re.compile(r"\b(_codec|_core|_generator)\.")
 
 
 def environment(**extra: str) -> dict[str, str]:

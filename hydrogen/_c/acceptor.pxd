@@ -18,7 +18,7 @@ cdef inline void acceptor_take(loop_t *loop, connection_t *connection, int fd, n
     """Begin the life of a connection. It starts owned, by this thread."""
     cdef int failed = 0
     cdef uint32_t k
-    connection_open(connection, fd, atomic_add64(&loop.accepted, 1) + 1, peer)
+    connection_open(&loop.context, connection, fd, atomic_add64(&loop.accepted, 1) + 1, peer)
     atomic_add64(&loop.live, 1)
     for k in range(loop.option_count):
         if not failed:

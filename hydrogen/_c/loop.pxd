@@ -19,14 +19,15 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
-from hydrogen._c.buffer cimport block_length, pool_destroy
+from hydrogen._c.buffer cimport pool_destroy
 from hydrogen._c.connection cimport (
-    ABORT, CAUSE_SERVER_STOPPED, EDGE_FLUSH, EDGE_PORT, END, FLAG_EOF, FLAG_EOF_TOLD, FLAG_POLLED, FLUSH_DRAINED, FLUSH_MORE, FRAMES,
-    HANGUP, PORT_OUT, POST_OWNER, READABLE, STATE_VACANT, URGENT, VERDICT_AGAIN, VERDICT_DISPATCH, VERDICT_LINGER, VERDICT_RELEASE,
-    WORD_BITS, connection_end, connection_flush, connection_generation, connection_let_go, connection_post, connection_release,
-    connection_set_input_count, connection_step, connection_t, connection_token, connection_unblock, connection_wake_drainers, context_t,
-    io_t,
+    ABORT, CAUSE_SERVER_STOPPED, END, FLAGS_ENDED, FLAG_EOF_TOLD, FLAG_POLLED, FLUSH_DRAINED, FLUSH_MORE, FRAMES, HANGUP, PORT_OUT,
+    POST_OWNER, READABLE, STATE_VACANT, URGENT, VERDICT_AGAIN, VERDICT_DISPATCH, VERDICT_RELEASE, WORD_BITS, connection_end,
+    connection_generation, connection_let_go, connection_post, connection_release, connection_set_input_count, connection_t,
+    connection_token, connection_undelivered, connection_wake_drainers, context_t, io_t,
 )
+from hydrogen._c.input cimport connection_step, connection_watch_frame
+from hydrogen._c.output cimport EDGE_FLUSH, EDGE_PORT, connection_flush, connection_unblock
 from hydrogen._c.poller cimport (
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, POLL_EVENTS, TOKEN_WAKE, epoll_event, poller_add, poller_close,
     poller_init, poller_wait, poller_wake,
@@ -80,8 +81,6 @@ cdef enum:
     # A worker that got the GIL sooner than this while another was in a callback shows that that one does not compute: the
     # interpreter takes the GIL from a computing thread only after 5 ms (sys.getswitchinterval).
     BLOCKS_NS = 2000000
-    # Lingering connections are looked at each quarter of LINGER_NS.
-    LINGER_WALK_NS = 500000000
     # What accept(2) cannot do now it may in a while: fds or memory come back.
     ACCEPT_PAUSE_MS = 100
     # Without a GIL: estimated work in the ready queue that is worth a wake-up of 5 to 50 us.
@@ -140,6 +139,7 @@ ctypedef struct loop_t:
     int handoff
     bint has_open_callbacks
     int listen_fd
+    uint64_t walk_ns     # between two looks at the deadlines: a quarter of the shortest
     option_t *options
     uint32_t option_count
     uint32_t forks       # sys_forks at the start
@@ -206,11 +206,6 @@ cdef inline void line_append(line_t *line, line_t *more) noexcept nogil:
     line.length += more.length
     more.first = more.last = NULL
     more.length = 0
-
-
-cdef inline size_t connection_undelivered(connection_t *connection) noexcept nogil:
-    # While a connection is in the ready queue nobody changes its input.
-    return block_length(connection.input) if connection.input != NULL else 0
 
 
 cdef inline bint loop_wake_locked(loop_t *loop) noexcept nogil:
@@ -344,10 +339,19 @@ cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) 
         loop_notice(loop, NOTICE_DRAINED)
 
 
-cdef inline void loop_count_input(loop_t *loop, connection_t *connection) noexcept nogil:
+cdef inline void loop_watch(loop_t *loop, connection_t *connection) noexcept nogil:
+    """Before letting go: count what stays of the input, and see that its deadline, if it has one, is kept.
+
+    The timekeeper clears `watched` before it walks, and sets it again when a deadline is left. So either it was cleared before this thread looks, which
+    then sets it and wakes the timekeeper, or the walk comes after this deadline was stored, and sees it.
+    """
     connection_set_input_count(&loop.context, connection)
-    if connection.input != NULL:
+    connection_watch_frame(&loop.context, connection)
+    if relaxed_load64(&connection.input_counted):
         loop_check_memory(loop)
+    if relaxed_load64(&connection.deadline) and not atomic_load32(&loop.context.watched):
+        atomic_store32(&loop.context.watched, 1)
+        loop_touch(loop)
 
 
 cdef inline void loop_step(loop_t *loop, worker_t *worker, connection_t *connection, line_t *ready, line_t *service) noexcept nogil:
@@ -360,18 +364,16 @@ cdef inline void loop_step(loop_t *loop, worker_t *worker, connection_t *connect
     elif verdict == VERDICT_AGAIN:
         line_push(service, connection)
     else:
-        if verdict == VERDICT_LINGER:
-            loop_touch(loop)
-        loop_count_input(loop, connection)
+        loop_watch(loop, connection)
         if not connection_let_go(connection):
             line_push(service, connection)
 
 
 cdef inline void loop_settle(loop_t *loop, connection_t *connection) noexcept nogil:
     """After the callbacks: let go of the connection, or have it served if something is left to do for it."""
-    if connection.flags & (FLAG_EOF | FLAG_EOF_TOLD) == FLAG_EOF:
+    if connection.flags & FLAGS_ENDED and not connection.flags & FLAG_EOF_TOLD:
         connection.mail |= FRAMES
-    loop_count_input(loop, connection)
+    loop_watch(loop, connection)
     if not connection_let_go(connection):
         loop_serve_later(loop, connection, False)
 

@@ -8,9 +8,9 @@ from hydrogen._c.connection cimport (
     CAUSE_SLOW_CONSUMER, DEADLINE, FLUSH_MORE, PAUSE_MEMORY, RESUME, STATE_ABORTING, STATE_VACANT, connection_t, connection_token,
 )
 from hydrogen._c.loop cimport (
-    LINGER_WALK_NS, NOTICE_ALL_BLOCKED, TICKS_IDLE, TICK_NS, TICK_QUIET, TICK_SLOWEST, TIMEKEEPER_ASLEEP, TIMEKEEPER_IDLE, WORKER_CALLBACK,
-    WORKER_FLUSH, WORKER_WANT_GIL, event_bits, loop_at, loop_connection, loop_end, loop_event_output, loop_flush_for, loop_flush_whole,
-    loop_post, loop_t, loop_wake_locked, worker_t,
+    NOTICE_ALL_BLOCKED, TICKS_IDLE, TICK_NS, TICK_QUIET, TICK_SLOWEST, TIMEKEEPER_ACTIVE, TIMEKEEPER_ASLEEP, TIMEKEEPER_IDLE,
+    WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL, event_bits, loop_at, loop_connection, loop_end, loop_event_output, loop_flush_for,
+    loop_flush_whole, loop_post, loop_t, loop_wake_locked, worker_t,
 )
 from hydrogen._c.poller cimport TOKEN_WAKE, poller_wait
 from hydrogen._c.slab cimport slab_used
@@ -101,17 +101,23 @@ cdef inline bint timekeeper_look(loop_t *loop, bint *busy, bint *all_blocked) no
     return True
 
 
-cdef inline void timekeeper_linger(loop_t *loop) noexcept nogil:
-    """Post DEADLINE to connections that have lingered long enough. A hint: the owner looks again."""
+cdef inline void timekeeper_walk(loop_t *loop) noexcept nogil:
+    """Post DEADLINE to connections whose deadline has passed. A hint: the owner looks again. `watched`: see loop_watch."""
     cdef uint64_t now = sys_now()
-    cdef uint64_t until
+    cdef uint64_t deadline
     cdef connection_t *connection
     cdef uint32_t index
+    cdef bint left = False
+    atomic_store32(&loop.context.watched, 0)
     for index in range(slab_used(&loop.slab)):
         connection = loop_at(loop, index)
-        until = atomic_load64(&connection.linger_until)
-        if until and now >= until:
-            loop_post(loop, connection, <uint32_t>(atomic_load64(&connection.slot.word) >> 32), DEADLINE, True)
+        deadline = atomic_load64(&connection.deadline)
+        if deadline:
+            left = True
+            if now >= deadline:
+                loop_post(loop, connection, <uint32_t>(atomic_load64(&connection.slot.word) >> 32), DEADLINE, True)
+    if left:
+        atomic_store32(&loop.context.watched, 1)
 
 
 cdef inline uint64_t timekeeper_worst(loop_t *loop, bint output) noexcept nogil:
@@ -162,7 +168,7 @@ cdef inline void *timekeeper_main(void *argument) noexcept nogil:
     cdef uint32_t eager
     cdef bint active, busy, all_blocked
     while not atomic_load32(&loop.timekeeper_stop):
-        active = atomic_swap32(&loop.timekeeper_word, TIMEKEEPER_IDLE) != TIMEKEEPER_IDLE
+        active = atomic_swap32(&loop.timekeeper_word, TIMEKEEPER_IDLE) == TIMEKEEPER_ACTIVE
         if timekeeper_look(loop, &busy, &all_blocked):
             tick = 1
             quiet = 0
@@ -184,9 +190,9 @@ cdef inline void *timekeeper_main(void *argument) noexcept nogil:
         if relaxed_load32(&loop.context.full):
             timekeeper_memory(loop)
             active = True
-        if relaxed_load32(&loop.context.lingering) and sys_now() >= walk_at:
-            timekeeper_linger(loop)
-            walk_at = sys_now() + LINGER_WALK_NS
+        if relaxed_load32(&loop.context.watched) and sys_now() >= walk_at:
+            timekeeper_walk(loop)
+            walk_at = sys_now() + loop.walk_ns
         idle = 0 if active or busy else idle + 1
         lock_take(&loop.timekeeper_lock)
         if atomic_load32(&loop.timekeeper_stop):
@@ -195,8 +201,8 @@ cdef inline void *timekeeper_main(void *argument) noexcept nogil:
             cond_wait_until(&loop.timekeeper_cond, &loop.timekeeper_lock, sys_now() + tick * <uint64_t>TICK_NS)
         elif atomic_cas32(&loop.timekeeper_word, TIMEKEEPER_IDLE, TIMEKEEPER_ASLEEP):
             # A toucher that finds ASLEEP signals under timekeeper_lock: not before this thread waits.
-            if atomic_load32(&loop.context.lingering):
-                cond_wait_until(&loop.timekeeper_cond, &loop.timekeeper_lock, sys_now() + LINGER_WALK_NS)
+            if atomic_load32(&loop.context.watched):
+                cond_wait_until(&loop.timekeeper_cond, &loop.timekeeper_lock, walk_at)
             else:
                 while atomic_load32(&loop.timekeeper_word) == TIMEKEEPER_ASLEEP and not atomic_load32(&loop.timekeeper_stop):
                     cond_wait(&loop.timekeeper_cond, &loop.timekeeper_lock)

@@ -3,27 +3,44 @@
 `turn` is the heart: the worker that took the connection from the ready queue owns it, does what its bits ask for, and lets go. Only in
 there is input touched, and only there do callbacks run: this alone makes them come one at a time and in order.
 
-The end, whatever its cause, begins with `Output.end`, which sets `error`. In order: the queue is flushed, FIN, input discarded until EOF
-or `LINGER`, shutdown. At once: a reset. Then in both cases the last callbacks, close, and the slot is released. The fd is closed after
-the callbacks, so that its number cannot belong to a new connection while a handler still files by it.
+What is read goes through TLS, if the connection has a session, into the decoder, and from there message by message to the handler. A
+connection is *introduced* when it is known who reads and writes, and the handshake is done: until then the handler knows no more of it
+than its fd.
+
+Invariants of the deadline:
+
+1. There is one, and of one thing at a time: of the handshake, then of the frame that the peer has begun; when the connection ends, of
+   lingering. There is none (`inf`) while nothing is begun, or while reading is paused: after a pause the time begins anew.
+2. When the owner lets go, a reminder stands at the timekeeper that is due by then. An earlier one that stands already is left, and the
+   turn that it brings about asks for the next: so frames that are begun and finished cost the timekeeper nothing.
+3. It ends the connection only in a turn that has seen the socket drained: what came in time counts, however late we are.
+
+The end, whatever its cause, begins with `Output.end`, which sets `error`. In order: the queue is flushed; with TLS close_notify is queued,
+and flushed; FIN, input discarded until EOF or `LINGER`, shutdown. At once: a reset. Then in both cases the last callbacks, close, and the
+slot is released. The fd is closed after the callbacks, so that its number cannot belong to a new connection while a handler still files
+by it.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import socket
+import ssl
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from hydrogen._py import mailbox, poller
-from hydrogen._py.framing import ChunkDecoder, Decoder, decoder_for
-from hydrogen._py.output import Output, OutputLoop
+from hydrogen._py.framing import ChunkDecoder, Decoder, decoder_for, explain
+from hydrogen._py.output import Output, OutputLoop, Work
 from hydrogen._py.poller import Poller
 from hydrogen._py.transport import SocketTransport, StreamTransport
 from hydrogen.connection import HydrogenSocket
-from hydrogen.errors import Cause, FrameTooLarge, ProtocolError, Reject, handler_error, removal_error
+from hydrogen.errors import Cause, Reject, Timeout, handler_error, removal_error
 from hydrogen.handler import Callbacks, log_callback_error
-from hydrogen.stream import Stream
+from hydrogen.stream import Plain, Secure, Stream
+from hydrogen.tls import TlsSession
 
 LINGER = 2.0
 """Seconds that input is discarded after our FIN: closing with unread input resets the peer, and the tail of the reply is lost."""
@@ -39,8 +56,8 @@ class Loop(OutputLoop, Protocol):
     poller: Poller
     placeholder: int
 
-    def linger(self, token: int) -> None:
-        """Post DEADLINE after `LINGER`."""
+    def remind(self, token: int, when: float) -> None:
+        """Post DEADLINE at `when`, by the monotonic clock, and not at the time said before."""
 
     def removing(self, cause: Cause) -> None:
         """A connection is about to have its last callbacks."""
@@ -57,20 +74,27 @@ class Connection(Output):
         fd: the number accept(2) gave.
         socket: what callbacks get.
         user_data: the handler's.
-        is_introduced: `on_new_connection` has had its say: only from then on it is known who reads and writes.
+        builder: of what is sent, and received; None: chunks.
+        is_introduced: see the module; `on_disconnected` is due only from then on.
         is_paused: by `pause_reading`.
         peername, sockname: as at the start; a connection that was reset has forgotten them.
     """
 
     __slots__ = (
+        "_context",
+        "_deadline",
         "_decoder",
         "_ended_output",
         "_eof",
         "_hung_up",
+        "_input_ended",
         "_readable",
-        "_refused",
+        "_reminder",
+        "_said_goodbye",
+        "_shaking",
         "_told_eof",
         "_undelivered",
+        "builder",
         "counted",
         "fd",
         "is_introduced",
@@ -84,7 +108,16 @@ class Connection(Output):
 
     loop: Loop
 
-    def __init__(self, loop: Loop, sock: socket.socket, names: tuple[Any, Any], token: int, handle: HydrogenSocket) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        names: tuple[Any, Any],
+        token: int,
+        handle: HydrogenSocket,
+        context: ssl.SSLContext | None,
+    ) -> None:
+        """Args: names: `peername` and `sockname`. context: for TLS, unless `on_new_connection` returns a stream; None: no TLS."""
         super().__init__(loop, SocketTransport(sock))
         self.token = token
         self.fd = sock.fileno()
@@ -93,15 +126,21 @@ class Connection(Output):
         self.user_data: Any = None
         self.is_paused = False
         self.counted = False  # by `Engine.abort_all`, under its lock
-        self._decoder: Decoder = decoder_for(loop.config.builder)
+        self.builder = loop.config.builder
+        self._decoder: Decoder = decoder_for(self.builder)
         self._undelivered = 0  # bytes of ours in `loop.memory`
         self._readable = False  # an edge came, and EAGAIN has not been seen since
         self._hung_up = False
-        self._eof = False
+        self._eof = False  # of the socket
+        self._input_ended = False  # nothing more will come into the decoder
         self._told_eof = False
-        self._refused = False  # by `on_new_connection`
-        self.is_introduced = loop.callbacks.on_new_connection is None
+        self._context = context
+        self._shaking = False  # hands, for TLS
+        self.is_introduced = loop.callbacks.on_new_connection is None and loop.callbacks.on_connected is None and context is None
+        self._said_goodbye = False  # close_notify was queued
         self._ended_output = False
+        self._deadline = math.inf  # see the invariants
+        self._reminder = math.inf  # when the reminder that stands is due
 
     def fail(self, code: int) -> None:
         """End at once: the kernel said `code`, an errno."""
@@ -128,96 +167,149 @@ class Connection(Output):
         bits = self.take()
         self._readable |= bool(bits & mailbox.READABLE)
         self._hung_up |= bool(bits & mailbox.HANGUP)
+        if bits & mailbox.DEADLINE:
+            self._reminder = math.inf
+            self._readable = True  # perhaps the edge of what came in time is on its way still
         if bits & mailbox.NEW and not self.at_once:
             self._introduce()
         if bits & mailbox.WRITABLE:
             self.flush()
-        if bits & mailbox.LOW and self.error is None and self.loop.callbacks.on_writable is not None:
+        if bits & mailbox.LOW and self.error is None and self.is_introduced and self.loop.callbacks.on_writable is not None:
             self._call("on_writable", self.loop.callbacks.on_writable, self.socket)
         self._serve_input()
-        if self.error is not None and self._wind_up(bool(bits & mailbox.DEADLINE)):
+        if self.error is None:
+            self._watch(pause_ended=bool(bits & (mailbox.RESUME | mailbox.LOW)))
+        if self.error is not None and self._wind_up():
             return False
         self._account_input()
+        self._ask_for_reminder()
         return not self.let_go()
 
     def _introduce(self) -> None:
-        """`on_new_connection`, register, `on_connected`."""
-        callbacks = self.loop.callbacks
-        if callbacks.on_new_connection is not None:
-            stream = self._ask_for_stream(callbacks.on_new_connection)
-            self._leave_if_forked()
-            if stream is not None:
-                self._adopt(stream)
-            self.is_introduced = True
+        """Settle who reads and writes, and be polled. `on_connected` comes now, or when the handshake is done."""
+        settled = self._settle_streams()
+        self._leave_if_forked()
         if not self.at_once:
             self.register()
-        if callbacks.on_connected is not None and self.error is None:
-            self._call("on_connected", callbacks.on_connected, self.socket)
+        if settled and not self._shaking:
+            self._connected()
 
-    def _ask_for_stream(self, on_new_connection: Callable[[int], Stream | None]) -> Stream | None:
-        """What `on_new_connection` returns; None also when it refuses or fails, then the connection ends."""
+    def _settle_streams(self) -> bool:
+        """Ask `on_new_connection`, and set up what it wants; False when it refuses or fails, then the connection ends."""
+        stream = None
         try:
-            stream = on_new_connection(self.fd)
-            if stream is not None and not isinstance(stream, Stream):
+            if self.loop.callbacks.on_new_connection is not None:
+                stream = self.loop.callbacks.on_new_connection(self.fd)
+            if self.loop.forked_away:
+                return False
+            if type(stream) is Plain or type(stream) is Secure:
+                self._take_over(stream)
+            elif isinstance(stream, Stream):
+                return self._adopt(stream)
+            elif stream is not None:
                 raise TypeError(f"on_new_connection must return None or a hydrogen.Stream, not {stream!r:.80}")
+            elif self._context is not None:
+                self._secure(TlsSession(self._context, server_side=True))
         except Reject as error:
-            self._refused = True
             self.end(Cause.REJECT, error, at_once=True)
-            return None
+            return False
         except BaseException as error:
-            self._refused = True
             log_callback_error("on_new_connection", error)
             self.end(Cause.HANDLER_ERROR, handler_error(error))
-            return None
-        return stream
+            return False
+        return True
 
-    def _adopt(self, stream: Stream) -> None:
-        """Use `stream`, which owns the fd from now on."""
+    def _take_over(self, stream: Plain | Secure) -> None:
+        """Go on where a stream of the library's own stands. It was made of our fd, which stays ours."""
+        if stream.fileno() != self.fd:
+            raise ValueError(f"on_new_connection({self.fd}) returned a {type(stream).__name__} of another fd: {stream.fileno()}")
+        handover = stream.hand_over()
+        self.builder = handover.builder
+        self._decoder = decoder_for(self.builder)
+        if handover.received:
+            self._decoder.feed(handover.received)
+        self.carry_out(self.append(handover.unsent))
+        if handover.session is not None:
+            self._secure(handover.session)
+
+    def _secure(self, session: TlsSession) -> None:
+        """Speak TLS from now on. A stream may have done the handshake, or part of it."""
+        self.session = session
+        with session.lock:
+            if not session.is_ready:
+                session.start()
+            work = self._look_at_session_locked(session)
+        self.carry_out(work)
+
+    def _adopt(self, stream: Stream) -> bool:
+        """Use a stream of the user's, which owns the fd from now on; False when that fails, then the connection ends."""
         transport = StreamTransport(stream)
         assert isinstance(self.transport, SocketTransport)
         self.transport.abandon()
         self.transport = transport
+        self.builder = None
         self._decoder = ChunkDecoder()
         try:
             transport.open()
         except BaseException as error:
             cause, reason = transport.explain(error, "fileno")
             self.end(cause, reason, at_once=True)
+            return False
+        return True
+
+    def _connected(self) -> None:
+        """Ready for use: messages may come and go."""
+        self.is_introduced = True
+        self._deadline = math.inf
+        if self.loop.callbacks.on_connected is not None and self.error is None:
+            self._call("on_connected", self.loop.callbacks.on_connected, self.socket)
 
     def _serve_input(self) -> None:
         """Deliver what is complete, then read, in turn, until nothing is left, a pause, or the budget is used up."""
         messages, budget = MESSAGE_BUDGET, self.loop.config.read_budget
         while self.error is None and not self.is_paused and not self.is_held_back:
             if not messages or budget <= 0:
-                self.post(mailbox.RESUME)
+                self.post(mailbox.AGAIN)
                 return
-            try:
-                message = self._decoder.next()
-            except ProtocolError as error:
-                self.end(Cause.FRAME_TOO_LARGE if isinstance(error, FrameTooLarge) else Cause.BAD_FRAME)
-                return
+            message = self._next_message()
             if message is not None:
                 messages -= 1
+                self._deadline = math.inf
                 self.tally.messages_received += 1
                 self._call("on_data_received", self.loop.callbacks.on_data_received, self.socket, message)
-            elif self._eof and not self._told_eof:
+            elif self._input_ended and not self._told_eof:
                 self._end_of_input()
-            elif self._readable and not self._eof and not self.loop.memory.must_wait(self.token):
+            elif self._readable and not self._input_ended and not self.loop.memory.must_wait(self.token):
                 budget -= self._read()
             else:
                 break
         if self._hung_up and self.error is None:
             self._check_hangup()
 
+    def _next_message(self) -> bytes | None:
+        """What the decoder has; None also when it raises, then the connection ends."""
+        try:
+            message = self._decoder.next()
+        except BaseException as error:
+            message = None
+            cause, reason = explain(self.builder, error)
+            self.end(cause, reason, at_once=cause == Cause.OS_ERROR)
+        self._leave_if_forked()
+        return message if self.error is None else None
+
     def _read(self) -> int:
         """Read once, into the decoder; returns how many bytes came."""
+        count = 0
         try:
             chunks = self.transport.receive()
+            count = sum(map(len, chunks))
+            self.tally.bytes_received += count  # before TLS answers: who gets an answer may look here
             for chunk in chunks:
-                self._decoder.feed(chunk)
+                self._take_in(chunk)
         except EOFError:
             # A flusher may have met a reset first: the kernel tells of it once, and to us it looks like an orderly end.
             self._eof = not self.waits_for_flusher(mailbox.READABLE)
+            self._input_ended |= self._eof
             chunks = []
         except BaseException as error:
             cause, reason = self.transport.explain(error, "recv")
@@ -225,13 +317,37 @@ class Connection(Output):
             chunks = []
         self._readable = bool(chunks)
         self._leave_if_forked()
-        count = sum(map(len, chunks))
-        self.tally.bytes_received += count
+        if self.error is None and not self.is_introduced and not self._shaking:
+            self._connected()
         return count
+
+    def _take_in(self, data: bytes) -> None:
+        """What was read, on its way to the decoder. When the connection ends nobody wants it."""
+        if self.error is not None:
+            return
+        if self.session is not None:
+            data = self._decrypt(self.session, data)
+        if data:
+            self._decoder.feed(data)
+
+    def _decrypt(self, session: TlsSession, data: bytes) -> bytes:
+        with session.lock:
+            plaintext = session.receive(data)
+            work = self._look_at_session_locked(session)
+        self.carry_out(work)
+        return plaintext
+
+    def _look_at_session_locked(self, session: TlsSession) -> Work:
+        """After each use by the owner, who holds its lock: where it stands, and what it has to send."""
+        self._shaking = not session.is_ready
+        self._input_ended |= session.is_ended or session.failure is not None
+        return self.append(session.take())
 
     def _end_of_input(self) -> None:
         """The peer will send no more, and everything it sent was delivered."""
         self._told_eof = True
+        if self.session is not None and not self._ended_in_order(self.session):
+            return
         if self._decoder.is_partial():
             self.end(Cause.INCOMPLETE_FRAME)
         elif self.loop.callbacks.on_eof is not None:
@@ -239,27 +355,71 @@ class Connection(Output):
         else:
             self.end(Cause.PEER_CLOSED)
 
+    def _ended_in_order(self, session: TlsSession) -> bool:
+        """Whether TLS says so. Otherwise, and in the middle of a handshake, the connection ends."""
+        with session.lock:
+            failure, in_order = session.failure, session.is_ended
+        if failure is not None:
+            self.end(Cause.TLS_ERROR, failure)
+        elif not in_order or self._shaking:
+            self.end(Cause.TRUNCATED)
+        return self.error is None
+
     def _check_hangup(self) -> None:
         """Ask for the error that reading meets, unless a pause or the end of input keeps it from reading. A reset ends any pause."""
         code = self.transport.pending_error()
         if code:
             self.fail(code)
 
-    def _wind_up(self, lingered: bool) -> bool:
+    def _watch(self, pause_ended: bool) -> None:
+        """Keep the deadline of what the peer has begun: the handshake, or a frame."""
+        config = self.loop.config
+        seconds, code = (config.frame_timeout, Timeout.FRAME_TIMEOUT) if self.is_introduced else (config.open_timeout, Timeout.OPEN_TIMEOUT)
+        if seconds is None or (self.is_introduced and not self._decoder.is_partial()) or self._must_not_read():
+            self._deadline = math.inf
+        elif pause_ended or self._deadline == math.inf:
+            self._deadline = time.monotonic() + seconds
+        elif not self._readable and time.monotonic() >= self._deadline:
+            self.end(Cause.TIMEOUT, removal_error(Cause.TIMEOUT, code), at_once=True)
+
+    def _must_not_read(self) -> bool:
+        """Whether reading is paused, by anybody. If it is for want of memory, RESUME will come."""
+        return self.is_paused or self.is_held_back or self.loop.memory.must_wait(self.token)
+
+    def _ask_for_reminder(self) -> None:
+        """See invariant 2 of the deadline."""
+        if self._deadline < self._reminder:
+            self._reminder = self._deadline
+            self.loop.remind(self.token, self._deadline)
+
+    def _wind_up(self) -> bool:
         """One step further towards the end; True when the connection is gone."""
+        if not self._ended_output:
+            self._deadline = math.inf
         if not self.at_once:
             self._discard()
         if self.at_once:
             return self._remove()
         if not self.is_flushed():
             return False
+        if self.session is not None and not self._said_goodbye:
+            self._say_goodbye(self.session)
+            if not self.is_flushed():
+                return False
         if not self._ended_output:
             self._ended_output = True
             if self.transport.end_output() and not self._eof:
-                self.loop.linger(self.token)
+                self._deadline = time.monotonic() + LINGER
                 return False
             return self._remove()
-        return (self._eof or lingered) and self._remove()
+        return (self._eof or time.monotonic() >= self._deadline) and self._remove()
+
+    def _say_goodbye(self, session: TlsSession) -> None:
+        """Queue close_notify: no message follows, for `error` is set."""
+        self._said_goodbye = True
+        with session.lock:
+            work = self.append(session.close())
+        self.carry_out(work)
 
     def _discard(self) -> None:
         """Read and drop what the peer still sends. Its own writes must not get stuck, or it would not come to read ours."""
@@ -269,10 +429,9 @@ class Connection(Output):
         budget = self.loop.config.read_budget
         while self._readable and not self._eof:
             if budget <= 0:
-                self.post(mailbox.RESUME)
+                self.post(mailbox.AGAIN)
                 return
             budget -= self._read()
-            self._decoder = ChunkDecoder()
 
     def _remove(self) -> bool:
         """The end itself; False when it must wait for a flusher."""
@@ -288,7 +447,7 @@ class Connection(Output):
         self._decoder = ChunkDecoder()
         self._account_input()
         self.loop.removing(self.cause)
-        if callbacks.on_disconnected is not None and not self._refused:
+        if callbacks.on_disconnected is not None and self.is_introduced:
             self._call("on_disconnected", callbacks.on_disconnected, self.socket, self.error)
         if callbacks.on_connection_removed is not None:
             self._call("on_connection_removed", callbacks.on_connection_removed, self.fd, self.error)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hydrogen._py import mailbox
 from hydrogen._py.connection import Connection
 from hydrogen.config import Config
-from hydrogen.connection import BytesLike, HydrogenSocket
+from hydrogen.connection import BytesLike, HydrogenSocket, extra_info
 from hydrogen.errors import Cause
-from hydrogen.frame import FrameBuilder
+from hydrogen.frame import encode
 
 if TYPE_CHECKING:
     from hydrogen.server import Server
@@ -44,8 +44,7 @@ class Socket(HydrogenSocket):
     def send(self, data: BytesLike) -> bool:
         """Frame and send; the arguments are checked whether or not there is a connection."""
         connection = self._find()
-        framed = connection is None or not connection.transport.is_stream
-        encoded = _encoded(self._engine.config.builder if framed else None, data)
+        encoded = encode(self._engine.config.builder if connection is None else connection.builder, _copied(data))
         if connection is None:
             self._engine.refused()
             return False
@@ -77,7 +76,7 @@ class Socket(HydrogenSocket):
     def resume_reading(self) -> None:
         """A turn is needed: the edge that told of waiting input is gone."""
         connection = self._find()
-        if connection is not None:
+        if connection is not None and connection.is_paused:
             connection.is_paused = False
             connection.post(mailbox.RESUME)
 
@@ -132,6 +131,11 @@ class Socket(HydrogenSocket):
         connection = self._find()
         return -1 if connection is None else connection.fd
 
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Names of both ends, and what TLS knows."""
+        connection = self._find()
+        return extra_info(self, None if connection is None else connection.session, name, default)
+
     def __eq__(self, other: object) -> bool:
         """Whether both are of one connection."""
         if not isinstance(other, Socket):
@@ -146,11 +150,11 @@ class Socket(HydrogenSocket):
         return f"<HydrogenSocket {self._id} {state} peername={self.peername!r}>"
 
 
-def _encoded(builder: FrameBuilder | None, data: BytesLike) -> bytes:
-    """`data` as it goes on the wire, in bytes of our own."""
-    if type(data) is not bytes:
-        view = memoryview(data)
-        if not view.c_contiguous:
-            raise TypeError("a contiguous bytes-like object is expected")
-        data = bytes(view)
-    return data if builder is None else builder.frame(data).to_bytes()
+def _copied(data: BytesLike) -> bytes:
+    """`data` in bytes of our own."""
+    if type(data) is bytes:
+        return data
+    view = memoryview(data)
+    if not view.c_contiguous:
+        raise TypeError("a contiguous bytes-like object is expected")
+    return bytes(view)

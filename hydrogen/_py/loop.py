@@ -7,7 +7,8 @@
     event thread: flush what blocked ----readable----+ <--------- epoll
 
 There are `max_threads` threads and three, whatever the number of connections. Locks, in the order in which they may be taken:
-`Engine._lock` or the output lock of one connection; then the leaves: mailbox, memory, slab, timekeeper.
+`Engine._lock`, or, of one connection, the lock of its TLS session and then its output lock; then the leaves: mailbox, memory, slab,
+timekeeper.
 
 It is the reference, clear before fast: every message takes a hop from the event thread to a worker, which the compiled engine does without.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import threading
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from hydrogen._py import mailbox, sys
 from hydrogen._py.acceptor import Acceptor
 from hydrogen._py.buffer import Memory
-from hydrogen._py.connection import LINGER, Connection
+from hydrogen._py.connection import Connection
 from hydrogen._py.handle import Socket
 from hydrogen._py.output import Output, Tally
 from hydrogen._py.poller import Poller
@@ -39,6 +41,8 @@ from hydrogen.report import Stats
 
 if TYPE_CHECKING:
     from hydrogen.server import Server
+
+_PROTOCOL_ERRORS = (Cause.BAD_FRAME, Cause.FRAME_TOO_LARGE, Cause.CHECKSUM_MISMATCH, Cause.INCOMPLETE_FRAME)
 
 RELEASE_PATIENCE = 1.0
 """Seconds that `release` waits for workers that are in no callback. They need microseconds, or, on a machine that swaps, longer."""
@@ -62,6 +66,7 @@ class Engine:
         self._polls = 0
         self._unfinished: deque[Output] = deque()
         self._ended = False
+        self._tls = config.ssl
         self._listener = listener
         self._timekeeper = Timekeeper(self._on_deadline, self._shed)
         self._pool = Pool(config.max_threads, self._is_empty, self._close_fds)
@@ -129,7 +134,7 @@ class Engine:
         return not self.forked_away and self._pool.is_mine(threading.current_thread())
 
     def connections(self) -> list[HydrogenSocket]:
-        """Those that do not end yet, and have passed `on_new_connection`."""
+        """Those that are introduced, and do not end yet."""
         if self.forked_away:
             return []
         return [connection.socket for connection in self._slab.snapshot() if connection.is_introduced and connection.error is None]
@@ -155,7 +160,9 @@ class Engine:
             removed_slow_consumer=removed[Cause.SLOW_CONSUMER],
             removed_handler_error=removed[Cause.HANDLER_ERROR],
             removed_reject=removed[Cause.REJECT],
-            removed_protocol_error=removed[Cause.BAD_FRAME] + removed[Cause.FRAME_TOO_LARGE] + removed[Cause.INCOMPLETE_FRAME],
+            removed_protocol_error=sum(removed[cause] for cause in _PROTOCOL_ERRORS),
+            removed_timeout=removed[Cause.TIMEOUT],
+            removed_tls_error=removed[Cause.TLS_ERROR] + removed[Cause.TRUNCATED],
             removed_os_error=removed[Cause.OS_ERROR],
             messages_received=total.messages_received,
             messages_sent=total.messages_sent,
@@ -167,6 +174,10 @@ class Engine:
             polls=self._polls,
             turns=self._pool.turns(),
         )
+
+    def reload_tls(self, context: ssl.SSLContext) -> None:
+        """The accept thread looks at this for each connection."""
+        self._tls = context
 
     def forked(self) -> None:
         """In the child: find no connection any more, and close this process's copies of the fds.
@@ -201,9 +212,9 @@ class Engine:
         self._unfinished.append(connection)
         self.poller.wake()
 
-    def linger(self, token: int) -> None:
+    def remind(self, token: int, when: float) -> None:
         """See `connection.Loop`."""
-        self._timekeeper.add(LINGER, token)
+        self._timekeeper.set(token, when)
 
     def removing(self, cause: Cause) -> None:
         """See `connection.Loop`. Counted before the last callbacks, so that they find themselves in `stats`."""
@@ -212,6 +223,7 @@ class Engine:
 
     def gone(self, connection: Connection) -> None:
         """See `connection.Loop`."""
+        self._timekeeper.cancel(connection.token)
         with self._lock:
             self._total.add(connection.tally)
             self._slab.release(connection.token)
@@ -223,11 +235,12 @@ class Engine:
     # The accept thread.
 
     def _welcome(self, sock: socket.socket, peername: Any) -> None:
-        """A connection was accepted: it is born owned, and handed to a worker if there is something to call, or has failed."""
+        """A connection was accepted: it is born owned, and handed to a worker if it is to be introduced, or has failed."""
         names = (peername, sock.getsockname())
+        tls = self._tls
 
         def make(token: int) -> Connection:
-            return Connection(self, sock, names, token, Socket(self, token, self._accepted))
+            return Connection(self, sock, names, token, Socket(self, token, self._accepted), tls)
 
         with self._lock:  # `stats` never sees an accepted connection that is neither there nor removed
             self._accepted += 1
@@ -237,7 +250,7 @@ class Engine:
                 sock.setsockopt(level, name, value)
         except OSError as error:
             connection.fail(error.errno or 0)
-        if self.callbacks.on_new_connection is not None or self.callbacks.on_connected is not None:
+        if not connection.is_introduced:
             connection.post(mailbox.NEW)
         elif connection.error is None:
             connection.register()

@@ -25,10 +25,12 @@ WRITABLE = 8
 LOW = 16
 """Pending output fell below the low watermark after it had been above the high one."""
 RESUME = 32
-"""Go on with the input: a pause has ended, or the budget of a turn was used up."""
-DEADLINE = 64
-"""The time for lingering is over."""
-CLOSE = 128
+"""Go on with the input: a pause has ended."""
+AGAIN = 64
+"""Go on with the input: the budget of a turn was used up."""
+DEADLINE = 128
+"""A deadline may have passed."""
+CLOSE = 256
 """The end was asked for, or output that delayed it is gone."""
 
 

@@ -1,11 +1,14 @@
 """The output half of a connection, and how its end begins. Any thread may send, close or abort.
 
-One lock guards all of it. No system call, no code of the user's and no other lock is inside it. Invariants:
+One lock guards all of it. No system call, no code of the user's and no other lock is inside it. With TLS the queue holds ciphertext, and
+the lock of the session comes before that one: records are numbered, so whatever makes one queues it before it gives the session back.
+Invariants:
 
 1. There is one *flusher* at a time: who sets `_flushing` writes, without the lock; all others append and leave.
 2. `_blocked` means: the kernel takes no more and owes an edge. An edge that comes while somebody writes leaves a note, `_edge`, that he
    finds when he wants to set `_blocked`: then he tries again instead.
-3. Once `error` is set nothing is appended; what is queued is written, unless `at_once`. The first cause wins.
+3. Once `error` is set no message is taken; what is queued is written, unless `at_once`. The first cause wins. With TLS a message that was
+   taken before is still queued, and so are handshake and alerts; the owner's close_notify, when all is written, is the last.
 4. Who empties the queue of a connection that is ending posts CLOSE. So does a flusher that finds `at_once`: the owner waits for him.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hydrogen._py import mailbox
 from hydrogen._py.buffer import Memory, SendQueue
@@ -21,6 +24,7 @@ from hydrogen._py.mailbox import Mailbox, Queue
 from hydrogen._py.transport import Transport
 from hydrogen.config import Config
 from hydrogen.errors import Cause, removal_error
+from hydrogen.tls import TlsSession
 
 FLUSH_BUDGET = 256 << 10
 """Bytes that one flusher writes before others get their turn: as much as `Config.read_budget` allows a reader by default."""
@@ -44,6 +48,23 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
+class Work(NamedTuple):
+    """What a change under the lock leaves to be done without it, by `Output.carry_out`.
+
+    Attributes:
+        flush: the caller has become the flusher.
+        bits: to post.
+        change: of the account, in bytes.
+    """
+
+    flush: bool
+    bits: int
+    change: int
+
+
+NOTHING = Work(flush=False, bits=0, change=0)
+
+
 class OutputLoop(Queue, Protocol):
     """What the output half needs of its loop."""
 
@@ -62,6 +83,7 @@ class Output(Mailbox):
         error: why the connection ends; None while it is open.
         cause: the same as a `Cause`; meaningful when `error` is set.
         at_once: the end is a reset; pending output is dropped.
+        session: TLS; None: none. Set by the owner before anybody else can send.
         tally: counters.
     """
 
@@ -80,6 +102,7 @@ class Output(Mailbox):
         "cause",
         "error",
         "loop",
+        "session",
         "tally",
         "transport",
     )
@@ -88,6 +111,7 @@ class Output(Mailbox):
         super().__init__(loop)
         self.loop = loop
         self.transport = transport
+        self.session: TlsSession | None = None
         self.tally = Tally()
         self.error: Exception | None = None
         self.cause = Cause.LOCAL_CLOSED
@@ -119,29 +143,34 @@ class Output(Mailbox):
         return self._over_high
 
     def send(self, data: bytes) -> bool:
-        """Queue `data`, as it goes on the wire, and write what the kernel takes now."""
-        with self._lock:
-            if self.error is not None:
-                self.tally.messages_refused += 1
-                return False
-            slow = self.pending >= self.loop.config.max_write_buffer
-            if slow:
-                self.tally.messages_refused += 1
-            else:
-                self.tally.messages_sent += 1
-                if data:
-                    self._queued.append(data)
-                # A stream is given its messages at once; what it cannot write it keeps itself.
-                flusher = bool(data) and not self._flushing and (self.transport.is_stream or not self._blocked)
-                self._flushing |= flusher
-                bits, change = self._settle_locked()
+        """Queue the message `data`, framed, and write what the kernel takes now; False when the connection ends, or must end for this."""
+        work = NOTHING
+        if self.session is None:
+            with self._lock:
+                taken, slow = self._admit_locked()
+                if taken:
+                    work = self._append_locked(data)
+        else:
+            with self.session.lock:
+                with self._lock:
+                    taken, slow = self._admit_locked(is_able=self.session.is_writable and self.session.failure is None)
+                if taken and data:
+                    work = self.append(self.session.encrypt(data))
         if slow:
             self.end(Cause.SLOW_CONSUMER, at_once=True)
-            return False
-        self._tell(bits, change)
-        if flusher:
+        self.carry_out(work)
+        return taken
+
+    def append(self, data: bytes) -> Work:
+        """Queue `data`, as it goes on the wire, also during an end in order. The caller holds the lock of the session, if there is one."""
+        with self._lock:
+            return self._append_locked(data)
+
+    def carry_out(self, work: Work) -> None:
+        """Do what is left of a change. Without any lock."""
+        self._tell(work.bits, work.change)
+        if work.flush:
             self._flush()
-        return True
 
     def drain(self, timeout: float | None) -> bool:
         """Wait until pending output is below the low watermark; False when the connection ends at once or the time is over."""
@@ -232,6 +261,24 @@ class Output(Mailbox):
             change, self._accounted = -self._accounted, 0
         self.loop.memory.add(change)
         return True
+
+    def _admit_locked(self, is_able: bool = True) -> tuple[bool, bool]:
+        """Whether a message is taken, which is counted; and if not, whether because the peer is a slow consumer. `is_able`: TLS could."""
+        is_open = self.error is None and is_able
+        slow = is_open and self.pending >= self.loop.config.max_write_buffer
+        taken = is_open and not slow
+        self.tally.messages_sent += taken
+        self.tally.messages_refused += not taken
+        return taken, slow
+
+    def _append_locked(self, data: bytes) -> Work:
+        if not data or self.at_once or self._sealed:
+            return NOTHING
+        self._queued.append(data)
+        # A stream is given its messages at once; what it cannot write it keeps itself.
+        flush = not self._flushing and (self.transport.is_stream or not self._blocked)
+        self._flushing |= flush
+        return Work(flush, *self._settle_locked())
 
     def _is_flushed_locked(self) -> bool:
         return not self._flushing and (self.at_once or not (self._queued.size or self.transport.is_stuck))

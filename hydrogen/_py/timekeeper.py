@@ -11,14 +11,19 @@ from hydrogen._py import sys
 
 
 class Timekeeper:
-    """Reminders for connections, and the look for slow consumers, which walks over all connections and so is nobody else's to do."""
+    """Reminders for connections, one for each, and the look for slow consumers, which walks over all and so is nobody else's to do.
+
+    `_due` says which reminders stand; `_order` is a heap of them, and of some that do not stand any more, which are passed over when their
+    time comes. These are at most one more than those that stand: many a connection is gone long before its deadline.
+    """
 
     def __init__(self, remind: Callable[[int], None], shed: Callable[[], None]) -> None:
         """Args: remind: called with each token that is due. shed: called after `ask_to_shed`."""
         self._remind = remind
         self._shed = shed
         self._changed = threading.Condition()
-        self._due: list[tuple[float, int]] = []
+        self._due: dict[int, float] = {}
+        self._order: list[tuple[float, int]] = []
         self._asked_to_shed = False
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="hydrogen-timekeeper", daemon=True)
@@ -27,11 +32,20 @@ class Timekeeper:
         """Start the thread."""
         self._thread.start()
 
-    def add(self, seconds: float, token: int) -> None:
-        """Remind of `token` after `seconds`. It may be gone by then."""
+    def set(self, token: int, when: float) -> None:
+        """Remind of `token` at `when`, by the monotonic clock, and not at the time said before."""
         with self._changed:
-            heapq.heappush(self._due, (time.monotonic() + seconds, token))
-            self._changed.notify()
+            self._due[token] = when
+            heapq.heappush(self._order, (when, token))
+            self._tidy()
+            if self._order[0] == (when, token):
+                self._changed.notify()
+
+    def cancel(self, token: int) -> None:
+        """Do not remind of `token`; it is gone."""
+        with self._changed:
+            if self._due.pop(token, None) is not None:
+                self._tidy()
 
     def ask_to_shed(self) -> None:
         """Have `shed` called soon."""
@@ -56,14 +70,28 @@ class Timekeeper:
                 if self._ended:
                     return
                 shed, self._asked_to_shed = self._asked_to_shed, False
-                tokens = []
-                while self._seconds_left() == 0:
-                    tokens.append(heapq.heappop(self._due)[1])
+                tokens = self._take_due()
             if shed:
                 self._shed()
             for token in tokens:
                 self._remind(token)
 
     def _seconds_left(self) -> float | None:
-        """Until the first reminder is due; None: there is none."""
-        return max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+        """Until the first of `_order` is due; None: there is none."""
+        return max(0.0, self._order[0][0] - time.monotonic()) if self._order else None
+
+    def _take_due(self) -> list[int]:
+        """The tokens whose time has come; their reminders stand no more."""
+        tokens = []
+        while self._seconds_left() == 0:
+            when, token = heapq.heappop(self._order)
+            if self._due.get(token) == when:
+                del self._due[token]
+                tokens.append(token)
+        return tokens
+
+    def _tidy(self) -> None:
+        """Drop what does not stand, when it is more than what does: so each call pays for few."""
+        if len(self._order) > 2 * len(self._due) + 1:
+            self._order = [(when, token) for token, when in self._due.items()]
+            heapq.heapify(self._order)

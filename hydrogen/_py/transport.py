@@ -79,7 +79,7 @@ class Transport(Protocol):
 
 
 class SocketTransport:
-    """A socket that belongs to the engine."""
+    """A socket that belongs to the engine. Whether it blocks does not matter: `on_new_connection` had its fd, and may have changed that."""
 
     __slots__ = ("_sock", "poll_fd")
 
@@ -94,7 +94,7 @@ class SocketTransport:
     def receive(self) -> list[bytes]:
         """One recv(2)."""
         try:
-            data = self._sock.recv(CHUNK)
+            data = self._sock.recv(CHUNK, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
         if not data:
@@ -104,7 +104,7 @@ class SocketTransport:
     def write(self, messages: list[bytes | memoryview]) -> tuple[int, bool]:
         """One sendmsg(2). Only EAGAIN tells that the kernel takes no more: after it, and not after a short write, epoll owes an edge."""
         try:
-            return self._sock.sendmsg(messages, (), socket.MSG_NOSIGNAL), False
+            return self._sock.sendmsg(messages, (), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT), False
         except BlockingIOError:
             return 0, True
 

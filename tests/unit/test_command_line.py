@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import Client, child, finish, simple
+from certificates import client_context, write_files
+from support import PATIENCE, Client, checksum32, child, finish, length_frame, simple, websocket
 
 import hydrogen
 
@@ -83,6 +84,41 @@ def test_echo_speaks_simple_frames(engine):
         client.send(b"x")
         assert client.receive_until_end() == b""
     stop(process, 0)
+
+
+@pytest.mark.clause("L1")
+@pytest.mark.parametrize(
+    ("framing", "frame"),
+    [
+        ("checksum32", checksum32(b"hello")),
+        ("length", length_frame(b"hello")),
+        ("line", b"hello\n"),
+        ("websocket", websocket(b"hello")),
+    ],
+)
+def test_echo_speaks_every_framing(engine, framing, frame):
+    process, address = command(engine, "echo", "--port", "0", "--framing", framing)
+    with Client(address) as client:
+        client.echo(frame * 3)
+    stop(process, 0)
+
+
+@pytest.mark.clause("L1")
+def test_echo_speaks_tls(engine, tmp_path):
+    pair, _ = write_files(tmp_path)
+    process, address = command(engine, "echo", "--port", "0", "--cert", str(pair))
+    with hydrogen.connect(address, ssl=client_context(), timeout=PATIENCE) as client:
+        client.send(b"hello")
+        assert client.recv() == b"hello"
+    stop(process, 0)
+
+
+@pytest.mark.parametrize("arguments", [["--key", "key.pem"], ["--cert", "missing.pem"]])
+def test_a_certificate_that_is_not_there_is_a_clear_error(tmp_path, arguments):
+    process = run_to_its_end("echo", "--port", "0", *arguments, folder=tmp_path)
+    assert process.returncode == 2
+    assert arguments[0] in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.clause("L2")

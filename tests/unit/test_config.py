@@ -2,11 +2,12 @@
 
 import dataclasses
 import socket
+import ssl
 
 import pytest
 
 import hydrogen
-from hydrogen.config import MAX_SLOTS
+from hydrogen.config import MAX_SECONDS, MAX_SLOTS
 
 REFUSED = [
     ("addr", 7, TypeError, "str"),
@@ -25,9 +26,15 @@ REFUSED = [
     ("pre_allocated", -1, ValueError, "0 to"),
     ("pre_allocated", MAX_SLOTS + 1, ValueError, f"to {MAX_SLOTS}"),
     ("pre_allocated", 1.5, TypeError, "int"),
-    ("framing", 7, TypeError, "SimpleFrameBuilder"),
-    ("framing", "simple", TypeError, "SimpleFrameBuilder"),
-    ("framing", object, TypeError, "SimpleFrameBuilder"),
+    ("framing", 7, TypeError, "FrameBuilder"),
+    ("framing", "simple", TypeError, "FrameBuilder"),
+    ("framing", object, TypeError, "FrameBuilder"),
+    ("framing", hydrogen.SimpleFrame(b""), TypeError, "FrameBuilder"),
+    ("framing", [hydrogen.LineFrameBuilder], TypeError, "FrameBuilder"),
+    ("ssl", 7, TypeError, "ssl.SSLContext"),
+    ("ssl", True, TypeError, "ssl.SSLContext"),
+    ("ssl", "cert.pem", TypeError, "ssl.SSLContext"),
+    ("ssl", ssl.SSLContext, TypeError, "ssl.SSLContext"),
     ("path", 7, TypeError, "str"),
     ("path", b"/tmp/x", TypeError, "str"),
     ("path", "", ValueError, "1 to 107 bytes"),
@@ -62,6 +69,21 @@ REFUSED = [
     ("max_buffered", None, TypeError, "int"),
     ("read_budget", 0, ValueError, "1 to"),
     ("read_budget", (1 << 30) + 1, ValueError, "1 to"),
+    *(
+        (field, *refused)
+        for field in ("open_timeout", "frame_timeout")
+        for refused in (
+            (0, ValueError, "more than 0"),
+            (0.0, ValueError, "more than 0"),
+            (-1, ValueError, "more than 0"),
+            (float("nan"), ValueError, "more than 0"),
+            (float("inf"), ValueError, f"at most {MAX_SECONDS} seconds"),
+            (MAX_SECONDS + 1, ValueError, f"at most {MAX_SECONDS} seconds"),
+            ("10", TypeError, "seconds"),
+            (True, TypeError, "seconds"),
+            ((10,), TypeError, "seconds"),
+        )
+    ),
     ("stop_timeout", -0.1, ValueError, "0 or more"),
     ("stop_timeout", float("inf"), ValueError, "0 or more"),
     ("stop_timeout", float("nan"), ValueError, "0 or more"),
@@ -76,7 +98,16 @@ ALLOWED = {
     "port": [0, 1, 65_535],
     "max_threads": [1, 1024],
     "pre_allocated": [0, 100_000, MAX_SLOTS],
-    "framing": [None, hydrogen.SimpleFrameBuilder, hydrogen.SimpleFrameBuilder(10)],
+    "framing": [
+        None,
+        hydrogen.SimpleFrameBuilder,
+        hydrogen.SimpleFrameBuilder(10),
+        hydrogen.Checksum32FrameBuilder,
+        hydrogen.LengthFrameBuilder(width=8, byteorder="little"),
+        hydrogen.LineFrameBuilder(delimiter=b"\0"),
+        hydrogen.WebSocketFrameBuilder(max_size=0),
+    ],
+    "ssl": [None, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)],
     "path": ["x", "x" * 107],
     "backlog": [1, 65_536],
     "reuse_port": [True, False],
@@ -87,6 +118,8 @@ ALLOWED = {
     "max_write_buffer": [1, 1 << 30],
     "max_buffered": [1, 1 << 40],
     "read_budget": [1, 1 << 30],
+    "open_timeout": [None, 0.001, 1, MAX_SECONDS],
+    "frame_timeout": [None, 0.001, 1, MAX_SECONDS],
     "stop_timeout": [0, 0.5, 3600],
     "handoff": ["auto", "inline", "eager"],
 }
@@ -135,6 +168,7 @@ def test_the_defaults_are_those_of_the_documentation():
         "max_threads": 32,
         "pre_allocated": 1024,
         "framing": None,
+        "ssl": None,
         "path": None,
         "sock": None,
         "backlog": 4096,
@@ -146,6 +180,8 @@ def test_the_defaults_are_those_of_the_documentation():
         "max_write_buffer": 16 << 20,
         "max_buffered": 512 << 20,
         "read_budget": 256 << 10,
+        "open_timeout": 10.0,
+        "frame_timeout": 60.0,
         "stop_timeout": 8.0,
         "handoff": "auto",
     }
@@ -189,3 +225,41 @@ def test_path_sock_and_addr_exclude_one_another():
 def test_a_socket_of_another_kind_is_refused():
     with socket.socket(type=socket.SOCK_DGRAM) as sock, pytest.raises(ValueError, match="sock: a stream socket"):
         hydrogen.Config(sock=sock)
+
+
+@pytest.mark.clause("C2", "C22")
+def test_a_context_for_the_client_side_is_refused():
+    with pytest.raises(ValueError, match=r"^ssl: .*server side.*PROTOCOL_TLS_CLIENT"):
+        hydrogen.Config(ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+
+@pytest.mark.clause("C23")
+def test_a_context_is_made_to_refuse_renegotiation_and_is_otherwise_left_alone():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    before = context.options
+    assert not before & ssl.OP_NO_RENEGOTIATION
+    assert hydrogen.Config(ssl=context).ssl is context
+    assert context.options == before | ssl.OP_NO_RENEGOTIATION
+
+
+@pytest.mark.clause("C8", "F15")
+def test_a_builder_of_the_user_s_is_taken_as_class_and_as_instance():
+    class Mine(hydrogen.FrameBuilder):
+        def from_bytes(self, buf):
+            return None
+
+        def frame(self, payload):
+            return hydrogen.SimpleFrame(payload)
+
+    builder = Mine()
+    assert hydrogen.Config(framing=builder).builder is builder
+    assert type(hydrogen.Config(framing=Mine).builder) is Mine
+
+
+@pytest.mark.clause("C2")
+@pytest.mark.parametrize(
+    "framing", [hydrogen.FrameBuilder, type("Half", (hydrogen.FrameBuilder,), {"frame": None})], ids=["abstract", "half"]
+)
+def test_a_builder_class_that_cannot_be_instantiated_is_a_type_error_that_names_the_field(framing):
+    with pytest.raises(TypeError, match=r"^framing: "):
+        hydrogen.Config(framing=framing)

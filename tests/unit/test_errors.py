@@ -1,11 +1,12 @@
 """The exceptions, and how the cause of a removal becomes one."""
 
 import errno
+import ssl
 
 import pytest
 
 import hydrogen
-from hydrogen.errors import Cause, cause_of, handler_error, removal_error
+from hydrogen.errors import Cause, Timeout, cause_of, handler_error, removal_error
 
 BASES = {
     "PeerClosed": ConnectionError,
@@ -45,6 +46,9 @@ def test_each_error_is_a_hydrogen_error_and_a_builtin_that_fits(name, base):
         (Cause.BAD_FRAME, hydrogen.ProtocolError),
         (Cause.FRAME_TOO_LARGE, hydrogen.FrameTooLarge),
         (Cause.INCOMPLETE_FRAME, hydrogen.IncompleteFrame),
+        (Cause.CHECKSUM_MISMATCH, hydrogen.ChecksumMismatch),
+        (Cause.TRUNCATED, ssl.SSLEOFError),
+        (Cause.TLS_ERROR, ssl.SSLError),
     ],
 )
 def test_each_cause_has_its_error_and_a_message(cause, kind):
@@ -54,9 +58,17 @@ def test_each_cause_has_its_error_and_a_message(cause, kind):
     assert removal_error(cause) is not error
 
 
+@pytest.mark.parametrize("timeout", Timeout)
+def test_a_timeout_is_named_by_its_field_of_config(timeout):
+    error = removal_error(Cause.TIMEOUT, timeout)
+    assert type(error) is hydrogen.ConnectionTimeout
+    assert str(error).startswith(timeout.name.lower())
+    assert hasattr(hydrogen.Config, timeout.name.lower())
+
+
 def test_every_cause_gives_an_error():
     for cause in Cause:
-        assert isinstance(removal_error(cause), Exception)
+        assert isinstance(removal_error(cause, 1), Exception)
 
 
 @pytest.mark.clause("H20")
@@ -80,6 +92,8 @@ def test_an_errno_gives_the_os_error_that_python_has_for_it(code, kind):
 def test_what_user_code_raises_stands_for_itself_or_is_a_handler_error():
     broken = OSError(errno.EPROTO, "broken")
     assert cause_of(broken) == (Cause.OS_ERROR, broken)
+    bad = ssl.SSLError(1, "bad")
+    assert cause_of(bad) == (Cause.TLS_ERROR, bad)
     wrong = hydrogen.ChecksumMismatch("wrong")
     assert cause_of(wrong) == (Cause.BAD_FRAME, wrong)
     cause, error = cause_of(EOFError())

@@ -11,7 +11,7 @@ HYDROGEN = ROOT / "hydrogen"
 ROOMS = ["sys", "slab", "buffer", "framing", "poller", "connection", "loop"]
 """The rooms that both engines have, lowest first. An engine may have more; they count as part of those that name them."""
 
-FACADE = {"config", "errors", "handler", "stream", "frame", "connection", "report", "listener"}
+FACADE = {"config", "errors", "handler", "stream", "frame", "connection", "report", "listener", "tls", "client"}
 
 
 def imports(path):
@@ -111,14 +111,14 @@ def test_a_python_room_names_nothing_of_the_facade_that_is_above_the_engines(roo
 @pytest.mark.parametrize("module", sorted(FACADE))
 def test_the_facade_below_the_engines_names_no_engine(module):
     named = {name.split(".")[1] for name in imports(HYDROGEN / f"{module}.py")}
-    assert not named & {"_core", "_py", "_c", "backend", "server", "perf"}
+    assert not named & {"_core", "_codec", "_py", "_c", "backend", "server", "perf"}
 
 
 def test_only_backend_knows_that_there_are_two_engines():
     for path in HYDROGEN.rglob("*.py"):
         if path.parent.name == "_py" or path.name == "backend.py":
             continue
-        assert not {name for name in imports(path) if name.startswith(("hydrogen._core", "hydrogen._py"))}, path
+        assert not {name for name in imports(path) if name.startswith(("hydrogen._core", "hydrogen._codec", "hydrogen._py"))}, path
 
 
 def test_backend_does_not_name_what_is_above_it():
@@ -127,7 +127,7 @@ def test_backend_does_not_name_what_is_above_it():
 
 
 def test_framing_never_sees_an_fd():
-    for path in (HYDROGEN / "frame.py", HYDROGEN / "_py" / "framing.py"):
+    for path in (HYDROGEN / "frame.py", HYDROGEN / "tls.py", HYDROGEN / "_py" / "framing.py"):
         tree = ast.parse(path.read_text())
         named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         assert not named & {"os", "socket", "select"}, path

@@ -1,0 +1,243 @@
+"""The output of a connection, which any thread may use: send, flush, drain.
+
+1. One flusher at a time (`flushing`): it takes the queue, sends without the lock, and puts back the rest; others append and leave.
+2. `blocked` is written and tested under the lock; an OUT edge that comes while somebody is flushing sets `edge`, and the flusher tries again
+   instead of blocking. So the edge between EAGAIN and `blocked` is not lost.
+3. With TLS the queue holds records, which are numbered: what was encrypted must be queued, in that order, even if the end was asked for meanwhile.
+"""
+
+from libc.errno cimport EAGAIN
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from hydrogen._c.buffer cimport (
+    SEND_PARTS, block_bytes, block_free, block_new, block_t, pool_t, queue_consume, queue_parts, queue_push, queue_put_back, queue_t,
+)
+from hydrogen._c.connection cimport (
+    ABORT, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, CLOSE, FLUSH_MORE, NOT_CORKED, PAUSE_WATERMARK, RESUME, STATE_ABORTING, STATE_CLOSING,
+    STATE_GONE, STATE_OPEN, WRITABLE, connection_account_locked, connection_drained_locked, connection_drop_output_locked,
+    connection_generation, connection_t, context_t, io_t,
+)
+from hydrogen._c.framing cimport FRAME_COMPLETE, framing_encode, framing_overhead, framing_t
+from hydrogen._c.poller cimport poller_want_out
+from hydrogen._c.sys cimport (
+    atomic_add64, atomic_and32, atomic_or32, atomic_store32, cond_wait_until, counter_bump, iovec, lock_give, lock_take, relaxed_load32,
+    sys_send,
+)
+
+cdef enum:
+    SEND_REFUSED
+    SEND_NO_MEMORY
+    SEND_UNFIT   # the framing cannot carry this payload
+    SEND_NOTHING # there were no bytes
+    SEND_QUEUED  # somebody else will flush it
+    SEND_CORKED  # the caller has to put it on its list of corked connections, or to flush it
+    SEND_NOW     # the caller has to flush it now
+
+# What an OUT edge means.
+cdef enum:
+    EDGE_NOTHING
+    EDGE_FLUSH  # output was blocked: flush
+    EDGE_PORT   # the owner has to tell a user's stream
+
+cdef enum:
+    DRAIN_WAIT
+    DRAIN_DONE
+    DRAIN_GONE
+
+cdef enum:
+    # One flush sends at most so much while others append, so that its thread comes back.
+    FLUSH_BUDGET = 1 << 20
+
+
+cdef inline int connection_send(
+    context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, const framing_t *framing, const char *payload, size_t n,
+    uint32_t last_state, uint32_t worker, uint32_t *bits,
+) noexcept nogil:
+    """Frame a message and append it to the output. Any thread; `pool` is NULL and `worker` NOT_CORKED for one that is no worker in its turn.
+
+    `last_state` is STATE_OPEN, or STATE_CLOSING for records of TLS, see 3; those are not refused for the limit either, which was looked at before.
+
+    A short message is joined to the block before it, when there is one. Past the high watermark nothing stays corked: what is then still pending waits
+    for the peer, not for us.
+    """
+    cdef size_t size = n + framing_overhead(framing, n)
+    cdef block_t *block = block_new(pool, size)
+    cdef block_t *last
+    cdef int result = SEND_REFUSED
+    bits[0] = 0
+    if block == NULL:
+        return SEND_NO_MEMORY
+    if framing_encode(framing, payload, n, block_bytes(block)) != FRAME_COMPLETE:
+        block_free(pool, block)
+        return SEND_UNFIT
+    block.end = size
+    lock_take(&connection.lock)
+    if connection_generation(connection) != generation or not STATE_OPEN <= connection.state <= last_state:
+        pass
+    elif connection.pending >= context.max_write_buffer and last_state == STATE_OPEN:
+        connection.cause = CAUSE_SLOW_CONSUMER
+        atomic_store32(&connection.state, STATE_ABORTING)
+        bits[0] = ABORT | connection_drop_output_locked(context, connection)
+    else:
+        connection.pending += size
+        last = connection.output.last
+        if last != NULL and last.capacity - last.end >= size:
+            memcpy(block_bytes(last) + last.end, block_bytes(block), size)
+            last.end += size
+        else:
+            queue_push(&connection.output, block)
+            block = NULL
+        result = SEND_QUEUED
+        if (connection.blocked or connection.flushing) and connection.pending > context.high:
+            # Also while another thread is sending: it may be kept from that, and more input would mean more output.
+            atomic_or32(&connection.pause, PAUSE_WATERMARK)
+        if connection.blocked:
+            connection_account_locked(context, connection)
+        elif not connection.flushing and (worker == NOT_CORKED or connection.corked_by != worker):
+            connection.corked_by = worker
+            result = SEND_CORKED if worker != NOT_CORKED else SEND_NOW
+        if not connection.blocked and not connection.flushing and connection.pending > context.high:
+            result = SEND_NOW
+    lock_give(&connection.lock)
+    if block != NULL:
+        block_free(pool, block)
+    return result
+
+
+cdef inline uint32_t connection_flushed_locked(context_t *context, connection_t *connection) noexcept nogil:
+    """What follows from the output as it is now, with nobody flushing."""
+    cdef uint32_t bits = 0
+    if connection.state == STATE_ABORTING:
+        return ABORT | connection_drop_output_locked(context, connection)
+    connection_account_locked(context, connection)
+    if connection.state == STATE_CLOSING and connection.output.first == NULL and not connection.blocked:
+        bits = CLOSE
+    if connection.pending < context.low:
+        bits |= connection_drained_locked(connection)
+        if relaxed_load32(&connection.pause) & PAUSE_WATERMARK:
+            bits |= WRITABLE
+            if atomic_and32(&connection.pause, ~<uint32_t>PAUSE_WATERMARK) == PAUSE_WATERMARK:
+                bits |= RESUME
+    elif connection.pending > context.high:  # although the kernel was just given as much as it, or the budget, takes
+        atomic_or32(&connection.pause, PAUSE_WATERMARK)
+    return bits
+
+
+cdef inline uint32_t connection_flush(context_t *context, io_t *io, connection_t *connection, uint32_t generation) noexcept nogil:
+    """Send what is queued until there is nothing, or the kernel takes no more. Any thread. Returns bits to post, FLUSH_MORE, FLUSH_DRAINED."""
+    cdef iovec parts[SEND_PARTS]
+    cdef queue_t taken
+    cdef int64_t sent
+    cdef size_t budget = FLUSH_BUDGET
+    cdef uint32_t bits = 0
+    lock_take(&connection.lock)
+    if connection_generation(connection) != generation:
+        lock_give(&connection.lock)
+        return 0
+    connection.corked_by = NOT_CORKED
+    if connection.flushing or connection.blocked or connection.output.first == NULL:
+        lock_give(&connection.lock)
+        return 0
+    connection.flushing = True
+    if connection.asked_out:
+        connection.asked_out = False
+        lock_give(&connection.lock)
+        poller_want_out(&context.poller, connection.poll_fd, <uint64_t>generation << 32 | connection.slot.index, False)
+        lock_take(&connection.lock)
+    while connection.output.first != NULL:
+        if budget == 0:
+            bits = FLUSH_MORE
+            break
+        taken = connection.output
+        connection.output.first = connection.output.last = NULL
+        connection.edge = False
+        lock_give(&connection.lock)
+        sent = sys_send(connection.poll_fd, parts, queue_parts(&taken, parts))
+        if sent > 0:
+            queue_consume(&taken, <size_t>sent, &io.pool if io.scratch != NULL else NULL)
+            budget -= min(budget, <size_t>sent)
+            if io.counters.shared:
+                atomic_add64(&io.counters.bytes_sent, <uint64_t>sent)
+            else:
+                counter_bump(&io.counters.bytes_sent, <uint64_t>sent)
+        elif sent == -EAGAIN and context.unix_domain:
+            poller_want_out(&context.poller, connection.poll_fd, <uint64_t>generation << 32 | connection.slot.index, True)
+        lock_take(&connection.lock)
+        queue_put_back(&connection.output, &taken)
+        if connection.state == STATE_ABORTING:
+            break
+        if sent > 0:
+            connection.pending -= <size_t>sent
+        elif sent != -EAGAIN:
+            if connection.state == STATE_OPEN:
+                connection.cause = CAUSE_OS_ERROR
+                # A reset is reported once; when the reader has had it, send(2) only says EPIPE.
+                connection.code = connection.code or <int>-sent
+            atomic_store32(&connection.state, STATE_ABORTING)
+            break
+        else:
+            connection.asked_out = context.unix_domain
+            if not connection.edge:
+                connection.blocked = True
+                break
+    connection.flushing = False
+    bits |= connection_flushed_locked(context, connection)
+    lock_give(&connection.lock)
+    return bits
+
+
+cdef inline int connection_unblock(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
+    """An OUT edge came: what it means for this connection."""
+    cdef int meaning = EDGE_NOTHING
+    lock_take(&connection.lock)
+    if connection_generation(connection) != generation:
+        pass
+    elif connection.port != NULL:
+        meaning = EDGE_PORT
+    elif connection.blocked:
+        connection.blocked = False
+        connection_account_locked(context, connection)
+        meaning = EDGE_FLUSH
+    elif connection.flushing:
+        connection.edge = True
+    lock_give(&connection.lock)
+    return meaning
+
+
+cdef inline uint32_t connection_port_sent(
+    context_t *context, connection_t *connection, uint32_t generation, bint blocked, size_t pending,
+) noexcept nogil:
+    """A user's stream has written: take over what it says of its output. Returns bits to post, FLUSH_DRAINED."""
+    cdef uint32_t bits = 0
+    lock_take(&connection.lock)
+    if connection_generation(connection) == generation and connection.state < STATE_GONE:
+        connection.blocked = blocked
+        connection.pending = pending
+        bits = connection_flushed_locked(context, connection)
+    lock_give(&connection.lock)
+    return bits
+
+
+cdef inline int connection_wait_drained(context_t *context, connection_t *connection, uint32_t generation, uint64_t until) noexcept nogil:
+    """One wait of drain(), at most until the monotonic time `until`."""
+    cdef int state = DRAIN_WAIT
+    lock_take(&context.drain_lock)
+    lock_take(&connection.lock)
+    if connection_generation(connection) != generation or connection.state >= STATE_ABORTING:
+        state = DRAIN_GONE
+    elif connection.pending < context.low:
+        state = DRAIN_DONE
+    else:
+        connection.drainers += 1
+    lock_give(&connection.lock)
+    if state == DRAIN_WAIT:
+        cond_wait_until(&context.drain_cond, &context.drain_lock, until)
+        lock_take(&connection.lock)
+        if connection_generation(connection) == generation:
+            connection.drainers -= 1
+        lock_give(&connection.lock)
+    lock_give(&context.drain_lock)
+    return state
+
+

@@ -1,0 +1,108 @@
+# cython: freethreading_compatible=False, auto_pickle=False
+"""The compiled frame codec as Python sees it: which framing a builder means, and, without any connection, frames of bytes and bytes of frames.
+
+The engine looks for frames in its own blocks by the functions of _c/framing.pxd; here is what it shares with whoever has only bytes.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint8_t
+from libc.string cimport memcpy
+
+from hydrogen import errors
+from hydrogen.frame import Checksum32FrameBuilder, LengthFrameBuilder, LineFrameBuilder, SimpleFrameBuilder, WebSocketFrameBuilder
+
+cimport cython
+
+from hydrogen._c.framing cimport *
+
+cdef dict _KINDS = {
+    Checksum32FrameBuilder: FRAMING_CHECKSUM32,
+    LengthFrameBuilder: FRAMING_LENGTH,
+    LineFrameBuilder: FRAMING_LINE,
+    SimpleFrameBuilder: FRAMING_SIMPLE,
+    WebSocketFrameBuilder: FRAMING_WEBSOCKET,
+}
+
+cdef dict _ERRORS = {
+    FRAME_BAD: errors.ProtocolError,
+    FRAME_OVERSIZE: errors.FrameTooLarge,
+    FRAME_CHECKSUM: errors.ChecksumMismatch,
+}
+
+
+@cython.final
+cdef class Framing:
+    """A frame builder as C knows it; None: raw chunks. Of a user's builder, and any subclass is one, no more than that it is one."""
+
+    def __cinit__(self, builder):
+        if builder is None:
+            return
+        self.value.kind = _KINDS.get(type(builder), FRAMING_PYTHON)
+        if self.value.kind == FRAMING_PYTHON:
+            return
+        self.value.max_size = builder.max_size
+        if self.value.kind == FRAMING_LENGTH:
+            self.value.width = builder.width
+            self.value.little = builder.byteorder == "little"
+        elif self.value.kind == FRAMING_LINE:
+            self.value.strip_cr = builder.delimiter == b"\n"
+            self.value.delimiter_size = len(builder.delimiter)
+            memcpy(self.value.delimiter, PyBytes_AS_STRING(builder.delimiter), len(builder.delimiter))
+
+    cdef bytes key(self):
+        """Equal for equal framings."""
+        return (<char *>&self.value)[:sizeof(framing_t)]
+
+
+cdef bytes framed(const framing_t *framing, bytes payload):
+    """The frame of a payload, as on the wire."""
+    cdef size_t n = len(payload)
+    if framing.kind == FRAMING_RAW:
+        return payload
+    if n > framing.max_size:
+        raise too_large(framing, n)
+    wire = PyBytes_FromStringAndSize(NULL, n + framing_overhead(framing, n))
+    if framing_encode(framing, PyBytes_AS_STRING(payload), n, PyBytes_AS_STRING(wire)) != FRAME_COMPLETE:
+        raise unfit()
+    return wire
+
+
+cdef object too_large(const framing_t *framing, size_t n):
+    return errors.FrameTooLarge(f"a payload of {n} bytes is over max_size {framing.max_size}")
+
+
+cdef object unfit():
+    return ValueError("the payload contains the delimiter, or would be cut where one begins")
+
+
+cdef Framing _built_in(builder):
+    cdef Framing framing = Framing(builder)
+    if framing.value.kind == FRAMING_PYTHON:
+        raise TypeError(f"builder: a built-in frame builder is expected, not {builder!r}")
+    return framing
+
+
+def encode(builder, bytes payload):
+    """The frame of `payload`, as `builder.frame(payload).to_bytes()`, and with the same errors."""
+    return framed(&_built_in(builder).value, payload)
+
+
+def decode(builder, bytes data):
+    """All that is in `data`: the payloads of its frames, the class of the error that ends them or None, and how many bytes are left without one."""
+    cdef Framing framing = _built_in(builder)
+    cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(data)
+    cdef size_t left = len(data)
+    cdef size_t scanned = 0
+    cdef frame_t frame
+    cdef int verdict
+    payloads = []
+    while True:
+        verdict = framing_next(&framing.value, at, left, &scanned, &frame)
+        if verdict != FRAME_COMPLETE:
+            break
+        payloads.append(payload_of(&frame, at))
+        at += frame.size
+        left -= frame.size
+    if verdict == FRAME_INCOMPLETE:
+        return payloads, None, left
+    return payloads, _ERRORS[verdict], 0

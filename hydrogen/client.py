@@ -1,0 +1,193 @@
+"""`connect` and `Client`: the other end of a connection, blocking, for scripts and tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from ssl import SSLContext
+from types import EllipsisType, TracebackType
+from typing import Any
+
+from hydrogen.config import Framing
+from hydrogen.connection import BytesLike
+from hydrogen.frame import ChunkFrameBuilder, FrameBuilder, builder_of
+from hydrogen.stream import CHUNK, Plain, Secure, deadline_of, seconds_left
+from hydrogen.tls import check_context
+
+CLOSE_PATIENCE = 2.0
+"""Seconds that `Client.close` waits for room for close_notify; as long as a server lingers for a peer."""
+
+Address = tuple[Any, ...] | str | os.PathLike[str]
+
+
+def connect(
+    address: Address,
+    *,
+    framing: Framing = None,
+    ssl: SSLContext | None = None,
+    server_hostname: str | None = None,
+    timeout: float | None = None,
+) -> Client:
+    """Connect, with the TLS handshake if there is one. Safe from any thread. When it fails, nothing stays open.
+
+    Args:
+        address: (host, port), of which all addresses of the name are tried in turn; what `Server.address` gives; or the path of a Unix
+            socket.
+        framing: a frame builder, class or instance; None: chunks as read.
+        ssl: a client-side context: TLS. `OP_NO_RENEGOTIATION` is set on it.
+        server_hostname: the name that the server's certificate must have; None: the host.
+        timeout: seconds for all of it together (but looking up the name is as slow as the resolver), and the default of each
+            `Client.recv`. None: no limit.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+        TimeoutError: it was not done in time.
+        ssl.SSLError, OSError: it failed; `socket.gaierror`: there is no such name.
+    """
+    builder = builder_of(framing)
+    if ssl is not None:
+        check_context("ssl", ssl, server_side=False)
+        if server_hostname is None and isinstance(address, tuple):
+            server_hostname = address[0]
+    elif server_hostname is not None:
+        raise ValueError(f"server_hostname: only with ssl, not {server_hostname!r} alone")
+    deadline = deadline_of(timeout)
+    sock = _connected(address, deadline)
+    try:
+        if ssl is None:
+            return Client(Plain(sock, builder), builder or ChunkFrameBuilder(), timeout)
+        stream = Secure(sock, builder, ssl, server_side=False, server_hostname=server_hostname)
+        stream.handshake(None if deadline is None else seconds_left(deadline))
+        return Client(stream, builder or ChunkFrameBuilder(), timeout)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _connected(address: Address, deadline: float | None) -> socket.socket:
+    """A socket connected to the first address that answers; raises what the last one said."""
+    if not isinstance(address, tuple):
+        return _connected_to(socket.AF_UNIX, os.fspath(address), deadline)
+    if len(address) == 4:  # of IPv6, as the kernel gives it
+        return _connected_to(socket.AF_INET6, address, deadline)
+    if len(address) != 2:
+        raise ValueError(f"address: (host, port) or a path is expected, not {address!r}")
+    *others, last = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    for family, _, _, _, found in others:
+        with contextlib.suppress(OSError):
+            return _connected_to(family, found, deadline)
+    return _connected_to(last[0], last[4], deadline)
+
+
+def _connected_to(family: int, address: Any, deadline: float | None) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family != socket.AF_UNIX:
+            sock.settimeout(None if deadline is None else seconds_left(deadline))
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        # A non-blocking connect to a Unix socket whose backlog is full fails at once; a blocking one waits, for SO_SNDTIMEO (socket(7)).
+        sock.settimeout(None)
+        if deadline is not None:
+            microseconds = max(1, int(seconds_left(deadline) * 1_000_000))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(microseconds, 1_000_000)))
+        try:
+            sock.connect(address)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+class Client:
+    """A blocking connection, made by `connect`. A context manager, and an iterator's source: `for message in client`.
+
+    One thread may send while another receives; any may close.
+    """
+
+    def __init__(self, stream: Plain | Secure, builder: FrameBuilder, timeout: float | None) -> None:
+        """For `connect`."""
+        self._stream = stream
+        self._builder = builder
+        self._timeout = timeout
+        # Held during each call, so that the fd is not closed, and its number given to a stranger, under who waits for it. Reentrant, for a
+        # signal handler that closes while its thread waits.
+        self._sending = threading.RLock()
+        self._receiving = threading.RLock()
+
+    def send(self, data: BytesLike) -> None:
+        """Send one message; returns when the kernel has taken all of it.
+
+        Args:
+            data: any contiguous bytes-like object.
+
+        Raises:
+            TypeError: it is not bytes-like.
+            FrameTooLarge, ValueError: the framing cannot carry it; nothing was sent.
+            ssl.SSLError, OSError: the connection is broken, or closed.
+        """
+        frame = self._builder.frame(bytes(memoryview(data)))
+        with self._sending:
+            self._stream.b_send(frame)
+
+    def recv(self, timeout: float | EllipsisType | None = ...) -> bytes:
+        """Wait for the next message; without framing, for a chunk.
+
+        Args:
+            timeout: seconds; None: no limit; left out: that of `connect`.
+
+        Raises:
+            TimeoutError: none was complete in time. What has come of it is not lost: call again.
+            EOFError: the server will send no more, or `close` was called.
+            IncompleteFrame: the same, and a message has begun.
+            ProtocolError: what came can never become a message.
+            ssl.SSLError, OSError: the connection is broken; `ssl.SSLEOFError`: it ended without close_notify, so that input may be cut off.
+        """
+        with self._receiving:
+            return self._stream.b_recv(self._timeout if isinstance(timeout, EllipsisType) else timeout).payload()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The messages until the end; each is waited for, and raises, as by `recv()`."""
+        while True:
+            try:
+                message = self.recv()
+            except EOFError:
+                return
+            yield message
+
+    def close(self) -> None:
+        """Close; what was sent still arrives, and with TLS a close_notify after it. Calls of other threads return. May be called again."""
+        fd = self._stream.fileno()
+        if fd < 0:
+            return
+        if isinstance(self._stream, Secure):
+            room = select.poll()
+            room.register(fd, select.POLLOUT)
+            room.poll(CLOSE_PATIENCE * 1000)
+        self._stream.shutdown()
+        with self._sending, self._receiving:
+            if self._stream.fileno() < 0:
+                return
+            with socket.socket(fileno=self._stream.hand_over().fd) as sock, contextlib.suppress(OSError):
+                # Closing with unread input (a session ticket will do) makes the kernel reset the peer, and the tail of what was sent is
+                # lost.
+                while sock.recv(CHUNK, socket.MSG_DONTWAIT):
+                    pass
+
+    def fileno(self) -> int:
+        """The fd; -1 when closed."""
+        return self._stream.fileno()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()

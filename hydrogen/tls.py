@@ -1,0 +1,128 @@
+"""TLS without I/O: ciphertext in, plaintext out, and the other way round. No fd is ever seen here, and no engine.
+
+The narrow face behind which TLS hides: both engines and the streams of the library know no more of it than `TlsSession`. It is Python's
+`ssl`, an `SSLObject` over two memory BIOs. Who uses a session holds its `lock`: reader and senders are different threads, CPython gives
+the GIL away inside OpenSSL, and what it locks by itself changed from release to release. What `encrypt`, `take` and `close` return must
+be queued before the lock is given back, for records are numbered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import threading
+from typing import Any
+
+RECORD = 1 << 14
+"""The longest plaintext of one record (RFC 8446, 5.1)."""
+
+
+def check_context(name: str, context: object, *, server_side: bool) -> ssl.SSLContext:
+    """`context`, made to refuse renegotiation, which only costs servers CPU (CVE-2011-1473; TLS 1.3 has none).
+
+    Raises:
+        TypeError: it is no `ssl.SSLContext`.
+        ValueError: it is one for the other side.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"{name}: an ssl.SSLContext is expected, not {context!r}")
+    wrong = ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER
+    if context.protocol == wrong:
+        raise ValueError(f"{name}: a context for the {'server' if server_side else 'client'} side is expected, not {context.protocol!r}")
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
+
+
+class TlsSession:
+    """The TLS of one connection. Every method and attribute but `lock` is for whoever holds `lock`.
+
+    Attributes:
+        lock: see the module.
+        is_ready: the handshake is done: `encrypt` may be called.
+        is_ended: the peer has sent close_notify: it will send no more, and that is no truncation.
+        failure: what OpenSSL found wrong; nothing more can be received.
+    """
+
+    __slots__ = ("_incoming", "_is_closed", "_object", "_outgoing", "failure", "is_ended", "is_ready", "lock")
+
+    def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
+        if context.check_hostname and not server_side and not server_hostname:
+            # ssl.SSLSocket refuses this; an SSLObject would check no name at all.
+            raise ValueError("server_hostname: a name is expected, for the context checks it")
+        self.lock = threading.Lock()
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname)
+        self.is_ready = False
+        self.is_ended = False
+        self._is_closed = False
+        self.failure: ssl.SSLError | None = None
+
+    def receive(self, ciphertext: bytes) -> bytes:
+        """Take in what the peer sent; returns the plaintext that is complete now, or b"".
+
+        Goes on with the handshake while that is not done. What OpenSSL finds wrong is in `failure` afterwards, for the plaintext before it
+        is good. There may be something to `take` after each call: handshake, alert, key update.
+        """
+        parts = []
+        self._incoming.write(ciphertext)
+        try:
+            if not self.is_ready:
+                self._object.do_handshake()
+                self.is_ready = True
+            # What OpenSSL holds already does not show at the socket any more: read on until there is nothing.
+            while not self.is_ended and (self._incoming.pending or self._object.pending()):
+                plaintext = self._object.read(min(RECORD, max(len(ciphertext), 1)))
+                parts.append(plaintext)
+                self.is_ended = not plaintext
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.is_ended = True
+        except ssl.SSLError as error:
+            self.failure = error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def start(self) -> None:
+        """Begin the handshake, as a client does; a server waits for what it will `receive`. Then `take`."""
+        self.receive(b"")
+
+    def encrypt(self, plaintext: bytes) -> bytes:
+        """The records that carry `plaintext`, and whatever else is to be sent. The handshake must be done, and `close` not called."""
+        written = self._object.write(plaintext)
+        if written < len(plaintext):
+            view = memoryview(plaintext)
+            while written < len(plaintext):
+                written += self._object.write(view[written:])
+        return self._outgoing.read()
+
+    def take(self) -> bytes:
+        """What is to be sent now that nobody asked for: handshake, alerts, key updates, tickets; b"" for nothing."""
+        return self._outgoing.read() if self._outgoing.pending else b""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether `encrypt` may be called."""
+        return self.is_ready and not self._is_closed and self.failure is None
+
+    def close(self) -> bytes:
+        """Our close_notify (RFC 8446, 6.1), with what is to be sent before it; nothing to say when the handshake was not done, or again."""
+        if self.is_writable:
+            self._is_closed = True
+            with contextlib.suppress(ssl.SSLError):  # the peer's own has not come, or it sent on: neither matters to who closes
+                self._object.unwrap()
+        return self.take()
+
+    def info(self, name: str) -> Any:
+        """What `asyncio.BaseTransport.get_extra_info` gives by that name; None: nothing."""
+        if name == "ssl_object":
+            return self._object
+        if name == "sslcontext":
+            return self._object.context
+        if not self.is_ready:
+            return None
+        if name == "peercert":
+            return self._object.getpeercert()
+        if name == "cipher":
+            return self._object.cipher()
+        return self._object.compression() if name == "compression" else None

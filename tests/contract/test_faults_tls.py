@@ -1,0 +1,434 @@
+"""faults.md, rows 32 to 37: what peers do to TLS, and that the handler never hears of those that did not shake hands."""
+
+import os
+import socket as stdlib_socket
+import ssl
+import subprocess
+import xml.etree.ElementTree
+
+import pytest
+from certificates import VERSIONS, client_context, server_context
+from support import TlsClient, drip, echo, recorder, simple, wait_until
+
+import hydrogen
+
+ALLOW_CLIENT_RENEGOTIATION = 0x100
+"""OpenSSL 3's option of that name: without it OpenSSL 3 itself refuses, and a test of ours would show nothing."""
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda version: version.name)
+def trust(request):
+    """A client's context, of each version of TLS."""
+    return client_context(version=request.param)
+
+
+@pytest.fixture
+def secure(connect, trust):
+    """Connect a client to a server and shake hands: `secure(server)`."""
+    return lambda server: TlsClient(connect(server), trust).handshake()
+
+
+def watched():
+    """A handler that echoes, and records all that could be called before a connection is ready."""
+    return recorder(new_connection=None, connected=None, eof=None, data_received=echo)
+
+
+def only_removed(handler, count=1):
+    """The errors of `count` removals, of connections of which the handler heard nothing else."""
+    errors = handler.wait_removed(count)
+    gone = {call.fd for call in handler.of("connection_removed")}
+    assert handler.of("disconnected") == []
+    assert [call for call in handler.calls if call.socket is not None and call.fd in gone] == []
+    return errors
+
+
+# ---------------------------------------------------------------------------------------------------- row 32
+
+
+@pytest.mark.clause("C24", "H25")
+def test_f32_a_handshake_that_never_comes_is_removed_at_open_timeout_and_others_are_served(start, connect, secure):
+    handler = watched()
+    server = start(handler, ssl=server_context(), open_timeout=0.3)
+    before = secure(server)
+    before.echo(b"before")
+    silent = connect(server)
+    (error,) = only_removed(handler)
+    assert type(error) is hydrogen.ConnectionTimeout
+    assert "open_timeout" in str(error)
+    assert silent.at_end() == "reset"
+    before.echo(b"after")
+    wait_until(lambda: server.stats().removed_timeout == 1, "it is counted")
+
+
+@pytest.mark.clause("C24")
+@pytest.mark.parametrize("begun", ["hello", "half a hello"])
+def test_f32_a_handshake_that_is_begun_and_goes_on_no_more_is_removed_at_open_timeout(start, connect, trust, begun):
+    handler = watched()
+    client = connect(start(handler, ssl=server_context(), open_timeout=0.3))
+    hello = TlsClient(client, trust).step()
+    client.send(hello if begun == "hello" else hello[:100])
+    assert type(only_removed(handler)[0]) is hydrogen.ConnectionTimeout
+    assert client.at_end() == "reset"
+
+
+@pytest.mark.clause("C24")
+def test_f32_a_handshake_that_is_dripped_is_removed_at_open_timeout_and_others_are_served(start, connect, secure):
+    """The header of a record and of a hello that are long enough to be dripped for ever."""
+    handler = watched()
+    server = start(handler, ssl=server_context(), open_timeout=0.3)
+    other, client = secure(server), connect(server)
+    client.send(b"\x16\x03\x01\x40\x00" + b"\x01\x00\x3f\xfc\x03\x03")
+    drip(client, handler)
+    assert type(only_removed(handler)[0]) is hydrogen.ConnectionTimeout
+    other.echo(b"served still")
+
+
+# ---------------------------------------------------------------------------------------------------- row 33
+
+
+PLAIN_TEXT = {
+    "nothing": b"",
+    "a byte": b"x",
+    "HTTP": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a frame": simple(b"let me in"),
+    "zeros": bytes(5000),
+    "SSLv2": b"\x80\x2e\x01\x00\x02\x00\x15\x00\x00\x00\x10" + bytes(37),
+    "data before the handshake": b"\x17\x03\x03\x00\x05hello",
+    "an alert": b"\x15\x03\x01\x00\x02\x02\x28",
+    "noise": bytes(range(256)) * 4,
+}
+
+
+@pytest.mark.clause("H23", "H24")
+@pytest.mark.parametrize("closes", [True, False], ids=["followed by close", "open"])
+@pytest.mark.parametrize("text", PLAIN_TEXT.values(), ids=PLAIN_TEXT)
+def test_f33_plain_text_to_a_tls_port_is_an_ssl_error_and_nothing_reaches_the_handler(start, connect, secure, text, closes):
+    handler = watched()
+    server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)
+    neighbour = secure(server)
+    neighbour.echo(simple(b"before"))
+    client = connect(server)
+    client.sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_CORK, 1)  # the FIN rides on the data
+    client.send(text)
+    if closes or len(text) < 5:  # less than the header of a record may become one
+        client.finish()
+    else:
+        client.sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_CORK, 0)
+    assert client.at_end() == "end"
+    client.close()
+    (error,) = handler.wait_removed()
+    assert isinstance(error, ssl.SSLError)
+    neighbour.echo(simple(b"after"))
+    assert handler.messages() == [b"before", b"after"]
+    assert len(handler.of("connected")) == 1
+    assert handler.of("eof") == handler.of("disconnected") == []
+    wait_until(lambda: server.stats().removed_tls_error == 1, "it is counted")
+
+
+@pytest.mark.clause("H24")
+def test_f33_tls_to_a_plain_port_is_bytes_like_any_other(start, connect, trust):
+    handler = watched()
+    client = connect(start(handler, framing=hydrogen.SimpleFrameBuilder))
+    client.send(TlsClient(client, trust).step())
+    assert client.at_end() == "end"
+    client.close()
+    assert type(handler.wait_removed()[0]) is hydrogen.ProtocolError
+
+
+# ---------------------------------------------------------------------------------------------------- row 34
+
+
+def say(client, stage):
+    """Bring the connection to `stage`, and send what belongs to it."""
+    tls = client.client
+    if stage == "nothing":
+        return
+    hello = client.step()
+    if stage in ("half a hello", "hello"):
+        tls.send(hello[:100] if stage == "half a hello" else hello)
+        return
+    tls.send(hello)
+    client.take()
+    client.handshake()
+    if stage != "ready":
+        wire = client.encrypt(simple(b"whole"))
+        if stage == "half a frame":
+            wire += client.encrypt(simple(b"half")[:4])
+        elif stage == "half a record":
+            wire += client.encrypt(simple(b"half"))[:-3]
+        tls.send(wire)
+
+
+STAGES = ["nothing", "half a hello", "hello", "ready", "data", "half a frame", "half a record"]
+
+
+@pytest.mark.clause("H24")
+@pytest.mark.parametrize("stage", STAGES)
+def test_f34_an_end_without_close_notify_is_a_truncation(start, connect, trust, stage):
+    handler = watched()
+    server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)
+    client = TlsClient(connect(server), trust)
+    say(client, stage)
+    client.client.finish()
+    if stage in STAGES[:3]:
+        assert client.client.at_end() == "end"
+    else:  # from our side it ends as it should
+        assert client.receive_until_end() == (b"" if stage == "ready" else simple(b"whole"))
+    client.client.close()
+    (error,) = handler.wait_removed()
+    assert type(error) is ssl.SSLEOFError
+    assert handler.of("eof") == []
+    assert handler.messages() == ([] if stage in STAGES[:4] else [b"whole"])
+    ready = stage not in STAGES[:3]
+    assert len(handler.of("connected")) == len(handler.of("disconnected")) == ready
+    if ready:
+        assert handler.of("disconnected")[0].value is error
+    wait_until(lambda: server.stats().removed_tls_error == 1, "it is counted")
+
+
+@pytest.mark.clause("H24")
+def test_f34_without_framing_too(start, secure):
+    handler = watched()
+    client = secure(start(handler, ssl=server_context()))
+    client.send(b"pay 100")
+    client.client.finish()
+    assert client.receive_until_end() == b"pay 100"
+    assert type(handler.wait_removed()[0]) is ssl.SSLEOFError
+    assert handler.of("eof") == []
+
+
+@pytest.mark.clause("H20")
+@pytest.mark.parametrize("stage", STAGES)
+def test_f34_a_reset_is_a_reset_with_tls_too(start, connect, trust, stage):
+    handler = watched()
+    server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)
+    client = TlsClient(connect(server), trust)
+    say(client, stage)
+    handler.wait_for("new_connection")
+    client.client.reset()
+    assert isinstance(handler.wait_removed()[0], (ConnectionResetError, BrokenPipeError))
+    wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
+
+
+# ---------------------------------------------------------------------------------------------------- row 35
+
+
+def renegotiating_context():
+    """A context that would let clients renegotiate, were it not for us."""
+    context = server_context()
+    if ssl.OPENSSL_VERSION_INFO >= (3,):
+        context.options |= ALLOW_CLIENT_RENEGOTIATION
+    return context
+
+
+@pytest.mark.clause("C23")
+def test_f35_renegotiation_is_refused(start, secure):
+    """Again and again, by the openssl program, which says so when it is told so (and then gives up)."""
+    handler = watched()
+    context = renegotiating_context()
+    server = start(handler, ssl=context)
+    neighbour = secure(server)
+    command = ["openssl", "s_client", "-tls1_2", "-connect", "{}:{}".format(*server.address)]
+    storm = 5
+    for _ in range(storm):
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            process.stdin.write(b"hello\n")
+            process.stdin.flush()
+            for said in iter(process.stdout.readline, b"hello\n"):
+                assert said, "it has ended without an echo"
+            process.stdin.write(b"R\n")
+            process.stdin.flush()
+            said = process.stdout.read()
+        assert b"RENEGOTIATING" in said
+        assert b"no renegotiation" in said
+        neighbour.echo(b"served")
+    handler.wait_removed(storm)
+    stats = context.session_stats()
+    assert stats["accept_good"] == storm + 1, "handshakes that were finished"
+
+
+@pytest.mark.clause("C23")
+def test_f35_a_renewed_context_refuses_renegotiation_too(start):
+    handler = watched()
+    server = start(handler, ssl=server_context())
+    server.reload_tls(renegotiating_context())
+    command = ["openssl", "s_client", "-tls1_2", "-connect", "{}:{}".format(*server.address)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        process.stdin.write(b"R\n")
+        process.stdin.flush()
+        assert b"no renegotiation" in process.stdout.read()
+    handler.wait_removed()
+
+
+@pytest.mark.clause("C23")
+@pytest.mark.parametrize("highest", VERSIONS, ids=lambda version: version.name)
+def test_f35_a_scanner_finds_no_old_protocol_and_no_renegotiation(start, highest):
+    context = renegotiating_context()
+    context.maximum_version = highest
+    handler = recorder(connected=None)
+    server = start(handler, ssl=context)
+    scan = subprocess.run(
+        ["sslscan", "--xml=-", "--no-colour", "{}:{}".format(*server.address)], capture_output=True, check=True, timeout=60
+    )
+    test = xml.etree.ElementTree.fromstring(scan.stdout).find("ssltest")
+    found = {protocol.get("type") + protocol.get("version"): protocol.get("enabled") for protocol in test.iter("protocol")}
+    assert found == {
+        "ssl2": "0",
+        "ssl3": "0",
+        "tls1.0": "0",
+        "tls1.1": "0",
+        "tls1.2": "1",
+        "tls1.3": str(int(highest == ssl.TLSVersion.TLSv1_3)),
+    }
+    assert test.find("renegotiation").attrib == {"supported": "0", "secure": "0"}
+    assert {beat.get("vulnerable") for beat in test.iter("heartbleed")} == {"0"}
+    stats = server.stats()
+    wait_until(lambda: server.stats().connections == 0, "it has gone")
+    assert stats.accepted > 20
+    assert handler.messages() == []
+
+
+# ---------------------------------------------------------------------------------------------------- row 37
+# (row 36, sending and receiving from two threads at once, is in test_tls.py)
+
+
+@pytest.mark.clause("C19")
+@pytest.mark.parametrize("read_budget", [1, 1000, 256 << 10])
+def test_f37_many_records_in_one_segment_are_all_delivered_without_a_further_byte(start, secure, read_budget):
+    messages = [b"%d" % number for number in range(1500)]
+    handler = recorder(data_received=echo)
+    client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, read_budget=read_budget))
+    wire = b"".join(client.encrypt(simple(message)) for message in messages)
+    client.client.send(wire)
+    handler.wait_for("data_received", len(messages))
+    assert handler.messages() == messages
+    for message in messages:
+        assert client.receive_frame() == message
+
+
+@pytest.mark.parametrize("read_budget", [1, 256 << 10])
+def test_f37_many_frames_in_one_record_are_all_delivered_without_a_further_byte(start, secure, read_budget):
+    messages = [b"%d" % (number % 10) for number in range(3000)]
+    handler = recorder()
+    client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, read_budget=read_budget))
+    wire = client.encrypt(b"".join(map(simple, messages)))
+    client.client.send(wire)
+    handler.wait_for("data_received", len(messages))
+    assert handler.messages() == messages
+
+
+def test_f37_without_framing_a_large_record_is_delivered_whole_without_a_further_byte(start, secure):
+    data = os.urandom(16_384)
+    handler = recorder()
+    client = secure(start(handler, ssl=server_context(), read_budget=10))
+    client.client.send(client.encrypt(data))
+    assert handler.wait_bytes(len(data)) == data
+
+
+def test_f37_records_that_a_pause_has_held_are_delivered_on_resume_without_a_further_byte(start, secure):
+    messages = [b"%d" % number for number in range(1000)]
+    handler = recorder(data_received=lambda socket, data: socket.pause_reading() if data.endswith(b"00") else None)
+    client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, read_budget=1000))
+    client.client.send(b"".join(client.encrypt(simple(message)) for message in messages))
+    for count in range(101, 1000, 100):
+        handler.wait_for("data_received", count)
+        assert handler.messages() == messages[:count]
+        handler.socket().resume_reading()
+    handler.wait_for("data_received", 1000)
+    assert handler.messages() == messages
+
+
+# ---------------------------------------------------------------------------------------------------- broken records
+
+
+def broken(wire):
+    """`wire` with one bit of its last byte turned."""
+    return wire[:-1] + bytes([wire[-1] ^ 1])
+
+
+BROKEN = {
+    "a bad record": lambda client: broken(client.encrypt(simple(b"bad"))),
+    "a record too long": lambda client: b"\x17\x03\x03\xff\xff" + bytes(100),
+    "no record": lambda client: b"GET / HTTP/1.1\r\n\r\n",
+    "a record of another version": lambda client: b"\x17\x05\x05\x00\x20" + bytes(32),
+    "a record twice": lambda client: (lambda wire: wire + wire)(client.encrypt(simple(b"good"))),
+}
+
+
+@pytest.mark.clause("H24")
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("at_once", [True, False], ids=["in one segment", "later"])
+def test_what_came_before_a_broken_record_is_delivered_and_the_connection_removed(start, secure, broken, at_once):
+    handler = watched()
+    server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)
+    neighbour, client = secure(server), secure(server)
+    neighbour.echo(simple(b"before"))
+    good = client.encrypt(simple(b"good"))
+    if at_once:
+        client.client.send(good + broken(client))
+    else:
+        client.client.send(good)
+        assert client.receive_frame() == b"good"
+        client.client.send(broken(client))
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):  # and it is told why
+        client.receive_until_end()
+    client.client.close()
+    (error,) = handler.wait_removed()
+    assert isinstance(error, ssl.SSLError)
+    assert not isinstance(error, ssl.SSLEOFError)
+    assert handler.of("disconnected")[0].value is error
+    assert handler.of("eof") == []
+    assert set(handler.messages()) == {b"before", b"good"}
+    neighbour.echo(simple(b"after"))
+    wait_until(lambda: server.stats().removed_tls_error == 1, "it is counted")
+
+
+@pytest.mark.clause("H23", "H24")
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_a_broken_handshake_is_an_ssl_error_and_nothing_reaches_the_handler(start, connect, trust, stage):
+    handler = watched()
+    server = start(handler, ssl=server_context())
+    client = TlsClient(connect(server), trust)
+    hello = client.step()
+    if stage == "first":
+        client.client.send(hello[:9] + bytes(len(hello) - 9))
+    else:
+        client.client.send(hello)
+        while not (wire := client.step()):
+            client.take()
+        client.client.send(broken(wire))
+    assert client.client.at_end() == "end"
+    client.client.close()
+    assert isinstance(only_removed(handler)[0], ssl.SSLError)
+    wait_until(lambda: server.stats().removed_tls_error == 1, "it is counted")
+
+
+@pytest.mark.clause("H23", "H24")
+def test_a_client_that_does_not_trust_the_certificate_is_removed_with_what_it_said(start, connect, trust):
+    handler = watched()
+    server = start(handler, ssl=server_context())
+    stranger = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    stranger.minimum_version, stranger.maximum_version = trust.minimum_version, trust.maximum_version
+    client = connect(server)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        TlsClient(client, stranger).handshake()
+    assert client.at_end() == "end"
+    client.close()
+    (error,) = only_removed(handler)
+    assert isinstance(error, ssl.SSLError)
+    assert "UNKNOWN_CA" in str(error)
+    wait_until(lambda: server.stats().removed_tls_error == 1, "it is counted")
+
+
+@pytest.mark.clause("H24")
+def test_a_client_without_a_cipher_in_common_is_told_so(start, connect):
+    context = server_context(version=ssl.TLSVersion.TLSv1_2)
+    context.set_ciphers("ECDHE+AESGCM")
+    handler = watched()
+    client = connect(start(handler, ssl=context))
+    picky = client_context(version=ssl.TLSVersion.TLSv1_2)
+    picky.set_ciphers("ECDHE+CHACHA20")
+    with pytest.raises(ssl.SSLError, match=r"(?i)handshake.failure"):
+        TlsClient(client, picky).handshake()
+    client.close()
+    assert "NO_SHARED_CIPHER" in str(only_removed(handler)[0])

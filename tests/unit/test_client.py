@@ -1,0 +1,534 @@
+"""`connect` and `Client`, against sockets of the test: no server of hydrogen's, and Python's own `ssl`."""
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+import certificates
+import pytest
+from support import PATIENCE, running, simple, wait_event, wait_until
+
+import hydrogen
+from hydrogen import client as client_module
+from hydrogen.client import connect
+
+VERSIONS = pytest.mark.parametrize("version", certificates.VERSIONS, ids=lambda version: version.name)
+
+
+@pytest.fixture
+def after():
+    """What is to be closed after the test."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def listen(after):
+    """A listening socket: of TCP on an address, or of a Unix path."""
+
+    def listen(address="127.0.0.1", backlog=16):
+        if isinstance(address, Path):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.bind(str(address))
+            sock.listen(backlog)
+        else:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            sock = socket.create_server((address, 0), family=family, backlog=backlog)
+        after.callback(sock.close)
+        sock.settimeout(PATIENCE)
+        return sock
+
+    return listen
+
+
+@pytest.fixture
+def both(listen, after):
+    """A client, and the peer's socket: `both(**options of connect)`; `buffer`: bytes of each socket buffer of the peer."""
+
+    def both(buffer=None, **options):
+        listener = listen()
+        if buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        client = connect(listener.getsockname(), **options)
+        after.callback(client.close)
+        peer, _ = listener.accept()
+        after.callback(peer.close)
+        return client, peer
+
+    return both
+
+
+@pytest.fixture
+def both_tls(listen, after):
+    """The same with TLS; the peer is an `ssl.SSLSocket`. `context`: the peer's; `version`: of TLS."""
+
+    def both_tls(context=None, version=None, **options):
+        listener = listen()
+        peers = []
+
+        def serve():
+            sock, _ = listener.accept()
+            after.callback(sock.close)
+            context_ = context or certificates.server_context(version=version)
+            peers.append(context_.wrap_socket(sock, server_side=True, suppress_ragged_eofs=False))
+            after.callback(peers[0].close)
+
+        with running(serve):
+            client = connect(listener.getsockname(), ssl=certificates.client_context(), **options)
+            after.callback(client.close)
+        return client, peers[0]
+
+    return both_tls
+
+
+# ---------------------------------------------------------------------------------------------------- messages
+
+
+@pytest.mark.clause("T16")
+def test_a_client_sends_and_receives_messages(both):
+    client, peer = both(framing=hydrogen.SimpleFrameBuilder)
+    for data in (b"one", bytearray(b"two"), memoryview(b"three"), b""):
+        client.send(data)
+    assert peer.recv(100, socket.MSG_WAITALL | socket.MSG_DONTWAIT) == simple(b"one") + simple(b"two") + simple(b"three") + simple(b"")
+    peer.sendall(simple(b"a") + simple(b"") + simple(b"b"))
+    assert [client.recv() for _ in range(3)] == [b"a", b"", b"b"]
+
+
+@pytest.mark.clause("T16")
+def test_without_framing_recv_gives_a_chunk_as_read(both):
+    client, peer = both()
+    client.send(b"raw")
+    client.send(b"")
+    assert peer.recv(100) == b"raw"
+    peer.sendall(b"some ")
+    assert client.recv() == b"some "
+    peer.sendall(b"bytes")
+    assert client.recv() == b"bytes"
+
+
+@pytest.mark.clause("T16")
+def test_at_the_end_recv_raises_eof_error(both):
+    client, peer = both(framing=hydrogen.SimpleFrameBuilder)
+    peer.sendall(simple(b"last"))
+    peer.close()
+    assert client.recv() == b"last"
+    for _ in range(2):
+        with pytest.raises(EOFError):
+            client.recv()
+
+
+def test_an_end_inside_a_message_is_an_error_also_of_the_iteration(both):
+    client, peer = both(framing=hydrogen.SimpleFrameBuilder)
+    peer.sendall(simple(b"whole") + b"\x01")
+    peer.close()
+    found = []
+    with pytest.raises(hydrogen.IncompleteFrame):
+        collect(client, found)
+    assert found == [b"whole"]
+
+
+def collect(client, found):
+    """Add the messages to `found` as they come."""
+    for message in client:
+        found.append(message)
+
+
+@pytest.mark.clause("T17")
+def test_a_client_iterates_over_its_messages(both):
+    client, peer = both(framing=hydrogen.LineFrameBuilder)
+    peer.sendall(b"one\ntwo\n\nlast\n")
+    peer.shutdown(socket.SHUT_WR)
+    assert next(iter(client)) == b"one"
+    assert list(client) == [b"two", b"", b"last"]
+    assert list(client) == []
+
+
+def test_an_iteration_that_times_out_can_be_taken_up_again(both):
+    client, peer = both(framing=hydrogen.LineFrameBuilder, timeout=PATIENCE)
+    peer.sendall(b"one\ntw")
+    found = []
+    client._timeout = 0.001
+    with pytest.raises(TimeoutError):
+        collect(client, found)
+    client._timeout = PATIENCE
+    peer.sendall(b"o\n")
+    peer.shutdown(socket.SHUT_WR)
+    found += client
+    assert found == [b"one", b"two"]
+
+
+def test_send_raises_what_cannot_be_sent_and_the_connection_stays(both):
+    client, peer = both(framing=hydrogen.LineFrameBuilder(max_size=5))
+    for wrong in ("text", 5, None, [b"x"]):
+        with pytest.raises(TypeError):
+            client.send(wrong)
+    with pytest.raises(hydrogen.FrameTooLarge):
+        client.send(b"123456")
+    with pytest.raises(ValueError, match="delimiter"):
+        client.send(b"a\nb")
+    client.send(b"good")
+    assert peer.recv(100) == b"good\n"
+
+
+def test_a_large_message_is_sent_whole(both):
+    client, peer = both(framing=hydrogen.LengthFrameBuilder(max_size=1 << 24), buffer=8192)
+    message = os.urandom(5_000_000)
+
+    def receive():
+        data = bytearray()
+        while len(data) < len(message) + 4:
+            data += peer.recv(1 << 16)
+        assert data[4:] == message
+
+    with running(receive):
+        client.send(message)
+
+
+def test_one_thread_sends_while_another_receives(both_tls):
+    client, peer = both_tls(framing=hydrogen.LengthFrameBuilder)
+    messages = [os.urandom(1 << (number % 17)) for number in range(200)]
+
+    def echo():
+        with contextlib.suppress(ssl.SSLEOFError):
+            while data := peer.recv(1 << 16):
+                peer.sendall(data)
+
+    def receive():
+        assert [client.recv() for _ in messages] == messages
+        client.close()
+
+    with running(echo, receive):
+        for message in messages:
+            client.send(message)
+
+
+# ---------------------------------------------------------------------------------------------------- where to
+
+
+def test_connect_takes_what_getsockname_gives(listen):
+    for address in ("127.0.0.1", "::1"):
+        listener = listen(address)
+        with connect(listener.getsockname()) as client:
+            peer, name = listener.accept()
+            with peer, socket.socket(fileno=os.dup(client.fileno())) as sock:
+                assert sock.getsockname() == name
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_connect_takes_the_path_of_a_unix_socket(listen, tmp_path, kind):
+    listener = listen(tmp_path / "socket")
+    for timeout in (None, PATIENCE):
+        with connect(kind(tmp_path / "socket"), timeout=timeout) as client:
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(b"hello")
+                assert client.recv() == b"hello"
+
+
+def test_all_addresses_of_a_name_are_tried(listen, monkeypatch):
+    listener = listen()
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = gone.getsockname()
+    asked = []
+
+    def getaddrinfo(host, port, **options):
+        asked.append((host, port))
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (nobody, nobody, listener.getsockname())]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with connect(("somewhere.example.org", 7)) as client:
+        assert asked == [("somewhere.example.org", 7)]
+        peer, name = listener.accept()
+        peer.close()
+        with socket.socket(fileno=os.dup(client.fileno())) as sock:
+            assert sock.getsockname() == name
+
+
+def test_when_no_address_answers_the_last_error_is_raised(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = gone.getsockname()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", nobody)] * 2)
+    with pytest.raises(ConnectionRefusedError):
+        connect(("somewhere.example.org", 7))
+
+
+def test_a_path_where_nobody_listens_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        connect(tmp_path / "nothing")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "socket"))
+    with pytest.raises(ConnectionRefusedError):
+        connect(tmp_path / "socket", timeout=PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"framing": "simple"}, TypeError),
+        ({"ssl": True}, TypeError),
+        ({"ssl": certificates.server_context()}, ValueError),
+        ({"server_hostname": "localhost"}, ValueError),
+        ({"timeout": -1}, ValueError),
+        ({"timeout": "1"}, TypeError),
+    ],
+    ids=["framing", "ssl", "ssl of a server", "server_hostname", "timeout below 0", "timeout"],
+)
+def test_wrong_arguments_are_told_before_anything_is_opened(listen, options, error):
+    listener = listen()
+    with pytest.raises(error, match=f"{next(iter(options))}: "):
+        connect(listener.getsockname(), **options)
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+@pytest.mark.parametrize("address", [("127.0.0.1",), ("127.0.0.1", 1, 2), 7, None], ids=repr)
+def test_a_wrong_address_is_an_error(address):
+    with pytest.raises((TypeError, ValueError)):
+        connect(address)
+
+
+def test_small_messages_are_not_held_back(both):
+    client, _ = both()
+    with socket.socket(fileno=os.dup(client.fileno())) as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+# ---------------------------------------------------------------------------------------------------- timeouts
+
+
+@pytest.mark.clause("T18")
+def test_the_timeout_of_connect_is_the_default_of_recv(both):
+    client, peer = both(framing=hydrogen.LineFrameBuilder, timeout=PATIENCE)
+    client._timeout = 0.001
+    with pytest.raises(TimeoutError):
+        client.recv()
+    client._timeout = PATIENCE
+    for timeout in (0, 0.001):
+        with pytest.raises(TimeoutError):
+            client.recv(timeout=timeout)
+    with running(lambda: peer.sendall(b"hello\n")):
+        assert client.recv() == b"hello"
+    with running(lambda: peer.sendall(b"again\n")):
+        assert client.recv(timeout=None) == b"again"
+
+
+@pytest.mark.clause("T18")
+def test_connect_s_own_timeout_is_kept_for_recv(both):
+    client, _ = both(timeout=0.25)
+    with pytest.raises(TimeoutError):
+        client.recv()
+
+
+@pytest.mark.clause("T18")
+def test_a_timeout_loses_nothing(both):
+    client, peer = both(framing=hydrogen.LineFrameBuilder)
+    for part in (b"on", b"e", b"\ntwo\nth"):
+        with pytest.raises(TimeoutError):
+            client.recv(timeout=0)
+        peer.sendall(part)
+        wait_until(lambda: client_is_readable(client), "it is there")
+    assert [client.recv(timeout=0) for _ in range(2)] == [b"one", b"two"]
+    with pytest.raises(TimeoutError):
+        client.recv(timeout=0)
+    peer.sendall(b"ree\n")
+    assert client.recv() == b"three"
+
+
+def client_is_readable(client):
+    """Whether a level-triggered poll would report it now."""
+    return bool(select.select([client], [], [], 0)[0])
+
+
+@pytest.mark.clause("T18")
+def test_the_timeout_bounds_the_handshake(listen):
+    listener = listen()
+    with pytest.raises(TimeoutError):
+        connect(listener.getsockname(), ssl=certificates.client_context(), timeout=0.01)
+
+
+@pytest.mark.clause("T18")
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_the_timeout_bounds_the_connect(listen, tmp_path, after, family):
+    listener = listen(tmp_path / "socket" if family == "unix" else "127.0.0.1", backlog=0)
+    address = listener.getsockname()
+    # Fill the queue of connections that nobody accepts, until one is not taken at once.
+    for _ in range(10):
+        filler = socket.socket(listener.family, socket.SOCK_STREAM)
+        after.callback(filler.close)
+        filler.setblocking(False)
+        if filler.connect_ex(address) == errno.EAGAIN:
+            break
+    with pytest.raises(TimeoutError):
+        connect(address, timeout=0.01)
+
+
+def test_no_time_at_all_is_a_timeout(listen):
+    with pytest.raises(TimeoutError):
+        connect(listen().getsockname(), timeout=0)
+
+
+# ---------------------------------------------------------------------------------------------------- TLS
+
+
+@VERSIONS
+def test_connect_speaks_tls_and_checks_the_name(both_tls, version):
+    client, peer = both_tls(version=version, framing=hydrogen.SimpleFrameBuilder, timeout=PATIENCE)
+    assert peer.version() == version.name.replace("_", ".")
+    client.send(b"question")
+    assert peer.recv(100) == simple(b"question")
+    peer.sendall(simple(b"answer"))
+    assert client.recv() == b"answer"
+
+
+BAD = {
+    "expired": (certificates.expired_certificate, "expired"),
+    "by a stranger": (certificates.foreign_certificate, "unable to get local issuer"),
+    "of another name": (certificates.misnamed_certificate, "IP address mismatch"),
+}
+
+
+@pytest.mark.parametrize(("certificate", "reason"), BAD.values(), ids=BAD)
+def test_a_bad_certificate_fails_connect_and_nothing_stays_open(listen, certificate, reason):
+    listener = listen()
+
+    def serve():
+        sock, _ = listener.accept()
+        with sock, pytest.raises(ssl.SSLError):
+            certificates.server_context(certificate()).wrap_socket(sock, server_side=True)
+
+    with running(serve), pytest.raises(ssl.SSLCertVerificationError, match=reason):
+        connect(listener.getsockname(), ssl=certificates.client_context(), timeout=PATIENCE)
+
+
+def test_server_hostname_is_another_name_to_check(both_tls):
+    context = certificates.server_context(certificates.misnamed_certificate())
+    client, peer = both_tls(context=context, server_hostname="elsewhere.example.org", timeout=PATIENCE)
+    client.send(b"x")
+    assert peer.recv(1) == b"x"
+
+
+def test_a_path_has_no_name_to_check(listen, tmp_path):
+    listen(tmp_path / "socket")
+    with pytest.raises(ValueError, match="server_hostname: "):
+        connect(tmp_path / "socket", ssl=certificates.client_context())
+
+
+def test_a_server_that_hangs_up_fails_the_handshake(listen):
+    listener = listen()
+    with running(lambda: listener.accept()[0].close()), pytest.raises((ssl.SSLEOFError, ConnectionError)):
+        connect(listener.getsockname(), ssl=certificates.client_context(), timeout=PATIENCE)
+
+
+def test_f34_an_end_without_close_notify_is_no_end_of_the_iteration(both_tls):
+    client, peer = both_tls(framing=hydrogen.SimpleFrameBuilder)
+    peer.sendall(simple(b"one"))
+    peer.shutdown(socket.SHUT_WR)
+    found = []
+    with pytest.raises(ssl.SSLEOFError):
+        collect(client, found)
+    assert found == [b"one"]
+
+
+# ---------------------------------------------------------------------------------------------------- close
+
+
+@pytest.mark.clause("T17")
+def test_close_and_with_close_once(both):
+    client, peer = both()
+    with client as same:
+        assert same is client
+        assert client.fileno() >= 0
+    assert client.fileno() == -1
+    assert peer.recv(1) == b""
+    client.close()
+
+
+def test_with_closes_also_when_its_body_raises(both):
+    client, _ = both()
+    with pytest.raises(ZeroDivisionError), client:
+        raise ZeroDivisionError
+    assert client.fileno() == -1
+
+
+def test_after_close_input_has_ended_and_nothing_can_be_sent(both):
+    client, _ = both()
+    client.close()
+    with pytest.raises(EOFError):
+        client.recv()
+    assert list(client) == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        client.send(b"x")
+
+
+@VERSIONS
+def test_close_sends_close_notify(both_tls, version):
+    client, peer = both_tls(version=version)
+    client.send(b"bye")
+    client.close()
+    assert peer.recv(100) == b"bye"
+    assert peer.recv(100) == b""  # it raises SSLEOFError at an end without one
+
+
+def test_close_waits_for_room_for_close_notify(both_tls, monkeypatch):
+    monkeypatch.setattr(client_module, "CLOSE_PATIENCE", PATIENCE)
+    client, peer = both_tls(framing=hydrogen.LengthFrameBuilder(max_size=1 << 24))
+    sent = threading.Event()
+    message = bytes(1 << 20)
+    count = 0
+    # Fill the socket to the brim, so that there is no room for another record.
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            client._stream.nb_send(hydrogen.ChunkFrame(message))
+            count += 1
+
+    def receive():
+        wait_event(sent, "everything is on its way")
+        received = 0
+        while data := peer.recv(1 << 16):
+            received += len(data)
+        assert received == (count + 2) * len(message)
+
+    with running(receive):
+        with running(lambda: client._stream.b_send(hydrogen.ChunkFrame(message))):
+            sent.set()
+        client.close()
+
+
+def test_close_does_not_wait_for_ever_for_a_peer_that_does_not_read(both_tls, monkeypatch):
+    monkeypatch.setattr(client_module, "CLOSE_PATIENCE", 0.001)
+    client, _ = both_tls()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            client._stream.nb_send(hydrogen.ChunkFrame(bytes(1 << 20)))
+    client.close()
+    assert client.fileno() == -1
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+def test_close_ends_the_calls_of_other_threads(both, both_tls, kind):
+    client, _ = (both if kind == "plain" else both_tls)()
+    begun = threading.Event()
+
+    def receive():
+        begun.set()
+        with pytest.raises(EOFError):
+            client.recv()
+
+    def send_for_ever():
+        while True:
+            client.send(bytes(1 << 20))
+
+    def send():
+        with pytest.raises(BrokenPipeError):
+            send_for_ever()
+
+    with running(receive, send):
+        wait_event(begun, "one is receiving")
+        wait_until(lambda: client._stream._unsent, "the other one is blocked")
+        client.close()

@@ -1,0 +1,1481 @@
+"""`Plain` and `Secure` by hand: non-blocking, blocking, from two threads, and what an engine takes over; no server.
+
+The other end is a raw socket, or Python's own `ssl.SSLSocket`, or `openssl`, so that a test compares two opinions; where both ends are
+hydrogen's, the wire was compared in another test. Socket pairs of AF_UNIX deliver before send(2) returns: what is written can be read.
+"""
+
+import contextlib
+import fcntl
+import gc
+import os
+import select
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import termios
+import threading
+
+import certificates
+import pytest
+from support import PATIENCE, child, finish, running, simple, wait_event, wait_until
+
+import hydrogen
+from hydrogen.stream import READS, StreamPort
+
+NAME = "localhost"
+
+
+@pytest.fixture
+def after():
+    """What is to be closed after the test."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def pair(after):
+    """Two connected sockets: of AF_UNIX, or of TCP. `buffer`: bytes of each socket buffer."""
+
+    def pair(family=socket.AF_UNIX, buffer=None):
+        if family == socket.AF_UNIX:
+            ends = socket.socketpair()
+        else:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                ends = (socket.create_connection(listener.getsockname()), listener.accept()[0])
+        for end in ends:
+            after.callback(end.close)
+            if buffer is not None:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        return ends
+
+    return pair
+
+
+KINDS = {"plain": None, "tls1.2": ssl.TLSVersion.TLSv1_2, "tls1.3": ssl.TLSVersion.TLSv1_3}
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def streams(request, pair, after):
+    """`streams(framing)`: both ends of a connection, the server's side first; `version` None: no TLS."""
+
+    def streams(framing=None, **options):
+        ends = pair(**options)
+        if request.param is None:
+            made = [hydrogen.Plain(end, framing) for end in ends]
+        else:
+            made = [secure(end, framing, version=request.param, server_side=end is ends[0]) for end in ends]
+        for stream in made:
+            after.callback(stream.close)
+        return made
+
+    streams.version = request.param
+    return streams
+
+
+@pytest.fixture(params=[version for version in KINDS.values() if version], ids=[kind for kind in KINDS if kind != "plain"])
+def version(request):
+    """Of TLS."""
+    return request.param
+
+
+def secure(sock, framing=None, *, version=None, server_side=True, context=None):
+    """A `Secure` with good certificates."""
+    if server_side:
+        return hydrogen.Secure(sock, framing, context or certificates.server_context(version=version))
+    return hydrogen.Secure(sock, framing, context or certificates.client_context(version=version), False, NAME)
+
+
+def shake_hands(*ends):
+    """The handshake, without threads: over AF_UNIX two round trips are enough for any version. Nobody has sent a message."""
+    for _ in range(3):
+        for end in ends:
+            assert end.nb_recv() == []
+
+
+def payloads(frames):
+    """The payload of each."""
+    return [frame.payload() for frame in frames]
+
+
+def waiting_bytes(sock):
+    """Bytes that can be read from a socket."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def readable(sock):
+    """Whether a level-triggered poll would report it now."""
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def is_broken(sock):
+    """Whether the peer's reset has arrived."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return bool(poll.poll(0))
+
+
+def reset(sock):
+    """Close with an RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def read_all(stream, sink):
+    """What a stream gives until nothing more is there, non-blocking."""
+    while frames := stream.nb_recv():
+        sink += payloads(frames)
+
+
+def send_rest(stream, other, sink):
+    """Go on with what is kept until it is gone, with the other end reading into `sink`."""
+    for _ in range(100_000):
+        read_all(other, sink)
+        try:
+            stream.send(b"")
+        except BlockingIOError:
+            continue
+        read_all(other, sink)
+        return
+    raise AssertionError("what was kept does not get less")
+
+
+# ---------------------------------------------------------------------------------------------------- every framing, both ways
+
+
+def websocket(payload):
+    """An unmasked binary frame of RFC 6455, 5.2."""
+    n = len(payload)
+    return b"\x82" + (struct.pack(">B", n) if n < 126 else struct.pack(">BH", 126, n)) + payload
+
+
+FRAMINGS = {
+    "none": (None, hydrogen.ChunkFrame, lambda payload: payload),
+    "simple": (hydrogen.SimpleFrameBuilder, hydrogen.SimpleFrame, simple),
+    "checksum32": (
+        hydrogen.Checksum32FrameBuilder,
+        hydrogen.Checksum32Frame,
+        lambda payload: struct.pack(">I", len(payload)) + payload + struct.pack(">I", sum(payload)),
+    ),
+    "length": (hydrogen.LengthFrameBuilder, hydrogen.LengthFrame, lambda payload: struct.pack(">I", len(payload)) + payload),
+    "length-2-little": (
+        hydrogen.LengthFrameBuilder(width=2, byteorder="little"),
+        lambda payload: hydrogen.LengthFrame(payload, 2, "little"),
+        lambda payload: struct.pack("<H", len(payload)) + payload,
+    ),
+    "line": (hydrogen.LineFrameBuilder, hydrogen.LineFrame, lambda payload: payload + b"\n"),
+    "line-nul": (
+        hydrogen.LineFrameBuilder(delimiter=b"\0\0"),
+        lambda payload: hydrogen.LineFrame(payload, b"\0\0"),
+        lambda payload: payload + b"\0\0",
+    ),
+    "websocket": (hydrogen.WebSocketFrameBuilder, lambda payload: hydrogen.WebSocketFrame(payload, 2), websocket),
+}
+
+MESSAGES = [b"one", b"", b"x" * 125, b"y" * 126, b"three", b"z" * 40_000, b"last"]
+
+framings = pytest.mark.parametrize(("framing", "frame", "wire"), FRAMINGS.values(), ids=FRAMINGS)
+framed = pytest.mark.parametrize(("framing", "frame", "wire"), list(FRAMINGS.values())[1:], ids=list(FRAMINGS)[1:])
+
+
+@pytest.mark.clause("T13", "F4")
+@framings
+@pytest.mark.parametrize("how", ["nb_send", "b_send", "send"])
+def test_what_is_sent_is_the_frame_on_the_wire(pair, framing, frame, wire, how):
+    ours, peer = pair()
+    stream = hydrogen.Plain(ours, framing)
+    for message in MESSAGES:
+        if how == "send" and not message:
+            continue  # that goes on with what is kept
+        getattr(stream, how)(message if how == "send" else frame(message))
+        if expected := wire(message):
+            assert peer.recv(len(expected), socket.MSG_WAITALL) == expected
+    assert not readable(peer)
+
+
+@pytest.mark.clause("T13", "F7")
+@framed
+@pytest.mark.parametrize("step", [1, 7, 1 << 20], ids=["byte by byte", "7 bytes", "all at once"])
+def test_nb_recv_gives_each_frame_once_it_is_complete(pair, framing, frame, wire, step):
+    ours, peer = pair()
+    stream = hydrogen.Plain(ours, framing)
+    messages = [message for message in MESSAGES if len(message) < 1000]
+    data = b"".join(map(wire, messages))
+    found = []
+    for start in range(0, len(data), step):
+        peer.sendall(data[start : start + step])
+        found += stream.nb_recv()
+        complete = len(b"".join(frame.to_bytes() for frame in found))
+        assert len(found) == len(messages) or complete + len(wire(messages[len(found)])) > start + step
+    assert payloads(found) == messages
+    assert [type(one) for one in found] == [type(frame(b""))] * len(messages)
+
+
+@pytest.mark.clause("T13", "T14")
+@framed
+def test_every_framing_makes_the_round_trip(streams, framing, frame, wire):
+    server, client = streams(framing)
+    messages = [message for message in MESSAGES if len(message) < 1000]
+    with running(lambda: [server.b_send(frame(message)) for message in messages]):
+        assert [client.b_recv().payload() for _ in messages] == messages
+    for message in messages:
+        client.nb_send(frame(message))
+    assert payloads(server.nb_recv()) == messages
+
+
+@pytest.mark.clause("F15", "F16")
+def test_a_builder_of_the_users_may_keep_state(pair):
+    class Numbered(hydrogen.FrameBuilder):
+        """Each byte is a frame, and is given its number."""
+
+        def __init__(self):
+            self.count = 0
+
+        def from_bytes(self, buf):
+            self.count += 1
+            return hydrogen.ChunkFrame(b"%d:%c" % (self.count, buf.pop(0))) if buf else None
+
+        def frame(self, payload):
+            return hydrogen.ChunkFrame(payload)
+
+    ours, peer = pair()
+    stream = hydrogen.Plain(ours, Numbered())
+    peer.sendall(b"abc")
+    assert payloads(stream.nb_recv()) == [b"1:a", b"2:b", b"3:c"]
+
+
+# ---------------------------------------------------------------------------------------------------- non-blocking input
+
+
+@pytest.mark.clause("T13")
+def test_nb_recv_gives_nothing_when_there_is_nothing(streams):
+    server, client = streams(hydrogen.SimpleFrameBuilder)
+    shake_hands(server, client)
+    assert server.nb_recv() == []
+    assert client.recv() == []
+
+
+def test_after_nothing_there_is_nothing_left_to_read(pair):
+    """Who polls for edges gets no other: so the beginning of a long frame must be read to its last byte."""
+    ours, peer = pair()
+    stream = hydrogen.Plain(ours, hydrogen.LengthFrameBuilder)
+    peer.setblocking(False)
+    sent = peer.send(struct.pack(">I", 1_000_000) + bytes(999_000))
+    assert sent > 100_000
+    assert stream.nb_recv() == []
+    assert waiting_bytes(ours) == 0
+
+
+class Endless(socket.socket):
+    """A peer that never pauses, or not before so many reads."""
+
+    data = simple(b"x") * 16
+    reads = 0
+    most = None
+
+    def recv(self, size, flags=0):
+        if self.reads == self.most:
+            raise BlockingIOError
+        self.reads += 1
+        return self.data
+
+
+def test_however_many_reads_that_takes(after):
+    sock = Endless()
+    after.callback(sock.close)
+    sock.data, sock.most = b"\1" * 16, 10 * READS
+    assert hydrogen.Plain(sock, hydrogen.LengthFrameBuilder(8, max_size=1 << 62)).nb_recv() == []
+    assert sock.reads == sock.most
+
+
+def test_a_peer_that_never_pauses_does_not_keep_nb_recv(after):
+    sock = Endless()
+    after.callback(sock.close)
+    stream = hydrogen.Plain(sock, hydrogen.SimpleFrameBuilder)
+    assert len(stream.nb_recv()) == 16 * READS
+    assert sock.reads == READS
+
+
+@pytest.mark.clause("T13")
+def test_the_end_comes_after_all_frames_before_it_and_again(streams):
+    server, client = streams(hydrogen.SimpleFrameBuilder)
+    shake_hands(server, client)
+    client.nb_send(hydrogen.SimpleFrame(b"one"))
+    client.nb_send(hydrogen.SimpleFrame(b"two"))
+    client.shutdown()
+    assert payloads(server.nb_recv()) == [b"one", b"two"]
+    for recv in (server.nb_recv, server.recv, server.b_recv):
+        with pytest.raises(EOFError):
+            recv()
+
+
+@pytest.mark.clause("T13")
+def test_an_end_inside_a_frame_is_an_incomplete_frame(streams):
+    server, client = streams(hydrogen.SimpleFrameBuilder)
+    shake_hands(server, client)
+    client.nb_send(hydrogen.SimpleFrame(b"one"))
+    client.nb_send(hydrogen.ChunkFrame(b"\x01\x00"))
+    client.shutdown()
+    assert payloads(server.nb_recv()) == [b"one"]
+    for recv in (server.nb_recv, server.recv, server.b_recv):
+        with pytest.raises(hydrogen.IncompleteFrame):
+            recv()
+
+
+@pytest.mark.clause("T13")
+@pytest.mark.parametrize("how", ["nb_recv", "recv"])
+def test_a_bad_frame_comes_after_the_good_ones_and_again(streams, how):
+    server, client = streams(hydrogen.SimpleFrameBuilder)
+    shake_hands(server, client)
+    client.nb_send(hydrogen.ChunkFrame(simple(b"one") + simple(b"two") + b"bad" + simple(b"never")))
+    found = getattr(server, how)()
+    assert (found if how == "recv" else payloads(found)) == [b"one", b"two"]
+    errors = set()
+    for recv in (server.nb_recv, server.recv, server.b_recv):
+        with pytest.raises(hydrogen.ProtocolError) as raised:
+            recv()
+        errors.add(raised.value)
+    assert len(errors) == 1
+
+
+def test_what_a_builder_of_the_users_raises_ends_the_input_for_good(pair):
+    class Once(hydrogen.SimpleFrameBuilder):
+        def from_bytes(self, buf):
+            if buf[:1] == b"!":
+                buf.clear()
+                raise ZeroDivisionError("mine")
+            return super().from_bytes(buf)
+
+    ours, peer = pair()
+    stream = hydrogen.Plain(ours, Once)
+    peer.sendall(simple(b"one") + b"!" + simple(b"two"))
+    assert payloads(stream.nb_recv()) == [b"one"]
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError, match="mine"):
+            stream.nb_recv()
+        peer.sendall(simple(b"three"))
+
+
+def test_nonsense_of_a_builder_is_a_handler_error(pair):
+    class Nonsense(hydrogen.SimpleFrameBuilder):
+        def from_bytes(self, buf):
+            return "frame"
+
+    ours, peer = pair()
+    peer.sendall(b"x")
+    with pytest.raises(hydrogen.HandlerError, match="frame"):
+        hydrogen.Plain(ours, Nonsense).nb_recv()
+
+
+def test_recv_loses_no_payload_when_a_later_one_fails(pair):
+    class Frame(hydrogen.SimpleFrame):
+        def payload(self):
+            if super().payload() == b"bad":
+                raise ZeroDivisionError("mine")
+            return super().payload()
+
+    class Builder(hydrogen.SimpleFrameBuilder):
+        def from_bytes(self, buf):
+            frame = super().from_bytes(buf)
+            return frame and Frame(frame.payload())
+
+    ours, peer = pair()
+    stream = hydrogen.Plain(ours, Builder)
+    peer.sendall(simple(b"one") + simple(b"bad"))
+    assert stream.recv() == [b"one"]
+    with pytest.raises(ZeroDivisionError):
+        stream.recv()
+
+
+def test_a_reset_comes_after_what_was_received_before_it(pair):
+    ours, peer = pair(socket.AF_INET)
+    stream = hydrogen.Plain(ours, hydrogen.SimpleFrameBuilder)
+    peer.sendall(simple(b"one") + simple(b"two"))
+    wait_until(lambda: waiting_bytes(ours) == 14, "the frames are there")
+    reset(peer)
+    wait_until(lambda: is_broken(ours), "the reset is there")
+    assert payloads(stream.nb_recv()) == [b"one", b"two"]
+    for _ in range(2):
+        with pytest.raises(ConnectionResetError):
+            stream.nb_recv()
+
+
+def test_a_reset_that_a_send_was_told_of_is_no_end_in_order(streams):
+    """The kernel reports it once, and then says "end of file"."""
+    server, client = streams(hydrogen.SimpleFrameBuilder, family=socket.AF_INET)
+    with running(lambda: server.b_send(hydrogen.SimpleFrame(b"hello"))):
+        assert client.b_recv().payload() == b"hello"
+    client.b_send(hydrogen.SimpleFrame(b"one"))
+    wait_until(lambda: readable(server), "it is there")
+    sock = socket.socket(fileno=client.hand_over().fd)
+    reset(sock)
+    wait_until(lambda: is_broken(server), "the reset is there")
+    with pytest.raises(ConnectionResetError):
+        server.nb_send(hydrogen.SimpleFrame(b"lost"))
+    assert payloads(server.nb_recv()) == [b"one"]
+    with pytest.raises(ConnectionResetError):
+        server.nb_recv()
+
+
+# ---------------------------------------------------------------------------------------------------- non-blocking output
+
+
+@pytest.mark.clause("T13", "T5")
+def test_nb_send_keeps_the_rest_and_goes_on_in_order(streams):
+    server, client = streams(hydrogen.LengthFrameBuilder, buffer=8192)
+    shake_hands(server, client)
+    messages = [os.urandom(100_000), b"", b"short", os.urandom(50_000), b"last"]
+    for message in messages:
+        with pytest.raises(BlockingIOError):
+            server.nb_send(hydrogen.LengthFrame(message))
+    found = []
+    send_rest(server, client, found)
+    assert found == messages
+    server.send(b"")
+    server.nb_send(hydrogen.LengthFrame(b"more"))
+    assert payloads(client.nb_recv()) == [b"more"]
+
+
+@pytest.mark.clause("T5")
+def test_send_makes_a_frame_and_send_of_nothing_only_goes_on(streams):
+    server, client = streams(hydrogen.LengthFrameBuilder, buffer=8192)
+    shake_hands(server, client)
+    server.send(b"")
+    with pytest.raises(BlockingIOError):
+        server.send(b"x" * 100_000)
+    with pytest.raises(BlockingIOError):
+        server.send(b"")
+    found = []
+    send_rest(server, client, found)
+    assert found == [b"x" * 100_000]
+
+
+def test_nb_recv_writes_what_is_kept_as_well(streams):
+    """So that a loop that only waits for input does not wait for an answer to what it has not sent."""
+    server, client = streams(hydrogen.LengthFrameBuilder, buffer=8192)
+    shake_hands(server, client)
+    server.b_send(hydrogen.LengthFrame(b"first"))
+    with pytest.raises(BlockingIOError):
+        server.nb_send(hydrogen.LengthFrame(b"x" * 100_000))
+    found = []
+    for _ in range(1000):
+        read_all(client, found)
+        assert server.nb_recv() == []
+    assert found == [b"first", b"x" * 100_000]
+
+
+def test_while_a_blocking_call_writes_no_other_thread_does(pair):
+    """If that wrote the last of it, the first one would wait for room that it needs no more."""
+
+    class Full(socket.socket):
+        """Takes nothing while `full`, then everything; notes who sends."""
+
+        full = True
+
+        def send(self, data, flags=0):
+            senders.append(threading.get_ident())
+            if self.full:
+                raise BlockingIOError
+            return len(data)
+
+    senders = []
+    ours, peer = pair()
+    ours.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            ours.send(bytes(1000))
+    stream = hydrogen.Plain(Full(fileno=os.dup(ours.fileno())), hydrogen.SimpleFrameBuilder)
+    with running(lambda: stream.b_send(hydrogen.SimpleFrame(b"x"))):
+        wait_until(lambda: senders, "it was tried")
+        stream._sock.full = False
+        assert stream.nb_recv() == []
+        with pytest.raises(TimeoutError):
+            stream.b_recv(0.001)
+        peer.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                peer.recv(100_000)
+    stream.close()
+    assert len(senders) == 2
+    assert threading.get_ident() not in senders
+
+
+def test_once_sending_has_failed_it_fails_again(pair):
+    ours, peer = pair()
+    stream = hydrogen.Plain(ours)
+    peer.close()
+    for _ in range(2):
+        with pytest.raises(BrokenPipeError):
+            stream.nb_send(hydrogen.ChunkFrame(b"x"))
+    with pytest.raises(BrokenPipeError):
+        stream.b_send(hydrogen.ChunkFrame(b"x"))
+    with pytest.raises(EOFError):
+        stream.nb_recv()
+
+
+def test_only_frames_can_be_sent(streams):
+    server, _ = streams()
+    for send in (server.nb_send, server.b_send):
+        with pytest.raises(TypeError, match="frame: "):
+            send(b"bytes")
+
+
+def test_send_raises_what_the_framing_cannot_carry_and_sends_nothing(pair):
+    ours, peer = pair()
+    with pytest.raises(hydrogen.FrameTooLarge):
+        hydrogen.Plain(ours, hydrogen.SimpleFrameBuilder(4)).send(b"12345")
+    with pytest.raises(ValueError, match="delimiter"):
+        hydrogen.Plain(ours, hydrogen.LineFrameBuilder).send(b"a\nb")
+    assert not readable(peer)
+
+
+def test_f17_a_peer_that_has_gone_is_no_sigpipe(after):
+    process = child(
+        "import signal, socket, hydrogen\n"
+        "signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n"
+        "a, b = socket.socketpair()\n"
+        "b.close()\n"
+        "try:\n    hydrogen.Plain(a).nb_send(hydrogen.ChunkFrame(b'x'))\n"
+        "except BrokenPipeError:\n    print('told')\n"
+        "a.close()\n"
+    )
+    assert finish(process)[0] == "told\n"
+
+
+# ---------------------------------------------------------------------------------------------------- O_NONBLOCK
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("number", [True, False], ids=["fd", "socket"])
+def test_it_does_not_matter_whether_the_fd_is_blocking_and_it_stays_so(streams, pair, blocking, number):
+    server, client = streams(hydrogen.SimpleFrameBuilder, buffer=8192)
+    os.set_blocking(server.fileno(), blocking)
+    if number and isinstance(server, hydrogen.Plain):
+        server = hydrogen.Plain(server.fileno(), hydrogen.SimpleFrameBuilder)
+    shake_hands(server, client)
+    assert server.nb_recv() == []
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(100):
+            server.nb_send(hydrogen.SimpleFrame(b"x" * 50_000))
+        pytest.fail("so much must block")
+    with pytest.raises(TimeoutError):
+        server.b_recv(0.001)
+    assert os.get_blocking(server.fileno()) is blocking
+
+
+def test_a_timeout_of_the_socket_is_not_waited_for(pair):
+    ours, _ = pair()
+    ours.settimeout(10 * PATIENCE)
+    assert hydrogen.Plain(ours).nb_recv() == []
+
+
+def test_the_default_timeout_is_not_waited_for(pair):
+    ours, _ = pair()
+    socket.setdefaulttimeout(10 * PATIENCE)
+    try:
+        assert hydrogen.Plain(ours.fileno()).nb_recv() == []
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+# ---------------------------------------------------------------------------------------------------- blocking
+
+
+@pytest.mark.clause("T14")
+def test_b_recv_gives_one_frame_after_the_other(streams):
+    server, client = streams(hydrogen.SimpleFrameBuilder)
+    messages = [b"one", b"", b"x" * 60_000, b"last"]
+    with running(lambda: [client.b_send(hydrogen.SimpleFrame(message)) for message in messages]):
+        frames = [server.b_recv() for _ in messages]
+    assert payloads(frames) == messages
+    assert {type(frame) for frame in frames} == {hydrogen.SimpleFrame}
+
+
+@pytest.mark.clause("T14")
+def test_b_send_returns_when_all_is_written_however_small_the_buffers(streams):
+    server, client = streams(hydrogen.LengthFrameBuilder(max_size=1 << 24), buffer=4096)
+    message = os.urandom(3_000_000)
+    with running(lambda: [server.b_send(hydrogen.LengthFrame(message)) for _ in range(2)]):
+        assert [client.b_recv().payload() for _ in range(2)] == [message] * 2
+
+
+@pytest.mark.clause("T14")
+def test_b_send_sends_what_is_kept_first(streams):
+    server, client = streams(hydrogen.LengthFrameBuilder, buffer=8192)
+    shake_hands(server, client)
+    with pytest.raises(BlockingIOError):
+        server.nb_send(hydrogen.LengthFrame(b"x" * 500_000))
+    with running(lambda: server.b_send(hydrogen.LengthFrame(b"second"))):
+        assert [client.b_recv().payload() for _ in range(2)] == [b"x" * 500_000, b"second"]
+
+
+def test_b_recv_writes_what_is_kept_while_it_waits(streams):
+    """The answer comes only when the whole request was sent."""
+    server, client = streams(hydrogen.LengthFrameBuilder, buffer=8192)
+    shake_hands(server, client)
+    with pytest.raises(BlockingIOError):
+        client.nb_send(hydrogen.LengthFrame(b"x" * 500_000))
+    with running(lambda: server.b_send(hydrogen.LengthFrame(b"%d" % len(server.b_recv().payload())))):
+        assert client.b_recv().payload() == b"500000"
+
+
+@pytest.mark.clause("T14")
+def test_b_recv_times_out_and_loses_nothing(streams):
+    server, client = streams(hydrogen.SimpleFrameBuilder)
+    shake_hands(server, client)
+    for timeout in (0, 0.001):
+        with pytest.raises(TimeoutError):
+            server.b_recv(timeout)
+    wire = simple(b"one")
+    client.nb_send(hydrogen.ChunkFrame(wire[:4]))
+    with pytest.raises(TimeoutError):
+        server.b_recv(0.001)
+    client.nb_send(hydrogen.ChunkFrame(wire[4:] + simple(b"two")))
+    assert [server.b_recv(0).payload() for _ in range(2)] == [b"one", b"two"]
+
+
+def test_b_recv_with_no_time_still_takes_a_frame_of_several_reads(pair):
+    ours, peer = pair()
+    stream = hydrogen.Plain(ours, hydrogen.LengthFrameBuilder)
+    peer.setblocking(False)
+    wire = struct.pack(">I", 150_000) + bytes(150_000)
+    assert peer.send(wire) == len(wire)
+    assert stream.b_recv(0).payload() == bytes(150_000)
+
+
+def test_b_recv_times_out_also_when_the_peer_never_pauses(after):
+    sock = Endless()
+    sock.data = b"\x01" * 16
+    after.callback(sock.close)
+    stream = hydrogen.Plain(sock, hydrogen.LengthFrameBuilder(8, max_size=1 << 62))
+    with pytest.raises(TimeoutError):
+        stream.b_recv(0.01)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"), [(-1, ValueError), (float("nan"), ValueError), ("1", TypeError), (True, TypeError)], ids=repr
+)
+def test_a_wrong_timeout_is_an_error(streams, timeout, error):
+    server, _ = streams()
+    with pytest.raises(error, match="timeout: "):
+        server.b_recv(timeout)
+
+
+@pytest.mark.clause("T14")
+def test_an_infinite_timeout_is_none(pair):
+    ours, peer = pair()
+    with running(lambda: peer.sendall(b"x")):
+        assert hydrogen.Plain(ours).b_recv(float("inf")).payload() == b"x"
+
+
+def test_a_signal_in_between_is_survived(streams):
+    server, client = streams(hydrogen.SimpleFrameBuilder)
+    shake_hands(server, client)
+    main = threading.main_thread().ident
+    # What b_recv waits for is sent by the signal handler, which only runs when the system call was interrupted.
+    before = signal.signal(signal.SIGUSR1, lambda *args: client.nb_send(hydrogen.SimpleFrame(b"from the handler")))
+    try:
+        with running(lambda: signal.pthread_kill(main, signal.SIGUSR1)):
+            assert server.b_recv().payload() == b"from the handler"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+# ---------------------------------------------------------------------------------------------------- two threads
+
+
+def test_f36_one_thread_sends_while_another_receives_at_both_ends(streams):
+    server, client = streams(hydrogen.LengthFrameBuilder, buffer=8192)
+    messages = [os.urandom(1 << (number % 17)) for number in range(300)]
+
+    def send(stream):
+        for message in messages:
+            stream.b_send(hydrogen.LengthFrame(message))
+
+    def receive(stream):
+        for message in messages:
+            assert stream.b_recv(PATIENCE).payload() == message
+
+    with running(lambda: send(server), lambda: send(client), lambda: receive(server), lambda: receive(client)):
+        pass
+
+
+def test_non_blocking_calls_from_two_threads_lose_nothing(streams):
+    server, client = streams(hydrogen.LengthFrameBuilder, buffer=8192)
+    shake_hands(server, client)
+    messages = [os.urandom(1 << (number % 15)) for number in range(200)]
+
+    def send(stream):
+        for message in messages:
+            with contextlib.suppress(BlockingIOError):
+                stream.nb_send(hydrogen.LengthFrame(message))
+        wait_until(lambda: is_sent(stream), "all is written")
+
+    def is_sent(stream):
+        try:
+            stream.send(b"")
+        except BlockingIOError:
+            return False
+        return True
+
+    def receive(stream):
+        found = []
+        while len(found) < len(messages):
+            if not (frames := stream.nb_recv()):
+                assert select.select([stream], [], [], PATIENCE)[0]
+            found += payloads(frames)
+        assert found == messages
+
+    with running(lambda: send(server), lambda: send(client), lambda: receive(server), lambda: receive(client)):
+        pass
+
+
+def test_shutdown_ends_the_calls_of_other_threads(streams):
+    server, client = streams(hydrogen.SimpleFrameBuilder, buffer=8192)
+    shake_hands(server, client)
+    sending = threading.Event()
+
+    def receive():
+        with pytest.raises(EOFError):
+            server.b_recv()
+
+    def send_for_ever():
+        while True:
+            sending.set()
+            server.b_send(hydrogen.SimpleFrame(b"x" * 60_000))
+
+    def send():
+        with pytest.raises(BrokenPipeError):
+            send_for_ever()
+
+    with running(receive, send):
+        wait_event(sending, "one is sending")
+        server.shutdown()
+
+
+def test_after_shutdown_nothing_can_be_sent(streams):
+    server, client = streams(hydrogen.SimpleFrameBuilder)
+    shake_hands(server, client)
+    server.shutdown()
+    for send in (server.nb_send, server.b_send):
+        with pytest.raises(BrokenPipeError):
+            send(hydrogen.SimpleFrame(b"x"))
+    with pytest.raises(EOFError):
+        server.nb_recv()
+    server.shutdown()
+
+
+def test_shutdown_of_what_the_peer_has_reset_is_quiet(pair):
+    ours, peer = pair(socket.AF_INET)
+    stream = hydrogen.Plain(ours)
+    reset(peer)
+    wait_until(lambda: is_broken(ours), "the reset is there")
+    stream.shutdown()
+
+
+# ---------------------------------------------------------------------------------------------------- whose the fd is
+
+
+def made_of_a_number(kind, fd):
+    return hydrogen.Plain(fd) if kind == "Plain" else secure(fd)
+
+
+@pytest.mark.parametrize("kind", ["Plain", "Secure"])
+def test_the_garbage_collector_never_closes_a_number(pair, kind):
+    ours, _ = pair()
+    stream = made_of_a_number(kind, ours.fileno())
+    assert stream.fileno() == ours.fileno()
+    del stream
+    gc.collect()
+    os.fstat(ours.fileno())
+
+
+@pytest.mark.parametrize("wrong", ["framing", "context", "type"])
+def test_the_garbage_collector_does_not_close_it_either_when_the_stream_could_not_be_made(pair, after, wrong):
+    ours, _ = pair()
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    after.callback(udp.close)
+    make = {
+        "framing": lambda: hydrogen.Plain(ours.fileno(), "nonsense"),
+        "context": lambda: hydrogen.Secure(ours.fileno(), None, certificates.client_context()),
+        "type": lambda: hydrogen.Plain(udp.fileno()),
+    }
+    with pytest.raises((TypeError, ValueError)):
+        make[wrong]()
+    gc.collect()
+    os.fstat(ours.fileno())
+    os.fstat(udp.fileno())
+
+
+@pytest.mark.parametrize("kind", ["Plain", "Secure"])
+def test_close_closes_a_number_once(pair, kind):
+    ours, _ = pair()
+    fd = ours.detach()
+    stream = made_of_a_number(kind, fd)
+    stream.close()
+    assert stream.fileno() == -1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    stream.close()
+
+
+def test_a_socket_is_kept_and_closed_by_close(streams):
+    server, _ = streams()
+    sock = socket.socket(fileno=server.hand_over().fd)
+    stream = hydrogen.Plain(sock)
+    assert stream.fileno() == sock.fileno()
+    stream.close()
+    assert sock.fileno() == stream.fileno() == -1
+    stream.close()
+
+
+def test_after_close_input_has_ended_and_nothing_can_be_sent(streams):
+    server, client = streams(hydrogen.SimpleFrameBuilder)
+    shake_hands(server, client)
+    server.close()
+    for recv in (server.nb_recv, server.b_recv):
+        with pytest.raises(EOFError):
+            recv()
+    for send in (server.nb_send, server.b_send):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            send(hydrogen.SimpleFrame(b"x"))
+    server.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["Plain", "Secure"])
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [("text", TypeError), (None, TypeError), (True, TypeError), (1.5, TypeError), (-1, ValueError), ("file", OSError), ("udp", ValueError)],
+)
+def test_what_is_no_stream_socket_is_refused(after, kind, what, error):
+    sock_or_fd = what
+    if what == "file":
+        sock_or_fd = os.open(os.devnull, os.O_RDWR)
+        after.callback(os.close, sock_or_fd)
+    elif what == "udp":
+        sock_or_fd = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        after.callback(sock_or_fd.close)
+    with pytest.raises(error):
+        made_of_a_number(kind, sock_or_fd)
+
+
+@pytest.mark.clause("T11")
+def test_hand_over_gives_what_was_read_and_what_was_not_written(streams):
+    server, client = streams(hydrogen.LengthFrameBuilder, buffer=8192)
+    shake_hands(server, client)
+    builder = hydrogen.LengthFrameBuilder()
+    server._builder = builder  # an instance of our own, to be told from another
+    client.nb_send(hydrogen.ChunkFrame(b"".join(hydrogen.LengthFrame(message).to_bytes() for message in (b"one", b"two")) + b"\0\0"))
+    assert server.b_recv().payload() == b"one"
+    with pytest.raises(BlockingIOError):
+        server.nb_send(hydrogen.LengthFrame(b"x" * 100_000))
+    fd = server.fileno()
+    given = server.hand_over()
+    assert given.fd == fd
+    assert given.builder is builder
+    assert given.received == hydrogen.LengthFrame(b"two").to_bytes() + b"\0\0"
+    assert (given.session is None) is (streams.version is None)
+    assert server.fileno() == -1
+    with socket.socket(fileno=given.fd) as sock:
+        # What an engine does with it: first `unsent`, then what it encrypts itself.
+        more = hydrogen.LengthFrame(b"more").to_bytes()
+        sock.setblocking(True)
+        with running(lambda: sock.sendall(given.unsent + (given.session.encrypt(more) if given.session else more))):
+            assert [client.b_recv().payload() for _ in range(2)] == [b"x" * 100_000, b"more"]
+        client.b_send(hydrogen.ChunkFrame(b"\0\4rest"))
+        data = sock.recv(1000)
+        assert (given.session.receive(data) if given.session else data) == b"\0\4rest"
+
+
+@pytest.mark.parametrize("number", [True, False], ids=["fd", "socket"])
+def test_hand_over_leaves_the_fd_open_whatever_becomes_of_the_stream(pair, number):
+    ours, _ = pair()
+    stream = hydrogen.Plain(ours.fileno() if number else ours)
+    given = stream.hand_over()
+    assert given == type(given)(given.fd, None, None, b"", b"")
+    assert (ours.fileno() == -1) is not number
+    stream.close()
+    del stream
+    gc.collect()
+    os.fstat(given.fd)
+    if not number:
+        os.close(given.fd)
+
+
+def test_hand_over_of_a_handshake_under_way(pair, version):
+    ours, peer = pair()
+    server, client = secure(ours, version=version), secure(peer, version=version, server_side=False)
+    assert client.nb_recv() == server.nb_recv() == []
+    given = server.hand_over()
+    assert not given.session.is_ready
+    with socket.socket(fileno=given.fd) as sock:
+        assert client.nb_recv() == []
+        given.session.receive(sock.recv(10_000))
+        sock.sendall(given.session.take())
+        assert given.session.is_ready
+        client.nb_send(hydrogen.ChunkFrame(b"hello"))
+        assert given.session.receive(sock.recv(10_000)) == b"hello"
+
+
+def test_hand_over_refuses_a_message_that_is_not_encrypted_yet(pair):
+    ours, _ = pair()
+    stream = secure(ours)
+    with pytest.raises(BlockingIOError):
+        stream.nb_send(hydrogen.ChunkFrame(b"too early"))
+    with pytest.raises(ValueError, match="handshake"):
+        stream.hand_over()
+
+
+# ---------------------------------------------------------------------------------------------------- a user's stream made of one
+
+
+class KeepingFrame(hydrogen.SimpleFrame):
+    """A frame that keeps the very object it was made of."""
+
+    def __init__(self, payload):
+        super().__init__(payload)
+        self.kept = bytes(payload)
+
+    def payload(self):
+        return self.kept
+
+
+class Seeds(hydrogen.Stream):
+    """The seed's example."""
+
+    def __init__(self, fd):
+        self.inner = hydrogen.Plain(fd, hydrogen.SimpleFrameBuilder)
+
+    def recv(self):
+        return [frame.payload() for frame in self.inner.nb_recv()]
+
+    def send(self, buf):
+        frame = KeepingFrame(buf)
+        self.inner.nb_send(frame)
+
+    def shutdown(self):
+        self.inner.shutdown()
+
+    def fileno(self):
+        return self.inner.fileno()
+
+
+@pytest.mark.clause("T5", "T19")
+def test_a_stream_that_makes_a_frame_of_what_it_is_given_sends_no_message_that_nobody_sent(pair):
+    """Asked to go on with what was kept, with `b""`, it writes no empty frame; an empty message it does write."""
+    ours, peer = pair(buffer=8192)
+    port = StreamPort(Seeds(ours.fileno()))
+    other = hydrogen.Plain(peer, hydrogen.SimpleFrameBuilder)
+    port.send(b"x" * 60_000)
+    assert port.blocked
+    found = []
+    while port.blocked:
+        read_all(other, found)
+        port.resume()
+    read_all(other, found)
+    port.send(b"")
+    port.send(b"end")
+    read_all(other, found)
+    assert found == [b"x" * 60_000, b"", b"end"]
+
+
+# ---------------------------------------------------------------------------------------------------- TLS: against other implementations
+
+
+def wrapped(sock, context, **options):
+    """Python's own, which does not forgive an end without close_notify."""
+    return context.wrap_socket(sock, suppress_ragged_eofs=False, **options)
+
+
+@pytest.mark.clause("T15")
+@pytest.mark.parametrize("ask", [False, True], ids=["", "client certificate"])
+def test_python_s_ssl_as_client(pair, after, version, ask):
+    ours, peer = pair(socket.AF_INET)
+    server = hydrogen.Secure(ours, hydrogen.SimpleFrameBuilder, certificates.server_context(version=version, ask=ask))
+    context = certificates.client_context(certificates.client_certificate() if ask else None, version=version)
+
+    def client():
+        with wrapped(peer, context, server_hostname=NAME) as sock:
+            assert sock.version() == version.name.replace("_", ".")
+            sock.sendall(simple(b"one") + simple(b"x" * 60_000))
+            assert sock.recv(100) == simple(b"answer")
+            assert sock.recv(100) == b""
+            sock.unwrap()
+
+    with running(client):
+        assert payloads([server.b_recv(), server.b_recv()]) == [b"one", b"x" * 60_000]
+        server.b_send(hydrogen.SimpleFrame(b"answer"))
+        with server._lock:
+            server._unsent += server._session.close()  # close_notify, and yet not the FIN that shutdown() sends
+        with pytest.raises(EOFError):
+            server.b_recv()
+
+
+@pytest.mark.clause("T15")
+def test_python_s_ssl_as_server(pair, after, version):
+    ours, peer = pair(socket.AF_INET)
+    client = secure(ours, hydrogen.SimpleFrameBuilder, version=version, server_side=False)
+
+    def server():
+        with wrapped(peer, certificates.server_context(version=version), server_side=True) as sock:
+            assert sock.recv(100) == simple(b"one")
+            sock.sendall(simple(b"answer") + simple(b"x" * 60_000))
+            assert sock.recv(100) == b""
+            sock.unwrap()
+
+    with running(server):
+        client.b_send(hydrogen.SimpleFrame(b"one"))
+        assert payloads([client.b_recv(), client.b_recv()]) == [b"answer", b"x" * 60_000]
+        client.shutdown()
+        with pytest.raises(EOFError):
+            client.b_recv()
+
+
+def option(version):
+    """As `openssl` calls it: -tls1_2."""
+    return "-" + version.name.lower().replace("v", "")
+
+
+def test_openssl_as_client(after, tmp_path, version):
+    _, trusted = certificates.write_files(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        command = ["openssl", "s_client", "-quiet", option(version), "-connect", address, "-CAfile", str(trusted)]
+        command += ["-servername", NAME, "-verify_hostname", NAME, "-verify_return_error"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            after.callback(process.kill)
+            server = hydrogen.Secure(listener.accept()[0], hydrogen.LineFrameBuilder, certificates.server_context(version=version))
+            after.callback(server.close)
+            process.stdin.write(b"hello\n")
+            process.stdin.flush()
+            assert server.b_recv(PATIENCE).payload() == b"hello"
+            server.b_send(hydrogen.LineFrame(b"from hydrogen"))
+            assert process.stdout.readline() == b"from hydrogen\n"
+            server.shutdown()
+            out, err = process.communicate(timeout=PATIENCE)
+            assert (out, process.returncode) == (b"", 0), err
+
+
+def test_openssl_as_server(after, tmp_path, version):
+    pair, _ = certificates.write_files(tmp_path)
+    command = ["openssl", "s_server", "-rev", option(version), "-accept", "127.0.0.1:0", "-naccept", "1"]
+    with subprocess.Popen([*command, "-cert", str(pair), "-key", str(pair)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        after.callback(process.kill)
+        *_, port = next(line for line in process.stdout if line.startswith(b"ACCEPT")).split(b":")
+        client = secure(socket.create_connection(("127.0.0.1", int(port))), hydrogen.LineFrameBuilder, version=version, server_side=False)
+        after.callback(client.close)
+        client.b_send(hydrogen.LineFrame(b"abc"))
+        assert client.b_recv(PATIENCE).payload() == b"cba"
+        client.shutdown()
+        client.close()
+        process.communicate(timeout=PATIENCE)
+
+
+# ---------------------------------------------------------------------------------------------------- TLS: the handshake
+
+
+@pytest.mark.clause("T15")
+@pytest.mark.parametrize("first", ["b_send", "b_recv", "handshake", "nb_recv", "nb_send"])
+@pytest.mark.parametrize("other", ["b_send", "b_recv", "handshake", "nb_recv", "nb_send"])
+def test_the_handshake_goes_on_within_whatever_is_called(pair, version, first, other):
+    ours, peer = pair()
+    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
+    client = secure(peer, hydrogen.SimpleFrameBuilder, version=version, server_side=False)
+    ends = {server: first, client: other}
+
+    found = {server: [], client: []}
+
+    def use(stream):
+        """Until the handshake is done at this end."""
+        how = ends[stream]
+        if "send" in how:
+            with contextlib.suppress(BlockingIOError):
+                getattr(stream, how)(hydrogen.SimpleFrame(b"hello"))
+        while not stream._session.is_ready:
+            with contextlib.suppress(BlockingIOError, TimeoutError):
+                if how == "nb_send":
+                    stream.send(b"")
+                elif how == "nb_recv":
+                    found[stream] += stream.nb_recv()
+                elif how == "b_recv":
+                    found[stream].append(stream.b_recv(0.001))
+                else:
+                    stream.handshake()
+
+    with running(lambda: use(server)):
+        use(client)
+    for stream, peer_did in ((server, other), (client, first)):
+        if "send" in peer_did:
+            assert payloads(found[stream] or [stream.b_recv()]) == [b"hello"]
+
+
+def test_what_was_sent_before_the_handshake_goes_out_after_it_in_order(pair, version):
+    ours, peer = pair()
+    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
+    client = secure(peer, hydrogen.SimpleFrameBuilder, version=version, server_side=False)
+    found = {server: [], client: []}
+    for message in (b"one", b"", b"three"):
+        with pytest.raises(BlockingIOError):
+            server.nb_send(hydrogen.SimpleFrame(message))
+    for message in (b"one", b"", b"three"):
+        with pytest.raises(BlockingIOError):
+            client.nb_send(hydrogen.SimpleFrame(message))
+    for _ in range(4):
+        for stream, messages in found.items():
+            messages += payloads(stream.nb_recv())
+    assert list(found.values()) == [[b"one", b"", b"three"]] * 2
+    server.send(b"")
+    client.send(b"")
+
+
+class Memory:
+    """A client of Python's ssl without a socket: what it sends can be cut and joined at will."""
+
+    def __init__(self, version):
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = certificates.client_context(version=version)
+        self.object = context.wrap_bio(self.incoming, self.outgoing, server_hostname=NAME)
+
+    def step(self, data):
+        """Take in what the server sent; whether the handshake is done."""
+        self.incoming.write(data)
+        try:
+            self.object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def shake_hands(self, server, peer):
+        """Up to the last flight, which is not sent yet."""
+        peer.setblocking(False)
+        data = b""
+        while not self.step(data):
+            peer.sendall(self.outgoing.read())
+            assert server.nb_recv() == []
+            data = peer.recv(100_000)
+
+    def encrypt(self, data):
+        """The records that carry it, after what there was to be sent."""
+        self.object.write(data)
+        return self.outgoing.read()
+
+
+@pytest.mark.clause("T15")
+@pytest.mark.parametrize("how", ["nb_send", "go on", "b_send", "handshake"])
+def test_f37_a_call_that_sends_takes_no_message_off_the_socket(pair, version, how):
+    """Or the fd would not be readable any more, and who waits for messages would not hear of it."""
+    ours, peer = pair()
+    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
+    client = Memory(version)
+    if version == ssl.TLSVersion.TLSv1_2:
+        # Here the server's flight is the last one; so that it is the client's that ends the handshake, hold it back.
+        peer.setblocking(False)
+        client.step(b"")
+        peer.sendall(client.outgoing.read())
+        assert server.nb_recv() == []
+        client.step(peer.recv(100_000))
+        peer.sendall(client.outgoing.read())
+        message = b""
+    else:
+        client.shake_hands(server, peer)
+        message = client.encrypt(simple(b"hello"))
+        peer.sendall(message)
+    if how == "nb_send":
+        server.nb_send(hydrogen.SimpleFrame(b"x"))
+    elif how == "go on":
+        server.send(b"")
+    elif how == "b_send":
+        server.b_send(hydrogen.SimpleFrame(b"x"))
+    else:
+        server.handshake(0)
+    assert server._session.is_ready
+    assert readable(server) is bool(message)
+    if message:
+        assert payloads(server.nb_recv()) == [b"hello"]
+
+
+@pytest.mark.clause("T15")
+def test_a_handshake_that_comes_byte_by_byte(pair, version):
+    ours, peer = pair()
+    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
+    client = Memory(version)
+    peer.setblocking(False)
+    data = b""
+    while not client.step(data):
+        for byte in client.outgoing.read():
+            peer.sendall(bytes([byte]))
+            assert server.nb_recv() == []
+            assert not readable(server)
+        data = peer.recv(100_000)
+    found = []
+    for byte in client.encrypt(simple(b"hello") + simple(b"") + simple(b"again")):
+        peer.sendall(bytes([byte]))
+        found += payloads(server.nb_recv())
+    assert found == [b"hello", b"", b"again"]
+
+
+def test_f37_what_one_record_holds_is_given_out_at_once(pair, version):
+    ours, peer = pair()
+    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
+    client = Memory(version)
+    client.shake_hands(server, peer)
+    peer.sendall(client.encrypt(simple(b"x") * 1000))
+    assert payloads(server.nb_recv()) == [b"x"] * 1000
+
+
+BAD = {
+    "expired": (certificates.expired_certificate, "expired"),
+    "by a stranger": (certificates.foreign_certificate, "unable to get local issuer"),
+    "of another name": (certificates.misnamed_certificate, "Hostname mismatch"),
+}
+
+
+@pytest.mark.clause("T15")
+@pytest.mark.parametrize(("certificate", "reason"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize("how", ["handshake", "b_recv", "b_send", "nb_recv", "nb_send"])
+def test_a_bad_certificate_of_the_server_fails_the_handshake_on_both_sides(pair, version, certificate, reason, how):
+    ours, peer = pair()
+    server = secure(ours, context=certificates.server_context(certificate(), version=version))
+    client = secure(peer, version=version, server_side=False)
+    frame = hydrogen.ChunkFrame(b"secret")
+
+    def fail():
+        if how.startswith("nb"):
+            for _ in range(1000):
+                if how == "nb_recv":
+                    client.nb_recv()
+                else:
+                    with contextlib.suppress(BlockingIOError):
+                        client.nb_send(frame)
+                server.nb_recv()
+        getattr(client, how)(*([frame] if "send" in how else []))
+
+    with contextlib.ExitStack() as stack:
+        if not how.startswith("nb"):
+
+            def serve():
+                with pytest.raises(ssl.SSLError):
+                    server.b_recv()
+
+            stack.enter_context(running(serve))
+        with pytest.raises(ssl.SSLCertVerificationError, match=reason):
+            fail()
+    # It fails again, and the server was told why.
+    with pytest.raises(ssl.SSLCertVerificationError):
+        client.b_recv()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        client.nb_send(frame)
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
+        server.nb_recv()
+
+
+@pytest.mark.parametrize("certificate", [None, certificates.foreign_client_certificate], ids=["none", "by a stranger"])
+def test_a_client_without_the_certificate_that_is_asked_for_is_refused(pair, version, certificate):
+    ours, peer = pair()
+    server = secure(ours, context=certificates.server_context(version=version, ask=True))
+    context = certificates.client_context(certificate and certificate(), version=version)
+    client = secure(peer, server_side=False, context=context)
+
+    def serve():
+        with pytest.raises(ssl.SSLError):
+            server.b_recv()
+
+    with running(serve), pytest.raises(ssl.SSLError, match=r"(?i)alert"):
+        client.b_recv()
+
+
+def test_a_client_with_the_certificate_that_is_asked_for_is_known(pair, version):
+    ours, peer = pair()
+    server = secure(ours, context=certificates.server_context(version=version, ask=True))
+    client = secure(peer, server_side=False, context=certificates.client_context(certificates.client_certificate(), version=version))
+    with running(lambda: client.b_send(hydrogen.ChunkFrame(b"it is me"))):
+        assert server.b_recv().payload() == b"it is me"
+    assert ("email", certificates.CLIENT_NAME) in server._session.info("peercert")["subjectAltName"]
+
+
+def test_sides_without_a_version_in_common_fail(pair):
+    ours, peer = pair()
+    server = secure(ours, version=ssl.TLSVersion.TLSv1_2)
+    client = secure(peer, version=ssl.TLSVersion.TLSv1_3, server_side=False)
+
+    def serve():
+        with pytest.raises(ssl.SSLError):
+            server.handshake()
+
+    with running(serve), pytest.raises(ssl.SSLError):
+        client.handshake()
+
+
+def test_f33_plain_text_to_tls_is_an_ssl_error_and_nothing_is_given_out(pair):
+    ours, peer = pair()
+    server = secure(ours, hydrogen.LineFrameBuilder)
+    peer.sendall(b"GET / HTTP/1.0\r\n\r\n" * 100)
+    peer.shutdown(socket.SHUT_WR)
+    for recv in (server.nb_recv, server.b_recv, server.handshake, server.recv):
+        with pytest.raises(ssl.SSLError) as raised:
+            recv()
+        assert not isinstance(raised.value, ssl.SSLEOFError)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001])
+def test_f32_a_silent_peer_lets_the_handshake_time_out_and_can_go_on(pair, version, timeout):
+    ours, peer = pair()
+    server = secure(ours, version=version)
+    with pytest.raises(TimeoutError):
+        server.handshake(timeout)
+    with pytest.raises(TimeoutError):
+        server.b_recv(timeout)
+    client = secure(peer, version=version, server_side=False)
+    with running(lambda: client.b_send(hydrogen.ChunkFrame(b"late"))):
+        assert server.b_recv().payload() == b"late"
+
+
+def test_a_second_thread_waits_for_the_handshake_within_its_own_time(pair, version):
+    ours, peer = pair()
+    server = secure(ours, version=version)
+    client = secure(peer, version=version, server_side=False)
+    with running(lambda: server.b_recv()):
+        wait_until(server._hands.locked, "the other thread waits for the client")
+        with pytest.raises(TimeoutError):
+            server.handshake(0.001)
+        with pytest.raises(BlockingIOError):
+            server.nb_send(hydrogen.ChunkFrame(b"kept"))
+        client.b_send(hydrogen.ChunkFrame(b"hello"))
+    assert client.b_recv().payload() == b"kept"
+
+
+def test_a_context_of_the_other_side_or_none_is_refused(pair):
+    ours, _ = pair()
+    with pytest.raises(ValueError, match="context: "):
+        hydrogen.Secure(ours, None, certificates.client_context())
+    with pytest.raises(ValueError, match="context: "):
+        hydrogen.Secure(ours, None, certificates.server_context(), server_side=False)
+    with pytest.raises(TypeError, match="context: "):
+        hydrogen.Secure(ours, None, None)
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_a_client_whose_context_checks_names_needs_one(pair, name):
+    """Without, Python's SSLObject would check none."""
+    ours, _ = pair()
+    with pytest.raises(ValueError, match="server_hostname: "):
+        hydrogen.Secure(ours, None, certificates.client_context(), False, name)
+
+
+def test_f35_renegotiation_is_refused(pair):
+    ours, _ = pair()
+    context = certificates.server_context()
+    context.options &= ~ssl.OP_NO_RENEGOTIATION
+    hydrogen.Secure(ours, None, context)
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+
+
+# ---------------------------------------------------------------------------------------------------- TLS: the end
+
+
+def test_shutdown_sends_close_notify(pair, version):
+    ours, peer = pair(socket.AF_INET)
+    server = secure(ours, version=version)
+
+    def client():
+        with wrapped(peer, certificates.client_context(version=version), server_hostname=NAME) as sock:
+            assert sock.recv(100) == b"bye"
+            assert sock.recv(100) == b""  # it raises SSLEOFError at an end without one
+
+    with running(client):
+        server.b_send(hydrogen.ChunkFrame(b"bye"))
+        server.shutdown()
+
+
+def test_f34_an_end_without_close_notify_is_told_from_an_end_in_order(pair, version):
+    ours, peer = pair()
+    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
+    client = Memory(version)
+    client.shake_hands(server, peer)
+    peer.sendall(client.encrypt(simple(b"one")))
+    peer.shutdown(socket.SHUT_WR)
+    assert payloads(server.nb_recv()) == [b"one"]
+    for recv in (server.nb_recv, server.b_recv):
+        with pytest.raises(ssl.SSLEOFError):
+            recv()
+
+
+def test_f34_also_inside_a_frame_and_inside_a_record(pair, version):
+    ours, peer = pair()
+    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
+    client = Memory(version)
+    client.shake_hands(server, peer)
+    peer.sendall(client.encrypt(simple(b"one")[:4]) + client.encrypt(simple(b"one")[4:])[:-1])
+    peer.shutdown(socket.SHUT_WR)
+    with pytest.raises(ssl.SSLEOFError):
+        server.nb_recv()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16", b"\x16\x03\x01\x01\x00half a client hello"], ids=["nothing", "a byte", "half of it"])
+@pytest.mark.parametrize("how", ["nb_recv", "b_recv", "handshake", "b_send", "nb_send"])
+def test_f34_also_in_the_handshake(pair, sent, how):
+    ours, peer = pair()
+    server = secure(ours)
+    peer.sendall(sent)
+    peer.shutdown(socket.SHUT_WR)
+    with pytest.raises(ssl.SSLEOFError):
+        getattr(server, how)(*([hydrogen.ChunkFrame(b"x")] if "send" in how else []))
+
+
+def test_what_comes_after_close_notify_is_not_looked_at(pair, version):
+    ours, peer = pair()
+    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
+    client = Memory(version)
+    client.shake_hands(server, peer)
+    last = client.encrypt(simple(b"last"))
+    with contextlib.suppress(ssl.SSLError):
+        client.object.unwrap()
+    peer.sendall(last + client.outgoing.read() + b"garbage")
+    assert payloads(server.nb_recv()) == [b"last"]
+    with pytest.raises(EOFError):
+        server.nb_recv()
+
+
+def test_a_bad_record_comes_after_what_was_good(pair, version):
+    ours, peer = pair()
+    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
+    client = Memory(version)
+    client.shake_hands(server, peer)
+    good, bad = client.encrypt(simple(b"good")), bytearray(client.encrypt(simple(b"bad")))
+    bad[-1] ^= 1
+    peer.sendall(good + bad)
+    assert payloads(server.nb_recv()) == [b"good"]
+    errors = set()
+    for recv in (server.nb_recv, server.b_recv):
+        with pytest.raises(ssl.SSLError, match=r"(?i)bad record mac") as raised:
+            recv()
+        errors.add(raised.value)
+    assert len(errors) == 1
+    client.incoming.write(peer.recv(100_000))
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
+        client.object.read(100)
+
+
+def test_the_alert_of_a_refusal_is_read_though_sending_has_failed(pair):
+    """The server refuses the client's certificate and closes; the client meanwhile writes."""
+    ours, peer = pair(socket.AF_INET)
+    version = ssl.TLSVersion.TLSv1_3
+    server = secure(ours, context=certificates.server_context(version=version, ask=True))
+    client = secure(peer, version=version, server_side=False)
+
+    def serve():
+        with pytest.raises(ssl.SSLError):
+            server.handshake()
+        server.shutdown()
+        server.close()
+
+    with running(serve):
+        client.handshake()
+    with contextlib.suppress(ConnectionError):
+        for _ in range(1000):
+            client.b_send(hydrogen.ChunkFrame(bytes(10_000)))
+    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
+        client.b_recv()
