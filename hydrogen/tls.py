@@ -72,13 +72,17 @@ class TlsSession:
                 self.is_ready = True
             # What OpenSSL holds already does not show at the socket any more: read on until there is nothing.
             while not self.is_ended and (self._incoming.pending or self._object.pending()):
-                plaintext = self._object.read(min(RECORD, max(len(ciphertext), 1)))
+                # As much as came, for there is no more plaintext in that; a record that came in drops is read whole when its last drop is there.
+                plaintext = self._object.read(min(RECORD, max(len(ciphertext), self._object.pending(), 1)))
                 parts.append(plaintext)
                 self.is_ended = not plaintext
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
-            self.is_ended = True
+            if self.is_ready:
+                self.is_ended = True
+            else:
+                self.failure = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the handshake")
         except ssl.SSLError as error:
             self.failure = error
         return parts[0] if len(parts) == 1 else b"".join(parts)

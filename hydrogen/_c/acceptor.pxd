@@ -27,7 +27,7 @@ cdef inline void acceptor_take(loop_t *loop, connection_t *connection, int fd, n
         connection.mail |= NEW
         loop_serve_later(loop, connection, True)
         return
-    atomic_store32(&connection.ready, 1)
+    atomic_store32(&connection.ready, not loop.has_open_callbacks)
     if not failed:
         failed = loop_register(loop, connection)
     if failed:

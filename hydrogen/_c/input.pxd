@@ -284,6 +284,8 @@ cdef inline int connection_step(context_t *context, io_t *io, connection_t *conn
         connection.todo |= TODO_PORT_OUT
     if bits & WRITABLE and context.has_on_writable:
         connection.todo |= TODO_WRITABLE
+    if bits & RESUME and not connection.flags & FLAG_HANDSHAKE:
+        atomic_store64(&connection.deadline, 0)  # of a frame: the time of the pause does not count
     if not connection_paused(context, connection):
         if bits & (READABLE | END | HANGUP | URGENT | RESUME) and not connection.flags & FLAGS_ENDED:
             if connection.port != NULL:
