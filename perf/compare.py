@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-from perf import machine, report, rounds
-from perf.servers import HERE, compile_c, missing
+from perf import certificates, machine, report, rounds
+from perf.servers import HERE, TLS_JOB, compile_c, missing
 from perf.settings import Settings, layouts
 from perf.workloads import WORKLOADS
 
@@ -71,7 +71,7 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     """Run what was asked for; each table is printed when it is there, and its data yielded."""
     with tempfile.TemporaryDirectory(prefix="hydrogen-perf-") as folder:
         settings = Settings(
-            binaries=Path(folder),
+            folder=Path(folder),
             rounds=options.rounds,
             duration=options.duration,
             warm_up=options.warm_up,
@@ -79,7 +79,9 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, object]]:
             idle_connections=options.idle_connections,
             quiet=options.quiet,
         )
-        compile_c(settings.binaries)
+        compile_c(settings.folder)
+        if TLS_JOB in (job for name in options.workload for job in WORKLOADS[name].jobs.values()):
+            certificates.make(settings.folder)
         for name in options.workload:
             workload = WORKLOADS[name]
             arms = chosen_arms(options.arms, list(workload.jobs))
@@ -109,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, also when goals are missed (a comparison is no test), 2 for wrong usage."""
     p = parser()
     options = p.parse_args(arguments)
-    # W9 holds both ends of its connections open: here, and in the server, which inherits the limit.
+    # The memory workloads hold both ends of their connections open: here, and in the server, which inherits the limit.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     began = datetime.datetime.now(datetime.timezone.utc)

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hydrogen.perf.generator import Options, Session
-from perf.servers import Server, started
+from perf import certificates
+from perf.servers import Arm, Server, started
 from perf.settings import Layout, Settings
 
 KINDS = {
@@ -26,12 +27,13 @@ KINDS = {
 
 MESSAGES = 10_000
 CONNECTIONS = 64
+TLS_CONNECTIONS = 1500  # fewer than W9's: each costs the generator, and most arms, some 50 KB
 IDLE_SECONDS = 5.0
 
 
-def session(server: Server, connections: int) -> Session:
-    """Connections to ``server``, opened, each having echoed one message."""
-    opened = Session(Options(("127.0.0.1", server.port), connections=connections))
+def session(server: Server, connections: int, cacert: str | None = None) -> Session:
+    """Connections to ``server``, opened, each having echoed one message; with ``cacert`` over TLS."""
+    opened = Session(Options(("127.0.0.1", server.port), connections=connections, tls=cacert is not None, cacert=cacert))
     opened.connect()
     exchange(opened, connections)
     return opened
@@ -70,22 +72,31 @@ def open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def idle_memory(words: list[str], layout: Layout, settings: Settings) -> dict[str, float]:
-    """W9: a small wave of connections, that all be allocated which does not depend on their number, and two large ones.
+def idle_memory(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
+    """W9."""
+    return memory(arm, settings.idle_connections)
+
+
+def idle_tls_memory(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
+    """TLS-memory."""
+    return memory(arm, TLS_CONNECTIONS, str(settings.folder / certificates.AUTHORITY))
+
+
+def memory(arm: Arm, number: int, cacert: str | None = None) -> dict[str, float]:
+    """A small wave of connections, that all be allocated which does not depend on their number, and two large ones.
 
     What is kept after the first large wave may be a slab or a pool, which the second uses again; what is kept beyond
     that after the second has leaked.
     """
-    with started(words) as server:
+    with started(arm.words) as server:
         quiet = open_files(server.pid)
 
         def wave(number: int) -> tuple[int, int]:
-            with contextlib.closing(session(server, number)):
+            with contextlib.closing(session(server, number, cacert)):
                 during = private_dirty(server.pid)
             wait_until(lambda: open_files(server.pid) <= quiet, "the server keeps closed connections")
             return during, private_dirty(server.pid)
 
-        number = settings.idle_connections
         _, before = wave(CONNECTIONS)
         during, kept = wave(number)
         _, kept_again = wave(number)
@@ -99,10 +110,10 @@ def idle_memory(words: list[str], layout: Layout, settings: Settings) -> dict[st
 # -- W10 --------------------------------------------------------------------------------------------------------------
 
 
-def system_calls(words: list[str]) -> dict[str, float]:
+def system_calls(arm: Arm) -> dict[str, float]:
     """Calls by name over the echoes, by strace attached to the server while its connections are quiet."""
     with (
-        started(words) as server,
+        started(arm.words) as server,
         contextlib.closing(session(server, CONNECTIONS)) as opened,
         tempfile.NamedTemporaryFile("r") as table,
     ):
@@ -129,7 +140,7 @@ def traced(server: Server) -> int:
     return sum("TracerPid:\t0\n" not in (thread / "status").read_text() for thread in server.threads())
 
 
-def allocations(words: list[str], settings: Settings, allocator: str) -> dict[str, float]:
+def allocations(arm: Arm, settings: Settings, allocator: str) -> dict[str, float]:
     """Calls of malloc, calloc and realloc over the echoes, and with them what else can be read without a tracer."""
     with tempfile.NamedTemporaryFile("rb") as counts:
 
@@ -138,11 +149,11 @@ def allocations(words: list[str], settings: Settings, allocator: str) -> dict[st
             return sum(struct.unpack("3Q", counts.read(24)))
 
         environment = {
-            "LD_PRELOAD": str(settings.binaries / "malloc_count"),
+            "LD_PRELOAD": str(settings.folder / "malloc_count"),
             "MALLOC_COUNT_FILE": counts.name,
             "PYTHONMALLOC": allocator,
         }
-        with started(words, environment=environment) as server, contextlib.closing(session(server, CONNECTIONS)) as opened:
+        with started(arm.words, environment=environment) as server, contextlib.closing(session(server, CONNECTIONS)) as opened:
             exchange(opened, MESSAGES)  # pools and free lists reach their size
             before, switched, called = server.stats(), switches(server), calls()
             exchange(opened, MESSAGES)
@@ -154,10 +165,10 @@ def allocations(words: list[str], settings: Settings, allocator: str) -> dict[st
     }
 
 
-def per_message(words: list[str], layout: Layout, settings: Settings) -> dict[str, float]:
+def per_message(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
     """W10, all divided by the number of messages."""
-    syscalls = system_calls(words)
-    plain = allocations(words, settings, "default")
+    syscalls = system_calls(arm)
+    plain = allocations(arm, settings, "default")
     counted = {
         "syscalls": sum(syscalls.values()),
         **{kind: sum(syscalls.get(name, 0) for name in names) for kind, names in KINDS.items()},
@@ -165,7 +176,7 @@ def per_message(words: list[str], layout: Layout, settings: Settings) -> dict[st
         "futex": 0.0,
         **syscalls,
         "mallocs": plain.pop("calls"),
-        "objects": allocations(words, settings, "malloc")["calls"],
+        "objects": allocations(arm, settings, "malloc")["calls"],
         **plain,
     }
     figures = {name: count / MESSAGES for name, count in counted.items()}
@@ -182,7 +193,7 @@ def switches(server: Server) -> int:
     return sum(int(count) for thread in server.threads() for count in re.findall(r"ctxt_switches:\t(\d+)", (thread / "status").read_text()))
 
 
-def idle_wakeups(words: list[str], layout: Layout, settings: Settings) -> dict[str, float]:
+def idle_wakeups(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
     """W11, per second."""
 
     def rate(server: Server) -> float:
@@ -191,7 +202,7 @@ def idle_wakeups(words: list[str], layout: Layout, settings: Settings) -> dict[s
         time.sleep(IDLE_SECONDS)
         return (switches(server) - before) / IDLE_SECONDS
 
-    with started(words) as server:
+    with started(arm.words) as server:
         without = rate(server)
         with contextlib.closing(session(server, 100)):
             return {"without": without, "with_100": rate(server)}

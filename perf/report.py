@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from perf.rounds import REFERENCES, Round, Spread, absolute, ratio, verdicts
+from perf.rounds import Round, Spread, absolute, ratio, verdicts
 from perf.workloads import Workload
 
 NOISY = 0.2
@@ -30,7 +30,7 @@ def with_range(found: Spread | None) -> str:
 def markdown(name: str, workload: Workload, layout: str, rounds: Sequence[Round]) -> str:
     """One workload in one layout: a row an arm, then the goals."""
     arms = list(rounds[0])
-    references = [arm for arm in REFERENCES if arm in arms]
+    references = [arm for arm in workload.references if arm in arms]
     figures = [figure for figure in workload.columns if any(absolute(rounds, arm, figure) for arm in arms)]
     heads = ["arm", *(workload.columns[figure] for figure in figures)]
     heads += [f"{workload.compared.replace('_', ' ')}, of {arm}" for arm in references]

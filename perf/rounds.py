@@ -13,12 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perf.noise import wait_for_quiet
-from perf.servers import command
+from perf.servers import Arm, arm_called
 from perf.settings import Layout, Settings
 from perf.workloads import WORKLOADS, Figures, Workload
-
-SUBJECT = "hydrogen"
-REFERENCES = ("c", "uvloop")
 
 REPEATS = 5
 
@@ -51,18 +48,17 @@ def run(name: str, arms: Sequence[str], layout: Layout, settings: Settings) -> l
         figures: Round = {}
         for arm in arms if number % 2 == 0 else reversed(arms):
             print(f"{name}, {layout.name}, round {number + 1} of {settings.rounds}: {arm}", file=sys.stderr)
-            words = command(arm, workload.jobs[arm], settings.binaries, settings.handoff)
-            figures[arm] = measured(workload, words, layout, settings)
+            figures[arm] = measured(workload, arm_called(arm, workload.jobs[arm], settings), layout, settings)
         rounds.append(figures)
     return rounds
 
 
-def measured(workload: Workload, words: list[str], layout: Layout, settings: Settings) -> Figures:
+def measured(workload: Workload, arm: Arm, layout: Layout, settings: Settings) -> Figures:
     """One run; of a noisy machine the first quiet one, or the last of five."""
     for _ in range(REPEATS):
         if settings.quiet is not None:
             wait_for_quiet(settings.quiet)
-        figures = workload.measure(words, layout, settings)
+        figures = workload.measure(arm, layout, settings)
         if settings.quiet is None or figures.get("others", 0) <= settings.quiet:
             break
         print(f"  others kept {figures['others']:.2f} cores busy", file=sys.stderr)
@@ -92,10 +88,10 @@ def verdicts(workload: Workload, layout: str, rounds: Sequence[Round]) -> list[V
         if goal.layout not in (None, layout):
             continue
         if goal.against is None:
-            name, measured = f"{SUBJECT}: {goal.figure}", absolute(rounds, SUBJECT, goal.figure)
+            name, measured = f"{goal.arm}: {goal.figure}", absolute(rounds, goal.arm, goal.figure)
         else:
-            name = f"{SUBJECT} / {goal.against}: {goal.figure}"
-            measured = ratio(rounds, SUBJECT, goal.against, goal.figure)
+            name = f"{goal.arm} / {goal.against}: {goal.figure}"
+            measured = ratio(rounds, goal.arm, goal.against, goal.figure)
         if measured is not None:
             found.append(Verdict(f"{name} {goal.relation} {goal.bound:g}", measured, goal.met(measured.median)))
     return found

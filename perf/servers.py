@@ -12,13 +12,18 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from perf import certificates
+from perf.settings import Settings
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
 NEEDS = {"asyncio": "asyncio", "uvloop": "uvloop", "hydrogen": "hydrogen._core"}
 """The module without which an arm of that family cannot run."""
+
+TLS_JOB = "tls"
 
 STATS_PROGRAM = "perf.arms.hydrogen_server"
 
@@ -44,15 +49,25 @@ def compile_c(folder: Path) -> None:
         subprocess.run(command, check=True)
 
 
-def command(arm: str, job: str, binaries: Path, handoff: str) -> list[str]:
-    """The command line of ``arm`` doing ``job``."""
-    family, _, variant = arm.partition("-")
+class Arm(NamedTuple):
+    """A server to be measured."""
+
+    job: str
+    words: list[str]
+    """its command line"""
+
+
+def arm_called(name: str, job: str, settings: Settings) -> Arm:
+    """The arm of that name, doing ``job``."""
+    family, _, variant = name.partition("-")
     if family == "c":
-        return [str(binaries / job)]
+        return Arm(job, [str(settings.folder / job)])
     words = [sys.executable, "-m", f"perf.arms.{family}_server", job]
+    if job == TLS_JOB:
+        words.append(str(settings.folder / certificates.SERVER))
     if family == "hydrogen":
-        words += ["--engine", variant or "compiled", "--handoff", handoff]
-    return words
+        words += ["--engine", "python" if variant == "python" else "compiled", "--handoff", settings.handoff]
+    return Arm(job, words)
 
 
 class Server:
@@ -112,7 +127,9 @@ def started(words: list[str], cpu: int | None = None, environment: Mapping[str, 
 def generate(port: int, options: Mapping[str, Any], cpu: int | None = None) -> dict[str, Any]:
     """Run the load generator as a process of its own; returns its JSON report, or raises when a reply was wrong."""
     words = [sys.executable, "-m", "hydrogen.perf", f"127.0.0.1:{port}", "--json", "-", "--loop", "compiled"]
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        words.append(option if value is True else f"{option}={value}")
     done = subprocess.run(
         words,
         cwd=ROOT,

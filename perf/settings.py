@@ -20,8 +20,8 @@ class Layout:
 class Settings:
     """The same for all arms of a comparison."""
 
-    binaries: Path
-    """the folder of the compiled C programs"""
+    folder: Path
+    """what was made for this comparison: the compiled C programs, the certificates"""
     rounds: int
     duration: float
     warm_up: float

@@ -1,4 +1,4 @@
-"""W1 to W5 and W9 to W11: who takes part, what is measured, and what is to be reached.
+"""W1 to W5, W9 to W11, and those of framing and TLS: who takes part, what is measured, and what is to be reached.
 
 The numbers are those of the project's measuring plan; W6 to W8 want more than an echo in a closed loop and are not here.
 """
@@ -9,19 +9,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from perf import counting
+from hydrogen.perf.framing import FRAMINGS
+from perf import certificates, counting
 from perf.noise import Noise
-from perf.servers import generate, started
+from perf.servers import TLS_JOB, Arm, generate, started
 from perf.settings import Layout, Settings
 
 Figures = dict[str, float]
-Measure = Callable[[list[str], Layout, Settings], Figures]
-"""From an arm's command line to its figures, with a fresh process."""
+Measure = Callable[[Arm, Layout, Settings], Figures]
+"""From an arm to its figures, with a fresh process."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on hydrogen's median, or on the median of its paired ratios to another arm."""
+    """A bound on an arm's median, or on the median of its paired ratios to another arm."""
 
     figure: str
     against: str | None
@@ -31,6 +32,7 @@ class Goal:
     bound: float
     layout: str | None = None
     """the layout it holds for; None: each"""
+    arm: str = "hydrogen"
 
     def met(self, value: float) -> bool:
         return value >= self.bound if self.relation == ">=" else value <= self.bound
@@ -50,6 +52,8 @@ class Workload:
     compared: str
     """the figure whose paired ratios the table shows"""
     layouts: tuple[str, ...] = ("pinned", "shared")
+    references: tuple[str, ...] = ("c", "uvloop")
+    """the arms to which the table shows those ratios"""
 
 
 LOAD_COLUMNS = {
@@ -63,17 +67,30 @@ LOAD_COLUMNS = {
     "others": "others' CPU",
 }
 NO_LATENCY = {figure: heading for figure, heading in LOAD_COLUMNS.items() if not figure.startswith("p")}
+MEMORY_COLUMNS = {
+    "bytes_per_connection": "bytes/connection",
+    "kept_per_connection": "kept when they have left",
+    "second_wave": "kept after a second wave, of after the first",
+}
 RATE = "messages_per_second"
 
 
-def load(**options: Any) -> Measure:
-    """Measure by the load generator with ``options``."""
+def spoken_by(arm: Arm, settings: Settings) -> dict[str, Any]:
+    """The load generator's options for what an arm's job speaks: framing, TLS."""
+    if arm.job == TLS_JOB:
+        return {"tls": True, "cacert": settings.folder / certificates.AUTHORITY}
+    name = arm.job.partition("_")[0]
+    return {"framing": name} if name in FRAMINGS else {}
 
-    def measure(words: list[str], layout: Layout, settings: Settings) -> Figures:
-        with started(words, layout.server_cpu) as server:
-            times = {"duration": settings.duration, "warm_up": settings.warm_up}
+
+def load(**options: Any) -> Measure:
+    """Measure by the load generator with ``options``, and with those that the arm's job asks for."""
+
+    def measure(arm: Arm, layout: Layout, settings: Settings) -> Figures:
+        with started(arm.words, layout.server_cpu) as server:
+            given = {**options, **spoken_by(arm, settings), "duration": settings.duration, "warm_up": settings.warm_up}
             noise = Noise(server.pid)
-            report = generate(server.port, {**times, **options, "pid": server.pid}, layout.generator_cpu)
+            report = generate(server.port, {**given, "pid": server.pid}, layout.generator_cpu)
             others = noise.cores()
         result = report["result"]
         return {
@@ -90,6 +107,10 @@ def load(**options: Any) -> Measure:
     return measure
 
 
+FRAMED = ("checksum32", "length", "line", "websocket")
+"""Beside SimpleFrame, with which they are compared."""
+
+TLS = dict.fromkeys(("asyncio", "uvloop", "hydrogen", "hydrogen-python"), TLS_JOB)
 RAW = {"c": "echo", "asyncio": "raw", "uvloop": "raw", "hydrogen": "raw", "hydrogen-python": "raw"}
 
 WORKLOADS = {
@@ -116,15 +137,24 @@ WORKLOADS = {
             "hydrogen": "simple",
             "hydrogen-python": "simple",
         },
-        measure=load(connections=64, in_flight=16, size=4, framing="simple"),
+        measure=load(connections=64, in_flight=16, size=4),
         columns=LOAD_COLUMNS,
         compared=RATE,
         goals=(Goal(RATE, "c", ">=", 0.70), Goal(RATE, "uvloop", ">=", 2.5)),
     ),
+    "W2F": Workload(
+        title="W2 with each framing, hydrogen alone",
+        jobs={"hydrogen": "simple", **{f"hydrogen-{framing}": framing for framing in FRAMED}},
+        measure=load(connections=64, in_flight=16, size=4),
+        columns=LOAD_COLUMNS,
+        compared=RATE,
+        references=("hydrogen",),
+        goals=tuple(Goal(RATE, "hydrogen", ">=", 0.6, arm=f"hydrogen-{framing}") for framing in FRAMED),
+    ),
     "W3": Workload(
         title="one connection, bursts of 100,000 SimpleFrame pings of 4 bytes sent in one go",
         jobs={"c": "simple_echo", "uvloop": "simple_tuned", "hydrogen": "simple", "hydrogen-python": "simple"},
-        measure=load(connections=1, burst=100_000, size=4, framing="simple"),
+        measure=load(connections=1, burst=100_000, size=4),
         columns={"burst_p50_us": "whole burst p50 us", "burst_p98_us": "p98 us", **NO_LATENCY},
         compared=RATE,
         # 44,000 messages/s is what the seed, in Rust, does in its own benchmark of that shape.
@@ -162,11 +192,7 @@ WORKLOADS = {
         title="memory of idle connections, private dirty, after one echo each",
         jobs=RAW,
         measure=counting.idle_memory,
-        columns={
-            "bytes_per_connection": "bytes/connection",
-            "kept_per_connection": "kept when they have left",
-            "second_wave": "kept after a second wave, of after the first",
-        },
+        columns=MEMORY_COLUMNS,
         compared="bytes_per_connection",
         layouts=("shared",),
         goals=(Goal("bytes_per_connection", None, "<=", 600), Goal("second_wave", None, "<=", 1.05)),
@@ -205,5 +231,22 @@ WORKLOADS = {
         compared="with_100",
         layouts=("shared",),
         goals=(Goal("without", None, "<=", 0), Goal("with_100", None, "<=", 0)),
+    ),
+    "TLS": Workload(
+        title="W1 over TLS",
+        jobs=TLS,
+        measure=load(connections=64, size=64),
+        columns=LOAD_COLUMNS,
+        compared=RATE,
+        goals=(Goal(RATE, "uvloop", ">=", 1.0),),
+    ),
+    "TLS-memory": Workload(
+        title="W9 over TLS",
+        jobs=TLS,
+        measure=counting.idle_tls_memory,
+        columns=MEMORY_COLUMNS,
+        compared="bytes_per_connection",
+        layouts=("shared",),
+        goals=(Goal("bytes_per_connection", None, "<=", 30 * 1024),),
     ),
 }

@@ -5,7 +5,8 @@ every reply byte for byte and reports throughput and latency. It knows nothing o
 server that sends back what it receives can be measured.
 
 Rooms: ``__main__`` is the command line; ``generator`` opens the connections and walks through warm-up and
-measurement; ``_generator`` is the compiled hot loop and ``_generator_py`` the same in Python; ``histogram`` holds the
+measurement; ``_generator`` is the compiled hot loop and ``_generator_py`` the same in Python; ``framing`` says what
+messages look like on the wire, ``tunnel`` is their TLS; ``histogram`` holds the
 bucket arithmetic both record with; ``report`` turns counts into a table or JSON; ``progress`` draws the live line;
 ``machine`` describes the computer.
 """

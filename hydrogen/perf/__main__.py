@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydrogen.perf import progress, report
+from hydrogen.perf.framing import FRAMINGS
 from hydrogen.perf.generator import NOT_COMPILED, Address, Options, Result, Session
 
 OK, FAULTS, USAGE = 0, 1, 2
@@ -35,11 +36,14 @@ def parser() -> argparse.ArgumentParser:
         help="each connection sends N messages in one go, reading meanwhile, and again when all have been answered",
     )
     p.add_argument("--size", type=int, default=64, metavar="BYTES", help="of a message's payload (default %(default)s)")
-    p.add_argument("--framing", choices=("raw", "simple"), default="raw", help="none, or SimpleFrame")
+    p.add_argument("--framing", choices=FRAMINGS, default="raw", help="of the messages (default %(default)s)")
     p.add_argument("--duration", type=float, default=5.0, metavar="SECONDS", help="of measuring (default %(default)s)")
     p.add_argument("--warm-up", type=float, default=1.0, metavar="SECONDS", help="before it (default %(default)s)")
     p.add_argument("--number", type=int, default=0, metavar="N", help="send exactly N messages, however long it takes")
     p.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="give up when nothing arrives for so long")
+    p.add_argument("--tls", action="store_true", help="talk TLS, by Python's ssl: a message costs the generator half as much again")
+    p.add_argument("--cacert", metavar="FILE", help="the certificate authorities that the server is verified by, instead of the system's")
+    p.add_argument("--insecure", action="store_true", help="do not verify the server's certificate")
     p.add_argument("--pid", type=int, help="the server's process: report its CPU time too (needs psutil)")
     p.add_argument("--loop", choices=("auto", "compiled", "python"), default="auto", help="which hot loop to use")
     p.add_argument("--json", metavar="FILE", help="write the report there as JSON; '-' is standard output, without table")
@@ -72,6 +76,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, str | None]:
             warm_up=given.warm_up,
             number=given.number,
             timeout=given.timeout,
+            tls=given.tls,
+            cacert=given.cacert,
+            insecure=given.insecure,
             pid=given.pid,
             loop=given.loop,
         )

@@ -5,13 +5,26 @@ from typing import final
 
 from typing_extensions import Self
 
+from hydrogen.perf.framing import Shape
+from hydrogen.perf.tunnel import Tunnel
+
 BUCKETS: int
 
 def bucket(value: int) -> int: ...
 
 @final
 class Loop:
-    def __new__(cls, fds: Sequence[int], *, size: int, depth: int, burst: bool, simple: bool, seed: int, stall: float) -> Self: ...
+    def __new__(
+        cls,
+        fds: Sequence[int],
+        *,
+        shape: Shape,
+        depth: int,
+        burst: bool,
+        seed: int,
+        stall: float,
+        tunnels: Sequence[Tunnel] = (),
+    ) -> Self: ...
     def run(self, seconds: float, number: int = 0) -> None: ...
     def drain(self) -> None: ...
     def stop(self) -> None: ...

@@ -5,7 +5,8 @@ Why it is cheap
 ---------------
 It must outrun a server that does nothing but echo, and per message such a server makes the same two system calls. So
 there is nothing else here: sockets are registered once and edge-triggered; one ``recv`` takes whatever has come, and the
-messages it completed are replaced by one ``send``; the clock is read once per ``recv``.
+messages it completed are replaced by one ``send``; the clock is read once per ``recv``. (TLS is Python's, for which the GIL
+is taken: twice per ``recv`` that completes something.)
 
 What is verified
 ----------------
@@ -13,12 +14,14 @@ Message ``seq`` of a connection is a function of (connection, seq) alone: an 8-b
 from one message to the next, then a stretch of a random pattern that begins where the key says. Expected bytes are thus
 never stored; a partly written message is simply written again from its next byte, and a reply is compared in place
 however it was cut. Crossed, reordered, repeated, lost and damaged bytes all show; so do bytes nobody asked for.
-A connection with a wrong reply is dropped: after the first wrong byte the others mean nothing.
+A connection with a wrong reply is dropped: after the first wrong byte the others mean nothing. What stands around the
+content, and which bytes it may consist of, is told by a ``Shape`` of ``framing``.
 
 What it is not: it does not connect or close (``generator`` owns the sockets) and it does not compute percentiles.
 """
 
-from libc.errno cimport EAGAIN, EINTR, errno
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport EAGAIN, EINTR, EPROTO, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
@@ -26,8 +29,9 @@ from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime,
 from posix.unistd cimport close
 
 import os
-import random
+import ssl
 
+from hydrogen.perf.framing import WINDOWS as PLACES
 from hydrogen.perf.histogram import BUCKETS
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -47,6 +51,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLET
 
 cdef extern from "<endian.h>" nogil:
+    uint32_t le32toh(uint32_t word)
     uint64_t htole64(uint64_t word)
 
 cdef extern from *:
@@ -54,13 +59,18 @@ cdef extern from *:
     #define bit_length(value) ((value) ? 64 - __builtin_clzll(value) : 0)
     """
     int bit_length(uint64_t value) nogil
+    uint32_t __builtin_bswap32(uint32_t word) nogil
 
 cdef enum:
     EVENTS = 256            # taken from one epoll_wait: a round over all connections in the usual runs
     SCRATCH = 64 * 1024     # bytes of one recv or send; fits the second-level cache
-    PREFIX = 3              # bytes of a SimpleFrame before its payload
-    KEY = 8                 # bytes of a message that its key fills, when it is that long
-    HEAD = 16               # room for a frame's prefix and the key
+    WINDOWS = 256           # of framing.py
+    KEY = 8                 # bytes of a message's content that its key fills, when there is room
+    HEAD = 16               # room for the prefix and the key
+    TAIL = 4                # room for the suffix
+    RECORD = 16 * 1024      # plaintext that TLS may hold back for want of a record's end
+    ENDED = -1              # of tunnel_decrypt: the server has sent its close_notify
+    BROKEN = -2             # and: TLS has failed
     WAKE_MS = 50            # the longest sleep, so that stop() and the stall limit are noticed
     SUB_BITS = 8            # of histogram.py
 
@@ -69,6 +79,8 @@ cdef uint64_t LARGEST = (<uint64_t> 1 << 40) - 1    # of histogram.py
 
 cdef struct connection_t:
     int fd                  # -1 once dropped
+    void *tunnel            # its hydrogen.perf.tunnel.Tunnel, which the Loop keeps alive; NULL without TLS
+    size_t unsent           # bytes of ciphertext that wait in the tunnel
     uint64_t salt           # its part of every key
     uint64_t due            # messages below this number may be sent
     uint64_t out_seq        # the message being sent, and how many of its bytes the kernel has taken
@@ -79,11 +91,12 @@ cdef struct connection_t:
     uint64_t *sent_at       # a ring over the window: when message seq was first handed to the kernel
 
 
-# Small messages are little but head: it is made, copied and compared as two words. (As bytes it cost twice as much: calls of
-# memcpy and memcmp, and loads of words that had just been stored as bytes.)
+# Small messages are little but head: it is made, copied and compared as two words, the tail as one. (As bytes it cost twice as
+# much: calls of memcpy and memcmp, and loads of words that had just been stored as bytes.)
 cdef struct message_t:
     uint64_t head[2]
     const unsigned char *body
+    uint64_t tail
 
 
 cdef struct loop_t:
@@ -91,15 +104,21 @@ cdef struct loop_t:
     connection_t *connections
     uint32_t count
     uint32_t live
-    # The shape of a message on the wire: head (frame prefix and key), body (pattern), tail (the closing guard byte).
-    size_t size
+    # The shape of a message on the wire: head (prefix and key), body (pattern), tail (suffix).
     size_t head_size
     size_t body_size
+    size_t tail_size
     size_t wire
     uint64_t head_mask[2]   # ones where the head has its bytes
-    uint64_t prefix         # what precedes the key, as the first bits of a little-endian word, and how many they are
+    uint64_t prefix[2]      # what precedes the key, as the first bits of little-endian words, and how many they are
     int prefix_bits
+    uint64_t key_mask       # the key is ``base + (mixed & mask)``
+    uint64_t key_base
     unsigned char *pattern
+    uint64_t suffix         # as the first bits of a little-endian word; with checksum: this instead
+    bint checksum
+    uint64_t key_used       # ones where the key's bytes are content
+    uint32_t *sums          # of the bytes of each body, by where it begins
     # The closed loop.
     uint64_t depth
     uint64_t ring_mask
@@ -160,32 +179,50 @@ cdef inline uint64_t bucket_of(uint64_t value) noexcept nogil:
 
 # -- messages ---------------------------------------------------------------------------------------------------------
 
+cdef inline uint32_t byte_sum(uint64_t word) noexcept nogil:
+    word = (word & <uint64_t> 0x00FF00FF00FF00FF) + (word >> 8 & <uint64_t> 0x00FF00FF00FF00FF)
+    return <uint32_t> (word * <uint64_t> 0x0001000100010001 >> 48)
+
+
 cdef inline void message_make(loop_t *loop, connection_t *c, uint64_t seq, message_t *message) noexcept nogil:
-    cdef uint64_t key = mixed(c.salt + seq)
-    message.head[0] = htole64(loop.prefix | key << loop.prefix_bits)
-    message.head[1] = htole64(key >> (63 - loop.prefix_bits) >> 1)      # in two steps: a shift by 64 is undefined
+    cdef uint64_t key = (mixed(c.salt + seq) & loop.key_mask) + loop.key_base
+    cdef uint64_t low = key << (loop.prefix_bits & 63)
+    if loop.prefix_bits < 64:
+        message.head[0] = htole64(loop.prefix[0] | low)
+        message.head[1] = htole64(loop.prefix[1] | key >> (63 - loop.prefix_bits) >> 1)     # in two steps: a shift by 64 is undefined
+    else:
+        message.head[0] = htole64(loop.prefix[0])
+        message.head[1] = htole64(loop.prefix[1] | low)
     message.body = loop.pattern + (key & 0xFF)
+    if loop.checksum:
+        message.tail = htole64(__builtin_bswap32(byte_sum(key & loop.key_used) + loop.sums[key & 0xFF]))
+    else:
+        message.tail = htole64(loop.suffix)
 
 
 cdef size_t message_copy(loop_t *loop, message_t *message, size_t at, unsigned char *out, size_t room) noexcept nogil:
-    """Write the message's bytes from ``at`` on, to its end or for as long as there is room; returns how many."""
+    """Write the message's bytes from ``at`` on, to its end or for as long as there is room; returns how many.
+
+    Bytes past those may be written too, HEAD at most; they are written over later, or not sent.
+    """
     cdef size_t end = smaller(loop.wire, at + room)
     cdef size_t begin = at
+    cdef size_t tail_at = loop.wire - loop.tail_size
     cdef size_t n
     if at == 0 and end >= loop.head_size:
         memcpy(out, &message.head[0], 8)
-        memcpy(out + 8, &message.head[1], 8)    # the bytes past the head are written over, or not sent
+        memcpy(out + 8, &message.head[1], 8)
         at = loop.head_size
     elif at < loop.head_size:
         n = smaller(end, loop.head_size) - at
         memcpy(out, <unsigned char *> message.head + at, n)
         at += n
-    if at < end and at < loop.head_size + loop.body_size:
-        n = smaller(end, loop.head_size + loop.body_size) - at
+    if at < end and at < tail_at:
+        n = smaller(end, tail_at) - at
         memcpy(out + (at - begin), message.body + (at - loop.head_size), n)
         at += n
     if at < end:
-        out[at - begin] = 0x17
+        memcpy(out + (at - begin), <unsigned char *> &message.tail + (at - tail_at), TAIL)
     return end - begin
 
 
@@ -195,10 +232,21 @@ cdef inline bint head_matches(loop_t *loop, message_t *message, unsigned char *d
     return ((message.head[0] ^ got[0]) & loop.head_mask[0] | (message.head[1] ^ got[1]) & loop.head_mask[1]) == 0
 
 
+cdef inline bint tail_matches(message_t *message, size_t at, unsigned char *data, size_t n) noexcept nogil:
+    cdef uint32_t wanted, got
+    memcpy(&wanted, <unsigned char *> &message.tail + at, TAIL)
+    memcpy(&got, data, TAIL)
+    return le32toh(wanted ^ got) << 8 * (TAIL - n) == 0
+
+
 cdef bint message_matches(loop_t *loop, message_t *message, size_t at, unsigned char *data, size_t n) noexcept nogil:
-    """Whether ``n`` bytes (at least 1, none past the message's end) are the message's bytes from ``at`` on."""
+    """Whether ``n`` bytes (at least 1, none past the message's end) are the message's bytes from ``at`` on.
+
+    Bytes past those may be read too, HEAD at most.
+    """
     cdef size_t end = at + n
     cdef size_t begin = at
+    cdef size_t tail_at = loop.wire - loop.tail_size
     if at == 0 and end >= loop.head_size:
         if not head_matches(loop, message, data):
             return False
@@ -208,12 +256,12 @@ cdef bint message_matches(loop_t *loop, message_t *message, size_t at, unsigned 
         if memcmp(data, <unsigned char *> message.head + at, n) != 0:
             return False
         at += n
-    if at < end and at < loop.head_size + loop.body_size:
-        n = smaller(end, loop.head_size + loop.body_size) - at
+    if at < end and at < tail_at:
+        n = smaller(end, tail_at) - at
         if memcmp(data + (at - begin), message.body + (at - loop.head_size), n) != 0:
             return False
         at += n
-    return at == end or data[at - begin] == 0x17
+    return at == end or tail_matches(message, at - tail_at, data + (at - begin), end - at)
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
@@ -245,6 +293,51 @@ cdef void connection_mistrust(loop_t *loop, connection_t *c) noexcept nogil:
     connection_drop(loop, c)
 
 
+cdef void connection_end(loop_t *loop, connection_t *c) noexcept nogil:
+    loop.closed += 1
+    connection_drop(loop, c)
+
+
+cdef ssize_t tunnel_decrypt(connection_t *c, unsigned char *data, size_t size) noexcept with gil:
+    """Decrypt what was received, in place; returns the size of the plaintext that is complete now, ENDED or BROKEN.
+
+    It may be longer than the ciphertext, by what TLS held back, a record at most.
+    """
+    cdef bytes plaintext
+    try:
+        plaintext = (<object> c.tunnel).decrypt(PyBytes_FromStringAndSize(<char *> data, <Py_ssize_t> size))
+    except ssl.SSLZeroReturnError:
+        return ENDED
+    except ssl.SSLError:
+        return BROKEN
+    memcpy(data, PyBytes_AS_STRING(plaintext), PyBytes_GET_SIZE(plaintext))
+    return PyBytes_GET_SIZE(plaintext)
+
+
+cdef ssize_t tunnel_send(connection_t *c, const unsigned char *data, size_t size) noexcept with gil:
+    """As send(2), through TLS: takes all of ``data``, or none while ciphertext waits; returns an error as its negated number."""
+    cdef bytes ciphertext
+    cdef ssize_t sent
+    tunnel = <object> c.tunnel
+    if c.unsent > 0:
+        ciphertext = tunnel.unsent
+        size = 0
+    else:
+        try:
+            ciphertext = tunnel.encrypt(PyBytes_FromStringAndSize(<const char *> data, <Py_ssize_t> size))
+        except ssl.SSLError:
+            return -EPROTO
+    sent = send(c.fd, PyBytes_AS_STRING(ciphertext), PyBytes_GET_SIZE(ciphertext), MSG_NOSIGNAL)
+    if sent < 0:
+        if size == 0 or errno != EAGAIN and errno != EINTR:
+            return -errno
+        sent = 0
+    if c.unsent > 0 or sent < PyBytes_GET_SIZE(ciphertext):
+        tunnel.unsent = ciphertext[sent:]
+        c.unsent = PyBytes_GET_SIZE(ciphertext) - sent
+    return <ssize_t> size
+
+
 cdef inline void connection_grant(loop_t *loop, connection_t *c, uint64_t wanted) noexcept nogil:
     """Allow ``wanted`` more messages, or as many as the budget has left."""
     if not loop.sending:
@@ -263,7 +356,8 @@ cdef void connection_send(loop_t *loop, connection_t *c, uint64_t now) noexcept 
     cdef uint64_t seq
     cdef size_t at, used, n
     cdef ssize_t sent
-    while c.out_seq < c.due:
+    cdef int error
+    while c.out_seq < c.due or c.unsent > 0:
         seq = c.out_seq
         at = c.out_at
         used = 0
@@ -277,12 +371,17 @@ cdef void connection_send(loop_t *loop, connection_t *c, uint64_t now) noexcept 
             if at == loop.wire:
                 at = 0
                 seq += 1
-        sent = send(c.fd, loop.scratch, used, MSG_NOSIGNAL)
+        if c.tunnel == NULL:
+            sent = send(c.fd, loop.scratch, used, MSG_NOSIGNAL)
+            error = errno
+        else:
+            sent = tunnel_send(c, loop.scratch, used)
+            error = <int> -sent
         if sent < 0:
-            if errno == EINTR:
+            if error == EINTR:
                 continue
-            if errno != EAGAIN:
-                connection_fail(loop, c, errno)
+            if error != EAGAIN:
+                connection_fail(loop, c, error)
             return
         # What the kernel did not take is made again: it costs less than keeping it.
         c.out_at += <size_t> sent
@@ -340,22 +439,26 @@ cdef void connection_read(loop_t *loop, connection_t *c, bint to_the_end) noexce
     A read shorter than the buffer means drained: what comes later is a new edge. Only when the peer's FIN has been
     reported, which gives no further edge, is it read to the end.
     """
-    cdef ssize_t got
+    cdef ssize_t got, size
     cdef uint64_t before, now
     while c.fd >= 0:
         got = recv(c.fd, loop.scratch, SCRATCH, 0)
         if got > 0:
             now = clock_ns(CLOCK_MONOTONIC)
             before = c.in_seq
-            if not connection_verify(loop, c, loop.scratch, <size_t> got, now):
+            size = got if c.tunnel == NULL else tunnel_decrypt(c, loop.scratch, <size_t> got)
+            if size == ENDED:
+                connection_end(loop, c)
+            elif size == BROKEN:
+                connection_fail(loop, c, EPROTO)
+            elif not connection_verify(loop, c, loop.scratch, <size_t> size, now):
                 connection_mistrust(loop, c)
-                return
-            connection_refill(loop, c, c.in_seq - before, now)
-            if got < SCRATCH and not to_the_end:
-                return
+            else:
+                connection_refill(loop, c, c.in_seq - before, now)
+                if got < SCRATCH and not to_the_end:
+                    return
         elif got == 0:
-            loop.closed += 1
-            connection_drop(loop, c)
+            connection_end(loop, c)
         elif errno == EAGAIN:
             return
         elif errno != EINTR:
@@ -445,8 +548,9 @@ cdef class Loop:
     """The compiled hot loop over connected, non-blocking sockets, which stay the caller's; see ``_generator.pyi``."""
 
     cdef loop_t loop
+    cdef tuple tunnels
 
-    def __cinit__(self, fds, *, size_t size, uint64_t depth, bint burst, bint simple, uint64_t seed, double stall):
+    def __cinit__(self, fds, *, shape, uint64_t depth, bint burst, uint64_t seed, double stall, tunnels=()):
         cdef loop_t *loop = &self.loop
         cdef uint64_t ring = 1
         cdef uint32_t index
@@ -456,14 +560,7 @@ cdef class Loop:
         while ring < depth:
             ring *= 2
         loop.count = len(fds)
-        loop.size = size
-        loop.head_size = smaller(size, KEY) + (PREFIX if simple else 0)
-        memset(loop.head_mask, 0xFF, loop.head_size)
-        loop.body_size = size - smaller(size, KEY)
-        loop.wire = size + (4 if simple else 0)
-        if simple:
-            loop.prefix = 0x01 | (size >> 8) << 8 | (size & 0xFF) << 16
-            loop.prefix_bits = 8 * PREFIX
+        self.shape(shape, shape.pattern(seed))
         loop.depth = depth
         loop.ring_mask = ring - 1
         loop.burst = burst
@@ -471,10 +568,8 @@ cdef class Loop:
         loop.connections = <connection_t *> self.memory(loop.count, sizeof(connection_t))
         loop.latencies = <uint64_t *> self.memory(BUCKETS, sizeof(uint64_t))
         loop.bursts = <uint64_t *> self.memory(BUCKETS, sizeof(uint64_t))
-        loop.scratch = <unsigned char *> self.memory(SCRATCH + HEAD, 1)     # a head is copied and read as HEAD bytes
-        loop.pattern = <unsigned char *> self.memory(loop.body_size + 256, 1)
-        pattern = random.Random(seed).randbytes(loop.body_size + 256)
-        memcpy(loop.pattern, <const unsigned char *> pattern, len(pattern))
+        loop.scratch = <unsigned char *> self.memory(SCRATCH + RECORD + HEAD, 1)
+        self.tunnels = tuple(tunnels)
         for index in range(loop.count):
             self.add(index, fds[index], mixed(seed + index))
 
@@ -488,6 +583,7 @@ cdef class Loop:
         free(self.loop.bursts)
         free(self.loop.scratch)
         free(self.loop.pattern)
+        free(self.loop.sums)
         if self.loop.epoll > 0:
             close(self.loop.epoll)
 
@@ -497,11 +593,46 @@ cdef class Loop:
             raise MemoryError
         return block
 
+    cdef int shape(self, shape, bytes pattern) except -1:
+        cdef loop_t *loop = &self.loop
+        cdef size_t prefix = len(shape.prefix)
+        cdef size_t size = shape.size
+        cdef size_t key_size = smaller(smaller(size, KEY), HEAD - prefix)
+        cdef uint32_t total = 0
+        cdef size_t i
+        cdef int begin
+        assert PLACES == WINDOWS and prefix <= HEAD and len(shape.suffix) <= TAIL
+        loop.head_size = prefix + key_size
+        loop.body_size = size - key_size
+        loop.tail_size = len(shape.suffix)
+        loop.wire = shape.wire
+        memset(loop.head_mask, 0xFF, loop.head_size)
+        loop.prefix[0] = int.from_bytes(shape.prefix[:8], "little")
+        loop.prefix[1] = int.from_bytes(shape.prefix[8:], "little")
+        loop.prefix_bits = 8 * <int> prefix
+        memset(&loop.key_mask, shape.mask, sizeof(uint64_t))
+        memset(&loop.key_base, shape.base, sizeof(uint64_t))
+        memset(&loop.key_used, 0xFF, key_size)
+        loop.key_used = htole64(loop.key_used)
+        loop.suffix = int.from_bytes(shape.suffix, "little")
+        loop.checksum = shape.checksum
+        loop.pattern = <unsigned char *> self.memory(len(pattern), 1)
+        memcpy(loop.pattern, <const unsigned char *> pattern, len(pattern))
+        loop.sums = <uint32_t *> self.memory(WINDOWS, sizeof(uint32_t))
+        for i in range(loop.body_size):
+            total += loop.pattern[i]
+        for begin in range(WINDOWS):
+            loop.sums[begin] = total
+            total += loop.pattern[begin + loop.body_size] - loop.pattern[begin]
+        return 0
+
     cdef int add(self, uint32_t index, int fd, uint64_t salt) except -1:
         cdef connection_t *c = self.loop.connections + index
         cdef epoll_event event
         c.fd = fd
         c.salt = salt
+        if self.tunnels:
+            c.tunnel = <void *> self.tunnels[index]
         c.sent_at = <uint64_t *> self.memory(self.loop.ring_mask + 1, sizeof(uint64_t))
         event.events = <uint32_t> EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
         event.data.u32 = index

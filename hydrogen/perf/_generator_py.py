@@ -7,14 +7,18 @@ keeps the messages it has sent, which is simpler, and compares with those.
 
 from __future__ import annotations
 
+import errno
 import os
-import random
 import select
+import ssl
 import time
 from collections import deque
 from collections.abc import Sequence
+from itertools import zip_longest
 
+from hydrogen.perf.framing import Shape
 from hydrogen.perf.histogram import BUCKETS, bucket_of
+from hydrogen.perf.tunnel import Tunnel
 
 KEY = 8
 SCRATCH = 64 * 1024
@@ -33,14 +37,15 @@ def mixed(value: int) -> int:
 class Connection:
     """One socket and where its two streams stand."""
 
-    def __init__(self, index: int, fd: int, salt: int) -> None:
+    def __init__(self, index: int, fd: int, salt: int, tunnel: Tunnel | None) -> None:
         self.index = index
         self.fd = fd
         self.salt = salt
+        self.tunnel = tunnel
         self.due = 0  # messages below this number may be sent
         self.made = 0  # messages below this number have been put into `unsent`
-        self.unsent = b""
-        self.unreturned = 0  # bytes that the kernel has taken and that have not come back
+        self.unsent = b""  # in TLS ciphertext
+        self.unreturned = 0  # bytes that the kernel, or TLS, has taken and that have not come back
         self.expected: deque[tuple[bytes, int]] = deque()  # made and unanswered, with the time
         self.partial = b""  # the beginning of a reply
         self.burst_began = 0
@@ -61,11 +66,20 @@ class WrongReplyError(Exception):
 class Loop:
     """The hot loop; its contract is :class:`hydrogen.perf.generator.HotLoop`."""
 
-    def __init__(self, fds: Sequence[int], *, size: int, depth: int, burst: bool, simple: bool, seed: int, stall: float) -> None:
-        self.size, self.depth, self.burst = size, depth, burst
-        self.prefix = b"\x01" + size.to_bytes(2, "big") if simple else b""
-        self.tail = b"\x17" if simple else b""
-        self.pattern = random.Random(seed).randbytes(size + 256)
+    def __init__(
+        self,
+        fds: Sequence[int],
+        *,
+        shape: Shape,
+        depth: int,
+        burst: bool,
+        seed: int,
+        stall: float,
+        tunnels: Sequence[Tunnel] = (),
+    ) -> None:
+        self.shape, self.depth, self.burst = shape, depth, burst
+        self.pattern = shape.pattern(seed)
+        self.key_mask, self.key_base = (int.from_bytes([byte] * KEY, "little") for byte in (shape.mask, shape.base))
         self.stall_ns = int(stall * 1e9)
         self.sending = self.stopped = False
         self.budget: int | None = None
@@ -74,8 +88,8 @@ class Loop:
         self.first_errno = 0
         self.epoll = select.epoll()
         self.connections: dict[int, Connection] = {}
-        for index, fd in enumerate(fds):
-            self.connections[fd] = Connection(index, fd, mixed(seed + index))
+        for index, (fd, tunnel) in enumerate(zip_longest(fds, tunnels)):
+            self.connections[fd] = Connection(index, fd, mixed(seed + index), tunnel)
             self.epoll.register(fd, INTEREST)
         self.reset()
 
@@ -114,10 +128,13 @@ class Loop:
         self.faults["unanswered"] += c.owed
 
     def _make(self, c: Connection) -> bytes:
-        key = mixed((c.salt + c.made) % 2**64)
+        shape = self.shape
+        key = (mixed((c.salt + c.made) % 2**64) & self.key_mask) + self.key_base
         begin = key & 0xFF
-        head = key.to_bytes(KEY, "little")[: self.size]
-        return self.prefix + head + self.pattern[begin : begin + self.size - len(head)] + self.tail
+        head = key.to_bytes(KEY, "little")[: shape.size]
+        content = head + self.pattern[begin : begin + shape.size - len(head)]
+        suffix = (sum(content) % 2**32).to_bytes(4, "big") if shape.checksum else shape.suffix
+        return shape.prefix + content + suffix
 
     def _grant(self, c: Connection, wanted: int) -> None:
         if not self.sending:
@@ -130,7 +147,7 @@ class Loop:
 
     def _send(self, c: Connection, now: int) -> None:
         while c.unsent or c.made < c.due:
-            parts = [c.unsent]
+            parts = []
             room = SCRATCH - len(c.unsent)
             while c.made < c.due and room > 0:
                 message = self._make(c)
@@ -138,13 +155,19 @@ class Loop:
                 c.made += 1
                 parts.append(message)
                 room -= len(message)
-            c.unsent = b"".join(parts)
+            if c.tunnel is None:
+                c.unsent += b"".join(parts)
+            elif parts:
+                plaintext = b"".join(parts)
+                c.unsent += c.tunnel.encrypt(plaintext)
+                c.unreturned += len(plaintext)
             try:
                 sent = os.write(c.fd, c.unsent)
             except BlockingIOError:
                 return
             c.unsent = c.unsent[sent:]
-            c.unreturned += sent
+            if c.tunnel is None:
+                c.unreturned += sent
 
     def _verify(self, c: Connection, data: bytes, now: int) -> int:
         """How many replies ``data`` completes; WrongReplyError at the first byte that nobody sent."""
@@ -191,12 +214,16 @@ class Loop:
                 return
             now = time.monotonic_ns()
             if not data:
-                self.faults["closed"] += 1
-                self._drop(c)
+                self._end(c)
                 return
-            self._refill(c, self._verify(c, data, now), now)
+            plaintext = data if c.tunnel is None else c.tunnel.decrypt(data)
+            self._refill(c, self._verify(c, plaintext, now), now)
             if len(data) < SCRATCH and not to_the_end:
                 return
+
+    def _end(self, c: Connection) -> None:
+        self.faults["closed"] += 1
+        self._drop(c)
 
     def _mistrust(self, c: Connection, at: int) -> None:
         if not self.faults["wrong"]:
@@ -212,8 +239,10 @@ class Loop:
                 self._read(c, bool(events & NO_FURTHER_EDGE))
         except WrongReplyError as error:
             self._mistrust(c, error.args[0])
+        except ssl.SSLZeroReturnError:
+            self._end(c)
         except OSError as error:
-            self.first_errno = self.first_errno or error.errno or 0
+            self.first_errno = self.first_errno or (errno.EPROTO if isinstance(error, ssl.SSLError) else error.errno or 0)
             self.faults["failed"] += 1
             self._drop(c)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
 from hydrogen.perf import _generator_py
+from hydrogen.perf.framing import FRAMINGS, Shape
+from hydrogen.perf.tunnel import Tunnel, client_context
 
 try:
     from hydrogen.perf import _generator
@@ -32,8 +35,18 @@ class HotLoop(Protocol):
     thread; ``stop``, ``messages`` and ``counters`` may be called from others meanwhile.
     """
 
-    def __init__(self, fds: Sequence[int], *, size: int, depth: int, burst: bool, simple: bool, seed: int, stall: float) -> None:
-        """Keep ``depth`` messages of ``size`` bytes in flight per socket, framed as SimpleFrame if ``simple``.
+    def __init__(
+        self,
+        fds: Sequence[int],
+        *,
+        shape: Shape,
+        depth: int,
+        burst: bool,
+        seed: int,
+        stall: float,
+        tunnels: Sequence[Tunnel] = (),
+    ) -> None:
+        """Keep ``depth`` messages of that ``shape`` in flight per socket; with ``tunnels``, one for each socket, over TLS.
 
         With ``burst`` a connection's ``depth`` messages go out together, and the next ones when all have been answered.
         ``seed`` varies the content. After ``stall`` seconds in which nothing at all arrives, every connection that owes
@@ -113,24 +126,35 @@ class Options:
     warm_up: float = 1.0
     number: int = 0
     timeout: float = 10.0
+    tls: bool = False
+    cacert: str | None = None
+    """a file of certificate authorities, for the system's"""
+    insecure: bool = False
+    """the server's certificate is not verified"""
     pid: int | None = None
     loop: str = "auto"
 
     def __post_init__(self) -> None:
-        smallest, largest = (1, 1 << 30) if self.framing == "raw" else (0, 65535)
         for name, good in {
             "connections": self.connections >= 1,
             "in_flight": 1 <= self.in_flight <= 1 << 24,
-            "size": smallest <= self.size <= largest,
-            "framing": self.framing in ("raw", "simple"),
+            "framing": self.framing in FRAMINGS,
+            "size": self.framing in FRAMINGS and self.size in FRAMINGS[self.framing][1],
             "duration": self.duration > 0,
             "warm_up": self.warm_up >= 0,
             "number": self.number >= 0,
             "timeout": self.timeout > 0,
+            "cacert": self.cacert is None or (self.tls and not self.insecure),
+            "insecure": self.tls or not self.insecure,
             "loop": self.loop in ("auto", "compiled", "python"),
         }.items():
             if not good:
                 raise ValueError(f"{name} may not be {getattr(self, name)!r}")
+
+    @property
+    def shape(self) -> Shape:
+        """The messages on the wire."""
+        return FRAMINGS[self.framing][0](self.size)
 
 
 @dataclass(frozen=True)
@@ -147,6 +171,8 @@ class Result:
     connect_failures: int
     connect_error: str
     """the first failure's reason"""
+    tls: str
+    """protocol version and cipher of the first connection; empty without TLS"""
     server_cpu: float | None
     """seconds, user and system, that the server's process used meanwhile"""
     interrupted: bool
@@ -179,7 +205,7 @@ def cpu_seconds(pid: int) -> float | None:
 
 
 def connect(address: Address, timeout: float) -> socket.socket:
-    """A connected, non-blocking socket."""
+    """A connected socket with that timeout."""
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(timeout)
@@ -191,7 +217,6 @@ def connect(address: Address, timeout: float) -> socket.socket:
     else:
         sock = socket.create_connection(address, timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setblocking(False)
     return sock
 
 
@@ -211,7 +236,14 @@ class Session:
         self.loop_name, self._loop_class = choose_loop(options.loop)
         if options.pid is not None and self._server_cpu() is None:
             raise RuntimeError(f"there is no process {options.pid}")
+        self._context: ssl.SSLContext | None = None
+        if options.tls:
+            try:
+                self._context = client_context(options.cacert, options.insecure)
+            except OSError as error:
+                raise RuntimeError(f"{options.cacert}: {error}") from error
         self._sockets: list[socket.socket] = []
+        self._tunnels: list[Tunnel] = []
         self._loop: HotLoop | None = None
 
     def __enter__(self) -> Session:
@@ -231,19 +263,33 @@ class Session:
         options = self.options
         for _ in range(options.connections):
             try:
-                self._sockets.append(connect(options.address, options.timeout))
+                self._open()
             except OSError as error:
                 self.connect_failures += 1
                 self.connect_error = self.connect_error or str(error)
         self._loop = self._loop_class(
             [sock.fileno() for sock in self._sockets],
-            size=options.size,
+            shape=options.shape,
             depth=options.in_flight,
             burst=options.burst,
-            simple=options.framing == "simple",
             seed=random.getrandbits(32),
             stall=options.timeout,
+            tunnels=self._tunnels,
         )
+
+    def _open(self) -> None:
+        address, timeout = self.options.address, self.options.timeout
+        sock = connect(address, timeout)
+        try:
+            if self._context is not None:
+                tunnel = Tunnel(self._context, "localhost" if isinstance(address, str) else address[0])
+                tunnel.handshake(sock, timeout)
+                self._tunnels.append(tunnel)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+        self._sockets.append(sock)
 
     def run(self) -> Result:
         """Warm up, measure, and see that nothing remains unanswered."""
@@ -272,6 +318,7 @@ class Session:
             bursts=bursts,
             connect_failures=self.connect_failures,
             connect_error=self.connect_error,
+            tls=self._tunnels[0].describe() if self._tunnels else "",
             server_cpu=None if cpu_before is None or cpu_after is None else cpu_after - cpu_before,
             interrupted=self.stopped,
         )
@@ -287,7 +334,11 @@ class Session:
     def close(self) -> None:
         """Close all connections, and the hot loop's epoll instance with the loop."""
         self._loop = None
+        for sock, tunnel in zip(self._sockets, self._tunnels, strict=False):
+            with contextlib.suppress(OSError):
+                sock.send(tunnel.unsent + tunnel.close())
         for sock in self._sockets:
             with contextlib.suppress(OSError):
                 sock.close()
         self._sockets.clear()
+        self._tunnels.clear()

@@ -87,6 +87,7 @@ def as_json(result: Result) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "configuration": dataclasses.asdict(result.options) | {"loop": result.loop},
+        "tls": result.tls or None,
         "machine": machine.describe(),
         "interrupted": result.interrupted,
         "result": figures(result),
@@ -129,7 +130,7 @@ def table(result: Result) -> str:
     faults = [f"{count:,} {name.replace('_', ' ')}" for name, count in found["faults"].items() if count]
     rows.append(("faults", ", ".join(faults) or ("none; every reply was verified" if found["messages"] else "none")))
     lines = [
-        f"{shown_address(options)}  {options.framing} echo of {options.size:,} bytes, "
+        f"{shown_address(options)}  {options.framing} echo of {options.size:,} bytes{f' over {result.tls}' if result.tls else ''}, "
         f"{options.connections:,} connections, {flight}" + (" (interrupted)" if result.interrupted else ""),
         *(f"  {name:<14} {value}" for name, value in rows),
         *(f"  {told}" for told in explanations(result)),

@@ -1,4 +1,4 @@
-"""``python -m perf.arms.hydrogen_server JOB [--engine compiled|python] [--handoff auto|inline|eager]``
+"""``python -m perf.arms.hydrogen_server JOB [CERTIFICATE] [--engine compiled|python] [--handoff auto|inline|eager]``
 
 A line on its standard input is answered with the server's statistics as a line of JSON.
 """
@@ -11,7 +11,7 @@ import sys
 import time
 
 import hydrogen
-from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, THREADS
+from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, THREADS, tls_context
 
 
 class Echo(hydrogen.Handler):
@@ -36,7 +36,12 @@ class Sleeping(hydrogen.Handler):
 JOBS: dict[str, tuple[type[hydrogen.Handler], type[hydrogen.FrameBuilder] | None]] = {
     "raw": (Echo, None),
     "simple": (Echo, hydrogen.SimpleFrameBuilder),
+    "checksum32": (Echo, hydrogen.Checksum32FrameBuilder),
+    "length": (Echo, hydrogen.LengthFrameBuilder),
+    "line": (Echo, hydrogen.LineFrameBuilder),
+    "websocket": (Echo, hydrogen.WebSocketFrameBuilder),
     "sleeping": (Sleeping, None),
+    "tls": (Echo, None),
 }
 
 
@@ -44,11 +49,13 @@ def main() -> None:
     """Serve until standard input ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("job", choices=JOBS)
+    parser.add_argument("certificate", nargs="?")
     parser.add_argument("--engine", choices=("compiled", "python"), default="compiled")
     parser.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto")
     options = parser.parse_args()
     handler, framing = JOBS[options.job]
-    config = hydrogen.Config(port=0, max_threads=THREADS, framing=framing, handoff=options.handoff)
+    context = None if options.certificate is None else tls_context(options.certificate)
+    config = hydrogen.Config(port=0, max_threads=THREADS, framing=framing, ssl=context, handoff=options.handoff)
     with hydrogen.serve(handler(), config, engine=options.engine) as server:
         print(server.address[1], flush=True)
         for _ in sys.stdin:

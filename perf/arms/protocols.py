@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
-from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, THREADS
+from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, THREADS, tls_context
 
 START, END = b"\x01", b"\x17"
 pack_head, unpack_head = struct.Struct(">BH").pack, struct.Struct(">BH").unpack_from
@@ -119,11 +119,13 @@ JOBS: dict[str, type[Raw]] = {
     "simple_tuned": SimpleTuned,
     "sleeping": Sleeping,
     "executor": Executor,
+    "tls": Raw,
 }
 
 
-async def serve(job: str) -> None:
+async def serve(job: str, certificate: str | None = None) -> None:
     """Listen, print the port, and serve for ever."""
-    server = await asyncio.get_running_loop().create_server(JOBS[job], "127.0.0.1", 0, backlog=4096)
+    context = None if certificate is None else tls_context(certificate)
+    server = await asyncio.get_running_loop().create_server(JOBS[job], "127.0.0.1", 0, backlog=4096, ssl=context)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

@@ -1,4 +1,4 @@
-"""``python -m perf.arms.uvloop_server JOB``"""
+"""``python -m perf.arms.uvloop_server JOB [CERTIFICATE]``"""
 
 import sys
 
@@ -6,4 +6,4 @@ import uvloop
 
 from perf.arms.protocols import serve
 
-uvloop.run(serve(sys.argv[1]))
+uvloop.run(serve(*sys.argv[1:]))

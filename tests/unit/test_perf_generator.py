@@ -1,19 +1,28 @@
 """The load generator's two hot loops, against servers that echo and servers that do not."""
 
 import contextlib
+import errno
 import os
+import re
 import socket
+import ssl
 import struct
 import threading
 
 import pytest
-from support import PATIENCE
+import trustme
+from support import PATIENCE, wait_until
 
 from hydrogen.perf import generator
+from hydrogen.perf.framing import FRAMINGS, raw
 from hydrogen.perf.generator import COMPILED, Counters, Options, Session, choose_loop
 from hydrogen.perf.histogram import BUCKETS, bucket_of
+from hydrogen.perf.tunnel import Tunnel, client_context
 
 SOON = 0.2
+
+OVERHEAD = {"raw": 0, "simple": 4, "checksum32": 8, "length": 4, "line": 1}
+"""Bytes that a framing adds to a message; those of a WebSocket frame depend on the size."""
 
 
 def pytest_generate_tests(metafunc):
@@ -27,10 +36,10 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def serve():
-    """Start a server that runs a function on each connection, a thread each: `serve(function) -> address`."""
+    """Start a server that runs a function on each connection, a thread each: `serve(function) -> address`; with `tls`, over TLS."""
     with contextlib.ExitStack() as stack:
 
-        def serve(function, address=("127.0.0.1", 0)):
+        def serve(function, address=("127.0.0.1", 0), tls=None):
             listener = socket.create_server(address) if isinstance(address, tuple) else unix_server(address)
             threads = []
 
@@ -41,8 +50,12 @@ def serve():
                         threads[-1].start()
 
             def run(connection):
-                with connection, contextlib.suppress(OSError):
-                    function(connection)
+                with contextlib.suppress(OSError), connection:
+                    if tls is None:
+                        function(connection)
+                    else:
+                        with tls.wrap_socket(connection, server_side=True, suppress_ragged_eofs=False) as secured:
+                            function(secured)
 
             def stop():
                 listener.shutdown(socket.SHUT_RDWR)
@@ -82,7 +95,39 @@ echo = changing(lambda data, seen: data)
 
 
 def read_exactly(connection, size):
-    return connection.recv(size, socket.MSG_WAITALL)
+    data = bytearray()
+    while len(data) < size and (more := connection.recv(min(size - len(data), 65536))):
+        data += more
+    return bytes(data)
+
+
+def wire_size(framing, size):
+    if framing == "websocket":
+        return size + (2 if size < 126 else 4 if size < 65536 else 10)
+    return size + OVERHEAD[framing]
+
+
+def read_messages(framing, data):
+    """What the messages in `data` carry, by a reader that shares nothing with the generator."""
+    found = []
+    while data:
+        if framing == "line":
+            payload, end, data = data.partition(b"\n")
+            assert end
+        else:
+            head = {"simple": ">xH", "checksum32": ">I", "length": ">I"}.get(framing)
+            if head is None:
+                assert data[0] == 0x82
+                head = {126: ">xxH", 127: ">xxQ"}.get(data[1], ">xB")
+            (size,) = struct.unpack_from(head, data)
+            at = struct.calcsize(head)
+            payload = data[at : at + size]
+            tail = {"simple": b"\x17", "checksum32": struct.pack(">I", sum(payload))}.get(framing, b"")
+            assert framing != "simple" or data[0] == 0x01
+            assert data[at + size : at + size + len(tail)] == tail
+            data = data[at + size + len(tail) :]
+        found.append(payload)
+    return found
 
 
 def reset(connection):
@@ -113,11 +158,10 @@ def faults(result):
         {"size": 8, "in_flight": 5},
         {"size": 9, "in_flight": 16},
         {"size": 200_000, "in_flight": 3},
-        {"size": 0, "framing": "simple"},
-        {"size": 4, "framing": "simple", "in_flight": 16},
-        {"size": 8, "framing": "simple"},
         {"size": 65_535, "framing": "simple", "in_flight": 3},
         {"size": 64, "burst": True, "in_flight": 20},
+        *({"size": size, "framing": framing, "in_flight": 16} for framing in FRAMINGS if framing != "raw" for size in (0, 1, 4, 8, 9, 200)),
+        *({"size": size, "framing": "websocket", "in_flight": 3} for size in (125, 126, 65_535, 65_536)),
     ],
     ids=str,
 )
@@ -132,17 +176,49 @@ def test_exactly_the_number_of_messages_is_sent_and_verified(serve, loop, option
     assert result.ok
     assert result.loop == loop
     assert result.counters.messages == sum(result.latencies) == 50
-    wire = options.get("size", 64) + (4 if options.get("framing") == "simple" else 0)
+    wire = wire_size(options.get("framing", "raw"), options.get("size", 64))
     assert sum(received) == result.counters.received == 50 * wire
 
 
-def test_replies_cut_into_single_bytes_are_followed(serve, loop):
+@pytest.mark.parametrize(
+    ("framing", "size"),
+    [
+        *((framing, size) for framing in FRAMINGS if framing != "raw" for size in (0, 3, 8, 21, 1000)),
+        *(("websocket", size) for size in (125, 126, 65_535, 65_536)),
+    ],
+)
+def test_messages_are_what_another_reader_of_their_format_expects(serve, loop, framing, size):
+    received = bytearray()
+
+    def collecting(data, seen):
+        received.extend(data)
+        return data
+
+    assert measure(serve(changing(collecting)), loop, connections=1, framing=framing, size=size, in_flight=4).ok
+    found = read_messages(framing, bytes(received))
+    assert [len(payload) for payload in found] == [size] * 50
+    assert size < 8 or len(set(found)) == 50
+
+
+def test_a_line_is_of_characters_that_no_server_strips(serve, loop):
+    received = bytearray()
+
+    def collecting(data, seen):
+        received.extend(data)
+        return data
+
+    assert measure(serve(changing(collecting)), loop, framing="line", size=300, number=200).ok
+    assert set(received) == {ord("\n"), *range(ord("0"), ord("o") + 1)}
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_replies_cut_into_single_bytes_are_followed(serve, loop, framing):
     def function(connection):
         while data := connection.recv(65536):
             for byte in data:
                 connection.sendall(bytes([byte]))
 
-    result = measure(serve(function), loop, size=21, framing="simple", in_flight=4)
+    result = measure(serve(function), loop, size=21, framing=framing, in_flight=4)
     assert result.ok
     assert result.counters.messages == 50
 
@@ -194,30 +270,36 @@ def test_the_content_differs_between_connections_and_messages(serve, loop):
 # -- wrong answers ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"framing": "simple"}], ids=str)
-def test_one_wrong_byte_is_found_and_located(serve, loop, options):
-    wire = 68 if options else 64
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_one_wrong_byte_is_found_and_located(serve, loop, framing):
+    wire = wire_size(framing, 64)
 
     def damage(data, seen):
         at = 3 * wire + 40 - seen  # byte 40 of message 3
         return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if 0 <= at < len(data) else data
 
-    result = measure(serve(changing(damage)), loop, connections=1, **options)
+    result = measure(serve(changing(damage)), loop, connections=1, framing=framing)
     assert not result.ok
     counters = result.counters
     assert (counters.wrong, counters.wrong_connection, counters.wrong_message, counters.wrong_byte) == (1, 0, 3, 40)
     assert counters.live == 0
 
 
-@pytest.mark.parametrize("byte", [0, 1, 2, 3, -1])
-def test_a_wrong_byte_of_the_frame_itself_is_found(serve, loop, byte):
-    def damage(data, seen):
-        data = bytearray(data)
-        data[byte] ^= 0x80
-        return bytes(data)
+@pytest.mark.parametrize("size", [5, 20])
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_each_byte_of_a_message_matters(serve, loop, framing, size):
+    positions = iter(range(wire_size(framing, size)))
 
-    result = measure(serve(changing(damage)), loop, connections=1, framing="simple", size=5)
-    assert result.counters.wrong == 1
+    def function(connection):
+        at, message = next(positions), bytearray(read_exactly(connection, wire_size(framing, size)))
+        message[at] ^= 0x80
+        connection.sendall(message)
+        connection.recv(1)
+
+    address = serve(function)
+    for at in range(wire_size(framing, size)):
+        counters = measure(address, loop, connections=1, framing=framing, size=size).counters
+        assert (counters.wrong, counters.wrong_message, counters.wrong_byte) == (1, 0, at)
 
 
 def test_replies_crossed_between_connections_are_found(serve, loop):
@@ -304,6 +386,232 @@ def test_connections_that_are_refused_are_counted(loop):
     assert "refused" in result.connect_error
 
 
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA(key_type=trustme.KeyType.ECDSA)
+
+
+@pytest.fixture(scope="module")
+def tls(authority):
+    """A server's context, with a certificate for this machine."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1", "localhost", key_type=trustme.KeyType.ECDSA).configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def cacert(authority, tmp_path_factory):
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    authority.cert_pem.write_to_path(path)
+    return str(path)
+
+
+@pytest.fixture
+def measure_tls(serve, loop, tls, cacert):
+    """Measure a server function over TLS."""
+
+    def measure_tls(function, **options):
+        return measure(serve(function, tls=tls), loop, tls=True, cacert=cacert, **options)
+
+    return measure_tls
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"size": 1, "in_flight": 5},
+        {"size": 4, "framing": "simple", "in_flight": 16},
+        {"size": 20_000, "framing": "checksum32", "in_flight": 7},
+        {"size": 200_000, "in_flight": 3},
+        {"burst": True, "in_flight": 20},
+    ],
+    ids=str,
+)
+def test_messages_go_and_return_through_tls(measure_tls, loop, options):
+    received = []
+
+    def counting(data, seen):
+        received.append(len(data))
+        return data
+
+    result = measure_tls(changing(counting), **options)
+    assert result.ok
+    assert result.loop == loop
+    assert result.tls.startswith("TLSv1.3 TLS_")
+    assert result.counters.messages == sum(result.latencies) == 50
+    wire = wire_size(options.get("framing", "raw"), options.get("size", 64))
+    assert sum(received) == result.counters.received == 50 * wire
+
+
+def test_tls_1_2_will_do(serve, loop, authority, cacert):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    result = measure(serve(echo, tls=context), loop, tls=True, cacert=cacert)
+    assert result.ok
+    assert result.tls.startswith("TLSv1.2 ")
+
+
+def test_tls_records_cut_into_single_bytes_are_followed(serve, loop, tls, cacert):
+    def function(connection):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        session = tls.wrap_bio(incoming, outgoing, server_side=True)
+
+        def call(method, *arguments):
+            while True:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    result = method(*arguments)
+                    for byte in outgoing.read():
+                        connection.sendall(bytes([byte]))
+                    return result
+                connection.sendall(outgoing.read())
+                incoming.write(connection.recv(65536))
+
+        call(session.do_handshake)
+        while data := call(session.read, 65536):
+            call(session.write, data)
+
+    result = measure(serve(function), loop, tls=True, cacert=cacert, number=10)
+    assert result.ok
+    assert result.counters.messages == 10
+
+
+def test_a_burst_larger_than_the_socket_buffers_is_read_while_it_is_written_through_tls(measure_tls):
+    size, number = 60_000, 300  # 18 MB, more than the kernel keeps on both sides
+    result = measure_tls(echo, connections=1, size=size, in_flight=number, burst=True, number=number)
+    assert result.ok
+    assert result.counters.messages == number
+
+
+def test_what_the_kernel_does_not_take_at_once_follows_when_it_can(loop, tls, cacert):
+    here, there = socket.socketpair()
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # a message is many times that, and is encrypted in one go
+
+    def serve():
+        with tls.wrap_socket(there, server_side=True) as connection:
+            echo(connection)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    with here:
+        tunnel = Tunnel(client_context(cacert, insecure=False), "localhost")
+        tunnel.handshake(here, PATIENCE)
+        here.setblocking(False)
+        hot = choose_loop(loop)[1]([here.fileno()], shape=raw(60_000), depth=1, burst=False, seed=1, stall=PATIENCE, tunnels=[tunnel])
+        hot.run(0, 3)
+    server.join(PATIENCE)
+    assert hot.messages == 3
+    assert hot.counters()["unanswered"] == 0
+
+
+def test_a_unix_socket_has_the_name_localhost_in_tls(serve, loop, tls, cacert, tmp_path):
+    assert measure(serve(echo, str(tmp_path / "socket"), tls=tls), loop, tls=True, cacert=cacert).ok
+
+
+def test_a_wrong_byte_is_found_and_located_in_tls(measure_tls):
+    def damage(data, seen):
+        at = 3 * 64 + 40 - seen  # byte 40 of message 3
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if 0 <= at < len(data) else data
+
+    counters = measure_tls(changing(damage), connections=1).counters
+    assert (counters.wrong, counters.wrong_message, counters.wrong_byte) == (1, 3, 40)
+
+
+def test_a_reply_given_twice_is_found_in_tls(measure_tls):
+    assert measure_tls(changing(lambda data, seen: data + data), connections=1, number=1000).counters.wrong == 1
+
+
+def test_bytes_that_nobody_asked_for_are_found_in_tls(measure_tls):
+    def function(connection):
+        connection.sendall(b"welcome")
+        connection.recv(1)
+
+    assert measure_tls(function, connections=1, number=0, duration=PATIENCE).counters.wrong == 1
+
+
+def test_close_notify_before_the_reply_is_found_though_the_connection_stays(measure_tls):
+    def function(connection):
+        read_exactly(connection, 64)
+        connection.unwrap()
+
+    assert faults(measure_tls(function)) == {"closed": 2, "unanswered": 2}
+
+
+def test_an_end_without_close_notify_is_found(measure_tls):
+    assert faults(measure_tls(lambda connection: read_exactly(connection, 3 * 64), in_flight=3)) == {"closed": 2, "unanswered": 6}
+
+
+def test_what_is_no_tls_is_found(measure_tls):
+    def function(connection):
+        read_exactly(connection, 64)
+        with socket.socket(fileno=os.dup(connection.fileno())) as bare:
+            bare.sendall(b"this is no record")
+            bare.recv(1)
+
+    result = measure_tls(function)
+    assert faults(result) == {"failed": 2, "unanswered": 2}
+    assert result.counters.first_errno == errno.EPROTO
+
+
+def test_tls_ends_with_close_notify(measure_tls):
+    ends = []
+
+    def function(connection):
+        try:
+            while data := connection.recv(65536):
+                connection.sendall(data)
+            ends.append("in order")
+        except ssl.SSLError as error:
+            ends.append(error)
+
+    assert measure_tls(function).ok
+    wait_until(lambda: len(ends) == 2, "the end of both connections")
+    assert ends == ["in order"] * 2
+
+
+@pytest.mark.parametrize(
+    ("trusted", "name", "insecure", "reason"),
+    [
+        (True, "127.0.0.1", False, ""),
+        (False, "127.0.0.1", False, "certificate verify failed"),
+        (True, "192.0.2.1", False, "IP address mismatch"),
+        (False, "192.0.2.1", True, ""),
+    ],
+)
+def test_the_certificate_is_verified_unless_told_otherwise(serve, loop, authority, cacert, trusted, name, insecure, reason):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    result = measure(serve(echo, tls=context), loop, tls=True, cacert=cacert if trusted else None, insecure=insecure)
+    assert result.connect_failures == (2 if reason else 0)
+    assert result.ok == (not reason)
+    assert reason in result.connect_error
+
+
+def test_a_handshake_that_is_not_answered_fails_after_the_timeout(serve, loop):
+    result = measure(serve(lambda connection: connection.recv(1 << 20) and connection.recv(1)), loop, connections=1, tls=True, timeout=SOON)
+    assert result.connect_failures == 1
+    assert "timed out" in result.connect_error
+
+
+def test_a_handshake_that_is_cut_off_fails(serve, loop):
+    result = measure(serve(lambda connection: connection.recv(1 << 20)), loop, connections=1, tls=True)
+    assert result.connect_failures == 1
+    assert "handshake" in result.connect_error
+
+
+@pytest.mark.parametrize("text", [None, "no certificate"])
+def test_authorities_that_cannot_be_read_are_named(tmp_path, text):
+    path = tmp_path / "ca.pem"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(RuntimeError, match=re.escape(str(path))):
+        Session(Options(("127.0.0.1", 1), tls=True, cacert=str(path)))
+
+
 # -- control ----------------------------------------------------------------------------------------------------------
 
 
@@ -356,6 +664,8 @@ def test_both_loops_share_the_bucket_arithmetic(loop):
         ("number", -1),
         ("timeout", 0),
         ("loop", "other"),
+        ("cacert", "/ca.pem"),
+        ("insecure", True),
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name(field, value):
@@ -363,9 +673,16 @@ def test_options_that_make_no_sense_are_refused_by_name(field, value):
         Options(("127.0.0.1", 1), **{field: value})
 
 
-def test_a_simple_frame_carries_no_more_than_its_length_field_says():
+def test_authorities_and_no_verification_contradict_each_other():
+    with pytest.raises(ValueError, match="cacert"):
+        Options(("127.0.0.1", 1), tls=True, cacert="/ca.pem", insecure=True)
+
+
+@pytest.mark.parametrize(("framing", "largest"), [("simple", 65_535), ("checksum32", 16_843_009)])
+def test_a_frame_carries_no_more_than_its_format_allows(framing, largest):
+    Options(("127.0.0.1", 1), framing=framing, size=largest)
     with pytest.raises(ValueError, match="size"):
-        Options(("127.0.0.1", 1), framing="simple", size=65_536)
+        Options(("127.0.0.1", 1), framing=framing, size=largest + 1)
 
 
 def test_without_the_compiled_loop_the_other_is_chosen_or_the_reason_given(monkeypatch):

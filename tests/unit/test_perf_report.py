@@ -15,6 +15,7 @@ from support import PATIENCE
 
 from hydrogen.perf import __main__ as command
 from hydrogen.perf import generator, report
+from hydrogen.perf.framing import FRAMINGS
 from hydrogen.perf.generator import Counters, Options, Result, Session
 from hydrogen.perf.histogram import BUCKETS, bucket_of
 from hydrogen.perf.progress import Progress
@@ -72,6 +73,7 @@ def result(latencies_us=(100,), seconds=2.0, generator_seconds=0.5, server_secon
         "bursts": [0] * BUCKETS,
         "connect_failures": 0,
         "connect_error": "",
+        "tls": "",
         "server_cpu": server_seconds,
         "interrupted": False,
     }
@@ -147,6 +149,14 @@ def test_the_table_says_whether_it_is_partial_and_which_loop_ran():
     assert "whole burst" in report.table(result(options=Options("/path", burst=True)))
 
 
+def test_the_table_and_the_json_say_what_tls_it_was():
+    secured = result(tls="TLSv1.3 TLS_AES_256_GCM_SHA384")
+    assert "raw echo of 64 bytes over TLSv1.3 TLS_AES_256_GCM_SHA384, 64 connections" in report.table(secured)
+    assert report.as_json(secured)["tls"] == "TLSv1.3 TLS_AES_256_GCM_SHA384"
+    assert "over" not in report.table(result())
+    assert report.as_json(result())["tls"] is None
+
+
 @pytest.mark.parametrize(
     ("value", "shown"), [(None, "-"), (0.5, "0.50 us"), (99.94, "99.9 us"), (999, "999 us"), (1500, "1.50 ms"), (2e6, "2.00 s")]
 )
@@ -198,6 +208,10 @@ def test_the_json_on_standard_output_stands_alone(nobody, capsys):
         ["localhost:1", "--size=0"],
         ["localhost:1", "--in-flight=2", "--burst=2"],
         ["localhost:1", "--framing=other"],
+        ["localhost:1", "--framing=simple", "--size=65536"],
+        ["localhost:1", "--cacert=/ca.pem"],
+        ["localhost:1", "--insecure"],
+        ["localhost:1", "--tls", "--cacert=/ca.pem", "--insecure"],
     ],
     ids=str,
 )
@@ -228,6 +242,27 @@ def test_a_process_that_is_not_there_is_wrong_usage(nobody, capsys):
     status, _, err = run(f"127.0.0.1:{nobody[1]}", f"--pid={1 << 22}", capsys=capsys)
     assert status == 2
     assert "there is no process" in err
+
+
+def test_authorities_that_are_not_there_are_wrong_usage(nobody, capsys, tmp_path):
+    status, _, err = run(f"127.0.0.1:{nobody[1]}", "--tls", f"--cacert={tmp_path / 'ca.pem'}", capsys=capsys)
+    assert status == 2
+    assert str(tmp_path / "ca.pem") in err
+
+
+def test_a_server_without_tls_is_a_connect_failure_with_its_reason(echo, capsys):
+    status, out, _ = run(f"127.0.0.1:{echo[1]}", "--connections=1", "--tls", "--insecure", capsys=capsys)
+    assert status == 1
+    assert "1 connect failures" in out
+    assert "first connect failure: [SSL" in out
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_each_framing_is_an_option(echo, capsys, framing):
+    arguments = ["--connections=1", "--number=10", "--warm-up=0", f"--framing={framing}"]
+    status, out, _ = run(f"127.0.0.1:{echo[1]}", *arguments, capsys=capsys)
+    assert status == 0
+    assert f"{framing} echo" in out
 
 
 def test_ctrl_c_gives_a_partial_report(echo, capsys, monkeypatch):
