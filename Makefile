@@ -20,7 +20,7 @@ endif
 BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
 ENGINE := $(if $(PURE),python,both)
 
-.PHONY: help demo test build debug tsan asan format lint types dist test-all soak bench clean
+.PHONY: help demo test build debug tsan asan fuzz format lint types dist test-all soak bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ tsan: $(VENV)/.installed  ## the stress tests under the thread sanitizer, which 
 
 asan: $(VENV)/.installed  ## the stress tests under the address sanitizer
 	$(BIN)/python tools/instrumented.py address $(ARGS)
+
+fuzz: $(VENV)/.installed  ## each compiled decoder under clang's fuzzer and sanitizers, a million executions; both decoders on what it finds
+	$(BIN)/python tools/fuzz.py $(ARGS)
 
 format: $(VENV)/.dev  ## ruff's own layout, and the fixes it is sure of
 	$(BIN)/ruff format

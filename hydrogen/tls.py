@@ -72,7 +72,7 @@ class TlsSession:
                 self.is_ready = True
             # What OpenSSL holds already does not show at the socket any more: read on until there is nothing.
             while not self.is_ended and (self._incoming.pending or self._object.pending()):
-                # As much as came, for there is no more plaintext in that; a record that came in drops is read whole when its last drop is there.
+                # As much as came, there is no more plaintext in that; but a record that came in drops is read whole with its last drop.
                 plaintext = self._object.read(min(RECORD, max(len(ciphertext), self._object.pending(), 1)))
                 parts.append(plaintext)
                 self.is_ended = not plaintext
