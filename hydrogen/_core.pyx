@@ -42,7 +42,7 @@ from hydrogen._c.buffer cimport block_bytes, block_free, block_length
 from hydrogen._c.connection cimport *
 from hydrogen._c.framing cimport *
 from hydrogen._codec cimport Framing, framed, payload_of, too_large, unfit
-from hydrogen._c.input cimport LINGER_NS, connection_store, connection_tidy_input
+from hydrogen._c.input cimport LINGER_NS, connection_is_late, connection_store, connection_tidy_input
 from hydrogen._c.loop cimport *
 from hydrogen._c.output cimport *
 from hydrogen._c.timekeeper cimport timekeeper_end, timekeeper_start
@@ -510,6 +510,12 @@ cdef class Engine:
             self._end(socket, False, _BAD_FRAMES[verdict], 0)
         if not connection_tidy_input(&worker.io, connection):
             self._end(socket, True, CAUSE_OS_ERROR, ENOMEM)
+        # What only Python can look into was not looked at by connection_step: with all read that is there, it has finished nothing.
+        if (
+            connection_is_late(connection) and not connection.mail & (READABLE | FRAMES) and not connection.flags & FLAGS_ENDED and
+            atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause)
+        ):
+            self._end(socket, True, CAUSE_TIMEOUT, TIMEOUT_OPEN if connection.flags & FLAG_HANDSHAKE else TIMEOUT_FRAME)
 
     cdef int _deliver_frames(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
         """The built-in framings. Returns the verdict of the last look at the input."""
@@ -572,7 +578,6 @@ cdef class Engine:
 
     cdef void _open(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """on_new_connection, then the poller, then on_connected."""
-        cdef int failed
         stream = None
         if atomic_load32(&connection.state) >= STATE_ABORTING:
             return
@@ -591,11 +596,15 @@ cdef class Engine:
             return
         except BaseException as error:
             self._failed(connection, socket, "on_new_connection", error)
-        failed = loop_register(&self._loop, connection)
+        self._register(connection, socket)
+        if self._on_connected is not None and atomic_load32(&connection.ready):
+            self._call(worker, connection, socket, self._on_connected, "on_connected")
+
+    cdef void _register(self, connection_t *connection, HydrogenSocket socket) noexcept:
+        """Have the connection polled, if it is not: before anything is sent, or nobody would ask for the OUT edge of a Unix socket."""
+        cdef int failed = 0 if connection.flags & FLAG_POLLED else loop_register(&self._loop, connection)
         if failed:
             self._end(socket, True, CAUSE_OS_ERROR, -failed)
-        elif self._on_connected is not None and atomic_load32(&connection.ready):
-            self._call(worker, connection, socket, self._on_connected, "on_connected")
 
     cdef _adopt(self, worker_t *worker, connection_t *connection, HydrogenSocket socket, stream):
         """Take a stream of the user's: it owns the fd, the engine polls a duplicate. If its fd is none, ours stays ours."""
@@ -682,6 +691,7 @@ cdef class Engine:
         if stream.fileno() != connection.fd:
             raise ValueError(f"on_new_connection({connection.fd}) returned a {type(stream).__name__} of another fd: {stream.fileno()}")
         handover = stream.hand_over()
+        self._register(connection, socket)
         connection_set_framing(connection, self._framing(handover.builder))
         received, unsent = handover.received, handover.unsent
         if connection.framing.kind == FRAMING_PYTHON:
@@ -697,7 +707,6 @@ cdef class Engine:
 
     cdef _secure(self, worker_t *worker, connection_t *connection, HydrogenSocket socket, session):
         """From now on the connection speaks TLS; it is ready when the handshake is done."""
-        cdef uint64_t timeout = self._loop.context.open_timeout
         self._hold(connection, &connection.session, session)
         with session.lock:
             if not session.is_ready:
@@ -705,8 +714,6 @@ cdef class Engine:
                 session.start()
             self._append(worker, socket, &_raw.value, session.take(), STATE_CLOSING)
         self._heed(connection, session)
-        if connection.flags & FLAG_HANDSHAKE and timeout:
-            atomic_store64(&connection.deadline, sys_now() + timeout)
 
     cdef _heed(self, connection_t *connection, session):
         """No more input will come when the session says so."""
@@ -733,6 +740,8 @@ cdef class Engine:
         if connection.flags & FLAG_HANDSHAKE and session.is_ready:
             connection.flags &= ~<uint32_t>FLAG_HANDSHAKE
             atomic_store64(&connection.deadline, 0)
+            if atomic_load32(&connection.state) != STATE_OPEN:
+                return
             atomic_store32(&connection.ready, 1)
             if self._on_connected is not None:
                 self._call(worker, connection, socket, self._on_connected, "on_connected")
@@ -762,9 +771,11 @@ cdef class Engine:
         cdef int budget = DELIVER_MOST
         decoder = self._decoder(connection)
         if input != NULL:
+            data = PyBytes_FromStringAndSize(block_bytes(input) + input.start, block_length(input))
             connection.input = NULL
-            decoder.feed(PyBytes_FromStringAndSize(block_bytes(input) + input.start, block_length(input)))
             block_free(&worker.io.pool, input)
+            decoder.feed(data)
+            connection.held = decoder.size
         connection.flags |= FLAG_UNDECODED
         while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
             if budget == 0:
@@ -808,7 +819,11 @@ cdef class Engine:
                 return SEND_REFUSED
             if not data:
                 return SEND_NOTHING
-            return self._append(worker, socket, &_raw.value, session.encrypt(data), STATE_CLOSING)
+            try:
+                return self._append(worker, socket, &_raw.value, session.encrypt(data), STATE_CLOSING)
+            except BaseException:  # a record may be missing: what came after it would be nonsense to the peer
+                self._end(socket, True, CAUSE_OS_ERROR, ENOMEM)
+                raise
 
     # --- streams written by the user: the slow path ------------------------------------------------------------------------------------------
 
@@ -963,9 +978,10 @@ cdef class Engine:
         cdef connection_t *connection
         cdef HydrogenSocket socket
         cdef uint32_t index
+        cdef bint wanted
         for index in range(slab_used(&self._loop.slab)):
             connection = loop_at(&self._loop, index)
-            if not STATE_OPEN <= atomic_load32(&connection.state) <= last_state or not atomic_load32(&connection.ready):
+            if atomic_load32(&connection.state) == STATE_VACANT:  # perhaps without a lock yet
                 continue
             socket = HydrogenSocket.__new__(HydrogenSocket)
             socket._engine = self
@@ -973,8 +989,10 @@ cdef class Engine:
             lock_take(&connection.lock)
             socket._generation = connection_generation(connection)
             socket._id = connection.id
+            wanted = STATE_OPEN <= connection.state <= last_state and atomic_load32(&connection.ready)
             lock_give(&connection.lock)
-            found.append(socket)
+            if wanted:
+                found.append(socket)
         return found
 
     def connections(self):

@@ -147,7 +147,9 @@ def cause_of(error: BaseException) -> tuple[Cause, Exception]:
 
 
 def handler_error(error: BaseException) -> HandlerError:
-    """A `HandlerError` whose `__cause__` is `error`."""
+    """A `HandlerError` whose `__cause__` is `error`; or `error` itself, if it is one: it says already what user code did wrong."""
+    if isinstance(error, HandlerError):
+        return error
     wrapped = HandlerError(f"a callback raised {type(error).__name__}: {error}")
     wrapped.__cause__ = error
     return wrapped

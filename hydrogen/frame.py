@@ -178,7 +178,7 @@ def _described(value: object) -> str:
 
 def _copied(payload: Payload) -> bytes:
     """`payload` as bytes of its own. By way of a memoryview, since bytes(5) would be five zeros and not a TypeError."""
-    return payload if type(payload) is bytes else bytes(memoryview(payload))
+    return payload if isinstance(payload, bytes) else bytes(memoryview(payload))
 
 
 def _check_max_size(max_size: int, limit: int) -> int:

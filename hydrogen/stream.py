@@ -351,7 +351,6 @@ class _SocketStream(Stream):
         data = self._checked(frame).to_bytes()
         self._shake_hands(None)
         with self._lock:
-            self._is_sending = True
             self._waiting.append(data)
         while not self._write():
             self._wait(select.POLLOUT, None)
@@ -393,14 +392,15 @@ class _SocketStream(Stream):
         """Give up the fd, with what belongs to it; a socket object is detached. The stream is not used any more.
 
         Raises:
-            ValueError: a message was sent before the handshake was done, and is not encrypted.
+            ValueError: a message was sent before the handshake was done, and is not encrypted. The fd is given up all the same.
         """
         with self._lock:
+            fd = self._sock.detach()
             if self._waiting:
                 raise ValueError("a message was sent before the TLS handshake was done: send it from on_connected")
             self._decoder.builder = ChunkFrameBuilder()  # it takes all there is, as it is
             received = self._decoder.next() or b""
-            return Handover(self._sock.detach(), self._builder, self._session, received, bytes(self._unsent))
+            return Handover(fd, self._builder, self._session, received, bytes(self._unsent))
 
     # ------------------------------------------------------------------ input
 

@@ -84,7 +84,7 @@ class TlsSession:
             else:
                 self.failure = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the handshake")
         except ssl.SSLError as error:
-            self.failure = error
+            self.failure = error.with_traceback(None)  # that refers to this session: a cycle, which would keep OpenSSL's memory
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def start(self) -> None:

@@ -79,7 +79,10 @@ cdef inline bint connection_store_read(io_t *io, connection_t *connection, size_
 
 
 cdef inline bint connection_tidy_input(io_t *io, connection_t *connection) noexcept nogil:
-    """After delivering: free what is consumed, and do not keep a pooled block for the beginning of a frame. False without memory."""
+    """After delivering: free what is consumed, and do not keep a pooled block for the beginning of a frame. False without memory.
+
+    What is copied is less than what that frees, so the beginning of a long frame is not copied with each record of TLS that adds to it.
+    """
     cdef block_t *input = connection.input
     cdef block_t *exact
     cdef size_t length
@@ -87,7 +90,7 @@ cdef inline bint connection_tidy_input(io_t *io, connection_t *connection) noexc
         return True
     length = block_length(input)
     if length:
-        if input.capacity - length < BLOCK_POOLED // 2:
+        if input.capacity - length < max(length, <size_t>BLOCK_POOLED // 2):
             return True
         exact = block_exact(&io.pool, length)
         if exact == NULL:
@@ -154,15 +157,17 @@ cdef inline bint connection_is_late(connection_t *connection) noexcept nogil:
 
 
 cdef inline void connection_watch_frame(context_t *context, connection_t *connection) noexcept nogil:
-    """Before letting go: an unfinished frame has a deadline, which stands until it is finished (`_deliver` clears it with each message) or reading is paused."""
-    cdef bint partial = connection.flags & FLAG_PARTIAL or (connection.input != NULL and connection.framing.kind != FRAMING_RAW)
+    """Before letting go: a handshake or an unfinished frame has a deadline, which stands until it is finished (`_decrypt` clears it, `_deliver` with each
+    message) or reading is paused."""
+    cdef uint64_t timeout = context.open_timeout if connection.flags & FLAG_HANDSHAKE else context.frame_timeout
+    cdef bint partial = connection.flags & (FLAG_PARTIAL | FLAG_HANDSHAKE) or (connection.input != NULL and connection.framing.kind != FRAMING_RAW)
     cdef uint64_t deadline = relaxed_load64(&connection.deadline)
-    if not partial and not deadline or connection.flags & (FLAG_LINGERING | FLAG_HANDSHAKE):
+    if not partial and not deadline or connection.flags & FLAG_LINGERING:
         return
     if not partial or relaxed_load32(&connection.state) != STATE_OPEN or relaxed_load32(&connection.pause):
         atomic_store64(&connection.deadline, 0)
-    elif not deadline and context.frame_timeout:
-        atomic_store64(&connection.deadline, sys_now() + context.frame_timeout)
+    elif not deadline and timeout:
+        atomic_store64(&connection.deadline, sys_now() + timeout)
 
 
 cdef inline int connection_linger(context_t *context, io_t *io, connection_t *connection, uint32_t bits) noexcept nogil:
@@ -182,7 +187,16 @@ cdef inline int connection_linger(context_t *context, io_t *io, connection_t *co
 
 
 cdef inline int connection_flushed(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
-    """Closing, and all output is flushed. With TLS a worker says goodbye first. Then end the sending side, and linger unless the peer has ended its own."""
+    """Closing, and all output is flushed. With TLS a worker says goodbye first. Then end the sending side, and linger unless the peer has ended its own.
+
+    CLOSE may be of earlier: records of TLS are queued also after it was posted. Who flushes those posts it again.
+    """
+    cdef bint flushed
+    lock_take(&connection.lock)
+    flushed = connection.output.first == NULL and not connection.flushing and not connection.blocked
+    lock_give(&connection.lock)
+    if not flushed:
+        return VERDICT_LET_GO
     if connection.session != NULL and not connection.flags & FLAG_GOODBYE:
         connection.todo |= TODO_GOODBYE
         return VERDICT_DISPATCH
@@ -258,6 +272,7 @@ cdef inline int connection_step(context_t *context, io_t *io, connection_t *conn
     cdef uint32_t bits = connection_take(connection)
     cdef uint32_t state = atomic_load32(&connection.state)
     cdef int verdict
+    cdef bint late
     if bits & (END | HANGUP | URGENT):
         connection.flags |= FLAG_STICKY
     if bits & HANGUP:
@@ -287,7 +302,9 @@ cdef inline int connection_step(context_t *context, io_t *io, connection_t *conn
     if bits & RESUME and not connection.flags & FLAG_HANDSHAKE:
         atomic_store64(&connection.deadline, 0)  # of a frame: the time of the pause does not count
     if not connection_paused(context, connection):
-        if bits & (READABLE | END | HANGUP | URGENT | RESUME) and not connection.flags & FLAGS_ENDED:
+        late = bits & DEADLINE and connection_is_late(connection)
+        # When it is late, the edge of what came in time is perhaps on its way still.
+        if (late or bits & (READABLE | END | HANGUP | URGENT | RESUME)) and not connection.flags & FLAGS_ENDED:
             if connection.port != NULL:
                 connection.todo |= TODO_READ
             else:
@@ -302,7 +319,7 @@ cdef inline int connection_step(context_t *context, io_t *io, connection_t *conn
             verdict = connection_input_ended(context, io, connection)
             if verdict != VERDICT_LET_GO:
                 return verdict
-        elif bits & DEADLINE and connection_is_late(connection) and not connection.mail and not connection.todo:
+        elif late and not connection.mail and not connection.todo:
             return connection_too_late(context, connection)
     if connection.todo:
         return VERDICT_DISPATCH

@@ -23,14 +23,24 @@ class SendQueue:
         self._messages: deque[bytes | memoryview] = deque()
         self.size = 0
 
+    def __bool__(self) -> bool:
+        """Whether a message is in it, which may be an empty one."""
+        return bool(self._messages)
+
     def append(self, data: bytes) -> None:
-        """Put `data`, not empty, at the end."""
+        """Put `data` at the end; empty only where messages are taken off one by one, by `take`."""
         self._messages.append(data)
         self.size += len(data)
 
     def front(self) -> list[bytes | memoryview]:
         """The first messages, still in the queue."""
         return [message for message, _ in zip(self._messages, range(BATCH), strict=False)]
+
+    def take(self) -> bytes | memoryview:
+        """Take the first message off."""
+        message = self._messages.popleft()
+        self.size -= len(message)
+        return message
 
     def consume(self, count: int) -> None:
         """Take the first `count` bytes off."""

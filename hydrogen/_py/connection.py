@@ -327,7 +327,7 @@ class Connection(Output):
             return
         if self.session is not None:
             data = self._decrypt(self.session, data)
-        if data:
+        if data or self.transport.is_stream:  # whose messages may be empty
             self._decoder.feed(data)
 
     def _decrypt(self, session: TlsSession, data: bytes) -> bytes:

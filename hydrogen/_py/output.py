@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from typing import Any, NamedTuple, Protocol
@@ -155,7 +156,11 @@ class Output(Mailbox):
                 with self._lock:
                     taken, slow = self._admit_locked(is_able=self.session.is_writable and self.session.failure is None)
                 if taken and data:
-                    work = self.append(self.session.encrypt(data))
+                    try:
+                        work = self.append(self.session.encrypt(data))
+                    except BaseException:  # a record may be missing: what came after it would be nonsense to the peer
+                        self.end(Cause.OS_ERROR, removal_error(Cause.OS_ERROR, errno.ENOMEM), at_once=True)
+                        raise
         if slow:
             self.end(Cause.SLOW_CONSUMER, at_once=True)
         self.carry_out(work)
@@ -212,7 +217,7 @@ class Output(Mailbox):
     def flush(self) -> None:
         """Write what the kernel takes, unless somebody is doing so or it takes nothing."""
         with self._lock:
-            if self._flushing or self._blocked or not (self._queued.size or self.transport.is_stuck):
+            if self._flushing or self._blocked or not (self._queued or self.transport.is_stuck):
                 return
             self._flushing = True
         self._flush()
@@ -272,7 +277,8 @@ class Output(Mailbox):
         return taken, slow
 
     def _append_locked(self, data: bytes) -> Work:
-        if not data or self.at_once or self._sealed:
+        # An empty message is one for a stream; on a socket there is nothing to it.
+        if self.at_once or self._sealed or not (data or self.transport.is_stream):
             return NOTHING
         self._queued.append(data)
         # A stream is given its messages at once; what it cannot write it keeps itself.
@@ -281,7 +287,7 @@ class Output(Mailbox):
         return Work(flush, *self._settle_locked())
 
     def _is_flushed_locked(self) -> bool:
-        return not self._flushing and (self.at_once or not (self._queued.size or self.transport.is_stuck))
+        return not self._flushing and (self.at_once or not (self._queued or self.transport.is_stuck))
 
     def _flush(self) -> None:
         """Write until nothing is left, the kernel takes no more, or the budget is used up. `_flushing` was set by the caller."""
@@ -306,8 +312,7 @@ class Output(Mailbox):
             if go_on and left > 0:
                 if messages and self.transport.is_stream:
                     # It is the stream's from here on: pending is what the stream says it kept.
-                    messages = messages[:1]
-                    self._queued.consume(len(messages[0]))
+                    messages = [self._queued.take()]
                 return messages
             hand_over = go_on and not self.transport.is_stream
             self._edge = edge
@@ -327,7 +332,7 @@ class Output(Mailbox):
             if not self.at_once and not self.transport.is_stream:
                 self._queued.consume(count)
             self._blocked = full and not self._edge
-            if not self._blocked or self.at_once or (self.transport.is_stream and self._queued.size):
+            if not self._blocked or self.at_once or (self.transport.is_stream and self._queued):
                 return True
             self._flushing = False
             bits, change = self._settle_locked()

@@ -26,6 +26,8 @@ from support import (
 
 import hydrogen
 
+pytestmark = pytest.mark.slow
+
 SHORT = 0.3
 """Seconds of the deadlines that are to pass."""
 
@@ -136,7 +138,6 @@ def test_f08_a_frame_that_is_dripped_over_tls_is_removed_at_frame_timeout(start,
     assert handler.messages() == [b"whole"]
 
 
-@pytest.mark.slow
 @pytest.mark.clause("C25")
 def test_a_finished_frame_restarts_the_clock(start, connect, framing):
     """A frame is unfinished at every moment, but none for long; meanwhile two others, one after the other, are removed."""
@@ -276,6 +277,23 @@ def test_what_has_arrived_in_time_is_looked_at_before_the_clock_however_many_tur
     assert handler.messages() == [b"first", b"block", later[4:]]
 
 
+@pytest.mark.clause("C25", "K8")
+def test_a_connection_that_is_closing_has_no_frame_timeout(start, connect):
+    """It is flushed still when the deadline passes, which the frame that had begun would have had."""
+    reply = os.urandom(6_000_000)
+    handler = recorder(data_received=lambda socket, data: (socket.send(reply), socket.close()))
+    builder = hydrogen.LengthFrameBuilder(max_size=8 << 20)
+    server = start(handler, framing=builder, frame_timeout=SHORT)
+    client = connect(server, receive_buffer=4096)
+    client.send(length_frame(b"x") + length_frame(b"never finished")[:-1])
+    handler.wait_for("data_received")
+    connect(server).send(length_frame(b"never finished")[:-1])
+    timed_out(handler, "frame_timeout")
+    assert client.receive_until_end() == length_frame(reply)
+    client.close()
+    assert type(handler.wait_removed(2)[1]) is hydrogen.LocalClosed
+
+
 @pytest.mark.clause("C26")
 def test_frame_timeout_none_is_no_limit(start, connect, framing):
     builder, frame = framing
@@ -369,6 +387,19 @@ def test_open_timeout_is_over_when_the_handshake_is_done(start, connect):
     client.echo(b"still here")
 
 
+@pytest.mark.clause("C24", "H22")
+def test_on_connected_may_take_longer_than_open_timeout(start, connect, gate):
+    go = gate()
+    handler = recorder(connected=lambda socket: wait_event(go, "let go"), data_received=echo)
+    server = start(handler, ssl=server_context(), open_timeout=AMPLE)
+    client = TlsClient(connect(server), client_context()).handshake()
+    handler.wait_for("connected")
+    connect(server)
+    timed_out(handler, "open_timeout")
+    go.set()
+    client.echo(b"still here")
+
+
 @pytest.mark.clause("C24", "T10")
 def test_open_timeout_is_for_connections_with_tls_and_for_no_other(start, connect):
     """Of two connections of one server, the one with TLS, though it came later, is removed; neither has said anything."""
@@ -402,7 +433,6 @@ def test_a_handshake_that_was_begun_by_hand_and_goes_on_no_more_is_removed_at_op
     assert handler.of("connected") == []
 
 
-@pytest.mark.slow
 @pytest.mark.clause("C24", "H6")
 def test_open_timeout_counts_from_the_end_of_on_new_connection(start, connect, gate):
     """The first connection is held there until the second, which came later, is removed; and then has all the time."""

@@ -45,6 +45,7 @@ def only_removed(handler, count=1):
 # ---------------------------------------------------------------------------------------------------- row 32
 
 
+@pytest.mark.slow
 @pytest.mark.clause("C24", "H25")
 def test_f32_a_handshake_that_never_comes_is_removed_at_open_timeout_and_others_are_served(start, connect, secure):
     handler = watched()
@@ -60,6 +61,7 @@ def test_f32_a_handshake_that_never_comes_is_removed_at_open_timeout_and_others_
     wait_until(lambda: server.stats().removed_timeout == 1, "it is counted")
 
 
+@pytest.mark.slow
 @pytest.mark.clause("C24")
 @pytest.mark.parametrize("begun", ["hello", "half a hello"])
 def test_f32_a_handshake_that_is_begun_and_goes_on_no_more_is_removed_at_open_timeout(start, connect, trust, begun):
@@ -71,6 +73,7 @@ def test_f32_a_handshake_that_is_begun_and_goes_on_no_more_is_removed_at_open_ti
     assert client.at_end() == "reset"
 
 
+@pytest.mark.slow
 @pytest.mark.clause("C24")
 def test_f32_a_handshake_that_is_dripped_is_removed_at_open_timeout_and_others_are_served(start, connect, secure):
     """The header of a record and of a hello that are long enough to be dripped for ever."""
@@ -96,6 +99,8 @@ PLAIN_TEXT = {
     "data before the handshake": b"\x17\x03\x03\x00\x05hello",
     "an alert": b"\x15\x03\x01\x00\x02\x02\x28",
     "noise": bytes(range(256)) * 4,
+    "a record too long": b"\x16\x03\x01\xff\xff" + bytes(1000),
+    "no hello": b"\x16\x03\x01\x00\x04\x0e\x00\x00\x00",
 }
 
 
@@ -221,6 +226,7 @@ def renegotiating_context():
     return context
 
 
+@pytest.mark.slow
 @pytest.mark.clause("C23")
 def test_f35_renegotiation_is_refused(start, secure):
     """Again and again, by the openssl program, which says so when it is told so (and then gives up)."""
@@ -260,6 +266,7 @@ def test_f35_a_renewed_context_refuses_renegotiation_too(start):
     handler.wait_removed()
 
 
+@pytest.mark.slow
 @pytest.mark.clause("C23")
 @pytest.mark.parametrize("highest", VERSIONS, ids=lambda version: version.name)
 def test_f35_a_scanner_finds_no_old_protocol_and_no_renegotiation(start, highest):

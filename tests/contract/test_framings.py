@@ -826,6 +826,23 @@ def test_what_was_not_written_by_hand_is_written_first(start, connect):
     assert client.receive(len(expected)) == expected
 
 
+@pytest.mark.parametrize("handoff", ["inline", "eager"])
+def test_what_was_not_written_by_hand_leaves_also_where_the_kernel_raises_no_edge_unasked(start, connect, tmp_path, handoff):
+    """A Unix socket must be asked for the edge of OUT, so it has to be polled before anything is sent."""
+    first = os.urandom(600_000)
+
+    def greet(fd):
+        stream = hydrogen.Plain(fd)
+        with pytest.raises(BlockingIOError):
+            stream.nb_send(hydrogen.ChunkFrame(first))
+        return stream
+
+    handler = recorder(new_connection=greet, connected=None)
+    client = connect(start(handler, path=str(tmp_path / "socket"), handoff=handoff))
+    handler.wait_for("connected")
+    assert client.receive(len(first)) == first
+
+
 @pytest.mark.clause("H7")
 def test_a_connection_may_be_refused_after_it_was_read_by_hand(start, connect):
     def refuse(fd):

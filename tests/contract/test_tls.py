@@ -25,8 +25,6 @@ from support import (
     Echo,
     TlsClient,
     echo,
-    length_frame,
-    line,
     recorder,
     running,
     simple,
@@ -221,6 +219,17 @@ def test_an_empty_message_without_framing_is_nothing(start, secure):
     client.echo(b"two")
 
 
+@pytest.mark.clause("K2")
+@pytest.mark.parametrize(
+    "kind", [bytearray, memoryview, lambda data: memoryview(bytearray(data)).cast("I")], ids=["bytearray", "view", "ints"]
+)
+def test_send_takes_any_bytes_like_object(start, secure, kind):
+    data = os.urandom(100_000)
+    client = secure(start(recorder(data_received=lambda socket, _: socket.send(kind(data))), ssl=server_context()))
+    client.send(b"x")
+    assert client.receive(len(data)) == data
+
+
 @pytest.mark.clause("F15")
 def test_a_framing_written_by_a_user_goes_over_tls(start, secure):
     class Loud(hydrogen.LineFrameBuilder):
@@ -402,6 +411,38 @@ def test_a_pause_in_on_connected_holds_what_came_with_the_handshake(start, conne
     assert handler.messages() == [b"early"]
 
 
+@pytest.mark.clause("H19", "H24")
+@pytest.mark.parametrize("clean", [True, False], ids=["close_notify", "truncated"])
+def test_an_end_that_comes_in_a_pause_is_told_after_the_messages_before_it(start, secure, clean):
+    handler = recorder(
+        eof=lambda socket: socket.close(), data_received=lambda socket, data: socket.pause_reading() if data == b"pause" else None
+    )
+    client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder))
+    client.send(simple(b"pause"))
+    handler.wait_for("data_received")
+    client.client.send(client.encrypt(simple(b"later")) + (client.close_notify() if clean else b""))
+    client.client.finish()
+    handler.socket().resume_reading()
+    assert client.receive_until_end() == b""
+    assert type(handler.wait_removed()[0]) is (hydrogen.LocalClosed if clean else ssl.SSLEOFError)
+    assert handler.messages() == [b"pause", b"later"]
+    assert len(handler.of("eof")) == clean
+
+
+@pytest.mark.clause("H18", "H8")
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_what_came_with_the_handshake_is_not_delivered_when_on_connected_closes(start, connect, trust, gate, how):
+    go = gate()
+    handler = recorder(connected=lambda socket: (wait_event(go, "the client has sent it"), getattr(socket, how)()))
+    client = TlsClient(connect(start(handler, ssl=server_context())), trust)
+    client.client.send(client.open() + client.encrypt(b"early"))
+    go.set()
+    assert client.at_end() == ("end" if how == "close" else "reset")
+    client.client.close()
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
+    assert handler.messages() == []
+
+
 @pytest.mark.clause("H18")
 def test_after_close_no_further_message_of_the_same_record_is_delivered(start, secure):
     handler = recorder(data_received=lambda socket, data: (socket.send(data), socket.close()))
@@ -493,6 +534,21 @@ def test_after_close_notify_of_the_peer_a_later_reply_reaches_it(start, secure):
     assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
 
 
+@pytest.mark.clause("H10")
+def test_what_comes_after_close_notify_is_ignored(start, secure):
+    """RFC 8446, 6.1."""
+    handler = recorder(eof=None, data_received=echo)
+    client = secure(start(handler, ssl=server_context()))
+    client.client.send(client.encrypt(b"last") + client.close_notify() + b"\x17\x03\x03\x00\x40" + bytes(200))
+    assert client.receive(4) == b"last"
+    handler.wait_for("eof")
+    handler.socket().close()
+    assert client.receive_until_end() == b""
+    client.client.close()
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
+    assert handler.data() == b"last"
+
+
 @pytest.mark.clause("H20")
 def test_close_notify_inside_a_frame_is_an_incomplete_frame(start, secure):
     handler = recorder(eof=None)
@@ -570,6 +626,20 @@ def test_stop_flushes_what_is_queued(start, secure):
         client.client.close()
 
 
+@pytest.mark.clause("S11", "S23")
+def test_stop_aborts_at_its_timeout_what_does_not_read(start, secure):
+    handler = recorder(data_received=lambda socket, data: socket.send(bytes(8_000_000)))
+    server = start(handler, ssl=server_context())
+    client = secure(server, receive_buffer=4096)
+    client.send(b"x")
+    wait_until(lambda: handler.calls and handler.socket().pending, "output is pending")
+    report = server.stop(0.1)
+    assert (report.closed, report.aborted, report.abandoned) == (0, 1, 0)
+    assert report.unsent_bytes > 0
+    assert type(handler.wait_removed()[0]) is hydrogen.ServerStopped
+    assert client.at_end() == "reset"
+
+
 @pytest.mark.clause("S11", "S15")
 def test_abort_of_the_server_resets_connections_and_those_that_still_shake_hands(start, connect, secure):
     handler = recorder(connected=None)
@@ -638,6 +708,24 @@ def test_handshakes_that_have_stalled_delay_no_other(start, connect, secure, tru
         client.client.close()
 
 
+@pytest.mark.clause("H20")
+def test_a_storm_of_handshakes_that_are_reset_removes_each_once(start, connect, secure, trust):
+    handler = recorder(new_connection=None, connected=None, data_received=echo)
+    server = start(handler, ssl=server_context())
+    neighbour = secure(server)
+    for round in range(1, 6):
+        clients = [connect(server) for _ in range(30)]
+        for number, client in enumerate(clients):
+            client.send(TlsClient(client, trust).step()[: number * 20])
+        for client in clients:
+            client.reset()
+        handler.wait_removed(round * 30)
+        neighbour.echo(b"served")
+    wait_until(lambda: server.stats().connections == 1, "only the neighbour is left")
+    assert server.stats().removed_os_error == 150
+    assert len(handler.of("connected")) == 1
+
+
 def test_many_handshakes_at_once(start, secure):
     handler = recorder(connected=None, data_received=echo)
     server = start(handler, ssl=server_context())
@@ -685,6 +773,27 @@ def test_the_callback_for_the_server_s_name_chooses_another_certificate(start, c
         client.echo(b"hello")
         assert ("DNS", name) in client.tls.getpeercert()["subjectAltName"]
     assert asked == [("localhost", True, True), (OTHER_NAME, True, True)]
+
+
+@pytest.mark.clause("H22")
+def test_the_callback_for_the_server_s_name_may_block_and_delays_nobody_else(start, connect, secure, trust, gate):
+    go, entered, context = gate(), threading.Event(), server_context()
+
+    def choose(tls, name, first):
+        if name == OTHER_NAME:
+            tls.context = server_context(misnamed_certificate())
+            entered.set()
+            wait_event(go, "let go")
+
+    context.sni_callback = choose
+    server = start(recorder(data_received=echo), ssl=context, max_threads=2)
+    blocked = TlsClient(connect(server), trust, name=OTHER_NAME)
+    with running(lambda: blocked.handshake().echo(b"at last")):
+        wait_event(entered, "the callback was called")
+        for _ in range(3):
+            secure(server).echo(b"served")
+        assert server.stats().connections == 4
+        go.set()
 
 
 def test_the_callback_for_the_server_s_name_may_refuse(start, connect, trust):
@@ -908,248 +1017,3 @@ def test_reload_tls_raises_without_ssl_and_when_the_server_does_not_run(start, e
         server.reload_tls(server_context())
     with pytest.raises(RuntimeError, match="run"):
         server.reload_tls(server_context())
-
-
-# ---------------------------------------------------------------------------------------------------- on_new_connection
-
-
-@pytest.mark.clause("H6", "H23")
-def test_on_new_connection_that_returns_none_leaves_tls_to_the_server(start, secure):
-    handler = recorder(new_connection=None, connected=None, data_received=echo)
-    client = secure(start(handler, ssl=server_context()))
-    client.echo(b"hello")
-    client.close()
-    handler.wait_removed()
-    assert handler.names() == ["on_new_connection", "on_connected", "on_data_received", "on_disconnected", "on_connection_removed"]
-
-
-@pytest.mark.clause("H7")
-def test_reject_comes_before_the_handshake(start, connect, trust):
-    def refuse(fd):
-        raise hydrogen.Reject
-
-    handler = recorder(new_connection=refuse, connected=None)
-    client = connect(start(handler, ssl=server_context()))
-    with pytest.raises(OSError):  # noqa: PT011 - whichever way it notices
-        TlsClient(client, trust).handshake()
-    client.close()
-    assert type(handler.wait_removed()[0]) is hydrogen.Reject
-    assert handler.names() == ["on_new_connection", "on_connection_removed"]
-
-
-@pytest.mark.clause("T10")
-def test_an_adopted_plain_stream_has_no_tls_whatever_the_config_says(start, connect):
-    handler = recorder(new_connection=lambda fd: hydrogen.Plain(fd, hydrogen.LineFrameBuilder()), connected=None, data_received=echo)
-    client = connect(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder))
-    handler.wait_for("connected")
-    client.echo(b"in the clear\n")
-    assert handler.socket().get_extra_info("ssl_object") is None
-
-
-@pytest.mark.clause("T1", "T7")
-def test_a_stream_of_the_user_s_has_no_tls_whatever_the_config_says(start, connect):
-    class Loud(hydrogen.Stream):
-        def __init__(self, fd):
-            self.fd = fd
-
-        def recv(self):
-            part = os.read(self.fd, 1000)
-            if not part:
-                raise EOFError
-            return [part.upper()]
-
-        def send(self, buf):
-            os.write(self.fd, buf)
-
-        def shutdown(self):
-            pass
-
-        def fileno(self):
-            return self.fd
-
-    handler = recorder(new_connection=Loud, connected=None, data_received=echo)
-    client = connect(start(handler, ssl=server_context()))
-    handler.wait_for("connected")
-    client.send(b"loud")
-    assert client.receive(4) == b"LOUD"
-
-
-@pytest.mark.clause("T9", "T10", "T15", "H23")
-def test_an_adopted_secure_stream_has_tls_whatever_the_config_says(start, connect, trust):
-    context = server_context()
-    streams = iter([lambda fd: hydrogen.Secure(fd, hydrogen.LineFrameBuilder(), context), lambda fd: None])
-    handler = recorder(new_connection=lambda fd: next(streams)(fd), connected=None, data_received=echo)
-    server = start(handler)
-    client = TlsClient(connect(server), trust)
-    handler.wait_for("new_connection")
-    plain = connect(server)
-    plain.echo(b"in the clear")
-    assert [call.socket for call in handler.of("connected")] == server.connections  # not the one that has not shaken hands
-    client.handshake().echo(b"encrypted\n")
-    assert handler.messages(handler.of("connected")[1].id) == [b"encrypted"]
-    assert handler.of("connected")[1].socket.get_extra_info("sslcontext") is context
-    client.close()
-    assert type(handler.wait_removed()[0]) is hydrogen.PeerClosed
-
-
-@pytest.mark.clause("T9", "T10")
-def test_an_adopted_secure_stream_has_its_own_context_and_framing(start, connect, trust):
-    mine = server_context(misnamed_certificate())
-    handler = recorder(new_connection=lambda fd: hydrogen.Secure(fd, None, mine), data_received=echo)
-    client = TlsClient(
-        connect(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)), trust, name=OTHER_NAME
-    ).handshake()
-    client.echo(b"no frame")
-
-
-@pytest.mark.clause("T1", "T15")
-def test_a_class_derived_from_secure_is_a_stream_of_the_user_s(start, connect, trust):
-    context = server_context()
-
-    class Loud(hydrogen.Secure):
-        def recv(self):
-            return [message.upper() for message in super().recv()]
-
-    handler = recorder(new_connection=lambda fd: Loud(fd, hydrogen.LineFrameBuilder(), context), data_received=echo)
-    client = TlsClient(connect(start(handler)), trust)
-    client.handshake()
-    client.send(b"one\ntwo\n")
-    assert client.receive(8) == b"ONE\nTWO\n"
-    client.finish()
-    assert client.at_end() == "end"
-
-
-# ---------------------------------------------------------------------------------------------------- Secure by hand, then adopted
-
-
-def login(context):
-    """An on_new_connection that reads a line by hand, answers it, and gives the connection to the server."""
-
-    def login(fd):
-        stream = hydrogen.Secure(fd, hydrogen.LineFrameBuilder(), context)
-        stream.b_send(hydrogen.LineFrame(b"welcome " + stream.b_recv(timeout=PATIENCE).payload()))
-        return stream
-
-    return login
-
-
-@pytest.mark.clause("T11", "T14", "T15")
-@pytest.mark.parametrize("records", [1, 3], ids=["one record", "a record each"])
-def test_what_was_read_by_hand_and_not_asked_for_is_delivered_first_and_without_a_further_byte(start, secure, records):
-    handler = recorder(new_connection=login(server_context()), connected=None, data_received=echo)
-    client = secure(start(handler))
-    wire = [b"user\n", b"one\n", b"two\nthr"]
-    client.client.send(b"".join(map(client.encrypt, wire)) if records == 3 else client.encrypt(b"".join(wire)))
-    assert client.receive(13 + 8) == b"welcome user\none\ntwo\n"
-    client.send(b"ee\n")
-    assert client.receive(6) == b"three\n"
-    assert handler.names()[:2] == ["on_new_connection", "on_connected"]
-    client.close()
-    assert type(handler.wait_removed()[0]) is hydrogen.PeerClosed
-
-
-@pytest.mark.clause("T11", "H23")
-def test_a_stream_whose_handshake_was_done_by_hand_is_ready_without_a_further_byte(start, secure):
-    handler = recorder(new_connection=login(server_context()), connected=lambda socket: socket.send(b"go on"))
-    client = secure(start(handler))
-    client.send(b"user\n")
-    assert client.receive(19) == b"welcome user\ngo on\n"
-
-
-@pytest.mark.clause("T11", "T15", "H23")
-def test_a_handshake_begun_by_hand_is_finished_by_the_server(start, connect, gate, trust):
-    go, begun, context = gate(), [], server_context()
-
-    def begin(fd):
-        wait_event(go, "the client has said hello")
-        stream = hydrogen.Secure(fd, hydrogen.LineFrameBuilder(), context)
-        begun.append(stream.nb_recv())
-        return stream
-
-    handler = recorder(new_connection=begin, connected=None, data_received=echo)
-    client = TlsClient(connect(start(handler)), trust)
-    client.client.send(client.step())
-    handler.wait_for("new_connection")
-    go.set()
-    wait_until(lambda: begun, "the server's part is sent by hand")
-    client.handshake().echo(b"hello\n")
-    assert begun == [[]]
-
-
-@pytest.mark.clause("T11", "T13")
-def test_what_was_not_written_by_hand_is_written_first(start, secure):
-    first, context = os.urandom(8_000_000), server_context()
-
-    def greet(fd):
-        stream = hydrogen.Secure(fd, hydrogen.LengthFrameBuilder(max_size=16 << 20), context)
-        assert stream.b_recv(timeout=PATIENCE).payload() == b"zero"
-        with pytest.raises(BlockingIOError):
-            stream.nb_send(hydrogen.LengthFrame(first))
-        return stream
-
-    handler = recorder(new_connection=greet, connected=lambda socket: socket.send(b"second"), data_received=echo)
-    client = secure(start(handler), receive_buffer=65_536)
-    client.send(length_frame(b"zero"))
-    handler.wait_for("connected")
-    client.send(length_frame(b"third"))  # which is not read before the first has left
-    expected = length_frame(first) + length_frame(b"second") + length_frame(b"third")
-    assert client.receive(len(expected)) == expected
-
-
-@pytest.mark.clause("T11", "H10", "H24")
-@pytest.mark.parametrize("clean", [True, False], ids=["close_notify", "truncated"])
-def test_an_end_that_was_read_by_hand_is_told_after_what_came_before_it(start, secure, gate, clean):
-    go, context = gate(), server_context()
-
-    def slowly(fd):
-        stream = hydrogen.Secure(fd, hydrogen.LineFrameBuilder(), context)
-        assert stream.b_recv(timeout=PATIENCE).payload() == b"user"
-        wait_event(go, "the client has sent all and closed")
-        stream.b_send(hydrogen.LineFrame(b"welcome " + stream.b_recv(timeout=PATIENCE).payload()))
-        return stream
-
-    handler = recorder(new_connection=slowly, connected=None)
-    client = secure(start(handler))
-    client.send(b"user\n")
-    client.client.send(client.encrypt(line(b"again") + line(b"one")) + (client.close_notify() if clean else b""))
-    client.client.finish()
-    go.set()
-    assert client.receive_until_end() == b"welcome again\n"
-    (error,) = handler.wait_removed()
-    assert type(error) is (hydrogen.PeerClosed if clean else ssl.SSLEOFError)
-    assert handler.messages() == [b"one"]
-
-
-@pytest.mark.clause("T11", "H24")
-def test_a_broken_record_that_was_read_by_hand_ends_the_connection_after_what_came_before_it(start, secure):
-    context = server_context()
-
-    def listen(fd):
-        stream = hydrogen.Secure(fd, hydrogen.LineFrameBuilder(), context)
-        assert stream.b_recv(timeout=PATIENCE).payload() == b"user"
-        return stream
-
-    handler = recorder(new_connection=listen, connected=None, data_received=echo)
-    client = secure(start(handler))
-    client.client.send(client.encrypt(b"user\none\n") + client.encrypt(b"never\n")[:-1] + b"!")
-    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
-        client.receive_until_end()
-    client.client.close()
-    (error,) = handler.wait_removed()
-    assert isinstance(error, ssl.SSLError)
-    assert not isinstance(error, ssl.SSLEOFError)
-    assert handler.messages() == [b"one"]
-
-
-@pytest.mark.clause("H16", "T15")
-def test_a_handshake_that_fails_by_hand_and_is_not_caught_is_the_callback_s_error(start, connect, error_log):
-    handler = recorder(new_connection=login(server_context()), connected=None)
-    client = connect(start(handler))
-    client.send(b"GET / HTTP/1.1\r\n\r\n")
-    assert client.at_end() in ("end", "reset")
-    client.close()
-    (removal,) = handler.wait_removed()
-    assert type(removal) is hydrogen.HandlerError
-    assert isinstance(removal.__cause__, ssl.SSLError)
-    assert handler.names() == ["on_new_connection", "on_connection_removed"]
-    wait_until(error_log, "it is logged")

@@ -319,10 +319,17 @@ def test_the_timeout_of_connect_is_the_default_of_recv(both):
 
 
 @pytest.mark.clause("T18")
-def test_connect_s_own_timeout_is_kept_for_recv(both):
-    client, _ = both(timeout=0.25)
-    with pytest.raises(TimeoutError):
-        client.recv()
+def test_connect_s_own_timeout_is_that_of_each_recv(both, monkeypatch):
+    client, _ = both(timeout=PATIENCE)
+    asked = []
+
+    def b_recv(self, timeout):
+        asked.append(timeout)
+        return hydrogen.ChunkFrame(b"x")
+
+    monkeypatch.setattr(hydrogen.Plain, "b_recv", b_recv)
+    assert [client.recv(), client.recv(timeout=7), client.recv(timeout=None), next(iter(client))] == [b"x"] * 4
+    assert asked == [PATIENCE, 7, None, PATIENCE]
 
 
 @pytest.mark.clause("T18")
@@ -449,6 +456,21 @@ def test_close_and_with_close_once(both):
     client.close()
 
 
+def test_two_threads_may_close_at_once(both, monkeypatch):
+    """Here the second one does it all while the first one is in the middle."""
+    client, _ = both()
+    shutdown = hydrogen.Plain.shutdown
+
+    def meanwhile(stream):
+        monkeypatch.setattr(hydrogen.Plain, "shutdown", shutdown)
+        client.close()
+        stream.shutdown()
+
+    monkeypatch.setattr(hydrogen.Plain, "shutdown", meanwhile)
+    client.close()
+    assert client.fileno() == -1
+
+
 def test_with_closes_also_when_its_body_raises(both):
     client, _ = both()
     with pytest.raises(ZeroDivisionError), client:
@@ -475,37 +497,68 @@ def test_close_sends_close_notify(both_tls, version):
     assert peer.recv(100) == b""  # it raises SSLEOFError at an end without one
 
 
-def test_close_waits_for_room_for_close_notify(both_tls, monkeypatch):
-    monkeypatch.setattr(client_module, "CLOSE_PATIENCE", PATIENCE)
-    client, peer = both_tls(framing=hydrogen.LengthFrameBuilder(max_size=1 << 24))
-    sent = threading.Event()
-    message = bytes(1 << 20)
+def fill(client, message):
+    """Send until the kernel takes no more; how often it was sent, the last time in part."""
     count = 0
-    # Fill the socket to the brim, so that there is no room for another record.
     with contextlib.suppress(BlockingIOError):
         while True:
-            client._stream.nb_send(hydrogen.ChunkFrame(message))
             count += 1
+            client._stream.nb_send(hydrogen.ChunkFrame(message))
+    return count
 
-    def receive():
-        wait_event(sent, "everything is on its way")
+
+def test_close_waits_for_room_for_close_notify(both_tls, monkeypatch):
+    real = select.poll
+    waiting = threading.Event()
+
+    class Poll:
+        """poll(2), and says so."""
+
+        def __init__(self):
+            self.poll_object = real()
+            self.register = self.poll_object.register
+
+        def poll(self, milliseconds):
+            waiting.set()
+            return self.poll_object.poll(milliseconds)
+
+    client, peer = both_tls()
+    count = fill(client, bytes(1000))
+    monkeypatch.setattr(client_module, "CLOSE_PATIENCE", PATIENCE)
+    monkeypatch.setattr(select, "poll", Poll)
+    with running(client.close):
+        wait_event(waiting, "close waits")
         received = 0
-        while data := peer.recv(1 << 16):
+        while data := peer.recv(1 << 16):  # it raises SSLEOFError at an end without close_notify
             received += len(data)
-        assert received == (count + 2) * len(message)
+    assert received == count * 1000
 
-    with running(receive):
-        with running(lambda: client._stream.b_send(hydrogen.ChunkFrame(message))):
-            sent.set()
-        client.close()
+
+@VERSIONS
+def test_what_was_sent_arrives_though_the_client_has_not_read(both_tls, version):
+    """Closing with unread input is a reset: a session ticket would do (TLS 1.3), or an answer."""
+    client, peer = both_tls(version=version)
+    peer.sendall(b"unread")
+    wait_until(lambda: client_is_readable(client), "it is there")
+    count = fill(client, bytes(1 << 16))
+    received = 0
+
+    def receive(end):
+        nonlocal received
+        while received < end and (data := peer.recv(1 << 16)):
+            received += len(data)
+
+    with running(lambda: receive((count - 1) << 16)):
+        client._stream.b_send(hydrogen.ChunkFrame(b"last"))
+    client.close()
+    receive(1 << 60)
+    assert received == (count << 16) + 4
 
 
 def test_close_does_not_wait_for_ever_for_a_peer_that_does_not_read(both_tls, monkeypatch):
     monkeypatch.setattr(client_module, "CLOSE_PATIENCE", 0.001)
     client, _ = both_tls()
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            client._stream.nb_send(hydrogen.ChunkFrame(bytes(1 << 20)))
+    fill(client, bytes(1 << 20))
     client.close()
     assert client.fileno() == -1
 
@@ -520,13 +573,9 @@ def test_close_ends_the_calls_of_other_threads(both, both_tls, kind):
         with pytest.raises(EOFError):
             client.recv()
 
-    def send_for_ever():
-        while True:
-            client.send(bytes(1 << 20))
-
     def send():
         with pytest.raises(BrokenPipeError):
-            send_for_ever()
+            client.send(bytes(1 << 24))  # more than the kernel takes
 
     with running(receive, send):
         wait_event(begun, "one is receiving")

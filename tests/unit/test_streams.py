@@ -1,31 +1,26 @@
-"""`Plain` and `Secure` by hand: non-blocking, blocking, from two threads, and what an engine takes over; no server.
+"""What `Plain` and `Secure` have in common, by hand: non-blocking, blocking, from two threads, and what an engine takes over; no server.
 
-The other end is a raw socket, or Python's own `ssl.SSLSocket`, or `openssl`, so that a test compares two opinions; where both ends are
-hydrogen's, the wire was compared in another test. Socket pairs of AF_UNIX deliver before send(2) returns: what is written can be read.
+The other end is a raw socket, so that a test compares two opinions; where both ends are hydrogen's, the wire was compared in another test.
 """
 
 import contextlib
-import fcntl
+import functools
 import gc
 import os
 import select
 import signal
 import socket
-import ssl
 import struct
-import subprocess
-import sys
-import termios
 import threading
 
 import certificates
 import pytest
+from by_hand import connected, is_broken, name_of, payloads, read_all, readable, reset, secure, send_rest, shake_hands, waiting_bytes
+from certificates import VERSIONS
 from support import PATIENCE, child, finish, running, simple, wait_event, wait_until
 
 import hydrogen
 from hydrogen.stream import READS, StreamPort
-
-NAME = "localhost"
 
 
 @pytest.fixture
@@ -37,30 +32,14 @@ def after():
 
 @pytest.fixture
 def pair(after):
-    """Two connected sockets: of AF_UNIX, or of TCP. `buffer`: bytes of each socket buffer."""
+    """See `connected`."""
 
-    def pair(family=socket.AF_UNIX, buffer=None):
-        if family == socket.AF_UNIX:
-            ends = socket.socketpair()
-        else:
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                ends = (socket.create_connection(listener.getsockname()), listener.accept()[0])
-        for end in ends:
-            after.callback(end.close)
-            if buffer is not None:
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        return ends
-
-    return pair
+    return functools.partial(connected, after)
 
 
-KINDS = {"plain": None, "tls1.2": ssl.TLSVersion.TLSv1_2, "tls1.3": ssl.TLSVersion.TLSv1_3}
-
-
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+@pytest.fixture(params=[None, *VERSIONS], ids=["plain", *map(name_of, VERSIONS)])
 def streams(request, pair, after):
-    """`streams(framing)`: both ends of a connection, the server's side first; `version` None: no TLS."""
+    """`streams(framing)`: both ends of a connection, the server's side first; `version` of TLS, None: none."""
 
     def streams(framing=None, **options):
         ends = pair(**options)
@@ -74,73 +53,6 @@ def streams(request, pair, after):
 
     streams.version = request.param
     return streams
-
-
-@pytest.fixture(params=[version for version in KINDS.values() if version], ids=[kind for kind in KINDS if kind != "plain"])
-def version(request):
-    """Of TLS."""
-    return request.param
-
-
-def secure(sock, framing=None, *, version=None, server_side=True, context=None):
-    """A `Secure` with good certificates."""
-    if server_side:
-        return hydrogen.Secure(sock, framing, context or certificates.server_context(version=version))
-    return hydrogen.Secure(sock, framing, context or certificates.client_context(version=version), False, NAME)
-
-
-def shake_hands(*ends):
-    """The handshake, without threads: over AF_UNIX two round trips are enough for any version. Nobody has sent a message."""
-    for _ in range(3):
-        for end in ends:
-            assert end.nb_recv() == []
-
-
-def payloads(frames):
-    """The payload of each."""
-    return [frame.payload() for frame in frames]
-
-
-def waiting_bytes(sock):
-    """Bytes that can be read from a socket."""
-    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
-def readable(sock):
-    """Whether a level-triggered poll would report it now."""
-    return bool(select.select([sock], [], [], 0)[0])
-
-
-def is_broken(sock):
-    """Whether the peer's reset has arrived."""
-    poll = select.poll()
-    poll.register(sock, 0)
-    return bool(poll.poll(0))
-
-
-def reset(sock):
-    """Close with an RST."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
-
-def read_all(stream, sink):
-    """What a stream gives until nothing more is there, non-blocking."""
-    while frames := stream.nb_recv():
-        sink += payloads(frames)
-
-
-def send_rest(stream, other, sink):
-    """Go on with what is kept until it is gone, with the other end reading into `sink`."""
-    for _ in range(100_000):
-        read_all(other, sink)
-        try:
-            stream.send(b"")
-        except BlockingIOError:
-            continue
-        read_all(other, sink)
-        return
-    raise AssertionError("what was kept does not get less")
 
 
 # ---------------------------------------------------------------------------------------------------- every framing, both ways
@@ -281,6 +193,18 @@ class Endless(socket.socket):
             raise BlockingIOError
         self.reads += 1
         return self.data
+
+
+def test_it_does_not_wait_on_an_fd_that_was_closed_meanwhile(after):
+    class Closed(socket.socket):
+        def recv(self, size, flags=0):
+            if self.fileno() >= 0:
+                self.close()
+                raise BlockingIOError
+            return super().recv(size, flags)
+
+    with pytest.raises(EOFError):
+        hydrogen.Plain(Closed()).b_recv()
 
 
 def test_however_many_reads_that_takes(after):
@@ -864,10 +788,9 @@ def test_what_is_no_stream_socket_is_refused(after, kind, what, error):
 
 @pytest.mark.clause("T11")
 def test_hand_over_gives_what_was_read_and_what_was_not_written(streams):
-    server, client = streams(hydrogen.LengthFrameBuilder, buffer=8192)
-    shake_hands(server, client)
     builder = hydrogen.LengthFrameBuilder()
-    server._builder = builder  # an instance of our own, to be told from another
+    server, client = streams(builder, buffer=8192)
+    shake_hands(server, client)
     client.nb_send(hydrogen.ChunkFrame(b"".join(hydrogen.LengthFrame(message).to_bytes() for message in (b"one", b"two")) + b"\0\0"))
     assert server.b_recv().payload() == b"one"
     with pytest.raises(BlockingIOError):
@@ -903,30 +826,6 @@ def test_hand_over_leaves_the_fd_open_whatever_becomes_of_the_stream(pair, numbe
     os.fstat(given.fd)
     if not number:
         os.close(given.fd)
-
-
-def test_hand_over_of_a_handshake_under_way(pair, version):
-    ours, peer = pair()
-    server, client = secure(ours, version=version), secure(peer, version=version, server_side=False)
-    assert client.nb_recv() == server.nb_recv() == []
-    given = server.hand_over()
-    assert not given.session.is_ready
-    with socket.socket(fileno=given.fd) as sock:
-        assert client.nb_recv() == []
-        given.session.receive(sock.recv(10_000))
-        sock.sendall(given.session.take())
-        assert given.session.is_ready
-        client.nb_send(hydrogen.ChunkFrame(b"hello"))
-        assert given.session.receive(sock.recv(10_000)) == b"hello"
-
-
-def test_hand_over_refuses_a_message_that_is_not_encrypted_yet(pair):
-    ours, _ = pair()
-    stream = secure(ours)
-    with pytest.raises(BlockingIOError):
-        stream.nb_send(hydrogen.ChunkFrame(b"too early"))
-    with pytest.raises(ValueError, match="handshake"):
-        stream.hand_over()
 
 
 # ---------------------------------------------------------------------------------------------------- a user's stream made of one
@@ -980,502 +879,3 @@ def test_a_stream_that_makes_a_frame_of_what_it_is_given_sends_no_message_that_n
     port.send(b"end")
     read_all(other, found)
     assert found == [b"x" * 60_000, b"", b"end"]
-
-
-# ---------------------------------------------------------------------------------------------------- TLS: against other implementations
-
-
-def wrapped(sock, context, **options):
-    """Python's own, which does not forgive an end without close_notify."""
-    return context.wrap_socket(sock, suppress_ragged_eofs=False, **options)
-
-
-@pytest.mark.clause("T15")
-@pytest.mark.parametrize("ask", [False, True], ids=["", "client certificate"])
-def test_python_s_ssl_as_client(pair, after, version, ask):
-    ours, peer = pair(socket.AF_INET)
-    server = hydrogen.Secure(ours, hydrogen.SimpleFrameBuilder, certificates.server_context(version=version, ask=ask))
-    context = certificates.client_context(certificates.client_certificate() if ask else None, version=version)
-
-    def client():
-        with wrapped(peer, context, server_hostname=NAME) as sock:
-            assert sock.version() == version.name.replace("_", ".")
-            sock.sendall(simple(b"one") + simple(b"x" * 60_000))
-            assert sock.recv(100) == simple(b"answer")
-            assert sock.recv(100) == b""
-            sock.unwrap()
-
-    with running(client):
-        assert payloads([server.b_recv(), server.b_recv()]) == [b"one", b"x" * 60_000]
-        server.b_send(hydrogen.SimpleFrame(b"answer"))
-        with server._lock:
-            server._unsent += server._session.close()  # close_notify, and yet not the FIN that shutdown() sends
-        with pytest.raises(EOFError):
-            server.b_recv()
-
-
-@pytest.mark.clause("T15")
-def test_python_s_ssl_as_server(pair, after, version):
-    ours, peer = pair(socket.AF_INET)
-    client = secure(ours, hydrogen.SimpleFrameBuilder, version=version, server_side=False)
-
-    def server():
-        with wrapped(peer, certificates.server_context(version=version), server_side=True) as sock:
-            assert sock.recv(100) == simple(b"one")
-            sock.sendall(simple(b"answer") + simple(b"x" * 60_000))
-            assert sock.recv(100) == b""
-            sock.unwrap()
-
-    with running(server):
-        client.b_send(hydrogen.SimpleFrame(b"one"))
-        assert payloads([client.b_recv(), client.b_recv()]) == [b"answer", b"x" * 60_000]
-        client.shutdown()
-        with pytest.raises(EOFError):
-            client.b_recv()
-
-
-def option(version):
-    """As `openssl` calls it: -tls1_2."""
-    return "-" + version.name.lower().replace("v", "")
-
-
-def test_openssl_as_client(after, tmp_path, version):
-    _, trusted = certificates.write_files(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        command = ["openssl", "s_client", "-quiet", option(version), "-connect", address, "-CAfile", str(trusted)]
-        command += ["-servername", NAME, "-verify_hostname", NAME, "-verify_return_error"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-            after.callback(process.kill)
-            server = hydrogen.Secure(listener.accept()[0], hydrogen.LineFrameBuilder, certificates.server_context(version=version))
-            after.callback(server.close)
-            process.stdin.write(b"hello\n")
-            process.stdin.flush()
-            assert server.b_recv(PATIENCE).payload() == b"hello"
-            server.b_send(hydrogen.LineFrame(b"from hydrogen"))
-            assert process.stdout.readline() == b"from hydrogen\n"
-            server.shutdown()
-            out, err = process.communicate(timeout=PATIENCE)
-            assert (out, process.returncode) == (b"", 0), err
-
-
-def test_openssl_as_server(after, tmp_path, version):
-    pair, _ = certificates.write_files(tmp_path)
-    command = ["openssl", "s_server", "-rev", option(version), "-accept", "127.0.0.1:0", "-naccept", "1"]
-    with subprocess.Popen([*command, "-cert", str(pair), "-key", str(pair)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        after.callback(process.kill)
-        *_, port = next(line for line in process.stdout if line.startswith(b"ACCEPT")).split(b":")
-        client = secure(socket.create_connection(("127.0.0.1", int(port))), hydrogen.LineFrameBuilder, version=version, server_side=False)
-        after.callback(client.close)
-        client.b_send(hydrogen.LineFrame(b"abc"))
-        assert client.b_recv(PATIENCE).payload() == b"cba"
-        client.shutdown()
-        client.close()
-        process.communicate(timeout=PATIENCE)
-
-
-# ---------------------------------------------------------------------------------------------------- TLS: the handshake
-
-
-@pytest.mark.clause("T15")
-@pytest.mark.parametrize("first", ["b_send", "b_recv", "handshake", "nb_recv", "nb_send"])
-@pytest.mark.parametrize("other", ["b_send", "b_recv", "handshake", "nb_recv", "nb_send"])
-def test_the_handshake_goes_on_within_whatever_is_called(pair, version, first, other):
-    ours, peer = pair()
-    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
-    client = secure(peer, hydrogen.SimpleFrameBuilder, version=version, server_side=False)
-    ends = {server: first, client: other}
-
-    found = {server: [], client: []}
-
-    def use(stream):
-        """Until the handshake is done at this end."""
-        how = ends[stream]
-        if "send" in how:
-            with contextlib.suppress(BlockingIOError):
-                getattr(stream, how)(hydrogen.SimpleFrame(b"hello"))
-        while not stream._session.is_ready:
-            with contextlib.suppress(BlockingIOError, TimeoutError):
-                if how == "nb_send":
-                    stream.send(b"")
-                elif how == "nb_recv":
-                    found[stream] += stream.nb_recv()
-                elif how == "b_recv":
-                    found[stream].append(stream.b_recv(0.001))
-                else:
-                    stream.handshake()
-
-    with running(lambda: use(server)):
-        use(client)
-    for stream, peer_did in ((server, other), (client, first)):
-        if "send" in peer_did:
-            assert payloads(found[stream] or [stream.b_recv()]) == [b"hello"]
-
-
-def test_what_was_sent_before_the_handshake_goes_out_after_it_in_order(pair, version):
-    ours, peer = pair()
-    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
-    client = secure(peer, hydrogen.SimpleFrameBuilder, version=version, server_side=False)
-    found = {server: [], client: []}
-    for message in (b"one", b"", b"three"):
-        with pytest.raises(BlockingIOError):
-            server.nb_send(hydrogen.SimpleFrame(message))
-    for message in (b"one", b"", b"three"):
-        with pytest.raises(BlockingIOError):
-            client.nb_send(hydrogen.SimpleFrame(message))
-    for _ in range(4):
-        for stream, messages in found.items():
-            messages += payloads(stream.nb_recv())
-    assert list(found.values()) == [[b"one", b"", b"three"]] * 2
-    server.send(b"")
-    client.send(b"")
-
-
-class Memory:
-    """A client of Python's ssl without a socket: what it sends can be cut and joined at will."""
-
-    def __init__(self, version):
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = certificates.client_context(version=version)
-        self.object = context.wrap_bio(self.incoming, self.outgoing, server_hostname=NAME)
-
-    def step(self, data):
-        """Take in what the server sent; whether the handshake is done."""
-        self.incoming.write(data)
-        try:
-            self.object.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
-
-    def shake_hands(self, server, peer):
-        """Up to the last flight, which is not sent yet."""
-        peer.setblocking(False)
-        data = b""
-        while not self.step(data):
-            peer.sendall(self.outgoing.read())
-            assert server.nb_recv() == []
-            data = peer.recv(100_000)
-
-    def encrypt(self, data):
-        """The records that carry it, after what there was to be sent."""
-        self.object.write(data)
-        return self.outgoing.read()
-
-
-@pytest.mark.clause("T15")
-@pytest.mark.parametrize("how", ["nb_send", "go on", "b_send", "handshake"])
-def test_f37_a_call_that_sends_takes_no_message_off_the_socket(pair, version, how):
-    """Or the fd would not be readable any more, and who waits for messages would not hear of it."""
-    ours, peer = pair()
-    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
-    client = Memory(version)
-    if version == ssl.TLSVersion.TLSv1_2:
-        # Here the server's flight is the last one; so that it is the client's that ends the handshake, hold it back.
-        peer.setblocking(False)
-        client.step(b"")
-        peer.sendall(client.outgoing.read())
-        assert server.nb_recv() == []
-        client.step(peer.recv(100_000))
-        peer.sendall(client.outgoing.read())
-        message = b""
-    else:
-        client.shake_hands(server, peer)
-        message = client.encrypt(simple(b"hello"))
-        peer.sendall(message)
-    if how == "nb_send":
-        server.nb_send(hydrogen.SimpleFrame(b"x"))
-    elif how == "go on":
-        server.send(b"")
-    elif how == "b_send":
-        server.b_send(hydrogen.SimpleFrame(b"x"))
-    else:
-        server.handshake(0)
-    assert server._session.is_ready
-    assert readable(server) is bool(message)
-    if message:
-        assert payloads(server.nb_recv()) == [b"hello"]
-
-
-@pytest.mark.clause("T15")
-def test_a_handshake_that_comes_byte_by_byte(pair, version):
-    ours, peer = pair()
-    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
-    client = Memory(version)
-    peer.setblocking(False)
-    data = b""
-    while not client.step(data):
-        for byte in client.outgoing.read():
-            peer.sendall(bytes([byte]))
-            assert server.nb_recv() == []
-            assert not readable(server)
-        data = peer.recv(100_000)
-    found = []
-    for byte in client.encrypt(simple(b"hello") + simple(b"") + simple(b"again")):
-        peer.sendall(bytes([byte]))
-        found += payloads(server.nb_recv())
-    assert found == [b"hello", b"", b"again"]
-
-
-def test_f37_what_one_record_holds_is_given_out_at_once(pair, version):
-    ours, peer = pair()
-    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
-    client = Memory(version)
-    client.shake_hands(server, peer)
-    peer.sendall(client.encrypt(simple(b"x") * 1000))
-    assert payloads(server.nb_recv()) == [b"x"] * 1000
-
-
-BAD = {
-    "expired": (certificates.expired_certificate, "expired"),
-    "by a stranger": (certificates.foreign_certificate, "unable to get local issuer"),
-    "of another name": (certificates.misnamed_certificate, "Hostname mismatch"),
-}
-
-
-@pytest.mark.clause("T15")
-@pytest.mark.parametrize(("certificate", "reason"), BAD.values(), ids=BAD)
-@pytest.mark.parametrize("how", ["handshake", "b_recv", "b_send", "nb_recv", "nb_send"])
-def test_a_bad_certificate_of_the_server_fails_the_handshake_on_both_sides(pair, version, certificate, reason, how):
-    ours, peer = pair()
-    server = secure(ours, context=certificates.server_context(certificate(), version=version))
-    client = secure(peer, version=version, server_side=False)
-    frame = hydrogen.ChunkFrame(b"secret")
-
-    def fail():
-        if how.startswith("nb"):
-            for _ in range(1000):
-                if how == "nb_recv":
-                    client.nb_recv()
-                else:
-                    with contextlib.suppress(BlockingIOError):
-                        client.nb_send(frame)
-                server.nb_recv()
-        getattr(client, how)(*([frame] if "send" in how else []))
-
-    with contextlib.ExitStack() as stack:
-        if not how.startswith("nb"):
-
-            def serve():
-                with pytest.raises(ssl.SSLError):
-                    server.b_recv()
-
-            stack.enter_context(running(serve))
-        with pytest.raises(ssl.SSLCertVerificationError, match=reason):
-            fail()
-    # It fails again, and the server was told why.
-    with pytest.raises(ssl.SSLCertVerificationError):
-        client.b_recv()
-    with pytest.raises(ssl.SSLCertVerificationError):
-        client.nb_send(frame)
-    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
-        server.nb_recv()
-
-
-@pytest.mark.parametrize("certificate", [None, certificates.foreign_client_certificate], ids=["none", "by a stranger"])
-def test_a_client_without_the_certificate_that_is_asked_for_is_refused(pair, version, certificate):
-    ours, peer = pair()
-    server = secure(ours, context=certificates.server_context(version=version, ask=True))
-    context = certificates.client_context(certificate and certificate(), version=version)
-    client = secure(peer, server_side=False, context=context)
-
-    def serve():
-        with pytest.raises(ssl.SSLError):
-            server.b_recv()
-
-    with running(serve), pytest.raises(ssl.SSLError, match=r"(?i)alert"):
-        client.b_recv()
-
-
-def test_a_client_with_the_certificate_that_is_asked_for_is_known(pair, version):
-    ours, peer = pair()
-    server = secure(ours, context=certificates.server_context(version=version, ask=True))
-    client = secure(peer, server_side=False, context=certificates.client_context(certificates.client_certificate(), version=version))
-    with running(lambda: client.b_send(hydrogen.ChunkFrame(b"it is me"))):
-        assert server.b_recv().payload() == b"it is me"
-    assert ("email", certificates.CLIENT_NAME) in server._session.info("peercert")["subjectAltName"]
-
-
-def test_sides_without_a_version_in_common_fail(pair):
-    ours, peer = pair()
-    server = secure(ours, version=ssl.TLSVersion.TLSv1_2)
-    client = secure(peer, version=ssl.TLSVersion.TLSv1_3, server_side=False)
-
-    def serve():
-        with pytest.raises(ssl.SSLError):
-            server.handshake()
-
-    with running(serve), pytest.raises(ssl.SSLError):
-        client.handshake()
-
-
-def test_f33_plain_text_to_tls_is_an_ssl_error_and_nothing_is_given_out(pair):
-    ours, peer = pair()
-    server = secure(ours, hydrogen.LineFrameBuilder)
-    peer.sendall(b"GET / HTTP/1.0\r\n\r\n" * 100)
-    peer.shutdown(socket.SHUT_WR)
-    for recv in (server.nb_recv, server.b_recv, server.handshake, server.recv):
-        with pytest.raises(ssl.SSLError) as raised:
-            recv()
-        assert not isinstance(raised.value, ssl.SSLEOFError)
-
-
-@pytest.mark.parametrize("timeout", [0, 0.001])
-def test_f32_a_silent_peer_lets_the_handshake_time_out_and_can_go_on(pair, version, timeout):
-    ours, peer = pair()
-    server = secure(ours, version=version)
-    with pytest.raises(TimeoutError):
-        server.handshake(timeout)
-    with pytest.raises(TimeoutError):
-        server.b_recv(timeout)
-    client = secure(peer, version=version, server_side=False)
-    with running(lambda: client.b_send(hydrogen.ChunkFrame(b"late"))):
-        assert server.b_recv().payload() == b"late"
-
-
-def test_a_second_thread_waits_for_the_handshake_within_its_own_time(pair, version):
-    ours, peer = pair()
-    server = secure(ours, version=version)
-    client = secure(peer, version=version, server_side=False)
-    with running(lambda: server.b_recv()):
-        wait_until(server._hands.locked, "the other thread waits for the client")
-        with pytest.raises(TimeoutError):
-            server.handshake(0.001)
-        with pytest.raises(BlockingIOError):
-            server.nb_send(hydrogen.ChunkFrame(b"kept"))
-        client.b_send(hydrogen.ChunkFrame(b"hello"))
-    assert client.b_recv().payload() == b"kept"
-
-
-def test_a_context_of_the_other_side_or_none_is_refused(pair):
-    ours, _ = pair()
-    with pytest.raises(ValueError, match="context: "):
-        hydrogen.Secure(ours, None, certificates.client_context())
-    with pytest.raises(ValueError, match="context: "):
-        hydrogen.Secure(ours, None, certificates.server_context(), server_side=False)
-    with pytest.raises(TypeError, match="context: "):
-        hydrogen.Secure(ours, None, None)
-
-
-@pytest.mark.parametrize("name", [None, ""])
-def test_a_client_whose_context_checks_names_needs_one(pair, name):
-    """Without, Python's SSLObject would check none."""
-    ours, _ = pair()
-    with pytest.raises(ValueError, match="server_hostname: "):
-        hydrogen.Secure(ours, None, certificates.client_context(), False, name)
-
-
-def test_f35_renegotiation_is_refused(pair):
-    ours, _ = pair()
-    context = certificates.server_context()
-    context.options &= ~ssl.OP_NO_RENEGOTIATION
-    hydrogen.Secure(ours, None, context)
-    assert context.options & ssl.OP_NO_RENEGOTIATION
-
-
-# ---------------------------------------------------------------------------------------------------- TLS: the end
-
-
-def test_shutdown_sends_close_notify(pair, version):
-    ours, peer = pair(socket.AF_INET)
-    server = secure(ours, version=version)
-
-    def client():
-        with wrapped(peer, certificates.client_context(version=version), server_hostname=NAME) as sock:
-            assert sock.recv(100) == b"bye"
-            assert sock.recv(100) == b""  # it raises SSLEOFError at an end without one
-
-    with running(client):
-        server.b_send(hydrogen.ChunkFrame(b"bye"))
-        server.shutdown()
-
-
-def test_f34_an_end_without_close_notify_is_told_from_an_end_in_order(pair, version):
-    ours, peer = pair()
-    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
-    client = Memory(version)
-    client.shake_hands(server, peer)
-    peer.sendall(client.encrypt(simple(b"one")))
-    peer.shutdown(socket.SHUT_WR)
-    assert payloads(server.nb_recv()) == [b"one"]
-    for recv in (server.nb_recv, server.b_recv):
-        with pytest.raises(ssl.SSLEOFError):
-            recv()
-
-
-def test_f34_also_inside_a_frame_and_inside_a_record(pair, version):
-    ours, peer = pair()
-    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
-    client = Memory(version)
-    client.shake_hands(server, peer)
-    peer.sendall(client.encrypt(simple(b"one")[:4]) + client.encrypt(simple(b"one")[4:])[:-1])
-    peer.shutdown(socket.SHUT_WR)
-    with pytest.raises(ssl.SSLEOFError):
-        server.nb_recv()
-
-
-@pytest.mark.parametrize("sent", [b"", b"\x16", b"\x16\x03\x01\x01\x00half a client hello"], ids=["nothing", "a byte", "half of it"])
-@pytest.mark.parametrize("how", ["nb_recv", "b_recv", "handshake", "b_send", "nb_send"])
-def test_f34_also_in_the_handshake(pair, sent, how):
-    ours, peer = pair()
-    server = secure(ours)
-    peer.sendall(sent)
-    peer.shutdown(socket.SHUT_WR)
-    with pytest.raises(ssl.SSLEOFError):
-        getattr(server, how)(*([hydrogen.ChunkFrame(b"x")] if "send" in how else []))
-
-
-def test_what_comes_after_close_notify_is_not_looked_at(pair, version):
-    ours, peer = pair()
-    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
-    client = Memory(version)
-    client.shake_hands(server, peer)
-    last = client.encrypt(simple(b"last"))
-    with contextlib.suppress(ssl.SSLError):
-        client.object.unwrap()
-    peer.sendall(last + client.outgoing.read() + b"garbage")
-    assert payloads(server.nb_recv()) == [b"last"]
-    with pytest.raises(EOFError):
-        server.nb_recv()
-
-
-def test_a_bad_record_comes_after_what_was_good(pair, version):
-    ours, peer = pair()
-    server = secure(ours, hydrogen.SimpleFrameBuilder, version=version)
-    client = Memory(version)
-    client.shake_hands(server, peer)
-    good, bad = client.encrypt(simple(b"good")), bytearray(client.encrypt(simple(b"bad")))
-    bad[-1] ^= 1
-    peer.sendall(good + bad)
-    assert payloads(server.nb_recv()) == [b"good"]
-    errors = set()
-    for recv in (server.nb_recv, server.b_recv):
-        with pytest.raises(ssl.SSLError, match=r"(?i)bad record mac") as raised:
-            recv()
-        errors.add(raised.value)
-    assert len(errors) == 1
-    client.incoming.write(peer.recv(100_000))
-    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
-        client.object.read(100)
-
-
-def test_the_alert_of_a_refusal_is_read_though_sending_has_failed(pair):
-    """The server refuses the client's certificate and closes; the client meanwhile writes."""
-    ours, peer = pair(socket.AF_INET)
-    version = ssl.TLSVersion.TLSv1_3
-    server = secure(ours, context=certificates.server_context(version=version, ask=True))
-    client = secure(peer, version=version, server_side=False)
-
-    def serve():
-        with pytest.raises(ssl.SSLError):
-            server.handshake()
-        server.shutdown()
-        server.close()
-
-    with running(serve):
-        client.handshake()
-    with contextlib.suppress(ConnectionError):
-        for _ in range(1000):
-            client.b_send(hydrogen.ChunkFrame(bytes(10_000)))
-    with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
-        client.b_recv()
