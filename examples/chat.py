@@ -1,0 +1,74 @@
+"""A chat of lines: what one says, all others hear. Shows names in `user_data`, and a broadcast over `server.connections`.
+
+python examples/chat.py [--port PORT]        and then, several times, `nc 127.0.0.1 1337`
+"""
+
+import argparse
+import threading
+
+import hydrogen
+from hydrogen.server import run
+
+NAME_MOST = 20
+LINE_MOST = 1000
+
+
+class Chat(hydrogen.Handler):
+    """The first line of a connection is its name; `user_data` is None until it has one."""
+
+    def __init__(self):
+        # Callbacks of different connections run at the same time. Under this lock names stay unique, and all hear the same order. It is
+        # held while sending, which only queues: a guest who does not read keeps nobody waiting, and is removed at `max_write_buffer`.
+        self.lock = threading.Lock()
+
+    def on_connected(self, socket):
+        socket.send(b"* your name?")
+
+    def on_data_received(self, socket, data):
+        with self.lock:
+            if socket.user_data is None:
+                self.join(socket, data.strip())
+            elif len(data) > LINE_MOST:
+                socket.send(b"* that was too long")
+            else:
+                self.tell_others(socket, b"%s: %s" % (socket.user_data, data))
+
+    def on_disconnected(self, socket, err):
+        if socket.user_data is not None:
+            with self.lock:
+                self.tell_others(socket, b"* %s has left" % socket.user_data)
+
+    def join(self, socket, name):
+        """Give a connection its name, and make it known."""
+        there = [other for _, other in self.guests()]
+        if not name or len(name) > NAME_MOST or name in there:
+            socket.send(b"* another name, please")
+            return
+        socket.user_data = name
+        socket.send(b"* welcome, %s" % name)
+        for other in sorted(there):
+            socket.send(b"* %s is here" % other)
+        self.tell_others(socket, b"* %s has come" % name)
+
+    def tell_others(self, socket, line):
+        """Send a line to all guests but one. A connection that has ended meanwhile refuses it, which does no harm."""
+        for other, _ in self.guests():
+            if other != socket:
+                other.send(line)
+
+    def guests(self):
+        """Connections that have a name, and the names. Each is asked once: `user_data` is None again when a connection is gone."""
+        asked = [(socket, socket.user_data) for socket in self.server.connections]
+        return [(socket, name) for socket, name in asked if name is not None]
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--port", type=int, default=1337)
+    arguments = options.parse_args()
+    server = hydrogen.Server(Chat(), hydrogen.Config(port=arguments.port, framing=hydrogen.LineFrameBuilder))
+    run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+
+
+if __name__ == "__main__":
+    main()

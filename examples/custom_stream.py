@@ -1,0 +1,79 @@
+"""A stream of one's own: everything is compressed with zlib, both ways. The handler does not know.
+
+    python examples/custom_stream.py [--port PORT]
+
+What a stream has to get right: `recv` returns nothing only when the kernel has nothing, for it is called again only when more has come;
+what the kernel does not take is kept, in order, and `send(b"")` goes on with it; the socket is closed once, by `close`.
+"""
+
+import argparse
+import contextlib
+import socket
+import zlib
+
+import hydrogen
+from hydrogen.server import run
+
+CHUNK = 1 << 16
+
+
+class ZlibStream(hydrogen.Stream):
+    def __init__(self, fd):
+        self.sock = socket.socket(fileno=fd)  # which is non-blocking
+        self.packer = zlib.compressobj()
+        self.unpacker = zlib.decompressobj()
+        self.kept = bytearray()  # compressed, and not taken by the kernel yet
+
+    def recv(self):
+        """A chunk of plain bytes: at most `CHUNK`, however far compressed ones unfold. Raises BlockingIOError: there is nothing."""
+        packed = self.unpacker.unconsumed_tail  # when it is b"" too: the last chunk may not have been all that was in there
+        try:
+            while not (message := self.unpacker.decompress(packed, CHUNK)):
+                packed = self.sock.recv(CHUNK)
+                if not packed or self.unpacker.eof:
+                    raise EOFError
+        except zlib.error as error:
+            raise hydrogen.ProtocolError(f"this is not zlib's format: {error}") from error
+        return [message]
+
+    def send(self, buf):
+        """Write all that is kept, and `buf`. Raises BlockingIOError, as the socket does, when the kernel takes no more."""
+        if buf:
+            self.kept += self.packer.compress(buf) + self.packer.flush(zlib.Z_SYNC_FLUSH)
+        while self.kept:
+            del self.kept[: self.sock.send(self.kept)]
+
+    def shutdown(self):
+        """Say that this is the end, so that the peer can tell it from being cut off, and end both ways."""
+        self.kept += self.packer.flush(zlib.Z_FINISH)
+        with contextlib.suppress(OSError):  # the peer is gone, or does not read: that is no reason to wait
+            self.send(b"")
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        """Close by way of the socket object: `Stream.close` would close the number only, and this object would close it once more."""
+        self.sock.close()
+
+    def fileno(self):
+        return self.sock.fileno()
+
+
+class Echo(hydrogen.Handler):
+    def on_new_connection(self, fd):
+        return ZlibStream(fd)
+
+    def on_data_received(self, socket, data):
+        socket.send(data)
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--port", type=int, default=1337)
+    arguments = options.parse_args()
+    server = hydrogen.Server(Echo(), hydrogen.Config(port=arguments.port))
+    run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,394 @@
+"""The examples: each is started as its users start it, talked to, and stopped by a signal."""
+
+import random
+import re
+import runpy
+import shlex
+import signal
+import smtplib
+import sqlite3
+import ssl
+import subprocess
+import zlib
+
+import certificates
+import pytest
+from support import PATIENCE, ROOT, Client, TlsClient, child, finish, running, simple, unframe, wait_until
+
+import hydrogen
+
+EXAMPLES = ROOT / "examples"
+
+SCRIPT = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def begin(engine, name, *arguments):
+    """An example in a process of its own, listening on a port of the kernel's choice; and its address."""
+    process = child(SCRIPT, str(EXAMPLES / name), "--port", "0", *arguments, HYDROGEN_ENGINE=engine)
+    line = process.stdout.readline()
+    found = re.fullmatch(r"listening on (127\.0\.0\.1):(\d+)\n", line)
+    if found is None:
+        _, err = finish(process, None)
+        raise AssertionError(f"it printed {line!r} and {err}")
+    return process, (found[1], int(found[2]))
+
+
+def end(process, errors=""):
+    """Stop it by a signal; its exit status must be 0, and `errors` all that it complained of. Returns what it printed."""
+    process.send_signal(signal.SIGTERM)
+    out, err = finish(process, 0)
+    assert err == errors
+    return out
+
+
+def dial(address):
+    """Connect to a server that says where it listens before it does, as one must whose `begin` tells nobody of the start."""
+
+    def answered():
+        try:
+            return Client(address)
+        except ConnectionRefusedError:
+            return None
+
+    return wait_until(answered, "it listens")
+
+
+def hears(client, *lines):
+    """The client receives just these lines."""
+    for line in lines:
+        expected = line + b"\n"
+        assert client.receive(len(expected)) == expected
+
+
+def of(name):
+    """The names that an example defines."""
+    return runpy.run_path(str(EXAMPLES / name))
+
+
+def test_each_example_is_tested_here_and_says_how_it_is_started():
+    for path in EXAMPLES.iterdir():
+        if path.name == "__pycache__":
+            continue
+        assert path.suffix == ".py"
+        assert f"examples/{path.name}" in of(path.name)["__doc__"]
+        assert [name for name in globals() if name.startswith(f"test_{path.stem}")], f"no test of {path.name}"
+
+
+# ---------------------------------------------------------------------------------------------------- the seed's
+
+
+@pytest.mark.clause("T19")
+def test_seed_sends_back_each_frame(engine):
+    process, address = begin(engine, "seed.py", "--addr", "127.0.0.1")
+    with dial(address) as client:
+        for piece in (simple(b"one")[:2], simple(b"one")[2:] + simple(b"two") + simple(b"three")):
+            client.send(piece)
+        assert [client.receive_frame() for _ in range(3)] == [b"one", b"two", b"three"]
+        client.finish()
+        assert client.receive_until_end() == b""
+    with dial(address) as client:
+        client.send(b"this is no frame")
+        assert client.receive_until_end() == b""
+    printed = end(process)
+    assert "PeerClosed(" in printed
+    assert "ProtocolError(" in printed
+
+
+@pytest.mark.clause("T19", "T5")
+def test_seed_goes_on_where_the_kernel_stopped_and_sends_no_frame_that_nobody_sent(start, connect):
+    server = start(of("seed.py")["Server"]())
+    client = connect(server, receive_buffer=4096)
+    messages = [bytes([number]) * 60_000 for number in range(200)]
+    with running(lambda: client.send(b"".join(map(simple, messages)))):
+        wait_until(lambda: any(socket.pending for socket in server.connections), "something is kept")
+        received = client.receive(sum(map(len, messages)) + 4 * len(messages))
+    client.finish()
+    assert unframe(received + client.receive_until_end()) == messages
+
+
+@pytest.mark.clause("T19", "F7")
+def test_seed_sends_back_an_empty_message(start, connect):
+    client = connect(start(of("seed.py")["Server"]()))
+    client.send(simple(b"") + simple(b"x"))
+    assert [client.receive_frame() for _ in range(2)] == [b"", b"x"]
+    client.finish()
+    assert client.receive_until_end() == b""
+
+
+# ---------------------------------------------------------------------------------------------------- lines
+
+
+def test_chat_tells_each_line_to_all_others(engine):
+    process, address = begin(engine, "chat.py")
+    with Client(address) as anna, Client(address) as otto:
+        hears(anna, b"* your name?")
+        anna.send(b"anna\r\n")
+        hears(anna, b"* welcome, anna")
+        hears(otto, b"* your name?")
+        otto.send(b" \nanna\n")
+        hears(otto, b"* another name, please", b"* another name, please")
+        otto.send(b"otto\n")
+        hears(otto, b"* welcome, otto", b"* anna is here")
+        hears(anna, b"* otto has come")
+        with Client(address) as mute:
+            hears(mute, b"* your name?")
+            anna.send(b"hello\n" + b"x" * 1001 + b"\nagain\n")
+            hears(anna, b"* that was too long")
+            hears(otto, b"anna: hello", b"anna: again")
+            otto.send(b"and you?\n")
+            hears(anna, b"otto: and you?")
+            mute.finish()
+            assert mute.receive_until_end() == b""
+        anna.finish()
+        assert anna.receive_until_end() == b""
+        hears(otto, b"* anna has left")
+        otto.finish()
+        assert otto.receive_until_end() == b""
+    end(process)
+
+
+def test_ask_database_answers_each_question(engine, tmp_path):
+    process, address = begin(engine, "ask_database.py", "--file", str(tmp_path / "notes.sqlite"))
+    with Client(address) as one, Client(address) as other:
+        one.send(b"set moon made of cheese\n")
+        hears(one, b"ok")
+        other.send(b"get moon\nget sun\n")
+        hears(other, b"made of cheese", b"")
+        other.send(b"drop everything\n\xff\nget moon\n")
+        hears(other, b"error: `set NAME VALUE` or `get NAME` is expected")
+        hears(other, b"error: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte", b"made of cheese")
+    end(process)
+
+
+def test_ask_database_goes_on_while_one_question_waits_for_the_database(engine, tmp_path):
+    file = tmp_path / "notes.sqlite"
+    process, address = begin(engine, "ask_database.py", "--file", str(file))
+    writer = sqlite3.connect(file, isolation_level=None)
+    with Client(address) as one, Client(address) as other:
+        writer.execute("BEGIN IMMEDIATE")
+        one.send(b"set name value\n")
+        other.send(b"get name\n")
+        hears(other, b"")
+        writer.execute("COMMIT")
+        hears(one, b"ok")
+        other.send(b"get name\n")
+        hears(other, b"value")
+    writer.close()
+    end(process)
+
+
+# ---------------------------------------------------------------------------------------------------- the server speaks first
+
+
+def test_talk_first_takes_letters_of_pythons_smtplib(engine):
+    process, address = begin(engine, "talk_first.py")
+    with smtplib.SMTP(*address, timeout=PATIENCE) as client:
+        for text in ("Subject: hello\r\n\r\n.one\r\n.\r\nthree", "Subject: again"):
+            assert client.sendmail("me@example.org", ["you@example.org", "her@example.org"], text) == {}
+    assert end(process).splitlines() == [
+        "5 lines from b'<me@example.org>' to [b'<you@example.org>', b'<her@example.org>']",
+        "1 lines from b'<me@example.org>' to [b'<you@example.org>', b'<her@example.org>']",
+    ]
+
+
+def test_talk_first_keeps_to_the_order_and_its_limit(engine):
+    process, address = begin(engine, "talk_first.py")
+
+    def dialogue(*exchanges):
+        with Client(address) as client:
+            hears(client, b"220 hydrogen is ready\r")
+            for said, answer in exchanges:
+                client.send(said + b"\r\n")
+                hears(client, answer + b"\r")
+            assert client.receive_until_end() == b""
+
+    begun = [(b"MAIL FROM:<me>", b"250 ok"), (b"RCPT TO:<you>", b"250 ok")]
+    dialogue(
+        (b"RCPT TO:<you>", b"503 not now"),
+        *begun,
+        (b"RSET", b"250 ok"),
+        (b"DATA", b"503 not now"),
+        (b"DANCE", b"500 that is not understood"),
+        (b"QUIT\r\nNOOP", b"221 goodbye"),
+    )
+    letter = b"\r\n".join([b"x" * 999] * 1050)
+    dialogue(*begun, (b"DATA", b"354 end with a line of one dot"), (letter, b"552 that is too long"))
+    assert end(process) == ""
+
+
+# ---------------------------------------------------------------------------------------------------- TLS
+
+
+def serial_number(address, context):
+    """That of the certificate which a server shows now; it also echoes."""
+    with Client(address) as client:
+        tls = TlsClient(client, context).handshake()
+        tls.echo(b"hello")
+        serial = tls.tls.getpeercert()["serialNumber"]
+        tls.close()
+    return int(serial, 16)
+
+
+def test_tls_echo_echoes_and_reads_its_certificate_again_at_sighup(engine, tmp_path):
+    pair, _ = certificates.write_files(tmp_path)
+    trust = certificates.client_context()
+    process, address = begin(engine, "tls_echo.py", str(pair), str(pair))
+    before = serial_number(address, trust)
+
+    def hang_up():
+        process.send_signal(signal.SIGHUP)
+        return process.stderr.readline()
+
+    assert hang_up() == "reloaded\n"
+    assert serial_number(address, trust) == before
+    certificates.write_files(tmp_path, certificates.authority().issue_cert(*certificates.NAMES))
+    assert hang_up() == "reloaded\n"
+    after = serial_number(address, trust)
+    assert after != before
+    pair.write_text("this is no certificate")
+    assert re.match("not reloaded: .+\n", hang_up())
+    assert serial_number(address, trust) == after
+    assert end(process) == ""
+
+
+def test_tls_echo_reports_who_does_not_speak_tls(engine, tmp_path):
+    pair, _ = certificates.write_files(tmp_path)
+    process, address = begin(engine, "tls_echo.py", str(pair), str(pair))
+    with Client(address) as client:
+        client.send(b"GET / HTTP/1.0\r\n\r\n")
+        client.at_end()
+    assert process.stderr.readline().startswith("TLS: [SSL: ")
+    end(process)
+
+
+def test_tls_echo_says_how_to_make_a_certificate_that_serves(engine, tmp_path):
+    (command,) = re.findall(r"^ +(openssl req .*?)\n\n", of("tls_echo.py")["__doc__"], re.DOTALL | re.MULTILINE)
+    subprocess.run(shlex.split(command), cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE)
+    process, address = begin(engine, "tls_echo.py", str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    for name in ("localhost", "127.0.0.1"):
+        with hydrogen.connect(address, ssl=trust, server_hostname=name, timeout=PATIENCE) as client:
+            client.send(b"hello")
+            assert client.recv() == b"hello"
+    end(process)
+
+
+# ---------------------------------------------------------------------------------------------------- streams and frames of one's own
+
+
+def test_custom_stream_compresses_both_ways(engine):
+    process, address = begin(engine, "custom_stream.py")
+    packer, unpacker = zlib.compressobj(), zlib.decompressobj()
+
+    def said(data):
+        return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
+
+    with Client(address) as client:
+        wire = said(b"hello")
+        for byte in wire:
+            client.send(bytes([byte]))
+        received = b""
+        while len(received) < 5:
+            received += unpacker.decompress(client.receive(1))
+        assert received == b"hello"
+        bomb = bytes(1 << 22)
+        wire = said(bomb) + packer.flush()
+        assert len(wire) < 1 << 14
+        client.send(wire)
+        client.finish()
+        assert unpacker.decompress(client.receive_until_end()) == bomb
+        assert unpacker.eof
+    assert end(process) == ""
+
+
+def test_custom_stream_refuses_what_zlib_does_not_understand(start, connect):
+    removed = []
+    names = of("custom_stream.py")
+
+    class Echo(names["Echo"]):
+        def on_connection_removed(self, fd, err):
+            removed.append(err)
+
+    server = start(Echo())
+    client = connect(server)
+    client.send(b"this is not compressed")
+    client.at_end()
+    wait_until(lambda: removed, "it is removed")
+    assert isinstance(removed[0], hydrogen.ProtocolError)
+
+
+def test_custom_stream_keeps_what_the_kernel_does_not_take(start, connect):
+    server = start(of("custom_stream.py")["Echo"]())
+    client = connect(server, receive_buffer=4096)
+    data = random.Random(1).randbytes(12_000_000)  # which does not compress
+    with running(lambda: (client.send(zlib.compress(data, 0)), client.finish())):
+        wait_until(lambda: any(socket.pending for socket in server.connections), "something is kept")
+        received = client.receive_until_end()
+    assert zlib.decompress(received) == data
+
+
+def test_custom_framing_serves_and_its_client_speaks_it(engine):
+    process, address = begin(engine, "custom_framing.py")
+    with Client(address) as client:
+        for byte in b"5:hello,0:,12:hello, world,":
+            client.send(bytes([byte]))
+        expected = b"5:HELLO,0:,12:HELLO, WORLD,"
+        assert client.receive(len(expected)) == expected
+    speaker = child(SCRIPT, str(EXAMPLES / "custom_framing.py"), "--port", str(address[1]), "--say", "one", "two")
+    assert finish(speaker, 0) == ("ONE\nTWO\n", "")
+    end(process)
+
+
+@pytest.mark.parametrize(
+    ("wire", "error"),
+    [
+        (b"x", hydrogen.ProtocolError),
+        (b":", hydrogen.ProtocolError),
+        (b"-1:", hydrogen.ProtocolError),
+        (b"01", hydrogen.ProtocolError),
+        (b"00", hydrogen.ProtocolError),
+        (b"5;hello,", hydrogen.ProtocolError),
+        (b"5:hello!", hydrogen.ProtocolError),
+        (b"65537:", hydrogen.FrameTooLarge),
+        (b"999999", hydrogen.FrameTooLarge),
+    ],
+)
+def test_custom_framing_refuses_what_cannot_become_a_frame_however_it_comes(wire, error):
+    builder = of("custom_framing.py")["NetstringBuilder"]()
+
+    def take(pieces):
+        buffer = bytearray()
+        for piece in pieces:
+            buffer += piece
+            assert builder.from_bytes(buffer) is None
+
+    for pieces in ([wire], [bytes([byte]) for byte in wire]):
+        with pytest.raises(error) as raised:
+            take(pieces)
+        assert type(raised.value) is error
+
+
+def test_custom_framing_takes_and_makes_frames_up_to_max_size():
+    builder = of("custom_framing.py")["NetstringBuilder"](max_size=1000)
+    assert builder.from_bytes(bytearray()) is None
+    wire = b"1000:" + b"x" * 1000 + b","
+    assert builder.frame(b"x" * 1000).to_bytes() == wire
+    for count in range(len(wire)):
+        assert builder.from_bytes(bytearray(wire[:count])) is None
+    buffer = bytearray(wire + b"1:y")
+    assert builder.from_bytes(buffer).payload() == b"x" * 1000
+    assert buffer == b"1:y"
+    with pytest.raises(hydrogen.FrameTooLarge):
+        builder.frame(b"x" * 1001)
+
+
+# ---------------------------------------------------------------------------------------------------- a test
+
+
+def test_test_handler_passes_as_its_users_run_it(engine, tmp_path):
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    path = EXAMPLES / "test_handler.py"
+    options = ["-c", "/dev/null", "--rootdir", str(tmp_path), "-p", "no:cacheprovider", "-q"]
+    out, _ = finish(child(code, *options, str(path), HYDROGEN_ENGINE=engine, PYTEST_ADDOPTS=""), 0)
+    tests = re.findall(r"^def test_", path.read_text(), re.MULTILINE)
+    assert f"{len(tests)} passed" in out
