@@ -66,16 +66,24 @@ class TlsSession:
         """
         parts = []
         self._incoming.write(ciphertext)
+        # As much as came, there is no more plaintext in that.
+        size = min(len(ciphertext), RECORD) or 1
         try:
             if not self.is_ready:
                 self._object.do_handshake()
                 self.is_ready = True
             # What OpenSSL holds already does not show at the socket any more: read on until there is nothing.
-            while not self.is_ended and (self._incoming.pending or self._object.pending()):
-                # As much as came, there is no more plaintext in that; but a record that came in drops is read whole with its last drop.
-                plaintext = self._object.read(min(RECORD, max(len(ciphertext), self._object.pending(), 1)))
+            while not self.is_ended:
+                plaintext = self._object.read(size)
+                if not plaintext:
+                    self.is_ended = True
+                    break
                 parts.append(plaintext)
-                self.is_ended = not plaintext
+                size = self._object.pending()  # the rest of a record that came in drops
+                if not size:
+                    if not self._incoming.pending:
+                        break
+                    size = RECORD
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
