@@ -5,8 +5,8 @@ Each is written as a good user of its library would write it, and all of them do
 ``raw``       send back every chunk as it was read
 ``simple``    send back every SimpleFrame (0x01, u16 big-endian length, payload, 0x17)
 ``sleeping``  raw, but exactly every 100th message of the server takes its handler 10 ms of blocking
-``tls``       raw, over TLS; a second argument names the file of the server's key and certificate. The event loops read into a buffer of their
-              connection's (`BufferedProtocol`), which is twice as fast on uvloop
+``tls``       raw, over TLS; a second argument names the file of the server's key and certificate. the event loops
+              read into a buffer of their own (`BufferedProtocol`), which is twice as fast on uvloop
 
 and of the event loops, which must not be blocked, also
 
