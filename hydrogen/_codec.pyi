@@ -1,7 +1,9 @@
-from typing import final
+from typing import Any, final
 
 from hydrogen.errors import ProtocolError
 from hydrogen.frame import FrameBuilder
+
+__pyx_capi__: dict[str, Any]
 
 @final
 class Framing:
