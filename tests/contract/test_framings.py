@@ -10,7 +10,7 @@ import socket as stdlib_socket
 import ssl
 
 import pytest
-from support import checksum32, echo, length_frame, line, recorder, running, simple, wait_event, wait_until, websocket
+from support import Echo, checksum32, echo, length_frame, line, recorder, running, simple, wait_event, wait_until, websocket
 
 import hydrogen
 
@@ -88,6 +88,27 @@ PAYLOADS = [b"", b"x", b"", b"a" * 125, b"b" * 126, bytes(range(11, 256)), b"c" 
 @pytest.fixture(params=FRAMINGS)
 def framing(request):
     return FRAMINGS[request.param]
+
+
+def test_nothing_is_allocated_for_a_frame_but_its_payload(start, connect, framing):
+    """Blocks of input and output come from the pools of the workers; the Python engine counts none."""
+    builder, sent, returned = framing
+    server = start(Echo(), framing=builder, handoff="inline")
+    client = connect(server)
+    batch, replies = sent(b"abcd") * 16, returned(b"abcd") * 16
+
+    def exchange(times):
+        for _ in range(times):
+            client.send(batch)
+            assert client.receive(len(replies)) == replies
+
+    exchange(20)
+    before = server.stats()
+    exchange(200)
+    after = server.stats()
+    assert after.messages_received - before.messages_received == 200 * 16
+    # A batch may come in two pieces, and then the beginning of a frame waits in a block of its own.
+    assert after.buffer_allocations - before.buffer_allocations <= 20
 
 
 @pytest.mark.clause("C8", "F4", "F5", "F7", "F9", "F10", "F11", "F13", "F15")
