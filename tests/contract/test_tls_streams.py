@@ -243,7 +243,8 @@ def test_a_broken_record_that_was_read_by_hand_ends_the_connection_after_what_ca
 
     handler = recorder(new_connection=listen, connected=None, data_received=echo)
     client = secure(start(handler))
-    client.client.send(client.encrypt(b"user\none\n") + client.encrypt(b"never\n")[:-1] + b"!")
+    good, bad = client.encrypt(b"user\none\n"), client.encrypt(b"never\n")
+    client.client.send(good + bad[:-1] + bytes([bad[-1] ^ 1]))
     with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
         client.receive_until_end()
     client.client.close()
