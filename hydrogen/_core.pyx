@@ -755,9 +755,8 @@ cdef class Engine:
             with session.lock:
                 if self._append(worker, socket, &_raw.value, session.close(), STATE_CLOSING) == SEND_NOTHING:
                     connection.mail |= CLOSE
-        except BaseException as error:
-            self._end_with(connection, socket, CAUSE_HANDLER_ERROR, error)
-            self._end(socket, True, CAUSE_HANDLER_ERROR, 0)
+        except BaseException:  # no memory: the peer will see that the end is none in order
+            self._end(socket, True, CAUSE_OS_ERROR, ENOMEM)
 
     cdef object _decoder(self, connection_t *connection):
         """The decoder of a user's frame builder."""

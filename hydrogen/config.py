@@ -60,7 +60,7 @@ class Config:
         max_write_buffer: a send while so much is pending removes the connection as a slow consumer.
         max_buffered: above so much over all connections nothing is read and the one with the most pending output is removed.
         read_budget: read from one connection in one turn before the others come.
-        open_timeout: from accepting to ready for use, that is with the TLS handshake done; None: no limit.
+        open_timeout: for the TLS handshake, from when a worker has taken the connection up; None: no limit.
         frame_timeout: from the first byte of a frame to its last, however it drips; None: no limit.
         stop_timeout: default of `Server.stop`; container runtimes kill after 10 s.
         handoff: who is woken when: "auto", or "inline" or "eager" to pin one policy (for experts and tests).

@@ -93,11 +93,12 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, object]]:
 
 
 def write(found: list[dict[str, object]], options: argparse.Namespace, began: datetime.datetime) -> None:
-    """Keep what was measured, with all that it depends on."""
+    """Keep what was measured, with all that it depends on; where it is kept is nothing of that."""
+    given = {name: value for name, value in vars(options).items() if name != "results"}
     document = {
         "schema": SCHEMA,
         "began": began.isoformat(timespec="seconds"),
-        "options": {name: value if isinstance(value, list) else str(value) for name, value in vars(options).items()},
+        "options": {name: value if isinstance(value, list) else str(value) for name, value in given.items()},
         "machine": machine.describe(),
         "comparisons": found,
     }

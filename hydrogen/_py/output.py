@@ -154,7 +154,7 @@ class Output(Mailbox):
         else:
             with self.session.lock:
                 with self._lock:
-                    taken, slow = self._admit_locked(is_able=self.session.is_writable and self.session.failure is None)
+                    taken, slow = self._admit_locked(is_able=self.session.is_writable)
                 if taken and data:
                     try:
                         work = self.append(self.session.encrypt(data))

@@ -12,11 +12,29 @@ import selectors
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from typing import Any
 
-from support import family_of, simple
+from support import family_of, running, simple
+
+LONG = 800.0
+"""Seconds that conversations may take: they are many, and sanitizers slow."""
 
 _ids = itertools.count(1)
+
+
+def beside(done: threading.Event, meddle: Callable[[], object], *conversations: Callable[[], object]) -> None:
+    """Run `meddle`, which goes on until `done` is set, beside all `conversations`; setting it is done here, whatever becomes of them."""
+
+    def all_converse() -> None:
+        try:
+            with running(*conversations, patience=LONG):
+                pass
+        finally:
+            done.set()
+
+    with running(all_converse, meddle, patience=LONG):
+        pass
 
 
 class Member:

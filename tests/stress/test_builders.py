@@ -12,6 +12,7 @@ import threading
 
 import certificates
 import pytest
+from stress.crowd import beside
 from stress.test_threads import MESSAGES
 from support import PATIENCE, Client, TlsClient, checksum32, length_frame, line, running, simple, wait_until, websocket
 
@@ -157,15 +158,7 @@ def test_each_connection_keeps_to_its_framing_whatever_all_threads_do_at_once(st
                     # Who closed it may have had it before it was echoed.
                     assert rest.replace(more, b"") in (first, b""), f"{rest[:100]!r} came to {name!r}"
 
-    def all_converse():
-        try:
-            with running(*(lambda seed=seed: converse(seed) for seed in range(3)), patience=800):
-                pass
-        finally:
-            done.set()
-
-    with running(all_converse, meddle, patience=800):
-        pass
+    beside(done, meddle, *(lambda seed=seed: converse(seed) for seed in range(3)))
     wait_until(lambda: server.stats().connections == 0, "all are removed")
     stats = server.stats()
     assert len(handler.removed) == stats.accepted == stats.removed

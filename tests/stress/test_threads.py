@@ -10,7 +10,7 @@ import random
 import threading
 
 import pytest
-from stress.crowd import Crowd
+from stress.crowd import Crowd, beside
 from support import PATIENCE, Client, running, simple, wait_until
 
 import hydrogen
@@ -285,15 +285,7 @@ def test_streams_of_users_under_foreign_sends_and_closes(start):
                 elif number % 3 == 1:
                     client.reset()
 
-    def all_converse():
-        try:
-            with running(*(lambda name=name: converse(name) for name in range(4)), patience=800):
-                pass
-        finally:
-            done.set()
-
-    with running(all_converse, meddle_with_streams, patience=800):
-        pass
+    beside(done, meddle_with_streams, *(lambda name=name: converse(name) for name in range(4)))
 
 
 def test_servers_that_start_and_stop_in_several_threads_at_once(engine):

@@ -12,7 +12,7 @@ import threading
 
 import certificates
 import pytest
-from stress.crowd import Crowd, Member
+from stress.crowd import Crowd, Member, beside
 from stress.test_threads import MESSAGES, Restless, meddle
 from support import PATIENCE, Client, TlsClient, running, simple, wait_event, wait_until
 
@@ -277,15 +277,7 @@ def test_all_that_was_taken_comes_and_then_close_notify_whoever_sends_when_the_c
                     data = tls.receive_until_end()
                 assert data == simple(name.ljust(size, b".")) * next(taken)
 
-    def all_converse():
-        try:
-            with running(*(lambda seed=seed: converse(seed) for seed in range(2)), patience=800):
-                pass
-        finally:
-            done.set()
-
-    with running(all_converse, keep_busy, patience=800):
-        pass
+    beside(done, keep_busy, *(lambda seed=seed: converse(seed) for seed in range(2)))
     wait_until(lambda: server.stats().connections == 0, "all are removed")
     assert handler.faults == []
 
