@@ -20,7 +20,7 @@ endif
 BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
 ENGINE := $(if $(PURE),python,both)
 
-.PHONY: help demo test build debug tsan asan fuzz format lint types dist test-all soak bench clean
+.PHONY: help demo test build debug tsan asan fuzz format lint types dist test-all churn soak bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,8 +64,12 @@ dist: $(VENV)/.dev  ## sdist and wheel in dist/, their contents checked, the whe
 test-all: $(VENV)/.dev  ## every Python, with and without the compiled engine, and lint, types, dist
 	$(TOX) run $(ARGS)
 
-soak: build  ## row 16 of the faults at length: a million connections on each engine, fds, slots and memory flat
+churn: build  ## row 16 of the faults at length: a million connections on each engine, fds, slots and memory flat
 	HYDROGEN_SOAK=1000000 $(BIN)/pytest -p no:xdist --engine=$(ENGINE) -k f16 tests/contract $(ARGS)
+
+soak: build  ## churn, and then ten minutes of friendly and hostile clients (ARGS are of these)
+	$(MAKE) churn ARGS=
+	$(BIN)/python -m perf.soak $(if $(PURE),--engine python) $(ARGS)
 
 bench: build $(VENV)/.bench  ## hydrogen beside its peers and beside C, in ratios
 	$(BIN)/python -m perf.compare $(ARGS)

@@ -42,11 +42,15 @@ from hydrogen.frame import (
     WebSocketFrameBuilder,
 )
 from hydrogen.handler import Handler
-from hydrogen.report import Stats, StopReport
+from hydrogen.listener import listen_fds
+from hydrogen.proxy import ProxyHeader
+from hydrogen.report import BroadcastReport, Stats, StopReport
 from hydrogen.server import Server, begin, serve
 from hydrogen.stream import Plain, Secure, Stream
+from hydrogen.timers import Timer
 
 __all__ = [
+    "BroadcastReport",
     "Checksum32Frame",
     "Checksum32FrameBuilder",
     "ChecksumMismatch",
@@ -71,6 +75,7 @@ __all__ = [
     "PeerClosed",
     "Plain",
     "ProtocolError",
+    "ProxyHeader",
     "Reject",
     "Secure",
     "Server",
@@ -81,11 +86,13 @@ __all__ = [
     "Stats",
     "StopReport",
     "Stream",
+    "Timer",
     "WebSocketFrame",
     "WebSocketFrameBuilder",
     "begin",
     "connect",
     "engine",
+    "listen_fds",
     "serve",
 ]
 

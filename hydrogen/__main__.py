@@ -1,7 +1,7 @@
 """`python -m hydrogen`: a demonstration server (`echo`), or a server of the user's own handler (`run module:name`).
 
-Prints `listening on ADDRESS` when connections are accepted, serves until SIGINT or SIGTERM, and exits with 0 after a full stop, with 1 when
-anything was aborted or abandoned, with 2 when it could not start.
+Prints `listening on ADDRESS`, a line for each, when connections are accepted, serves until SIGINT or SIGTERM, and exits with 0 after a full
+stop, with 1 when anything was aborted or abandoned, with 2 when it could not start. It logs on stderr.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import HydrogenError
 from hydrogen.frame import Checksum32FrameBuilder, LengthFrameBuilder, LineFrameBuilder, SimpleFrameBuilder, WebSocketFrameBuilder
 from hydrogen.handler import Handler
+from hydrogen.listener import listen_fds
 from hydrogen.server import Server, run
 
 FRAMINGS = {
@@ -30,6 +31,9 @@ FRAMINGS = {
     "line": LineFrameBuilder,
     "websocket": WebSocketFrameBuilder,
 }
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class Echo(Handler):
@@ -68,12 +72,42 @@ def load_handler(name: str) -> Handler:
     return found
 
 
+def _octal(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise argparse.ArgumentTypeError(f"an octal number from 0 to 777 is expected, not {text!r}")
+    return mode
+
+
+def _listening_options(options: argparse._ArgumentGroup) -> None:
+    options.add_argument("--addr", action="append", help=f"address or name to listen on; may be repeated ({Config.addr})")
+    options.add_argument("--port", type=int, help=f"TCP port, 0: the kernel chooses ({Config.port})")
+    options.add_argument("--path", help="listen on a Unix socket of this name instead")
+    options.add_argument("--path-mode", type=_octal, metavar="OCTAL", help="permissions of that socket, like 660 (what the umask leaves)")
+    options.add_argument("--systemd", action="store_true", help="listen on the sockets that systemd, or who speaks its protocol, passes")
+    options.add_argument(
+        "--proxy-protocol", choices=("off", "v1", "v2", "auto"), default="off", help="connections begin with a PROXY header (%(default)s)"
+    )
+    options.add_argument(
+        "--proxy-allow-from", action="append", default=[], metavar="NETWORK", help="who may send one: a network, or unix; may be repeated"
+    )
+
+
+def _limit_options(options: argparse._ArgumentGroup) -> None:
+    options.add_argument("--max-connections", type=int, metavar="N", help="open at once (what RLIMIT_NOFILE allows)")
+    options.add_argument("--max-connections-per-ip", type=int, metavar="N", help="open at once from one address (no limit)")
+    options.add_argument("--overload", choices=("pause", "close"), default=Config.overload, help="at --max-connections (%(default)s)")
+    options.add_argument("--idle-timeout", type=float, metavar="SECONDS", help="end a connection without a byte either way (no limit)")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--addr", default=Config.addr, help="address or name to listen on (%(default)s)")
-    options.add_argument("--port", type=int, default=Config.port, help="TCP port, 0: the kernel chooses (%(default)s)")
-    options.add_argument("--path", help="listen on a Unix socket of this name instead")
+    _listening_options(options.add_argument_group("where it listens"))
+    _limit_options(options.add_argument_group("limits (hydrogen.Config explains them)"))
     options.add_argument("--framing", choices=sorted(FRAMINGS), default="raw", help="how messages are told apart (%(default)s)")
     options.add_argument("--cert", metavar="FILE", help="speak TLS with this certificate chain (PEM)")
     options.add_argument("--key", metavar="FILE", help="its private key, when it is not in the same file")
@@ -81,7 +115,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--engine", choices=CHOICES, default=None, help="(HYDROGEN_ENGINE, or auto)")
     options.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto", help="who is woken when (%(default)s)")
     options.add_argument("--stop-timeout", type=float, default=Config.stop_timeout, help="seconds for a stop in order (%(default)s)")
-    options.add_argument("--verbose", "-v", action="store_true", help="log on stderr from INFO up")
+    options.add_argument("--slow-callback", type=float, metavar="SECONDS", help="log the stack of a callback that runs for so long")
+    options.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="what to log from (%(default)s)")
+    options.add_argument("--verbose", "-v", action="store_const", dest="log_level", const="info", help="the same as --log-level info")
     main = argparse.ArgumentParser(prog="python -m hydrogen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = main.add_subparsers(dest="command", required=True)
     commands.add_parser("echo", parents=[options], help="a server that sends back what it gets")
@@ -103,10 +139,40 @@ def _context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
     return context
 
 
+def _where(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Config` that say where it listens: only those that were given, so that its check finds what contradicts."""
+    fields = {name: getattr(arguments, name) for name in ("addr", "port", "path", "path_mode")}
+    where = {name: value for name, value in fields.items() if value is not None}
+    if len(where.get("addr", ())) == 1:
+        (where["addr"],) = where["addr"]
+    if not arguments.systemd:
+        return where
+    if where:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in where)
+        raise ValueError(f"--systemd: systemd says where to listen, so {names} cannot be given with it")
+    sockets = listen_fds()
+    if not sockets:
+        raise ValueError("--systemd: no socket was passed to this process (LISTEN_PID and LISTEN_FDS of sd_listen_fds(3) do not say so)")
+    return {"sock": tuple(sockets)}
+
+
+def _shown(address: Any) -> str:
+    """An address as people write it."""
+    if isinstance(address, tuple):
+        return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+    return os.fsdecode(address).replace("\0", "@", 1)  # the name of an abstract Unix socket begins with NUL: unix(7)
+
+
 def _config(arguments: argparse.Namespace) -> Config:
-    where = {"path": arguments.path} if arguments.path else {"addr": arguments.addr, "port": arguments.port}
     return Config(
-        **where,
+        **_where(arguments),
+        proxy_protocol=arguments.proxy_protocol,
+        proxy_allow_from=tuple(arguments.proxy_allow_from),
+        max_connections=arguments.max_connections,
+        max_connections_per_ip=arguments.max_connections_per_ip,
+        overload=arguments.overload,
+        idle_timeout=arguments.idle_timeout,
+        slow_callback=arguments.slow_callback,
         max_threads=arguments.threads,
         framing=FRAMINGS[arguments.framing],
         ssl=_context(arguments.cert, arguments.key),
@@ -118,13 +184,11 @@ def _config(arguments: argparse.Namespace) -> Config:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return the exit status."""
     arguments = parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
 
     def announce() -> None:
-        address = server.address
-        if not isinstance(address, str):
-            address = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-        print(f"listening on {address}", flush=True)
+        for address in server.addresses:
+            print(f"listening on {_shown(address)}", flush=True)
 
     try:
         handler = Echo() if arguments.command == "echo" else load_handler(arguments.handler)

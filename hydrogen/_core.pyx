@@ -14,38 +14,41 @@ The slow path, which takes the GIL where it must, has functions of its own: `_re
 
 import logging
 import threading
-from socket import AF_INET, AF_UNIX, inet_ntop
+import time
+from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from libc.errno cimport EBADF, ENOMEM
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, malloc
+from libc.errno cimport EAGAIN, EBADF, ENOMEM
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from hydrogen import errors
 from hydrogen.connection import HydrogenSocket as _HydrogenSocketContract
 from hydrogen.connection import extra_info
 from hydrogen.frame import FrameDecoder, encode
-from hydrogen.handler import log_callback_error
-from hydrogen.report import Stats
+from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header, may_send
+from hydrogen.report import BroadcastReport, Stats
 from hydrogen.stream import Plain, Secure, Stream, StreamPort
 from hydrogen.tls import TlsSession
 
 cimport cython
 
-from hydrogen._c.acceptor cimport acceptor_end, acceptor_start
-from hydrogen._c.buffer cimport block_bytes, block_free, block_length
+from hydrogen._c.acceptor cimport acceptor_end, acceptor_start, acceptor_suspend
+from hydrogen._c.addresses cimport addresses_take
+from hydrogen._c.buffer cimport block_bytes, block_free, block_length, block_of_shared, block_t, shared_drop, shared_new, shared_t
 from hydrogen._c.connection cimport *
 from hydrogen._c.framing cimport *
 from hydrogen._codec cimport Framing, framed, payload_of, too_large, unfit
-from hydrogen._c.input cimport LINGER_NS, connection_is_late, connection_store, connection_tidy_input
+from hydrogen._c.input cimport connection_late, connection_store, connection_tidy_input
 from hydrogen._c.loop cimport *
 from hydrogen._c.output cimport *
 from hydrogen._c.timekeeper cimport timekeeper_end, timekeeper_start
+from hydrogen._c.poller cimport poller_remove
 from hydrogen._c.slab cimport slab_used
 from hydrogen._c.sys cimport *
 
@@ -66,9 +69,14 @@ cdef enum:
     DRAIN_SLICE_NS = 50000000
     # What one recv(2) asks for.
     SCRATCH_MOST = 256 << 10
+    # What one recv(2) asks of a header of the PROXY protocol.
+    HEADER_PART = 4096
 
-# How long a stop waits for one worker to come out of a callback when its connections are gone.
+# How long a stop waits for workers to come out of their callbacks when the connections are gone.
 JOIN_SECONDS = 0.1
+
+# How long it waits for the herald, whom a log handler may keep.
+HERALD_SECONDS = 1.0
 
 cdef dict _HANDOFFS = {"auto": HANDOFF_AUTO, "inline": HANDOFF_INLINE, "eager": HANDOFF_EAGER}
 
@@ -83,6 +91,13 @@ cdef dict _BAD_FRAMES = {
     FRAME_CHECKSUM: CAUSE_CHECKSUM_MISMATCH,
 }
 cdef tuple _PROTOCOL_ERRORS = (CAUSE_BAD_FRAME, CAUSE_FRAME_TOO_LARGE, CAUSE_INCOMPLETE_FRAME, CAUSE_CHECKSUM_MISMATCH)
+
+
+cdef uint64_t _nanoseconds(seconds) except? 0:
+    """A timeout of Config; 0: none."""
+    return 0 if seconds is None else max(1, int(seconds * 1e9))
+
+
 cdef object _name(name_t *name):
     """An address as the socket module gives it; None when there is none."""
     if name.family == 0:
@@ -90,6 +105,15 @@ cdef object _name(name_t *name):
     if name.family == AF_INET:
         return inet_ntop(name.family, name.bytes[:4]), name.port
     return inet_ntop(name.family, name.bytes[:16]), name.port, name.flow, name.scope
+
+
+cdef _set_name(name_t *name, address):
+    """Undo `_name`: (host, port), or of IPv6 (host, port, flow, scope)."""
+    cdef bytes packed
+    name.family = AF_INET if len(address) == 2 else AF_INET6
+    name.port, name.flow, name.scope = address[1], 0, 0
+    packed = inet_pton(name.family, address[0])
+    memcpy(name.bytes, PyBytes_AS_STRING(packed), len(packed))
 
 
 @cython.final
@@ -193,17 +217,26 @@ cdef class HydrogenSocket:
 
     @property
     def peername(self):
+        cdef name_t name
+        cdef bint valid
+        header = self._engine._held(self, &self._connection.header)
+        if isinstance(header, ProxyHeader) and header.source is not None:
+            return header.source
         if not self._valid():
             return None
-        return "" if self._engine._loop.context.unix_domain else _name(&self._connection.peer)
+        lock_take(&self._connection.lock)
+        valid = connection_generation(self._connection) == self._generation
+        name = self._connection.peer
+        lock_give(&self._connection.lock)
+        return None if not valid else _name(&name) or ""
 
     @property
     def sockname(self):
         cdef name_t name
         if not self._valid():
             return None
-        if self._engine._loop.context.unix_domain:
-            return self._engine._address
+        if self._connection.unix_domain:
+            return self._engine._addresses[self._connection.listener]
         name.family = 0
         lock_take(&self._engine._loop.context.fd_lock)
         if connection_generation(self._connection) == self._generation:
@@ -224,7 +257,8 @@ cdef class HydrogenSocket:
         return fd
 
     def get_extra_info(self, name, default=None):
-        return extra_info(self, self._engine._held(self, &self._connection.session), name, default)
+        header = self._engine._held(self, &self._connection.header)
+        return extra_info(self, self._engine._held(self, &self._connection.session), header, name, default)
 
     def __eq__(self, other):
         cdef HydrogenSocket socket
@@ -248,19 +282,25 @@ cdef class Engine:
     """The compiled engine: backend.Engine is the contract."""
 
     cdef loop_t _loop
-    cdef object _server, _address, _threads, _drained
-    cdef object _listener, _builder, _tls
+    cdef object _server, _journal, _timers, _addresses, _threads, _herald, _drained
+    cdef object _listeners, _builder, _tls
+    cdef object _proxy_versions, _proxy_allow
+    cdef bint _debug  # each connection is told of in the log
     cdef dict _framings  # every different framing there was, by its key: slots point into them
     cdef object _on_data, _on_new, _on_connected, _on_eof, _on_writable, _on_disconnected, _on_removed
 
-    def __cinit__(self, server, callbacks, config, listener):
-        cdef int failed
+    def __cinit__(self, server, callbacks, config, listeners, max_connections):
+        cdef int failed, index
         cdef context_t *context = &self._loop.context
         loop_clear(&self._loop)
         self._server = server
-        self._listener = listener
-        self._address = listener.getsockname()
+        self._journal = server.journal
+        self._timers = server.timers
+        self._debug = _log.isEnabledFor(logging.DEBUG)
+        self._listeners = listeners
+        self._addresses = [listener.getsockname() for listener in listeners]
         self._threads = []
+        self._herald = threading.Thread(target=self._tell, name="hydrogen-herald", daemon=True)
         self._drained = threading.Event()
         self._on_data = callbacks.on_data_received
         self._on_new = callbacks.on_new_connection
@@ -269,24 +309,36 @@ cdef class Engine:
         self._on_writable = callbacks.on_writable
         self._on_disconnected = callbacks.on_disconnected
         self._on_removed = callbacks.on_connection_removed
-        failed = loop_init(&self._loop, config.max_threads, config.pre_allocated, min(config.read_budget, SCRATCH_MOST))
+        failed = loop_init(
+            &self._loop, config.max_threads, config.pre_allocated, min(config.read_budget, SCRATCH_MOST), len(listeners),
+            config.max_connections_per_ip or 0)
         if failed:
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
-        self._loop.listen_fd = listener.fileno()
+        for index, listener in enumerate(listeners):
+            self._loop.listeners[index].fd = listener.fileno()
+            self._loop.listeners[index].unix_domain = listener.family == AF_UNIX
+        self._loop.max_connections = max_connections
+        self._loop.turns_away = config.overload == "close"
+        self._loop.has_proxy = config.proxy_protocol != "off"
+        self._proxy_versions, self._proxy_allow = config.proxy_protocol, config.proxy_allow_from
         self._loop.handoff = _HANDOFFS[config.handoff]
-        self._loop.has_open_callbacks = self._on_new is not None or self._on_connected is not None or config.ssl is not None
+        self._loop.has_open_callbacks = (
+            self._on_new is not None or self._on_connected is not None or config.ssl is not None or self._loop.has_proxy or self._debug
+        )
         self._set_options(config.socket_options)
         context.low, context.high = config.write_buffer_limits
         context.max_write_buffer = config.max_write_buffer
         context.max_buffered = config.max_buffered
         context.read_budget = config.read_budget
-        context.unix_domain = listener.family == AF_UNIX
         context.has_on_eof = self._on_eof is not None
         context.has_on_writable = self._on_writable is not None
-        context.has_end_callbacks = self._on_disconnected is not None or self._on_removed is not None
-        context.open_timeout = <uint64_t>((config.open_timeout or 0) * 1e9)
-        context.frame_timeout = <uint64_t>((config.frame_timeout or 0) * 1e9)
-        self._loop.walk_ns = min(<uint64_t>LINGER_NS, context.open_timeout or <uint64_t>LINGER_NS, context.frame_timeout or <uint64_t>LINGER_NS) // 4
+        context.has_end_callbacks = self._on_disconnected is not None or self._on_removed is not None or self._debug
+        context.open_timeout = _nanoseconds(config.open_timeout)
+        context.idle_timeout = _nanoseconds(config.idle_timeout)
+        context.frame_timeout = _nanoseconds(config.frame_timeout)
+        context.write_timeout = _nanoseconds(config.write_timeout)
+        timeouts = (context.open_timeout, context.idle_timeout, context.frame_timeout, context.write_timeout)
+        self._loop.walk_ns = max(TICK_NS, min([timeout for timeout in timeouts if timeout], default=4 * LINGER_WALK_NS) // 4)
         self._builder = config.builder
         self._tls = config.ssl
         self._framings = {}
@@ -327,6 +379,11 @@ cdef class Engine:
                 self.release()
                 raise
             self._threads.append(thread)
+        try:
+            self._herald.start()
+        except BaseException:
+            self.release()
+            raise
         failed = timekeeper_start(&self._loop) or acceptor_start(&self._loop)
         if failed:
             self.release()
@@ -335,6 +392,26 @@ cdef class Engine:
     def stop_accepting(self):
         with nogil:
             acceptor_end(&self._loop)
+
+    def suspend(self):
+        acceptor_suspend(&self._loop, True)
+
+    def resume(self):
+        acceptor_suspend(&self._loop, False)
+
+    def set_alarm(self, when):
+        if not self._inert():
+            loop_set_alarm(&self._loop, max(<uint64_t>1, <uint64_t>(when * 1e9)))
+
+    def running(self):
+        cdef uint32_t k
+        return [
+            (thread.ident, relaxed_load64(&self._loop.workers[k].progress))
+            for k, thread in enumerate(self._threads) if relaxed_load32(&self._loop.workers[k].state) == WORKER_CALLBACK
+        ]
+
+    def end(self, HydrogenSocket socket not None):
+        self._end(socket, False, CAUSE_SERVER_STOPPED, 0)
 
     def close_all(self):
         cdef uint64_t unsent = 0, count = 0
@@ -366,17 +443,20 @@ cdef class Engine:
             acceptor_end(&self._loop)
             timekeeper_end(&self._loop)
             loop_exit(&self._loop)
+        if self._herald.ident is not None:
+            self._herald.join(HERALD_SECONDS)
+        deadline = time.monotonic() + JOIN_SECONDS
         for index, thread in enumerate(self._threads):
             # A worker that is not in a callback ends by itself; one that is may be about to come out of it.
             while thread.is_alive():
-                thread.join(JOIN_SECONDS)
-                if thread.is_alive() and relaxed_load32(&self._loop.workers[index].state) == WORKER_CALLBACK:
+                thread.join(JOIN_SECONDS / 10)
+                if thread.is_alive() and relaxed_load32(&self._loop.workers[index].state) == WORKER_CALLBACK and time.monotonic() >= deadline:
                     abandoned += 1
                     break
         return abandoned
 
     def in_worker(self):
-        return self._worker() != NULL
+        return self._worker() != NULL or threading.current_thread() is self._herald
 
     def reload_tls(self, context):
         self._tls = context
@@ -391,6 +471,26 @@ cdef class Engine:
         """The worker of this loop that the calling thread is; NULL: none."""
         cdef worker_t *worker = <worker_t *>sys_worker_get()
         return worker if worker != NULL and worker.loop == &self._loop else NULL
+
+    def _tell(self):
+        """The life of the herald: what the accept thread and the timekeeper want in the log."""
+        cdef uint32_t news, state
+        while not self._inert():
+            with nogil:
+                news = loop_await_news(&self._loop)
+            if not news:
+                break
+            if news & NEWS_ALL_BLOCKED:
+                self._journal.all_blocked(self._loop.worker_count)
+            if news & NEWS_ACCEPTING:
+                state = atomic_load32(&self._loop.accepting)
+                if state == ACCEPTING:
+                    self._journal.accepting()
+                else:
+                    self._journal.accepting_paused(self._loop.max_connections if state == ACCEPT_FULL else None)
+            if news & NEWS_TURNED_AWAY:
+                atomic_store32(&self._loop.turned_away_told, 0)
+                self._journal.turned_away(atomic_load64(&self._loop.turned_away))
 
     # --- the dispatch role -----------------------------------------------------------------------------------------------------------------
 
@@ -424,7 +524,7 @@ cdef class Engine:
         cdef uint32_t count = loop_turn(&self._loop, &notices)
         counter_bump(&worker.io.counters.turns, 1)
         if notices:
-            self._say(notices)
+            self._heed_notices(worker, notices)
         while count and not self._inert():
             connection = loop_pop_ready(&self._loop)
             if connection == NULL:
@@ -432,13 +532,12 @@ cdef class Engine:
             count -= 1
             self._serve(worker, connection)
 
-    cdef void _say(self, uint32_t notices) noexcept:
+    cdef void _heed_notices(self, worker_t *worker, uint32_t notices) noexcept:
         if notices & NOTICE_DRAINED:
             self._drained.set()
-        if notices & NOTICE_ALL_BLOCKED:
-            _log.warning("all %d workers were blocked in callbacks, and the other connections waited; max_threads may be too small", self._loop.worker_count)
-        if notices & NOTICE_ACCEPT_PAUSED:
-            _log.warning("accepting was paused: no file descriptors or memory left")
+        if notices & NOTICE_ALARM:
+            self._before_callback(worker)
+            self._timers.run_due(self.set_alarm)
 
     cdef void _serve(self, worker_t *worker, connection_t *connection) noexcept:
         """All that a connection needs of Python now. The calling worker owns it."""
@@ -465,8 +564,23 @@ cdef class Engine:
             self._call(worker, connection, socket, self._on_eof, "on_eof")
         if todo & TODO_GOODBYE:
             self._goodbye(worker, connection, socket)
+        if connection.flags & FLAG_LATE:
+            self._judge(connection, socket)
         if not self._inert():
             loop_settle(&self._loop, connection)
+
+    cdef void _judge(self, connection_t *connection, HydrogenSocket socket) noexcept:
+        """A deadline had passed when this connection came here. Has it still, with all that was there? What came since, perhaps in a long callback, counts."""
+        cdef int late
+        connection.flags &= ~<uint32_t>FLAG_LATE
+        if (
+            atomic_load32(&connection.state) != STATE_OPEN or connection.mail & (READABLE | FRAMES) or connection.flags & FLAGS_ENDED or
+            atomic_load32(&connection.pause) or sys_unread(connection.poll_fd)
+        ):
+            return
+        late = connection_late(&self._loop.context, connection)
+        if late:
+            self._end(socket, True, CAUSE_TIMEOUT, late)
 
     cdef HydrogenSocket _socket(self, connection_t *connection):
         cdef HydrogenSocket socket = HydrogenSocket.__new__(HydrogenSocket)
@@ -498,24 +612,22 @@ cdef class Engine:
         """Give the complete messages of the input to the handler."""
         cdef int verdict = FRAME_COMPLETE
         try:
+            if connection.flags & FLAG_FIRST:
+                self._look_at_first(connection)
             if connection.wire != NULL:
                 self._decrypt(worker, connection, socket)
             if connection.framing.kind == FRAMING_PYTHON:
                 self._deliver_decoded(worker, connection, socket)
             else:
                 verdict = self._deliver_frames(worker, connection, socket)
+        except errors.ProtocolError as error:
+            self._end_with(connection, socket, CAUSE_BAD_FRAME, error)
         except BaseException as error:
             self._failed(connection, socket, "on_data_received", error)
         if verdict > FRAME_COMPLETE:
             self._end(socket, False, _BAD_FRAMES[verdict], 0)
         if not connection_tidy_input(&worker.io, connection):
             self._end(socket, True, CAUSE_OS_ERROR, ENOMEM)
-        # What only Python can look into was not looked at by connection_step: with all read that is there, it has finished nothing.
-        if (
-            connection_is_late(connection) and not connection.mail & (READABLE | FRAMES) and not connection.flags & FLAGS_ENDED and
-            atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause)
-        ):
-            self._end(socket, True, CAUSE_TIMEOUT, TIMEOUT_OPEN if connection.flags & FLAG_HANDSHAKE else TIMEOUT_FRAME)
 
     cdef int _deliver_frames(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
         """The built-in framings. Returns the verdict of the last look at the input."""
@@ -560,8 +672,10 @@ cdef class Engine:
             self._failed(connection, socket, name, error)
 
     cdef void _failed(self, connection_t *connection, HydrogenSocket socket, name, error) noexcept:
-        """A callback raised: log it, and end the connection with a HandlerError."""
-        log_callback_error(name, error)
+        """A callback raised: log it, and end the connection with a HandlerError. Not in a forked child, where the lock of the journal may be held."""
+        if self._inert():
+            return
+        self._journal.callback_error(name, error)
         self._end_with(connection, socket, CAUSE_HANDLER_ERROR, errors.handler_error(error))
 
     cdef void _end_with(self, connection_t *connection, HydrogenSocket socket, int cause, error) noexcept:
@@ -577,10 +691,15 @@ cdef class Engine:
             self._end(socket, False, cause, 0)
 
     cdef void _open(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
-        """on_new_connection, then the poller, then on_connected."""
+        """The header of the PROXY protocol, on_new_connection, then the poller, then on_connected."""
         stream = None
         if atomic_load32(&connection.state) >= STATE_ABORTING:
             return
+        if connection.flags & FLAG_HEADER and not self._read_header(worker, connection, socket):
+            self._register(connection, socket)
+            return
+        if self._debug:
+            self._journal.accepted(connection.id, socket.peername)
         try:
             if self._on_new is not None:
                 self._before_callback(worker)
@@ -619,6 +738,10 @@ cdef class Engine:
         if duplicate == -EBADF:
             raise errors.removal_error(CAUSE_OS_ERROR, EBADF)
         Py_INCREF(port)
+        if connection.flags & FLAG_POLLED:
+            # While its header was awaited.
+            poller_remove(&self._loop.context.poller, connection.fd)
+            connection.flags &= ~<uint32_t>FLAG_POLLED
         lock_take(&connection.lock)
         connection.port = <void *>port
         connection.poll_fd = max(duplicate, -1)
@@ -628,14 +751,19 @@ cdef class Engine:
 
     cdef void _finish(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """The last callbacks, references dropped, fd closed, slot released."""
-        cdef void *references[5]
+        cdef void *references[6]
+        cdef bint told = connection.cause != CAUSE_OVERLOAD
         port = <object>connection.port if connection.port != NULL else None
         error = <object>connection.error if connection.error != NULL else errors.removal_error(connection.cause, connection.code)
         if port is not None:
             self._quietly(worker, port.shutdown)
+        if connection.cause == CAUSE_SLOW_CONSUMER:
+            self._journal.slow_consumer(connection.id, socket.peername)
+        if self._debug:
+            self._journal.removed(connection.id, error)
         if self._on_disconnected is not None and atomic_load32(&connection.ready):
             self._quietly(worker, self._on_disconnected, socket, error)
-        if self._on_removed is not None:
+        if self._on_removed is not None and told:
             self._quietly(worker, self._on_removed, connection.fd, error)
         if port is not None:
             self._quietly(worker, port.close)
@@ -643,8 +771,8 @@ cdef class Engine:
             return
         lock_take(&connection.lock)
         references[0], references[1], references[2] = connection.user_data, connection.port, connection.error
-        references[3], references[4] = connection.session, connection.decoder
-        connection.user_data = connection.port = connection.error = connection.session = connection.decoder = NULL
+        references[3], references[4], references[5] = connection.session, connection.decoder, connection.header
+        connection.user_data = connection.port = connection.error = connection.session = connection.decoder = connection.header = NULL
         lock_give(&connection.lock)
         for reference in references:
             Py_XDECREF(<PyObject *>reference)
@@ -659,7 +787,9 @@ cdef class Engine:
             else:
                 callback(first, second)
         except BaseException as error:
-            log_callback_error(getattr(callback, "__name__", "callback"), error)
+            if self._inert():
+                return
+            self._journal.callback_error(getattr(callback, "__name__", "callback"), error)
 
     # --- the library's own streams, TLS, and frame builders written by the user: the slow path -----------------------------------------------
 
@@ -669,11 +799,14 @@ cdef class Engine:
         return &framing.value
 
     cdef _hold(self, connection_t *connection, void **field, value):
-        """Store a reference; there was none. By the owner."""
+        """Store a reference, instead of the one that is there. By the owner."""
+        cdef void *before
         Py_INCREF(value)
         lock_take(&connection.lock)
+        before = field[0]
         field[0] = <void *>value
         lock_give(&connection.lock)
+        Py_XDECREF(<PyObject *>before)
 
     cdef object _held(self, HydrogenSocket socket, void **field):
         """A reference of the socket's connection; None when there is none, or the connection is gone."""
@@ -739,6 +872,8 @@ cdef class Engine:
         self._heed(connection, session)
         if connection.flags & FLAG_HANDSHAKE and session.is_ready:
             connection.flags &= ~<uint32_t>FLAG_HANDSHAKE
+            if self._debug:
+                self._journal.shaken(connection.id, session.info("cipher"))
             atomic_store64(&connection.deadline, 0)
             if atomic_load32(&connection.state) != STATE_OPEN:
                 return
@@ -824,6 +959,67 @@ cdef class Engine:
                 self._end(socket, True, CAUSE_OS_ERROR, ENOMEM)
                 raise
 
+    # --- the PROXY protocol ------------------------------------------------------------------------------------------------------------------
+
+    cdef bint _read_header(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
+        """Read the header, not a byte more; False while it is not whole, and when the connection ends instead."""
+        cdef name_t name
+        try:
+            header = self._header(worker, connection, socket)
+            if header is None:
+                return False
+            if isinstance(header.source, tuple):
+                _set_name(&name, header.source)
+                lock_take(&connection.lock)
+                connection.peer = name
+                lock_give(&connection.lock)
+                connection.counted = self._loop.context.addresses.most and addresses_take(&self._loop.context.addresses, &connection.peer)
+                if self._loop.context.addresses.most and not connection.counted:
+                    self._journal.turned_away_from(header.source)
+                    self._end(socket, True, CAUSE_OVERLOAD, 0)
+                    return False
+        except errors.ProtocolError as error:
+            self._end_with(connection, socket, CAUSE_BAD_FRAME, error)
+            return False
+        except BaseException as error:
+            self._failed(connection, socket, "the PROXY header", error)
+            return False
+        connection.flags &= ~<uint32_t>FLAG_HEADER
+        # The edge that told of what is behind the header has come already.
+        connection.mail |= READABLE
+        return True
+
+    cdef object _header(self, worker_t *worker, connection_t *connection, HydrogenSocket socket):
+        """The header, now stored; None while it is not whole, and when the peer ends instead. Raises: ProtocolError."""
+        cdef char part[HEADER_PART]
+        cdef int64_t got
+        if connection.header == NULL:
+            peer = socket.peername
+            if not may_send(self._proxy_allow, peer):
+                raise errors.ProtocolError(f"a PROXY header is not accepted from {peer!r} (proxy_allow_from)")
+            self._hold(connection, &connection.header, HeaderReader(self._proxy_versions))
+        reader = <object>connection.header
+        while True:
+            got = sys_recv(connection.poll_fd, part, min(<size_t>reader.wanted, <size_t>HEADER_PART))
+            if got == -EAGAIN:
+                return None
+            if got <= 0:
+                self._end(socket, got < 0, CAUSE_OS_ERROR if got < 0 else CAUSE_INCOMPLETE_FRAME if reader.is_begun else CAUSE_PEER_CLOSED, <int>-got)
+                return None
+            counter_bump(&worker.io.counters.bytes_received, <uint64_t>got)
+            relaxed_store32(&connection.active, 1)
+            header = reader.feed(PyBytes_FromStringAndSize(part, got))
+            if header is not None:
+                self._hold(connection, &connection.header, header)
+                return header
+
+    cdef _look_at_first(self, connection_t *connection):
+        """Raises: ProtocolError: what comes behind the header begins with another one."""
+        cdef block_t *first = connection.wire if connection.wire != NULL else connection.input
+        connection.flags &= ~<uint32_t>FLAG_FIRST
+        if first != NULL and begins_header(PyBytes_FromStringAndSize(block_bytes(first) + first.start, min(block_length(first), <size_t>16))):
+            raise errors.ProtocolError("a second PROXY header behind the first one")
+
     # --- streams written by the user: the slow path ------------------------------------------------------------------------------------------
 
     cdef void _read_port(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
@@ -843,6 +1039,7 @@ cdef class Engine:
                     break
             data = port.messages.popleft()
             budget -= 1
+            relaxed_store32(&connection.active, 1)
             counter_bump(&worker.io.counters.messages_received, 1)
             counter_bump(&worker.io.counters.bytes_received, len(data))
             try:
@@ -858,7 +1055,7 @@ cdef class Engine:
                 return
         cause, shown = errors.cause_of(error)
         if cause == CAUSE_HANDLER_ERROR:
-            log_callback_error(f"{type(port.stream).__name__}.{name}", error)
+            self._journal.callback_error(f"{type(port.stream).__name__}.{name}", error)
         self._end_with(connection, socket, cause, shown)
         if cause == CAUSE_OS_ERROR or name == "send":
             self._end(socket, True, cause, 0)
@@ -877,6 +1074,7 @@ cdef class Engine:
             self._port_failed(connection, socket, port, "send", error)
             return False
         bits = connection_port_sent(&self._loop.context, connection, socket._generation, port.blocked, port.pending)
+        loop_watch_output(&self._loop, connection)
         loop_post(&self._loop, connection, socket._generation, bits, self._worker() == NULL)
         return True
 
@@ -885,7 +1083,6 @@ cdef class Engine:
     cdef object _send(self, HydrogenSocket socket, const char *data, size_t n):
         cdef connection_t *connection = socket._connection
         cdef worker_t *worker = self._worker()
-        cdef io_t *io = &worker.io if worker != NULL else &self._loop.outside_io
         cdef const framing_t *framing = connection_framing(connection)
         cdef int result = SEND_REFUSED
         if not socket._valid():
@@ -901,11 +1098,13 @@ cdef class Engine:
             raise too_large(framing, n)
         else:
             result = self._append_framed(worker, socket, framing, data, n, STATE_OPEN)
-        if result == SEND_REFUSED:
-            io_count(io, &io.counters.messages_refused)
-            return False
-        io_count(io, &io.counters.messages_sent)
-        return True
+        return self._counted(worker, result)
+
+    cdef bint _counted(self, worker_t *worker, int result) noexcept:
+        """Whether a message was taken, which is counted."""
+        cdef io_t *io = &worker.io if worker != NULL else &self._loop.outside_io
+        io_count(io, &io.counters.messages_refused if result == SEND_REFUSED else &io.counters.messages_sent)
+        return result != SEND_REFUSED
 
     cdef int _append(self, worker_t *worker, HydrogenSocket socket, const framing_t *framing, bytes data, uint32_t last_state) except -1:
         return self._append_framed(worker, socket, framing, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), last_state)
@@ -997,6 +1196,68 @@ cdef class Engine:
     def connections(self):
         return [] if self._inert() else self._sockets(STATE_OPEN)
 
+    def broadcast(self, bytes data, exclude):
+        """First, without the GIL, the connections that are framed as `Config` says, in compiled code; then the others one by one."""
+        cdef loop_t *loop = &self._loop
+        cdef worker_t *worker = self._worker()
+        cdef const framing_t *framing = loop.context.framing
+        cdef bytes wire = encode(self._builder, data) if framing.kind == FRAMING_PYTHON else framed(framing, data)
+        cdef uint32_t used = slab_used(&loop.slab)
+        cdef uint32_t *skip = NULL
+        cdef uint64_t *others = NULL
+        cdef shared_t *shared = NULL
+        cdef broadcast_t report
+        cdef HydrogenSocket socket
+        cdef uint32_t k
+        if self._inert():
+            return BroadcastReport(0, 0)
+        try:
+            skip = <uint32_t *>calloc(used or 1, sizeof(uint32_t))
+            others = <uint64_t *>calloc(used or 1, sizeof(uint64_t))
+            shared = shared_new(PyBytes_AS_STRING(wire), len(wire))
+            if skip == NULL or others == NULL or shared == NULL:
+                raise MemoryError(f"no memory to send {len(data)} bytes to all")
+            for other in exclude:
+                if not isinstance(other, _HydrogenSocketContract):
+                    raise TypeError(f"exclude: sockets are expected, not {other!r}")
+                if isinstance(other, HydrogenSocket):
+                    socket = other
+                    # A connection that is gone must not take the place of the next one in its slot.
+                    if socket._engine is self and socket._connection.slot.index < used and socket._valid():
+                        skip[socket._connection.slot.index] = socket._generation
+            with nogil:
+                loop_broadcast(loop, &worker.io if worker != NULL else &loop.outside_io, worker == NULL, shared, skip, others, used, &report)
+            for k in range(report.others):
+                socket = self._socket(loop_connection(loop, others[k]))
+                socket._generation = <uint32_t>(others[k] >> 32)
+                if self._send_other(worker, socket, data, wire):
+                    report.sent += 1
+                else:
+                    report.dropped += 1
+        finally:
+            free(skip)
+            free(others)
+            if shared != NULL:
+                shared_drop(shared)
+        return BroadcastReport(report.sent, report.dropped)
+
+    cdef bint _send_other(self, worker_t *worker, HydrogenSocket socket, bytes data, bytes wire) except -1:
+        """`send` of a broadcast, of `wire` where that is what the builder would make; what a connection's own framing cannot carry is not sent to it."""
+        cdef connection_t *connection = socket._connection
+        decoder = self._held(socket, &connection.decoder)
+        if (
+            connection_framing(connection).kind == FRAMING_PYTHON and (decoder is None or decoder.builder is self._builder) and
+            self._held(socket, &connection.session) is None and self._held(socket, &connection.port) is None
+        ):
+            return self._counted(worker, self._append(worker, socket, &_raw.value, wire, STATE_OPEN))
+        try:
+            return self._send(socket, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        except ValueError:
+            return False
+        except Exception as error:
+            self._journal.callback_error("broadcast", error)
+            return False
+
     def stats(self):
         cdef counters_t sums
         cdef uint64_t allocations = 0
@@ -1017,9 +1278,13 @@ cdef class Engine:
             removed_handler_error=sums.removed[CAUSE_HANDLER_ERROR],
             removed_reject=sums.removed[CAUSE_REJECT],
             removed_protocol_error=sum(sums.removed[cause] for cause in _PROTOCOL_ERRORS),
-            removed_timeout=sums.removed[CAUSE_TIMEOUT],
+            removed_open_timeout=sums.timeouts[TIMEOUT_OPEN],
+            removed_idle_timeout=sums.timeouts[TIMEOUT_IDLE],
+            removed_frame_timeout=sums.timeouts[TIMEOUT_FRAME],
+            removed_write_timeout=sums.timeouts[TIMEOUT_WRITE],
             removed_tls_error=sums.removed[CAUSE_TLS_ERROR] + sums.removed[CAUSE_TRUNCATED],
             removed_os_error=sums.removed[CAUSE_OS_ERROR],
+            removed_overload=sums.removed[CAUSE_OVERLOAD] + atomic_load64(&self._loop.turned_away),
             messages_received=sums.messages_received,
             messages_sent=sums.messages_sent,
             messages_refused=sums.messages_refused,
@@ -1028,6 +1293,11 @@ cdef class Engine:
             queued_bytes=atomic_load64(&self._loop.context.buffered) + loop_undelivered(&self._loop),
             handoffs=sums.handoffs,
             stalls=relaxed_load64(&self._loop.stalls),
+            all_blocked=relaxed_load64(&self._loop.all_blocked),
+            reading_pauses=atomic_load64(&self._loop.context.reading_pauses),
+            reading_resumes=atomic_load64(&self._loop.context.reading_resumes),
+            memory_pauses=atomic_load64(&self._loop.context.memory_pauses),
+            walks=relaxed_load64(&self._loop.walks),
             accept_pauses=atomic_load64(&self._loop.accept_pauses),
             polls=sums.polls,
             turns=sums.turns,

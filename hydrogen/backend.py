@@ -10,13 +10,14 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import EngineUnavailable
 from hydrogen.handler import Callbacks
-from hydrogen.report import Stats
+from hydrogen.report import BroadcastReport, Stats
 
 if TYPE_CHECKING:
     from hydrogen.server import Server
@@ -27,16 +28,31 @@ CHOICES = ("compiled", "python", "auto")
 
 
 class Engine(Protocol):
-    """The contract of the two engines, as `Server` uses them. Made for one listener; used for one start and one stop."""
+    """The contract of the two engines, as `Server` uses them. Used for one start and one stop.
 
-    def __init__(self, server: Server, callbacks: Callbacks, config: Config, listener: socket.socket) -> None:
+    An engine logs by `server.journal`, and runs what is due in `server.timers`. DEBUG lines of single connections are written if the logger
+    `hydrogen` was enabled for DEBUG when the engine was made.
+    """
+
+    def __init__(
+        self, server: Server, callbacks: Callbacks, config: Config, listeners: Sequence[socket.socket], max_connections: int
+    ) -> None:
         """Allocate; nothing runs yet. `server` is what `HydrogenSocket.server` answers."""
 
     def start(self) -> None:
         """Start the threads: from now on connections are accepted and served."""
 
     def stop_accepting(self) -> None:
-        """Accept nothing more; when it returns the listener is not used by the engine. May be called again."""
+        """Accept nothing more; when it returns the listeners are not used by the engine. May be called again."""
+
+    def suspend(self) -> None:
+        """Accept nothing until `resume`; what connects waits in the kernel's backlog. One more may be accepted while this is called."""
+
+    def resume(self) -> None:
+        """Go on accepting."""
+
+    def end(self, socket: HydrogenSocket) -> None:
+        """Ask one connection of this engine to end, as `close_all` does."""
 
     def close_all(self) -> None:
         """Ask every connection to end with `ServerStopped`: output flushed, then closed. After `stop_accepting`."""
@@ -57,7 +73,19 @@ class Engine(Protocol):
         """End the threads; returns how many workers are still in a callback and were left behind. Call once, last."""
 
     def in_worker(self) -> bool:
-        """Whether the calling thread is a worker of this engine."""
+        """Whether the calling thread is one of this engine that runs code of the user's: a worker, or who writes the log."""
+
+    def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
+        """Send `data` to every open connection but those of `exclude`: framed once for each framing, its bytes shared."""
+
+    def set_alarm(self, when: float) -> None:
+        """Have a worker call `server.timers.run_due` at the monotonic time `when`, in seconds.
+
+        An earlier alarm that stands is kept. From any thread, also from within `run_due`. An alarm rings once.
+        """
+
+    def running(self) -> list[tuple[int, int]]:
+        """For each worker that is in a callback now: its `threading.get_ident`, and a number that is another one in each callback."""
 
     def connections(self) -> list[HydrogenSocket]:
         """A snapshot of the connections that are open."""

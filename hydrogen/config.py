@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
 from typing import Any
 
 from hydrogen.frame import FrameBuilder, builder_of
+from hydrogen.proxy import Allowed, allowed_networks
 from hydrogen.tls import check_context
 
 MAX_SLOTS = 1 << 24
@@ -31,6 +33,11 @@ def _flag(name: str, value: object) -> None:
         raise TypeError(f"{name}: True or False is expected, not {value!r}")
 
 
+def _choice(name: str, value: object, *allowed: str) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r} is allowed, not {value!r}")
+
+
 def _seconds(name: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name}: seconds are expected, not {value!r}")
@@ -43,33 +50,44 @@ class Config:
     """How a server listens, and its limits. Sizes are in bytes, times in seconds. Immutable, so safe from any thread.
 
     Attributes:
-        addr: IPv4 or IPv6 address, or a host name, to listen on.
-        port: TCP port; with 0 the kernel chooses one (`Server.address` tells it).
+        addr: IPv4 or IPv6 address, or a host name (all its addresses), to listen on; or several of them.
+        port: TCP port of each; with 0 the kernel chooses one (`Server.address` tells it).
         max_threads: workers, that is handlers that may block at once.
         pre_allocated: connection slots that exist from the start; not a limit.
         framing: a frame builder, class or instance (a class is instantiated); None: raw chunks as read.
         ssl: a server-side context: connections speak TLS. `OP_NO_RENEGOTIATION` is set on it.
         path: listen on a Unix socket of that name instead.
-        sock: listen on this bound stream socket instead; the server takes it over and closes it when it stops.
+        path_mode: permissions of that socket, as 0o660; None: what the umask leaves.
+        sock: listen on this bound stream socket, or on these, instead; the server takes them over and closes them when it stops.
         backlog: queue of connections not yet accepted, see listen(2).
         reuse_port: set SO_REUSEPORT, so that several processes can share the port, see socket(7).
         nodelay: set TCP_NODELAY on each connection, see tcp(7).
         keepalive: (seconds idle, seconds between probes, probes) before a vanished peer is noticed, see tcp(7); None: off.
         socket_options: (level, name, value) for each connection, value an int or bytes, as `socket.setsockopt` takes them.
+        max_connections: open at once; None: what RLIMIT_NOFILE allows at the start, see `default_max_connections`.
+        max_connections_per_ip: open at once from one address (there is none on Unix sockets); more are reset at once, whatever `overload`
+            says. None: no limit.
+        overload: at `max_connections`, "pause": accept no more until one goes, the kernel's backlog waits; "close": accept and reset,
+            without callbacks.
         write_buffer_limits: (low, high) watermarks of pending output: above high a connection is not read until it is below low.
         max_write_buffer: a send while so much is pending removes the connection as a slow consumer.
         max_buffered: above so much over all connections nothing is read and the one with the most pending output is removed.
         read_budget: read from one connection in one turn before the others come.
-        open_timeout: for the TLS handshake, from when a worker has taken the connection up; None: no limit.
+        open_timeout: for the PROXY header and the TLS handshake, from when a worker has taken the connection up; None: no limit.
+        idle_timeout: without a byte either way; None: no limit. Up to half the shortest timeout late, as is `write_timeout`.
         frame_timeout: from the first byte of a frame to its last, however it drips; None: no limit.
+        write_timeout: with output queued of which the peer takes nothing, also while the connection closes; None: no limit.
+        proxy_protocol: "v1", "v2" or "auto" (either): each connection begins with a header of the PROXY protocol, which names the client.
+        proxy_allow_from: networks, or "unix", from which such a header is accepted; a connection from elsewhere is refused.
         stop_timeout: default of `Server.stop`; container runtimes kill after 10 s.
+        slow_callback: a callback that runs for so long is logged with its stack; None: none is.
         handoff: who is woken when: "auto", or "inline" or "eager" to pin one policy (for experts and tests).
 
     Raises:
         TypeError, ValueError: at construction; the message names the field, the value and what is allowed.
     """
 
-    addr: str = "127.0.0.1"
+    addr: str | tuple[str, ...] = "127.0.0.1"
     port: int = 1337
     max_threads: int = 32
     pre_allocated: int = 1024
@@ -77,19 +95,28 @@ class Config:
     framing: Framing = None
     ssl: SSLContext | None = None
     path: str | None = None
-    sock: socket.socket | None = None
+    path_mode: int | None = None
+    sock: socket.socket | tuple[socket.socket, ...] | None = None
     backlog: int = 4096
     reuse_port: bool = False
     nodelay: bool = True
     keepalive: tuple[int, int, int] | None = (60, 10, 6)
     socket_options: tuple[tuple[int, int, int | bytes], ...] = ()
+    max_connections: int | None = None
+    max_connections_per_ip: int | None = None
+    overload: str = "pause"
     write_buffer_limits: tuple[int, int] = (65_536, 262_144)
     max_write_buffer: int = 16 << 20
     max_buffered: int = 512 << 20
     read_budget: int = 256 << 10
     open_timeout: float | None = 10.0
+    idle_timeout: float | None = None
     frame_timeout: float | None = 60.0
+    write_timeout: float | None = 60.0
+    proxy_protocol: str = "off"
+    proxy_allow_from: tuple[Allowed, ...] = ()
     stop_timeout: float = 8.0
+    slow_callback: float | None = None
     handoff: str = "auto"
     builder: FrameBuilder | None = field(init=False, repr=False, compare=False, default=None)
 
@@ -104,21 +131,26 @@ class Config:
         _flag("nodelay", self.nodelay)
         self._check_socket_options()
         self._check_buffers()
-        for name in ("open_timeout", "frame_timeout"):
+        self._check_limits()
+        for name in ("open_timeout", "idle_timeout", "frame_timeout", "write_timeout", "slow_callback"):
             if getattr(self, name) is not None:
                 _seconds(name, getattr(self, name))
         if not isinstance(self.stop_timeout, (int, float)) or isinstance(self.stop_timeout, bool):
             raise TypeError(f"stop_timeout: seconds are expected, not {self.stop_timeout!r}")
-        if not 0 <= self.stop_timeout < float("inf"):
-            raise ValueError(f"stop_timeout: 0 or more seconds are allowed, not {self.stop_timeout!r}")
-        if self.handoff not in ("auto", "inline", "eager"):
-            raise ValueError(f"handoff: 'auto', 'inline' or 'eager' is allowed, not {self.handoff!r}")
+        if not 0 <= self.stop_timeout <= MAX_SECONDS:
+            raise ValueError(f"stop_timeout: 0 or more seconds, at most {MAX_SECONDS}, are allowed, not {self.stop_timeout!r}")
+        _choice("handoff", self.handoff, "auto", "inline", "eager")
 
     def _check_listener(self) -> None:
-        if not isinstance(self.addr, str):
-            raise TypeError(f"addr: a str is expected, not {self.addr!r}")
-        if not self.addr or "\0" in self.addr:
-            raise ValueError(f"addr: an address or a name is expected, not {self.addr!r}")
+        if isinstance(self.addr, (tuple, list)):
+            object.__setattr__(self, "addr", tuple(self.addr))
+        for addr in self.addresses:
+            if not isinstance(addr, str):
+                raise TypeError(f"addr: a str, or several, are expected, not {self.addr!r}")
+            if not addr or "\0" in addr:
+                raise ValueError(f"addr: an address or a name is expected, not {addr!r}")
+        if not self.addresses or len(set(self.addresses)) < len(self.addresses):
+            raise ValueError(f"addr: one address or several different ones are expected, not {self.addr!r}")
         _whole("port", self.port, 0, 65_535)
         _whole("backlog", self.backlog, 1, 1 << 30)
         if self.path is not None:
@@ -126,15 +158,47 @@ class Config:
                 raise TypeError(f"path: a str is expected, not {self.path!r}")
             if not 1 <= len(self.path.encode()) <= 107 or "\0" in self.path:
                 raise ValueError(f"path: 1 to 107 bytes without a NUL are allowed (unix(7)), not {self.path!r}")
-        if self.sock is not None:
-            if not isinstance(self.sock, socket.socket):
-                raise TypeError(f"sock: a socket.socket is expected, not {self.sock!r}")
-            if self.sock.type != socket.SOCK_STREAM:
-                raise ValueError(f"sock: a stream socket is expected, not {self.sock!r}")
+        if self.path_mode is not None:
+            _whole("path_mode", self.path_mode, 0, 0o777)
+            if self.path is None:
+                raise ValueError(f"path_mode: allowed with path only, not {self.path_mode:#o} without it")
+        if isinstance(self.sock, (tuple, list)):
+            object.__setattr__(self, "sock", tuple(self.sock))
+            if not self.sock:
+                raise ValueError("sock: one socket or several are expected, not none")
+        for sock in self.socks:
+            if not isinstance(sock, socket.socket):
+                raise TypeError(f"sock: a socket.socket, or several, are expected, not {self.sock!r}")
+            if sock.type != socket.SOCK_STREAM:
+                raise ValueError(f"sock: a stream socket is expected, not {sock!r}")
         own_address = (self.addr, self.port) != (type(self).addr, type(self).port)
         if sum((own_address, self.path is not None, self.sock is not None)) > 1:
             raise ValueError(
                 f"addr/port, path, sock: one of them is allowed, not {(self.addr, self.port)!r}, {self.path!r} and {self.sock!r}"
+            )
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """`addr`, as a tuple in any case."""
+        return self.addr if isinstance(self.addr, tuple) else (self.addr,)
+
+    @property
+    def socks(self) -> tuple[socket.socket, ...]:
+        """`sock`, as a tuple in any case; empty when there is none."""
+        return () if self.sock is None else self.sock if isinstance(self.sock, tuple) else (self.sock,)
+
+    def _check_limits(self) -> None:
+        if self.max_connections is not None:
+            _whole("max_connections", self.max_connections, 1, MAX_SLOTS)
+        if self.max_connections_per_ip is not None:
+            _whole("max_connections_per_ip", self.max_connections_per_ip, 1, MAX_SLOTS)
+        _choice("overload", self.overload, "pause", "close")
+        _choice("proxy_protocol", self.proxy_protocol, "off", "v1", "v2", "auto")
+        object.__setattr__(self, "proxy_allow_from", allowed_networks(self.proxy_allow_from))
+        if (self.proxy_protocol == "off") is not (self.proxy_allow_from == ()):
+            raise ValueError(
+                "proxy_allow_from: networks are expected with proxy_protocol, and none without it, "
+                f"not {self.proxy_allow_from!r} with {self.proxy_protocol!r}"
             )
 
     def _check_socket_options(self) -> None:
@@ -164,6 +228,17 @@ class Config:
         if limits[0] > limits[1]:
             raise ValueError(f"write_buffer_limits: low must not be over high, not {limits!r}")
         object.__setattr__(self, "write_buffer_limits", tuple(limits))
+
+
+def default_max_connections() -> int:
+    """What RLIMIT_NOFILE (getrlimit(2)) allows now: the soft limit less a reserve for files of the program's own.
+
+    The reserve is a sixteenth of the limit, at least 64 and at most 1024, but never more than half. A stream of the user's takes two fds.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return MAX_SLOTS
+    return max(1, min(limit - min(max(64, limit // 16), 1024, limit // 2), MAX_SLOTS))
 
 
 def _triple(name: str, value: Any) -> None:

@@ -10,6 +10,7 @@ import abc
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hydrogen.proxy import ProxyHeader
     from hydrogen.server import Server
     from hydrogen.tls import TlsSession
 
@@ -100,7 +101,7 @@ class HydrogenSocket(abc.ABC):
     @property
     @abc.abstractmethod
     def peername(self) -> Any:
-        """The peer's address as `socket.getpeername` gives it; None when the connection is gone."""
+        """The peer's address as `socket.getpeername` gives it, with `proxy_protocol` the client's; None when the connection is gone."""
 
     @property
     @abc.abstractmethod
@@ -114,15 +115,18 @@ class HydrogenSocket(abc.ABC):
     @abc.abstractmethod
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """What `asyncio.BaseTransport.get_extra_info` gives by the same name: `peername`, `sockname`; with TLS `ssl_object`, `sslcontext`,
-        `peercert`, `cipher`, `compression`. `default` for what there is none of, and when the connection is gone.
+        `peercert`, `cipher`, `compression`. `proxy`: the `ProxyHeader` with which the connection began. `default` for what there is none
+        of, and when the connection is gone.
         """
 
 
-def extra_info(socket: HydrogenSocket, session: TlsSession | None, name: str, default: Any) -> Any:
-    """`HydrogenSocket.get_extra_info` of both engines. `session`: None: no TLS."""
+def extra_info(socket: HydrogenSocket, session: TlsSession | None, header: ProxyHeader | None, name: str, default: Any) -> Any:
+    """`HydrogenSocket.get_extra_info` of both engines. `session`: None: no TLS. `header`: None: no PROXY protocol."""
     value: Any = None
     if name in ("peername", "sockname"):
         value = getattr(socket, name)
+    elif name == "proxy":
+        value = header
     elif session is not None:
         with session.lock:
             value = session.info(name)

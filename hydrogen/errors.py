@@ -82,6 +82,7 @@ class Cause(enum.IntEnum):
     TIMEOUT = 12
     TRUNCATED = 13
     TLS_ERROR = 14
+    OVERLOAD = 15
 
 
 class Timeout(enum.IntEnum):
@@ -89,11 +90,15 @@ class Timeout(enum.IntEnum):
 
     OPEN_TIMEOUT = 1
     FRAME_TIMEOUT = 2
+    IDLE_TIMEOUT = 3
+    WRITE_TIMEOUT = 4
 
 
 _TIMEOUTS = {
     Timeout.OPEN_TIMEOUT: "the connection was not ready for use in time",
     Timeout.FRAME_TIMEOUT: "a frame was begun and not finished in time",
+    Timeout.IDLE_TIMEOUT: "no byte came or went for too long",
+    Timeout.WRITE_TIMEOUT: "the peer took nothing of the output for too long",
 }
 
 _MESSAGES: dict[Cause, tuple[type[Exception], str]] = {
@@ -108,6 +113,7 @@ _MESSAGES: dict[Cause, tuple[type[Exception], str]] = {
     Cause.INCOMPLETE_FRAME: (IncompleteFrame, "the end came inside a frame"),
     Cause.CHECKSUM_MISMATCH: (ChecksumMismatch, "the checksum is not that of the payload"),
     Cause.TLS_ERROR: (ssl.SSLError, "TLS failed"),
+    Cause.OVERLOAD: (Reject, "turned away: too many connections from that address"),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,6 @@ if TYPE_CHECKING:
     from hydrogen.connection import HydrogenSocket
     from hydrogen.server import Server
     from hydrogen.stream import Stream
-
-log = logging.getLogger("hydrogen")
 
 
 class Handler:
@@ -103,8 +100,3 @@ def callbacks_of(handler: Handler) -> Callbacks:
     if _overridden(handler, "on_data_received") is None:
         raise TypeError(f"handler: {type(handler).__name__} has no on_data_received")
     return Callbacks(**{field.name: _overridden(handler, field.name) for field in fields(Callbacks)})
-
-
-def log_callback_error(name: str, error: BaseException) -> None:
-    """Log what the callback `name` raised, with its traceback."""
-    log.error("%s raised %s", name, type(error).__name__, exc_info=error)

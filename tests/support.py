@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import socket
 import ssl
 import struct
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 import hydrogen
 
 T = TypeVar("T")
+Text = TypeVar("Text", str, bytes)
 
 PATIENCE = 30.0
 """Seconds after which what a test waits for counts as not happening; never part of what is tested."""
@@ -48,6 +50,18 @@ def wait_until(condition: Callable[[], T], what: str, timeout: float = PATIENCE)
 def wait_event(event: threading.Event, what: str) -> None:
     """Wait for `event`, or fail."""
     assert event.wait(PATIENCE), f"not within {PATIENCE} s: {what}"
+
+
+def settled(value: Callable[[], T]) -> T:
+    """A value, when it is the same a hundred times running: as what is pending is, when the kernel takes no more."""
+    seen = [value()]
+
+    def same() -> bool:
+        seen.append(value())
+        return len(seen) > 100 and len(set(seen[-100:])) == 1
+
+    wait_until(same, f"the same value; there were {seen[-10:]}")
+    return seen[-1]
 
 
 # ---------------------------------------------------------------------------------------------------- what the process holds
@@ -101,9 +115,14 @@ class Client:
 
     refused = False
 
-    def __init__(self, address: Any, *, receive_buffer: int | None = None, send_buffer: int | None = None) -> None:
+    def __init__(
+        self, address: Any, *, receive_buffer: int | None = None, send_buffer: int | None = None, source: str | None = None
+    ) -> None:
+        """Connect. `source`: the address to come from; all of 127.0.0.0/8 is ours."""
         self.sock = socket.socket(family_of(address), socket.SOCK_STREAM)
         try:
+            if source is not None:
+                self.sock.bind((source, 0))
             if receive_buffer is not None:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             if send_buffer is not None:
@@ -378,8 +397,8 @@ def running(*targets: Callable[[], object], patience: float = PATIENCE) -> Itera
         raise raised[0]
 
 
-def child(code: str, *args: str, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-    """A Python process that runs `code` with the same warnings, and can import `hydrogen` and `support`."""
+def child(code: str, *args: str, prefix: tuple[str, ...] = (), pass_fds: tuple[int, ...] = (), **environment: str) -> subprocess.Popen[str]:
+    """A Python process that runs `code` with the same warnings, inherits `pass_fds`, and can import `hydrogen` and `support`."""
     paths = [str(ROOT / "tests"), str(Path(hydrogen.__file__).resolve().parent.parent)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]), **environment}
     process = subprocess.Popen(
@@ -388,6 +407,7 @@ def child(code: str, *args: str, prefix: tuple[str, ...] = (), **environment: st
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        pass_fds=pass_fds,
         env=env,
         cwd=ROOT / "tests",
     )
@@ -395,7 +415,18 @@ def child(code: str, *args: str, prefix: tuple[str, ...] = (), **environment: st
     return process
 
 
-_children: list[subprocess.Popen[str]] = []
+def program(*command: object, **options: Any) -> subprocess.Popen[bytes]:
+    """A process that runs a program of somebody else's; where that is missing the test fails. `options` are those of `Popen`."""
+    name, *arguments = map(str, command)
+    found = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+    assert found, f"{name} is needed; .ci/run knows its package"
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    process: subprocess.Popen[bytes] = subprocess.Popen([found, *arguments], **options)
+    _children.append(process)
+    return process
+
+
+_children: list[subprocess.Popen[Any]] = []
 
 
 def end_children() -> None:
@@ -406,7 +437,7 @@ def end_children() -> None:
                 process.kill()
 
 
-def finish(process: subprocess.Popen[str], status: int | None = 0, say: str = "") -> tuple[str, str]:
+def finish(process: subprocess.Popen[Text], status: int | None = 0, say: Text | None = None) -> tuple[Text, Text]:
     """Write `say` to a process, wait for its end, check its exit status and return what it wrote."""
     try:
         out, err = process.communicate(say, timeout=2 * PATIENCE)
@@ -453,6 +484,15 @@ def websocket(payload: bytes, opcode: int = 2, fin: bool = True, mask: bytes | N
 
 
 # ---------------------------------------------------------------------------------------------------- deadlines
+
+
+def timed_out(handler: Recorder, name: str, count: int = 1) -> None:
+    """The last of `count` removals: it must be by the timeout `name`."""
+    error = handler.wait_removed(count)[count - 1]
+    assert type(error) is hydrogen.ConnectionTimeout
+    assert isinstance(error, TimeoutError)
+    assert str(error).startswith(f"{name}:")
+
 
 DRIPS = 3000
 """Bytes that `drip` sends at most, one each 10 ms or more: a hundred times what fits into the deadlines that tests set."""

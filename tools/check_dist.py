@@ -13,8 +13,24 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SDIST_HAS = ["LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py", "constraints.txt", "tests/conftest.py"]
-WHEEL_HAS = ["hydrogen/py.typed", "hydrogen/_codec.pyi", "hydrogen/_core.pyi", "hydrogen/_py/__init__.py", "hydrogen/perf/__init__.py"]
+SDIST_HAS = [
+    "LICENSE",
+    "README.md",
+    "CHANGELOG.md",
+    "pyproject.toml",
+    "setup.py",
+    "constraints.txt",
+    "tests/conftest.py",
+    "tests/faults/inject.c",
+]
+WHEEL_HAS = [
+    "hydrogen/py.typed",
+    "hydrogen/_codec.pyi",
+    "hydrogen/_core.pyi",
+    "hydrogen/_py/__init__.py",
+    "hydrogen/contrib/prometheus.py",
+    "hydrogen/perf/__init__.py",
+]
 
 
 def build(out: Path) -> tuple[Path, Path]:
@@ -37,7 +53,7 @@ def complaints(sdist: Path, wheel: Path) -> list[str]:
     found = [f"sdist lacks {n}" for n in sorted({*SDIST_HAS, *sources(".py", ".pyi", ".pyx", ".pxd")} - in_sdist)]
     found += [f"wheel lacks {n}" for n in sorted({*WHEEL_HAS, *sources(".py", ".pyi")} - in_wheel)]
     found += [f"wheel lacks the compiled {n}" for n in ("_codec", "_core", "perf/_generator") if not has_module(in_wheel, n)]
-    found += [f"sdist has {n}" for n in sorted(in_sdist) if n.endswith((".c", ".so", ".pyc"))]
+    found += [f"sdist has {n}" for n in sorted(in_sdist - {*SDIST_HAS}) if n.endswith((".c", ".so", ".pyc"))]
     found += [f"wheel has {n}" for n in sorted(in_wheel) if n.endswith((".c", ".pyx", ".pxd", ".pyc"))]
     found += [f"wheel has {n}" for n in sorted(in_wheel) if not n.startswith(("hydrogen/", "hydrogen_server-"))]
     found += [f"the wheel needs: {n}" for n in metadata.splitlines() if n.startswith("Requires-Dist") and "extra" not in n]

@@ -1,8 +1,8 @@
 """Runs the suite on a special build: `instrumented.py debug | thread | address [pytest arguments]`.
 
 The build goes below build/ and is put in front of the installed one by PYTHONPATH, so that no kind of build can be mistaken
-for another. `debug` runs everything. `thread` and `address` run the stress tests under that sanitizer of GCC, whose
-run-time library must be loaded before the interpreter, which is not instrumented: hence LD_PRELOAD, for the interpreter only.
+for another. `debug` runs everything that concerns the compiled engine. `thread` and `address` run the stress tests under that sanitizer of
+GCC, whose run-time library must be loaded before the interpreter, which is not instrumented: hence LD_PRELOAD, for the interpreter only.
 
 ThreadSanitizer sees our code, and what CPython does through libc. A report that names one of our modules is ours and fails the
 run; the others are counted. That it sees our races at all is shown by a second run, of a build with a race planted.
@@ -106,7 +106,7 @@ def main() -> int:
     arguments = [str(Path(a).absolute()) if os.path.exists(a.partition("::")[0]) else a for a in arguments]
     stress = arguments or [str(ROOT / "tests" / "stress")]
     if kind == "debug":
-        return pytest("debug", ["-n", "4", "--engine=both", *(arguments or [str(ROOT / "tests")])], CI="true")
+        return pytest("debug", ["-n", "4", "--engine=compiled", *(arguments or [str(ROOT / "tests")])], CI="true")
     if kind == "thread":
         return thread(stress)
     if kind == "address":

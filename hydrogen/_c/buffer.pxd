@@ -2,23 +2,32 @@
 
 Blocks of the common size come from a pool that one thread owns, so that a short message costs no call of the allocator: input and replies of a message
 are two pops and two pushes. A thread without a pool (NULL) allocates and frees.
+
+A block of a broadcast has no bytes of its own: it refers to a `shared_t`, which goes with the last block that does. Such blocks are only in output queues.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
-from hydrogen._c.sys cimport counter_bump, iovec, sys_assert
+from hydrogen._c.sys cimport atomic_add64, counter_bump, iovec, relaxed_store64, sys_assert
 
 cdef enum:
     # A pooled block is 2 KiB with its header: it takes what one read of short messages gives (measuring.md: W2 reads 128 bytes at a time).
-    BLOCK_POOLED = 2048 - 32
+    BLOCK_POOLED = 2048 - 40
     # A batch needs one for each of its events, 256 at most (poller.pxd). 512 KiB for a worker that has met so large a batch.
     POOL_BLOCKS = 256
     # sendmsg(2) takes up to IOV_MAX = 1024 parts; 16 of the pooled size fill a socket buffer's worth already.
     SEND_PARTS = 16
 
+# Bytes that many blocks have in common; they follow it.
+ctypedef struct shared_t:
+    uint64_t references  # atomic
+    size_t length
+
 ctypedef struct block_t:
     block_t *next
+    shared_t *shared  # NULL: the bytes follow the block
     size_t capacity
     size_t start   # first byte not consumed
     size_t end     # behind the last byte
@@ -49,6 +58,7 @@ cdef inline block_t *block_exact(pool_t *pool, size_t capacity) noexcept nogil:
     block = <block_t *>malloc(sizeof(block_t) + capacity)
     if block != NULL:
         block.next = NULL
+        block.shared = NULL
         block.capacity = capacity
         block.start = block.end = 0
         if pool != NULL:
@@ -71,8 +81,36 @@ cdef inline block_t *block_new(pool_t *pool, size_t capacity) noexcept nogil:
     return block_exact(pool, capacity)
 
 
+cdef inline shared_t *shared_new(const char *data, size_t n) noexcept nogil:
+    """Bytes for many blocks, with one reference, the caller's; NULL without memory."""
+    cdef shared_t *shared = <shared_t *>malloc(sizeof(shared_t) + n)
+    if shared != NULL:
+        relaxed_store64(&shared.references, 1)
+        shared.length = n
+        memcpy(<char *>(shared + 1), data, n)
+    return shared
+
+
+cdef inline void shared_drop(shared_t *shared) noexcept nogil:
+    if atomic_add64(&shared.references, <uint64_t>-1) == 1:
+        free(shared)
+
+
+cdef inline block_t *block_of_shared(shared_t *shared) noexcept nogil:
+    """A block that refers to all of `shared`, with no room behind it; NULL without memory."""
+    cdef block_t *block = block_exact(NULL, 0)
+    if block != NULL:
+        atomic_add64(&shared.references, 1)
+        block.shared = shared
+        block.capacity = block.end = shared.length
+    return block
+
+
 cdef inline void block_free(pool_t *pool, block_t *block) noexcept nogil:
-    if pool != NULL and block.capacity == BLOCK_POOLED and pool.count < POOL_BLOCKS:
+    if block.shared != NULL:
+        shared_drop(block.shared)
+        free(block)
+    elif pool != NULL and block.capacity == BLOCK_POOLED and pool.count < POOL_BLOCKS:
         block.next = pool.first
         pool.first = block
         pool.count += 1
@@ -122,7 +160,7 @@ cdef inline int queue_parts(queue_t *queue, iovec *parts) noexcept nogil:
     cdef block_t *block = queue.first
     cdef int count = 0
     while block != NULL and count < SEND_PARTS:
-        parts[count].iov_base = block_bytes(block) + block.start
+        parts[count].iov_base = (block_bytes(block) if block.shared == NULL else <char *>(block.shared + 1)) + block.start
         parts[count].iov_len = block_length(block)
         count += 1
         block = block.next

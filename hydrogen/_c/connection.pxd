@@ -21,12 +21,13 @@ How a connection is coded is constant from the moment it is ready: `framing`, an
 from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.string cimport memset
 
+from hydrogen._c.addresses cimport addresses_give, addresses_t
 from hydrogen._c.buffer cimport block_free, block_length, block_t, pool_t, queue_clear, queue_t
 from hydrogen._c.framing cimport framing_t
 from hydrogen._c.poller cimport poller_remove, poller_t
 from hydrogen._c.slab cimport SLOT_OWNED, slab_advance, slot_t
 from hydrogen._c.sys cimport (
-    RANK_OUTPUT, SHUT_RDWR, atomic_add64, atomic_and64, atomic_cas64, atomic_load64, atomic_store32, atomic_store64, cond_broadcast, cond_t,
+    RANK_OUTPUT, SHUT_RDWR, relaxed_store32, atomic_add64, atomic_and64, atomic_cas64, atomic_load64, atomic_store32, atomic_store64, cond_broadcast, cond_t,
     counter_bump, lock_give, lock_init, lock_t, lock_take, name_t, relaxed_load64, relaxed_store64, sys_close, sys_local_name, sys_reset,
     sys_shutdown,
 )
@@ -78,12 +79,27 @@ cdef enum:
     CAUSE_TIMEOUT
     CAUSE_TRUNCATED
     CAUSE_TLS_ERROR
+    CAUSE_OVERLOAD
     CAUSES
 
 # The code of CAUSE_TIMEOUT: errors.Timeout.
 cdef enum:
     TIMEOUT_OPEN = 1
     TIMEOUT_FRAME = 2
+    TIMEOUT_IDLE = 3
+    TIMEOUT_WRITE = 4
+    TIMEOUTS
+
+# `stuck` of a connection.
+cdef enum:
+    STUCK_NOT
+    STUCK_NEWLY  # output waits for the peer, who has taken some since the last walk, or it waits only since then
+    STUCK_SEEN   # `stuck_since` says since when
+
+# Kinds of deadlines, by how often the timekeeper has to look.
+cdef enum:
+    WATCH_CONFIGURED = 1  # those of Config
+    WATCH_LINGERING = 2
 
 # Causes of a pause of reading and delivering.
 cdef enum:
@@ -105,8 +121,13 @@ cdef enum:
     FLAG_GOODBYE = 1 << 9     # our own close_notify is in the output
     FLAG_UNDECODED = 1 << 10  # `decoder` may have more messages
     FLAG_PARTIAL = 1 << 11    # `decoder` has the beginning of one
+    FLAG_HEADER = 1 << 12     # the header of the PROXY protocol is not whole: nothing else happens before
+    FLAG_FIRST = 1 << 13      # nothing was delivered yet of what came behind that header
+    FLAG_LATE = 1 << 14       # a deadline had passed when this went to the dispatch role: look again afterwards
     # No more input will come, for either reason.
     FLAGS_ENDED = (1 << 0) | (1 << 7)
+    # It is not ready: what open_timeout is for.
+    FLAGS_OPENING = (1 << 6) | (1 << 12)
 
 # What the dispatch role has to do.
 cdef enum:
@@ -141,6 +162,7 @@ ctypedef struct counters_t:
     uint64_t messages_received, messages_sent, messages_refused
     uint64_t polls, turns, gil_acquisitions, gil_wait_ns, handoffs
     uint64_t removed[CAUSES]
+    uint64_t timeouts[TIMEOUTS]  # removed[CAUSE_TIMEOUT], by the code
 
 # What a thread brings to do I/O with.
 ctypedef struct io_t:
@@ -156,14 +178,15 @@ ctypedef struct context_t:
     const framing_t *framing      # of connections that bring none of their own
     size_t low, high, max_write_buffer, read_budget
     uint64_t max_buffered
-    bint unix_domain
     bint has_on_eof, has_on_writable
     bint has_end_callbacks
-    uint64_t open_timeout, frame_timeout  # ns; 0: none
+    uint64_t open_timeout, idle_timeout, frame_timeout, write_timeout  # ns; 0: none
+    addresses_t addresses         # connections from each
     # atomic
+    uint64_t reading_pauses, reading_resumes, memory_pauses
     uint64_t buffered    # blocked output and input left over, of all connections
     uint32_t full        # `buffered` is over `max_buffered`: nothing is read
-    uint32_t watched     # some connection may have a deadline: loop_watch
+    uint32_t watched     # WATCH_...: which kinds of deadlines some connection may have: loop_watch
     # held while an fd number is used outside ownership, and while one is closed
     lock_t fd_lock
     # drain(): a waiter looks at `pending` and counts itself in `drainers` under the connection's lock, holding this one until it sleeps
@@ -172,10 +195,20 @@ ctypedef struct context_t:
 
 ctypedef struct connection_t:
     slot_t slot
+    # what the timekeeper walks by: together, for it visits every slot
+    uint64_t deadline        # monotonic ns, 0: none; of lingering, the handshake, or an unfinished frame; atomic, written by the owner
+    uint32_t state           # written under the lock
+    uint32_t active          # bytes came or went since the last walk; atomic, set by whoever moves them, cleared by the timekeeper
+    uint32_t stuck           # STUCK_...; atomic, set under the lock, STUCK_SEEN by the timekeeper
+    int unacknowledged       # bytes in the kernel when stuck output last moved; the timekeeper only
+    uint64_t quiet_since     # monotonic ns of the walk that found it active last; atomic, written by the timekeeper
+    uint64_t stuck_since     # the same, of the walk that found it stuck first, or that it had moved; the timekeeper only
     # constant from acquire to release
     int fd          # the number that callbacks get
     int poll_fd     # what is polled, read and written: `fd`, or the duplicate of a user's stream's
     uint64_t id
+    bint unix_domain
+    uint32_t listener  # its index
     # constant from when it is ready to release: how it is coded. Points to what lives as long as the engine, so that whoever still sends to an earlier
     # connection of the slot may follow it; others than the owner by connection_framing
     const framing_t *framing
@@ -189,21 +222,21 @@ ctypedef struct connection_t:
     block_t *input           # bytes (plaintext) read and not delivered
     size_t scanned           # of them, known to hold no delimiter: framing_find
     size_t held              # bytes that `decoder` holds
+    int idle_unacknowledged  # bytes in the kernel when it was last nearly idle
+    bint counted             # in context.addresses, under the address `peer`
     uint64_t input_counted   # of all three, counted in context.buffered; atomic, the timekeeper reads it
     # atomic
     uint32_t ready           # on_new_connection has not refused it: others may see it, and on_disconnected is due; written by the owner
     uint32_t pause           # set of PAUSE_...; whoever clears the last one posts RESUME
-    uint64_t deadline        # monotonic ns, 0: none; of lingering, the handshake, or an unfinished frame; written by the owner, read by the timekeeper
     # output side, under the lock
     lock_t lock
-    uint32_t state
     uint8_t cause
     bint flushing
     bint blocked             # EAGAIN was seen and no OUT edge since
     bint edge                # an OUT edge came while flushing
     bint asked_out           # a Unix socket that is polled for OUT; changed only by the flusher
     int code                 # errno of CAUSE_OS_ERROR; while open: with which reading ended
-    name_t peer              # constant from acquire to release; empty for Unix sockets
+    name_t peer              # of the client, whom the PROXY protocol may name; constant from when it is ready; empty for Unix sockets
     name_t local             # written by the owner at the end, when the kernel is about to forget it
     uint32_t corked_by       # worker on whose list of corked connections it is
     uint32_t drainers
@@ -215,6 +248,7 @@ ctypedef struct connection_t:
     void *port               # stream.StreamPort of a user's stream; constant once set, as are the next two
     void *session            # tls.TlsSession
     void *decoder            # frame.FrameDecoder of a user's frame builder
+    void *header             # proxy.ProxyHeader, or, before it is whole, proxy.HeaderReader
     void *error              # the exception of CAUSE_HANDLER_ERROR and its like
 
 
@@ -246,6 +280,8 @@ cdef inline void counters_add(counters_t *sums, counters_t *counters) noexcept n
     sums.handoffs += relaxed_load64(&counters.handoffs)
     for k in range(CAUSES):
         sums.removed[k] += relaxed_load64(&counters.removed[k])
+    for k in range(TIMEOUTS):
+        sums.timeouts[k] += relaxed_load64(&counters.timeouts[k])
 
 
 # --- the mailbox ---------------------------------------------------------------------------------------------------------------------------
@@ -298,22 +334,30 @@ cdef inline void connection_set_framing(connection_t *connection, const framing_
 
 # --- begin and end -------------------------------------------------------------------------------------------------------------------------
 
-cdef inline void connection_open(context_t *context, connection_t *connection, int fd, uint64_t id, name_t *peer) noexcept nogil:
+cdef inline void connection_open(
+    context_t *context, connection_t *connection, int fd, uint64_t id, name_t *peer, uint32_t listener, bint unix_domain,
+) noexcept nogil:
     """Begin a use of a slot that was just acquired. The caller owns it."""
     if connection.id == 0:
         lock_init(&connection.lock, RANK_OUTPUT)
     connection.fd = connection.poll_fd = fd
+    connection.unix_domain = unix_domain
+    connection.listener = listener
     connection.next = NULL
     connection.mail = connection.todo = connection.flags = 0
     connection.end_code = 0
     connection_set_framing(connection, context.framing)
     connection.scanned = connection.held = 0
-    connection.peer = peer[0]
     connection.local.family = 0
+    connection.counted = False
+    connection.idle_unacknowledged = 0
+    relaxed_store32(&connection.active, 1)
+    relaxed_store32(&connection.stuck, STUCK_NOT)
     atomic_store32(&connection.pause, 0)
     atomic_store32(&connection.ready, 0)
     lock_take(&connection.lock)
     connection.id = id
+    connection.peer = peer[0]
     connection.cause = CAUSE_NONE
     connection.code = 0
     connection.flushing = connection.blocked = connection.edge = connection.asked_out = False
@@ -371,7 +415,7 @@ cdef inline void connection_wake_drainers(context_t *context) noexcept nogil:
 
 cdef inline int connection_finish(context_t *context, connection_t *connection) noexcept nogil:
     """Take the connection off the poller and end it both ways; the fd stays open, so that its number is nobody else's during the last callbacks."""
-    cdef bint aborted, has_references, drainers
+    cdef bint aborted, needs_python, drainers
     lock_take(&connection.lock)
     if connection.flushing:
         lock_give(&connection.lock)
@@ -380,23 +424,24 @@ cdef inline int connection_finish(context_t *context, connection_t *connection) 
     atomic_store32(&connection.state, STATE_GONE)
     connection.blocked = False
     drainers = connection_drop_output_locked(context, connection) != 0
-    has_references = (
+    relaxed_store32(&connection.stuck, STUCK_NOT)
+    needs_python = (
         connection.user_data != NULL or connection.port != NULL or connection.error != NULL or connection.session != NULL or
-        connection.decoder != NULL
+        connection.decoder != NULL or connection.header != NULL or connection.cause == CAUSE_SLOW_CONSUMER
     )
     lock_give(&connection.lock)
     if drainers:
         connection_wake_drainers(context)
     if connection.flags & FLAG_POLLED:
         poller_remove(&context.poller, connection.poll_fd)
-    if context.has_end_callbacks and not context.unix_domain:
+    if context.has_end_callbacks and not connection.unix_domain:
         sys_local_name(connection.poll_fd, &connection.local)
-    if aborted and not context.unix_domain:
+    if aborted and not connection.unix_domain:
         sys_reset(connection.poll_fd)
     elif connection.port == NULL:  # how a user's stream ends is its own affair
         sys_shutdown(connection.poll_fd, SHUT_RDWR)
     atomic_store64(&connection.deadline, 0)
-    if has_references or context.has_end_callbacks:
+    if needs_python or context.has_end_callbacks:
         connection.todo = TODO_FINISH
         return VERDICT_DISPATCH
     return VERDICT_RELEASE
@@ -432,6 +477,10 @@ cdef inline void connection_release(context_t *context, io_t *io, connection_t *
     """Close the fd and end the use of the slot; the slab gets it back from the caller. Python references are gone already."""
     connection_drop_input(context, io, connection)
     counter_bump(&io.counters.removed[connection.cause], 1)
+    if connection.cause == CAUSE_TIMEOUT:
+        counter_bump(&io.counters.timeouts[connection.code], 1)
+    if connection.counted:
+        addresses_give(&context.addresses, &connection.peer)
     lock_take(&context.fd_lock)
     sys_close(connection.poll_fd)
     connection.fd = connection.poll_fd = -1

@@ -9,17 +9,18 @@ from libc.string cimport memcpy
 
 from hydrogen._c.buffer cimport BLOCK_POOLED, block_bytes, block_exact, block_free, block_length, block_new, block_t
 from hydrogen._c.connection cimport (
-    ABORT, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_PEER_CLOSED, CAUSE_TIMEOUT, CAUSE_TRUNCATED, CLOSE, DEADLINE, END, FLAGS_ENDED,
-    FLAG_EOF, FLAG_EOF_TOLD, FLAG_GOODBYE, FLAG_HANDSHAKE, FLAG_HUNG, FLAG_LINGERING, FLAG_PARTIAL, FLAG_STICKY, FLAG_TLS_END,
+    ABORT, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_PEER_CLOSED, CAUSE_TIMEOUT, CAUSE_TRUNCATED, CLOSE, DEADLINE, END, FLAGS_ENDED, FLAGS_OPENING,
+    FLAG_EOF, FLAG_EOF_TOLD, FLAG_GOODBYE, FLAG_HANDSHAKE, FLAG_HEADER, FLAG_HUNG, FLAG_LATE, FLAG_LINGERING, FLAG_PARTIAL, FLAG_STICKY, FLAG_TLS_END,
     FLAG_TLS_FAILED, FLAG_UNDECODED, FLUSH_DRAINED, FRAMES, HANGUP, NEW, PAUSE_MEMORY, PAUSE_USER, PORT_OUT, READABLE, RESUME,
-    STATE_ABORTING, STATE_CLOSING, STATE_OPEN, TIMEOUT_FRAME, TIMEOUT_OPEN, TODO_DELIVER, TODO_EOF, TODO_GOODBYE, TODO_OPEN, TODO_PORT_OUT,
+    STATE_ABORTING, STATE_CLOSING, STATE_OPEN, TIMEOUT_FRAME, TIMEOUT_IDLE, TIMEOUT_OPEN, TODO_DELIVER, TODO_EOF, TODO_GOODBYE, TODO_OPEN, TODO_PORT_OUT,
     TODO_READ, TODO_WRITABLE, URGENT, VERDICT_AGAIN, VERDICT_DISPATCH, VERDICT_LET_GO, WRITABLE, connection_drop_input, connection_end,
     connection_finish, connection_generation, connection_t, connection_take, connection_wake_drainers, context_t, io_t,
 )
 from hydrogen._c.framing cimport FRAME_INCOMPLETE, FRAMING_RAW, frame_t, framing_find
 from hydrogen._c.sys cimport (
     SHUT_WR, atomic_and32, atomic_load32, atomic_or32, atomic_store32, atomic_store64, counter_bump, lock_give, lock_take, relaxed_load32,
-    relaxed_load64, sys_now, sys_recv, sys_shutdown, sys_socket_error,
+    relaxed_load64, relaxed_store32, sys_now, sys_recv, sys_shutdown, sys_socket_error, sys_unacknowledged,
+    sys_unread,
 )
 
 cdef enum:
@@ -128,6 +129,7 @@ cdef inline void connection_read(context_t *context, io_t *io, connection_t *con
         got = sys_recv(connection.poll_fd, io.scratch, want)
         if got > 0:
             counter_bump(&io.counters.bytes_received, <uint64_t>got)
+            relaxed_store32(&connection.active, 1)
             if not connection_store_read(io, connection, <size_t>got):
                 connection.end_code = ENOMEM
                 break
@@ -151,16 +153,45 @@ cdef inline void connection_read(context_t *context, io_t *io, connection_t *con
         connection.mail |= READABLE | (HANGUP if hangup else 0)
 
 
-cdef inline bint connection_is_late(connection_t *connection) noexcept nogil:
+cdef inline bint connection_lingered(connection_t *connection) noexcept nogil:
+    return sys_now() >= relaxed_load64(&connection.deadline)
+
+
+cdef inline int connection_late(context_t *context, connection_t *connection) noexcept nogil:
+    """Which deadline of the owner's has passed, TIMEOUT_...; 0: none. For a connection that does not linger. (TIMEOUT_WRITE is the timekeeper's.)"""
+    cdef uint64_t now = sys_now()
     cdef uint64_t deadline = relaxed_load64(&connection.deadline)
-    return deadline != 0 and sys_now() >= deadline
+    if deadline and now >= deadline:
+        return TIMEOUT_OPEN if connection.flags & FLAGS_OPENING else TIMEOUT_FRAME
+    return TIMEOUT_IDLE if connection_is_idle(context, connection, now) else 0
+
+
+cdef inline bint connection_is_idle(context_t *context, connection_t *connection, uint64_t now) noexcept nogil:
+    """Whether no byte came or went for idle_timeout. What the peer's kernel acknowledged meanwhile went; what may not be read, for a pause, came."""
+    cdef int unacknowledged
+    cdef bint moves
+    if (
+        not context.idle_timeout or atomic_load32(&connection.active) or
+        now < relaxed_load64(&connection.quiet_since) + context.idle_timeout
+    ):
+        return False
+    lock_take(&connection.lock)
+    moves = connection.flushing or (connection.output.first != NULL and not connection.blocked)  # corked, say, by another worker
+    lock_give(&connection.lock)
+    unacknowledged = sys_unacknowledged(connection.poll_fd)
+    moves = moves or unacknowledged != connection.idle_unacknowledged or (relaxed_load32(&connection.pause) and sys_unread(connection.poll_fd) > 0)
+    if not moves:
+        return True
+    connection.idle_unacknowledged = unacknowledged
+    relaxed_store32(&connection.active, 1)
+    return False
 
 
 cdef inline void connection_watch_frame(context_t *context, connection_t *connection) noexcept nogil:
-    """Before letting go: a handshake or an unfinished frame has a deadline, which stands until it is finished (`_decrypt` clears it, `_deliver` with each
-    message) or reading is paused."""
-    cdef uint64_t timeout = context.open_timeout if connection.flags & FLAG_HANDSHAKE else context.frame_timeout
-    cdef bint partial = connection.flags & (FLAG_PARTIAL | FLAG_HANDSHAKE) or (connection.input != NULL and connection.framing.kind != FRAMING_RAW)
+    """Before letting go: a header, a handshake or an unfinished frame has a deadline, which stands until it is finished (`_decrypt` clears it, `_deliver`
+    with each message) or reading is paused. Header and handshake have one together."""
+    cdef uint64_t timeout = context.open_timeout if connection.flags & FLAGS_OPENING else context.frame_timeout
+    cdef bint partial = connection.flags & (FLAG_PARTIAL | FLAGS_OPENING) or (connection.input != NULL and connection.framing.kind != FRAMING_RAW)
     cdef uint64_t deadline = relaxed_load64(&connection.deadline)
     if not partial and not deadline or connection.flags & FLAG_LINGERING:
         return
@@ -174,7 +205,7 @@ cdef inline int connection_linger(context_t *context, io_t *io, connection_t *co
     """Throw away what still arrives: closing with unread input would make the kernel reset the peer, and the tail of the reply be lost."""
     cdef int64_t got
     cdef int k
-    if bits & HANGUP or (bits & DEADLINE and connection_is_late(connection)):
+    if bits & HANGUP or (bits & DEADLINE and connection_lingered(connection)):
         return connection_finish(context, connection)
     for k in range(LINGER_READS):
         got = sys_recv(connection.poll_fd, io.scratch, io.scratch_size)
@@ -246,9 +277,8 @@ cdef inline int connection_input_ended(context_t *context, io_t *io, connection_
     return VERDICT_LET_GO
 
 
-cdef inline int connection_too_late(context_t *context, connection_t *connection) noexcept nogil:
-    """The deadline of the handshake or of a frame has passed, and all was read that is there (else READABLE is in `mail`, and the next walk tells again)."""
-    cdef int code = TIMEOUT_OPEN if connection.flags & FLAG_HANDSHAKE else TIMEOUT_FRAME
+cdef inline int connection_too_late(context_t *context, connection_t *connection, int code) noexcept nogil:
+    """A deadline has passed, and all was read that is there (else READABLE is in `mail`, and the next walk tells again)."""
     if connection_end(context, connection, connection_generation(connection), True, CAUSE_TIMEOUT, code) & FLUSH_DRAINED:
         connection_wake_drainers(context)
     return connection_finish(context, connection)
@@ -272,7 +302,8 @@ cdef inline int connection_step(context_t *context, io_t *io, connection_t *conn
     cdef uint32_t bits = connection_take(connection)
     cdef uint32_t state = atomic_load32(&connection.state)
     cdef int verdict
-    cdef bint late
+    cdef int late = 0
+    connection.flags &= ~<uint32_t>FLAG_LATE
     if bits & (END | HANGUP | URGENT):
         connection.flags |= FLAG_STICKY
     if bits & HANGUP:
@@ -293,16 +324,28 @@ cdef inline int connection_step(context_t *context, io_t *io, connection_t *conn
             return connection_linger(context, io, connection, bits)
         if bits & CLOSE:
             return connection_flushed(context, io, connection)
+        if bits & DEADLINE and connection_is_idle(context, connection, sys_now()):
+            return connection_too_late(context, connection, TIMEOUT_IDLE)
         if not bits & PORT_OUT:
             return VERDICT_LET_GO
+    elif bits & DEADLINE:
+        late = connection_late(context, connection)
+        if late:
+            connection.flags |= FLAG_LATE
+    if connection.flags & FLAG_HEADER:
+        if bits & (READABLE | END | HANGUP | URGENT) or late:
+            connection.todo |= TODO_OPEN
+            return VERDICT_DISPATCH
+        return VERDICT_AGAIN if connection.mail else VERDICT_LET_GO
     if bits & PORT_OUT:
         connection.todo |= TODO_PORT_OUT
     if bits & WRITABLE and context.has_on_writable:
         connection.todo |= TODO_WRITABLE
     if bits & RESUME and not connection.flags & FLAG_HANDSHAKE:
-        atomic_store64(&connection.deadline, 0)  # of a frame: the time of the pause does not count
+        # The time of the pause does not count.
+        atomic_store64(&connection.deadline, 0)
+        relaxed_store32(&connection.active, 1)
     if not connection_paused(context, connection):
-        late = bits & DEADLINE and connection_is_late(connection)
         # When it is late, the edge of what came in time is perhaps on its way still.
         if (late or bits & (READABLE | END | HANGUP | URGENT | RESUME)) and not connection.flags & FLAGS_ENDED:
             if connection.port != NULL:
@@ -319,8 +362,10 @@ cdef inline int connection_step(context_t *context, io_t *io, connection_t *conn
             verdict = connection_input_ended(context, io, connection)
             if verdict != VERDICT_LET_GO:
                 return verdict
-        elif late and not connection.mail and not connection.todo:
-            return connection_too_late(context, connection)
+        elif late and not connection.mail and not connection.todo and connection_late(context, connection) == late:
+            return connection_too_late(context, connection, late)
+    elif late == TIMEOUT_IDLE and not connection.mail and not connection.todo:
+        return connection_too_late(context, connection, late)
     if connection.todo:
         return VERDICT_DISPATCH
     return VERDICT_AGAIN if connection.mail else VERDICT_LET_GO

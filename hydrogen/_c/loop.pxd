@@ -5,7 +5,7 @@ the event role (at most one at a time: poll, read, split frames) and the dispatc
 its message and nobody is woken for it.
 
 Who sleeps, who wakes, why nothing is lost:
-1. A worker parks, or sets `polling` and enters epoll_wait without a timeout, only under `lock` with both queues seen empty; whoever puts work into a queue does
+1. A worker parks, or sets `polling` and enters epoll_wait without a timeout, only under `lock` with both queues and `notices` seen empty; whoever puts work there does
    so under `lock` and looks there whether somebody sleeps. A poster that is no worker in its turn signals a parked worker, or else writes the eventfd if
    `polling`. If nobody sleeps, all workers are in a turn, and each looks at the queues, under `lock`, before it sleeps.
 2. A worker in its turn that puts work into a queue wakes nobody: it looks again when its turn ends. If a callback keeps it from that, the timekeeper finds it
@@ -19,25 +19,30 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
-from hydrogen._c.buffer cimport pool_destroy
+from hydrogen._c.addresses cimport addresses_destroy, addresses_init
+from hydrogen._c.buffer cimport block_of_shared, block_t, pool_destroy, shared_t
 from hydrogen._c.connection cimport (
-    ABORT, CAUSE_SERVER_STOPPED, END, FLAGS_ENDED, FLAG_EOF_TOLD, FLAG_POLLED, FLUSH_DRAINED, FLUSH_MORE, FRAMES, HANGUP, PORT_OUT,
-    POST_OWNER, READABLE, STATE_VACANT, URGENT, VERDICT_AGAIN, VERDICT_DISPATCH, VERDICT_RELEASE, WORD_BITS, connection_end,
-    connection_generation, connection_let_go, connection_post, connection_release, connection_set_input_count, connection_t,
-    connection_token, connection_undelivered, connection_wake_drainers, context_t, io_t,
+    ABORT, CAUSE_SERVER_STOPPED, END, FLAGS_ENDED, FLAG_EOF_TOLD, FLAG_LINGERING, FLAG_POLLED, FLUSH_DRAINED, FLUSH_MORE, FRAMES, HANGUP, PORT_OUT,
+    NOT_CORKED, POST_OWNER, READABLE, STATE_CLOSING, STATE_OPEN, STATE_VACANT, URGENT, VERDICT_AGAIN, VERDICT_DISPATCH, VERDICT_RELEASE, WATCH_CONFIGURED,
+    WATCH_LINGERING, WORD_BITS, connection_end,
+    connection_framing, connection_generation, connection_let_go, connection_post, connection_release, connection_set_input_count, connection_t,
+    connection_token, connection_undelivered, connection_wake_drainers, context_t, io_count, io_t,
 )
 from hydrogen._c.input cimport connection_step, connection_watch_frame
-from hydrogen._c.output cimport EDGE_FLUSH, EDGE_PORT, connection_flush, connection_unblock
+from hydrogen._c.framing cimport FRAMING_PYTHON
+from hydrogen._c.output cimport (
+    EDGE_FLUSH, EDGE_PORT, SEND_NOTHING, SEND_NOW, SEND_REFUSED, connection_append, connection_flush, connection_unblock,
+)
 from hydrogen._c.poller cimport (
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, POLL_EVENTS, TOKEN_WAKE, epoll_event, poller_add, poller_close,
     poller_init, poller_wait, poller_wake,
 )
 from hydrogen._c.slab cimport slab_destroy, slab_init, slab_release, slab_slot, slab_t, slab_used
 from hydrogen._c.sys cimport (
-    HYDROGEN_GIL, HYDROGEN_PLANTED_RACE, RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, atomic_add32, atomic_add64, atomic_load32,
-    atomic_store32, atomic_store64, atomic_swap32, atomic_swap64, cond_destroy, cond_init, cond_signal, cond_t, cond_wait, counter_bump,
-    lock_destroy, lock_give, lock_init, lock_t, lock_take, pthread_t, relaxed_load32, relaxed_load64, relaxed_store32, sys_assert,
-    sys_close, sys_eventfd, sys_forks, sys_now,
+    HYDROGEN_GIL, HYDROGEN_PLANTED_RACE, RANK_ADDRESSES, RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, atomic_add32, atomic_add64, atomic_load32,
+    atomic_or32, atomic_store32, atomic_store64, atomic_swap32, atomic_swap64, cond_destroy, cond_init, cond_signal, cond_t, cond_wait, counter_bump,
+    lock_destroy, lock_give, lock_init, lock_t, lock_take, pollfd, pthread_t, relaxed_load32, relaxed_load64, relaxed_store32, sys_assert,
+    sys_close, sys_event_set, sys_eventfd, sys_forks, sys_now,
 )
 
 # What a worker does, published for the timekeeper.
@@ -53,11 +58,22 @@ cdef enum:
     HANDOFF_INLINE
     HANDOFF_EAGER
 
-# Things to be said in Python by a worker.
+# Things to be done in Python by a worker.
 cdef enum:
     NOTICE_DRAINED = 1         # the last connection is gone, and the server is stopping
-    NOTICE_ALL_BLOCKED = 2
-    NOTICE_ACCEPT_PAUSED = 4
+    NOTICE_ALARM = 2           # timers are due
+
+# Things to be written into the log by the herald, a thread of its own: also when no worker comes out of a callback any more.
+cdef enum:
+    NEWS_ALL_BLOCKED = 1
+    NEWS_ACCEPTING = 2         # `accepting` has changed
+    NEWS_TURNED_AWAY = 4
+
+# What the accept thread does.
+cdef enum:
+    ACCEPTING
+    ACCEPT_EXHAUSTED  # waits for fds or memory
+    ACCEPT_FULL       # waits until one of `max_connections` goes
 
 # The timekeeper's word.
 cdef enum:
@@ -76,6 +92,8 @@ cdef enum:
     TICK_SLOWEST = 4
     # Ticks without any work after which the timekeeper sleeps.
     TICKS_IDLE = 64
+    # A quarter of LINGER_NS.
+    LINGER_WALK_NS = 500000000
     # Milliseconds that one proof of blocking keeps eager mode up.
     EAGER_MS = 100
     # A worker that got the GIL sooner than this while another was in a callback shows that that one does not compute: the
@@ -83,6 +101,8 @@ cdef enum:
     BLOCKS_NS = 2000000
     # What accept(2) cannot do now it may in a while: fds or memory come back.
     ACCEPT_PAUSE_MS = 100
+    # Connections accepted from one listener before the others come.
+    ACCEPT_MOST = 64
     # Without a GIL: estimated work in the ready queue that is worth a wake-up of 5 to 50 us.
     WORK_NS = 100000
 
@@ -118,6 +138,10 @@ ctypedef struct option_t:
     uint32_t size
     char *value
 
+ctypedef struct listener_t:
+    int fd
+    bint unix_domain
+
 ctypedef struct loop_t:
     context_t context
     slab_t slab
@@ -127,6 +151,8 @@ ctypedef struct loop_t:
     line_t service
     size_t undelivered   # bytes of input in `ready`
     uint32_t notices
+    uint32_t news
+    cond_t news_cond     # the herald waits here for `news`, or `exiting`
     bint role_taken      # somebody is in the event role
     bint polling         # and may sleep there
     bint exiting
@@ -138,16 +164,27 @@ ctypedef struct loop_t:
     uint32_t worker_count
     int handoff
     bint has_open_callbacks
-    int listen_fd
-    uint64_t walk_ns     # between two looks at the deadlines: a quarter of the shortest
+    bint has_proxy           # connections begin with a header of the PROXY protocol, by which they are counted
+    listener_t *listeners
+    uint32_t listener_count
+    uint64_t max_connections
+    bint turns_away          # at max_connections, instead of pausing
+    uint64_t walk_ns     # between two looks at the deadlines: a quarter of the shortest of Config's; LINGER_WALK_NS while anybody lingers, if that is less
     option_t *options
     uint32_t option_count
     uint32_t forks       # sys_forks at the start
     # atomic
-    uint64_t accepted
+    uint64_t accepted      # also those turned away
+    uint64_t turned_away
+    uint32_t turned_away_told
     uint64_t live
     uint64_t accept_pauses
+    uint32_t accepting     # ACCEPT...; written by the accept thread
+    uint32_t accept_waits  # the accept thread wants to be told when a connection is released: see loop_release
+    uint32_t suspended
     uint64_t stalls
+    uint64_t all_blocked
+    uint64_t walks
     uint32_t stopping
     uint32_t awake       # workers that are neither parked nor in callbacks
     uint32_t eager       # milliseconds left in eager mode
@@ -160,6 +197,7 @@ ctypedef struct loop_t:
     bint accept_started
     uint32_t accept_stop   # atomic
     int accept_event
+    pollfd *accept_polled  # the event, then the listeners
     # timekeeper
     pthread_t timekeeper_thread
     bint timekeeper_started
@@ -167,6 +205,7 @@ ctypedef struct loop_t:
     uint32_t timekeeper_word  # atomic
     lock_t timekeeper_lock
     cond_t timekeeper_cond
+    uint64_t alarm            # monotonic ns, 0: none; written under timekeeper_lock, atomic
     io_t timekeeper_io
     # threads that are no workers
     io_t outside_io
@@ -240,6 +279,35 @@ cdef inline void loop_notice(loop_t *loop, uint32_t notice) noexcept nogil:
     lock_give(&loop.lock)
 
 
+cdef inline void loop_tell(loop_t *loop, uint32_t news) noexcept nogil:
+    """Have something written into the log."""
+    lock_take(&loop.lock)
+    loop.news |= news
+    cond_signal(&loop.news_cond)
+    lock_give(&loop.lock)
+
+
+cdef inline uint32_t loop_await_news(loop_t *loop) noexcept nogil:
+    """By the herald: what there is to be written; 0: nothing more, the loop ends."""
+    cdef uint32_t news
+    lock_take(&loop.lock)
+    while not loop.news and not loop.exiting:
+        cond_wait(&loop.news_cond, &loop.lock)
+    news = loop.news
+    loop.news = 0
+    lock_give(&loop.lock)
+    return news
+
+
+cdef inline void loop_set_alarm(loop_t *loop, uint64_t when) noexcept nogil:
+    """Have NOTICE_ALARM said at the monotonic time `when`, or earlier. The timekeeper computes how long it sleeps under this lock: it does not oversleep."""
+    lock_take(&loop.timekeeper_lock)
+    if not loop.alarm or when < loop.alarm:
+        atomic_store64(&loop.alarm, when)
+        cond_signal(&loop.timekeeper_cond)
+    lock_give(&loop.timekeeper_lock)
+
+
 cdef inline void loop_serve_later(loop_t *loop, connection_t *connection, bint wake) noexcept nogil:
     """Put an owned connection into the service queue. `wake` unless the caller is a worker in its turn."""
     lock_take(&loop.lock)
@@ -278,7 +346,8 @@ cdef inline connection_t *loop_at(loop_t *loop, uint32_t index) noexcept nogil:
 cdef inline void loop_check_memory(loop_t *loop) noexcept nogil:
     """Stop all reading when too much is buffered; the timekeeper sees to the rest."""
     if relaxed_load64(&loop.context.buffered) > loop.context.max_buffered and not relaxed_load32(&loop.context.full):
-        atomic_store32(&loop.context.full, 1)
+        if not atomic_swap32(&loop.context.full, 1):
+            atomic_add64(&loop.context.memory_pauses, 1)
         loop_touch(loop)
 
 
@@ -287,8 +356,15 @@ cdef inline bint loop_flush(loop_t *loop, io_t *io, connection_t *connection, ui
     cdef uint32_t bits = connection_flush(&loop.context, io, connection, generation)
     if bits:
         loop_post(loop, connection, generation, bits, wake)
+    loop_watch_output(loop, connection)
     loop_check_memory(loop)
     return bits & FLUSH_MORE != 0
+
+
+cdef inline void loop_watch_output(loop_t *loop, connection_t *connection) noexcept nogil:
+    """After a flush: output that is stuck has a deadline, and whoever notices it sees that it is kept. See loop_watch."""
+    if relaxed_load32(&connection.stuck) and loop.context.write_timeout:
+        loop_watch_all(loop, WATCH_CONFIGURED)
 
 
 cdef inline void loop_flush_whole(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, bint wake) noexcept nogil:
@@ -328,15 +404,75 @@ cdef inline void loop_flush_for(loop_t *loop, worker_t *worker) noexcept nogil:
                 loop_flush_whole(loop, &loop.timekeeper_io, loop_connection(loop, token), <uint32_t>(token >> 32), True)
 
 
+# What became of a broadcast.
+ctypedef struct broadcast_t:
+    uint64_t sent, dropped
+    uint32_t others  # connections that the caller has to send to
+
+
+cdef inline void loop_broadcast(
+    loop_t *loop, io_t *io, bint wake, shared_t *shared, const uint32_t *skip, uint64_t *others, uint32_t used, broadcast_t *report,
+) noexcept nogil:
+    """Send `shared` to each open connection below index `used` that is framed as `context.framing` says, and flush it.
+
+    But not to one whose generation `skip` names. The tokens of open connections that are framed otherwise go to `others`. An empty message has
+    nothing to be sent without framing, and is taken.
+    """
+    cdef connection_t *connection
+    cdef block_t *block
+    cdef uint32_t generation, bits, index
+    cdef int result
+    cdef bint wanted, other
+    report.sent = report.dropped = 0
+    report.others = 0
+    for index in range(used):
+        connection = loop_at(loop, index)
+        if atomic_load32(&connection.state) == STATE_VACANT:
+            continue
+        lock_take(&connection.lock)
+        generation = connection_generation(connection)
+        wanted = connection.state in (STATE_OPEN, STATE_CLOSING) and atomic_load32(&connection.ready) and skip[index] != generation
+        other = connection.session != NULL or connection.port != NULL or connection_framing(connection) != loop.context.framing
+        lock_give(&connection.lock)
+        if not wanted:
+            continue
+        if other or loop.context.framing.kind == FRAMING_PYTHON:
+            others[report.others] = <uint64_t>generation << 32 | index
+            report.others += 1
+            continue
+        bits = 0
+        result = SEND_REFUSED
+        if shared.length == 0:
+            result = SEND_NOTHING if atomic_load32(&connection.state) == STATE_OPEN else SEND_REFUSED
+        else:
+            block = block_of_shared(shared)
+            if block != NULL:
+                result = connection_append(&loop.context, NULL, connection, generation, block, STATE_OPEN, NOT_CORKED, &bits)
+        if result == SEND_NOW:
+            loop_flush_whole(loop, io, connection, generation, wake)
+        elif bits:
+            loop_post(loop, connection, generation, bits, wake)
+        loop_check_memory(loop)
+        if result == SEND_REFUSED:
+            report.dropped += 1
+            io_count(io, &io.counters.messages_refused)
+        else:
+            report.sent += 1
+            io_count(io, &io.counters.messages_sent)
+
+
 # --- steps of owned connections --------------------------------------------------------------------------------------------------------------
 
 cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) noexcept nogil:
     """The last of a connection: fd closed, slot back."""
     connection_release(&loop.context, io, connection)
     slab_release(&loop.slab, &connection.slot)
-    # `stopping` is set before `live` is looked at, in loop_close_all; here it is the other way round: one of the two sees the other.
+    # `stopping` is set before `live` is looked at, in loop_close_all; here it is the other way round: one of the two sees the other. So it is with
+    # `accept_waits`, which the accept thread sets before it looks at `live` a last time.
     if atomic_add64(&loop.live, <uint64_t>-1) == 1 and atomic_load32(&loop.stopping):
         loop_notice(loop, NOTICE_DRAINED)
+    if atomic_load32(&loop.accept_waits) and atomic_swap32(&loop.accept_waits, 0):
+        sys_event_set(loop.accept_event)
 
 
 cdef inline void loop_watch(loop_t *loop, connection_t *connection) noexcept nogil:
@@ -349,8 +485,14 @@ cdef inline void loop_watch(loop_t *loop, connection_t *connection) noexcept nog
     connection_watch_frame(&loop.context, connection)
     if relaxed_load64(&connection.input_counted):
         loop_check_memory(loop)
-    if relaxed_load64(&connection.deadline) and not atomic_load32(&loop.context.watched):
-        atomic_store32(&loop.context.watched, 1)
+    if relaxed_load64(&connection.deadline):
+        loop_watch_all(loop, WATCH_LINGERING if connection.flags & FLAG_LINGERING else WATCH_CONFIGURED)
+
+
+cdef inline void loop_watch_all(loop_t *loop, uint32_t kind) noexcept nogil:
+    """Some connection has a deadline of that kind: have the timekeeper walk. See loop_watch."""
+    if not atomic_load32(&loop.context.watched) & kind:
+        atomic_or32(&loop.context.watched, kind)
         loop_touch(loop)
 
 
@@ -497,7 +639,7 @@ cdef inline bint loop_next(worker_t *worker) noexcept nogil:
             lock_take(&loop.lock)
             loop_hand_over_locked(loop, &ready, &service)
         if not loop.role_taken and loop.undelivered <= UNDELIVERED_MOST and not (polled and loop.ready.first != NULL) and not loop.exiting:
-            sleep = loop.ready.first == NULL and loop.service.first == NULL and worker.corked_count == 0
+            sleep = loop.ready.first == NULL and loop.service.first == NULL and worker.corked_count == 0 and not loop.notices
             loop.role_taken = True
             loop.polling = sleep
             lock_give(&loop.lock)
@@ -515,7 +657,7 @@ cdef inline bint loop_next(worker_t *worker) noexcept nogil:
             if worker.corked_count:
                 worker_flush(worker)
             break
-        if loop.service.first == NULL and worker.corked_count == 0 and (loop.role_taken or loop.exiting):
+        if loop.service.first == NULL and worker.corked_count == 0 and not loop.notices and (loop.role_taken or loop.exiting):
             if loop.exiting:
                 lock_give(&loop.lock)
                 return False
@@ -651,16 +793,27 @@ cdef inline void loop_clear(loop_t *loop) noexcept nogil:
     lock_init(&loop.lock, RANK_QUEUE)
     lock_init(&loop.timekeeper_lock, RANK_TIMEKEEPER)
     lock_init(&loop.context.fd_lock, RANK_FD)
+    lock_init(&loop.context.addresses.lock, RANK_ADDRESSES)
     lock_init(&loop.context.drain_lock, RANK_DRAIN)
     cond_init(&loop.timekeeper_cond)
+    cond_init(&loop.news_cond)
     cond_init(&loop.context.drain_cond)
 
 
-cdef inline int loop_init(loop_t *loop, uint32_t workers, uint32_t pre_allocated, size_t scratch) noexcept nogil:
+cdef inline int loop_init(
+    loop_t *loop, uint32_t workers, uint32_t pre_allocated, size_t scratch, uint32_t listeners, uint32_t max_connections_per_ip,
+) noexcept nogil:
     """Allocate. 0 or -errno; after either, loop_destroy."""
     cdef worker_t *worker
     cdef int failed
     cdef uint32_t k
+    if not addresses_init(&loop.context.addresses, max_connections_per_ip):
+        return -ENOMEM
+    loop.listeners = <listener_t *>calloc(listeners, sizeof(listener_t))
+    loop.accept_polled = <pollfd *>calloc(listeners + 1, sizeof(pollfd))
+    if loop.listeners == NULL or loop.accept_polled == NULL:
+        return -ENOMEM
+    loop.listener_count = listeners
     if not slab_init(&loop.slab, sizeof(connection_t), pre_allocated):
         return -ENOMEM
     loop.workers = <worker_t *>calloc(workers, sizeof(worker_t))
@@ -708,8 +861,12 @@ cdef inline void loop_destroy(loop_t *loop) noexcept nogil:
     for k in range(loop.option_count):
         free(loop.options[k].value)
     free(loop.options)
+    free(loop.listeners)
+    free(loop.accept_polled)
+    addresses_destroy(&loop.context.addresses)
     slab_destroy(&loop.slab)
     cond_destroy(&loop.timekeeper_cond)
+    cond_destroy(&loop.news_cond)
     cond_destroy(&loop.context.drain_cond)
     lock_destroy(&loop.timekeeper_lock)
     lock_destroy(&loop.lock)
@@ -719,7 +876,7 @@ cdef inline void loop_destroy(loop_t *loop) noexcept nogil:
 
 cdef inline int loop_register(loop_t *loop, connection_t *connection) noexcept nogil:
     """Have a connection polled, once; 0 or -errno. The owner only."""
-    cdef int failed = poller_add(&loop.context.poller, connection.poll_fd, connection_token(connection), loop.context.unix_domain)
+    cdef int failed = poller_add(&loop.context.poller, connection.poll_fd, connection_token(connection), connection.unix_domain)
     if not failed:
         connection.flags |= FLAG_POLLED
     return failed
@@ -749,6 +906,7 @@ cdef inline void loop_exit(loop_t *loop) noexcept nogil:
     """Have every worker end that is not in a callback, and the others when they come out. The timekeeper and the accept thread have ended."""
     lock_take(&loop.lock)
     loop.exiting = True
+    cond_signal(&loop.news_cond)
     while loop.parked != NULL or loop.polling:
         loop_wake_locked(loop)
     lock_give(&loop.lock)

@@ -3,7 +3,9 @@
 1. One flusher at a time (`flushing`): it takes the queue, sends without the lock, and puts back the rest; others append and leave.
 2. `blocked` is written and tested under the lock; an OUT edge that comes while somebody is flushing sets `edge`, and the flusher tries again
    instead of blocking. So the edge between EAGAIN and `blocked` is not lost.
-3. With TLS the queue holds records, which are numbered: what was encrypted must be queued, in that order, even if the end was asked for meanwhile.
+3. `stuck` says whether output waits for the peer. The timekeeper, who counts write_timeout from there, looks at what the kernel holds besides: the peer
+   takes something also when the kernel gets too little room for an edge.
+4. With TLS the queue holds records, which are numbered: what was encrypted must be queued, in that order, even if the end was asked for meanwhile.
 """
 
 from libc.errno cimport EAGAIN
@@ -11,18 +13,19 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from hydrogen._c.buffer cimport (
-    SEND_PARTS, block_bytes, block_free, block_new, block_t, pool_t, queue_consume, queue_parts, queue_push, queue_put_back, queue_t,
+    SEND_PARTS, block_bytes, block_free, block_length, block_new, block_t, pool_t, queue_consume, queue_parts, queue_push, queue_put_back,
+    queue_t,
 )
 from hydrogen._c.connection cimport (
     ABORT, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, CLOSE, FLUSH_MORE, NOT_CORKED, PAUSE_WATERMARK, RESUME, STATE_ABORTING, STATE_CLOSING,
-    STATE_GONE, STATE_OPEN, WRITABLE, connection_account_locked, connection_drained_locked, connection_drop_output_locked,
+    STATE_GONE, STATE_OPEN, STUCK_NEWLY, STUCK_NOT, STUCK_SEEN, WRITABLE, connection_account_locked, connection_drained_locked, connection_drop_output_locked,
     connection_generation, connection_t, context_t, io_t,
 )
 from hydrogen._c.framing cimport FRAME_COMPLETE, framing_encode, framing_overhead, framing_t
 from hydrogen._c.poller cimport poller_want_out
 from hydrogen._c.sys cimport (
     atomic_add64, atomic_and32, atomic_or32, atomic_store32, cond_wait_until, counter_bump, iovec, lock_give, lock_take, relaxed_load32,
-    sys_send,
+    relaxed_store32, sys_send, sys_unacknowledged,
 )
 
 cdef enum:
@@ -50,21 +53,25 @@ cdef enum:
     FLUSH_BUDGET = 1 << 20
 
 
+cdef inline void connection_pause_locked(context_t *context, connection_t *connection) noexcept nogil:
+    """Above the high watermark: do not read."""
+    if not atomic_or32(&connection.pause, PAUSE_WATERMARK) & PAUSE_WATERMARK:
+        atomic_add64(&context.reading_pauses, 1)
+
+
 cdef inline int connection_send(
     context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, const framing_t *framing, const char *payload, size_t n,
     uint32_t last_state, uint32_t worker, uint32_t *bits,
 ) noexcept nogil:
     """Frame a message and append it to the output. Any thread; `pool` is NULL and `worker` NOT_CORKED for one that is no worker in its turn.
 
-    `last_state` is STATE_OPEN, or STATE_CLOSING for records of TLS, see 3; those are not refused for the limit either, which was looked at before.
+    `last_state` is STATE_OPEN, or STATE_CLOSING for records of TLS, see 4; those are not refused for the limit either, which was looked at before.
 
     A short message is joined to the block before it, when there is one. Past the high watermark nothing stays corked: what is then still pending waits
     for the peer, not for us.
     """
     cdef size_t size = n + framing_overhead(framing, n)
     cdef block_t *block = block_new(pool, size)
-    cdef block_t *last
-    cdef int result = SEND_REFUSED
     bits[0] = 0
     if block == NULL:
         return SEND_NO_MEMORY
@@ -72,6 +79,18 @@ cdef inline int connection_send(
         block_free(pool, block)
         return SEND_UNFIT
     block.end = size
+    return connection_append(context, pool, connection, generation, block, last_state, worker, bits)
+
+
+cdef inline int connection_append(
+    context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, block_t *block, uint32_t last_state, uint32_t worker,
+    uint32_t *bits,
+) noexcept nogil:
+    """Append a block to the output, which takes it over; see `connection_send`."""
+    cdef size_t size = block_length(block)
+    cdef block_t *last
+    cdef int result = SEND_REFUSED
+    bits[0] = 0
     lock_take(&connection.lock)
     if connection_generation(connection) != generation or not STATE_OPEN <= connection.state <= last_state:
         pass
@@ -82,7 +101,7 @@ cdef inline int connection_send(
     else:
         connection.pending += size
         last = connection.output.last
-        if last != NULL and last.capacity - last.end >= size:
+        if last != NULL and block.shared == NULL and last.capacity - last.end >= size:
             memcpy(block_bytes(last) + last.end, block_bytes(block), size)
             last.end += size
         else:
@@ -91,7 +110,7 @@ cdef inline int connection_send(
         result = SEND_QUEUED
         if (connection.blocked or connection.flushing) and connection.pending > context.high:
             # Also while another thread is sending: it may be kept from that, and more input would mean more output.
-            atomic_or32(&connection.pause, PAUSE_WATERMARK)
+            connection_pause_locked(context, connection)
         if connection.blocked:
             connection_account_locked(context, connection)
         elif not connection.flushing and (worker == NOT_CORKED or connection.corked_by != worker):
@@ -111,16 +130,19 @@ cdef inline uint32_t connection_flushed_locked(context_t *context, connection_t 
     if connection.state == STATE_ABORTING:
         return ABORT | connection_drop_output_locked(context, connection)
     connection_account_locked(context, connection)
+    if not connection.blocked and relaxed_load32(&connection.stuck):
+        relaxed_store32(&connection.stuck, STUCK_NOT)
     if connection.state == STATE_CLOSING and connection.output.first == NULL and not connection.blocked:
         bits = CLOSE
     if connection.pending < context.low:
         bits |= connection_drained_locked(connection)
         if relaxed_load32(&connection.pause) & PAUSE_WATERMARK:
             bits |= WRITABLE
+            atomic_add64(&context.reading_resumes, 1)
             if atomic_and32(&connection.pause, ~<uint32_t>PAUSE_WATERMARK) == PAUSE_WATERMARK:
                 bits |= RESUME
     elif connection.pending > context.high:  # although the kernel was just given as much as it, or the budget, takes
-        atomic_or32(&connection.pause, PAUSE_WATERMARK)
+        connection_pause_locked(context, connection)
     return bits
 
 
@@ -131,6 +153,7 @@ cdef inline uint32_t connection_flush(context_t *context, io_t *io, connection_t
     cdef int64_t sent
     cdef size_t budget = FLUSH_BUDGET
     cdef uint32_t bits = 0
+    cdef bint moved = False
     lock_take(&connection.lock)
     if connection_generation(connection) != generation:
         lock_give(&connection.lock)
@@ -157,11 +180,13 @@ cdef inline uint32_t connection_flush(context_t *context, io_t *io, connection_t
         if sent > 0:
             queue_consume(&taken, <size_t>sent, &io.pool if io.scratch != NULL else NULL)
             budget -= min(budget, <size_t>sent)
+            moved = True
+            relaxed_store32(&connection.active, 1)
             if io.counters.shared:
                 atomic_add64(&io.counters.bytes_sent, <uint64_t>sent)
             else:
                 counter_bump(&io.counters.bytes_sent, <uint64_t>sent)
-        elif sent == -EAGAIN and context.unix_domain:
+        elif sent == -EAGAIN and connection.unix_domain:
             poller_want_out(&context.poller, connection.poll_fd, <uint64_t>generation << 32 | connection.slot.index, True)
         lock_take(&connection.lock)
         queue_put_back(&connection.output, &taken)
@@ -177,9 +202,11 @@ cdef inline uint32_t connection_flush(context_t *context, io_t *io, connection_t
             atomic_store32(&connection.state, STATE_ABORTING)
             break
         else:
-            connection.asked_out = context.unix_domain
+            connection.asked_out = connection.unix_domain
             if not connection.edge:
                 connection.blocked = True
+                if moved or not relaxed_load32(&connection.stuck):
+                    relaxed_store32(&connection.stuck, STUCK_NEWLY)
                 break
     connection.flushing = False
     bits |= connection_flushed_locked(context, connection)
@@ -205,14 +232,36 @@ cdef inline int connection_unblock(context_t *context, connection_t *connection,
     return meaning
 
 
+cdef inline int connection_unacknowledged(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
+    """What the kernel holds of the output, and the peer's has not acknowledged. Any thread."""
+    cdef int unacknowledged = 0
+    lock_take(&context.fd_lock)
+    if connection_generation(connection) == generation:
+        unacknowledged = sys_unacknowledged(connection.poll_fd)
+    lock_give(&context.fd_lock)
+    return unacknowledged
+
+
+cdef inline bint connection_is_stuck(connection_t *connection, uint32_t generation) noexcept nogil:
+    """Whether output waits for the peer, and did so at the last walk."""
+    cdef bint stuck
+    lock_take(&connection.lock)
+    stuck = connection_generation(connection) == generation and connection.blocked and relaxed_load32(&connection.stuck) == STUCK_SEEN
+    lock_give(&connection.lock)
+    return stuck
+
+
 cdef inline uint32_t connection_port_sent(
     context_t *context, connection_t *connection, uint32_t generation, bint blocked, size_t pending,
 ) noexcept nogil:
     """A user's stream has written: take over what it says of its output. Returns bits to post, FLUSH_DRAINED."""
     cdef uint32_t bits = 0
+    relaxed_store32(&connection.active, 1)
     lock_take(&connection.lock)
     if connection_generation(connection) == generation and connection.state < STATE_GONE:
         connection.blocked = blocked
+        if blocked and (pending < connection.pending or not relaxed_load32(&connection.stuck)):
+            relaxed_store32(&connection.stuck, STUCK_NEWLY)
         connection.pending = pending
         bits = connection_flushed_locked(context, connection)
     lock_give(&connection.lock)

@@ -28,6 +28,8 @@ cdef extern from * nogil:
     #include <string.h>
     #include <sys/epoll.h>
     #include <sys/eventfd.h>
+    #include <sys/ioctl.h>
+    #include <linux/sockios.h>
     #include <sys/socket.h>
     #include <sys/uio.h>
     #include <time.h>
@@ -203,15 +205,19 @@ cdef extern from * nogil:
         return fd < 0 ? -errno : fd;
     }
     static inline void sys_event_set(int fd) { uint64_t one = 1; ssize_t r = write(fd, &one, sizeof one); (void)r; }
+    static inline void sys_event_clear(int fd) { uint64_t count; ssize_t r = read(fd, &count, sizeof count); (void)r; }
     static inline int sys_duplicate(int fd) {
         int got = fcntl(fd, F_DUPFD_CLOEXEC, 0);
         return got < 0 ? -errno : got;
     }
-    /* Wait until `first` (unless -1) or `second` is readable; `timeout` in ms, -1 for ever. */
-    static inline void sys_wait_two(int first, int second, int timeout) {
-        struct pollfd fds[2] = {{first, POLLIN, 0}, {second, POLLIN, 0}};
-        (void)poll(fds, 2, timeout);
-    }
+    /* Wait until one of `fds` is readable, all of them initialised by sys_poll_init; `timeout` in ms, -1 for ever. */
+    static inline void sys_poll_init(struct pollfd *polled, int fd) { polled->fd = fd; polled->events = POLLIN; polled->revents = 0; }
+    static inline void sys_poll(struct pollfd *fds, uint32_t count, int timeout) { (void)poll(fds, count, timeout); }
+    /* Bytes sent and not acknowledged by the peer's kernel (tcp(7), SIOCOUTQ), or, on a Unix socket, not read (unix(7)). */
+    static inline int sys_unacknowledged(int fd) { int count = 0; return ioctl(fd, SIOCOUTQ, &count) < 0 ? 0 : count; }
+
+    /* Bytes that wait to be read: tcp(7), SIOCINQ. */
+    static inline int sys_unread(int fd) { int count = 0; return ioctl(fd, SIOCINQ, &count) < 0 ? 0 : count; }
 
     /* Threads of ours never run Python, so no signal may be delivered to them. Returns -errno. */
     static inline int sys_thread_start(pthread_t *thread, void *(*body)(void *), void *argument) {
@@ -300,8 +306,14 @@ cdef extern from * nogil:
     int sys_setsockopt(int fd, int level, int name, const void *value, uint32_t size)
     int sys_eventfd()
     void sys_event_set(int fd)
+    void sys_event_clear(int fd)
     int sys_duplicate(int fd)
-    void sys_wait_two(int first, int second, int timeout)
+    struct pollfd:
+        pass
+    void sys_poll_init(pollfd *polled, int fd)
+    void sys_poll(pollfd *fds, uint32_t count, int timeout)
+    int sys_unacknowledged(int fd)
+    int sys_unread(int fd)
 
     ctypedef unsigned long pthread_t
     int sys_thread_start(pthread_t *thread, void *(*body)(void *) noexcept nogil, void *argument)
@@ -319,3 +331,4 @@ cdef enum:
     RANK_FD = 4
     RANK_OUTPUT = 5
     RANK_TIMEKEEPER = 6
+    RANK_ADDRESSES = 7

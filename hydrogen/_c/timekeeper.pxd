@@ -5,17 +5,19 @@ the limit of memory. It sleeps when nothing is due; why it does not oversleep is
 from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.connection cimport (
-    CAUSE_SLOW_CONSUMER, DEADLINE, FLUSH_MORE, PAUSE_MEMORY, RESUME, STATE_ABORTING, STATE_VACANT, connection_t, connection_token,
+    CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, DEADLINE, FLUSH_MORE, PAUSE_MEMORY, RESUME, STATE_ABORTING, STATE_CLOSING, STATE_VACANT, STUCK_NEWLY, STUCK_SEEN, TIMEOUT_WRITE, connection_t,
+    connection_token, context_t, WATCH_CONFIGURED, WATCH_LINGERING,
 )
 from hydrogen._c.loop cimport (
-    NOTICE_ALL_BLOCKED, TICKS_IDLE, TICK_NS, TICK_QUIET, TICK_SLOWEST, TIMEKEEPER_ACTIVE, TIMEKEEPER_ASLEEP, TIMEKEEPER_IDLE,
+    LINGER_WALK_NS, NEWS_ALL_BLOCKED, NOTICE_ALARM, TICKS_IDLE, TICK_NS, TICK_QUIET, TICK_SLOWEST, TIMEKEEPER_ACTIVE, TIMEKEEPER_ASLEEP, TIMEKEEPER_IDLE,
     WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL, event_bits, loop_at, loop_connection, loop_end, loop_event_output, loop_flush_for,
-    loop_flush_whole, loop_post, loop_t, loop_wake_locked, worker_t,
+    loop_flush_whole, loop_notice, loop_post, loop_t, loop_tell, loop_wake_locked, worker_t,
 )
+from hydrogen._c.output cimport connection_is_stuck, connection_unacknowledged
 from hydrogen._c.poller cimport TOKEN_WAKE, poller_wait
 from hydrogen._c.slab cimport slab_used
 from hydrogen._c.sys cimport (
-    HYDROGEN_PLANTED_RACE, atomic_and32, atomic_cas32, atomic_load32, atomic_load64, atomic_store32, atomic_swap32, cond_signal, cond_wait,
+    HYDROGEN_PLANTED_RACE, atomic_and32, atomic_cas32, atomic_load32, atomic_load64, atomic_or32, atomic_store32, atomic_store64, atomic_swap32, cond_signal, cond_wait,
     cond_wait_until, lock_give, lock_take, pthread_join, relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64, sys_now,
     sys_thread_start,
 )
@@ -41,19 +43,25 @@ cdef inline void timekeeper_poll(loop_t *loop) noexcept nogil:
         loop_post(loop, connection, generation, bits | event_bits(loop.events[k].events), False)
 
 
-cdef inline void timekeeper_stand_in(loop_t *loop) noexcept nogil:
-    """All workers are in callbacks: poll for them, if the role is vacant. Wake whoever parked meanwhile because the role was taken."""
+cdef inline bint timekeeper_stand_in(loop_t *loop) noexcept nogil:
+    """All workers are in callbacks: poll for them, if the role is vacant. Wake whoever parked meanwhile because the role was taken.
+
+    True when some connection waits for a worker.
+    """
+    cdef bint waits
     lock_take(&loop.lock)
     if loop.role_taken or loop.parked != NULL:
         lock_give(&loop.lock)
-        return
+        return False
     loop.role_taken = True
     lock_give(&loop.lock)
     timekeeper_poll(loop)
     lock_take(&loop.lock)
     loop.role_taken = False
     loop_wake_locked(loop)
+    waits = loop.ready.first != NULL or loop.service.first != NULL
     lock_give(&loop.lock)
+    return waits
 
 
 cdef inline bint timekeeper_look(loop_t *loop, bint *busy, bint *all_blocked) noexcept nogil:
@@ -101,23 +109,63 @@ cdef inline bint timekeeper_look(loop_t *loop, bint *busy, bint *all_blocked) no
     return True
 
 
+cdef inline bint timekeeper_look_at(loop_t *loop, connection_t *connection, uint64_t now, uint32_t *left) noexcept nogil:
+    """Whether one of a connection's deadlines seems to have passed. `left`: the kinds that it has are added. Keeps the times since when it is idle, and
+    stuck; ends it if it is stuck for too long.
+
+    A walk that finds that bytes moved since the last one says that they moved now: a little late, never early. So nobody reads a clock for a message.
+    """
+    cdef context_t *context = &loop.context
+    cdef uint32_t generation = <uint32_t>(atomic_load64(&connection.slot.word) >> 32)
+    cdef uint64_t deadline = atomic_load64(&connection.deadline)
+    cdef uint32_t stuck = relaxed_load32(&connection.stuck)
+    cdef int unacknowledged
+    cdef bint late = deadline != 0 and now >= deadline
+    if deadline:
+        left[0] |= WATCH_LINGERING if relaxed_load32(&connection.state) == STATE_CLOSING else WATCH_CONFIGURED
+    if context.write_timeout and stuck:
+        left[0] |= WATCH_CONFIGURED
+        unacknowledged = connection_unacknowledged(context, connection, generation)
+        if stuck == STUCK_NEWLY or unacknowledged < connection.unacknowledged:
+            connection.unacknowledged = unacknowledged
+            connection.stuck_since = now
+            atomic_cas32(&connection.stuck, STUCK_NEWLY, STUCK_SEEN)
+        elif now >= connection.stuck_since + context.write_timeout and connection_is_stuck(connection, generation):
+            # Not left to the owner: he may be in a handler that waits in drain() for this very output.
+            loop_end(loop, connection, generation, True, CAUSE_TIMEOUT, TIMEOUT_WRITE, True)
+    if context.idle_timeout:
+        left[0] |= WATCH_CONFIGURED
+        if relaxed_load32(&connection.active):
+            # The clock is read after that, so that no byte is dated before it came.
+            atomic_store32(&connection.active, 0)
+            relaxed_store64(&connection.quiet_since, sys_now())
+        else:
+            late |= now >= relaxed_load64(&connection.quiet_since) + context.idle_timeout
+    return late
+
+
 cdef inline void timekeeper_walk(loop_t *loop) noexcept nogil:
-    """Post DEADLINE to connections whose deadline has passed. A hint: the owner looks again. `watched`: see loop_watch."""
+    """Post DEADLINE to connections of which a deadline has passed. A hint: the owner looks again. `watched`: see loop_watch."""
     cdef uint64_t now = sys_now()
-    cdef uint64_t deadline
     cdef connection_t *connection
     cdef uint32_t index
-    cdef bint left = False
+    cdef uint32_t left = 0
+    relaxed_store64(&loop.walks, relaxed_load64(&loop.walks) + 1)
     atomic_store32(&loop.context.watched, 0)
     for index in range(slab_used(&loop.slab)):
         connection = loop_at(loop, index)
-        deadline = atomic_load64(&connection.deadline)
-        if deadline:
-            left = True
-            if now >= deadline:
-                loop_post(loop, connection, <uint32_t>(atomic_load64(&connection.slot.word) >> 32), DEADLINE, True)
+        if relaxed_load32(&connection.state) != STATE_VACANT and timekeeper_look_at(loop, connection, now, &left):
+            loop_post(loop, connection, <uint32_t>(atomic_load64(&connection.slot.word) >> 32), DEADLINE, True)
     if left:
-        atomic_store32(&loop.context.watched, 1)
+        atomic_or32(&loop.context.watched, left)
+
+
+cdef inline uint64_t timekeeper_next_walk(loop_t *loop, uint64_t walked) noexcept nogil:
+    """When to walk, after a walk that ended at `walked`; 0: not at all."""
+    cdef uint32_t watched = atomic_load32(&loop.context.watched)
+    if not watched:
+        return 0
+    return walked + (min(loop.walk_ns, <uint64_t>LINGER_WALK_NS) if watched & WATCH_LINGERING else loop.walk_ns)
 
 
 cdef inline uint64_t timekeeper_worst(loop_t *loop, bint output) noexcept nogil:
@@ -156,10 +204,35 @@ cdef inline void timekeeper_memory(loop_t *loop) noexcept nogil:
             loop_post(loop, connection, generation, RESUME, True)
 
 
+cdef inline void timekeeper_alarm(loop_t *loop) noexcept nogil:
+    """Ring, once, if it is time."""
+    cdef bint rings = False
+    if not atomic_load64(&loop.alarm):
+        return
+    lock_take(&loop.timekeeper_lock)
+    if loop.alarm and sys_now() >= loop.alarm:
+        atomic_store64(&loop.alarm, 0)
+        rings = True
+    lock_give(&loop.timekeeper_lock)
+    if rings:
+        loop_notice(loop, NOTICE_ALARM)
+
+
+cdef inline void timekeeper_wait_locked(loop_t *loop, uint64_t until) noexcept nogil:
+    """Wait until the time `until`, 0: for ever, or the alarm, or a signal."""
+    if loop.alarm and (not until or loop.alarm < until):
+        until = loop.alarm
+    if until:
+        cond_wait_until(&loop.timekeeper_cond, &loop.timekeeper_lock, until)
+    else:
+        cond_wait(&loop.timekeeper_cond, &loop.timekeeper_lock)
+
+
 cdef inline void *timekeeper_main(void *argument) noexcept nogil:
     """Deadlines and stalls. Asleep when nothing is due."""
     cdef loop_t *loop = <loop_t *>argument
-    cdef uint64_t walk_at = 0
+    cdef uint64_t walked = 0
+    cdef uint64_t walk_at
     cdef uint32_t tick = 1
     cdef uint32_t quiet = 0
     cdef uint32_t idle = 0
@@ -177,35 +250,33 @@ cdef inline void *timekeeper_main(void *argument) noexcept nogil:
             if quiet % TICK_QUIET == 0 and tick < TICK_SLOWEST:
                 tick *= 2
         blocked_ticks = blocked_ticks + 1 if all_blocked else 0
+        if not all_blocked:
+            said = False
         if blocked_ticks >= 2:
-            timekeeper_stand_in(loop)
-            if not said:
+            if timekeeper_stand_in(loop) and not said:
                 said = True
-                lock_take(&loop.lock)
-                loop.notices |= NOTICE_ALL_BLOCKED
-                lock_give(&loop.lock)
+                relaxed_store64(&loop.all_blocked, relaxed_load64(&loop.all_blocked) + 1)
+                loop_tell(loop, NEWS_ALL_BLOCKED)
+        timekeeper_alarm(loop)
         eager = relaxed_load32(&loop.eager)
         if eager:
             relaxed_store32(&loop.eager, eager - tick if eager > tick else 0)
         if relaxed_load32(&loop.context.full):
             timekeeper_memory(loop)
             active = True
-        if relaxed_load32(&loop.context.watched) and sys_now() >= walk_at:
+        walk_at = timekeeper_next_walk(loop, walked)
+        if walk_at and sys_now() >= walk_at:
             timekeeper_walk(loop)
-            walk_at = sys_now() + loop.walk_ns
+            walked = sys_now()
         idle = 0 if active or busy else idle + 1
         lock_take(&loop.timekeeper_lock)
         if atomic_load32(&loop.timekeeper_stop):
             pass
         elif idle < TICKS_IDLE:
-            cond_wait_until(&loop.timekeeper_cond, &loop.timekeeper_lock, sys_now() + tick * <uint64_t>TICK_NS)
+            timekeeper_wait_locked(loop, sys_now() + tick * <uint64_t>TICK_NS)
         elif atomic_cas32(&loop.timekeeper_word, TIMEKEEPER_IDLE, TIMEKEEPER_ASLEEP):
-            # A toucher that finds ASLEEP signals under timekeeper_lock: not before this thread waits.
-            if atomic_load32(&loop.context.watched):
-                cond_wait_until(&loop.timekeeper_cond, &loop.timekeeper_lock, walk_at)
-            else:
-                while atomic_load32(&loop.timekeeper_word) == TIMEKEEPER_ASLEEP and not atomic_load32(&loop.timekeeper_stop):
-                    cond_wait(&loop.timekeeper_cond, &loop.timekeeper_lock)
+            # A toucher that finds ASLEEP signals under timekeeper_lock: not before this thread waits. Woken for nothing it comes here again at once.
+            timekeeper_wait_locked(loop, timekeeper_next_walk(loop, walked))
             tick = 1
             quiet = 0
         lock_give(&loop.timekeeper_lock)

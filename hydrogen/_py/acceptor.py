@@ -1,4 +1,15 @@
-"""The acceptor: one thread that accepts until EAGAIN. It never waits for anything else, and never runs code of the user's."""
+"""The acceptor: one thread that accepts on all listeners. It never waits for anything but them, and never runs code of the user's.
+
+It is one for all of them, so that there is one who looks at `max_connections` and adds. A listener with a long backlog gives way to the
+others after `TURN` connections. What it has to say a worker writes into the journal: a logging handler is code of the user's.
+
+Accepting *pauses* in three cases, in which the listeners are not polled: they stay readable, and would spin. While suspended, until
+`resume`. At `max_connections`, if the policy is to wait, until a connection is released. When the kernel is out of something, for
+`PAUSE_MS`, or until a connection is released, whichever comes first.
+
+No release is slept through: this thread sets `_hungry`, then looks whether there is room, then sleeps; a worker releases the slot, then
+looks at `_hungry`. Either the thread sees the room, or the worker sees that it is hungry, and wakes it.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +17,52 @@ import logging
 import select
 import socket
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hydrogen._py import sys
 
-log = logging.getLogger("hydrogen")
+if TYPE_CHECKING:
+    from hydrogen.journal import Journal
 
 PAUSE_MS = 100
 """How long accepting pauses when the kernel is out of something: short enough to go unnoticed, long enough not to be a load."""
+
+TURN = 64
+"""Connections accepted from one listener before the others come."""
 
 
 class Acceptor:
     """Gives each accepted socket, with the peer's address, to `welcome`.
 
     Attributes:
-        pauses: times that accepting was paused.
+        pauses: times that accepting was paused for want of something, or at `max_connections`.
     """
 
-    def __init__(self, listener: socket.socket, welcome: Callable[[socket.socket, Any], None]) -> None:
-        self._listener = listener
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        must_wait: Callable[[], bool],
+        welcome: Callable[[socket.socket, Any], None],
+        most: int,
+        journal: Journal,
+        by_worker: Callable[..., None],
+    ) -> None:
+        """Args:
+        must_wait: asked before each accept(2): whether no more may be accepted until a connection is released.
+        most: `max_connections`.
+        by_worker: has a worker call a function with arguments.
+        """
+        self._listeners = {listener.fileno(): listener for listener in listeners}
+        self._must_wait = must_wait
         self._welcome = welcome
+        self._most = most
+        self._journal = journal
+        self._by_worker = by_worker
         self._wakeup = sys.Wakeup()
+        self._suspended = False
+        self._hungry = False  # see the module
+        self._paused_for: str | None = None  # so that it is told once
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="hydrogen-accept", daemon=True)
         self.pauses = 0
@@ -36,8 +71,23 @@ class Acceptor:
         """Start the thread."""
         self._thread.start()
 
+    def suspend(self) -> None:
+        """Accept nothing until `resume`; the thread may be about to accept one."""
+        self._suspended = True
+        self._wakeup.signal()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._suspended = False
+        self._wakeup.signal()
+
+    def released(self) -> None:
+        """A connection was released. From any thread."""
+        if self._hungry:
+            self._wakeup.signal()
+
     def end(self) -> None:
-        """End the thread, and wait for that: the listener is not used any more. May be called again."""
+        """End the thread, and wait for that: the listeners are not used any more. May be called again."""
         self._ended = True
         self._wakeup.signal()
         if self._thread.ident is not None:
@@ -50,30 +100,63 @@ class Acceptor:
 
     def _run(self) -> None:
         sys.block_signals()
-        asleep = select.poll()
+        asleep, waiting = select.poll(), select.poll()
         asleep.register(self._wakeup.fileno(), select.POLLIN)
-        waiting = select.poll()
-        waiting.register(self._wakeup.fileno(), select.POLLIN)
-        waiting.register(self._listener.fileno(), select.POLLIN)
+        for fd in (self._wakeup.fileno(), *self._listeners):
+            waiting.register(fd, select.POLLIN)
         while not self._ended:
-            waiting.poll()
-            if not self._accept_all():
-                self.pauses += 1
+            self._hungry = True
+            if self._suspended:
+                asleep.poll()
+            elif self._must_wait():
+                self._pause("limit", self._most)
+                asleep.poll()
+            else:
+                self._hungry = False
+                if self._paused_for == "limit":
+                    self._go_on()
+                ready = waiting.poll()
+                if self._suspended or self._accept_from([fd for fd, _ in ready if fd in self._listeners]):
+                    continue
+                self._hungry = True
                 asleep.poll(PAUSE_MS)
+            self._wakeup.clear()
 
-    def _accept_all(self) -> bool:
-        """Accept until EAGAIN; False when the kernel is out of something."""
-        while not self._ended:
+    def _accept_from(self, ready: list[int]) -> bool:
+        """A turn for each listener that is ready; False when the kernel is out of something."""
+        self._wakeup.clear()
+        return all(self._accept_some(self._listeners[fd]) for fd in ready)
+
+    def _accept_some(self, listener: socket.socket) -> bool:
+        """Accept until EAGAIN, or until others are to come; False when the kernel is out of something."""
+        for _ in range(TURN):
+            if self._ended or self._suspended or self._must_wait():
+                break
             try:
-                sock, peername = self._listener.accept()
+                sock, peername = listener.accept()
             except BlockingIOError:
-                return True
+                break
             except OSError as error:
                 if error.errno in sys.TRANSIENT:
                     continue
                 if error.errno not in sys.EXHAUSTED:
-                    log.error("accept: %s", error)
+                    self._by_worker(self._journal.say, logging.ERROR, "accept", "accept: %s", error)
+                self._pause("want", None)
                 return False
+            self._go_on()
             sock.setblocking(False)
             self._welcome(sock, peername)
         return True
+
+    def _pause(self, reason: str, most: int | None) -> None:
+        """Accepting pauses: each wait is counted, the first of them told."""
+        self.pauses += 1
+        if self._paused_for != reason:
+            self._paused_for = reason
+            self._by_worker(self._journal.accepting_paused, most)
+
+    def _go_on(self) -> None:
+        """Accepting goes on: there is room, or, after want of something, a connection was accepted."""
+        if self._paused_for is not None:
+            self._paused_for = None
+            self._by_worker(self._journal.accepting)

@@ -66,9 +66,10 @@ class Memory:
 
     Attributes:
         total: bytes now.
+        pauses: times that the total went over the limit.
     """
 
-    __slots__ = ("_limit", "_lock", "_on_excess", "_resume", "_waiting", "total")
+    __slots__ = ("_limit", "_lock", "_on_excess", "_resume", "_waiting", "pauses", "total")
 
     def __init__(self, limit: int, resume: Callable[[int], None], on_excess: Callable[[], None]) -> None:
         """Args:
@@ -82,14 +83,17 @@ class Memory:
         self._on_excess = on_excess
         self._waiting: set[int] = set()
         self.total = 0
+        self.pauses = 0
 
     def add(self, count: int) -> None:
         """Count `count` bytes more, or fewer when it is negative."""
         if not count:
             return
         with self._lock:
+            was_over = self.total > self._limit
             self.total += count
             over = self.total > self._limit
+            self.pauses += over and not was_over
             waiting: set[int] = set()
             if not over and self._waiting:
                 waiting, self._waiting = self._waiting, waiting

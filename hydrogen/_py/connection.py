@@ -5,15 +5,24 @@ there is input touched, and only there do callbacks run: this alone makes them c
 
 What is read goes through TLS, if the connection has a session, into the decoder, and from there message by message to the handler. A
 connection is *introduced* when it is known who reads and writes, and the handshake is done: until then the handler knows no more of it
-than its fd.
+than its fd. With PROXY protocol it knows not even that before the header is there, which is read exactly: what follows may be somebody
+else's to read.
 
-Invariants of the deadline:
+Invariants of the deadlines:
 
-1. There is one, and of one thing at a time: of the handshake, then of the frame that the peer has begun; when the connection ends, of
-   lingering. There is none (`inf`) while nothing is begun, or while reading is paused: after a pause the time begins anew.
-2. When the owner lets go, a reminder stands at the timekeeper that is due by then. An earlier one that stands already is left, and the
-   turn that it brings about asks for the next: so frames that are begun and finished cost the timekeeper nothing.
-3. It ends the connection only in a turn that has seen the socket drained: what came in time counts, however late we are.
+1. `_deadline` is of one thing at a time: of the PROXY header and the handshake, then of the frame that the peer has begun; when the
+   connection ends, of lingering. There is none (`inf`) while nothing is begun, or while reading is paused: after a pause the time begins
+   anew. The time that `on_new_connection` takes is not the peer's, and does not count.
+2. While the connection is open there is a second one, `idle_timeout` after `last_byte`. It is not kept anywhere: it moves with every byte.
+   Also with those that the peer takes from the kernel's send queue: while there may be some the queue is looked at every now and then
+   (`look_every`), and counts as moving when it got shorter, or was written to since the look before and is not empty.
+3. When the owner lets go, a reminder stands at the timekeeper that is due by the earliest of these. An earlier one that stands already is
+   left, and the turn that it brings about asks for the next: so frames that are begun and finished, and bytes that come and go, cost the
+   timekeeper nothing.
+4. They end the connection only in a turn that has seen the socket drained: what came in time counts, however late we are. While reading is
+   paused, bytes that wait in the kernel show that the peer is not idle.
+
+The deadline of output, `write_timeout`, is not the owner's affair: see `output`.
 
 The end, whatever its cause, begins with `Output.end`, which sets `error`. In order: the queue is flushed; with TLS close_notify is queued,
 and flushed; FIN, input discarded until EOF or `LINGER`, shutdown. At once: a reset. Then in both cases the last callbacks, close, and the
@@ -29,18 +38,22 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from hydrogen._py import mailbox, poller
+from hydrogen._py import mailbox, poller, sys
 from hydrogen._py.framing import ChunkDecoder, Decoder, decoder_for, explain
 from hydrogen._py.output import Output, OutputLoop, Work
 from hydrogen._py.poller import Poller
-from hydrogen._py.transport import SocketTransport, StreamTransport
+from hydrogen._py.transport import CHUNK, SocketTransport, StreamTransport
 from hydrogen.connection import HydrogenSocket
-from hydrogen.errors import Cause, Reject, Timeout, handler_error, removal_error
-from hydrogen.handler import Callbacks, log_callback_error
+from hydrogen.errors import Cause, IncompleteFrame, PeerClosed, ProtocolError, Reject, Timeout, handler_error
+from hydrogen.handler import Callbacks
+from hydrogen.proxy import V2_SIGNATURE, HeaderReader, ProxyHeader, Versions, begins_header, may_send
 from hydrogen.stream import Plain, Secure, Stream
 from hydrogen.tls import TlsSession
+
+if TYPE_CHECKING:
+    from hydrogen.journal import Journal
 
 LINGER = 2.0
 """Seconds that input is discarded after our FIN: closing with unread input resets the peer, and the tail of the reply is lost."""
@@ -49,18 +62,42 @@ MESSAGE_BUDGET = 256
 """Messages delivered in one turn before the others come."""
 
 
+class Runner(Protocol):
+    """The worker that gives a turn.
+
+    Attributes:
+        progress: to be another number in each callback.
+    """
+
+    progress: int
+
+
 class Loop(OutputLoop, Protocol):
-    """What a connection needs of its loop."""
+    """What a connection needs of its loop.
+
+    Attributes:
+        is_verbose: whether each connection's steps are to be told.
+        look_every: seconds that it may take to notice that the peer took something.
+    """
 
     callbacks: Callbacks
     poller: Poller
     placeholder: int
+    journal: Journal
+    is_verbose: bool
+    look_every: float
+
+    def complain(self, name: str, error: BaseException) -> None:
+        """See `framing.Complain`."""
+
+    def admit(self, connection: Any) -> bool:
+        """Count `connection` at the address of its client; False, and that is told, when there are too many of there."""
 
     def remind(self, token: int, when: float) -> None:
         """Post DEADLINE at `when`, by the monotonic clock, and not at the time said before."""
 
-    def removing(self, cause: Cause) -> None:
-        """A connection is about to have its last callbacks."""
+    def removing(self, connection: Any) -> None:
+        """`connection` is about to have its last callbacks."""
 
     def gone(self, connection: Any) -> None:
         """The slot of `connection` can go to another."""
@@ -77,7 +114,9 @@ class Connection(Output):
         builder: of what is sent, and received; None: chunks.
         is_introduced: see the module; `on_disconnected` is due only from then on.
         is_paused: by `pause_reading`.
-        peername, sockname: as at the start; a connection that was reset has forgotten them.
+        peername, sockname: as at the start; a connection that was reset has forgotten them. `peername` is what the PROXY header says.
+        proxy: that header; None: none has come.
+        address: at which the connection is counted, see `limits`; None: at none. Written before it is let go first, then by the owner.
     """
 
     __slots__ = (
@@ -86,20 +125,28 @@ class Connection(Output):
         "_decoder",
         "_ended_output",
         "_eof",
+        "_first_bytes",
+        "_header",
         "_hung_up",
         "_input_ended",
+        "_looked_at",
+        "_looked_sent",
+        "_looked_unsent",
         "_readable",
         "_reminder",
+        "_runner",
         "_said_goodbye",
         "_shaking",
         "_told_eof",
         "_undelivered",
+        "address",
         "builder",
         "counted",
         "fd",
         "is_introduced",
         "is_paused",
         "peername",
+        "proxy",
         "socket",
         "sockname",
         "token",
@@ -136,7 +183,17 @@ class Connection(Output):
         self._told_eof = False
         self._context = context
         self._shaking = False  # hands, for TLS
-        self.is_introduced = loop.callbacks.on_new_connection is None and loop.callbacks.on_connected is None and context is None
+        self.proxy: ProxyHeader | None = None
+        self.address: str | None = None
+        versions = loop.config.proxy_protocol
+        self._header = None if versions == "off" else HeaderReader(cast(Versions, versions))  # None: none is to come, or it is here
+        self._first_bytes: bytes | None = None  # after the header, as long as they may become another one
+        unattended = loop.callbacks.on_new_connection is None and loop.callbacks.on_connected is None
+        self.is_introduced = unattended and context is None and self._header is None
+        self._runner: Runner | None = None  # of the turn of now
+        self._looked_at = self.last_byte  # when the send queue was looked at, see invariant 2
+        self._looked_sent = 0  # bytes sent until then
+        self._looked_unsent = 0  # bytes that were in it
         self._said_goodbye = False  # close_notify was queued
         self._ended_output = False
         self._deadline = math.inf  # see the invariants
@@ -144,7 +201,15 @@ class Connection(Output):
 
     def fail(self, code: int) -> None:
         """End at once: the kernel said `code`, an errno."""
-        self.end(Cause.OS_ERROR, removal_error(Cause.OS_ERROR, code), at_once=True)
+        self.end(Cause.OS_ERROR, code=code, at_once=True)
+
+    def begin(self) -> None:
+        """After accepting, by the first owner: have a worker go on, or be polled."""
+        if not self.is_introduced:
+            self.post(mailbox.NEW)
+        elif self.error is None:
+            self.register()
+            self._ask_for_reminder()
 
     def register(self) -> None:
         """Be polled from now on. By the owner."""
@@ -162,8 +227,9 @@ class Connection(Output):
         elif events & poller.READ:
             self.post(mailbox.READABLE)
 
-    def turn(self) -> bool:
+    def turn(self, runner: Runner) -> bool:
         """Do what the bits ask for, and let go; True when there is more to do, and the connection still owned. By the owner."""
+        self._runner = runner
         bits = self.take()
         self._readable |= bool(bits & mailbox.READABLE)
         self._hung_up |= bool(bits & mailbox.HANGUP)
@@ -171,19 +237,81 @@ class Connection(Output):
             self._reminder = math.inf
             self._readable = True  # perhaps the edge of what came in time is on its way still
         if bits & mailbox.NEW and not self.at_once:
-            self._introduce()
+            self._take_up()
         if bits & mailbox.WRITABLE:
             self.flush()
         if bits & mailbox.LOW and self.error is None and self.is_introduced and self.loop.callbacks.on_writable is not None:
             self._call("on_writable", self.loop.callbacks.on_writable, self.socket)
+        if self._header is not None:
+            self._serve_header(self._header)
         self._serve_input()
         if self.error is None:
             self._watch(pause_ended=bool(bits & (mailbox.RESUME | mailbox.LOW)))
+        if bits & mailbox.DEADLINE and self.error is None:
+            self._watch_idleness()
         if self.error is not None and self._wind_up():
             return False
         self._account_input()
         self._ask_for_reminder()
         return not self.let_go()
+
+    def _take_up(self) -> None:
+        """A worker has come to the connection, perhaps late: its time begins now."""
+        self.last_byte = time.monotonic()
+        if self._header is None:
+            self._introduce()
+            return
+        self.register()
+        if not may_send(self.loop.config.proxy_allow_from, self.peername):
+            self.end(Cause.BAD_FRAME, ProtocolError(f"{self.peername} is not allowed to connect: it is no proxy of proxy_allow_from"))
+
+    def _serve_header(self, reader: HeaderReader) -> None:
+        """Read the PROXY header, and not a byte more, until it is there or nothing is left."""
+        header = None
+        while self._readable and self.error is None and header is None:
+            try:
+                header = reader.feed(b"".join(self._receive(reader.wanted)))
+            except ProtocolError as error:
+                self.end(Cause.BAD_FRAME, error)
+        if self.error is not None:
+            return
+        if header is not None:
+            self._header = None
+            self._follow_header(header)
+        elif self._eof and reader.is_begun:
+            self.end(Cause.INCOMPLETE_FRAME, IncompleteFrame("the end came inside the PROXY header"))
+        elif self._eof:
+            self.end(Cause.PEER_CLOSED, PeerClosed("the peer closed the connection before its PROXY header"))
+
+    def _follow_header(self, header: ProxyHeader) -> None:
+        """Go on as the connection of the client that `header` speaks of."""
+        assert isinstance(self.transport, SocketTransport)
+        self.proxy = header
+        if header.source is not None:
+            self.peername = header.source
+            if not self.loop.admit(self):
+                self.end(Cause.OVERLOAD, at_once=True)
+                return
+        # Here for those who read by themselves; what is read by us is looked at again as it comes.
+        self._first_bytes = b""
+        if self._is_second_header(self.transport.peek(len(V2_SIGNATURE))):
+            return
+        self._first_bytes = b""
+        began = time.monotonic()
+        self.loop.poller.remove(self.transport.poll_fd)  # a stream may poll its own, and be given what is said of this one
+        self._introduce()
+        self._deadline += time.monotonic() - began  # see invariant 1
+
+    def _is_second_header(self, data: bytes) -> bool:
+        """Whether `data`, with the first bytes before it, begins another PROXY header, of a client who would be another: it ends."""
+        if self._first_bytes is None:
+            return False
+        first_bytes = self._first_bytes + data[: len(V2_SIGNATURE)]
+        self._first_bytes = first_bytes if len(first_bytes) < len(V2_SIGNATURE) else None
+        if begins_header(first_bytes):
+            self.end(Cause.BAD_FRAME, ProtocolError("a second PROXY header"))
+            return True
+        return False
 
     def _introduce(self) -> None:
         """Settle who reads and writes, and be polled. `on_connected` comes now, or when the handshake is done."""
@@ -199,6 +327,7 @@ class Connection(Output):
         stream = None
         try:
             if self.loop.callbacks.on_new_connection is not None:
+                self._count_progress()
                 stream = self.loop.callbacks.on_new_connection(self.fd)
             if self.loop.forked_away:
                 return False
@@ -214,7 +343,7 @@ class Connection(Output):
             self.end(Cause.REJECT, error, at_once=True)
             return False
         except BaseException as error:
-            log_callback_error("on_new_connection", error)
+            self.loop.complain("on_new_connection", error)
             self.end(Cause.HANDLER_ERROR, handler_error(error))
             return False
         return True
@@ -243,7 +372,7 @@ class Connection(Output):
 
     def _adopt(self, stream: Stream) -> bool:
         """Use a stream of the user's, which owns the fd from now on; False when that fails, then the connection ends."""
-        transport = StreamTransport(stream)
+        transport = StreamTransport(stream, self.loop.complain)
         assert isinstance(self.transport, SocketTransport)
         self.transport.abandon()
         self.transport = transport
@@ -261,13 +390,15 @@ class Connection(Output):
         """Ready for use: messages may come and go."""
         self.is_introduced = True
         self._deadline = math.inf
+        if self.loop.is_verbose and self.session is not None:
+            self._tell_of_handshake(self.session)
         if self.loop.callbacks.on_connected is not None and self.error is None:
             self._call("on_connected", self.loop.callbacks.on_connected, self.socket)
 
     def _serve_input(self) -> None:
         """Deliver what is complete, then read, in turn, until nothing is left, a pause, or the budget is used up."""
         messages, budget = MESSAGE_BUDGET, self.loop.config.read_budget
-        while self.error is None and not self.is_paused and not self.is_held_back:
+        while self.error is None and self._header is None and not self.is_paused and not self.is_held_back:
             if not messages or budget <= 0:
                 self.post(mailbox.AGAIN)
                 return
@@ -292,38 +423,48 @@ class Connection(Output):
             message = self._decoder.next()
         except BaseException as error:
             message = None
-            cause, reason = explain(self.builder, error)
+            cause, reason = explain(self.builder, error, self.loop.complain)
             self.end(cause, reason, at_once=cause == Cause.OS_ERROR)
         self._leave_if_forked()
         return message if self.error is None else None
 
     def _read(self) -> int:
         """Read once, into the decoder; returns how many bytes came."""
-        count = 0
+        chunks = self._receive(CHUNK)
         try:
-            chunks = self.transport.receive()
-            count = sum(map(len, chunks))
-            self.tally.bytes_received += count  # before TLS answers: who gets an answer may look here
             for chunk in chunks:
                 self._take_in(chunk)
+        except BaseException as error:
+            self._reading_failed(error)
+        if self.error is None and not self.is_introduced and not self._shaking:
+            self._connected()
+        return sum(map(len, chunks))
+
+    def _receive(self, most: int) -> list[bytes]:
+        """What came, of a socket at most so many bytes; `[]` also at the end, or when reading fails."""
+        chunks: list[bytes] = []
+        try:
+            chunks = self.transport.receive(most)
         except EOFError:
             # A flusher may have met a reset first: the kernel tells of it once, and to us it looks like an orderly end.
             self._eof = not self.waits_for_flusher(mailbox.READABLE)
             self._input_ended |= self._eof
-            chunks = []
         except BaseException as error:
-            cause, reason = self.transport.explain(error, "recv")
-            self.end(cause, reason, at_once=cause == Cause.OS_ERROR)
-            chunks = []
+            self._reading_failed(error)
         self._readable = bool(chunks)
+        if chunks:
+            self.last_byte = time.monotonic()
+            self.tally.bytes_received += sum(map(len, chunks))  # before TLS answers: who gets an answer may look here
         self._leave_if_forked()
-        if self.error is None and not self.is_introduced and not self._shaking:
-            self._connected()
-        return count
+        return chunks
+
+    def _reading_failed(self, error: BaseException) -> None:
+        cause, reason = self.transport.explain(error, "recv")
+        self.end(cause, reason, at_once=cause == Cause.OS_ERROR)
 
     def _take_in(self, data: bytes) -> None:
         """What was read, on its way to the decoder. When the connection ends nobody wants it."""
-        if self.error is not None:
+        if self.error is not None or (self._first_bytes is not None and not self.transport.is_stream and self._is_second_header(data)):
             return
         if self.session is not None:
             data = self._decrypt(self.session, data)
@@ -380,17 +521,46 @@ class Connection(Output):
         elif pause_ended or self._deadline == math.inf:
             self._deadline = time.monotonic() + seconds
         elif not self._readable and time.monotonic() >= self._deadline:
-            self.end(Cause.TIMEOUT, removal_error(Cause.TIMEOUT, code), at_once=True)
+            self.end(Cause.TIMEOUT, code=code, at_once=True)
+
+    def _watch_idleness(self) -> None:
+        """In a turn that a reminder has brought about, and so has read what there is, unless it must not: see invariants 2 and 4."""
+        if self.loop.config.idle_timeout is None:
+            return
+        now = time.monotonic()
+        unsent = sys.unsent(self.transport.poll_fd)
+        if unsent < self._looked_unsent or (unsent and self.tally.bytes_sent != self._looked_sent):
+            self.last_byte = now
+        self._looked_at, self._looked_sent, self._looked_unsent = now, self.tally.bytes_sent, unsent
+        if now < self.last_byte + self.loop.config.idle_timeout:
+            return
+        if self._must_not_read():
+            if sys.unread(self.transport.poll_fd):
+                self.last_byte = now
+                return
+        elif self._readable and not self._input_ended:
+            return  # there is more to read: AGAIN was posted, and the next reminder follows
+        self.end(Cause.TIMEOUT, code=Timeout.IDLE_TIMEOUT, at_once=True)
+
+    def _next_look(self) -> float:
+        """When `_watch_idleness` is to be called, see invariant 2."""
+        seconds = self.loop.config.idle_timeout
+        if seconds is None:
+            return math.inf
+        idle_at = self.last_byte + seconds
+        moves = self._looked_unsent or self.tally.bytes_sent != self._looked_sent
+        return min(idle_at, self._looked_at + self.loop.look_every) if moves else idle_at
 
     def _must_not_read(self) -> bool:
         """Whether reading is paused, by anybody. If it is for want of memory, RESUME will come."""
         return self.is_paused or self.is_held_back or self.loop.memory.must_wait(self.token)
 
     def _ask_for_reminder(self) -> None:
-        """See invariant 2 of the deadline."""
-        if self._deadline < self._reminder:
-            self._reminder = self._deadline
-            self.loop.remind(self.token, self._deadline)
+        """See invariant 3 of the deadlines."""
+        due = self._deadline if self.error is not None else min(self._deadline, self._next_look())
+        if due < self._reminder:
+            self._reminder = due
+            self.loop.remind(self.token, due)
 
     def _wind_up(self) -> bool:
         """One step further towards the end; True when the connection is gone."""
@@ -446,10 +616,10 @@ class Connection(Output):
             self.transport.shutdown()
         self._decoder = ChunkDecoder()
         self._account_input()
-        self.loop.removing(self.cause)
+        self.loop.removing(self)
         if callbacks.on_disconnected is not None and self.is_introduced:
             self._call("on_disconnected", callbacks.on_disconnected, self.socket, self.error)
-        if callbacks.on_connection_removed is not None:
+        if callbacks.on_connection_removed is not None and self.cause != Cause.OVERLOAD:
             self._call("on_connection_removed", callbacks.on_connection_removed, self.fd, self.error)
         self.user_data = None
         self.transport.close()
@@ -458,12 +628,23 @@ class Connection(Output):
 
     def _call(self, name: str, callback: Callable[..., None], *arguments: object) -> None:
         """Run a callback; what it raises ends the connection, if it has not ended."""
+        self._count_progress()
         try:
             callback(*arguments)
         except BaseException as error:
-            log_callback_error(name, error)
+            self.loop.complain(name, error)
             self.end(Cause.HANDLER_ERROR, handler_error(error))
         self._leave_if_forked()
+
+    def _count_progress(self) -> None:
+        """The worker is about to run another callback."""
+        assert self._runner is not None
+        self._runner.progress += 1
+
+    def _tell_of_handshake(self, session: TlsSession) -> None:
+        with session.lock:
+            cipher = session.info("cipher")
+        self.loop.journal.shaken(self.socket.id, cipher)
 
     def _leave_if_forked(self) -> None:
         """If code of the user's has forked and this is the child: the connection is the parent's, and this thread no worker any more."""

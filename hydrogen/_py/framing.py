@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from hydrogen.errors import Cause, ChecksumMismatch, FrameTooLarge, ProtocolError, handler_error, removal_error
@@ -19,9 +20,11 @@ from hydrogen.frame import (
     SimpleFrameBuilder,
     WebSocketFrameBuilder,
 )
-from hydrogen.handler import log_callback_error
 
 _BUILT_IN = (SimpleFrameBuilder, Checksum32FrameBuilder, LengthFrameBuilder, LineFrameBuilder, WebSocketFrameBuilder)
+
+Complain = Callable[[str, BaseException], None]
+"""Writes down what code of the user's, called by that name, raised: `Journal.callback_error`."""
 
 _CAUSES = {FrameTooLarge: Cause.FRAME_TOO_LARGE, ChecksumMismatch: Cause.CHECKSUM_MISMATCH}
 """Those of `ProtocolError` from a built-in builder that are not simply BAD_FRAME."""
@@ -85,8 +88,8 @@ def decoder_for(builder: FrameBuilder | None) -> Decoder:
     return ChunkDecoder() if builder is None else FrameDecoder(builder)
 
 
-def explain(builder: FrameBuilder | None, error: BaseException) -> tuple[Cause, Exception]:
-    """Cause and removal error for what the `next` of a decoder raised; logs what is a fault of the user's.
+def explain(builder: FrameBuilder | None, error: BaseException, complain: Complain) -> tuple[Cause, Exception]:
+    """Cause and removal error for what the `next` of a decoder raised; complains of what is a fault of the user's.
 
     A builder of ours says what the other engine says; the `ProtocolError` of a user's builder speaks for itself.
     """
@@ -97,5 +100,5 @@ def explain(builder: FrameBuilder | None, error: BaseException) -> tuple[Cause, 
         return Cause.OS_ERROR, removal_error(Cause.OS_ERROR, errno.ENOMEM)
     if isinstance(error, ProtocolError):
         return Cause.BAD_FRAME, error
-    log_callback_error(f"{type(builder).__name__}.from_bytes", error)
+    complain(f"{type(builder).__name__}.from_bytes", error)
     return Cause.HANDLER_ERROR, handler_error(error)

@@ -31,15 +31,15 @@ class Directory(Protocol):
 class Socket(HydrogenSocket):
     """See `HydrogenSocket`; each method looks the connection up, and says what that class promises when it is gone."""
 
-    __slots__ = ("_engine", "_id", "_token")
+    __slots__ = ("_engine", "_id", "token")
 
     def __init__(self, engine: Directory, token: int, number: int) -> None:
         self._engine = engine
-        self._token = token
+        self.token = token
         self._id = number
 
     def _find(self) -> Connection | None:
-        return self._engine.find(self._token)
+        return self._engine.find(self.token)
 
     def send(self, data: BytesLike) -> bool:
         """Frame and send; the arguments are checked whether or not there is a connection."""
@@ -116,7 +116,7 @@ class Socket(HydrogenSocket):
 
     @property
     def peername(self) -> Any:
-        """As accept(2) gave it."""
+        """As accept(2) gave it, or the proxy's header."""
         connection = self._find()
         return None if connection is None else connection.peername
 
@@ -132,9 +132,11 @@ class Socket(HydrogenSocket):
         return -1 if connection is None else connection.fd
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Names of both ends, and what TLS knows."""
+        """Names of both ends, what the proxy said, and what TLS knows."""
         connection = self._find()
-        return extra_info(self, None if connection is None else connection.session, name, default)
+        if connection is None:
+            return default
+        return extra_info(self, connection.session, connection.proxy, name, default)
 
     def __eq__(self, other: object) -> bool:
         """Whether both are of one connection."""

@@ -1,14 +1,17 @@
 """The Python engine: `Engine` ties the threads to the slab. Start reading here.
 
-    accept thread -------------new-----------> ready queue ----> workers: read, split, call back, write
+    accept thread ---------new, notice-------> ready queue ----> workers: read, split, call back, write
                                                 ^    ^              |
-    timekeeper ------------deadline-------------+    |              | EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    timekeeper --------deadline, notice---------+    |              | EPOLL_CTL_ADD, EPOLL_CTL_DEL
                                                      |              v
     event thread: flush what blocked ----readable----+ <--------- epoll
 
 There are `max_threads` threads and three, whatever the number of connections. Locks, in the order in which they may be taken:
 `Engine._lock`, or, of one connection, the lock of its TLS session and then its output lock; then the leaves: mailbox, memory, slab,
-timekeeper.
+timekeeper, limits.
+
+What the accept thread has to log it gives to a worker as a notice: a logging handler is code of the user's, and may block. The timekeeper
+writes one line itself, that all workers are blocked: nobody else could while it is true.
 
 It is the reference, clear before fast: every message takes a hop from the event thread to a worker, which the compiled engine does without.
 """
@@ -16,11 +19,15 @@ It is the reference, clear before fast: every message takes a hop from the event
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
+import math
 import os
 import socket
 import ssl
 import threading
 from collections import Counter, deque
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydrogen._py import mailbox, sys
@@ -28,19 +35,25 @@ from hydrogen._py.acceptor import Acceptor
 from hydrogen._py.buffer import Memory
 from hydrogen._py.connection import Connection
 from hydrogen._py.handle import Socket
+from hydrogen._py.limits import Limits, address_of
 from hydrogen._py.output import Output, Tally
 from hydrogen._py.poller import Poller
 from hydrogen._py.pool import Pool
 from hydrogen._py.slab import Slab
+from hydrogen._py.stuck import StuckOutput, StuckWorkers
 from hydrogen._py.timekeeper import Timekeeper
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
-from hydrogen.errors import Cause
+from hydrogen.errors import Cause, Timeout
+from hydrogen.frame import FrameBuilder, encode
 from hydrogen.handler import Callbacks
-from hydrogen.report import Stats
+from hydrogen.proxy import may_send
+from hydrogen.report import BroadcastReport, Stats
 
 if TYPE_CHECKING:
     from hydrogen.server import Server
+
+log = logging.getLogger("hydrogen")
 
 _PROTOCOL_ERRORS = (Cause.BAD_FRAME, Cause.FRAME_TOO_LARGE, Cause.CHECKSUM_MISMATCH, Cause.INCOMPLETE_FRAME)
 
@@ -51,25 +64,38 @@ RELEASE_PATIENCE = 1.0
 class Engine:
     """See `backend.Engine`. What it has beyond that contract is for its connections (`connection.Loop`, `handle.Directory`)."""
 
-    def __init__(self, server: Server, callbacks: Callbacks, config: Config, listener: socket.socket) -> None:
+    def __init__(
+        self, server: Server, callbacks: Callbacks, config: Config, listeners: Sequence[socket.socket], max_connections: int
+    ) -> None:
         self.server = server
+        self.journal = server.journal
         self.callbacks = callbacks
         self.config = config
         self.forked_away = False
+        self.is_verbose = log.isEnabledFor(logging.DEBUG)
         self._slab: Slab[Connection] = Slab(config.pre_allocated)
         self.memory = Memory(config.max_buffered, self._resume, self._on_excess)
         self._lock = threading.Lock()
         self._drained = threading.Condition(self._lock)
         self._accepted = 0
         self._removed: Counter[Cause] = Counter()
+        self._timed_out: Counter[int] = Counter()  # by `Timeout`
+        self._tells_of_overload = False
+        self._limits = Limits(max_connections, config.max_connections_per_ip, self._slab.__len__)
         self._total = Tally()
         self._polls = 0
         self._unfinished: deque[Output] = deque()
         self._ended = False
         self._tls = config.ssl
-        self._listener = listener
-        self._timekeeper = Timekeeper(self._on_deadline, self._shed)
-        self._pool = Pool(config.max_threads, self._is_empty, self._close_fds)
+        self._listeners = listeners
+        self._pool = Pool(config.max_threads, self._is_empty, self._on_all_busy, self._on_lost, self._close_fds)
+        self._timekeeper = Timekeeper(self._on_deadline)
+        self._excess = self._timekeeper.alarm(self._shed)
+        self._timers = self._timekeeper.alarm(lambda: self._pool.ready.put(self._run_timers))
+        timeouts = (config.open_timeout, config.idle_timeout, config.frame_timeout, config.write_timeout)
+        self.look_every = min((timeout for timeout in timeouts if timeout is not None), default=math.inf) / 4
+        self._stuck_output = StuckOutput(self._timekeeper, config.write_timeout, self.look_every)
+        self._stuck_workers = StuckWorkers(self._timekeeper, self._pool, self._on_all_blocked)
         self._event_thread = threading.Thread(target=self._watch, name="hydrogen-event", daemon=True)
 
     def start(self) -> None:
@@ -79,7 +105,7 @@ class Engine:
             undo.callback(os.close, self.placeholder)
             self.poller = Poller()
             undo.callback(self.poller.close)
-            self._acceptor = Acceptor(self._listener, self._welcome)
+            self._acceptor = Acceptor(self._listeners, self._must_wait, self._welcome, self._limits.most, self.journal, self._by_worker)
             undo.pop_all()
         try:
             self._pool.start()
@@ -94,6 +120,20 @@ class Engine:
     def stop_accepting(self) -> None:
         """End the accept thread."""
         self._acceptor.end()
+
+    def suspend(self) -> None:
+        """Accept nothing until `resume`."""
+        self._acceptor.suspend()
+
+    def resume(self) -> None:
+        """Go on accepting."""
+        self._acceptor.resume()
+
+    def end(self, socket: HydrogenSocket) -> None:
+        """Ask one connection to end in order."""
+        connection = self.find(socket.token) if isinstance(socket, Socket) else None
+        if connection is not None:
+            connection.end(Cause.SERVER_STOPPED)
 
     def close_all(self) -> None:
         """Ask every connection to end in order."""
@@ -130,8 +170,59 @@ class Engine:
         return self._pool.end(RELEASE_PATIENCE)
 
     def in_worker(self) -> bool:
-        """Whether this is a worker."""
-        return not self.forked_away and self._pool.is_mine(threading.current_thread())
+        """Whether this is a worker, or the timekeeper, who writes some lines of the log."""
+        return not self.forked_away and (self._pool.is_mine(threading.current_thread()) or self._timekeeper.is_mine())
+
+    def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
+        """Send to all that are introduced, and are not being reset. What the server's framing cannot carry is raised, before anything is
+        sent; what another framing cannot is dropped there.
+        """
+        # By the id of the builder, which need not be hashable.
+        frames: dict[int, bytes | None] = {id(self.config.builder): encode(self.config.builder, data)}
+        if self.forked_away:
+            return BroadcastReport(0, 0)
+        excluded = set(exclude)
+        for other in excluded:
+            if not isinstance(other, HydrogenSocket):
+                raise TypeError(f"exclude: sockets are expected, not {other!r}")
+        sent = dropped = 0
+        for connection in self._slab.snapshot():
+            if not connection.is_introduced or connection.at_once or connection.socket in excluded:
+                continue
+            builder = connection.builder
+            if id(builder) not in frames:
+                frames[id(builder)] = self._frame(builder, data)
+            taken = self._send(connection, frames[id(builder)])
+            sent += taken
+            dropped += not taken
+        return BroadcastReport(sent, dropped)
+
+    def _frame(self, builder: FrameBuilder | None, data: bytes) -> bytes | None:
+        """`data` as `builder` frames it; None: it cannot."""
+        try:
+            return encode(builder, data)
+        except ValueError:
+            return None
+        except Exception as error:
+            self.complain(f"{type(builder).__name__}.frame", error)
+            return None
+
+    def _send(self, connection: Connection, frame: bytes | None) -> bool:
+        """Send to one of many: whatever is wrong with it, the others are not to miss theirs."""
+        try:
+            return frame is not None and connection.send(frame)
+        except Exception as error:
+            self.complain("broadcast", error)
+            return False
+
+    def set_alarm(self, when: float) -> None:
+        """Have a worker run the timers at `when`."""
+        if not self.forked_away:
+            self._timers.set(when)
+
+    def running(self) -> list[tuple[int, int]]:
+        """Workers that are busy: between two callbacks they are so for microseconds only, and their progress shows it."""
+        return [] if self.forked_away else self._pool.running()
 
     def connections(self) -> list[HydrogenSocket]:
         """Those that are introduced, and do not end yet."""
@@ -150,6 +241,7 @@ class Engine:
             for connection in connections:
                 total.add(connection.tally)
             removed = self._removed.copy()
+            timed_out = self._timed_out.copy()
             accepted = self._accepted
         return Stats(
             connections=len(connections),
@@ -161,16 +253,24 @@ class Engine:
             removed_handler_error=removed[Cause.HANDLER_ERROR],
             removed_reject=removed[Cause.REJECT],
             removed_protocol_error=sum(removed[cause] for cause in _PROTOCOL_ERRORS),
-            removed_timeout=removed[Cause.TIMEOUT],
+            removed_open_timeout=timed_out[Timeout.OPEN_TIMEOUT],
+            removed_idle_timeout=timed_out[Timeout.IDLE_TIMEOUT],
+            removed_frame_timeout=timed_out[Timeout.FRAME_TIMEOUT],
+            removed_write_timeout=timed_out[Timeout.WRITE_TIMEOUT],
             removed_tls_error=removed[Cause.TLS_ERROR] + removed[Cause.TRUNCATED],
             removed_os_error=removed[Cause.OS_ERROR],
+            removed_overload=removed[Cause.OVERLOAD],
             messages_received=total.messages_received,
             messages_sent=total.messages_sent,
             messages_refused=total.messages_refused,
             bytes_received=total.bytes_received,
             bytes_sent=total.bytes_sent,
             queued_bytes=self.memory.total,
+            all_blocked=self._stuck_workers.times,
             accept_pauses=self._acceptor.pauses,
+            reading_pauses=total.reading_pauses,
+            reading_resumes=total.reading_resumes,
+            memory_pauses=self.memory.pauses,
             polls=self._polls,
             turns=self._pool.turns(),
         )
@@ -212,30 +312,97 @@ class Engine:
         self._unfinished.append(connection)
         self.poller.wake()
 
+    def watch_output(self, connection: Output) -> None:
+        """See `output.OutputLoop`."""
+        self._stuck_output.watch(connection)
+
     def remind(self, token: int, when: float) -> None:
         """See `connection.Loop`."""
         self._timekeeper.set(token, when)
 
-    def removing(self, cause: Cause) -> None:
+    def complain(self, name: str, error: BaseException) -> None:
+        """See `framing.Complain`."""
+        if self.forked_away:  # the journal's lock may be held by a thread that exists in the parent only
+            log.error("%s raised %s", name, type(error).__name__, exc_info=error)
+        else:
+            self.journal.callback_error(name, error)
+
+    def admit(self, connection: Connection) -> bool:
+        """See `connection.Loop`."""
+        address = address_of(connection.peername)
+        if address is None:
+            return True
+        if not self._limits.enter(address):
+            self.journal.turned_away_from(connection.peername)
+            return False
+        self._leave(connection)
+        connection.address = address
+        return True
+
+    def removing(self, connection: Connection) -> None:
         """See `connection.Loop`. Counted before the last callbacks, so that they find themselves in `stats`."""
-        with self._lock:
-            self._removed[cause] += 1
+        if connection.cause != Cause.OVERLOAD:
+            with self._lock:
+                self._removed[connection.cause] += 1
+                if connection.cause == Cause.TIMEOUT:
+                    self._timed_out[connection.code] += 1
+        if connection.cause == Cause.SLOW_CONSUMER:
+            self.journal.slow_consumer(connection.socket.id, connection.peername)
+        if self.is_verbose and connection.error is not None:
+            self.journal.removed(connection.socket.id, connection.error)
 
     def gone(self, connection: Connection) -> None:
         """See `connection.Loop`."""
         self._timekeeper.cancel(connection.token)
+        self._leave(connection)
         with self._lock:
             self._total.add(connection.tally)
+            if connection.cause == Cause.OVERLOAD:  # which has no callbacks
+                self._removed[Cause.OVERLOAD] += 1
             self._slab.release(connection.token)
-            if not self._is_empty():
-                return
-            self._drained.notify_all()
-        self._pool.emptied()
+            empty = self._is_empty()
+            if empty:
+                self._drained.notify_all()
+        self._acceptor.released()
+        if empty:
+            self._pool.emptied()
+
+    def _leave(self, connection: Connection) -> None:
+        """`connection` counts at its address no more."""
+        if connection.address is not None:
+            self._limits.leave(connection.address)
+            connection.address = None
 
     # The accept thread.
 
+    def _must_wait(self) -> bool:
+        """Whether accepting is to wait for a connection to be released; otherwise what is too much is turned away."""
+        return self.config.overload == "pause" and self._limits.is_full()
+
+    def _by_worker(self, function: Callable[..., None], *arguments: object) -> None:
+        """Have a worker call `function`."""
+        self._pool.ready.put(functools.partial(function, *arguments))
+
+    def _turn_away(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._accepted += 1
+            self._removed[Cause.OVERLOAD] += 1
+        sys.turn_away(sock)
+        if not self._tells_of_overload:  # one notice at a time: a flood must not fill the queue while all workers block
+            self._tells_of_overload = True
+            self._by_worker(self._tell_of_overload)
+
     def _welcome(self, sock: socket.socket, peername: Any) -> None:
         """A connection was accepted: it is born owned, and handed to a worker if it is to be introduced, or has failed."""
+        if self._limits.is_full():
+            self._turn_away(sock)
+            return
+        # Proxies are not counted at their own address: what they bring is, when its header is there.
+        is_proxy = self.config.proxy_protocol != "off" and may_send(self.config.proxy_allow_from, peername)
+        address = None if is_proxy else address_of(peername)
+        if address is not None and not self._limits.enter(address):
+            self._turn_away(sock)
+            return
         names = (peername, sock.getsockname())
         tls = self._tls
 
@@ -245,15 +412,15 @@ class Engine:
         with self._lock:  # `stats` never sees an accepted connection that is neither there nor removed
             self._accepted += 1
             connection = self._slab.acquire(make)
+        connection.address = address
+        if self.is_verbose:
+            self._by_worker(self.journal.accepted, connection.socket.id, peername)
         try:
             for level, name, value in self.config.socket_options:
                 sock.setsockopt(level, name, value)
         except OSError as error:
             connection.fail(error.errno or 0)
-        if not connection.is_introduced:
-            connection.post(mailbox.NEW)
-        elif connection.error is None:
-            connection.register()
+        connection.begin()
         if not connection.let_go():
             self.enqueue(connection)
 
@@ -297,10 +464,30 @@ class Engine:
             if not by_output:
                 return
 
+    def _on_all_blocked(self) -> None:
+        self.journal.all_blocked(self.config.max_threads)
+
+    # The workers.
+
+    def _tell_of_overload(self) -> None:
+        self._tells_of_overload = False
+        self.journal.turned_away(self._removed[Cause.OVERLOAD])
+
+    def _on_all_busy(self) -> None:
+        self._stuck_workers.begin()
+
+    def _run_timers(self) -> None:
+        self.server.timers.run_due(self.set_alarm)
+        if self.forked_away:  # a callback has forked, and this is the child: see `Connection._leave_if_forked`
+            raise SystemExit
+
+    def _on_lost(self, connection: Connection, error: Exception) -> None:
+        self.journal.say(logging.ERROR, "lost", "connection %d is lost", connection.socket.id, error=error)
+
     # Anybody's.
 
     def _on_excess(self) -> None:
-        self._timekeeper.ask_to_shed()
+        self._excess.set(-math.inf)
 
     def _resume(self, token: int) -> None:
         connection = self._slab.find(token)

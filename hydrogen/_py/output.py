@@ -10,6 +10,9 @@ Invariants:
 3. Once `error` is set no message is taken; what is queued is written, unless `at_once`. The first cause wins. With TLS a message that was
    taken before is still queued, and so are handshake and alerts; the owner's close_notify, when all is written, is the last.
 4. Who empties the queue of a connection that is ending posts CLOSE. So does a flusher that finds `at_once`: the owner waits for him.
+5. Output that is blocked is *watched* for `write_timeout`: whoever sets `_blocked` hands the connection to the loop, once (`_watched`),
+   which calls `look_at_progress` now and then until nothing is pending. It is not the owner who looks: he may be in the handler, waiting in
+   `drain` for the very peer that takes nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ import threading
 import time
 from typing import Any, NamedTuple, Protocol
 
-from hydrogen._py import mailbox
+from hydrogen._py import mailbox, sys
 from hydrogen._py.buffer import Memory, SendQueue
 from hydrogen._py.mailbox import Mailbox, Queue
 from hydrogen._py.transport import Transport
 from hydrogen.config import Config
-from hydrogen.errors import Cause, removal_error
+from hydrogen.errors import Cause, Timeout, removal_error
 from hydrogen.tls import TlsSession
 
 FLUSH_BUDGET = 256 << 10
@@ -34,7 +37,15 @@ FLUSH_BUDGET = 256 << 10
 class Tally:
     """Counters of one connection, added up when it is gone. Each is written by its owner or under its output lock."""
 
-    __slots__ = ("bytes_received", "bytes_sent", "messages_received", "messages_refused", "messages_sent")
+    __slots__ = (
+        "bytes_received",
+        "bytes_sent",
+        "messages_received",
+        "messages_refused",
+        "messages_sent",
+        "reading_pauses",
+        "reading_resumes",
+    )
 
     def __init__(self) -> None:
         self.bytes_received = 0
@@ -42,6 +53,8 @@ class Tally:
         self.messages_received = 0
         self.messages_refused = 0
         self.messages_sent = 0
+        self.reading_pauses = 0
+        self.reading_resumes = 0
 
     def add(self, other: Tally) -> None:
         """Add the counters of `other`."""
@@ -76,16 +89,38 @@ class OutputLoop(Queue, Protocol):
     def flush_later(self, connection: Any) -> None:
         """Have the event thread call `go_on_flushing`."""
 
+    def watch_output(self, connection: Any) -> None:
+        """Call `look_at_progress` now and then, until it says that nothing is pending."""
+
+
+class Progress:
+    """When the peer last took something of blocked output, as far as was seen. Written by who begins to watch, and then by who looks.
+
+    Attributes:
+        since: by the monotonic clock.
+        sent: bytes that the kernel had taken.
+        kept: bytes that it had not taken.
+        unsent: bytes that it had taken, and the peer's had not acknowledged.
+    """
+
+    __slots__ = ("kept", "sent", "since", "unsent")
+
+    def __init__(self) -> None:
+        self.since = 0.0
+        self.sent = self.kept = self.unsent = 0
+
 
 class Output(Mailbox):
     """Send queue, flusher, watermarks, and the state of the end.
 
     Attributes:
         error: why the connection ends; None while it is open.
-        cause: the same as a `Cause`; meaningful when `error` is set.
+        cause: the same as a `Cause`; meaningful when `error` is set, as is the next.
+        code: the errno or `Timeout` of `cause`, 0 if it has none.
         at_once: the end is a reset; pending output is dropped.
         session: TLS; None: none. Set by the owner before anybody else can send.
         tally: counters.
+        last_byte: when the last byte came or went, by the monotonic clock. Written by the owner and by the flusher, each the time of now.
     """
 
     __slots__ = (
@@ -96,12 +131,16 @@ class Output(Mailbox):
         "_flushing",
         "_lock",
         "_over_high",
+        "_progress",
         "_queued",
         "_sealed",
+        "_watched",
         "_when_flushed",
         "at_once",
         "cause",
+        "code",
         "error",
+        "last_byte",
         "loop",
         "session",
         "tally",
@@ -116,7 +155,9 @@ class Output(Mailbox):
         self.tally = Tally()
         self.error: Exception | None = None
         self.cause = Cause.LOCAL_CLOSED
+        self.code = 0
         self.at_once = False
+        self.last_byte = time.monotonic()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)  # for those in `drain`
         self._queued = SendQueue()
@@ -127,6 +168,8 @@ class Output(Mailbox):
         self._sealed = False  # the transport is being closed
         self._accounted = 0  # bytes of ours in `loop.memory`
         self._when_flushed = 0  # bits to post when the flusher is done
+        self._watched = False  # see invariant 5
+        self._progress: Progress | None = None  # from when it was first watched
 
     @property
     def blocked_output(self) -> int:
@@ -196,16 +239,16 @@ class Output(Mailbox):
             if resume:
                 self.flush()
 
-    def end(self, cause: Cause, error: Exception | None = None, *, at_once: bool = False) -> bool:
-        """Let the connection end because of `cause`; False when that changes nothing. `error`: None: the usual one of `cause`."""
+    def end(self, cause: Cause, error: Exception | None = None, *, code: int = 0, at_once: bool = False) -> bool:
+        """Let the connection end because of `cause` and `code`; False when that changes nothing. `error`: None: the usual one of these."""
         if self.loop.forked_away:
             return False  # the lock may be held by a thread that exists in the parent only
         with self._lock:
             if self._sealed or self.at_once or (self.error is not None and not at_once):
                 return False
             if self.error is None:
-                self.cause = cause
-                self.error = error if error is not None else removal_error(cause)
+                self.cause, self.code = cause, code
+                self.error = error if error is not None else removal_error(cause, code)
             self.at_once = at_once
             if at_once:
                 self._queued.clear()
@@ -239,6 +282,32 @@ class Output(Mailbox):
     def go_on_flushing(self) -> None:
         """By the event thread, to which a flusher has left the rest of his work."""
         self._flush()
+
+    def look_at_progress(self, now: float, timeout: float) -> float | None:
+        """End the connection, at once, if the peer has taken nothing of its output for `timeout` seconds. By the loop, see invariant 5.
+
+        Progress is what anybody took: the kernel, which takes nothing more until a third of its queue is free, or the peer's kernel,
+        which takes less at a time. It is seen later than it was made, so its time is that of the look.
+
+        Returns:
+            When that may be so at the earliest; None when nothing is to be watched any more.
+        """
+        unsent = sys.unsent(self.transport.poll_fd)
+        with self._lock:
+            progress = self._progress
+            if progress is None or self._sealed or self.at_once or not (self._queued or self.transport.is_stuck):
+                self._watched = False
+                return None
+            # What is given to a stream of the user's is not taken by anybody yet.
+            sent = self.tally.bytes_sent != progress.sent and not self.transport.is_stream
+            if sent or self.transport.kept < progress.kept or unsent < progress.unsent:
+                progress.since = now
+            progress.sent, progress.kept, progress.unsent = self.tally.bytes_sent, self.transport.kept, unsent
+            until = progress.since + timeout
+        if now < until:
+            return until
+        self.end(Cause.TIMEOUT, code=Timeout.WRITE_TIMEOUT, at_once=True)
+        return None
 
     def is_flushed(self) -> bool:
         """Whether all output is written, or dropped, and nobody writes."""
@@ -327,6 +396,8 @@ class Output(Mailbox):
 
     def _written(self, count: int, full: bool) -> bool:
         """Take `count` bytes off the queue; False when the kernel takes no more: the flusher is none any more."""
+        if count or not full:
+            self.last_byte = time.monotonic()
         with self._lock:
             self.tally.bytes_sent += count
             if not self.at_once and not self.transport.is_stream:
@@ -336,8 +407,22 @@ class Output(Mailbox):
                 return True
             self._flushing = False
             bits, change = self._settle_locked()
+            watch = self.loop.config.write_timeout is not None and not self._watched
+            self._watched |= watch
         self._tell(bits, change)
+        if watch:
+            self._begin_to_watch()
         return False
+
+    def _begin_to_watch(self) -> None:
+        """See invariant 5. `_watched` was set by the caller."""
+        progress = Progress()
+        progress.unsent = sys.unsent(self.transport.poll_fd)
+        progress.since = time.monotonic()
+        with self._lock:
+            progress.sent, progress.kept = self.tally.bytes_sent, self.transport.kept
+            self._progress = progress
+        self.loop.watch_output(self)
 
     def _write_failed(self, error: BaseException) -> None:
         cause, reason = self.transport.explain(error, "send")
@@ -357,9 +442,11 @@ class Output(Mailbox):
         low, high = self.loop.config.write_buffer_limits
         if self._over_high and pending < low:
             self._over_high = False
+            self.tally.reading_resumes += 1
             bits = mailbox.LOW
-        elif (self._blocked or attempted) and pending > high:
+        elif (self._blocked or attempted) and pending > high and not self._over_high:
             self._over_high = True
+            self.tally.reading_pauses += 1
         if pending < low:
             self._changed.notify_all()
         if self.error is not None and self._is_flushed_locked():

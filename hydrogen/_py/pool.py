@@ -1,8 +1,10 @@
-"""The pool: workers that take connections from the ready queue and give each a turn. All code of the user's runs here."""
+"""The pool: workers that take connections from the ready queue and give each a turn. All code of the user's runs here.
+
+What other threads have to do that may run such code, as timers do and logging may, they put into the same queue: a *notice*.
+"""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from queue import SimpleQueue
 
 from hydrogen._py.connection import Connection
 
-log = logging.getLogger("hydrogen")
+Notice = Callable[[], None]
 
 _JOIN_SLICE = 0.005
 
@@ -20,7 +22,8 @@ class Worker(threading.Thread):
 
     Attributes:
         pool: whose.
-        busy: whether it is in a turn.
+        busy: whether it is in a turn, or with a notice.
+        progress: grows with each of these, and with each callback.
         turns: turns so far.
     """
 
@@ -28,27 +31,35 @@ class Worker(threading.Thread):
         super().__init__(name=f"hydrogen-worker-{number}", daemon=True)
         self.pool = pool
         self.busy = False
+        self.progress = 0
         self.turns = 0
 
     def run(self) -> None:
         """Give turns until the pool ends."""
         while True:
-            connection = self.pool.ready.get()
-            if connection is not None:
-                self._turn(connection)
-            elif self.pool.leave():
-                return
+            item = self.pool.ready.get()
+            if item is None:
+                if self.pool.leave():
+                    return
+                continue
+            self.busy = True
+            self.progress += 1
+            if self.pool.all_are_busy():
+                self.pool.on_all_busy()
+            if isinstance(item, Connection):
+                self._turn(item)
+            else:
+                item()
+            self.busy = False
 
     def _turn(self, connection: Connection) -> None:
-        self.busy = True
         self.turns += 1
         try:
-            if connection.turn():
+            if connection.turn(self):
                 self.pool.ready.put(connection)
-        except Exception:
+        except Exception as error:
             # Want of memory, or a fault of ours. It must not cost a worker; to go on with that connection would be guessing.
-            log.exception("connection %d is lost", connection.socket.id)
-        self.busy = False
+            self.pool.on_lost(connection, error)
 
 
 class Pool:
@@ -57,12 +68,26 @@ class Pool:
     After `end` the last worker stays while connections are left: a handler that still blocks leaves a connection to remove.
 
     Attributes:
-        ready: owned connections, each at most once; None tells a worker to leave.
+        ready: owned connections, each at most once, and notices; None tells a worker to leave.
     """
 
-    def __init__(self, size: int, is_empty: Callable[[], bool], on_last: Callable[[], None]) -> None:
-        """Args: is_empty: whether no connection is left. on_last: called when the last worker leaves after `end`."""
-        self.ready: SimpleQueue[Connection | None] = SimpleQueue()
+    def __init__(
+        self,
+        size: int,
+        is_empty: Callable[[], bool],
+        on_all_busy: Callable[[], None],
+        on_lost: Callable[[Connection, Exception], None],
+        on_last: Callable[[], None],
+    ) -> None:
+        """Args:
+        is_empty: whether no connection is left.
+        on_all_busy: called by a worker that has something to do and finds that all others have.
+        on_lost: called with a connection whose turn raised, and what it raised.
+        on_last: called when the last worker leaves after `end`.
+        """
+        self.ready: SimpleQueue[Connection | Notice | None] = SimpleQueue()
+        self.on_all_busy = on_all_busy
+        self.on_lost = on_lost
         self._lock = threading.Lock()
         self._is_empty = is_empty
         self._on_last = on_last
@@ -81,6 +106,17 @@ class Pool:
     def turns(self) -> int:
         """Turns so far."""
         return sum(worker.turns for worker in self._workers)
+
+    def running(self) -> list[tuple[int, int]]:
+        """Of each worker that is busy: its ident, and its progress."""
+        return [(worker.ident, worker.progress) for worker in self._workers if worker.busy and worker.ident is not None]
+
+    def all_are_busy(self) -> bool:
+        """Whether no worker is free. Seldom looks at more than a few of them."""
+        for worker in self._workers:  # noqa: SIM110 - a generator would cost more than the loop, and this is for each turn
+            if not worker.busy:
+                return False
+        return True
 
     def is_mine(self, thread: threading.Thread) -> bool:
         """Whether `thread` is a worker of this pool."""

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import socket
 import struct
+import sys
+import termios
 import threading
 from collections.abc import Iterator
 
@@ -55,6 +58,30 @@ def reset(sock: socket.socket, placeholder: int) -> None:
     """
     reset_on_close(sock)
     os.dup2(placeholder, sock.fileno(), inheritable=False)
+
+
+def turn_away(sock: socket.socket) -> None:
+    """Reset and close a connection that was just accepted."""
+    reset_on_close(sock)
+    with contextlib.suppress(OSError):
+        sock.close()
+
+
+def unsent(fd: int) -> int:
+    """Bytes in the send queue of a socket, not acknowledged by the peer's kernel (SIOCOUTQ, see tcp(7)); 0 when there is no telling."""
+    return _queued(fd, termios.TIOCOUTQ)
+
+
+def unread(fd: int) -> int:
+    """Bytes in the receive queue of a socket (SIOCINQ, see tcp(7)); 0 when there is no telling."""
+    return _queued(fd, termios.FIONREAD)
+
+
+def _queued(fd: int, request: int) -> int:
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, request, bytes(4)), sys.byteorder)
+    except (OSError, ValueError):  # ValueError: of a negative fd
+        return 0
 
 
 @contextlib.contextmanager

@@ -1,8 +1,12 @@
-"""The timekeeper: one thread for what is due later. Asleep when nothing is; it never runs code of the user's."""
+"""The timekeeper: one thread for what is due later. Asleep when nothing is; it never runs code of the user's.
+
+It knows *reminders* of connections, one for each, and *alarms*: a few things that are to be done once in a while, by whoever sets them.
+"""
 
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -10,23 +14,43 @@ from collections.abc import Callable
 from hydrogen._py import sys
 
 
+class Alarm:
+    """Something that the timekeeper does when it is due. Made by `Timekeeper.alarm`."""
+
+    __slots__ = ("_timekeeper", "action", "when")
+
+    def __init__(self, timekeeper: Timekeeper, action: Callable[[], None]) -> None:
+        self._timekeeper = timekeeper
+        self.action = action
+        self.when = math.inf  # under the timekeeper's lock
+
+    def set(self, when: float) -> None:
+        """Do it at `when`, by the monotonic clock, or earlier: an earlier time that stands is kept. It is done once. From any thread."""
+        self._timekeeper.set_alarm(self, when)
+
+
 class Timekeeper:
-    """Reminders for connections, one for each, and the look for slow consumers, which walks over all and so is nobody else's to do.
+    """The thread, the reminders and the alarms. Safe from any thread; its lock is a leaf.
 
     `_due` says which reminders stand; `_order` is a heap of them, and of some that do not stand any more, which are passed over when their
     time comes. These are at most one more than those that stand: many a connection is gone long before its deadline.
     """
 
-    def __init__(self, remind: Callable[[int], None], shed: Callable[[], None]) -> None:
-        """Args: remind: called with each token that is due. shed: called after `ask_to_shed`."""
+    def __init__(self, remind: Callable[[int], None]) -> None:
+        """Args: remind: called with each token that is due."""
         self._remind = remind
-        self._shed = shed
         self._changed = threading.Condition()
         self._due: dict[int, float] = {}
         self._order: list[tuple[float, int]] = []
-        self._asked_to_shed = False
+        self._alarms: list[Alarm] = []
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="hydrogen-timekeeper", daemon=True)
+
+    def alarm(self, action: Callable[[], None]) -> Alarm:
+        """A new one, for `action`, which this thread will call without a lock. Before `start`."""
+        alarm = Alarm(self, action)
+        self._alarms.append(alarm)
+        return alarm
 
     def start(self) -> None:
         """Start the thread."""
@@ -47,11 +71,12 @@ class Timekeeper:
             if self._due.pop(token, None) is not None:
                 self._tidy()
 
-    def ask_to_shed(self) -> None:
-        """Have `shed` called soon."""
+    def set_alarm(self, alarm: Alarm, when: float) -> None:
+        """See `Alarm.set`."""
         with self._changed:
-            self._asked_to_shed = True
-            self._changed.notify()
+            if when < alarm.when:
+                alarm.when = when
+                self._changed.notify()
 
     def end(self) -> None:
         """End the thread, and wait for that."""
@@ -61,29 +86,42 @@ class Timekeeper:
         if self._thread.ident is not None:
             self._thread.join()
 
+    def is_mine(self) -> bool:
+        """Whether the calling thread is the timekeeper."""
+        return threading.current_thread() is self._thread
+
     def _run(self) -> None:
         sys.block_signals()
         while True:
             with self._changed:
-                while not (self._ended or self._asked_to_shed or self._seconds_left() == 0):
-                    self._changed.wait(self._seconds_left())
+                while not self._ended and (left := self._next() - time.monotonic()) > 0:
+                    self._changed.wait(min(left, threading.TIMEOUT_MAX))
                 if self._ended:
                     return
-                shed, self._asked_to_shed = self._asked_to_shed, False
-                tokens = self._take_due()
-            if shed:
-                self._shed()
+                actions, tokens = self._take_alarms(), self._take_due()
+            for action in actions:
+                action()
             for token in tokens:
                 self._remind(token)
 
-    def _seconds_left(self) -> float | None:
-        """Until the first of `_order` is due; None: there is none."""
-        return max(0.0, self._order[0][0] - time.monotonic()) if self._order else None
+    def _next(self) -> float:
+        """When the next thing is due."""
+        first = self._order[0][0] if self._order else math.inf
+        return min([first, *(alarm.when for alarm in self._alarms)])
+
+    def _take_alarms(self) -> list[Callable[[], None]]:
+        """What is to be done now; these alarms stand no more."""
+        now = time.monotonic()
+        ringing = [alarm for alarm in self._alarms if alarm.when <= now]
+        for alarm in ringing:
+            alarm.when = math.inf
+        return [alarm.action for alarm in ringing]
 
     def _take_due(self) -> list[int]:
         """The tokens whose time has come; their reminders stand no more."""
+        now = time.monotonic()
         tokens = []
-        while self._seconds_left() == 0:
+        while self._order and self._order[0][0] <= now:
             when, token = heapq.heappop(self._order)
             if self._due.get(token) == when:
                 del self._due[token]

@@ -14,8 +14,8 @@ import socket
 from typing import Protocol
 
 from hydrogen._py import sys
+from hydrogen._py.framing import Complain
 from hydrogen.errors import Cause, cause_of, removal_error
-from hydrogen.handler import log_callback_error
 from hydrogen.stream import Stream, StreamPort
 
 CHUNK = 1 << 16
@@ -41,8 +41,8 @@ class Transport(Protocol):
     @property
     def is_stuck(self) -> bool: ...
 
-    def receive(self) -> list[bytes]:
-        """What can be read now; `[]` when there is nothing.
+    def receive(self, most: int = CHUNK) -> list[bytes]:
+        """What can be read now, of a socket at most so many bytes; `[]` when there is nothing.
 
         Raises:
             EOFError: the peer will send no more.
@@ -57,7 +57,7 @@ class Transport(Protocol):
         """
 
     def explain(self, error: BaseException, method: str) -> tuple[Cause, Exception]:
-        """Cause and removal error for what `method` ("recv" or "send") raised; logs what is a fault of the user's."""
+        """Cause and removal error for what `method` ("recv" or "send") raised; complains of what is a fault of the user's."""
 
     def pending_error(self) -> int:
         """The errno that waits in the socket; 0: none."""
@@ -91,15 +91,22 @@ class SocketTransport:
         self._sock = sock
         self.poll_fd = sock.fileno()
 
-    def receive(self) -> list[bytes]:
+    def receive(self, most: int = CHUNK) -> list[bytes]:
         """One recv(2)."""
         try:
-            data = self._sock.recv(CHUNK, socket.MSG_DONTWAIT)
+            data = self._sock.recv(most, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return []
         if not data:
             raise EOFError
         return [data]
+
+    def peek(self, most: int) -> bytes:
+        """The first bytes that wait, which go on waiting; b"" also for an error, which the next `receive` meets."""
+        try:
+            return self._sock.recv(most, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        except OSError:
+            return b""
 
     def write(self, messages: list[bytes | memoryview]) -> tuple[int, bool]:
         """One sendmsg(2). Only EAGAIN tells that the kernel takes no more: after it, and not after a short write, epoll owes an edge."""
@@ -149,11 +156,12 @@ class SocketTransport:
 class StreamTransport:
     """A stream written by a user. It owns its fd; `poll_fd` is a duplicate of the engine's own."""
 
-    __slots__ = ("_name", "_port", "poll_fd")
+    __slots__ = ("_complain", "_name", "_port", "poll_fd")
 
     is_stream = True
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, complain: Complain) -> None:
+        self._complain = complain
         self._name = type(stream).__name__
         self._port = StreamPort(stream)
         self.poll_fd = -1
@@ -172,8 +180,8 @@ class StreamTransport:
         """Whether its last `send` raised `BlockingIOError`."""
         return self._port.blocked
 
-    def receive(self) -> list[bytes]:
-        """One `Stream.recv`."""
+    def receive(self, most: int = CHUNK) -> list[bytes]:
+        """One `Stream.recv`, which knows no limit."""
         self._port.receive()
         messages = list(self._port.messages)
         self._port.messages.clear()
@@ -191,7 +199,7 @@ class StreamTransport:
         """See `errors.cause_of`."""
         cause, reason = cause_of(error)
         if cause == Cause.HANDLER_ERROR:
-            log_callback_error(f"{self._name}.{method}", error)
+            self._complain(f"{self._name}.{method}", error)
         return cause, reason
 
     def pending_error(self) -> int:
@@ -205,11 +213,11 @@ class StreamTransport:
         return False
 
     def shutdown(self) -> None:
-        """`Stream.shutdown`; what it raises is logged."""
+        """`Stream.shutdown`; what it raises is complained of."""
         try:
             self._port.shutdown()
         except BaseException as error:
-            log_callback_error(f"{self._name}.shutdown", error)
+            self._complain(f"{self._name}.shutdown", error)
 
     def reset(self, placeholder: int) -> None:
         """Make the stream's own `close` a reset. Its fd is not replaced: it may have closed it, and the number be another's."""
@@ -221,7 +229,7 @@ class StreamTransport:
         except OSError:  # the peer may be gone, that is why we are here
             return
         except BaseException as error:
-            log_callback_error(f"{self._name}.shutdown", error)
+            self._complain(f"{self._name}.shutdown", error)
 
     def close(self) -> None:
         """`Stream.close`, and the duplicate."""
@@ -229,7 +237,7 @@ class StreamTransport:
         try:
             self._port.close()
         except BaseException as error:
-            log_callback_error(f"{self._name}.close", error)
+            self._complain(f"{self._name}.close", error)
 
     def forget(self) -> None:
         """The duplicate only: the stream is the user's."""

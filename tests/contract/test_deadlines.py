@@ -19,6 +19,7 @@ from support import (
     recorder,
     running,
     simple,
+    timed_out,
     wait_event,
     wait_until,
     websocket,
@@ -67,14 +68,6 @@ def framing(request):
     return FRAMINGS[request.param]
 
 
-def timed_out(handler, name, count=1):
-    """The last of `count` removals: it must be by the timeout `name`."""
-    error = handler.wait_removed(count)[count - 1]
-    assert type(error) is hydrogen.ConnectionTimeout
-    assert isinstance(error, TimeoutError)
-    assert str(error).startswith(f"{name}:")
-
-
 # ---------------------------------------------------------------------------------------------------- frame_timeout
 
 
@@ -90,7 +83,7 @@ def test_f08_a_frame_that_is_begun_and_never_finished_is_removed_at_frame_timeou
     assert handler.of("disconnected")[0].value is handler.of("connection_removed")[0].value
     assert client.at_end() == "reset"
     neighbour.echo(frame(b"still here"))
-    wait_until(lambda: server.stats().removed_timeout == 1, "it is counted")
+    wait_until(lambda: server.stats().removed_frame_timeout == 1, "it is counted")
 
 
 @pytest.mark.clause("C25")

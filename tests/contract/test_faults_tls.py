@@ -58,7 +58,7 @@ def test_f32_a_handshake_that_never_comes_is_removed_at_open_timeout_and_others_
     assert "open_timeout" in str(error)
     assert silent.at_end() == "reset"
     before.echo(b"after")
-    wait_until(lambda: server.stats().removed_timeout == 1, "it is counted")
+    wait_until(lambda: server.stats().removed_open_timeout == 1, "it is counted")
 
 
 @pytest.mark.slow

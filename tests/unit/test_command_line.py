@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -47,18 +48,28 @@ seven = 7
 '''
 
 
-def command(engine, *arguments, folder=None):
-    """The command line in a process of its own, listening on a port of the kernel's choice; and its address."""
+def begin(engine, *arguments, before=""):
+    """The command line in a process of its own, and the first line that it prints. `before`: what runs there first."""
     code = "import sys; sys.argv[0] = 'hydrogen'; import runpy; runpy.run_module('hydrogen', run_name='__main__', alter_sys=True)"
-    if folder is not None:
-        code = f"import os; os.chdir({str(folder)!r}); " + code
-    process = child(code, *arguments, "--engine", engine, "--threads", "3")
+    process = child(before + code, *arguments, "--engine", engine, "--threads", "3")
     line = process.stdout.readline()
-    found = re.fullmatch(r"listening on (127\.0\.0\.1):(\d+)\n", line)
-    if found is None:
+    if not line.startswith("listening on "):
         _, err = finish(process, None)
         raise AssertionError(f"it printed {line!r} and {err}")
-    return process, (found[1], int(found[2]))
+    return process, line
+
+
+def address_in(line):
+    """Of a line like `listening on 127.0.0.1:1337`."""
+    found = re.fullmatch(r"listening on (127\.0\.0\.\d):(\d+)\n", line)
+    assert found, line
+    return found[1], int(found[2])
+
+
+def command(engine, *arguments, folder=None):
+    """The command line in a process of its own, listening on a port of the kernel's choice; and its address."""
+    process, line = begin(engine, *arguments, before="" if folder is None else f"import os; os.chdir({str(folder)!r}); ")
+    return process, address_in(line)
 
 
 def stop(process, status, number=signal.SIGINT):
@@ -194,6 +205,164 @@ def test_without_a_command_the_usage_is_shown(tmp_path):
     process = run_to_its_end(folder=tmp_path)
     assert process.returncode == 2
     assert "usage: python -m hydrogen" in process.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- where it listens
+
+
+def test_addr_may_be_repeated_and_each_address_has_a_line(engine):
+    process, first = begin(engine, "echo", "--addr", "127.0.0.1", "--addr", "127.0.0.2", "--port", "0")
+    addresses = [address_in(first), address_in(process.stdout.readline())]
+    assert [host for host, _ in addresses] == ["127.0.0.1", "127.0.0.2"]
+    assert addresses[0][1] == addresses[1][1]
+    for address in addresses:
+        with Client(address) as client:
+            client.echo(b"hello")
+    stop(process, 0)
+
+
+def test_path_mode_is_octal(engine, tmp_path):
+    path = tmp_path / "socket"
+    process, line = begin(engine, "echo", "--path", str(path), "--path-mode", "640")
+    assert line == f"listening on {path}\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    with Client(str(path)) as client:
+        client.echo(b"hello")
+    stop(process, 0)
+    assert not path.exists()
+
+
+PASSED = """
+import os, socket
+ours = [socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)]
+ours[1].bind("\\0hydrogen-%d" % os.getpid())
+for fd, sock in enumerate(ours, 3):
+    os.dup2(sock.detach(), 20 + fd)
+for fd in (3, 4):
+    os.dup2(20 + fd, fd)
+    os.close(20 + fd)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2")
+"""
+"""Does what systemd does before it starts a service: two sockets, from fd 3 on."""
+
+
+def test_systemd_passes_the_sockets(engine):
+    process, first = begin(engine, "echo", "--systemd", before=PASSED)
+    assert process.stdout.readline() == f"listening on @hydrogen-{process.pid}\n"
+    for address in (address_in(first), f"\0hydrogen-{process.pid}"):
+        with Client(address) as client:
+            client.echo(b"hello")
+    stop(process, 0)
+
+
+# ---------------------------------------------------------------------------------------------------- limits
+
+
+def test_limits_are_handed_on(engine):
+    process, address = command(
+        engine,
+        "echo",
+        "--port",
+        "0",
+        "--max-connections",
+        "2",
+        "--overload",
+        "close",
+        "--max-connections-per-ip",
+        "2",
+        "--idle-timeout",
+        "0.2",
+    )
+    with Client(address) as one, Client(address) as two:
+        one.echo(b"hello")
+        two.echo(b"hello")
+        with Client(address) as third:
+            assert third.at_end() == "reset"
+        assert one.at_end() == "reset"  # by the idle timeout
+    _, err = stop(process, 0)
+    assert "overload" in err
+
+
+def test_a_proxy_header_is_read_from_whom_it_is_allowed(engine):
+    options = ["--proxy-protocol", "auto", "--proxy-allow-from", "10.0.0.0/8", "--proxy-allow-from"]
+    process, address = command(engine, "echo", "--port", "0", *options, "127.0.0.0/8")
+    with Client(address) as client:
+        client.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
+        client.echo(b"hello")
+    stop(process, 0)
+    process, address = command(engine, "echo", "--port", "0", *options, "unix")
+    with Client(address) as client:
+        assert client.at_end() in ("end", "reset")
+    stop(process, 0)
+
+
+SLOW = """
+import hydrogen
+import time
+
+
+class Slow(hydrogen.Handler):
+    def on_data_received(self, socket, data):
+        time.sleep(0.3)
+        socket.send(data)
+"""
+
+
+def test_slow_callback_logs_the_stack(engine, tmp_path):
+    (tmp_path / "handlers.py").write_text(SLOW)
+    process, address = command(engine, "run", "handlers:Slow", "--port", "0", "--slow-callback", "0.05", folder=tmp_path)
+    with Client(address) as client:
+        client.echo(b"hello")
+    _, err = stop(process, 0)
+    assert "a callback has run for" in err
+    assert "time.sleep(0.3)" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "logged"),
+    [
+        ([], []),
+        (["--verbose"], ["serving on"]),
+        (["--log-level", "info"], ["serving on"]),
+        (["--log-level", "debug"], ["serving on", "accepted", "removed: PeerClosed"]),
+    ],
+)
+def test_the_level_says_what_is_logged(engine, options, logged):
+    process, address = command(engine, "echo", "--port", "0", *options)
+    with Client(address) as client:
+        client.echo(b"hello")
+        client.finish()
+        client.at_end()
+    _, err = stop(process, 0)
+    for text in ("serving on", "accepted", "removed: PeerClosed"):
+        assert (text in err) == (text in logged), err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--path-mode", "980"], "argument --path-mode: an octal number from 0 to 777 is expected, not '980'"),
+        (["--path-mode", "660"], "path_mode: allowed with path only"),
+        (["--path", "socket", "--path-mode", "1777"], "argument --path-mode: an octal number from 0 to 777 is expected, not '1777'"),
+        (["--path", "socket", "--port", "7"], "addr/port, path, sock: one of them is allowed"),
+        (["--systemd"], "--systemd: no socket was passed"),
+        (["--systemd", "--port", "7", "--path-mode", "600"], "so --port, --path-mode cannot be given with it"),
+        (["--max-connections", "0"], "max_connections: 1 to"),
+        (["--max-connections-per-ip", "-1"], "max_connections_per_ip: 1 to"),
+        (["--overload", "panic"], "argument --overload: invalid choice: 'panic'"),
+        (["--idle-timeout", "0"], "idle_timeout: more than 0"),
+        (["--slow-callback", "soon"], "argument --slow-callback: invalid float value: 'soon'"),
+        (["--proxy-protocol", "v1"], "proxy_allow_from: networks are expected with proxy_protocol"),
+        (["--proxy-allow-from", "10.0.0.0/8"], "proxy_allow_from: networks are expected with proxy_protocol"),
+        (["--proxy-protocol", "v2", "--proxy-allow-from", "10.0.0.1/8"], "proxy_allow_from: a network like '10.0.0.0/8'"),
+        (["--log-level", "trace"], "argument --log-level: invalid choice: 'trace'"),
+    ],
+)
+def test_a_wrong_option_is_a_clear_error(tmp_path, arguments, message):
+    process = run_to_its_end("echo", *arguments, folder=tmp_path)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def run_to_its_end(*arguments, folder):

@@ -1,17 +1,26 @@
 """Config is checked when it is made; what it says names the field, the value and what is allowed."""
 
 import dataclasses
+import ipaddress
+import resource
 import socket
 import ssl
 
 import pytest
 
 import hydrogen
-from hydrogen.config import MAX_SECONDS, MAX_SLOTS
+from hydrogen.config import MAX_SECONDS, MAX_SLOTS, default_max_connections
 
 REFUSED = [
     ("addr", 7, TypeError, "str"),
-    ("addr", ["127.0.0.1"], TypeError, "str"),
+    ("addr", None, TypeError, "str"),
+    ("addr", b"127.0.0.1", TypeError, "str"),
+    ("addr", {"127.0.0.1"}, TypeError, "str"),
+    ("addr", ["127.0.0.1", 7], TypeError, "str"),
+    ("addr", ["127.0.0.1", ["::1"]], TypeError, "str"),
+    ("addr", (), ValueError, "one address or several"),
+    ("addr", ["::1", "127.0.0.1", "::1"], ValueError, "different"),
+    ("addr", ["127.0.0.1", ""], ValueError, "address"),
     ("addr", "", ValueError, "address"),
     ("addr", "a\0b", ValueError, "address"),
     ("port", -1, ValueError, "0 to 65535"),
@@ -41,7 +50,27 @@ REFUSED = [
     ("path", "x" * 108, ValueError, "1 to 107 bytes"),
     ("path", "\N{EURO SIGN}" * 36, ValueError, "1 to 107 bytes"),
     ("path", "a\0b", ValueError, "NUL"),
+    ("path_mode", "rw", TypeError, "int"),
+    ("path_mode", True, TypeError, "int"),
+    ("path_mode", -1, ValueError, "0 to 511"),
+    ("path_mode", 0o1000, ValueError, "0 to 511"),
     ("sock", 7, TypeError, "socket"),
+    ("sock", [7], TypeError, "socket"),
+    ("sock", ["127.0.0.1"], TypeError, "socket"),
+    ("max_connections", 0, ValueError, "1 to"),
+    ("max_connections", MAX_SLOTS + 1, ValueError, f"to {MAX_SLOTS}"),
+    ("max_connections", "many", TypeError, "int"),
+    ("max_connections", True, TypeError, "int"),
+    ("max_connections", 1.5, TypeError, "int"),
+    ("max_connections_per_ip", 0, ValueError, "1 to"),
+    ("max_connections_per_ip", -1, ValueError, "1 to"),
+    ("max_connections_per_ip", "1", TypeError, "int"),
+    ("overload", "reject", ValueError, "'pause' or 'close'"),
+    ("overload", None, ValueError, "'pause' or 'close'"),
+    ("overload", True, ValueError, "'pause' or 'close'"),
+    ("proxy_protocol", "v3", ValueError, "'off', 'v1', 'v2' or 'auto'"),
+    ("proxy_protocol", True, ValueError, "'off', 'v1', 'v2' or 'auto'"),
+    ("proxy_protocol", None, ValueError, "'off', 'v1', 'v2' or 'auto'"),
     ("backlog", 0, ValueError, "1 to"),
     ("backlog", "many", TypeError, "int"),
     ("reuse_port", 1, TypeError, "True or False"),
@@ -71,7 +100,7 @@ REFUSED = [
     ("read_budget", (1 << 30) + 1, ValueError, "1 to"),
     *(
         (field, *refused)
-        for field in ("open_timeout", "frame_timeout")
+        for field in ("open_timeout", "frame_timeout", "idle_timeout", "write_timeout", "slow_callback")
         for refused in (
             (0, ValueError, "more than 0"),
             (0.0, ValueError, "more than 0"),
@@ -94,7 +123,7 @@ REFUSED = [
 ]
 
 ALLOWED = {
-    "addr": ["0.0.0.0", "::", "localhost"],
+    "addr": ["0.0.0.0", "::", "localhost", ("127.0.0.1",), ("0.0.0.0", "::")],
     "port": [0, 1, 65_535],
     "max_threads": [1, 1024],
     "pre_allocated": [0, 100_000, MAX_SLOTS],
@@ -120,6 +149,12 @@ ALLOWED = {
     "read_budget": [1, 1 << 30],
     "open_timeout": [None, 0.001, 1, MAX_SECONDS],
     "frame_timeout": [None, 0.001, 1, MAX_SECONDS],
+    "idle_timeout": [None, 0.001, 1, MAX_SECONDS],
+    "write_timeout": [None, 0.001, 1, MAX_SECONDS],
+    "slow_callback": [None, 0.001, 1, MAX_SECONDS],
+    "max_connections": [None, 1, MAX_SLOTS],
+    "max_connections_per_ip": [None, 1, MAX_SLOTS],
+    "overload": ["pause", "close"],
     "stop_timeout": [0, 0.5, 3600],
     "handoff": ["auto", "inline", "eager"],
 }
@@ -170,19 +205,28 @@ def test_the_defaults_are_those_of_the_documentation():
         "framing": None,
         "ssl": None,
         "path": None,
+        "path_mode": None,
         "sock": None,
         "backlog": 4096,
         "reuse_port": False,
         "nodelay": True,
         "keepalive": (60, 10, 6),
         "socket_options": (),
+        "max_connections": None,
+        "max_connections_per_ip": None,
+        "overload": "pause",
         "write_buffer_limits": (65_536, 262_144),
         "max_write_buffer": 16 << 20,
         "max_buffered": 512 << 20,
         "read_budget": 256 << 10,
         "open_timeout": 10.0,
+        "idle_timeout": None,
         "frame_timeout": 60.0,
+        "write_timeout": 60.0,
+        "proxy_protocol": "off",
+        "proxy_allow_from": (),
         "stop_timeout": 8.0,
+        "slow_callback": None,
         "handoff": "auto",
     }
 
@@ -219,6 +263,116 @@ def test_path_sock_and_addr_exclude_one_another():
         ):
             with pytest.raises(ValueError, match="addr/port, path, sock"):
                 hydrogen.Config(**together)
+
+
+@pytest.mark.clause("C3", "C29", "C30")
+def test_several_sockets_and_several_addresses_exclude_one_another_too():
+    with socket.socket() as first, socket.socket() as second:
+        for together in (
+            {"addr": ["::1", "127.0.0.1"], "path": "x"},
+            {"sock": [first, second], "port": 80},
+            {"sock": (first,), "path": "x"},
+        ):
+            with pytest.raises(ValueError, match="addr/port, path, sock"):
+                hydrogen.Config(**together)
+
+
+@pytest.mark.clause("C29", "C30")
+def test_several_addresses_and_sockets_are_kept_as_tuples_and_one_as_it_is():
+    config = hydrogen.Config(addr=["::1", "127.0.0.1"])
+    assert config.addr == config.addresses == ("::1", "127.0.0.1")
+    assert hydrogen.Config().addresses == ("127.0.0.1",)
+    with socket.socket() as first, socket.socket() as second:
+        config = hydrogen.Config(sock=[first, second])
+        assert config.sock == config.socks == (first, second)
+        assert hydrogen.Config(sock=first).sock is first
+        assert hydrogen.Config(sock=first).socks == (first,)
+    assert hydrogen.Config().socks == ()
+    for none in ([], ()):
+        with pytest.raises(ValueError, match="sock: one socket or several"):
+            hydrogen.Config(sock=none)
+        with pytest.raises(ValueError, match="addr: one address or several"):
+            hydrogen.Config(addr=none)
+
+
+@pytest.mark.clause("C31")
+def test_path_mode_is_allowed_with_path_only():
+    for mode in (0, 0o600, 0o777):
+        assert hydrogen.Config(path="x", path_mode=mode).path_mode == mode
+    with pytest.raises(ValueError, match="path_mode: allowed with path only"):
+        hydrogen.Config(path_mode=0o600)
+    with pytest.raises(ValueError, match="path_mode: 0 to 511"):
+        hydrogen.Config(path="x", path_mode=0o1000)
+
+
+@pytest.mark.clause("C37")
+@pytest.mark.parametrize("protocol", ["v1", "v2", "auto"])
+def test_who_may_send_a_proxy_header_is_required_with_it_and_not_allowed_without(protocol):
+    with pytest.raises(ValueError, match="proxy_allow_from"):
+        hydrogen.Config(proxy_protocol=protocol)
+    with pytest.raises(ValueError, match="proxy_allow_from"):
+        hydrogen.Config(proxy_allow_from=["10.0.0.0/8"])
+    assert hydrogen.Config(proxy_protocol=protocol, proxy_allow_from=["10.0.0.0/8"]).proxy_protocol == protocol
+
+
+@pytest.mark.clause("C37")
+def test_networks_are_taken_as_text_and_as_networks_and_kept_as_a_tuple():
+    networks = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32"), ipaddress.ip_network("192.0.2.1/32"), "unix")
+    as_text = hydrogen.Config(proxy_protocol="auto", proxy_allow_from=["10.0.0.0/8", "2001:db8::/32", "192.0.2.1", "unix"])
+    as_networks = hydrogen.Config(proxy_protocol="auto", proxy_allow_from=networks)
+    assert as_text.proxy_allow_from == as_networks.proxy_allow_from == networks
+    assert as_text == as_networks
+    assert hash(as_text) == hash(as_networks)
+
+
+@pytest.mark.clause("C37", "C2")
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (["10.0.0.1/8"], ValueError),
+        (["10.0.0.0/33"], ValueError),
+        (["example.org"], ValueError),
+        ([""], ValueError),
+        (["UNIX"], ValueError),
+        ("10.0.0.0/8", TypeError),
+        ("unix", TypeError),
+        (7, TypeError),
+        ([7], TypeError),
+        ([None], TypeError),
+        ([b"\n\0\0\0"], TypeError),
+    ],
+    ids=repr,
+)
+def test_what_is_no_network_is_refused_by_a_message_that_names_the_field_and_the_value(value, error):
+    with pytest.raises(error) as raised:
+        hydrogen.Config(proxy_protocol="auto", proxy_allow_from=value)
+    message = str(raised.value)
+    assert message.startswith("proxy_allow_from")
+    assert repr(value) in message or any(repr(part) in message for part in _parts(value)), message
+
+
+@pytest.mark.clause("C34")
+@pytest.mark.parametrize(
+    ("limit", "most"),
+    [
+        (1, 1),
+        (2, 1),
+        (64, 32),
+        (128, 64),
+        (256, 192),
+        (1024, 960),
+        (1600, 1500),
+        (4096, 3840),
+        (16_384, 15_360),
+        (20_000, 18_976),
+        (1 << 20, (1 << 20) - 1024),
+        (1 << 30, MAX_SLOTS),
+        (resource.RLIM_INFINITY, MAX_SLOTS),
+    ],
+)
+def test_the_default_of_max_connections_leaves_fds_for_the_program(monkeypatch, limit, most):
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (limit, limit) if what == resource.RLIMIT_NOFILE else None)
+    assert default_max_connections() == most
 
 
 @pytest.mark.clause("C2")

@@ -9,6 +9,8 @@ import smtplib
 import sqlite3
 import ssl
 import subprocess
+import urllib.error
+import urllib.request
 import zlib
 
 import certificates
@@ -271,6 +273,57 @@ def test_tls_echo_says_how_to_make_a_certificate_that_serves(engine, tmp_path):
             client.send(b"hello")
             assert client.recv() == b"hello"
     end(process)
+
+
+# ---------------------------------------------------------------------------------------------------- for operators
+
+
+def ask(admin, path):
+    """The status and the text of an answer."""
+    try:
+        with urllib.request.urlopen(admin + path, timeout=PATIENCE) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def admin_of(process):
+    """The URL that it prints after its address."""
+    found = re.fullmatch(r"admin on (http://127\.0\.0\.1:\d+)\n", process.stdout.readline())
+    assert found
+    return found[1]
+
+
+def test_production_counts_and_says_that_it_is_ready_until_it_stops(engine):
+    process, address = begin(engine, "production.py", "--admin-port", "0")
+    admin = admin_of(process)
+    with Client(address) as client, Client(address) as rude:
+        client.send(b"hello\n")
+        hears(client, b"HELLO")
+        rude.send(b"x" * 2000)
+        assert rude.at_end() == "end"
+        assert ask(admin, "/ready") == (200, "ready\n")
+        status, page = ask(admin, "/metrics")
+        assert status == 200
+        assert "hydrogen_connections_accepted_total 2.0" in page
+        assert "hydrogen_messages_received_total 1.0" in page
+        assert "process_open_fds" in page
+        process.send_signal(signal.SIGTERM)  # which waits for `client` to end its side
+        wait_until(lambda: ask(admin, "/ready") == (503, "not ready\n"), "it stops")
+        client.at_end()
+    assert finish(process, 0) == ("", "")
+
+
+def test_production_exits_with_1_when_a_second_signal_cuts_the_stop_short(engine):
+    process, address = begin(engine, "production.py", "--admin-port", "0")
+    admin = admin_of(process)
+    with Client(address) as client:
+        client.send(b"hello\n")
+        hears(client, b"HELLO")
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: ask(admin, "/ready")[0] == 503, "it stops")
+        process.send_signal(signal.SIGINT)
+        finish(process, 1)
 
 
 # ---------------------------------------------------------------------------------------------------- streams and frames of one's own

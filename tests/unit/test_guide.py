@@ -1,27 +1,35 @@
-"""The user's guide and the README: every block of Python in them runs, on both engines, and what the guide is to explain is in it.
+"""The guides and the README: every block of Python in them runs, on both engines, and what they are to explain is in them.
 
 A block is a program of its own. It runs in an empty folder (with the certificates that the guide says how to make), finishes by itself,
 and logs no error; one whose fence says `logs` must log one. What serves for ever is begun and stopped here: `hydrogen.begin`, and in the
 README a wait for sixty seconds, are replaced by a client that talks to the server.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
+import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import PATIENCE, ROOT
+from support import PATIENCE, ROOT, child, finish, wait_until
 
 import hydrogen
 import hydrogen.__main__
 import hydrogen.perf.__main__
 
 GUIDE = ROOT / "docs" / "guide.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
+GUIDES = (GUIDE, OPERATIONS)
 README = ROOT / "README.md"
 
 
@@ -56,9 +64,10 @@ def blocks_of(path):
     return found
 
 
-def python_of(path):
+def python_of(*paths):
     """The blocks of Python, as parameters of a test."""
-    return pytest.mark.parametrize("block", [block for block in blocks_of(path) if block.info.split()[:1] == ["python"]], ids=str)
+    blocks = [block for path in paths for block in blocks_of(path) if block.info.split()[:1] == ["python"]]
+    return pytest.mark.parametrize("block", blocks, ids=str)
 
 
 @functools.cache
@@ -108,7 +117,7 @@ def begun(on_engine, monkeypatch):
 # ---------------------------------------------------------------------------------------------------- what runs
 
 
-@python_of(GUIDE)
+@python_of(*GUIDES)
 def test_guide_block(block, begun, error_log, tmp_path):
     for name, data in certificates().items() if ".pem" in block.text else ():
         (tmp_path / name).write_bytes(data)
@@ -137,7 +146,7 @@ def test_readme_block(block, begun, monkeypatch):
 
 def test_the_guides_commands_are_taken_by_the_command_line():
     seen = set()
-    for block in blocks_of(GUIDE):
+    for block in [*blocks_of(GUIDE), *blocks_of(OPERATIONS)]:
         for line in block.text.replace("\\\n", "").splitlines() if block.info == "sh" else ():
             words = shlex.split(line, comments=True)
             while words and "=" in words[0]:
@@ -169,12 +178,16 @@ NAMES = {
     "Plain": {"nb_recv", "nb_send", "b_recv", "b_send", "handshake"},
     "Frame": public(hydrogen.Frame) | public(hydrogen.FrameBuilder),
     "StopReport": set(hydrogen.StopReport.__dataclass_fields__),
+    "BroadcastReport": set(hydrogen.BroadcastReport.__dataclass_fields__),
+    "ProxyHeader": set(hydrogen.ProxyHeader.__dataclass_fields__),
+    "Stats": set(hydrogen.Stats.__dataclass_fields__) | public(hydrogen.Stats) | {"removed"},
+    "Timer": public(hydrogen.Timer),
 }
 
 
 @pytest.mark.parametrize("of", NAMES)
-def test_the_guide_speaks_of_every_public_name(of):
-    text = GUIDE.read_text()
+def test_the_guides_speak_of_every_public_name(of):
+    text = "".join(path.read_text() for path in GUIDES)
     missing = [name for name in sorted(NAMES[of]) if not re.search(rf"(?<!\w){name}(?!\w)", text)]
     assert missing == []
 
@@ -189,15 +202,118 @@ def test_each_framing_has_a_row_and_a_block():
         assert [block for block in blocks_of(GUIDE) if name in block.heading and block.info == "python"], f"no block of {name}"
 
 
-def test_the_guide_names_examples_and_files_that_exist():
-    text = GUIDE.read_text()
-    named = set(re.findall(r"\.\./([\w./]+)", text))
-    assert [name for name in named if not (ROOT / name).exists()] == []
-    assert {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")} <= named
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_the_guide_names_examples_and_files_that_exist(path):
+    named = set(re.findall(r"\]\(([\w./]+)", path.read_text()))
+    assert [name for name in named if not (path.parent / name).exists()] == []
+    if path == GUIDE:
+        assert {f"../examples/{example.name}" for example in (ROOT / "examples").glob("*.py")} <= named
 
 
-def test_the_guides_links_to_its_own_chapters_lead_somewhere():
-    text = GUIDE.read_text()
-    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    assert [link for link in re.findall(r"\]\(#([^)]+)\)", text) if link not in anchors] == []
+@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
+def test_the_guides_links_to_chapters_lead_somewhere(path):
+    for file, link in re.findall(r"\]\(([\w.]*)#([^)]+)\)", path.read_text()):
+        headings = re.findall(r"^#+ (.+)$", (path.parent / (file or path.name)).read_text(), re.MULTILINE)
+        assert link in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, f"{file}#{link}"
+
+
+# ---------------------------------------------------------------------------------------------------- what other programs read
+
+
+def block_of(info):
+    """The text of the one block of the operator's guide whose fence says that."""
+    [text] = [block.text for block in blocks_of(OPERATIONS) if block.info == info]
+    return text
+
+
+def free_ports(count):
+    """Ports that nobody listened on a moment ago."""
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [str(sock.getsockname()[1]) for sock in socks]
+
+
+def command(line, engine):
+    """A line of the guides that starts a server, started."""
+    words = shlex.split(line, comments=True)
+    assert words[:3] == ["python", "-m", "hydrogen"]
+    code = "import runpy; runpy.run_module('hydrogen', run_name='__main__', alter_sys=True)"
+    process = child(code, *words[3:], HYDROGEN_ENGINE=engine)
+    assert process.stdout.readline().startswith("listening on ")
+    return process
+
+
+def ends(process):
+    process.send_signal(signal.SIGTERM)
+    finish(process, 0)
+
+
+def says(address, line):
+    """What is answered to a line; None when nothing is."""
+    with contextlib.suppress(OSError), hydrogen.connect(address, framing=hydrogen.LineFrameBuilder, timeout=PATIENCE) as client:
+        client.send(line)
+        return next(iter(client), None)
+
+
+def test_haproxy_serves_by_the_configuration_of_the_guide_and_survives_a_stop(engine, tmp_path):
+    [lines] = [block.text.splitlines() for block in blocks_of(OPERATIONS) if block.info == "sh" and "--proxy-protocol" in block.text]
+    text = "\n".join([block_of("haproxy"), *lines, ""])
+    for given, free in zip(("13370", "13381", "13382"), free_ports(3), strict=True):
+        assert given in text
+        text = text.replace(given, free)
+    config, lines = text.split("\npython", 1)[0] + "\n", [f"python{line}" for line in text.split("\npython")[1:]]
+    (tmp_path / "haproxy.cfg").write_text(config)
+    checked = subprocess.run(["haproxy", "-c", "-f", "haproxy.cfg"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    [port] = re.findall(r"bind 127.0.0.1:(\d+)", config)
+    one, two = (command(line, engine) for line in lines)
+    proxy = subprocess.Popen(
+        ["haproxy", "-db", "-f", "haproxy.cfg"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        address = ("127.0.0.1", int(port))
+        wait_until(lambda: says(address, b"hello") == b"hello", "it serves")
+        ends(one)
+        assert [says(address, b"hello") for _ in range(6)] == [b"hello"] * 6  # redispatched, whether or not the check has seen it
+        wait_until(lambda: "servers/one is DOWN" in proxy.stderr.readline(), "the check has seen it")
+        ends(two)
+    finally:
+        proxy.kill()
+        proxy.communicate()
+
+
+def test_systemd_understands_the_units_of_the_guide(tmp_path):
+    for kind in ("socket", "service"):
+        text = block_of(f"ini {kind}").replace("/srv/echo/.venv/bin/python", sys.executable)
+        (tmp_path / f"echo.{kind}").write_text(text)
+    files = [str(tmp_path / "echo.service"), str(tmp_path / "echo.socket")]
+    checked = subprocess.run(["systemd-analyze", "verify", *files], capture_output=True, text=True, timeout=PATIENCE)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_the_command_line_of_the_unit_is_taken():
+    [line] = re.findall(r"^ExecStart=\S+ -m hydrogen (.+)$", block_of("ini service"), re.MULTILINE)
+    assert hydrogen.__main__.parser().parse_args(shlex.split(line)).systemd
+
+
+def test_systemd_socket_activate_starts_a_server_with_the_first_connection(engine):
+    [line] = re.findall(r"^systemd-socket-activate (.+)$", OPERATIONS.read_text(), re.MULTILINE)
+    [port] = free_ports(1)
+    words = shlex.split(line.replace("1337", port).replace(" python ", f" {sys.executable} "))
+    env = {**os.environ, "HYDROGEN_ENGINE": engine, "PYTHONPATH": str(Path(hydrogen.__file__).parent.parent)}
+    activator = ["systemd-socket-activate", "--setenv=PYTHONPATH", "--setenv=HYDROGEN_ENGINE", *words]
+    process = subprocess.Popen(activator, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        assert "Listening on" in process.stderr.readline()
+        assert says(("127.0.0.1", int(port)), b"hello") == b"hello"
+        process.send_signal(signal.SIGTERM)  # it has become the server
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_command_of_the_container_is_taken():
+    [words] = re.findall(r"^CMD (.+)$", block_of("dockerfile"), re.MULTILINE)
+    assert hydrogen.__main__.parser().parse_args(json.loads(words)[3:]).addr == ["0.0.0.0"]

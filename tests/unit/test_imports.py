@@ -126,6 +126,16 @@ def test_backend_does_not_name_what_is_above_it():
     assert not named & {"server", "perf"}
 
 
+def test_nothing_names_contrib_and_it_names_what_its_users_could():
+    for path in HYDROGEN.rglob("*.py"):
+        named = {name.split(".")[1] for name in imports(path)}
+        if path.parent.name == "contrib":
+            assert named <= FACADE | {"server"}, path
+        else:
+            assert "contrib" not in named, path
+            assert "prometheus_client" not in path.read_text(), path
+
+
 def test_framing_never_sees_an_fd():
     for path in (HYDROGEN / "frame.py", HYDROGEN / "tls.py", HYDROGEN / "proxy.py", HYDROGEN / "_py" / "framing.py"):
         tree = ast.parse(path.read_text())

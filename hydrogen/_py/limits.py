@@ -1,0 +1,65 @@
+"""Limits: how many connections there may be, of all and of each address. No socket is known here.
+
+Of all the limit cannot be overshot because one thread adds, the accept thread, and it looks before: others only take away. Of one address
+it is counted under a lock, for with PROXY protocol it is a worker that learns whose connection it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+_MAPPED = "::ffff:"
+
+
+def address_of(peername: Any) -> str | None:
+    """What a peer of that name is counted at; None for peers on Unix sockets, which have no address to tell them apart by.
+
+    An IPv4-mapped IPv6 address counts as that of IPv4: whether a listener speaks both is no matter of the client's.
+    """
+    if not isinstance(peername, tuple):
+        return None
+    host: str = peername[0]
+    return host[len(_MAPPED) :] if host.startswith(_MAPPED) and "." in host else host
+
+
+class Limits:
+    """`max_connections` and `max_connections_per_ip`.
+
+    Attributes:
+        most: connections.
+        most_per_address: connections of one address; None: no limit.
+    """
+
+    def __init__(self, most: int, most_per_address: int | None, count: Callable[[], int]) -> None:
+        """Args: count: how many connections there are."""
+        self.most = most
+        self.most_per_address = most_per_address
+        self._count = count
+        self._lock = threading.Lock()
+        self._of_address: dict[str, int] = {}
+
+    def is_full(self) -> bool:
+        """Whether there may be no more connections. By the accept thread; for others it is old when they hear it."""
+        return self._count() >= self.most
+
+    def enter(self, address: str) -> bool:
+        """Count one more at `address`; False, and it is not counted, when there are too many."""
+        if self.most_per_address is None:
+            return True
+        with self._lock:
+            count = self._of_address.get(address, 0)
+            if count >= self.most_per_address:
+                return False
+            self._of_address[address] = count + 1
+            return True
+
+    def leave(self, address: str) -> None:
+        """Undo an `enter` that was granted."""
+        if self.most_per_address is None:
+            return
+        with self._lock:
+            count = self._of_address.pop(address) - 1
+            if count:
+                self._of_address[address] = count

@@ -1,0 +1,91 @@
+"""What does not move: output of which the peer takes nothing, and workers that are all in callbacks. The timekeeper looks at both.
+
+Neither looks at what moves: output is watched only while it is blocked, and workers only since all of them were busy.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from hydrogen._py.output import Output
+from hydrogen._py.pool import Pool
+from hydrogen._py.timekeeper import Alarm, Timekeeper
+
+TICK = 0.01
+"""Seconds between two looks at workers that are all busy: two switch intervals of the interpreter, so that who computes gets on."""
+
+
+class StuckOutput:
+    """Connections whose output is blocked, for `write_timeout`. Invariant: while there are some, the alarm is set."""
+
+    def __init__(self, timekeeper: Timekeeper, timeout: float | None, look_every: float) -> None:
+        """Args: look_every: seconds that progress may be seen late."""
+        self._timeout = math.inf if timeout is None else timeout
+        self._look_every = look_every
+        self._lock = threading.Lock()
+        self._watched: list[Output] = []
+        self._alarm: Alarm = timekeeper.alarm(self._look)
+
+    def watch(self, connection: Output) -> None:
+        """Look at `connection` until it says that there is nothing to see. It asks once. From any thread."""
+        with self._lock:
+            self._watched.append(connection)
+        self._alarm.set(time.monotonic() + self._look_every)
+
+    def _look(self) -> None:
+        with self._lock:
+            watched, self._watched = self._watched, []
+        now = time.monotonic()
+        still = []
+        soonest = now + self._look_every
+        for connection in watched:
+            until = connection.look_at_progress(now, self._timeout)
+            if until is not None:
+                still.append(connection)
+                soonest = min(soonest, until)
+        if still:
+            with self._lock:
+                self._watched += still
+            self._alarm.set(soonest)
+
+
+class StuckWorkers:
+    """Notices that all workers are in the same callbacks as at the look before.
+
+    It looks from when a worker finds that all are busy (`begin`) until one is not. No such moment is missed: a worker is busy before it
+    looks at `_looking`, which is cleared here before the workers are looked at.
+
+    Attributes:
+        times: how often; a time lasts until one of them got on.
+    """
+
+    def __init__(self, timekeeper: Timekeeper, pool: Pool, tell: Callable[[], None]) -> None:
+        """Args: tell: called once each time."""
+        self._pool = pool
+        self._tell = tell
+        self._alarm: Alarm = timekeeper.alarm(self._look)
+        self._looking = False
+        self._seen: list[tuple[int, int]] = []
+        self._told = False
+        self.times = 0
+
+    def begin(self) -> None:
+        """All workers are busy. By one of them."""
+        if not self._looking:
+            self._looking = True
+            self._alarm.set(time.monotonic() + TICK)
+
+    def _look(self) -> None:
+        self._looking = False
+        seen, self._seen = self._seen, self._pool.running()
+        blocked = self._pool.all_are_busy() and self._seen == seen
+        if blocked and not self._told:
+            self.times += 1
+            self._tell()
+        self._told = blocked
+        if self._pool.all_are_busy():
+            self._looking = True
+            self._alarm.set(time.monotonic() + TICK)

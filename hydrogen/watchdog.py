@@ -1,0 +1,65 @@
+"""The watchdog: a thread that looks for callbacks which run for longer than `Config.slow_callback`, and logs where they are.
+
+It is there only when that is set, and looks four times in that time. It needs the GIL to look, so a callback that holds on to it in C code
+is found late. Nothing here acts: a slow callback is told of, once, and left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from hydrogen.journal import Journal
+
+
+class Watchdog:
+    """Watches the workers of one engine.
+
+    Attributes:
+        slow: callbacks found so far that ran for too long.
+    """
+
+    def __init__(self, seconds: float, running: Callable[[], list[tuple[int, int]]], journal: Journal) -> None:
+        """Args: seconds: of `slow_callback`. running: see `backend.Engine.running`."""
+        self._seconds = seconds
+        self._running = running
+        self._journal = journal
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="hydrogen-watchdog", daemon=True)
+        self.slow = 0
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """End the thread, and wait for that, but not for a log handler that keeps it."""
+        self._ended.set()
+        self._thread.join(1.0)
+
+    def is_mine(self) -> bool:
+        """Whether the calling thread is the watchdog."""
+        return threading.current_thread() is self._thread
+
+    def _watch(self) -> None:
+        seen: dict[tuple[int, int], float] = {}
+        told: set[tuple[int, int]] = set()
+        while not self._ended.wait(self._seconds / 4):
+            now = time.monotonic()
+            seen = {key: seen.get(key, now) for key in self._running()}
+            told &= seen.keys()
+            for key, since in seen.items():
+                if now - since >= self._seconds and key not in told:
+                    told.add(key)
+                    self._tell(key[0], now - since)
+
+    def _tell(self, ident: int, seconds: float) -> None:
+        self.slow += 1
+        frame = sys._current_frames().get(ident)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(it has ended meanwhile)"
+        name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), "a worker")
+        self._journal.say(logging.WARNING, "slow callback", "a callback has run for %.3f s in %s:\n%s", seconds, name, stack)

@@ -1,0 +1,541 @@
+"""idle_timeout and write_timeout: what they count, and whom they do not concern. Rows 13, 14 and 24b as far as these see to them.
+
+As in test_deadlines.py nothing here measures time: that a deadline has passed is seen by other connections, which began later and were
+removed by one as long.
+"""
+
+import os
+import socket as stdlib_socket
+
+import pytest
+from certificates import client_context, server_context
+from support import TlsClient, echo, length_frame, recorder, running, settled, simple, timed_out, wait_event, wait_until
+
+import hydrogen
+
+pytestmark = pytest.mark.slow
+
+SHORT = 0.3
+"""Seconds of the deadlines that are to pass."""
+
+AMPLE = 1.0
+"""Seconds of those within which something has to be done."""
+
+BIG = bytes(8 << 20)
+"""More than the kernel takes for a peer that does not read."""
+
+
+class Bytes(hydrogen.Stream):
+    """A stream of the user's that hands on what it reads, and keeps what it cannot write."""
+
+    def __init__(self, fd):
+        self.fd = fd
+        self.rest = b""
+
+    def recv(self):
+        part = os.read(self.fd, 1000)
+        if not part:
+            raise EOFError
+        return [part]
+
+    def send(self, buf):
+        self.rest += buf
+        while self.rest:
+            self.rest = self.rest[os.write(self.fd, self.rest) :]
+
+    def shutdown(self):
+        pass
+
+    def fileno(self):
+        return self.fd
+
+
+KINDS = pytest.mark.parametrize("kind", ["plain", "tls", "stream"])
+
+
+def options_for(kind):
+    """Of `recorder`, and of the server."""
+    return {"new_connection": Bytes} if kind == "stream" else {}, {"ssl": server_context()} if kind == "tls" else {}
+
+
+def talker(kind, client):
+    """The client, ready to talk."""
+    return TlsClient(client, client_context()).handshake() if kind == "tls" else client
+
+
+def repeat_until(action, condition, what):
+    """Do something again and again, with a little time between, until a condition holds."""
+
+    def step():
+        action()
+        return condition()
+
+    wait_until(step, what)
+
+
+def outlive(handler, server, connect, action, removals=(1, 2)):
+    """While `action` is repeated two silent connections are removed one after the other: more than twice the timeout passes."""
+    for number in removals:
+        connect(server)
+        repeat_until(action, lambda number=number: len(handler.of("connection_removed")) >= number, "a silent one is removed")
+        timed_out(handler, "idle_timeout", number)
+
+
+# ---------------------------------------------------------------------------------------------------- idle_timeout
+
+
+@pytest.mark.clause("C27", "H20", "H25")
+@KINDS
+def test_f14_a_peer_that_vanishes_is_removed_at_idle_timeout(start, connect, kind):
+    """No FIN, no reset, no byte: to the server a peer that has vanished is one that is silent."""
+    hooks, options = options_for(kind)
+    handler = recorder(connected=None, data_received=echo, **hooks)
+    server = start(handler, idle_timeout=SHORT, keepalive=None, **options)
+    client = connect(server)
+    talker(kind, client).echo(b"alive")
+    timed_out(handler, "idle_timeout")
+    assert client.at_end() == "reset"
+    assert handler.of("disconnected")[0].value is handler.of("connection_removed")[0].value
+    wait_until(lambda: server.stats().removed_idle_timeout == 1, "it is counted")
+    talker(kind, connect(server)).echo(b"served")
+
+
+@pytest.mark.clause("C27")
+def test_f14_a_peer_that_never_said_anything_is_removed_at_idle_timeout(start, connect):
+    handler = recorder()
+    client = connect(start(handler, idle_timeout=SHORT))
+    timed_out(handler, "idle_timeout")
+    assert client.at_end() == "reset"
+
+
+@pytest.mark.clause("C27")
+def test_f14_many_that_are_silent_are_all_removed_and_one_that_talks_is_not(start, connect):
+    handler = recorder(data_received=echo)
+    server = start(handler, idle_timeout=AMPLE)
+    client = connect(server)
+    for _ in range(50):
+        connect(server)
+    repeat_until(lambda: client.echo(b"x"), lambda: len(handler.of("connection_removed")) >= 50, "they are removed")
+    assert {type(error) for error in handler.wait_removed(50)} == {hydrogen.ConnectionTimeout}
+    client.echo(b"still here")
+    wait_until(lambda: server.stats().removed_idle_timeout == 50, "they are counted")
+
+
+@pytest.mark.clause("C27")
+@KINDS
+def test_bytes_from_the_peer_keep_a_connection(start, connect, kind):
+    hooks, options = options_for(kind)
+    handler = recorder(data_received=None, **hooks)
+    server = start(handler, idle_timeout=AMPLE, **options)
+    client = talker(kind, connect(server))
+    outlive(handler, server, connect, lambda: client.send(b"x"))
+    client.send(b"still here")
+    handler.wait(lambda: handler.data().endswith(b"still here"), "it is served")
+
+
+@pytest.mark.clause("C27")
+@KINDS
+def test_bytes_to_the_peer_keep_a_connection_although_it_says_nothing(start, connect, kind):
+    hooks, options = options_for(kind)
+    handler = recorder(connected=None, **hooks)
+    server = start(handler, idle_timeout=AMPLE, **options)
+    client = talker(kind, connect(server))
+    socket, sent = handler.wait_for("connected")[0].socket, []
+
+    def send():
+        assert socket.send(b"x")
+        sent.append(b"x")
+
+    outlive(handler, server, connect, send)
+    assert client.receive(len(sent)) == b"".join(sent)
+    assert socket.is_open
+
+
+@pytest.mark.clause("C27", "C25")
+def test_bytes_of_a_frame_that_is_not_finished_are_bytes(start, connect):
+    handler = recorder()
+    server = start(handler, framing=hydrogen.SimpleFrameBuilder, idle_timeout=AMPLE, frame_timeout=None)
+    client = connect(server)
+    client.send(b"\x01\xff\xff")
+    outlive(handler, server, connect, lambda: client.send(b"\0"))
+    assert handler.messages() == []
+
+
+@pytest.mark.clause("C27")
+def test_what_the_peer_sends_while_its_handler_is_busy_is_read_before_the_clock(start, connect, gate):
+    go = gate()
+    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else socket.send(data))
+    server = start(handler, idle_timeout=SHORT, framing=hydrogen.SimpleFrameBuilder)
+    client = connect(server)
+    client.send(simple(b"block"))
+    handler.wait_for("data_received")
+    client.send(simple(b"alive"))
+    connect(server)
+    timed_out(handler, "idle_timeout")
+    go.set()
+    assert client.receive_frame() == b"alive"
+
+
+@pytest.mark.clause("C27", "H19")
+def test_what_the_peer_sends_while_its_handler_has_paused_reading_shows_that_it_is_not_idle(start, connect):
+    handler = recorder(data_received=lambda socket, data: socket.pause_reading() if data == b"pause" else socket.send(data))
+    server = start(handler, idle_timeout=SHORT, framing=hydrogen.SimpleFrameBuilder)
+    client = connect(server)
+    client.send(simple(b"pause"))
+    handler.wait_for("data_received")
+    client.send(simple(b"alive"))
+    for number in (1, 2):
+        connect(server)
+        timed_out(handler, "idle_timeout", number)
+    handler.socket().resume_reading()
+    assert client.receive_frame() == b"alive"
+
+
+@pytest.mark.clause("C27", "H22")
+def test_a_handler_that_is_busy_is_no_byte_but_what_it_answers_is(start, connect, gate):
+    """Both peers are silent for longer than the timeout while their handlers work; one handler answers, the other does not."""
+    go = gate()
+
+    def work(socket, data):
+        wait_event(go, "let go")
+        if data == b"answer":
+            socket.send(data)
+
+    handler = recorder(data_received=work)
+    server = start(handler, idle_timeout=SHORT)
+    answered, silent = connect(server), connect(server)
+    answered.send(b"answer")
+    silent.send(b"nothing")
+    handler.wait_for("data_received", 2)
+    connect(server)
+    timed_out(handler, "idle_timeout")
+    assert len(handler.of("connection_removed")) == 1  # not while a callback of theirs runs
+    go.set()
+    assert answered.receive(6) == b"answer"
+    assert silent.at_end() == "reset"
+    timed_out(handler, "idle_timeout", 2)
+
+
+@pytest.mark.clause("C27", "H22")
+@pytest.mark.parametrize("handoff", ["auto", "inline", "eager"])
+def test_f24b_while_all_workers_are_blocked_no_peer_that_has_spoken_is_timed_out(start, connect, gate, handoff):
+    go = gate()
+    handler = recorder(data_received=lambda socket, data: (wait_event(go, "let go"), socket.send(data)))
+    server = start(handler, idle_timeout=AMPLE, max_threads=2, handoff=handoff)
+    clients = [connect(server) for _ in range(8)]
+    for client in clients:
+        client.send(b"patient")
+    handler.wait_for("data_received", 2)
+    watch = recorder()
+    other = start(watch, idle_timeout=AMPLE)
+    connect(other)
+    timed_out(watch, "idle_timeout")
+    connect(other)
+    timed_out(watch, "idle_timeout", 2)
+    assert handler.of("connection_removed") == []
+    go.set()
+    for client in clients:
+        assert client.receive(7) == b"patient"
+
+
+@pytest.mark.clause("C26", "C27")
+def test_by_default_a_connection_may_be_silent_for_ever(start, connect):
+    handler, watch = recorder(data_received=echo), recorder()
+    client = connect(start(handler))
+    client.echo(b"x")
+    connect(start(watch, idle_timeout=SHORT))
+    timed_out(watch, "idle_timeout")
+    client.echo(b"y")
+
+
+# ---------------------------------------------------------------------------------------------------- write_timeout
+
+
+def big(socket, data):
+    """A hook: much more than fits into the kernel's buffers."""
+    socket.send(BIG if data == b"big" else data)
+
+
+def stuck(server, connect):
+    """A connection whose peer does not read its output."""
+    client = connect(server, receive_buffer=4096)
+    client.send(b"big")
+    return client
+
+
+@pytest.mark.clause("C28", "H20", "H25")
+@KINDS
+def test_f13_a_peer_that_reads_nothing_is_removed_at_write_timeout(start, connect, kind):
+    hooks, options = options_for(kind)
+    handler = recorder(data_received=big, **hooks)
+    server = start(handler, write_timeout=SHORT, **options)
+    neighbour = talker(kind, connect(server))
+    client = connect(server, receive_buffer=4096)
+    talker(kind, client).send(b"big")
+    timed_out(handler, "write_timeout")
+    assert client.at_end() == "reset"
+    neighbour.echo(b"still here")
+    wait_until(lambda: server.stats().removed_write_timeout == 1, "it is counted")
+    assert server.stats().queued_bytes == 0
+
+
+@pytest.mark.clause("C28")
+def test_f14_a_peer_that_vanishes_with_output_on_its_way_is_removed_at_write_timeout(start, connect):
+    handler = recorder(connected=None)
+    client = connect(start(handler, write_timeout=SHORT, idle_timeout=None, keepalive=None), receive_buffer=4096)
+    assert handler.socket().send(BIG)
+    timed_out(handler, "write_timeout")
+    assert client.at_end() == "reset"
+
+
+def slowly(client, taken, part=32):
+    """Read a little."""
+
+    def step():
+        taken.append(len(client.sock.recv(part)))
+
+    return step
+
+
+def outlive_slowly(handler, server, connect, client, already=0):
+    """While `client` reads a little at a time two others that read nothing are removed; how many bytes the client has read."""
+    taken = []
+    for number in (already + 1, already + 2):
+        stuck(server, connect)
+        repeat_until(
+            slowly(client, taken),
+            lambda number=number: len(handler.of("connection_removed")) >= number,
+            "one that reads nothing is removed",
+        )
+        timed_out(handler, "write_timeout", number)
+    return sum(taken)
+
+
+SEND_BUFFER = [(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 200_000)]
+"""Large enough that a slow reader frees no third of it, of which epoll would tell, for longer than the timeout."""
+
+
+@pytest.mark.clause("C28")
+def test_a_peer_that_reads_slowly_but_steadily_is_never_removed(start, connect):
+    """What the kernel holds gets less, but not by so much that it asks for more: the engine writes nothing for all that time."""
+    handler = recorder(data_received=big)
+    server = start(handler, write_timeout=AMPLE, socket_options=SEND_BUFFER)
+    client = stuck(server, connect)
+    socket = handler.wait_for("data_received")[0].socket
+    before = settled(lambda: socket.pending)
+    taken = outlive_slowly(handler, server, connect, client)
+    assert socket.is_open
+    assert 0 < taken < SEND_BUFFER[0][2]
+    assert socket.pending == before
+    assert client.receive(len(BIG) - taken) == BIG[taken:]
+
+
+@pytest.mark.clause("C28", "K8")
+def test_a_peer_that_reads_slowly_is_not_removed_while_its_connection_closes_and_gets_everything(start, connect):
+    reply = os.urandom(4_000_000)
+
+    def received(socket, data):
+        if data == b"close":
+            socket.send(reply)
+            socket.close()
+        else:
+            socket.send(BIG)
+
+    handler = recorder(data_received=received)
+    server = start(handler, write_timeout=AMPLE, socket_options=SEND_BUFFER)
+    client = connect(server, receive_buffer=4096)
+    client.send(b"close")
+    handler.wait_for("data_received")
+    taken = outlive_slowly(handler, server, connect, client)
+    assert client.receive_until_end() == reply[taken:]
+    client.close()
+    assert type(handler.wait_removed(3)[2]) is hydrogen.LocalClosed
+
+
+@pytest.mark.clause("C28", "K8", "H20")
+def test_f13_a_connection_that_is_closing_whose_peer_reads_nothing_is_reset_at_write_timeout(start, connect):
+    """The cause that is told is the first one, as with every second end."""
+    handler = recorder(data_received=lambda socket, data: (socket.send(BIG), socket.close()))
+    server = start(handler, write_timeout=SHORT)
+    client = stuck(server, connect)
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
+    assert client.at_end() == "reset"
+    wait_until(lambda: server.stats().removed_local_closed == 1, "it is counted")
+
+
+@pytest.mark.clause("C28", "S10")
+def test_f13_a_stop_does_not_wait_longer_than_write_timeout_for_a_peer_that_reads_nothing(start, connect):
+    handler = recorder(data_received=big)
+    server = start(handler, write_timeout=SHORT)
+    client = stuck(server, connect)
+    handler.wait_for("data_received")
+    reports = []
+    with running(lambda: reports.append(server.stop(3600))):
+        assert type(handler.wait_removed()[0]) in (hydrogen.ServerStopped, hydrogen.ConnectionTimeout)  # whichever came first
+    assert client.at_end() == "reset"
+    assert reports[0].abandoned == 0
+
+
+@pytest.mark.clause("C28", "H22")
+@pytest.mark.parametrize("handoff", ["auto", "inline", "eager"])
+def test_f24b_while_all_workers_are_blocked_no_peer_that_reads_is_timed_out(start, connect, gate, handoff):
+    go = gate()
+    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else socket.send(BIG))
+    server = start(handler, write_timeout=AMPLE, max_threads=2, handoff=handoff, socket_options=SEND_BUFFER)
+    client = stuck(server, connect)
+    handler.wait_for("data_received")
+    for number in (2, 3):
+        connect(server).send(b"block")
+        handler.wait_for("data_received", number)
+    watch = recorder(data_received=big)
+    other = start(watch, write_timeout=AMPLE)
+    taken = outlive_slowly(watch, other, connect, client)
+    assert handler.of("connection_removed") == []
+    go.set()
+    assert client.receive(len(BIG) - taken) == BIG[taken:]
+
+
+@pytest.mark.clause("C28", "K7")
+def test_a_handler_that_drains_to_a_peer_that_reads_nothing_is_released_at_write_timeout(start, connect):
+    """It holds its connection while it waits, so that nobody else can act for that."""
+    drained = []
+    handler = recorder(data_received=lambda socket, data: (socket.send(BIG), drained.append(socket.drain())))
+    client = connect(start(handler, write_timeout=SHORT, max_threads=1), receive_buffer=4096)
+    client.send(b"x")
+    timed_out(handler, "write_timeout")
+    assert drained == [False]
+
+
+@pytest.mark.clause("C28")
+def test_who_has_no_output_queued_has_no_write_timeout(start, connect):
+    """Also not what is in the kernel's hands altogether: the server has nothing to free by giving up."""
+    handler = recorder(data_received=big)
+    server = start(handler, write_timeout=SHORT)
+    silent, few = connect(server), connect(server, receive_buffer=4096)
+    silent.echo(b"x")
+    few.send(b"f" * 30_000)
+    wait_until(lambda: server.stats().bytes_sent == 30_001, "the kernel has it all")
+    assert few.sock.recv(1, stdlib_socket.MSG_PEEK) == b"f"
+    for number in (1, 2):
+        stuck(server, connect)
+        timed_out(handler, "write_timeout", number)
+    silent.echo(b"y")
+    assert few.receive(30_000) == b"f" * 30_000
+
+
+@pytest.mark.clause("C28")
+def test_the_clock_of_write_timeout_begins_with_the_output_and_not_with_the_connection(start, connect):
+    """A connection that is older than the timeout sends something large to a peer that is about to read it."""
+    handler = recorder(data_received=big)
+    server = start(handler, write_timeout=AMPLE)
+    client = connect(server, receive_buffer=65_536)
+    client.echo(b"x")
+    stuck(server, connect)
+    timed_out(handler, "write_timeout")
+    client.send(b"big")
+    assert client.receive(len(BIG)) == BIG
+    client.send(b"big")
+    assert client.receive(len(BIG)) == BIG
+
+
+@pytest.mark.clause("C26", "C28")
+def test_write_timeout_none_is_no_limit(start, connect):
+    handler, watch = recorder(data_received=big), recorder(data_received=big)
+    client = connect(start(handler, write_timeout=None), receive_buffer=65_536)
+    client.send(b"big")
+    handler.wait_for("data_received")
+    stuck(start(watch, write_timeout=SHORT), connect)
+    timed_out(watch, "write_timeout")
+    assert client.receive(len(BIG)) == BIG
+
+
+@pytest.mark.clause("C27", "C28")
+@pytest.mark.parametrize("part", [32, 20_000], ids=["slowly", "faster"])
+def test_a_peer_that_only_reads_however_slowly_is_not_idle(start, connect, part):
+    """Bytes go all the time, if only from the kernel's buffers: with idle_timeout alone, and output queued."""
+    handler = recorder(data_received=big)
+    server = start(handler, idle_timeout=AMPLE, write_timeout=None, socket_options=SEND_BUFFER)
+    client = stuck(server, connect)
+    socket = handler.wait_for("data_received")[0].socket
+    settled(lambda: socket.pending)
+    outlive(handler, server, connect, slowly(client, [], part))
+    assert socket.is_open
+
+
+@pytest.mark.clause("C27", "C25", "H25")
+def test_each_timeout_removes_by_its_own_name_and_is_counted_for_itself(start, connect):
+    """The frame is begun before the silence, and the shorter deadline comes first."""
+    handler = recorder(data_received=lambda socket, data: socket.send(BIG))
+    server = start(
+        handler, framing=hydrogen.LengthFrameBuilder(max_size=9 << 20), idle_timeout=3 * SHORT, frame_timeout=SHORT, write_timeout=SHORT
+    )
+    connect(server).send(length_frame(b"never finished")[:-1])
+    timed_out(handler, "frame_timeout", 1)
+    connect(server, receive_buffer=4096).send(length_frame(b"big"))
+    timed_out(handler, "write_timeout", 2)
+    connect(server)
+    timed_out(handler, "idle_timeout", 3)
+    wait_until(lambda: server.stats().removed_timeout == 3, "they are counted")
+    stats = server.stats()
+    assert (stats.removed_frame_timeout, stats.removed_write_timeout, stats.removed_idle_timeout) == (1, 1, 1)
+
+
+@pytest.mark.clause("C27", "H22")
+def test_what_came_during_a_callback_longer_than_idle_timeout_is_read_before_the_clock(start, connect, gate):
+    """The connection was late already when its message came; while the handler is busy with that there comes another one."""
+    first, go = gate(), gate()
+    busy = {b"block": first, b"slow": go}
+    handler = recorder(data_received=lambda socket, data: wait_event(busy[data], "let go") if data in busy else socket.send(data))
+    server = start(handler, idle_timeout=AMPLE, max_threads=1)
+    client, blocker = connect(server), connect(server)
+    blocker.send(b"block")
+    handler.wait_for("data_received")
+    watch = recorder()
+    other = start(watch, idle_timeout=AMPLE)
+    connect(other)
+    timed_out(watch, "idle_timeout")
+    client.send(b"slow")
+    first.set()
+    handler.wait_for("data_received", 2)
+    connect(other)
+    timed_out(watch, "idle_timeout", 2)
+    client.send(b"alive")
+    go.set()
+    assert client.receive(5) == b"alive"
+
+
+@pytest.mark.clause("C27", "C39")
+def test_bytes_of_a_proxy_header_are_bytes(start, connect):
+    header = b"PROXY TCP4 192.0.2.1 198.51.100.2 1234 443\r\n"
+    handler = recorder(connected=None)
+    server = start(handler, idle_timeout=SHORT, open_timeout=60.0, proxy_protocol="v1", proxy_allow_from=["127.0.0.0/8"])
+    client, sent = connect(server), []
+
+    def drip():
+        if len(sent) < len(header) - 1:
+            client.send(header[len(sent) : len(sent) + 1])
+            sent.append(1)
+
+    silent = connect(server)
+    repeat_until(drip, lambda: handler.of("connection_removed"), "the silent one is removed")
+    assert silent.at_end() == "reset"
+    client.send(header[len(sent) :])
+    handler.wait_for("connected")
+
+
+@pytest.mark.clause("C28", "T5")
+def test_what_a_stream_of_the_user_s_is_given_to_send_is_no_progress_of_the_peer(start, connect):
+    handler = recorder(new_connection=Bytes, connected=None)
+    server = start(handler, write_timeout=SHORT)
+    connect(server, receive_buffer=4096)
+    handler.wait_for("connected")
+    handler.socket().send(BIG)
+    repeat_until(lambda: handler.socket().send(b"beat"), lambda: handler.of("connection_removed"), "it is removed although more is sent")
+    timed_out(handler, "write_timeout")
+
+
+@pytest.mark.clause("C27")
+def test_a_timeout_that_is_nearly_nothing_does_not_disturb_another_one(start, connect):
+    handler = recorder()
+    connect(start(handler, idle_timeout=SHORT, frame_timeout=1e-9))
+    timed_out(handler, "idle_timeout")

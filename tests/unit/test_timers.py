@@ -1,0 +1,142 @@
+"""Timers without an engine: what is run when, and that an alarm is set while one stands."""
+
+import logging
+import threading
+import time
+
+import pytest
+
+from hydrogen.journal import Journal
+from hydrogen.timers import Timers
+
+
+class Engine:
+    """The alarm of an engine: the earliest time that it was asked for, until it rings."""
+
+    def __init__(self):
+        self.alarm = None
+        self.timers = Timers(Journal(lambda seconds, callback: None))
+
+    def set_alarm(self, when):
+        self.alarm = when if self.alarm is None else min(when, self.alarm)
+
+    def ring(self):
+        """As a worker does when the alarm rings; whether it did."""
+        if self.alarm is None or self.alarm > time.monotonic():
+            return False
+        self.alarm = None
+        self.timers.run_due(self.set_alarm)
+        return True
+
+    def add(self, seconds, callback):
+        """`seconds` from now; may be in the past."""
+        return self.timers.add(time.monotonic() + seconds, callback, self.set_alarm)
+
+
+@pytest.fixture
+def clockwork():
+    return Engine()
+
+
+@pytest.mark.clause("S42")
+def test_one_ring_runs_one_timer_and_the_alarm_is_set_for_the_next_one(clockwork):
+    calls = []
+    for number in (2, 0, 1):
+        clockwork.add(number - 10, lambda number=number: calls.append(number))
+    for count in range(1, 4):
+        assert clockwork.ring()
+        assert calls == list(range(count))
+    assert not clockwork.ring()
+    assert clockwork.alarm is None
+
+
+@pytest.mark.clause("S42")
+def test_of_two_that_are_due_at_the_same_time_the_first_asked_for_comes_first(clockwork):
+    calls, when = [], time.monotonic() - 1
+    for number in range(10):
+        clockwork.timers.add(when, lambda number=number: calls.append(number), clockwork.set_alarm)
+    while clockwork.ring():
+        pass
+    assert calls == list(range(10))
+
+
+@pytest.mark.clause("S42")
+def test_what_is_not_due_is_not_run_and_its_alarm_is_set_again(clockwork):
+    calls = []
+    clockwork.add(1000, lambda: calls.append("later"))
+    later = clockwork.alarm
+    clockwork.add(-1, lambda: calls.append("now"))
+    assert clockwork.alarm < later
+    assert clockwork.ring()
+    assert (calls, clockwork.alarm) == (["now"], later)
+    clockwork.timers.run_due(clockwork.set_alarm)  # too early
+    assert (calls, clockwork.alarm) == (["now"], later)
+
+
+@pytest.mark.clause("S44")
+def test_the_alarm_for_the_next_one_is_set_before_the_callback(clockwork):
+    seen = []
+    clockwork.add(-2, lambda: seen.append(clockwork.alarm))
+    clockwork.add(-1, lambda: seen.append(clockwork.alarm))
+    assert clockwork.ring()
+    assert seen[0] is not None
+    assert clockwork.ring()
+    assert seen[1] is None
+
+
+@pytest.mark.clause("S44", "S42")
+def test_a_callback_may_add_one_and_run_others(clockwork):
+    calls = []
+    clockwork.add(-1, lambda: (clockwork.add(-1, lambda: calls.append("inner")), clockwork.ring(), calls.append("outer")))
+    assert clockwork.ring()
+    assert calls == ["inner", "outer"]
+
+
+@pytest.mark.clause("S43")
+def test_of_the_cancelled_none_is_run_and_the_next_one_is_found_behind_them(clockwork):
+    calls = []
+    timers = [clockwork.add(-10, lambda: calls.append("cancelled")) for _ in range(5)]
+    clockwork.add(-1, lambda: calls.append("called"))
+    assert [timer.cancel() for timer in timers] == [True] * 5
+    assert [timer.cancel() for timer in timers] == [False] * 5
+    assert clockwork.ring()
+    assert calls == ["called"]
+
+
+@pytest.mark.clause("S43")
+def test_a_timer_is_run_or_cancelled_and_never_both(clockwork):
+    for _ in range(200):
+        calls, cancelled = [], []
+        timer = clockwork.add(-1, lambda calls=calls: calls.append(1))
+        barrier = threading.Barrier(2)
+
+        def cancel(timer=timer, cancelled=cancelled, barrier=barrier):
+            barrier.wait(30)
+            cancelled.append(timer.cancel())
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        barrier.wait(30)
+        clockwork.ring()
+        thread.join(30)
+        assert len(calls) + cancelled[0] == 1
+        clockwork.alarm = None
+
+
+@pytest.mark.clause("S45")
+@pytest.mark.parametrize("error", [ZeroDivisionError("mine"), SystemExit(1), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
+def test_what_a_callback_raises_is_logged_and_the_next_one_is_run(clockwork, error_log, error):
+    calls = []
+
+    def fail():
+        raise error
+
+    clockwork.add(-2, fail)
+    clockwork.add(-1, lambda: calls.append("next"))
+    assert clockwork.ring()
+    assert clockwork.ring()
+    assert calls == ["next"]
+    (record,) = error_log()
+    assert record.levelno == logging.ERROR
+    assert record.exc_info[1] is error
+    assert "call_later" in record.getMessage()

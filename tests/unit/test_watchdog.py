@@ -1,0 +1,104 @@
+"""The watchdog, with workers of the test's own: it tells of each callback that is slow once, with its stack."""
+
+import logging
+import threading
+
+import pytest
+from support import running, wait_event, wait_until
+
+from hydrogen.journal import Journal
+from hydrogen.watchdog import Watchdog
+
+
+class Workers:
+    """What an engine's `running` answers."""
+
+    def __init__(self):
+        self.inside = {}
+
+    def running(self):
+        return list(self.inside.items())
+
+
+@pytest.fixture
+def workers():
+    return Workers()
+
+
+@pytest.fixture
+def watchdog(workers):
+    watchdog = Watchdog(0.02, workers.running, Journal(lambda seconds, callback: None))
+    watchdog.start()
+    yield watchdog
+    watchdog.end()
+
+
+@pytest.fixture
+def lines(caplog):
+    return lambda: [record.getMessage() for record in caplog.get_records("call") if record.levelno == logging.WARNING]
+
+
+def lingering_in_a_function_of_this_name(event):
+    wait_event(event, "let go")
+
+
+@pytest.mark.clause("C41")
+def test_a_slow_callback_is_told_of_once_with_its_stack_and_counted(workers, watchdog, lines):
+    go, entered = threading.Event(), threading.Event()
+
+    def work():
+        workers.inside[threading.get_ident()] = 1
+        entered.set()
+        lingering_in_a_function_of_this_name(go)
+        del workers.inside[threading.get_ident()]
+
+    with running(work):
+        wait_event(entered, "it works")
+        wait_until(lambda: watchdog.slow == 1, "it is found slow")
+        workers.inside[0] = 7  # another, which is found later, when the first has been slow for as long again
+        wait_until(lambda: watchdog.slow == 2, "so is the other")
+        go.set()
+    wait_until(lambda: len(lines()) == 2, "both are logged")
+    assert "lingering_in_a_function_of_this_name" in lines()[0]
+    assert "ended meanwhile" in lines()[1]
+
+
+@pytest.mark.clause("C41")
+def test_each_callback_of_one_worker_has_its_own_time(workers, watchdog, lines):
+    """The first worker goes from one callback to the next, faster than it takes to be slow; the second lingers."""
+    number = 0
+    workers.inside[2] = 1
+
+    def next_one():
+        nonlocal number
+        number += 1
+        workers.inside[1] = number
+        return watchdog.slow
+
+    wait_until(next_one, "the second is found slow")
+    assert watchdog.slow == 1
+    assert len(lines()) == 1
+
+
+@pytest.mark.clause("C41")
+def test_a_worker_may_be_slow_again_in_its_next_callback(workers, watchdog):
+    for number in range(1, 4):
+        workers.inside[1] = number
+        wait_until(lambda number=number: watchdog.slow == number, "it is found slow")
+
+
+@pytest.mark.clause("C41")
+def test_nobody_is_told_of_when_nobody_works(workers, watchdog, lines):
+    other = Workers()
+    other.inside[1] = 1
+    second = Watchdog(0.02, other.running, Journal(lambda seconds, callback: None))
+    second.start()
+    wait_until(lambda: second.slow == 1, "another watchdog has found one")
+    second.end()
+    assert watchdog.slow == 0
+
+
+def test_it_ends_although_its_time_is_long(workers):
+    watchdog = Watchdog(1_000_000.0, workers.running, Journal(lambda seconds, callback: None))
+    watchdog.start()
+    watchdog.end()
