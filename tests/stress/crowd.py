@@ -1,7 +1,7 @@
 """A crowd of clients in one thread: each message says whose it is and which, each reply is checked, and who is thrown out comes back.
 
 What is checked is that no client ever sees another's bytes, that its replies come in order and without a gap, and that what other threads
-sent it was meant for it. How long anything takes is nobody's business here.
+sent it was meant for it, and broadcasts of one thread come in order. How long anything takes is nobody's business here.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Member:
         self.id = next(_ids)
         self.depth = depth
         self.sent = self.received = self.foreign = 0
+        self.broadcast: dict[bytes, int] = {}  # the last one of each who broadcasts
         self.dice = dice
         self.out = bytearray()
         self.into = bytearray()
@@ -95,7 +96,10 @@ class Member:
     def check(self, payload: bytes) -> None:
         """A reply is the next one of mine; what somebody else sent was meant for me, and is in order."""
         name, number, dots = payload.split(b":")
-        if name.startswith(b"foreign "):
+        if name.startswith(b"all "):
+            assert int(number) > self.broadcast.get(name, -1), f"{self.id} got {number!r} of {name!r} after {self.broadcast[name]}"
+            self.broadcast[name] = int(number)
+        elif name.startswith(b"foreign "):
             assert int(name[8:]) == self.id, f"{self.id} got what was sent to {name!r}"
             assert int(number) >= self.foreign, f"foreign message {number!r} to {self.id} came after {self.foreign}"
             self.foreign = int(number)
