@@ -10,11 +10,12 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hydrogen.perf.generator import Options, Session
 from perf import certificates
+from perf.holder import held
 from perf.servers import Arm, Server, started
 from perf.settings import Layout, Settings
 
@@ -29,6 +30,7 @@ MESSAGES = 10_000
 CONNECTIONS = 64
 TLS_CONNECTIONS = 1500  # fewer than W9's: each costs the generator, and most arms, some 50 KB
 IDLE_SECONDS = 5.0
+WALKED_CONNECTIONS = 19_000  # 20,000 fds a process is a usual limit, here and in the server
 
 
 def session(server: Server, connections: int, cacert: str | None = None) -> Session:
@@ -193,16 +195,57 @@ def switches(server: Server) -> int:
     return sum(int(count) for thread in server.threads() for count in re.findall(r"ctxt_switches:\t(\d+)", (thread / "status").read_text()))
 
 
+def walks_per_quarter(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> float:
+    """At most 1 when between any two walks there is a quarter of the smallest timeout: n walks have n - 1 times between them."""
+    return max(0.0, after["walks"] - before["walks"] - 1) * after["smallest_timeout"] / 4 / seconds
+
+
 def idle_wakeups(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
     """W11, per second."""
 
-    def rate(server: Server) -> float:
+    def rest(server: Server) -> dict[str, float]:
         time.sleep(1)  # what the last message or connection set going comes to rest
-        before = switches(server)
+        stats, began = server.stats(), time.monotonic()
+        time.sleep(0.1)  # and what that question set going
+        switched = switches(server)
         time.sleep(IDLE_SECONDS)
-        return (switches(server) - before) / IDLE_SECONDS
+        figures = {"switches": (switches(server) - switched) / IDLE_SECONDS}
+        if stats:
+            figures["walks"] = walks_per_quarter(stats, server.stats(), time.monotonic() - began)
+        return figures
 
     with started(arm.words) as server:
-        without = rate(server)
+        without = rest(server)
         with contextlib.closing(session(server, 100)):
-            return {"without": without, "with_100": rate(server)}
+            found = rest(server)
+    figures = {"without": without["switches"], "with_100": found["switches"]}
+    if "walks" in found:
+        figures["walks_per_quarter"] = found["walks"]
+    return figures
+
+
+# -- walk -------------------------------------------------------------------------------------------------------------
+
+
+def cpu_ns(server: Server) -> dict[str, int]:
+    """CPU time of each thread so far; /proc/PID/stat counts it in hundredths of a second."""
+    return {thread.name: int((thread / "schedstat").read_text().split()[0]) for thread in server.threads()}
+
+
+def walk(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
+    """What one walk over all connections takes: CPU time of the thread that walks, of a server that does nothing else."""
+    with started(arm.words, layout.server_cpu) as server, held(server.port, WALKED_CONNECTIONS):
+        time.sleep(1)
+        used, before, began = cpu_ns(server), server.stats(), time.monotonic()
+        time.sleep(settings.duration)
+        used_after, after, seconds = cpu_ns(server), server.stats(), time.monotonic() - began
+    if after["connections"] != WALKED_CONNECTIONS:
+        raise RuntimeError(f"{after['connections']} of {WALKED_CONNECTIONS} connections are left")
+    walks = after["walks"] - before["walks"]
+    walk_us = max(used_after[thread] - used[thread] for thread in used) / walks / 1e3
+    return {
+        "walk_us": walk_us,
+        "connection_ns": walk_us / WALKED_CONNECTIONS * 1e3,
+        "walks_per_second": walks / seconds,
+        "walks_per_quarter": walks_per_quarter(before, after, seconds),
+    }

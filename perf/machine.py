@@ -12,7 +12,15 @@ from perf.servers import ROOT, compiler_words
 
 def git(*words: str) -> str | None:
     """What git says about this checkout, or None outside of one."""
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    return output(["git", *words])
+
+
+def output(words: list[str]) -> str | None:
+    """What a program prints, or None when it fails, or is not there: a soak needs neither git nor a compiler."""
+    try:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
@@ -26,10 +34,10 @@ def version(distribution: str) -> str | None:
 
 def describe() -> dict[str, Any]:
     """The machine, the interpreter, the versions compared and the commit."""
-    compiler = subprocess.run([*compiler_words(), "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
+    compiler = output([*compiler_words(), "--version"])
     return {
         **machine.describe(),
-        "compiler": compiler,
+        "compiler": compiler and compiler.partition("\n")[0],
         "uvloop": version("uvloop"),
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain")),

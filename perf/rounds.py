@@ -10,12 +10,13 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from perf.loads import Figures
 from perf.noise import wait_for_quiet
 from perf.servers import Arm, arm_called
 from perf.settings import Layout, Settings
-from perf.workloads import WORKLOADS, Figures, Workload
+from perf.workloads import WORKLOADS, Workload
 
 REPEATS = 5
 
@@ -46,7 +47,9 @@ def run(name: str, arms: Sequence[str], layout: Layout, settings: Settings) -> l
     rounds = []
     for number in range(settings.rounds):
         figures: Round = {}
-        for arm in arms if number % 2 == 0 else reversed(arms):
+        mirrored = number % 2 == 1
+        settings = replace(settings, mirrored=mirrored)
+        for arm in reversed(arms) if mirrored else arms:
             print(f"{name}, {layout.name}, round {number + 1} of {settings.rounds}: {arm}", file=sys.stderr)
             figures[arm] = measured(workload, arm_called(arm, workload.jobs[arm], settings), layout, settings)
         rounds.append(figures)

@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ NEEDS = {"asyncio": "asyncio", "uvloop": "uvloop", "hydrogen": "hydrogen._core"}
 """The module without which an arm of that family cannot run."""
 
 TLS_JOB = "tls"
+BROADCAST_JOB = "broadcast"
 
 STATS_PROGRAM = "perf.arms.hydrogen_server"
 
@@ -91,8 +92,9 @@ class Server:
         return self._process.stdout.readline()
 
     def stats(self) -> dict[str, float]:
-        """A hydrogen server's own statistics; the other arms have none."""
-        if STATS_PROGRAM not in self._process.args:  # type: ignore[operator]
+        """A hydrogen server's own statistics, and in the job of broadcasting any Python server's; else there are none."""
+        words: list[str] = self._process.args  # type: ignore[assignment]
+        if STATS_PROGRAM not in words and BROADCAST_JOB not in words:
             return {}
         assert self._process.stdin is not None
         self._process.stdin.write("stats\n")
@@ -105,6 +107,11 @@ class Server:
         return Path(f"/proc/{self.pid}/task").iterdir()
 
 
+def on_cpu(cpu: int | None) -> Callable[[], None] | None:
+    """What a new process does first to be pinned; None: nothing."""
+    return None if cpu is None else lambda: os.sched_setaffinity(0, {cpu})
+
+
 @contextlib.contextmanager
 def started(words: list[str], cpu: int | None = None, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A fresh process of an arm, on one CPU if told so, ended with the block."""
@@ -115,7 +122,7 @@ def started(words: list[str], cpu: int | None = None, environment: Mapping[str, 
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **(environment or {})},
-        preexec_fn=None if cpu is None else lambda: os.sched_setaffinity(0, {cpu}),
+        preexec_fn=on_cpu(cpu),
     )
     with process:
         try:
@@ -135,7 +142,7 @@ def generate(port: int, options: Mapping[str, Any], cpu: int | None = None) -> d
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=None if cpu is None else lambda: os.sched_setaffinity(0, {cpu}),
+        preexec_fn=on_cpu(cpu),
     )
     if done.returncode:
         raise RuntimeError(f"{shlex.join(words)}: status {done.returncode}\n{done.stdout}")

@@ -31,6 +31,8 @@ class Settings:
     """of W9"""
     quiet: float | None
     """a run during which others kept more cores busy than this is repeated"""
+    mirrored: bool = False
+    """every second round: what an arm does in two parts, as in W6, it does in the other order"""
 
 
 def layouts(choice: str) -> list[Layout]:

@@ -1,23 +1,16 @@
-"""W1 to W5, W9 to W11, and those of framing and TLS: who takes part, what is measured, and what is to be reached.
+"""W1 to W11, and those of framing and TLS: who takes part, what is measured, and what is to be reached.
 
-The numbers are those of the project's measuring plan; W6 to W8 want more than an echo in a closed loop and are not here.
+The numbers are those of the project's measuring plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from hydrogen.perf.framing import FRAMINGS
-from perf import certificates, counting
-from perf.noise import Noise
-from perf.servers import TLS_JOB, Arm, generate, started
-from perf.settings import Layout, Settings
-
-Figures = dict[str, float]
-Measure = Callable[[Arm, Layout, Settings], Figures]
-"""From an arm to its figures, with a fresh process."""
+from perf import counting, loads
+from perf.loads import RATE, Measure, load
+from perf.servers import BROADCAST_JOB, TLS_JOB
 
 
 @dataclass(frozen=True)
@@ -72,52 +65,33 @@ MEMORY_COLUMNS = {
     "kept_per_connection": "kept when they have left",
     "second_wave": "kept after a second wave, of after the first",
 }
-RATE = "messages_per_second"
-
-
-def spoken_by(arm: Arm, settings: Settings) -> dict[str, Any]:
-    """The load generator's options for what an arm's job speaks: framing, TLS."""
-    if arm.job == TLS_JOB:
-        return {"tls": True, "cacert": settings.folder / certificates.AUTHORITY}
-    name = arm.job.partition("_")[0]
-    return {"framing": name} if name in FRAMINGS else {}
-
-
-def load(**options: Any) -> Measure:
-    """Measure by the load generator with ``options``, and with those that the arm's job asks for."""
-
-    def measure(arm: Arm, layout: Layout, settings: Settings) -> Figures:
-        with started(arm.words, layout.server_cpu) as server:
-            given = {**options, **spoken_by(arm, settings), "duration": settings.duration, "warm_up": settings.warm_up}
-            noise = Noise(server.pid)
-            report = generate(server.port, {**given, "pid": server.pid}, layout.generator_cpu)
-            others = noise.cores()
-        result = report["result"]
-        return {
-            RATE: result["messages_per_second"],
-            **{f"{name}_us": value for name, value in result["latency_us"].items()},
-            **{f"burst_{name}_us": value for name, value in (result["burst_us"] or {}).items()},
-            "server_us": result["server"]["us_per_message"],
-            "server_share": result["server"]["share"],
-            "generator_us": result["generator"]["us_per_message"],
-            "generator_share": result["generator"]["share"],
-            "others": others,
-        }
-
-    return measure
-
+KEPT_COLUMNS = {
+    "plain": "messages/s in W1",
+    RATE: "messages/s",
+    "kept": "kept",
+    "plain_server_us": "server CPU us/message in W1",
+    "server_us": "server CPU us/message",
+    "p50_us": "p50 us",
+    "p99.9_us": "p99.9 us",
+    "server_share": "server CPU",
+    "generator_share": "generator CPU",
+    "others": "others' CPU",
+}
 
 FRAMED = ("checksum32", "length", "line", "websocket")
 """Beside SimpleFrame, with which they are compared."""
 
 TLS = dict.fromkeys(("asyncio", "uvloop", "hydrogen", "hydrogen-python"), TLS_JOB)
+SOME_RAW = {"c": "echo", "uvloop": "raw", "hydrogen": "raw"}
 RAW = {"c": "echo", "asyncio": "raw", "uvloop": "raw", "hydrogen": "raw", "hydrogen-python": "raw"}
+
+PLAIN = load(connections=64, size=64)
 
 WORKLOADS = {
     "W1": Workload(
         title="echo of 64 bytes, 64 connections, closed loop",
         jobs=RAW,
-        measure=load(connections=64, size=64),
+        measure=PLAIN,
         columns=LOAD_COLUMNS,
         compared=RATE,
         goals=(
@@ -188,6 +162,58 @@ WORKLOADS = {
             Goal("p98_us", None, "<=", 1000),
         ),
     ),
+    "W6i": Workload(
+        title="W1 beside 10,000 idle connections, and without them",
+        jobs=SOME_RAW,
+        measure=loads.of_plain(load(idle=10_000, connections=64, size=64), PLAIN),
+        columns=KEPT_COLUMNS,
+        compared="kept",
+        references=("c",),
+        goals=(Goal("kept", None, ">=", 0.95), Goal("kept", "c", ">=", 1.0)),
+    ),
+    "W6a": Workload(
+        title="W1 on 4,000 active connections, and on 64",
+        jobs=SOME_RAW,
+        measure=loads.of_plain(load(connections=4000, size=64), PLAIN),
+        columns=KEPT_COLUMNS,
+        compared="kept",
+        references=("c",),
+        goals=(Goal("kept", None, ">=", 0.95), Goal("kept", "c", ">=", 1.0)),
+    ),
+    "W7": Workload(
+        title="connect, one echo of 64 bytes, close; 64 connections at once",
+        jobs=RAW,
+        measure=load(connections=64, size=64, churn=True),
+        columns={**LOAD_COLUMNS, RATE: "connections/s", "server_us": "server CPU us/connection"},
+        compared=RATE,
+        goals=(Goal(RATE, "c", ">=", 0.8),),
+    ),
+    "W8": Workload(
+        title=f"broadcast of 64 bytes to {loads.RECEIVERS:,} connections, one after the other",
+        jobs=dict.fromkeys(("c", "asyncio", "uvloop", "hydrogen", "hydrogen-python"), BROADCAST_JOB),
+        measure=loads.broadcast,
+        columns={
+            "deliveries_per_second": "deliveries/s",
+            "last_p50_us": "until the last has it, p50 us",
+            "last_max_us": "max us",
+            "occupied_us": "broadcasting thread occupied us",
+            "server_us": "server CPU us/delivery",
+            "server_share": "server CPU",
+            "receivers_share": "receivers' CPU",
+            "others": "others' CPU",
+        },
+        compared="deliveries_per_second",
+        goals=(Goal("deliveries_per_second", "uvloop", ">=", 4),),
+    ),
+    "W1L": Workload(
+        title="W1 with every deadline and limit set, against none",
+        jobs={"hydrogen": "limited", "hydrogen-unlimited": "unlimited"},
+        measure=PLAIN,
+        columns=LOAD_COLUMNS,
+        compared=RATE,
+        references=("hydrogen-unlimited",),
+        goals=(Goal(RATE, "hydrogen-unlimited", ">=", 0.98),),
+    ),
     "W9": Workload(
         title="memory of idle connections, private dirty, after one echo each",
         jobs=RAW,
@@ -225,12 +251,35 @@ WORKLOADS = {
     ),
     "W11": Workload(
         title="idle server: context switches of all its threads, per second",
-        jobs=RAW,
+        jobs={**RAW, "hydrogen-timed": "timed"},
         measure=counting.idle_wakeups,
-        columns={"without": "without connections", "with_100": "with 100 idle connections"},
+        columns={
+            "without": "without connections",
+            "with_100": "with 100 idle connections",
+            "walks_per_quarter": "walks per quarter of the smallest timeout",
+        },
         compared="with_100",
         layouts=("shared",),
-        goals=(Goal("without", None, "<=", 0), Goal("with_100", None, "<=", 0)),
+        goals=(
+            Goal("without", None, "<=", 0),
+            Goal("with_100", None, "<=", 0),
+            Goal("without", None, "<=", 0, arm="hydrogen-timed"),
+            Goal("walks_per_quarter", None, "<=", 1, arm="hydrogen-timed"),
+        ),
+    ),
+    "walk": Workload(
+        title=f"one walk over {counting.WALKED_CONNECTIONS:,} idle connections in search of deadlines",
+        jobs={"hydrogen": "walked"},
+        measure=counting.walk,
+        columns={
+            "walk_us": "CPU us/walk",
+            "connection_ns": "CPU ns/connection",
+            "walks_per_second": "walks/s",
+            "walks_per_quarter": "walks per quarter of the smallest timeout",
+        },
+        compared="walk_us",
+        layouts=("shared",),
+        goals=(Goal("walk_us", None, "<=", 1000), Goal("walks_per_quarter", None, "<=", 1)),
     ),
     "TLS": Workload(
         title="W1 over TLS",

@@ -35,6 +35,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="each connection sends N messages in one go, reading meanwhile, and again when all have been answered",
     )
+    flight.add_argument(
+        "--churn",
+        action="store_true",
+        help="each message has a connection of its own, closed by RST after the reply; --connections are open at once (TCP without TLS)",
+    )
     p.add_argument("--size", type=int, default=64, metavar="BYTES", help="of a message's payload (default %(default)s)")
     p.add_argument("--framing", choices=FRAMINGS, default="raw", help="of the messages (default %(default)s)")
     p.add_argument("--duration", type=float, default=5.0, metavar="SECONDS", help="of measuring (default %(default)s)")
@@ -70,6 +75,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Options, str | None]:
             connections=given.connections,
             in_flight=given.in_flight if given.burst is None else given.burst,
             burst=given.burst is not None,
+            churn=given.churn,
             size=given.size,
             framing=given.framing,
             duration=given.duration,

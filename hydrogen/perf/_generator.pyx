@@ -17,11 +17,17 @@ however it was cut. Crossed, reordered, repeated, lost and damaged bytes all sho
 A connection with a wrong reply is dropped: after the first wrong byte the others mean nothing. What stands around the
 content, and which bytes it may consist of, is told by a ``Shape`` of ``framing``.
 
-What it is not: it does not connect or close (``generator`` owns the sockets) and it does not compute percentiles.
+What churn is
+-------------
+Each reply ends its connection, and the next message has a new one. connect(2) to AF_UNSPEC dissolves a connection of TCP and
+leaves the socket to be connected again: two calls for a close, a socket, its options and its registration. It dissolves
+by RST. Ended in order, each would keep its port in TIME_WAIT for a minute, and what is measured would be the search for one.
+
+What it is not: it does not open or close sockets (``generator`` owns them) and it does not compute percentiles.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EINTR, EPROTO, errno
+from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, EPROTO, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
@@ -37,7 +43,14 @@ from hydrogen.perf.histogram import BUCKETS
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void *buffer, size_t size, int flags)
     ssize_t send(int fd, const void *buffer, size_t size, int flags)
-    enum: MSG_NOSIGNAL
+    ctypedef unsigned int socklen_t
+    struct sockaddr:
+        unsigned short sa_family
+    struct sockaddr_storage:
+        pass
+    int connect(int fd, const sockaddr *address, socklen_t size)
+    int getpeername(int fd, sockaddr *address, socklen_t *size)
+    enum: AF_UNSPEC, MSG_NOSIGNAL
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -123,6 +136,9 @@ cdef struct loop_t:
     uint64_t depth
     uint64_t ring_mask
     bint burst
+    bint churn
+    sockaddr_storage peer   # with churn: where the first connection goes, and so all
+    socklen_t peer_size
     bint sending            # False while draining: replies are awaited, nothing new is granted
     bint limited            # grants are taken from the budget
     uint64_t budget
@@ -298,6 +314,20 @@ cdef void connection_end(loop_t *loop, connection_t *c) noexcept nogil:
     connection_drop(loop, c)
 
 
+cdef void connection_renew(loop_t *loop, connection_t *c) noexcept nogil:
+    """Reset the connection and begin the next one on the same socket, which epoll goes on watching.
+
+    Until that is established the kernel takes nothing, as if it were full, and says so by EPOLLOUT when it is.
+    """
+    cdef sockaddr nowhere
+    memset(&nowhere, 0, sizeof(sockaddr))
+    nowhere.sa_family = AF_UNSPEC
+    if connect(c.fd, &nowhere, sizeof(sockaddr)) < 0:
+        connection_fail(loop, c, errno)
+    elif connect(c.fd, <sockaddr *> &loop.peer, loop.peer_size) < 0 and errno != EINPROGRESS:
+        connection_fail(loop, c, errno)
+
+
 cdef ssize_t tunnel_decrypt(connection_t *c, unsigned char *data, size_t size) noexcept with gil:
     """Decrypt what was received, in place; returns the size of the plaintext that is complete now, ENDED or BROKEN.
 
@@ -453,6 +483,11 @@ cdef void connection_read(loop_t *loop, connection_t *c, bint to_the_end) noexce
                 connection_fail(loop, c, EPROTO)
             elif not connection_verify(loop, c, loop.scratch, <size_t> size, now):
                 connection_mistrust(loop, c)
+            elif loop.churn and c.in_seq > before:
+                connection_renew(loop, c)
+                if c.fd >= 0:
+                    connection_refill(loop, c, c.in_seq - before, now)
+                return      # what comes on the new connection is a new edge
             else:
                 connection_refill(loop, c, c.in_seq - before, now)
                 if got < SCRATCH and not to_the_end:
@@ -550,7 +585,7 @@ cdef class Loop:
     cdef loop_t loop
     cdef tuple tunnels
 
-    def __cinit__(self, fds, *, shape, uint64_t depth, bint burst, uint64_t seed, double stall, tunnels=()):
+    def __cinit__(self, fds, *, shape, uint64_t depth, bint burst, uint64_t seed, double stall, tunnels=(), bint churn=False):
         cdef loop_t *loop = &self.loop
         cdef uint64_t ring = 1
         cdef uint32_t index
@@ -564,6 +599,10 @@ cdef class Loop:
         loop.depth = depth
         loop.ring_mask = ring - 1
         loop.burst = burst
+        loop.churn = churn
+        loop.peer_size = sizeof(sockaddr_storage)
+        if churn and loop.count > 0 and getpeername(fds[0], <sockaddr *> &loop.peer, &loop.peer_size) < 0:
+            raise OSError(errno, os.strerror(errno))
         loop.stall_ns = <uint64_t> (stall * 1e9)
         loop.connections = <connection_t *> self.memory(loop.count, sizeof(connection_t))
         loop.latencies = <uint64_t *> self.memory(BUCKETS, sizeof(uint64_t))

@@ -10,10 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import select
+import socket
 import ssl
+import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 
 from hydrogen.perf.framing import Shape
@@ -25,6 +28,7 @@ SCRATCH = 64 * 1024
 WAKE = 0.05
 INTEREST = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 NO_FURTHER_EDGE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+CLOSE_BY_RESET = struct.pack("ii", 1, 0)  # of SO_LINGER
 
 
 def mixed(value: int) -> int:
@@ -32,6 +36,16 @@ def mixed(value: int) -> int:
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
     return value ^ (value >> 31)
+
+
+@contextmanager
+def borrowed(fd: int) -> Iterator[socket.socket]:
+    """A socket object for ``fd``, which stays open."""
+    sock = socket.socket(fileno=fd)
+    try:
+        yield sock
+    finally:
+        sock.detach()
 
 
 class Connection:
@@ -76,8 +90,9 @@ class Loop:
         seed: int,
         stall: float,
         tunnels: Sequence[Tunnel] = (),
+        churn: bool = False,
     ) -> None:
-        self.shape, self.depth, self.burst = shape, depth, burst
+        self.shape, self.depth, self.burst, self.churn = shape, depth, burst, churn
         self.pattern = shape.pattern(seed)
         self.key_mask, self.key_base = (int.from_bytes([byte] * KEY, "little") for byte in (shape.mask, shape.base))
         self.stall_ns = int(stall * 1e9)
@@ -196,6 +211,19 @@ class Loop:
         c.partial = data[at:]
         return answered
 
+    def _renew(self, c: Connection) -> None:
+        """Reset the connection and begin the next one under its fd: what dup2(2) closes, epoll forgets."""
+        with borrowed(c.fd) as old:
+            old.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_BY_RESET)
+            fresh, peer = socket.socket(old.family), old.getpeername()
+        with fresh:
+            fresh.setblocking(False)
+            error = fresh.connect_ex(peer)
+            if error not in (0, errno.EINPROGRESS):
+                raise OSError(error, os.strerror(error))
+            os.dup2(fresh.fileno(), c.fd, inheritable=False)
+        self.epoll.register(c.fd, INTEREST)
+
     def _refill(self, c: Connection, answered: int, now: int) -> None:
         if not self.burst:
             self._grant(c, answered)
@@ -217,8 +245,12 @@ class Loop:
                 self._end(c)
                 return
             plaintext = data if c.tunnel is None else c.tunnel.decrypt(data)
-            self._refill(c, self._verify(c, plaintext, now), now)
-            if len(data) < SCRATCH and not to_the_end:
+            answered = self._verify(c, plaintext, now)
+            renewed = self.churn and answered > 0
+            if renewed:
+                self._renew(c)
+            self._refill(c, answered, now)
+            if renewed or (len(data) < SCRATCH and not to_the_end):
                 return
 
     def _end(self, c: Connection) -> None:

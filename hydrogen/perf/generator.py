@@ -45,10 +45,12 @@ class HotLoop(Protocol):
         seed: int,
         stall: float,
         tunnels: Sequence[Tunnel] = (),
+        churn: bool = False,
     ) -> None:
         """Keep ``depth`` messages of that ``shape`` in flight per socket; with ``tunnels``, one for each socket, over TLS.
 
         With ``burst`` a connection's ``depth`` messages go out together, and the next ones when all have been answered.
+        With ``churn`` each reply ends its connection, by RST, and the next message goes over a new one to the same peer (TCP only).
         ``seed`` varies the content. After ``stall`` seconds in which nothing at all arrives, every connection that owes
         a reply is given up.
         """
@@ -120,6 +122,7 @@ class Options:
     connections: int = 64
     in_flight: int = 1
     burst: bool = False
+    churn: bool = False
     size: int = 64
     framing: str = "raw"
     duration: float = 5.0
@@ -138,6 +141,7 @@ class Options:
         for name, good in {
             "connections": self.connections >= 1,
             "in_flight": 1 <= self.in_flight <= 1 << 24,
+            "churn": not self.churn or not (isinstance(self.address, str) or self.tls or self.burst or self.in_flight > 1),
             "framing": self.framing in FRAMINGS,
             "size": self.framing in FRAMINGS and self.size in FRAMINGS[self.framing][1],
             "duration": self.duration > 0,
@@ -275,6 +279,7 @@ class Session:
             seed=random.getrandbits(32),
             stall=options.timeout,
             tunnels=self._tunnels,
+            churn=options.churn,
         )
 
     def _open(self) -> None:

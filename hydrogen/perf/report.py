@@ -115,6 +115,8 @@ def table(result: Result) -> str:
     """The report for a person."""
     options, found = result.options, figures(result)
     flight = f"bursts of {options.in_flight:,}" if options.burst else f"{options.in_flight:,} in flight"
+    if options.churn:
+        flight = "a new one for each message"
     rows = [
         ("messages", f"{found['messages']:,} in {found['seconds']:.2f} s"),
         ("throughput", f"{found['messages_per_second']:,.0f} messages/s"),

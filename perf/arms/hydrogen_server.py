@@ -1,7 +1,9 @@
 """``python -m perf.arms.hydrogen_server JOB [CERTIFICATE] [--engine compiled|python] [--handoff auto|inline|eager]``
 
-A line on its standard input is answered with the server's statistics as a line of JSON.
+A line on its standard input is answered with the server's statistics, and what its handler counts, as a line of JSON.
 """
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
@@ -9,19 +11,25 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import hydrogen
-from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, THREADS, tls_context
+from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, BROADCAST, THREADS, tls_context
 
 
 class Echo(hydrogen.Handler):
     """Send back what came: a chunk without framing, a payload with it."""
 
+    def counted(self) -> dict[str, float]:
+        """What the handler itself counts."""
+        return {}
+
     def on_data_received(self, socket: hydrogen.HydrogenSocket, data: bytes) -> None:
         socket.send(data)
 
 
-class Sleeping(hydrogen.Handler):
+class Sleeping(Echo):
     """Echo that now and then blocks, with nothing done about it."""
 
     def __init__(self) -> None:
@@ -33,16 +41,68 @@ class Sleeping(hydrogen.Handler):
         socket.send(data)
 
 
-JOBS: dict[str, tuple[type[hydrogen.Handler], type[hydrogen.FrameBuilder] | None]] = {
-    "raw": (Echo, None),
-    "simple": (Echo, hydrogen.SimpleFrameBuilder),
-    "checksum32": (Echo, hydrogen.Checksum32FrameBuilder),
-    "length": (Echo, hydrogen.LengthFrameBuilder),
-    "line": (Echo, hydrogen.LineFrameBuilder),
-    "websocket": (Echo, hydrogen.WebSocketFrameBuilder),
-    "sleeping": (Sleeping, None),
-    "tls": (Echo, None),
+class Broadcasting(Echo):
+    """Echo that sends some messages to everybody, and counts for how long that occupies its thread."""
+
+    def __init__(self) -> None:
+        self._broadcasts = 0
+        self._seconds = 0.0
+
+    def counted(self) -> dict[str, float]:
+        return {"broadcasts": self._broadcasts, "broadcast_seconds": self._seconds}
+
+    def on_data_received(self, socket: hydrogen.HydrogenSocket, data: bytes) -> None:
+        if not data.startswith(BROADCAST):
+            socket.send(data)
+            return
+        began = time.perf_counter()
+        socket.server.broadcast(data)
+        self._seconds += time.perf_counter() - began
+        self._broadcasts += 1
+
+
+class Job(NamedTuple):
+    """What a server does, and the settings that make it a job of its own."""
+
+    handler: type[Echo]
+    framing: type[hydrogen.FrameBuilder] | None = None
+    settings: Mapping[str, Any] = {}
+
+
+LIMITED = {
+    "open_timeout": 10.0,
+    "idle_timeout": 60.0,
+    "frame_timeout": 60.0,
+    "write_timeout": 60.0,
+    "keepalive": (60, 10, 6),
+    "max_connections": 10_000,
+    "max_connections_per_ip": 10_000,
+    "slow_callback": 1.0,
 }
+"""Every deadline and limit of a connection, none of which the load reaches."""
+
+JOBS = {
+    "raw": Job(Echo),
+    "limited": Job(Echo, None, LIMITED),
+    "unlimited": Job(Echo, None, dict.fromkeys(LIMITED)),
+    "timed": Job(Echo, None, {"idle_timeout": 60.0}),
+    # The shortest timeout says how often there is a walk, `idle_timeout` that each looks at every connection.
+    "walked": Job(Echo, None, {"open_timeout": 0.04, "idle_timeout": 3600.0, "max_connections": 19_900}),
+    "simple": Job(Echo, hydrogen.SimpleFrameBuilder),
+    "checksum32": Job(Echo, hydrogen.Checksum32FrameBuilder),
+    "length": Job(Echo, hydrogen.LengthFrameBuilder),
+    "line": Job(Echo, hydrogen.LineFrameBuilder),
+    "websocket": Job(Echo, hydrogen.WebSocketFrameBuilder),
+    "sleeping": Job(Sleeping),
+    "broadcast": Job(Broadcasting),
+    "tls": Job(Echo),
+}
+
+
+def smallest_timeout(config: hydrogen.Config) -> float:
+    """0: there is none."""
+    timeouts = (config.open_timeout, config.idle_timeout, config.frame_timeout, config.write_timeout)
+    return min((timeout for timeout in timeouts if timeout is not None), default=0.0)
 
 
 def main() -> None:
@@ -53,13 +113,15 @@ def main() -> None:
     parser.add_argument("--engine", choices=("compiled", "python"), default="compiled")
     parser.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto")
     options = parser.parse_args()
-    handler, framing = JOBS[options.job]
+    job = JOBS[options.job]
+    handler = job.handler()
     context = None if options.certificate is None else tls_context(options.certificate)
-    config = hydrogen.Config(port=0, max_threads=THREADS, framing=framing, ssl=context, handoff=options.handoff)
-    with hydrogen.serve(handler(), config, engine=options.engine) as server:
+    config = hydrogen.Config(port=0, max_threads=THREADS, framing=job.framing, ssl=context, handoff=options.handoff, **job.settings)
+    with hydrogen.serve(handler, config, engine=options.engine) as server:
         print(server.address[1], flush=True)
         for _ in sys.stdin:
-            print(json.dumps(dataclasses.asdict(server.stats())), flush=True)
+            told = {**dataclasses.asdict(server.stats()), **handler.counted(), "smallest_timeout": smallest_timeout(config)}
+            print(json.dumps(told), flush=True)
 
 
 main()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import struct
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import ClassVar, cast
 
-from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, THREADS, tls_context
+from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, BROADCAST, THREADS, tls_context
 
 START, END = b"\x01", b"\x17"
 pack_head, unpack_head = struct.Struct(">BH").pack, struct.Struct(">BH").unpack_from
@@ -113,6 +115,43 @@ class Executor(Raw):
         self._loop.call_soon_threadsafe(self.transport.write, data)
 
 
+class Broadcasting(Raw):
+    """Echo that sends some messages to everybody, and counts for how long that occupies the event loop.
+
+    uvloop writes what was queued at the end of the loop's turn; so it is occupied until the next one.
+    """
+
+    everyone: ClassVar[dict[asyncio.BaseTransport, asyncio.Transport]] = {}
+    broadcasts = 0
+    seconds = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.everyone[transport] = self.transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        del self.everyone[self.transport]
+
+    def data_received(self, data: bytes) -> None:
+        if not data.startswith(BROADCAST):
+            self.transport.write(data)
+            return
+        asyncio.get_running_loop().call_soon(self._count, time.perf_counter())
+        for transport in self.everyone.values():
+            transport.write(data)
+
+    @classmethod
+    def _count(cls, began: float) -> None:
+        cls.seconds += time.perf_counter() - began
+        cls.broadcasts += 1
+
+    @classmethod
+    def tell(cls) -> None:
+        """Answer a line on standard input."""
+        if sys.stdin.readline():
+            print(json.dumps({"broadcasts": cls.broadcasts, "broadcast_seconds": cls.seconds}), flush=True)
+
+
 class Buffered(asyncio.BufferedProtocol):
     """Echo by somebody who has measured: over TLS uvloop allocates 256 KiB for each read of a `Protocol`, which malloc maps and unmaps."""
 
@@ -138,6 +177,7 @@ JOBS: dict[str, type[asyncio.BaseProtocol]] = {
     "simple_tuned": SimpleTuned,
     "sleeping": Sleeping,
     "executor": Executor,
+    "broadcast": Broadcasting,
     "tls": Buffered,
 }
 
@@ -145,6 +185,9 @@ JOBS: dict[str, type[asyncio.BaseProtocol]] = {
 async def serve(job: str, certificate: str | None = None) -> None:
     """Listen, print the port, and serve for ever."""
     context = None if certificate is None else tls_context(certificate)
-    server = await asyncio.get_running_loop().create_server(JOBS[job], "127.0.0.1", 0, backlog=4096, ssl=context)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(JOBS[job], "127.0.0.1", 0, backlog=4096, ssl=context)
+    if JOBS[job] is Broadcasting:
+        loop.add_reader(sys.stdin, Broadcasting.tell)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

@@ -20,13 +20,16 @@
 
 enum { EVENTS = 256, READ_SIZE = 64 * 1024, FRAME_MOST = 65535 + 4 };
 
-typedef struct {
+typedef struct peer {
     int fd;
+    struct peer *before, *after; /* in the list of all, which a broadcast walks */
     unsigned char *carry; /* an incomplete message, or NULL */
     size_t carried;
     unsigned char *output; /* what the kernel did not take, or NULL */
     size_t output_at, output_size;
 } peer_t;
+
+static peer_t *everyone; /* the last one accepted */
 
 /* Turn `size` bytes (with what was carried before them) into the bytes to send, and keep an incomplete message with
  * peer_carry. Returns their number and sets `*answer`, or returns -1 for input that is no message. */
@@ -49,6 +52,9 @@ static inline void peer_carry(peer_t *peer, const unsigned char *data, size_t si
 }
 
 static void peer_close(peer_t *peer) {
+    *(peer->before == NULL ? &everyone : &peer->before->after) = peer->after;
+    if (peer->after != NULL)
+        peer->after->before = peer->before;
     close(peer->fd);
     free(peer->carry);
     free(peer->output);
@@ -127,6 +133,10 @@ static void accept_all(int epoll, int listener) {
         if (peer == NULL)
             die("calloc");
         peer->fd = fd;
+        peer->after = everyone;
+        if (everyone != NULL)
+            everyone->before = peer;
+        everyone = peer;
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
         struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = peer};
         if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0)

@@ -267,6 +267,99 @@ def test_the_content_differs_between_connections_and_messages(serve, loop):
     assert len(set(received)) == 50
 
 
+# -- churn ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"size": 1}, {"size": 200_000}, {"size": 9, "framing": "simple"}], ids=str)
+def test_with_churn_each_message_has_a_connection_of_its_own(serve, loop, options):
+    ends = []
+    wire = wire_size(options.get("framing", "raw"), options.get("size", 64))
+
+    def function(connection):
+        connection.sendall(message := read_exactly(connection, wire))
+        ends.append((message, connection.recv(1)))
+
+    result = measure(serve(function), loop, connections=3, churn=True, **options)
+    assert result.ok
+    assert result.counters.messages == sum(result.latencies) == 50
+    assert result.counters.received == 50 * wire
+    assert result.counters.live == 3
+    # Those that carried a message were reset, so never got to `ends`; the last three were opened and not used.
+    wait_until(lambda: len(ends) == 3, "the end of the last connections")
+    assert ends == [(b"", b"")] * 3
+
+
+def test_with_churn_no_connection_waits_for_its_last_segments(serve, loop):
+    ends = []
+
+    def function(connection):
+        connection.sendall(read_exactly(connection, 64))
+        try:
+            connection.recv(1)
+        except OSError as error:
+            ends.append(error.errno)
+
+    assert measure(serve(function), loop, churn=True, number=7).ok
+    wait_until(lambda: len(ends) == 7, "the end of the connections")
+    assert set(ends) == {errno.ECONNRESET}
+
+
+def test_with_churn_a_server_may_close_after_its_reply(serve, loop):
+    result = measure(serve(lambda connection: connection.sendall(read_exactly(connection, 64))), loop, churn=True)
+    assert result.ok
+    assert result.counters.messages == 50
+
+
+def test_churn_goes_on_from_the_warm_up_into_the_measurement(serve, loop):
+    result = measure(serve(echo), loop, churn=True, number=0, warm_up=0.05, duration=0.05)
+    assert result.ok
+    assert result.counters.messages > 0
+
+
+def test_one_wrong_byte_is_found_and_located_with_churn(serve, loop):
+    turns = iter(range(10))
+
+    def function(connection):
+        message = bytearray(read_exactly(connection, 64))
+        message[40] ^= next(turns) == 3
+        connection.sendall(message)
+        connection.recv(1)
+
+    counters = measure(serve(function), loop, connections=1, churn=True).counters
+    assert (counters.wrong, counters.wrong_message, counters.wrong_byte) == (1, 3, 40)
+
+
+def test_with_churn_an_end_before_the_reply_is_found(serve, loop):
+    turns = iter([echo, lambda connection: read_exactly(connection, 64)])
+    result = measure(serve(lambda connection: next(turns)(connection)), loop, connections=1, churn=True)
+    assert faults(result) == {"closed": 1, "unanswered": 1}
+    assert result.counters.messages == 1
+
+
+def test_with_churn_a_connection_that_is_refused_is_an_error(loop):
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run():
+        connection, _ = listener.accept()
+        listener.close()
+        with connection, contextlib.suppress(ConnectionResetError):
+            echo(connection)
+
+    server = threading.Thread(target=run)
+    server.start()
+    result = measure(listener.getsockname(), loop, connections=1, churn=True)
+    server.join(PATIENCE)
+    assert faults(result) == {"failed": 1, "unanswered": 1}
+    assert result.counters.messages == 1
+    assert result.counters.first_errno == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize("options", [{"in_flight": 2}, {"burst": True}, {"tls": True}, {"address": "/path"}], ids=str)
+def test_churn_is_one_message_at_a_time_over_plain_tcp(options):
+    with pytest.raises(ValueError, match="churn"):
+        Options(**{"address": ("127.0.0.1", 1), "churn": True} | options)
+
+
 # -- wrong answers ----------------------------------------------------------------------------------------------------
 
 

@@ -147,6 +147,7 @@ def test_the_table_says_whether_it_is_partial_and_which_loop_ran():
     assert "(interrupted)" in report.table(result(interrupted=True))
     assert "slow loop in Python" in report.table(result(loop="python"))
     assert "whole burst" in report.table(result(options=Options("/path", burst=True)))
+    assert "64 connections, a new one for each message" in report.table(result(options=Options(("127.0.0.1", 1), churn=True)))
 
 
 def test_the_table_and_the_json_say_what_tls_it_was():
@@ -207,6 +208,9 @@ def test_the_json_on_standard_output_stands_alone(nobody, capsys):
         ["localhost:1", "--unix=/path"],
         ["localhost:1", "--size=0"],
         ["localhost:1", "--in-flight=2", "--burst=2"],
+        ["localhost:1", "--churn", "--burst=2"],
+        ["localhost:1", "--churn", "--tls"],
+        ["--unix=/path", "--churn"],
         ["localhost:1", "--framing=other"],
         ["localhost:1", "--framing=simple", "--size=65536"],
         ["localhost:1", "--cacert=/ca.pem"],
@@ -263,6 +267,23 @@ def test_each_framing_is_an_option(echo, capsys, framing):
     status, out, _ = run(f"127.0.0.1:{echo[1]}", *arguments, capsys=capsys)
     assert status == 0
     assert f"{framing} echo" in out
+
+
+def test_churn_is_an_option(capsys):
+    def run_server():
+        for _ in range(11):  # one for each message, and the one that was opened for the next
+            with listener.accept()[0] as connection, contextlib.suppress(ConnectionResetError):
+                while data := connection.recv(65536):
+                    connection.sendall(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=run_server)
+        server.start()
+        port = listener.getsockname()[1]
+        status, out, _ = run(f"127.0.0.1:{port}", "--connections=1", "--number=10", "--warm-up=0", "--churn", capsys=capsys)
+        server.join(PATIENCE)
+    assert status == 0
+    assert "a new one for each message" in out
 
 
 def test_ctrl_c_gives_a_partial_report(echo, capsys, monkeypatch):

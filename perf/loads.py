@@ -1,0 +1,143 @@
+"""What is measured with a clock: the load generator against an arm, and a broadcast to many receivers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+from hydrogen.perf.framing import FRAMINGS
+from hydrogen.perf.generator import cpu_seconds
+from perf import certificates
+from perf.holder import held
+from perf.noise import Noise
+from perf.servers import TLS_JOB, Arm, generate, on_cpu, started
+from perf.settings import Layout, Settings
+
+Figures = dict[str, float]
+Measure = Callable[[Arm, Layout, Settings], Figures]
+"""From an arm to its figures, with a fresh process."""
+
+RATE = "messages_per_second"
+
+RECEIVERS = 5000
+
+
+def spoken_by(arm: Arm, settings: Settings) -> dict[str, Any]:
+    """The load generator's options for what an arm's job speaks: framing, TLS."""
+    if arm.job == TLS_JOB:
+        return {"tls": True, "cacert": settings.folder / certificates.AUTHORITY}
+    name = arm.job.partition("_")[0]
+    return {"framing": name} if name in FRAMINGS else {}
+
+
+def load(idle: int = 0, **options: Any) -> Measure:
+    """Measure by the load generator with ``options``, and with those that the arm's job asks for, beside ``idle`` connections."""
+
+    def measure(arm: Arm, layout: Layout, settings: Settings) -> Figures:
+        with started(arm.words, layout.server_cpu) as server, held(server.port, idle):
+            given = {**options, **spoken_by(arm, settings), "duration": settings.duration, "warm_up": settings.warm_up}
+            noise = Noise(server.pid)
+            report = generate(server.port, {**given, "pid": server.pid}, layout.generator_cpu)
+            others = noise.cores()
+        result = report["result"]
+        return {
+            RATE: result["messages_per_second"],
+            **{f"{name}_us": value for name, value in result["latency_us"].items()},
+            **{f"burst_{name}_us": value for name, value in (result["burst_us"] or {}).items()},
+            "server_us": result["server"]["us_per_message"],
+            "server_share": result["server"]["share"],
+            "generator_us": result["generator"]["us_per_message"],
+            "generator_share": result["generator"]["share"],
+            "others": others,
+        }
+
+    return measure
+
+
+# -- W6 ---------------------------------------------------------------------------------------------------------------
+
+
+def of_plain(measure: Measure, plain: Measure) -> Measure:
+    """Both, each on a fresh process, and what of the plain one's throughput was kept.
+
+    Which one is first changes from round to round, as the arms' order does.
+    """
+
+    def both(arm: Arm, layout: Layout, settings: Settings) -> Figures:
+        if settings.mirrored:
+            found = measure(arm, layout, settings)
+            before = plain(arm, layout, settings)
+        else:
+            before = plain(arm, layout, settings)
+            found = measure(arm, layout, settings)
+        return {
+            **found,
+            "plain": before[RATE],
+            "kept": found[RATE] / before[RATE],
+            "plain_server_us": before["server_us"],
+            "server_us_grown": found["server_us"] / before["server_us"],
+            "others": max(found["others"], before["others"]),
+        }
+
+    return both
+
+
+# -- W8 ---------------------------------------------------------------------------------------------------------------
+
+
+class Receivers:
+    """The connections that a broadcast goes to, in a process of their own (``c/receivers.c``)."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._answer()  # all are connected, and the server has them
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the receivers ended with status {self._process.wait()}")
+        return line
+
+    def receive(self, seconds: float) -> dict[str, float]:
+        """One broadcast after the other for ``seconds``."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+        found: dict[str, float] = json.loads(self._answer())
+        return found
+
+
+def broadcast(arm: Arm, layout: Layout, settings: Settings) -> Figures:
+    """W8. A broadcast begins when the one before is complete at the last receiver."""
+    with started(arm.words, layout.server_cpu) as server:
+        noise = Noise(server.pid)
+        words = [str(settings.folder / "receivers"), str(server.port), str(RECEIVERS)]
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=on_cpu(layout.generator_cpu)
+        ) as process:
+            receivers = Receivers(process)
+            if settings.warm_up:
+                receivers.receive(settings.warm_up)
+            before, used = server.stats(), cpu_seconds(server.pid) or 0.0
+            found = receivers.receive(settings.duration)
+            used, after = (cpu_seconds(server.pid) or 0.0) - used, server.stats()
+            process.communicate("")  # the end of its input ends it
+        others = noise.cores()
+    deliveries = found["broadcasts"] * RECEIVERS
+    figures = {
+        "deliveries_per_second": deliveries / found["seconds"],
+        "last_p50_us": found["p50_us"],
+        "last_max_us": found["max_us"],
+        "server_us": used / deliveries * 1e6,
+        "server_share": used / found["seconds"],
+        "receivers_us": found["cpu_seconds"] / deliveries * 1e6,
+        "receivers_share": found["cpu_seconds"] / found["seconds"],
+        "others": others,
+    }
+    if after:
+        occupied = after["broadcast_seconds"] - before["broadcast_seconds"]
+        figures["occupied_us"] = occupied / (after["broadcasts"] - before["broadcasts"]) * 1e6
+    return figures
