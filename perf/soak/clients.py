@@ -1,0 +1,43 @@
+"""A process of clients: ``python -m perf.soak.clients friends|foes --seconds S --seed N --authority FILE PLACE=PORT...``
+
+Prints what became of them as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import ssl
+
+from perf.soak.foes import Foes
+from perf.soak.friends import Friends
+from perf.soak.link import Target
+from perf.soak.settings import Place
+
+SIDES: dict[str, type[Friends | Foes]] = {"friends": Friends, "foes": Foes}
+
+
+async def run(options: argparse.Namespace) -> None:
+    """All of one side."""
+    target = Target(
+        {Place(name): int(port) for name, _, port in (word.partition("=") for word in options.ports)},
+        ssl.create_default_context(cafile=options.authority),
+    )
+    side = SIDES[options.side](target, f"{options.seed} {options.side}", options.seconds)
+    await side.run()
+    print(json.dumps(side.report()), flush=True)
+
+
+def main() -> None:
+    """Until the time is over."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("side", choices=SIDES)
+    parser.add_argument("ports", nargs="+")
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--seed", required=True)
+    parser.add_argument("--authority", required=True)
+    asyncio.run(run(parser.parse_args()))
+
+
+main()

@@ -1,0 +1,94 @@
+"""A soak as Markdown for a person, and as JSON for a program."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from perf.soak.checks import MEBIBYTE, Check, Evidence, growth
+from perf.soak.processes import Sample
+
+EVERY = 10.0
+"""Seconds between two samples of a series; less in short soaks."""
+
+
+def series(evidence: Evidence) -> list[dict[str, float]]:
+    """Some of the samples, with the CPU used in between, in cores."""
+    every = min(EVERY, evidence.seconds / 10)
+    chosen: list[Sample] = []
+    for sample in evidence.samples:
+        if not chosen or sample.seconds >= chosen[-1].seconds + every * 0.95:
+            chosen.append(sample)
+    return [
+        {
+            "seconds": round(sample.seconds, 1),
+            "rss": sample.rss,
+            "fds": sample.fds,
+            "threads": sample.threads,
+            "connections": sample.connections,
+            "cores": round((sample.cpu - before.cpu) / (sample.seconds - before.seconds), 3) if sample is not before else 0.0,
+        }
+        for before, sample in zip(chosen[:1] + chosen, chosen, strict=False)
+    ]
+
+
+def by_kind(counts: dict[str, int]) -> dict[str, dict[str, int]]:
+    """ "kind, what": count as kind: {what: count}."""
+    found: dict[str, dict[str, int]] = {}
+    for name, count in sorted(counts.items()):
+        kind, _, what = name.rpartition(", ")
+        found.setdefault(kind, {})[what] = count
+    return found
+
+
+def as_json(evidence: Evidence, checks: Sequence[Check]) -> dict[str, Any]:
+    """All that was seen."""
+    return {
+        "held": all(check.held for check in checks),
+        "checks": [asdict(check) for check in checks],
+        "friends": {**evidence.friends, "conversations": by_kind(evidence.friends.get("conversations", {}))},
+        "foes": {**evidence.foes, "attacks": by_kind(evidence.foes.get("attacks", {}))},
+        "removed": evidence.causes(),
+        "servers": evidence.told,
+        "series": series(evidence),
+    }
+
+
+def markdown(minutes: float, seed: int, evidence: Evidence, checks: Sequence[Check]) -> str:
+    """The checks, then what happened."""
+    lines = [f"### Soak of the {evidence.engine} engine: {minutes:g} minutes, seed {seed}", "", "| must hold | | found |", "|---|---|---|"]
+    for check in checks:
+        found = check.found if len(check.found) < 400 else f"{check.found[:400]} ..."
+        lines.append(f"| {check.name} | {'yes' if check.held else '**NO**'} | {found.replace(chr(10), '<br>').replace('|', '/')} |")
+    if evidence.friends and evidence.foes and evidence.told:
+        lines += ["", *_happened(evidence)]
+    return "\n".join(lines) + "\n"
+
+
+def _happened(evidence: Evidence) -> list[str]:
+    friends = by_kind(evidence.friends["conversations"])
+    foes = by_kind(evidence.foes["attacks"])
+    latency = evidence.friends["ping_pong_us"]
+    waits = {name.replace("_", " "): f"{seconds['median']:.1f} s" for name, seconds in evidence.foes["waited_seconds"].items()}
+    warm, end, slope = growth(evidence)
+    used = evidence.samples[-1].cpu - evidence.samples[0].cpu
+    per_server: Counter[str] = Counter({name: stats["accepted"] for name, stats in evidence.told["stats"].items()})
+    return [
+        "| what | how many |",
+        "|---|---|",
+        f"| connections accepted | {_listed(per_server)} |",
+        f"| friends | {_listed({kind: sum(places.values()) for kind, places in friends.items()})} |",
+        f"| answers verified | {evidence.friends['answers']:,} |",
+        f"| foes | {_listed({kind.replace('_', ' '): sum(ends.values()) for kind, ends in foes.items()})} |",
+        f"| until a deadline ended them | {', '.join(f'{name} {seconds}' for name, seconds in waits.items())} |",
+        f"| removed | {_listed({name.removeprefix('removed_').replace('_', ' '): n for name, n in evidence.causes().items()})} |",
+        f"| RSS | {warm / MEBIBYTE:.1f} MiB after warming up, {end / MEBIBYTE:.1f} MiB at the end, {slope / 1024:+.0f} KiB a minute |",
+        f"| server's CPU | {used:.1f} s in {evidence.samples[-1].seconds:.0f} s |",
+        f"| ping-pong | p50 {latency['p50'] / 1000:.2f} ms, p99 {latency['p99'] / 1000:.2f} ms, max {latency['max'] / 1000:.0f} ms |",
+    ]
+
+
+def _listed(counts: dict[str, int] | Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())

@@ -1,0 +1,31 @@
+"""The soak of perf/soak, for some seconds: that its friends are served while its foes are at work, and that it can tell."""
+
+import json
+import sys
+
+import pytest
+from support import ROOT
+
+
+@pytest.fixture
+def soak(monkeypatch):
+    """The command. `perf` is no part of what is installed: it is found in the tree, behind all that is."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+    from perf.soak.__main__ import main
+
+    return main
+
+
+@pytest.mark.slow
+def test_friends_are_served_and_every_limit_bites_in_a_short_soak(engine, soak, tmp_path, capsys):
+    status = soak(["--minutes", "0.2", "--engine", engine, "--results", str(tmp_path)])
+    table = capsys.readouterr().out
+    assert status == 0, table
+    [path] = tmp_path.iterdir()
+    report = json.loads(path.read_text())
+    assert report["schema"]["name"] == "hydrogen.perf.soak"
+    assert report["options"]["engine"] == engine
+    assert report["held"]
+    assert report["friends"]["answers"] > 0
+    assert min(report["removed"].values()) > 0
+    assert f"Soak of the {engine} engine" in table
