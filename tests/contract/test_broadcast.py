@@ -1,5 +1,6 @@
 """broadcast: one message to every open connection, framed as each of them would have it, with a report that adds up."""
 
+import itertools
 import os
 import random
 
@@ -575,7 +576,8 @@ class Broken(hydrogen.FrameBuilder):
 
 @pytest.mark.clause("S39", "F15")
 def test_a_builder_of_one_connection_that_fails_keeps_no_other_from_getting_the_message(start, connect, error_log):
-    handler = recorder(new_connection=lambda fd: hydrogen.Plain(fd, Broken()) if not handler.of("connected") else None, connected=None)
+    arrived = itertools.count()
+    handler = recorder(new_connection=lambda fd: None if next(arrived) else hydrogen.Plain(fd, Broken()), connected=None)
     server = start(handler, framing=hydrogen.SimpleFrameBuilder)
     clients, _ = connected(handler, connect, server, 3)
     assert server.broadcast(b"x") == hydrogen.BroadcastReport(2, 1)
