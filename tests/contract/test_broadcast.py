@@ -579,9 +579,12 @@ def test_a_builder_of_one_connection_that_fails_keeps_no_other_from_getting_the_
     arrived = itertools.count()
     handler = recorder(new_connection=lambda fd: None if next(arrived) else hydrogen.Plain(fd, Broken()), connected=None)
     server = start(handler, framing=hydrogen.SimpleFrameBuilder)
-    clients, _ = connected(handler, connect, server, 3)
+    connect(server)
+    handler.wait_for("connected")
+    others = [connect(server) for _ in range(2)]
+    handler.wait_for("connected", 3)
     assert server.broadcast(b"x") == hydrogen.BroadcastReport(2, 1)
-    for client in clients[1:]:
+    for client in others:
         assert client.receive(5) == simple(b"x")
     assert error_log()
 

@@ -58,7 +58,7 @@ def test_a_start_and_a_stop_are_a_line_each_at_info(start, lines, engine):
 @pytest.mark.clause("S50")
 def test_connections_that_come_and_go_and_all_that_is_theirs_is_no_line_at_info(start, connect, lines):
     handler, other = recorder(data_received=echo), recorder(data_received=echo)
-    server, secure = start(handler), start(other, ssl=server_context())
+    server, secure = start(handler, max_threads=32), start(other, max_threads=32, ssl=server_context())
     before = lines()
     for number in range(20):
         client = connect(server)

@@ -196,7 +196,7 @@ def test_the_first_cause_of_an_end_is_the_one_that_is_told(start, connect, secon
         client.finish()
         client.receive_until_end()
     assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
-    assert server.stats().removed_local_closed == 1
+    wait_until(lambda: server.stats().removed_local_closed == 1, "it is counted")
 
 
 @pytest.mark.clause("K10")
