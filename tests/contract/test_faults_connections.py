@@ -289,8 +289,8 @@ def resident():
 @pytest.mark.clause("H14", "C7")
 @pytest.mark.timeout(3600 if os.environ.get("HYDROGEN_SOAK") else 120)
 def test_f16_connects_and_disconnects_leave_fds_slots_and_memory_flat(start):
-    """10,000 on each engine, or as many as HYDROGEN_SOAK says."""
-    count = int(os.environ.get("HYDROGEN_SOAK", "10000"))
+    """20,000 on each engine, or as many as HYDROGEN_SOAK says."""
+    count = int(os.environ.get("HYDROGEN_SOAK", "20000"))
 
     class Removals(Echo):
         """Counts; a recorder would itself grow."""
