@@ -15,11 +15,11 @@ BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 def table(documents: list[dict[str, Any]], commands: list[str]) -> str:
-    """A row for each goal of each comparison; the machine, the commit and the command above."""
+    """A row for each goal of each comparison; the machine and the commands above."""
     machine = documents[0]["machine"]
     lines = [
-        f"Measured on {machine['cores']} cores of {machine['cpu']}, {machine['kernel']}, {machine['python']}, at commit "
-        f"{machine['commit'][:10]}; medians, with the range over the rounds. *Pinned*: server and load on a core each; *shared*: neither.",
+        f"Measured on {machine['cores']} cores of {machine['cpu']}, {machine['kernel']}, {machine['python']}; "
+        "medians, with the range over the rounds. *Pinned*: server and load on a core each; *shared*: neither.",
         "",
         *(f"    {command}" for command in commands),
         "",
@@ -40,7 +40,7 @@ def table(documents: list[dict[str, Any]], commands: list[str]) -> str:
 
 
 def command_of(path: Path, document: dict[str, Any]) -> str:
-    """The command that made a result."""
+    """The command that made a result, the result, and the commit that was measured."""
     options = document["options"]
     words = [f"--workload {','.join(options['workload'])}", f"--rounds {options['rounds']}", f"--duration {options['duration']}"]
     words += [f"--warm-up {options['warm_up']}", f"--layout {options['layout']}"]
@@ -48,7 +48,7 @@ def command_of(path: Path, document: dict[str, Any]) -> str:
         words.append(f"--arms {','.join(options['arms'])}")
     if options["quiet"] != "None":
         words.append(f"--quiet {options['quiet']}")
-    return f"python -m perf.compare {' '.join(words)}    # {path.name}"
+    return f"python -m perf.compare {' '.join(words)}    # {path.name}, commit {document['machine']['commit'][:10]}"
 
 
 def main() -> None:

@@ -401,9 +401,10 @@ def test_polls_and_turns_are_not_more_than_the_messages_give_occasion_for(start,
     before = server.stats()
     for _ in range(100):
         client.echo(b"x")
+    wait_until(lambda: server.stats().turns > before.turns, "the last turn is over")
     after = server.stats()
     assert 1 <= after.polls - before.polls <= 300
-    assert 1 <= after.turns - before.turns <= 300
+    assert after.turns - before.turns <= 300
 
 
 @pytest.mark.slow
@@ -417,7 +418,7 @@ def test_walks_for_deadlines_are_counted_where_there_are_any(start, connect, eng
     handler.wait_removed()
     walks = server.stats().walks
     assert walks >= 1 if engine == "compiled" else walks == 0
-    assert removals(server.stats()) == {"removed_idle_timeout": 1}
+    becomes(server, removed_idle_timeout=1)
 
 
 @moves("gil_acquisitions", "gil_wait_seconds")

@@ -967,10 +967,13 @@ def test_reload_tls_is_for_new_connections_and_those_that_are_open_keep_theirs(s
     server = start(handler, ssl=old)
     open_before, accepted_before = TlsClient(connect(server), trust).handshake(), TlsClient(connect(server), trust)
     open_before.echo(b"before")
-    wait_until(lambda: server.stats().connections == 2, "both are accepted")
+    hello, received = accepted_before.step(), server.stats().bytes_received
+    accepted_before.client.send(hello[:1])
+    wait_until(lambda: server.stats().bytes_received > received, "its handshake has begun")
     server.reload_tls(new)
     after = TlsClient(connect(server), trust).handshake()
     after.echo(b"after")
+    accepted_before.client.send(hello[1:])
     accepted_before.handshake()
     for client in (open_before, accepted_before, after):
         client.echo(b"after")

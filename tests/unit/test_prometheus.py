@@ -65,6 +65,7 @@ def test_a_scrape_says_what_stats_says_before_and_after_traffic(start, connect):
         assert rude.at_end() == "end"
         rude.close()
         wait_until(lambda: server.stats().connections == 1, "the rude one is removed")
+        wait_until(lambda: server.stats().bytes_sent == 9, "what went out is counted")
         agree(url, server)
         page = scrape(url)
     assert page["hydrogen_connections_accepted_total", ()] == 2
