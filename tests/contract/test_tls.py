@@ -414,12 +414,17 @@ def test_a_pause_in_on_connected_holds_what_came_with_the_handshake(start, conne
 @pytest.mark.clause("H19", "H24")
 @pytest.mark.parametrize("clean", [True, False], ids=["close_notify", "truncated"])
 def test_an_end_that_comes_in_a_pause_is_told_after_the_messages_before_it(start, secure, clean):
-    handler = recorder(
-        eof=lambda socket: socket.close(), data_received=lambda socket, data: socket.pause_reading() if data == b"pause" else None
-    )
+    paused = threading.Event()
+
+    def received(socket, data):
+        if data == b"pause":
+            socket.pause_reading()
+            paused.set()
+
+    handler = recorder(eof=lambda socket: socket.close(), data_received=received)
     client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder))
     client.send(simple(b"pause"))
-    handler.wait_for("data_received")
+    wait_event(paused, "it is paused")
     client.client.send(client.encrypt(simple(b"later")) + (client.close_notify() if clean else b""))
     client.client.finish()
     handler.socket().resume_reading()

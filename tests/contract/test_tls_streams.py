@@ -2,6 +2,7 @@
 
 import os
 import ssl
+import threading
 
 import pytest
 from certificates import VERSIONS, client_context, misnamed_certificate, server_context
@@ -89,11 +90,18 @@ def test_a_stream_of_the_user_s_has_no_tls_whatever_the_config_says(start, conne
 @pytest.mark.clause("T9", "T10", "T15", "H23")
 def test_an_adopted_secure_stream_has_tls_whatever_the_config_says(start, connect, trust):
     context = server_context()
-    streams = iter([lambda fd: hydrogen.Secure(fd, hydrogen.LineFrameBuilder(), context), lambda fd: None])
-    handler = recorder(new_connection=lambda fd: next(streams)(fd), connected=None, data_received=echo)
+    taken = threading.Event()
+
+    def secure_the_first(fd):
+        if taken.is_set():
+            return None
+        taken.set()
+        return hydrogen.Secure(fd, hydrogen.LineFrameBuilder(), context)
+
+    handler = recorder(new_connection=secure_the_first, connected=None, data_received=echo)
     server = start(handler)
     client = TlsClient(connect(server), trust)
-    handler.wait_for("new_connection")
+    wait_event(taken, "it is the first")
     plain = connect(server)
     plain.echo(b"in the clear")
     assert [call.socket for call in handler.of("connected")] == server.connections  # not the one that has not shaken hands

@@ -71,6 +71,11 @@ FORMATS = (
 )
 
 
+def format_of(port):
+    """The one of FORMATS that a client's port stands for. Linux gives `connect` ports of one parity as long as it has some."""
+    return FORMATS[port // 2 % len(FORMATS)]
+
+
 class Mixed(hydrogen.Handler):
     """Gives each connection the framing that its client's port stands for, echoes, and sometimes blocks or pauses."""
 
@@ -82,7 +87,7 @@ class Mixed(hydrogen.Handler):
 
     def on_new_connection(self, fd):
         with sockets.socket(fileno=os.dup(fd)) as sock:
-            builder = FORMATS[sock.getpeername()[1] % len(FORMATS)][0]
+            builder = format_of(sock.getpeername()[1])[0]
         return None if builder is None else hydrogen.Plain(fd, builder)
 
     def on_data_received(self, socket, data):
@@ -132,7 +137,7 @@ def test_each_connection_keeps_to_its_framing_whatever_all_threads_do_at_once(st
         dice = random.Random(seed)
         for number in range(max(20, MESSAGES // 500)):
             with Client(server.address) as client:
-                _, encode, echoed = FORMATS[client.name[1] % len(FORMATS)]
+                _, encode, echoed = format_of(client.name[1])
                 messages = [b"%d/%d/%d" % (seed, number, k) + b"." * dice.choice((0, 10, 3000)) for k in range(dice.randrange(1, 30))]
                 wire = b"".join(map(encode, messages))
                 while wire:  # in pieces that are no frames
@@ -165,7 +170,8 @@ def test_each_connection_keeps_to_its_framing_whatever_all_threads_do_at_once(st
     assert stats.queued_bytes == 0
     assert sum(type(err) is hydrogen.ProtocolError for err in handler.removed) == next(refused)
     faults = [err for err in handler.removed if type(err) is hydrogen.HandlerError]
-    assert len(faults) == next(blamed) == len(error_log())
+    assert len(faults) == next(blamed)
+    assert bool(error_log()) == bool(faults)  # at most ten a second
     assert all(type(err.__cause__) is KeyError for err in faults)
 
 

@@ -220,7 +220,8 @@ def test_deadlines_remove_the_silent_and_the_stuck_and_nobody_else(start):
 def test_stops_in_the_middle_of_everything_end(start):
     """Timers that set timers, broadcasts, suspends and connects go on from all sides while the server stops, at once or spread."""
     for spread in (0.0, 0.2, 0.0, 0.1):
-        server = start(Echo(), framing=hydrogen.SimpleFrameBuilder, max_connections=20, idle_timeout=0.5)
+        # An address of its own: the port may be another test's as soon as the listener is closed.
+        server = start(Echo(), addr="127.0.0.83", framing=hydrogen.SimpleFrameBuilder, max_connections=20, idle_timeout=0.5)
 
         def again(server=server):
             with contextlib.suppress(RuntimeError):

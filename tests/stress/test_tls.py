@@ -206,6 +206,7 @@ def test_no_client_sees_another_s_bytes_over_tls_whatever_all_threads_do_at_once
         ):
             pass
         server.stop(PATIENCE)
+        wait_until(lambda server=server: server.stats().connections == 0, "also those that an abort has not waited for")
         assert handler.faults == []
         stats = server.stats()
         assert (stats.connections, stats.accepted, stats.queued_bytes) == (0, stats.removed, 0)

@@ -38,22 +38,16 @@ def lines(caplog):
     return lambda: [record.getMessage() for record in caplog.get_records("call") if record.levelno == logging.WARNING]
 
 
-def lingering_in_a_function_of_this_name(event):
+def lingering_in_a_function_of_this_name(workers, event):
+    workers.inside[threading.get_ident()] = 1
     wait_event(event, "let go")
+    del workers.inside[threading.get_ident()]
 
 
 @pytest.mark.clause("C41")
 def test_a_slow_callback_is_told_of_once_with_its_stack_and_counted(workers, watchdog, lines):
-    go, entered = threading.Event(), threading.Event()
-
-    def work():
-        workers.inside[threading.get_ident()] = 1
-        entered.set()
-        lingering_in_a_function_of_this_name(go)
-        del workers.inside[threading.get_ident()]
-
-    with running(work):
-        wait_event(entered, "it works")
+    go = threading.Event()
+    with running(lambda: lingering_in_a_function_of_this_name(workers, go)):
         wait_until(lambda: watchdog.slow == 1, "it is found slow")
         workers.inside[0] = 7  # another, which is found later, when the first has been slow for as long again
         wait_until(lambda: watchdog.slow == 2, "so is the other")
@@ -63,10 +57,13 @@ def test_a_slow_callback_is_told_of_once_with_its_stack_and_counted(workers, wat
     assert "ended meanwhile" in lines()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.clause("C41")
-def test_each_callback_of_one_worker_has_its_own_time(workers, watchdog, lines):
+def test_each_callback_of_one_worker_has_its_own_time(workers, lines):
     """The first worker goes from one callback to the next, faster than it takes to be slow; the second lingers."""
     number = 0
+    watchdog = Watchdog(1.0, workers.running, Journal(lambda seconds, callback: None))
+    watchdog.start()
     workers.inside[2] = 1
 
     def next_one():
@@ -75,7 +72,10 @@ def test_each_callback_of_one_worker_has_its_own_time(workers, watchdog, lines):
         workers.inside[1] = number
         return watchdog.slow
 
-    wait_until(next_one, "the second is found slow")
+    try:
+        wait_until(next_one, "the second is found slow")
+    finally:
+        watchdog.end()  # which waits for the line
     assert watchdog.slow == 1
     assert len(lines()) == 1
 
