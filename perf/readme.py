@@ -15,7 +15,7 @@ BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 def table(documents: list[dict[str, Any]], commands: list[str]) -> str:
-    """A row for each goal of each comparison; the machine and the commands above."""
+    """A row for each goal of each comparison, as the last result that has it says; the machine and the commands above."""
     machine = documents[0]["machine"]
     lines = [
         f"Measured on {machine['cores']} cores of {machine['cpu']}, {machine['kernel']}, {machine['python']}; "
@@ -26,6 +26,7 @@ def table(documents: list[dict[str, Any]], commands: list[str]) -> str:
         "| workload | layout | goal | measured | |",
         "|---|---|---|---|---|",
     ]
+    rows = {}
     for document in documents:
         for comparison in document["comparisons"]:
             for verdict in comparison["verdicts"]:
@@ -35,8 +36,9 @@ def table(documents: list[dict[str, Any]], commands: list[str]) -> str:
                 )
                 name = f"{comparison['workload']}: {comparison['title']}"
                 met = "met" if verdict["met"] else "**missed**"
-                lines.append(f"| {name} | {comparison['layout']} | {verdict['goal'].replace('_', ' ')} | {spread} | {met} |")
-    return "\n".join(lines)
+                layout, goal = comparison["layout"], verdict["goal"].replace("_", " ")
+                rows[name, layout, goal] = f"| {name} | {layout} | {goal} | {spread} | {met} |"
+    return "\n".join([*lines, *rows.values()])
 
 
 def command_of(path: Path, document: dict[str, Any]) -> str:

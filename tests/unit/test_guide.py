@@ -226,10 +226,14 @@ def block_of(info):
     return text
 
 
+HOST = "127.0.0.86"
+"""Where only these programs listen: HAProxy goes on asking at a port whose server has ended, which might be another's by then."""
+
+
 def free_ports(count):
     """Ports that nobody listened on a moment ago."""
     with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        socks = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
         return [str(sock.getsockname()[1]) for sock in socks]
 
 
@@ -260,18 +264,18 @@ def test_haproxy_serves_by_the_configuration_of_the_guide_and_survives_a_stop(en
     text = "\n".join([block_of("haproxy"), *lines, ""])
     for given, free in zip(("13370", "13381", "13382"), free_ports(3), strict=True):
         assert given in text
-        text = text.replace(given, free)
+        text = text.replace(f"127.0.0.1:{given}", f"{HOST}:{free}").replace(f"--port {given}", f"--addr {HOST} --port {free}")
     config, lines = text.split("\npython", 1)[0] + "\n", [f"python{line}" for line in text.split("\npython")[1:]]
     (tmp_path / "haproxy.cfg").write_text(config)
     checked = subprocess.run(["haproxy", "-c", "-f", "haproxy.cfg"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert (checked.returncode, checked.stderr) == (0, "")
-    [port] = re.findall(r"bind 127.0.0.1:(\d+)", config)
+    [port] = re.findall(rf"bind {HOST}:(\d+)", config)
     one, two = (command(line, engine) for line in lines)
     proxy = subprocess.Popen(
         ["haproxy", "-db", "-f", "haproxy.cfg"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     try:
-        address = ("127.0.0.1", int(port))
+        address = (HOST, int(port))
         wait_until(lambda: says(address, b"hello") == b"hello", "it serves")
         ends(one)
         assert [says(address, b"hello") for _ in range(6)] == [b"hello"] * 6  # redispatched, whether or not the check has seen it
@@ -299,13 +303,13 @@ def test_the_command_line_of_the_unit_is_taken():
 def test_systemd_socket_activate_starts_a_server_with_the_first_connection(engine):
     [line] = re.findall(r"^systemd-socket-activate (.+)$", OPERATIONS.read_text(), re.MULTILINE)
     [port] = free_ports(1)
-    words = shlex.split(line.replace("1337", port).replace(" python ", f" {sys.executable} "))
+    words = shlex.split(line.replace("127.0.0.1:1337", f"{HOST}:{port}").replace(" python ", f" {sys.executable} "))
     env = {**os.environ, "HYDROGEN_ENGINE": engine, "PYTHONPATH": str(Path(hydrogen.__file__).parent.parent)}
     activator = ["systemd-socket-activate", "--setenv=PYTHONPATH", "--setenv=HYDROGEN_ENGINE", *words]
     process = subprocess.Popen(activator, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         assert "Listening on" in process.stderr.readline()
-        assert says(("127.0.0.1", int(port)), b"hello") == b"hello"
+        assert says((HOST, int(port)), b"hello") == b"hello"
         process.send_signal(signal.SIGTERM)  # it has become the server
         process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
