@@ -500,13 +500,13 @@ DRIPS = 3000
 
 def drip(client: Client, handler: Recorder, byte: bytes = b"\0") -> None:
     """Send one byte after the other until the handler has seen the connection go; a deadline that began anew with each never passes."""
-    gone = threading.Event()
-    handler.hooks["on_connection_removed"] = lambda fd, err: gone.set()
+    pause = threading.Event()
     for _ in range(DRIPS):
         with contextlib.suppress(OSError):  # it may be gone already
             client.send(byte)
-        if gone.wait(0.01):
+        if handler.of("connection_removed"):
             return
+        pause.wait(0.01)
     raise AssertionError(f"the connection is there after {DRIPS} bytes")
 
 

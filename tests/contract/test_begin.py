@@ -78,8 +78,8 @@ def test_a_second_signal_aborts_and_begin_returns_normally(engine, numbers):
         out, err = finish(process, 0)
     assert err == ""
     closed, aborted, abandoned = map(int, out.split()[1:])
-    assert closed + aborted == 1
-    assert abandoned == 1
+    assert closed + aborted + abandoned == 2
+    assert abandoned >= 1
 
 
 @pytest.mark.clause("S2", "S11")

@@ -443,8 +443,9 @@ def test_a_chat_broadcasts_from_its_callbacks(start, connect):
     def tell(socket, message):
         socket.server.broadcast(b"%s\n" % message, exclude=(socket,))
 
+    come = []
     handler = recorder(
-        connected=lambda socket: tell(socket, b"comes"),
+        connected=lambda socket: come.append(tell(socket, b"comes")),
         data_received=tell,
         disconnected=lambda socket, err: tell(socket, b"goes"),
     )
@@ -452,7 +453,7 @@ def test_a_chat_broadcasts_from_its_callbacks(start, connect):
     clients = []
     for number in range(1, 5):
         clients.append(connect(server))
-        handler.wait_for("connected", number)
+        wait_until(lambda number=number: len(come) == number, "all who are there have been told")
         for client in clients[:-1]:
             assert client.receive(6) == b"comes\n"
     for number, client in enumerate(clients):

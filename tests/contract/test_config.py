@@ -206,7 +206,7 @@ def test_a_send_while_max_write_buffer_is_pending_removes_the_slow_consumer(star
 @pytest.mark.clause("C18", "H20")
 def test_above_max_buffered_the_connection_with_the_most_pending_output_goes(start, connect):
     handler = recorder(connected=None, data_received=echo)
-    server = start(handler, max_buffered=20 << 20)
+    server = start(handler, max_buffered=16 << 20)
     clients = [connect(server, receive_buffer=4096) for _ in range(4)]
     handler.wait_for("connected", 4)
     by_name = {call.socket.peername: call.socket for call in handler.of("connected")}

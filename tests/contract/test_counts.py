@@ -111,8 +111,8 @@ def test_w10_a_message_costs_a_recv_a_send_and_a_share_of_a_poll_and_nothing_els
     rise = run(engine, summary)
     assert rise["messages_received"] == MESSAGES
     calls = {name: int(count) for count, name in re.findall(r"^\s*(\d+)\s+(\w+)$", summary.read_text(), re.M)}
-    everything = calls.pop("total")
+    everything = calls.pop("total") - calls.pop("futex", 0)  # the timekeeper's are one a tick: the slower the machine, the more
     assert calls["recvfrom"] >= MESSAGES, "every message was counted"
     assert calls.get("epoll_ctl", 0) == 0, "interest is not touched"
     if engine == "compiled":
-        assert everything <= 2.2 * MESSAGES, calls
+        assert everything <= 2.1 * MESSAGES, calls

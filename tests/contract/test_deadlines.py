@@ -182,11 +182,12 @@ def test_the_time_for_which_the_handler_pauses_reading_does_not_count(start, con
 
 @pytest.mark.clause("C25", "H19")
 def test_after_a_pause_the_clock_runs_again(start, connect):
-    handler = recorder(data_received=lambda socket, data: socket.pause_reading())
+    paused = []
+    handler = recorder(data_received=lambda socket, data: paused.append(socket.pause_reading()))
     server = start(handler, framing=hydrogen.SimpleFrameBuilder, frame_timeout=SHORT)
     client = connect(server)
     client.send(simple(b"pause") + simple(b"never finished")[:-1])
-    handler.wait_for("data_received")
+    wait_until(lambda: paused, "reading is paused")
     handler.socket().resume_reading()
     timed_out(handler, "frame_timeout")
     assert client.at_end() == "reset"
@@ -231,13 +232,16 @@ def test_what_has_arrived_in_time_is_looked_at_before_the_clock(start, connect, 
 def test_what_has_arrived_in_time_is_looked_at_before_the_clock_also_when_all_workers_were_busy(start, connect, gate, framing):
     """The deadline passes while there is nobody to read; it is known to have passed from a server that has nothing else to do."""
     builder, frame = framing
-    go = gate()
-    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else None)
+    first, go = gate(), gate()
+    busy = {b"first": first, b"block": go}
+    handler = recorder(data_received=lambda socket, data: wait_event(busy[data], "let go") if data in busy else None)
     server = start(handler, framing=builder, frame_timeout=SHORT, max_threads=1)
     client, blocker = connect(server), connect(server)
     client.send(frame(b"first") + frame(b"later")[:-1])
     handler.wait_for("data_received")
     blocker.send(frame(b"block"))
+    wait_until(lambda: blocker.unacknowledged() == 0, "the server's kernel has it")
+    first.set()
     handler.wait_for("data_received", 2)
     client.send(frame(b"later")[-1:])
     watch = recorder()
@@ -251,8 +255,9 @@ def test_what_has_arrived_in_time_is_looked_at_before_the_clock_also_when_all_wo
 @pytest.mark.clause("C25", "C19")
 def test_what_has_arrived_in_time_is_looked_at_before_the_clock_however_many_turns_it_takes(start, connect, gate, tmp_path):
     """The rest of a frame of 100,000 bytes, more than one turn may read, waits in the kernel when the handler is done."""
-    go = gate()
-    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else None)
+    first, go = gate(), gate()
+    busy = {b"first": first, b"block": go}
+    handler = recorder(data_received=lambda socket, data: wait_event(busy[data], "let go") if data in busy else None)
     path = str(tmp_path / "socket")  # where the kernel holds what was sent, whatever the window
     server = start(handler, framing=hydrogen.LengthFrameBuilder, frame_timeout=SHORT, max_threads=1, read_budget=1000, path=path)
     client, blocker = connect(server), connect(server)
@@ -260,6 +265,7 @@ def test_what_has_arrived_in_time_is_looked_at_before_the_clock_however_many_tur
     client.send(length_frame(b"first") + later[:10])
     handler.wait_for("data_received")
     blocker.send(length_frame(b"block"))
+    first.set()
     handler.wait_for("data_received", 2)
     client.send(later[10:])
     watch = recorder()
@@ -429,13 +435,17 @@ def test_a_handshake_that_was_begun_by_hand_and_goes_on_no_more_is_removed_at_op
 @pytest.mark.clause("C24", "H6")
 def test_open_timeout_counts_from_the_end_of_on_new_connection(start, connect, gate):
     """The first connection is held there until the second, which came later, is removed; and then has all the time."""
-    go, first = gate(), iter([True])
-    handler = recorder(
-        new_connection=lambda fd: wait_event(go, "let go") if next(first, False) else None, connected=None, data_received=echo
-    )
+    go, held, first = gate(), gate(), iter([True])
+
+    def new(fd):
+        if next(first, False):
+            held.set()
+            wait_event(go, "let go")
+
+    handler = recorder(new_connection=new, connected=None, data_received=echo)
     server = start(handler, ssl=server_context(), open_timeout=AMPLE)
     client = TlsClient(connect(server), client_context())
-    handler.wait_for("new_connection")
+    wait_event(held, "the first one is held")
     connect(server)
     timed_out(handler, "open_timeout")
     with running(client.handshake):

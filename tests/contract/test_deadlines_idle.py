@@ -6,6 +6,8 @@ removed by one as long.
 
 import os
 import socket as stdlib_socket
+import threading
+import time
 
 import pytest
 from certificates import client_context, server_context
@@ -112,9 +114,9 @@ def test_f14_a_peer_that_never_said_anything_is_removed_at_idle_timeout(start, c
 def test_f14_many_that_are_silent_are_all_removed_and_one_that_talks_is_not(start, connect):
     handler = recorder(data_received=echo)
     server = start(handler, idle_timeout=AMPLE)
-    client = connect(server)
     for _ in range(50):
         connect(server)
+    client = connect(server)
     repeat_until(lambda: client.echo(b"x"), lambda: len(handler.of("connection_removed")) >= 50, "they are removed")
     assert {type(error) for error in handler.wait_removed(50)} == {hydrogen.ConnectionTimeout}
     client.echo(b"still here")
@@ -288,18 +290,28 @@ def test_f14_a_peer_that_vanishes_with_output_on_its_way_is_removed_at_write_tim
     assert client.at_end() == "reset"
 
 
-def slowly(client, taken, part=32):
-    """Read a little."""
+SLOW = 20_000
+"""Bytes a second: the peer's kernel takes some each third of a second, and in `AMPLE` some thrice; in 6 s not a third of SEND_BUFFER."""
+
+
+def slowly(client, taken, rate=SLOW):
+    """Read as many bytes as are due at so many a second, however seldom there is time for it."""
+    began, before = time.monotonic(), sum(taken)
 
     def step():
-        taken.append(len(client.sock.recv(part)))
+        due = int((time.monotonic() - began) * rate) - (sum(taken) - before)
+        if due > 0:
+            taken.append(len(client.sock.recv(due)))
 
     return step
 
 
-def outlive_slowly(handler, server, connect, client, already=0):
-    """While `client` reads a little at a time two others that read nothing are removed; how many bytes the client has read."""
-    taken = []
+def outlive_slowly(handler, server, connect, client, already=0, taken=()):
+    """While `client` reads a little at a time two others that read nothing are removed; how many bytes the client has read.
+
+    `taken`: in which portions it has read some already.
+    """
+    taken = list(taken)
     for number in (already + 1, already + 2):
         stuck(server, connect)
         repeat_until(
@@ -322,8 +334,10 @@ def test_a_peer_that_reads_slowly_but_steadily_is_never_removed(start, connect):
     server = start(handler, write_timeout=AMPLE, socket_options=SEND_BUFFER)
     client = stuck(server, connect)
     socket = handler.wait_for("data_received")[0].socket
-    before = settled(lambda: socket.pending)
-    taken = outlive_slowly(handler, server, connect, client)
+    begun = []
+    read = slowly(client, begun)
+    before = settled(lambda: (read(), socket.pending)[1])  # which may take a while
+    taken = outlive_slowly(handler, server, connect, client, taken=begun)
     assert socket.is_open
     assert 0 < taken < SEND_BUFFER[0][2]
     assert socket.pending == before
@@ -369,6 +383,7 @@ def test_f13_a_stop_does_not_wait_longer_than_write_timeout_for_a_peer_that_read
     server = start(handler, write_timeout=SHORT)
     client = stuck(server, connect)
     handler.wait_for("data_received")
+    wait_until(lambda: handler.socket().pending or handler.of("connection_removed"), "output is queued")
     reports = []
     with running(lambda: reports.append(server.stop(3600))):
         assert type(handler.wait_removed()[0]) in (hydrogen.ServerStopped, hydrogen.ConnectionTimeout)  # whichever came first
@@ -450,15 +465,16 @@ def test_write_timeout_none_is_no_limit(start, connect):
 
 
 @pytest.mark.clause("C27", "C28")
-@pytest.mark.parametrize("part", [32, 20_000], ids=["slowly", "faster"])
-def test_a_peer_that_only_reads_however_slowly_is_not_idle(start, connect, part):
+@pytest.mark.parametrize("rate", [SLOW, 1_000_000], ids=["slowly", "faster"])
+def test_a_peer_that_only_reads_however_slowly_is_not_idle(start, connect, rate):
     """Bytes go all the time, if only from the kernel's buffers: with idle_timeout alone, and output queued."""
     handler = recorder(data_received=big)
     server = start(handler, idle_timeout=AMPLE, write_timeout=None, socket_options=SEND_BUFFER)
     client = stuck(server, connect)
     socket = handler.wait_for("data_received")[0].socket
-    settled(lambda: socket.pending)
-    outlive(handler, server, connect, slowly(client, [], part))
+    read = slowly(client, [], rate)
+    wait_until(lambda: (read(), 0 < socket.pending < len(BIG))[1], "the reply is blocked")
+    outlive(handler, server, connect, slowly(client, [], rate))
     assert socket.is_open
 
 
@@ -508,13 +524,15 @@ def test_what_came_during_a_callback_longer_than_idle_timeout_is_read_before_the
 def test_bytes_of_a_proxy_header_are_bytes(start, connect):
     header = b"PROXY TCP4 192.0.2.1 198.51.100.2 1234 443\r\n"
     handler = recorder(connected=None)
-    server = start(handler, idle_timeout=SHORT, open_timeout=60.0, proxy_protocol="v1", proxy_allow_from=["127.0.0.0/8"])
-    client, sent = connect(server), []
+    server = start(handler, idle_timeout=AMPLE, open_timeout=60.0, proxy_protocol="v1", proxy_allow_from=["127.0.0.0/8"])
+    client, sent, pause = connect(server), [], threading.Event()
 
     def drip():
+        """So slowly that there are bytes left for nearly twice the timeout."""
         if len(sent) < len(header) - 1:
             client.send(header[len(sent) : len(sent) + 1])
             sent.append(1)
+        pause.wait(AMPLE / 25)
 
     silent = connect(server)
     repeat_until(drip, lambda: handler.of("connection_removed"), "the silent one is removed")

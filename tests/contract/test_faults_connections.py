@@ -335,7 +335,7 @@ signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 server = hydrogen.serve(Talks(), port=0, engine=sys.argv[1], max_threads=4)
 print(server.address[1], flush=True)
 sys.stdin.readline()
-print(server.stop(0.5).abandoned)
+print(server.stop(20).abandoned)
 """
 
 
