@@ -111,8 +111,10 @@ def test_w10_a_message_costs_a_recv_a_send_and_a_share_of_a_poll_and_nothing_els
     rise = run(engine, summary)
     assert rise["messages_received"] == MESSAGES
     calls = {name: int(count) for count, name in re.findall(r"^\s*(\d+)\s+(\w+)$", summary.read_text(), re.M)}
-    everything = calls.pop("total") - calls.pop("futex", 0)  # the timekeeper's are one a tick: the slower the machine, the more
+    futexes = calls.pop("futex", 0)
+    everything = calls.pop("total") - futexes
     assert calls["recvfrom"] >= MESSAGES, "every message was counted"
     assert calls.get("epoll_ctl", 0) == 0, "interest is not touched"
     if engine == "compiled":
         assert everything <= 2.1 * MESSAGES, calls
+        assert futexes <= 0.5 * MESSAGES, "none for each message; the timekeeper's are one a tick: the slower the machine, the more"
