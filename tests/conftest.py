@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import PATIENCE, Client, Recorder, end_children, open_fds, threads, wait_until
+from certificates import VERSIONS, client_context
+from support import PATIENCE, Client, Recorder, TlsClient, assert_empty, end_children, open_fds, threads, wait_until
 
 import hydrogen
 from hydrogen import backend
@@ -105,15 +107,6 @@ def start(engine: str) -> Iterator[Callable[..., hydrogen.Server]]:
             handler.check()
 
 
-def assert_empty(server: hydrogen.Server) -> None:
-    """The slots are vacant, and each connection that was accepted was removed (an abandoned handler may have to return first)."""
-    wait_until(lambda: server.stats().connections == 0, f"the slots are vacant: {server.stats()}")
-    stats = server.stats()
-    assert stats.accepted == stats.removed, stats
-    assert stats.queued_bytes == 0, stats
-    assert server.connections == []
-
-
 @pytest.fixture
 def connect(start: object) -> Iterator[Callable[..., Client]]:
     """Connect a client to a server (or an address); it is closed before the servers stop, so that none lingers for its FIN."""
@@ -127,6 +120,24 @@ def connect(start: object) -> Iterator[Callable[..., Client]]:
     yield connect
     for client in clients:
         client.close()
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda version: version.name)
+def version(request: pytest.FixtureRequest) -> ssl.TLSVersion:
+    """Each version of TLS."""
+    return request.param
+
+
+@pytest.fixture
+def trust(version: ssl.TLSVersion) -> ssl.SSLContext:
+    """A client's context, of each version of TLS."""
+    return client_context(version=version)
+
+
+@pytest.fixture
+def secure(connect: Callable[..., Client], trust: ssl.SSLContext) -> Callable[..., TlsClient]:
+    """Connect a client to a server and shake hands: `secure(server)`."""
+    return lambda server, **options: TlsClient(connect(server, **options), trust).handshake()
 
 
 @pytest.fixture

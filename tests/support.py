@@ -82,6 +82,15 @@ def threads() -> set[int]:
     return {int(name) for name in os.listdir("/proc/self/task")}
 
 
+def assert_empty(server: hydrogen.Server) -> None:
+    """The slots are vacant, and each connection that was accepted was removed (one that a stop has abandoned may take its time)."""
+    wait_until(lambda: server.stats().connections == 0, f"the slots are vacant: {server.stats()}")
+    stats = server.stats()
+    assert stats.accepted == stats.removed, stats
+    assert stats.queued_bytes == 0, stats
+    assert server.connections == []
+
+
 # ---------------------------------------------------------------------------------------------------- frames, independently
 
 

@@ -16,18 +16,6 @@ ALLOW_CLIENT_RENEGOTIATION = 0x100
 """OpenSSL 3's option of that name: without it OpenSSL 3 itself refuses, and a test of ours would show nothing."""
 
 
-@pytest.fixture(params=VERSIONS, ids=lambda version: version.name)
-def trust(request):
-    """A client's context, of each version of TLS."""
-    return client_context(version=request.param)
-
-
-@pytest.fixture
-def secure(connect, trust):
-    """Connect a client to a server and shake hands: `secure(server)`."""
-    return lambda server: TlsClient(connect(server), trust).handshake()
-
-
 def watched():
     """A handler that echoes, and records all that could be called before a connection is ready."""
     return recorder(new_connection=None, connected=None, eof=None, data_received=echo)

@@ -343,8 +343,9 @@ def test_the_times_that_all_workers_are_blocked_are_counted(start, connect, gate
         clients = [connect(server) for _ in range(max_threads + 1)]
         for client in clients:
             client.send(b"%d" % round)
-        # Not how often: all may be in callbacks also while they are let go, one after the other.
+        # Not by one: all may also be in callbacks while they are let go, one after the other.
         wait_until(lambda before=before: server.stats().all_blocked > before, "it is counted")
+        settled(lambda: server.stats().all_blocked)  # when it begins, and not for as long as it lasts
         gates[round].set()
         for client in clients:
             assert client.receive(1) == b"%d" % round

@@ -5,23 +5,10 @@ import ssl
 import threading
 
 import pytest
-from certificates import VERSIONS, client_context, misnamed_certificate, server_context
+from certificates import misnamed_certificate, server_context
 from support import PATIENCE, TlsClient, echo, length_frame, line, recorder, wait_event, wait_until
 
 import hydrogen
-
-
-@pytest.fixture(params=VERSIONS, ids=lambda version: version.name)
-def trust(request):
-    """A client's context, of each version of TLS."""
-    return client_context(version=request.param)
-
-
-@pytest.fixture
-def secure(connect, trust):
-    """Connect a client to a server and shake hands: `secure(server)`."""
-    return lambda server, **options: TlsClient(connect(server, **options), trust).handshake()
-
 
 # ---------------------------------------------------------------------------------------------------- on_new_connection
 

@@ -171,7 +171,7 @@ def test_each_connection_keeps_to_its_framing_whatever_all_threads_do_at_once(st
     assert sum(type(err) is hydrogen.ProtocolError for err in handler.removed) == next(refused)
     faults = [err for err in handler.removed if type(err) is hydrogen.HandlerError]
     assert len(faults) == next(blamed)
-    assert bool(error_log()) == bool(faults)  # at most ten a second
+    assert min(len(faults), 10) <= len(error_log()) <= len(faults)  # ten a second, and how many more there were
     assert all(type(err.__cause__) is KeyError for err in faults)
 
 
