@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from hydrogen.perf.generator import Options, Session
+from hydrogen.perf.generator import Session
+from hydrogen.perf.options import Options
 from perf import certificates
 from perf.holder import held
 from perf.servers import Arm, Server, started
@@ -43,11 +44,11 @@ def session(server: Server, connections: int, cacert: str | None = None) -> Sess
 
 def exchange(opened: Session, messages: int) -> None:
     """Exactly ``messages`` echoes; raises when one was not right."""
-    opened.loop.run(0, messages)
-    opened.loop.drain()
-    counters = opened.loop.counters()
-    if opened.connect_failures or any(counters[name] for name in ("wrong", "closed", "failed", "unanswered")):
-        raise RuntimeError(f"faults: {opened.connect_failures} connects failed, {counters}")
+    opened.loops.run(0, messages)
+    opened.loops.drain()
+    counters = opened.loops.counters()
+    if opened.opener.failures or counters.faults:
+        raise RuntimeError(f"faults: {opened.opener.failures} connects failed, {counters}")
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

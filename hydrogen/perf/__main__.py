@@ -7,28 +7,54 @@ import concurrent.futures
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hydrogen.perf import progress, report
+from hydrogen.perf import comparison, conditions, plot, progress, report, search
 from hydrogen.perf.framing import FRAMINGS
-from hydrogen.perf.generator import NOT_COMPILED, Address, Options, Result, Session
+from hydrogen.perf.generator import Result, Session
+from hydrogen.perf.loops import NOT_COMPILED
+from hydrogen.perf.options import Address, Options
 
-OK, FAULTS, USAGE = 0, 1, 2
+OK, FAULTS, USAGE, FAILED = 0, 1, 2, 3
+
+DESCRIPTION = """\
+Load an echo server, verify every reply, and report throughput and latency. In a closed loop, unless --rate is given: each reply
+sends the next message. `python -m hydrogen.perf compare A.json B.json` sets reports of --json side by side.
+"""
+EPILOG = """\
+Exit status: 0 all was right, 1 there were faults (replies wrong or missing, connections lost or refused, sends dropped), 2 wrong usage, or
+something is missing here, 3 what --assert or --find-rate asks for does not hold. Ctrl-C ends the run early and reports what there is.
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options, with their units."""
-    p = argparse.ArgumentParser(
-        prog="python -m hydrogen.perf",
-        description="Load an echo server in a closed loop, verify every reply, and report throughput and latency.",
-        epilog="Exit status: 0 all replies were right, 1 there were faults, 2 wrong usage. Ctrl-C ends the run early and "
-        "reports what there is.",
-    )
+    p = argparse.ArgumentParser(prog="python -m hydrogen.perf", description=DESCRIPTION, epilog=EPILOG)
     p.add_argument("address", nargs="?", metavar="HOST:PORT", help="the server; [HOST]:PORT for IPv6")
     p.add_argument("--unix", metavar="PATH", help="the server's Unix socket, instead of HOST:PORT")
-    p.add_argument("--connections", type=int, default=64, metavar="N", help="connections (default %(default)s)")
-    flight = p.add_mutually_exclusive_group()
-    flight.add_argument("--in-flight", type=int, default=1, metavar="N", help="messages in flight per connection (default %(default)s)")
+
+    load = p.add_argument_group("load")
+    load.add_argument("--connections", type=int, default=64, metavar="N", help="connections (default %(default)s)")
+    load.add_argument("--threads", type=int, default=1, metavar="N", help="threads, among which they are dealt out (default %(default)s)")
+    load.add_argument("--duration", type=float, default=5.0, metavar="SECONDS", help="of measuring (default %(default)s)")
+    load.add_argument("--warm-up", type=float, default=1.0, metavar="SECONDS", help="before it (default %(default)s)")
+    load.add_argument("--number", type=int, default=0, metavar="N", help="send exactly N messages, however long it takes")
+    load.add_argument(
+        "--rate",
+        type=float,
+        default=0.0,
+        metavar="PER_SECOND",
+        help="an open loop: so many messages per second over all connections, each timed from when it should have been sent",
+    )
+    flight = load.add_mutually_exclusive_group()
+    flight.add_argument(
+        "--in-flight",
+        type=int,
+        metavar="N",
+        help="messages on their way per connection, at most (default 1, and with --rate as many as are due)",
+    )
     flight.add_argument(
         "--burst",
         type=int,
@@ -40,18 +66,48 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="each message has a connection of its own, closed by RST after the reply; --connections are open at once (TCP without TLS)",
     )
-    p.add_argument("--size", type=int, default=64, metavar="BYTES", help="of a message's payload (default %(default)s)")
-    p.add_argument("--framing", choices=FRAMINGS, default="raw", help="of the messages (default %(default)s)")
-    p.add_argument("--duration", type=float, default=5.0, metavar="SECONDS", help="of measuring (default %(default)s)")
-    p.add_argument("--warm-up", type=float, default=1.0, metavar="SECONDS", help="before it (default %(default)s)")
-    p.add_argument("--number", type=int, default=0, metavar="N", help="send exactly N messages, however long it takes")
-    p.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="give up when nothing arrives for so long")
-    p.add_argument("--tls", action="store_true", help="talk TLS, by Python's ssl: a message costs the generator half as much again")
-    p.add_argument("--cacert", metavar="FILE", help="the certificate authorities that the server is verified by, instead of the system's")
-    p.add_argument("--insecure", action="store_true", help="do not verify the server's certificate")
-    p.add_argument("--pid", type=int, help="the server's process: report its CPU time too (needs psutil)")
-    p.add_argument("--loop", choices=("auto", "compiled", "python"), default="auto", help="which hot loop to use")
-    p.add_argument("--json", metavar="FILE", help="write the report there as JSON; '-' is standard output, without table")
+    load.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="give up when nothing arrives for so long")
+
+    messages = p.add_argument_group("messages")
+    content = messages.add_mutually_exclusive_group()
+    content.add_argument(
+        "--size",
+        default="64",
+        metavar="BYTES",
+        help="of the payload: 64, or each by chance of 64,1k or of uniform:64-1k (default %(default)s)",
+    )
+    content.add_argument("--payload", metavar="FILE", help="send this file as every message's payload, instead of random ones")
+    messages.add_argument("--framing", choices=FRAMINGS, default="raw", help="of the messages (default %(default)s)")
+    messages.add_argument("--upgrade", action="store_true", help="with --framing websocket: the opening handshake, and masked frames")
+
+    opening = p.add_argument_group("connections")
+    opening.add_argument("--tls", action="store_true", help="talk TLS, by Python's ssl: a message costs the generator half as much again")
+    opening.add_argument("--cacert", metavar="FILE", help="the authorities that the server is verified by, instead of the system's")
+    opening.add_argument("--insecure", action="store_true", help="do not verify the server's certificate")
+    opening.add_argument("--connect-rate", type=float, default=0.0, metavar="PER_SECOND", help="open connections so fast, at most")
+    opening.add_argument("--idle", type=int, default=0, metavar="N", help="hold so many more connections, which are silent")
+    opening.add_argument(
+        "--source",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="ADDRESS,...",
+        help="connect from these addresses in turn, when the ports of one run short (a server in 127.0.0.0/8 gets several anyway)",
+    )
+
+    reports = p.add_argument_group("reports")
+    reports.add_argument("--pid", type=int, help="the server's process: report its CPU time too (needs psutil)")
+    reports.add_argument("--json", metavar="FILE", help="write the report there as JSON; '-' is standard output, without table")
+    reports.add_argument("--plot", metavar="FILE", help="draw latency and throughput, as .svg or .png (needs matplotlib)")
+    reports.add_argument(
+        "--assert",
+        dest="conditions",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="such as 'p99<5ms' or 'rate>=100k', several with commas: else the exit status is 3",
+    )
+    reports.add_argument("--find-rate", metavar="CONDITION", help="search for the highest rate at which that holds, such as 'p99<10ms'")
+    reports.add_argument("--loop", choices=("auto", "compiled", "python"), default="auto", help="which hot loop to use")
     return p
 
 
@@ -63,74 +119,134 @@ def parse_address(text: str) -> Address:
     return host.removeprefix("[").removesuffix("]") or "localhost", int(port)
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[Options, str | None]:
-    """The options and where the JSON goes; exits with status 2 when they make no sense."""
+@dataclass(frozen=True)
+class Command:
+    """What the command line asks for."""
+
+    options: Options
+    json: str | None
+    plot: Path | None
+    asserted: tuple[conditions.Condition, ...]
+    find_rate: tuple[conditions.Condition, ...]
+
+
+def parse(arguments: Sequence[str] | None) -> Command:
+    """The command; exits with status 2 when it makes no sense."""
     p = parser()
     given = p.parse_args(arguments)
     if (given.address is None) == (given.unix is None):
         p.error("give either HOST:PORT or --unix PATH")
     try:
-        options = Options(
-            address=given.unix or parse_address(given.address),
-            connections=given.connections,
-            in_flight=given.in_flight if given.burst is None else given.burst,
-            burst=given.burst is not None,
-            churn=given.churn,
-            size=given.size,
-            framing=given.framing,
-            duration=given.duration,
-            warm_up=given.warm_up,
-            number=given.number,
-            timeout=given.timeout,
-            tls=given.tls,
-            cacert=given.cacert,
-            insecure=given.insecure,
-            pid=given.pid,
-            loop=given.loop,
+        if given.find_rate is not None and (given.rate or given.burst is not None or given.number or given.conditions):
+            raise ValueError("--find-rate goes with neither --rate, --burst, --number nor --assert")
+        plot_path = None if given.plot is None else Path(given.plot)
+        if plot_path is not None:
+            plot.check(plot_path)
+        return Command(
+            options=Options(
+                address=given.unix or parse_address(given.address),
+                connections=given.connections,
+                threads=given.threads,
+                in_flight=given.in_flight if given.burst is None else given.burst,
+                burst=given.burst is not None,
+                churn=given.churn,
+                size=given.size,
+                payload=given.payload,
+                framing=given.framing,
+                upgrade=given.upgrade,
+                duration=given.duration,
+                warm_up=given.warm_up,
+                number=given.number,
+                rate=given.rate,
+                connect_rate=given.connect_rate,
+                idle=given.idle,
+                sources=given.source,
+                timeout=given.timeout,
+                tls=given.tls,
+                cacert=given.cacert,
+                insecure=given.insecure,
+                pid=given.pid,
+                loop=given.loop,
+            ),
+            json=given.json,
+            plot=plot_path,
+            asserted=tuple(condition for text in given.conditions for condition in conditions.parse_all(text)),
+            find_rate=() if given.find_rate is None else tuple(conditions.parse_all(given.find_rate)),
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         p.error(str(error))
-    return options, given.json
 
 
-def drive(session: Session) -> Result:
-    """Run the session in a thread of its own, drawing progress here; Ctrl-C makes the result a partial one."""
-    session.connect()
-    with concurrent.futures.ThreadPoolExecutor(1, "hydrogen-perf") as pool, progress.Progress(session) as live:
-        running = pool.submit(session.run)
-        try:
-            while not running.done():
-                concurrent.futures.wait([running], progress.INTERVAL if live.enabled else None)
+def measure(options: Options) -> Result:
+    """Run a session in a thread of its own, sampling it and drawing its progress here; Ctrl-C makes the result a partial one."""
+    with (
+        Session(options) as session,
+        concurrent.futures.ThreadPoolExecutor(1, "hydrogen-perf") as pool,
+        progress.Progress(session) as live,
+    ):
+
+        def whole() -> Result:
+            session.connect()
+            return session.run()
+
+        running = pool.submit(whole)
+        while not running.done():
+            try:
+                concurrent.futures.wait([running], progress.INTERVAL)
+                session.sample()
                 live.draw()
-        except KeyboardInterrupt:
-            session.stop()
+            except KeyboardInterrupt:
+                session.stop()
         return running.result()
+
+
+def run(command: Command) -> int:
+    """One measurement; returns the exit status."""
+    result = measure(command.options)
+    document = report.as_json(result)
+    failed = [condition for condition in command.asserted if not condition.holds(document["result"])]
+    lines = [report.table(result), *(condition.describe(document["result"]) for condition in command.asserted)]
+    write(command, document, document, "\n".join(lines))
+    return FAULTS if not result.ok else FAILED if failed else OK
+
+
+def find(command: Command) -> int:
+    """A search; returns the exit status."""
+    found = search.search(command.options, command.find_rate, measure, lambda line: print(line, file=sys.stderr))
+    shown = found.broken or (found.best or found.tries[-1]).result
+    write(command, search.as_json(found), report.as_json(shown), search.told(found))
+    return FAULTS if found.broken is not None else OK if found.best is not None else FAILED
+
+
+def write(command: Command, document: dict[str, Any], shown: dict[str, Any], text: str) -> None:
+    """Put the report where it was asked for."""
+    as_text = json.dumps(document, indent=2) + "\n"
+    if command.json == "-":
+        sys.stdout.write(as_text)
+    else:
+        print(text)
+        if command.json is not None:
+            Path(command.json).write_text(as_text, encoding="utf-8")
+    if command.plot is not None:
+        plot.draw([shown], [report.shown_address(command.options)], command.plot)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    options, json_path = parse(arguments)
-    try:
-        session = Session(options)
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return USAGE
-    if session.loop_name == "python" and options.loop == "auto":
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "compare":
+        return comparison.main(arguments[1:])
+    command = parse(arguments)
+    if NOT_COMPILED and command.options.loop == "auto":
         print(f"the compiled loop is not there, using the slow one in Python: {NOT_COMPILED}", file=sys.stderr)
     try:
-        with session:
-            result = drive(session)
+        return find(command) if command.find_rate else run(command)
+    except (RuntimeError, OSError) as error:
+        print(error, file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         print("interrupted before there was anything to report", file=sys.stderr)
         return FAULTS
-    text = json.dumps(report.as_json(result), indent=2) + "\n"
-    if json_path == "-":
-        sys.stdout.write(text)
-    else:
-        print(report.table(result))
-        if json_path is not None:
-            Path(json_path).write_text(text, encoding="utf-8")
-    return OK if result.ok else FAULTS
 
 
 if __name__ == "__main__":

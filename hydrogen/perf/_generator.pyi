@@ -1,11 +1,11 @@
-"""The compiled hot loop; its contract is :class:`hydrogen.perf.generator.HotLoop`."""
+"""The compiled hot loop; its contract is :class:`hydrogen.perf.loops.HotLoop`."""
 
 from collections.abc import Sequence
 from typing import final
 
 from typing_extensions import Self
 
-from hydrogen.perf.framing import Shape
+from hydrogen.perf.framing import Mix
 from hydrogen.perf.tunnel import Tunnel
 
 BUCKETS: int
@@ -18,13 +18,16 @@ class Loop:
         cls,
         fds: Sequence[int],
         *,
-        shape: Shape,
+        mix: Mix,
         depth: int,
         burst: bool,
         seed: int,
         stall: float,
         tunnels: Sequence[Tunnel] = (),
         churn: bool = False,
+        interval: float = 0,
+        phase: float = 0,
+        backlog: int = 0,
     ) -> Self: ...
     def run(self, seconds: float, number: int = 0) -> None: ...
     def drain(self) -> None: ...
@@ -33,5 +36,4 @@ class Loop:
     @property
     def messages(self) -> int: ...
     def counters(self) -> dict[str, int]: ...
-    def latencies(self) -> list[int]: ...
-    def bursts(self) -> list[int]: ...
+    def histograms(self) -> dict[str, list[int]]: ...

@@ -10,12 +10,18 @@ is taken: twice per ``recv`` that completes something.)
 
 What is verified
 ----------------
-Message ``seq`` of a connection is a function of (connection, seq) alone: an 8-byte key, mixed so that all of it changes
-from one message to the next, then a stretch of a random pattern that begins where the key says. Expected bytes are thus
-never stored; a partly written message is simply written again from its next byte, and a reply is compared in place
-however it was cut. Crossed, reordered, repeated, lost and damaged bytes all show; so do bytes nobody asked for.
-A connection with a wrong reply is dropped: after the first wrong byte the others mean nothing. What stands around the
-content, and which bytes it may consist of, is told by a ``Shape`` of ``framing``.
+Expected bytes are never stored: what a message is follows from its connection and its number (``_message.pxd``). A partly
+written message is simply written again from its next byte, and a reply is compared in place however it was cut. Crossed,
+reordered, repeated, lost and damaged bytes all show; so do bytes nobody asked for. A connection with a wrong reply is
+dropped: after the first wrong byte the others mean nothing.
+
+What paces it
+-------------
+A closed loop grants a connection its next message when one was answered. An open loop, with an ``interval``, has a schedule:
+message k is due at ``begin + k * interval`` and goes to the next connection in turn, answered or not. Its latency counts from
+when it was due, so a server that stalls pays for all that it kept from being sent; from when it was sent is counted
+apart. What cannot be sent at once, because the connection's window or the kernel is full, waits in the connection's ring;
+when that is full the message is dropped, and counted.
 
 What churn is
 -------------
@@ -30,9 +36,11 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, EPROTO, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, clock_gettime, clockid_t, timespec
 from posix.unistd cimport close
+
+from hydrogen.perf._message cimport *
 
 import os
 import ssl
@@ -63,28 +71,33 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_wait(int epoll, epoll_event *events, int most, int milliseconds)
     enum: EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLET
 
-cdef extern from "<endian.h>" nogil:
-    uint32_t le32toh(uint32_t word)
-    uint64_t htole64(uint64_t word)
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+    int ppoll(pollfd *fds, unsigned long count, const timespec *longest, const void *mask)
+    enum: POLLIN
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, unsigned long value)
+    enum: PR_GET_TIMERSLACK, PR_SET_TIMERSLACK
 
 cdef extern from *:
     """
     #define bit_length(value) ((value) ? 64 - __builtin_clzll(value) : 0)
     """
     int bit_length(uint64_t value) nogil
-    uint32_t __builtin_bswap32(uint32_t word) nogil
 
 cdef enum:
     EVENTS = 256            # taken from one epoll_wait: a round over all connections in the usual runs
     SCRATCH = 64 * 1024     # bytes of one recv or send; fits the second-level cache
-    WINDOWS = 256           # of framing.py
-    KEY = 8                 # bytes of a message's content that its key fills, when there is room
-    HEAD = 16               # room for the prefix and the key
-    TAIL = 4                # room for the suffix
     RECORD = 16 * 1024      # plaintext that TLS may hold back for want of a record's end
     ENDED = -1              # of tunnel_decrypt: the server has sent its close_notify
     BROKEN = -2             # and: TLS has failed
     WAKE_MS = 50            # the longest sleep, so that stop() and the stall limit are noticed
+    LATE_NS = 1000 * 1000   # a message sent so much after it was due is late
+    GRACE_NS = 1000 * 1000 * 1000   # an open loop that is behind at its end may go on for so long
+    SLACK_NS = 1000         # by how much the kernel may lengthen a sleep; its default is 50 us, the time between messages at 20,000/s
     SUB_BITS = 8            # of histogram.py
 
 cdef uint64_t LARGEST = (<uint64_t> 1 << 40) - 1    # of histogram.py
@@ -101,15 +114,10 @@ cdef struct connection_t:
     uint64_t in_seq         # the message being received, and how many of its bytes have been verified
     size_t in_at
     uint64_t burst_began    # when its present burst was granted
-    uint64_t *sent_at       # a ring over the window: when message seq was first handed to the kernel
-
-
-# Small messages are little but head: it is made, copied and compared as two words, the tail as one. (As bytes it cost twice as
-# much: calls of memcpy and memcmp, and loads of words that had just been stored as bytes.)
-cdef struct message_t:
-    uint64_t head[2]
-    const unsigned char *body
-    uint64_t tail
+    uint64_t connecting     # with churn: since when; 0 once it is known to be there
+    bint fresh              # nothing has been received on it
+    uint64_t *sent_at       # a ring: when message seq was first handed to the kernel
+    uint64_t *due_at        # a ring: when it should have been; NULL in a closed loop
 
 
 cdef struct loop_t:
@@ -117,23 +125,9 @@ cdef struct loop_t:
     connection_t *connections
     uint32_t count
     uint32_t live
-    # The shape of a message on the wire: head (prefix and key), body (pattern), tail (suffix).
-    size_t head_size
-    size_t body_size
-    size_t tail_size
-    size_t wire
-    uint64_t head_mask[2]   # ones where the head has its bytes
-    uint64_t prefix[2]      # what precedes the key, as the first bits of little-endian words, and how many they are
-    int prefix_bits
-    uint64_t key_mask       # the key is ``base + (mixed & mask)``
-    uint64_t key_base
-    unsigned char *pattern
-    uint64_t suffix         # as the first bits of a little-endian word; with checksum: this instead
-    bint checksum
-    uint64_t key_used       # ones where the key's bytes are content
-    uint32_t *sums          # of the bytes of each body, by where it begins
+    mix_t mix
     # The closed loop.
-    uint64_t depth
+    uint64_t depth          # messages on their way, per connection, at most
     uint64_t ring_mask
     bint burst
     bint churn
@@ -145,12 +139,22 @@ cdef struct loop_t:
     uint64_t outstanding    # granted and not yet answered, over all live connections
     uint64_t stall_ns
     bint stop               # set from other threads
+    # The open loop.
+    double interval_ns      # 0: a closed loop
+    double phase            # of an interval: several loops do not all send at once
+    uint64_t begin          # of this run, and where its schedule ends that no budget limits
+    uint64_t end
+    uint64_t scheduled      # how many messages have been due since
+    uint32_t turn           # the connection that has the next one
     # Counters since reset().
     uint64_t messages
     uint64_t received
+    uint64_t content        # bytes, without framing
     uint64_t longest
     uint64_t elapsed_ns
     uint64_t cpu_ns
+    uint64_t late
+    uint64_t dropped
     # Faults are never reset: they would matter in the warm-up too.
     uint64_t wrong
     uint64_t closed
@@ -161,8 +165,11 @@ cdef struct loop_t:
     uint64_t wrong_seq
     size_t wrong_at
     int first_errno
-    uint64_t *latencies
+    uint64_t *latencies     # in an open loop from when a message was due
+    uint64_t *uncorrected   # and there, from when it was sent
     uint64_t *bursts
+    uint64_t *connects      # with churn
+    uint64_t *first_bytes   # of each connection, from its first send
     unsigned char *scratch
 
 
@@ -170,17 +177,6 @@ cdef inline uint64_t clock_ns(clockid_t clock) noexcept nogil:
     cdef timespec t
     clock_gettime(clock, &t)
     return <uint64_t> t.tv_sec * 1000000000 + <uint64_t> t.tv_nsec
-
-
-cdef inline size_t smaller(size_t a, size_t b) noexcept nogil:
-    return a if a < b else b
-
-
-cdef inline uint64_t mixed(uint64_t value) noexcept nogil:
-    """The finaliser of splitmix64: every bit of the result depends on every bit of ``value``."""
-    value = (value ^ (value >> 30)) * <uint64_t> 0xBF58476D1CE4E5B9
-    value = (value ^ (value >> 27)) * <uint64_t> 0x94D049BB133111EB
-    return value ^ (value >> 31)
 
 
 cdef inline uint64_t bucket_of(uint64_t value) noexcept nogil:
@@ -191,93 +187,6 @@ cdef inline uint64_t bucket_of(uint64_t value) noexcept nogil:
     if shift < 0:
         shift = 0
     return (<uint64_t> shift << SUB_BITS) + (value >> shift)
-
-
-# -- messages ---------------------------------------------------------------------------------------------------------
-
-cdef inline uint32_t byte_sum(uint64_t word) noexcept nogil:
-    word = (word & <uint64_t> 0x00FF00FF00FF00FF) + (word >> 8 & <uint64_t> 0x00FF00FF00FF00FF)
-    return <uint32_t> (word * <uint64_t> 0x0001000100010001 >> 48)
-
-
-cdef inline void message_make(loop_t *loop, connection_t *c, uint64_t seq, message_t *message) noexcept nogil:
-    cdef uint64_t key = (mixed(c.salt + seq) & loop.key_mask) + loop.key_base
-    cdef uint64_t low = key << (loop.prefix_bits & 63)
-    if loop.prefix_bits < 64:
-        message.head[0] = htole64(loop.prefix[0] | low)
-        message.head[1] = htole64(loop.prefix[1] | key >> (63 - loop.prefix_bits) >> 1)     # in two steps: a shift by 64 is undefined
-    else:
-        message.head[0] = htole64(loop.prefix[0])
-        message.head[1] = htole64(loop.prefix[1] | low)
-    message.body = loop.pattern + (key & 0xFF)
-    if loop.checksum:
-        message.tail = htole64(__builtin_bswap32(byte_sum(key & loop.key_used) + loop.sums[key & 0xFF]))
-    else:
-        message.tail = htole64(loop.suffix)
-
-
-cdef size_t message_copy(loop_t *loop, message_t *message, size_t at, unsigned char *out, size_t room) noexcept nogil:
-    """Write the message's bytes from ``at`` on, to its end or for as long as there is room; returns how many.
-
-    Bytes past those may be written too, HEAD at most; they are written over later, or not sent.
-    """
-    cdef size_t end = smaller(loop.wire, at + room)
-    cdef size_t begin = at
-    cdef size_t tail_at = loop.wire - loop.tail_size
-    cdef size_t n
-    if at == 0 and end >= loop.head_size:
-        memcpy(out, &message.head[0], 8)
-        memcpy(out + 8, &message.head[1], 8)
-        at = loop.head_size
-    elif at < loop.head_size:
-        n = smaller(end, loop.head_size) - at
-        memcpy(out, <unsigned char *> message.head + at, n)
-        at += n
-    if at < end and at < tail_at:
-        n = smaller(end, tail_at) - at
-        memcpy(out + (at - begin), message.body + (at - loop.head_size), n)
-        at += n
-    if at < end:
-        memcpy(out + (at - begin), <unsigned char *> &message.tail + (at - tail_at), TAIL)
-    return end - begin
-
-
-cdef inline bint head_matches(loop_t *loop, message_t *message, unsigned char *data) noexcept nogil:
-    cdef uint64_t got[2]
-    memcpy(got, data, HEAD)
-    return ((message.head[0] ^ got[0]) & loop.head_mask[0] | (message.head[1] ^ got[1]) & loop.head_mask[1]) == 0
-
-
-cdef inline bint tail_matches(message_t *message, size_t at, unsigned char *data, size_t n) noexcept nogil:
-    cdef uint32_t wanted, got
-    memcpy(&wanted, <unsigned char *> &message.tail + at, TAIL)
-    memcpy(&got, data, TAIL)
-    return le32toh(wanted ^ got) << 8 * (TAIL - n) == 0
-
-
-cdef bint message_matches(loop_t *loop, message_t *message, size_t at, unsigned char *data, size_t n) noexcept nogil:
-    """Whether ``n`` bytes (at least 1, none past the message's end) are the message's bytes from ``at`` on.
-
-    Bytes past those may be read too, HEAD at most.
-    """
-    cdef size_t end = at + n
-    cdef size_t begin = at
-    cdef size_t tail_at = loop.wire - loop.tail_size
-    if at == 0 and end >= loop.head_size:
-        if not head_matches(loop, message, data):
-            return False
-        at = loop.head_size
-    elif at < loop.head_size:
-        n = smaller(end, loop.head_size) - at
-        if memcmp(data, <unsigned char *> message.head + at, n) != 0:
-            return False
-        at += n
-    if at < end and at < tail_at:
-        n = smaller(end, tail_at) - at
-        if memcmp(data + (at - begin), message.body + (at - loop.head_size), n) != 0:
-            return False
-        at += n
-    return at == end or tail_matches(message, at - tail_at, data + (at - begin), end - at)
 
 
 # -- connections ------------------------------------------------------------------------------------------------------
@@ -324,7 +233,10 @@ cdef void connection_renew(loop_t *loop, connection_t *c) noexcept nogil:
     nowhere.sa_family = AF_UNSPEC
     if connect(c.fd, &nowhere, sizeof(sockaddr)) < 0:
         connection_fail(loop, c, errno)
-    elif connect(c.fd, <sockaddr *> &loop.peer, loop.peer_size) < 0 and errno != EINPROGRESS:
+        return
+    c.connecting = clock_ns(CLOCK_MONOTONIC)
+    c.fresh = True
+    if connect(c.fd, <sockaddr *> &loop.peer, loop.peer_size) < 0 and errno != EINPROGRESS:
         connection_fail(loop, c, errno)
 
 
@@ -380,25 +292,60 @@ cdef inline void connection_grant(loop_t *loop, connection_t *c, uint64_t wanted
     loop.outstanding += wanted
 
 
-cdef void connection_send(loop_t *loop, connection_t *c, uint64_t now) noexcept nogil:
-    """Send what is due, as many messages in one call as the scratch buffer holds, until all is sent or EAGAIN."""
-    cdef message_t message
+cdef inline void connection_count_connect(loop_t *loop, connection_t *c) noexcept nogil:
+    """Note, the first time, that the connection can be written to."""
+    if c.connecting > 0:
+        loop.connects[bucket_of(clock_ns(CLOCK_MONOTONIC) - c.connecting)] += 1
+        c.connecting = 0
+
+
+cdef void connection_sent(loop_t *loop, connection_t *c, size_t sent) noexcept nogil:
+    """Go on by ``sent`` bytes. What the kernel did not take of them is made again later: it costs less than keeping it."""
+    cdef size_t rest
+    while True:
+        rest = loop.mix.requests[shape_chosen(&loop.mix, mixed(c.salt + c.out_seq))].wire - c.out_at
+        if sent < rest:
+            c.out_at += sent
+            return
+        sent -= rest
+        c.out_at = 0
+        c.out_seq += 1
+        if sent == 0:
+            return
+
+
+cdef void connection_count_late(loop_t *loop, connection_t *c, uint64_t begun, uint64_t now) noexcept nogil:
+    """Of the messages from ``begun`` on, count those that the kernel has begun to take and should have long ago."""
     cdef uint64_t seq
+    for seq in range(begun, c.out_seq + (c.out_at > 0)):
+        loop.late += now > c.due_at[seq & loop.ring_mask] + LATE_NS
+
+
+cdef void connection_send(loop_t *loop, connection_t *c, uint64_t now) noexcept nogil:
+    """Send what is due and within the window, as many messages in one call as the scratch buffer holds, until all is sent or EAGAIN."""
+    cdef message_t message
+    cdef shape_t *shape
+    cdef uint64_t seq, chance, begun
+    cdef uint64_t end = c.in_seq + loop.depth
     cdef size_t at, used, n
     cdef ssize_t sent
     cdef int error
-    while c.out_seq < c.due or c.unsent > 0:
+    if end > c.due:
+        end = c.due
+    while c.out_seq < end or c.unsent > 0:
         seq = c.out_seq
         at = c.out_at
         used = 0
-        while seq < c.due and used < SCRATCH:
+        while seq < end and used < SCRATCH:
             if at == 0:
                 c.sent_at[seq & loop.ring_mask] = now
-            message_make(loop, c, seq, &message)
-            n = message_copy(loop, &message, at, loop.scratch + used, SCRATCH - used)
+            chance = mixed(c.salt + seq)
+            shape = loop.mix.requests + shape_chosen(&loop.mix, chance)
+            message_make(&loop.mix, shape, chance, &message)
+            n = message_copy(shape, &message, at, loop.scratch + used, SCRATCH - used)
             used += n
             at += n
-            if at == loop.wire:
+            if at == shape.wire:
                 at = 0
                 seq += 1
         if c.tunnel == NULL:
@@ -413,47 +360,71 @@ cdef void connection_send(loop_t *loop, connection_t *c, uint64_t now) noexcept 
             if error != EAGAIN:
                 connection_fail(loop, c, error)
             return
-        # What the kernel did not take is made again: it costs less than keeping it.
-        c.out_at += <size_t> sent
-        c.out_seq += c.out_at // loop.wire
-        c.out_at %= loop.wire
+        connection_count_connect(loop, c)
+        begun = c.out_seq + (c.out_at > 0)
+        if <size_t> sent == used:
+            c.out_seq = seq
+            c.out_at = at
+        else:
+            connection_sent(loop, c, <size_t> sent)
+        if loop.interval_ns > 0:
+            connection_count_late(loop, c, begun, now)
+
+
+cdef inline void connection_answered(loop_t *loop, connection_t *c, uint64_t now) noexcept nogil:
+    """Count the message that has just been received whole."""
+    cdef uint64_t latency = now - c.sent_at[c.in_seq & loop.ring_mask]
+    if loop.interval_ns > 0:
+        loop.uncorrected[bucket_of(latency)] += 1
+        latency = now - c.due_at[c.in_seq & loop.ring_mask]
+    loop.latencies[bucket_of(latency)] += 1
+    if latency > loop.longest:
+        loop.longest = latency
+    c.in_at = 0
+    c.in_seq += 1
+    loop.messages += 1
+    loop.outstanding -= 1
 
 
 cdef bint connection_verify(loop_t *loop, connection_t *c, unsigned char *data, size_t size, uint64_t now) noexcept nogil:
     """Compare received bytes with what was sent and record the replies they complete; False at the first wrong byte."""
     cdef message_t message
+    cdef shape_t *shape
+    cdef uint64_t chance
     cdef size_t n
-    cdef uint64_t latency
     cdef unsigned char *end = data + size
     loop.received += size
+    if c.fresh and size > 0 and (c.in_seq < c.out_seq or c.out_at > 0):
+        c.fresh = False
+        loop.first_bytes[bucket_of(now - c.sent_at[c.in_seq & loop.ring_mask])] += 1
     while data < end:
-        n = smaller(loop.wire - c.in_at, <size_t> (end - data))
         # Not yet sent, or not as much of it: nobody can know these bytes.
-        if c.in_seq > c.out_seq or (c.in_seq == c.out_seq and c.in_at + n > c.out_at):
+        if c.in_seq > c.out_seq:
             return False
-        message_make(loop, c, c.in_seq, &message)
-        if not message_matches(loop, &message, c.in_at, data, n):
-            while message_matches(loop, &message, c.in_at, data, 1):    # for the report: which byte
+        chance = mixed(c.salt + c.in_seq)
+        shape = loop.mix.replies + shape_chosen(&loop.mix, chance)
+        n = smaller(shape.wire - c.in_at, <size_t> (end - data))
+        if c.in_seq == c.out_seq and (loop.mix.replies != loop.mix.requests or c.in_at + n > c.out_at):
+            return False
+        message_make(&loop.mix, shape, chance, &message)
+        if not message_matches(shape, &message, c.in_at, data, n):
+            while message_matches(shape, &message, c.in_at, data, 1):   # for the report: which byte
                 c.in_at += 1
                 data += 1
             return False
         data += n
         c.in_at += n
-        if c.in_at == loop.wire:
-            latency = now - c.sent_at[c.in_seq & loop.ring_mask]
-            loop.latencies[bucket_of(latency)] += 1
-            if latency > loop.longest:
-                loop.longest = latency
-            c.in_at = 0
-            c.in_seq += 1
-            loop.messages += 1
-            loop.outstanding -= 1
+        if c.in_at == shape.wire:
+            loop.content += shape.content
+            connection_answered(loop, c, now)
     return True
 
 
 cdef inline void connection_refill(loop_t *loop, connection_t *c, uint64_t answered, uint64_t now) noexcept nogil:
-    """Replace the answered messages: at once, or in burst mode when the whole burst has been answered."""
-    if not loop.burst:
+    """Replace the answered messages: at once, in burst mode when the whole burst has been answered, in an open loop not at all."""
+    if loop.interval_ns > 0:
+        pass
+    elif not loop.burst:
         connection_grant(loop, c, answered)
     elif c.in_seq == c.due:
         if answered:
@@ -542,24 +513,102 @@ cdef void loop_drop_silent(loop_t *loop) noexcept nogil:
             connection_drop(loop, c)
 
 
+cdef inline uint64_t loop_next_due(loop_t *loop) noexcept nogil:
+    return loop.begin + <uint64_t> ((<double> loop.scheduled + loop.phase) * loop.interval_ns)
+
+
+cdef inline bint loop_scheduled(loop_t *loop, uint64_t due) noexcept nogil:
+    """Whether there is nothing more to come, with ``due`` being when it would."""
+    return not loop.sending or (loop.budget == 0 if loop.limited else due >= loop.end)
+
+
+cdef void loop_keep_schedule(loop_t *loop) noexcept nogil:
+    """Send what has become due, a round of EVENTS at most: after so many, replies are read first."""
+    cdef uint64_t due, now
+    cdef connection_t *c
+    cdef int round
+    for round in range(EVENTS):
+        due = loop_next_due(loop)
+        now = clock_ns(CLOCK_MONOTONIC)
+        if due > now or loop_scheduled(loop, due) or loop.live == 0:
+            return
+        loop.scheduled += 1
+        loop.budget -= loop.limited
+        while loop.connections[loop.turn].fd < 0:
+            loop.turn = (loop.turn + 1) % loop.count
+        c = loop.connections + loop.turn
+        loop.turn = (loop.turn + 1) % loop.count
+        if c.due - c.in_seq > loop.ring_mask:
+            loop.dropped += 1
+            continue
+        c.due_at[c.due & loop.ring_mask] = due
+        c.due += 1
+        loop.outstanding += 1
+        connection_send(loop, c, now)
+
+
+cdef int loop_wait(loop_t *loop, epoll_event *events, uint64_t duration_ns) noexcept nogil:
+    """Wait for events, until the run ends or a message is due at the latest; epoll_wait alone counts in milliseconds."""
+    cdef pollfd waiting
+    cdef timespec longest
+    cdef uint64_t now = clock_ns(CLOCK_MONOTONIC)
+    cdef uint64_t until = now + <uint64_t> WAKE_MS * 1000 * 1000
+    cdef uint64_t due = loop_next_due(loop)
+    if loop.interval_ns == 0:
+        return epoll_wait(loop.epoll, events, EVENTS, WAKE_MS)
+    if not loop_scheduled(loop, due):
+        until = smaller(until, due)
+    if duration_ns > 0 and now < loop.end:
+        until = smaller(until, loop.end)
+    if until > now:
+        longest.tv_sec = 0
+        longest.tv_nsec = <long> (until - now)
+        waiting.fd = loop.epoll
+        waiting.events = POLLIN
+        ppoll(&waiting, 1, &longest, NULL)
+    return epoll_wait(loop.epoll, events, EVENTS, 0)
+
+
+cdef void loop_give_up(loop_t *loop) noexcept nogil:
+    """Count as dropped what the schedule still had."""
+    while not loop_scheduled(loop, loop_next_due(loop)):
+        loop.scheduled += 1
+        loop.dropped += 1
+
+
+cdef bint loop_done(loop_t *loop, uint64_t now, uint64_t duration_ns) noexcept nogil:
+    if loop.live == 0 or loop.stop:
+        return True
+    if duration_ns > 0 and now - loop.begin < duration_ns:
+        return False
+    if loop.interval_ns > 0 and loop.sending and not loop_scheduled(loop, loop_next_due(loop)):
+        return duration_ns > 0 and now - loop.begin >= duration_ns + GRACE_NS
+    return duration_ns > 0 or loop.outstanding == 0
+
+
 cdef void loop_run(loop_t *loop, uint64_t duration_ns) noexcept nogil:
     """Run for ``duration_ns`` (0: until all that was granted is answered), or until stopped or no connection is left."""
     cdef epoll_event events[EVENTS]
     cdef connection_t *c
     cdef uint32_t happened
     cdef int ready, i
+    cdef int slack = prctl(PR_GET_TIMERSLACK, 0)
     cdef uint64_t cpu_began = clock_ns(CLOCK_THREAD_CPUTIME_ID)
-    cdef uint64_t began = clock_ns(CLOCK_MONOTONIC)
-    cdef uint64_t now = began
-    cdef uint64_t moved = began
-    if loop.sending:
+    cdef uint64_t now = clock_ns(CLOCK_MONOTONIC)
+    cdef uint64_t moved = now
+    loop.begin = now
+    loop.end = now + duration_ns
+    loop.scheduled = 0
+    if loop.interval_ns > 0:
+        prctl(PR_SET_TIMERSLACK, SLACK_NS)
+    elif loop.sending:
         loop_open_windows(loop)
-    while loop.live > 0 and not loop.stop:
-        if duration_ns == 0 and loop.outstanding == 0 or duration_ns > 0 and now - began >= duration_ns:
-            break
-        ready = epoll_wait(loop.epoll, events, EVENTS, WAKE_MS)
+    while not loop_done(loop, now, duration_ns):
+        if loop.interval_ns > 0:
+            loop_keep_schedule(loop)
+        ready = loop_wait(loop, events, duration_ns)
         now = clock_ns(CLOCK_MONOTONIC)
-        if ready > 0:
+        if ready > 0 or loop.outstanding == 0:
             moved = now
         elif now - moved > loop.stall_ns:
             loop_drop_silent(loop)
@@ -567,10 +616,15 @@ cdef void loop_run(loop_t *loop, uint64_t duration_ns) noexcept nogil:
             c = loop.connections + events[i].data.u32
             happened = events[i].events
             if happened & EPOLLOUT:
+                connection_count_connect(loop, c)
                 connection_send(loop, c, now)
             if happened & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
                 connection_read(loop, c, happened & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) != 0)
-    loop.elapsed_ns += clock_ns(CLOCK_MONOTONIC) - began
+    if loop.interval_ns > 0:
+        prctl(PR_SET_TIMERSLACK, slack)
+        if duration_ns > 0 and not loop.stop:
+            loop_give_up(loop)
+    loop.elapsed_ns += clock_ns(CLOCK_MONOTONIC) - loop.begin
     loop.cpu_ns += clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu_began
 
 
@@ -585,28 +639,36 @@ cdef class Loop:
     cdef loop_t loop
     cdef tuple tunnels
 
-    def __cinit__(self, fds, *, shape, uint64_t depth, bint burst, uint64_t seed, double stall, tunnels=(), bint churn=False):
+    def __cinit__(
+        self, fds, *, mix, uint64_t depth, bint burst, uint64_t seed, double stall, tunnels=(), bint churn=False, double interval=0,
+        double phase=0, uint64_t backlog=0,
+    ):
         cdef loop_t *loop = &self.loop
         cdef uint64_t ring = 1
         cdef uint32_t index
         loop.epoll = epoll_create1(EPOLL_CLOEXEC)
         if loop.epoll < 0:
             raise OSError(errno, os.strerror(errno))
-        while ring < depth:
+        while ring < depth or ring < backlog:
             ring *= 2
         loop.count = len(fds)
-        self.shape(shape, shape.pattern(seed))
+        self.mix(mix, mix.pattern(seed))
         loop.depth = depth
         loop.ring_mask = ring - 1
         loop.burst = burst
         loop.churn = churn
+        loop.interval_ns = interval * 1e9
+        loop.phase = phase
         loop.peer_size = sizeof(sockaddr_storage)
         if churn and loop.count > 0 and getpeername(fds[0], <sockaddr *> &loop.peer, &loop.peer_size) < 0:
             raise OSError(errno, os.strerror(errno))
         loop.stall_ns = <uint64_t> (stall * 1e9)
         loop.connections = <connection_t *> self.memory(loop.count, sizeof(connection_t))
         loop.latencies = <uint64_t *> self.memory(BUCKETS, sizeof(uint64_t))
+        loop.uncorrected = <uint64_t *> self.memory(BUCKETS, sizeof(uint64_t))
         loop.bursts = <uint64_t *> self.memory(BUCKETS, sizeof(uint64_t))
+        loop.connects = <uint64_t *> self.memory(BUCKETS, sizeof(uint64_t))
+        loop.first_bytes = <uint64_t *> self.memory(BUCKETS, sizeof(uint64_t))
         loop.scratch = <unsigned char *> self.memory(SCRATCH + RECORD + HEAD, 1)
         self.tunnels = tuple(tunnels)
         for index in range(loop.count):
@@ -617,14 +679,27 @@ cdef class Loop:
         if self.loop.connections != NULL:
             for i in range(self.loop.count):
                 free(self.loop.connections[i].sent_at)
+                free(self.loop.connections[i].due_at)
         free(self.loop.connections)
         free(self.loop.latencies)
+        free(self.loop.uncorrected)
         free(self.loop.bursts)
+        free(self.loop.connects)
+        free(self.loop.first_bytes)
         free(self.loop.scratch)
-        free(self.loop.pattern)
-        free(self.loop.sums)
+        free(self.loop.mix.pattern)
+        if self.loop.mix.replies != self.loop.mix.requests:
+            self.free_shapes(self.loop.mix.replies)
+        self.free_shapes(self.loop.mix.requests)
         if self.loop.epoll > 0:
             close(self.loop.epoll)
+
+    cdef void free_shapes(self, shape_t *shapes) noexcept:
+        cdef uint32_t i
+        if shapes != NULL:
+            for i in range(self.loop.mix.count):
+                free(shapes[i].sums)
+        free(shapes)
 
     cdef void *memory(self, size_t count, size_t size) except NULL:
         cdef void *block = calloc(count if count > 0 else 1, size)
@@ -632,37 +707,61 @@ cdef class Loop:
             raise MemoryError
         return block
 
-    cdef int shape(self, shape, bytes pattern) except -1:
-        cdef loop_t *loop = &self.loop
+    cdef int mix(self, mix, bytes pattern) except -1:
+        cdef mix_t *found = &self.loop.mix
+        cdef size_t key_most = KEY
+        cdef bint alike = True
+        cdef uint32_t i
+        assert PLACES == WINDOWS
+        for shape in mix.shapes:
+            key_most = smaller(key_most, HEAD - max(len(shape.prefix), len(shape.reply.prefix)))
+            alike = alike and shape.reply_prefix is None
+        if mix.payload is None:
+            memset(&found.key_mask, mix.shapes[0].mask, sizeof(uint64_t))
+            memset(&found.key_base, mix.shapes[0].base, sizeof(uint64_t))
+            found.place_mask = WINDOWS - 1
+        else:
+            key_most = 0
+        found.pattern = <unsigned char *> self.memory(len(pattern) + 1, 1)
+        memcpy(found.pattern, <const unsigned char *> pattern, len(pattern))
+        found.count = len(mix.shapes)
+        found.requests = <shape_t *> self.memory(found.count, sizeof(shape_t))
+        found.replies = found.requests if alike else <shape_t *> self.memory(found.count, sizeof(shape_t))
+        for i in range(found.count):
+            self.shape(found.requests + i, mix.shapes[i], key_most)
+            if not alike:
+                self.shape(found.replies + i, mix.shapes[i].reply, key_most)
+        return 0
+
+    cdef int shape(self, shape_t *found, shape, size_t key_most) except -1:
+        cdef unsigned char *pattern = self.loop.mix.pattern
         cdef size_t prefix = len(shape.prefix)
         cdef size_t size = shape.size
-        cdef size_t key_size = smaller(smaller(size, KEY), HEAD - prefix)
+        cdef size_t key_size = smaller(size, key_most)
         cdef uint32_t total = 0
-        cdef size_t i
-        cdef int begin
-        assert PLACES == WINDOWS and prefix <= HEAD and len(shape.suffix) <= TAIL
-        loop.head_size = prefix + key_size
-        loop.body_size = size - key_size
-        loop.tail_size = len(shape.suffix)
-        loop.wire = shape.wire
-        memset(loop.head_mask, 0xFF, loop.head_size)
-        loop.prefix[0] = int.from_bytes(shape.prefix[:8], "little")
-        loop.prefix[1] = int.from_bytes(shape.prefix[8:], "little")
-        loop.prefix_bits = 8 * <int> prefix
-        memset(&loop.key_mask, shape.mask, sizeof(uint64_t))
-        memset(&loop.key_base, shape.base, sizeof(uint64_t))
-        memset(&loop.key_used, 0xFF, key_size)
-        loop.key_used = htole64(loop.key_used)
-        loop.suffix = int.from_bytes(shape.suffix, "little")
-        loop.checksum = shape.checksum
-        loop.pattern = <unsigned char *> self.memory(len(pattern), 1)
-        memcpy(loop.pattern, <const unsigned char *> pattern, len(pattern))
-        loop.sums = <uint32_t *> self.memory(WINDOWS, sizeof(uint32_t))
-        for i in range(loop.body_size):
-            total += loop.pattern[i]
-        for begin in range(WINDOWS):
-            loop.sums[begin] = total
-            total += loop.pattern[begin + loop.body_size] - loop.pattern[begin]
+        cdef size_t i, place
+        assert prefix <= HEAD and len(shape.suffix) <= TAIL
+        found.head_size = prefix + key_size
+        found.body_size = size - key_size
+        found.tail_size = len(shape.suffix)
+        found.wire = shape.wire
+        found.content = size
+        memset(found.head_mask, 0xFF, found.head_size)
+        found.prefix[0] = int.from_bytes(shape.prefix[:8], "little")
+        found.prefix[1] = int.from_bytes(shape.prefix[8:], "little")
+        found.prefix_bits = 8 * <int> prefix
+        memset(&found.key_used, 0xFF, key_size)
+        found.key_used = htole64(found.key_used)
+        found.suffix = int.from_bytes(shape.suffix, "little")
+        if not shape.checksum:
+            return 0
+        found.sums = <uint32_t *> self.memory(WINDOWS, sizeof(uint32_t))
+        for i in range(found.body_size):
+            total += pattern[i]
+        for place in range(self.loop.mix.place_mask + 1):
+            found.sums[place] = total
+            if place < self.loop.mix.place_mask:
+                total += pattern[place + found.body_size] - pattern[place]
         return 0
 
     cdef int add(self, uint32_t index, int fd, uint64_t salt) except -1:
@@ -670,9 +769,12 @@ cdef class Loop:
         cdef epoll_event event
         c.fd = fd
         c.salt = salt
+        c.fresh = True
         if self.tunnels:
             c.tunnel = <void *> self.tunnels[index]
         c.sent_at = <uint64_t *> self.memory(self.loop.ring_mask + 1, sizeof(uint64_t))
+        if self.loop.interval_ns > 0:
+            c.due_at = <uint64_t *> self.memory(self.loop.ring_mask + 1, sizeof(uint64_t))
         event.events = <uint32_t> EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
         event.data.u32 = index
         if epoll_ctl(self.loop.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
@@ -689,7 +791,8 @@ cdef class Loop:
 
     def drain(self):
         self.loop.sending = False
-        loop_take_back(&self.loop)
+        if self.loop.interval_ns == 0:
+            loop_take_back(&self.loop)
         with nogil:
             loop_run(&self.loop, 0)
 
@@ -698,8 +801,9 @@ cdef class Loop:
 
     def reset(self):
         cdef loop_t *loop = &self.loop
-        loop.messages = loop.received = loop.longest = loop.elapsed_ns = loop.cpu_ns = 0
+        loop.messages = loop.received = loop.content = loop.longest = loop.elapsed_ns = loop.cpu_ns = loop.late = loop.dropped = 0
         memset(loop.latencies, 0, BUCKETS * sizeof(uint64_t))
+        memset(loop.uncorrected, 0, BUCKETS * sizeof(uint64_t))
         memset(loop.bursts, 0, BUCKETS * sizeof(uint64_t))
 
     @property
@@ -711,9 +815,12 @@ cdef class Loop:
         return {
             "messages": loop.messages,
             "received": loop.received,
+            "content": loop.content,
             "longest_ns": loop.longest,
             "elapsed_ns": loop.elapsed_ns,
             "cpu_ns": loop.cpu_ns,
+            "late": loop.late,
+            "dropped": loop.dropped,
             "live": loop.live,
             "wrong": loop.wrong,
             "closed": loop.closed,
@@ -725,8 +832,14 @@ cdef class Loop:
             "first_errno": loop.first_errno,
         }
 
-    def latencies(self):
-        return [self.loop.latencies[i] for i in range(BUCKETS)]
+    def histograms(self):
+        return {
+            "latencies": self.histogram(self.loop.latencies),
+            "uncorrected": self.histogram(self.loop.uncorrected),
+            "bursts": self.histogram(self.loop.bursts),
+            "connects": self.histogram(self.loop.connects),
+            "first_bytes": self.histogram(self.loop.first_bytes),
+        }
 
-    def bursts(self):
-        return [self.loop.bursts[i] for i in range(BUCKETS)]
+    cdef list histogram(self, uint64_t *counts):
+        return [counts[i] for i in range(BUCKETS)]

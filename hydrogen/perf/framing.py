@@ -1,7 +1,7 @@
 """What messages look like on the wire, for each framing that the generator speaks.
 
-A message is a prefix, its content and a suffix. The content, of one size throughout a run, changes from message to message;
-prefix and suffix do not, but for a checksum. Nothing here knows the server library: these are the formats once more, in the
+A message is a prefix, its content and a suffix. The content changes from message to message; prefix and suffix depend on its size
+alone, but for a checksum. Nothing here knows the server library: these are the formats once more, in the
 fewest words, so that a mistake there is not repeated here.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 WINDOWS = 256
 """Places in the pattern at which a message's content may begin."""
@@ -17,7 +17,7 @@ WINDOWS = 256
 
 @dataclass(frozen=True)
 class Shape:
-    """The messages of one run: all that a hot loop has to know of their framing."""
+    """Messages of one size: all that a hot loop has to know of their framing."""
 
     size: int
     """bytes of content"""
@@ -28,16 +28,35 @@ class Shape:
     mask: int = 0xFF
     base: int = 0
     """a byte of content is ``base + (random byte & mask)``: how a framing keeps its delimiter out of it"""
+    reply_prefix: bytes | None = None
+    """of the reply, where it differs; a reply then comes only when its whole request was sent"""
 
     @property
     def wire(self) -> int:
         """Bytes of a message."""
         return len(self.prefix) + self.size + len(self.suffix)
 
+    @property
+    def reply(self) -> Shape:
+        """What the server sends back."""
+        return self if self.reply_prefix is None else replace(self, prefix=self.reply_prefix, reply_prefix=None)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The messages of one run: each has one of these shapes, by chance and with equal shares, and content of the pattern."""
+
+    shapes: tuple[Shape, ...]
+    payload: bytes | None = None
+    """the content of every message, which is else random and never the same twice"""
+
     def pattern(self, seed: int) -> bytes:
-        """Random content, so long that a message's may begin at any of ``WINDOWS`` places."""
-        allowed = bytes(self.base + (byte & self.mask) for byte in range(256))
-        return random.Random(seed).randbytes(self.size + WINDOWS).translate(allowed)
+        """The given content, or a random one, so long that a message's may begin at any of ``WINDOWS`` places."""
+        if self.payload is not None:
+            return self.payload
+        shape = self.shapes[0]
+        allowed = bytes(shape.base + (byte & shape.mask) for byte in range(256))
+        return random.Random(seed).randbytes(max(shape.size for shape in self.shapes) + WINDOWS).translate(allowed)
 
 
 def raw(size: int) -> Shape:
@@ -74,6 +93,12 @@ def websocket(size: int) -> Shape:
     return Shape(size, b"\x82\x7f" + size.to_bytes(8, "big"))
 
 
+def masked(plain: Shape) -> Shape:
+    """That WebSocket frame as clients must send it (section 5.3). The mask is of zeros: a server has the same work, and we none."""
+    opcode, length = plain.prefix[0], plain.prefix[1]
+    return replace(plain, prefix=bytes([opcode, length | 0x80]) + plain.prefix[2:] + bytes(4), reply_prefix=plain.prefix)
+
+
 MOST = 1 << 30
 
 FRAMINGS: dict[str, tuple[Callable[[int], Shape], range]] = {
@@ -85,3 +110,34 @@ FRAMINGS: dict[str, tuple[Callable[[int], Shape], range]] = {
     "websocket": (websocket, range(MOST + 1)),
 }
 """By the names of the command line, the shape for a size and the sizes allowed: those that the length field, or the sum, can hold."""
+
+
+SIZES_MOST = 4096
+"""Sizes in one run: of a longer range so many are taken, at even distances."""
+
+
+def sizes_of(text: str) -> tuple[int, ...]:
+    """The sizes that ``64``, ``64,1k`` or ``uniform:64-1k`` means, in bytes; k is 1,024 and M 1,048,576. Raises ValueError."""
+    kind, colon, bounds = text.partition(":")
+    if not colon:
+        sizes = tuple(bytes_of(part) for part in text.split(","))
+        if len(sizes) > SIZES_MOST:
+            raise ValueError(f"more than {SIZES_MOST:,} sizes")
+        return sizes
+    low, dash, high = bounds.partition("-")
+    if kind != "uniform" or not dash:
+        raise ValueError(f"{text!r} is neither a size, nor sizes with commas between, nor uniform:LOW-HIGH")
+    lowest, highest = bytes_of(low), bytes_of(high)
+    if lowest > highest:
+        raise ValueError(f"{text!r} is a range from high to low")
+    steps = min(highest - lowest, SIZES_MOST - 1)
+    return tuple(lowest + (highest - lowest) * step // steps for step in range(steps + 1)) if steps else (lowest,)
+
+
+def bytes_of(text: str) -> int:
+    """A size such as ``64`` or ``16k``. Raises ValueError."""
+    digits = text.strip().rstrip("kM")
+    unit = {"": 1, "k": 1 << 10, "M": 1 << 20}.get(text.strip()[len(digits) :])
+    if unit is None or not (digits.isascii() and digits.isdecimal()):
+        raise ValueError(f"{text!r} is not a number of bytes, such as 64, 16k or 1M")
+    return int(digits) * unit

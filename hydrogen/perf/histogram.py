@@ -31,15 +31,32 @@ def middle_of(bucket: int) -> float:
     return lowest + ((1 << shift) - 1) / 2
 
 
-def percentile(counts: Sequence[int], percent: float) -> float | None:
-    """The value, in nanoseconds, that ``percent`` of the recorded values do not exceed; None without values."""
+def percentiles(counts: Sequence[int], wanted: Sequence[float]) -> list[float] | None:
+    """The values, in nanoseconds, that so many percent (ascending) of the recorded values do not exceed; None without values."""
     total = sum(counts)
     if not total:
         return None
-    wanted = max(1.0, total * percent / 100)
+    found: list[float] = []
     seen = 0
+    ranks = [max(1.0, total * percent / 100) for percent in wanted]
     for bucket, count in enumerate(counts):
         seen += count
-        if seen >= wanted:
-            return middle_of(bucket)
-    raise AssertionError("the counts cannot sum to less than their sum")
+        while count and len(found) < len(ranks) and seen >= ranks[len(found)]:
+            found.append(middle_of(bucket))
+    return found
+
+
+def percentile(counts: Sequence[int], percent: float) -> float | None:
+    """The value, in nanoseconds, that ``percent`` of the recorded values do not exceed; None without values."""
+    found = percentiles(counts, [percent])
+    return None if found is None else found[0]
+
+
+def curve(counts: Sequence[int]) -> list[tuple[float, float]]:
+    """Percentiles and their values in nanoseconds: five between 0 and 50, five between that and 75, and so on, to the largest value."""
+    total = sum(counts)
+    steps: list[float] = []
+    while total and (not steps or steps[-1] < 100 - 100 / total):
+        steps.append(100 - 100 * 0.5 ** (len(steps) / 5))
+    found = percentiles(counts, [*steps, 100.0]) or []
+    return list(zip([*steps, 100.0], found, strict=False))

@@ -53,15 +53,17 @@ class Progress:
 
     def _line(self) -> str:
         session = self._session
-        now, messages = time.monotonic(), session.loop.messages
+        if session.phase == "connecting":
+            return f"connecting {session.opener.opened:>14,} open {session.opener.failures:>6,} failed"
+        now, messages = time.monotonic(), session.loops.messages
         then, before = self._seen
         # The count falls when the warm-up ends and it is reset.
         if messages >= before and now > then:
             self._rate = (messages - before) / (now - then)
         self._seen = (now, messages)
-        counters = session.loop.counters()
-        faults = counters["wrong"] + counters["closed"] + counters["failed"] + counters["unanswered"]
-        return f"{session.phase:<10} {messages:>14,} messages {self._rate:>12,.0f}/s {faults:>6,} faults"
+        counters = session.loops.counters()
+        line = f"{session.phase:<10} {messages:>14,} messages {self._rate:>12,.0f}/s {counters.faults:>6,} faults"
+        return f"{line} {counters.late:>8,} late {counters.dropped:>8,} dropped" if session.options.rate else line
 
 
 def rich_live(stream: Any) -> Any:

@@ -4,38 +4,61 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from hydrogen.perf import machine
-from hydrogen.perf.generator import Options, Result
-from hydrogen.perf.histogram import percentile
+from hydrogen.perf.generator import Result
+from hydrogen.perf.histogram import curve, percentiles
+from hydrogen.perf.options import Options
 
-SCHEMA = {"name": "hydrogen.perf", "version": 1}
+SCHEMA = {"name": "hydrogen.perf", "version": 2}
 """The version changes whenever a field of the JSON is renamed, removed or changes its meaning or unit."""
 
-PERCENTILES = (50.0, 90.0, 98.0, 99.0, 99.9)
+PERCENTILES = (50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.9, 99.99)
 
 BUSY = 0.95
 """The share of a core from which on a single-threaded program counts as saturated."""
 
+LATE_US = 1000.0
+"""After so long a send counts as late, in the hot loops."""
+
 
 def figures(result: Result) -> dict[str, Any]:
     """Everything measured, in seconds, bytes, microseconds and shares of one core."""
-    counters = result.counters
+    counters, options = result.counters, result.options
     seconds = counters.elapsed_ns / 1e9
     messages = counters.messages
-    per_second = messages / seconds if seconds else 0.0
-    generator_share = counters.cpu_ns / counters.elapsed_ns if messages else 0.0
+    generator_share = counters.busiest_ns / counters.elapsed_ns if messages else 0.0
     server_share = None if result.server_cpu is None or not seconds else result.server_cpu / seconds
+    moments, rates = result.series.rates()
+    connects = result.histograms.connects if options.churn else result.connects
     return {
         "seconds": seconds,
         "messages": messages,
-        "messages_per_second": per_second,
-        "payload_bytes_per_second": per_second * result.options.size,
-        "latency_us": latency(result.latencies, counters.longest_ns),
-        "bursts": sum(result.bursts),
-        "burst_us": latency(result.bursts, None) if result.options.burst else None,
+        "messages_per_second": messages / seconds if seconds else 0.0,
+        "payload_bytes_per_second": counters.content / seconds if seconds else 0.0,
+        "latency_us": latency(result.histograms.latencies, counters.longest_ns),
+        "uncorrected_latency_us": latency(result.histograms.uncorrected) if options.rate else None,
+        "latency_curve": curve_us(result.histograms.latencies),
+        "uncorrected_latency_curve": curve_us(result.histograms.uncorrected) if options.rate else None,
+        "connect_us": latency(connects) if any(connects) else None,
+        "handshake_us": latency(result.handshakes) if any(result.handshakes) else None,
+        "first_byte_us": latency(result.histograms.first_bytes) if any(result.histograms.first_bytes) else None,
+        "bursts": sum(result.histograms.bursts),
+        "burst_us": latency(result.histograms.bursts) if options.burst else None,
+        "open_loop": {
+            "target_per_second": options.rate,
+            "due": messages + counters.dropped + counters.unanswered,
+            "late": counters.late,
+            "late_after_us": LATE_US,
+            "dropped": counters.dropped,
+        }
+        if options.rate
+        else None,
+        "series": {"seconds": moments, "messages_per_second": rates},
         "generator": {
+            "threads": options.threads,
             "cpu_seconds": counters.cpu_ns / 1e9,
             "share": generator_share,
             "us_per_message": counters.cpu_ns / messages / 1e3 if messages else None,
@@ -54,16 +77,25 @@ def figures(result: Result) -> dict[str, Any]:
             "closed_by_server": counters.closed,
             "connection_errors": counters.failed,
             "unanswered": counters.unanswered,
+            "idle_lost": result.idle_lost,
         },
     }
 
 
-def latency(counts: Any, longest_ns: int | None) -> dict[str, float | None]:
-    """Percentiles, in microseconds, of histogram ``counts``."""
-    found = {f"p{percent:g}": percentile(counts, percent) for percent in PERCENTILES}
+def latency(counts: Sequence[int], longest_ns: int | None = None) -> dict[str, float | None]:
+    """Percentiles and maximum, in microseconds, of histogram ``counts``; its own maximum is right to 0.2 %."""
+    names = [*(f"p{percent:g}" for percent in PERCENTILES), "max"]
+    found = percentiles(counts, [*PERCENTILES, 100.0])
+    if found is None:
+        return dict.fromkeys(names)
     if longest_ns is not None:
-        found["max"] = longest_ns if sum(counts) else None
-    return {name: None if value is None else value / 1e3 for name, value in found.items()}
+        found[-1] = longest_ns
+    return {name: value / 1e3 for name, value in zip(names, found, strict=True)}
+
+
+def curve_us(counts: Sequence[int]) -> list[list[float]]:
+    """Pairs of a percentile and its value in microseconds."""
+    return [[round(percent, 6), value / 1e3] for percent, value in curve(counts)]
 
 
 def explanations(result: Result) -> list[str]:
@@ -71,7 +103,7 @@ def explanations(result: Result) -> list[str]:
     counters = result.counters
     told = []
     if result.connect_failures:
-        told.append(f"first connect failure: {result.connect_error}")
+        told.append(f"first connect failure: {result.connect_error}" + ("" if counters.live else "; no connection was opened"))
     if counters.wrong:
         told.append(
             f"first wrong reply: connection {counters.wrong_connection}, message {counters.wrong_message}, "
@@ -79,6 +111,10 @@ def explanations(result: Result) -> list[str]:
         )
     if counters.first_errno:
         told.append(f"first connection error: {os.strerror(counters.first_errno)}")
+    if counters.dropped:
+        told.append(
+            "too high a rate: dropped sends found a second's worth of their connection's still waiting, or the generator a second behind"
+        )
     return told
 
 
@@ -100,6 +136,9 @@ def shown_address(options: Options) -> str:
     return address if isinstance(address, str) else f"{address[0]}:{address[1]}"
 
 
+TIMES = ("us", "ms", "s")
+
+
 def scaled(value: float | None, units: tuple[str, ...], step: float = 1000.0) -> str:
     """``value`` with three significant digits or more and the largest of ``units`` that keeps it above 1."""
     if value is None:
@@ -114,26 +153,31 @@ def scaled(value: float | None, units: tuple[str, ...], step: float = 1000.0) ->
 def table(result: Result) -> str:
     """The report for a person."""
     options, found = result.options, figures(result)
-    flight = f"bursts of {options.in_flight:,}" if options.burst else f"{options.in_flight:,} in flight"
-    if options.churn:
-        flight = "a new one for each message"
     rows = [
         ("messages", f"{found['messages']:,} in {found['seconds']:.2f} s"),
         ("throughput", f"{found['messages_per_second']:,.0f} messages/s"),
         ("", f"{scaled(found['payload_bytes_per_second'], ('B', 'kB', 'MB', 'GB'))}/s payload each way"),
     ]
+    if found["open_loop"]:
+        sends = found["open_loop"]
+        rows.append(("open loop", f"{sends['target_per_second']:,.0f} messages/s wanted"))
+        rows.append(("", f"{sends['late']:,} sent more than {scaled(LATE_US, TIMES)} late, {sends['dropped']:,} dropped"))
     rows += latency_rows("latency", found["latency_us"])
+    if options.rate:
+        rows += latency_rows("uncorrected", found["uncorrected_latency_us"])
     if options.burst:
         rows.append(("bursts", f"{found['bursts']:,}"))
         rows += latency_rows("whole burst", found["burst_us"])
+    for name in ("connect", "handshake", "first_byte"):
+        if found[f"{name}_us"]:
+            rows.append((name.replace("_", " "), in_short(found[f"{name}_us"])))
     rows.append(("generator CPU", cpu(found["generator"])))
     if found["server"]:
         rows.append(("server CPU", cpu(found["server"])))
     faults = [f"{count:,} {name.replace('_', ' ')}" for name, count in found["faults"].items() if count]
     rows.append(("faults", ", ".join(faults) or ("none; every reply was verified" if found["messages"] else "none")))
     lines = [
-        f"{shown_address(options)}  {options.framing} echo of {options.size:,} bytes{f' over {result.tls}' if result.tls else ''}, "
-        f"{options.connections:,} connections, {flight}" + (" (interrupted)" if result.interrupted else ""),
+        headline(result),
         *(f"  {name:<14} {value}" for name, value in rows),
         *(f"  {told}" for told in explanations(result)),
     ]
@@ -144,12 +188,35 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
+def headline(result: Result) -> str:
+    """What was run, in a line."""
+    options = result.options
+    size = f"{options.payload}" if options.payload is not None else f"{options.size} bytes"
+    flight = f"{options.in_flight or 1:,} in flight"
+    if options.burst:
+        flight = f"bursts of {options.in_flight:,}"
+    elif options.churn:
+        flight = "a new one for each message"
+    elif options.rate and options.in_flight is None:
+        flight = "sent when due"
+    return (
+        f"{shown_address(options)}  {options.framing} echo of {size}{f' over {result.tls}' if result.tls else ''}, "
+        f"{options.connections:,} connections{f' beside {options.idle:,} idle ones' if options.idle else ''}, {flight}"
+        + (f", {options.threads} threads" if options.threads > 1 else "")
+        + (" (interrupted)" if result.interrupted else "")
+    )
+
+
 def latency_rows(name: str, values: dict[str, float | None]) -> list[tuple[str, str]]:
-    return [
-        (name if index == 0 else "", f"{label:<6}{scaled(value, ('us', 'ms', 's')):>10}")
-        for index, (label, value) in enumerate(values.items())
-    ]
+    return [(name if index == 0 else "", f"{label:<6}{scaled(value, TIMES):>10}") for index, (label, value) in enumerate(values.items())]
+
+
+def in_short(values: dict[str, float | None]) -> str:
+    """Some percentiles in a line."""
+    return ", ".join(f"{name} {scaled(values[name], TIMES)}" for name in ("p50", "p99", "max"))
 
 
 def cpu(usage: dict[str, Any]) -> str:
-    return f"{usage['share']:.1%} of one core, {scaled(usage['us_per_message'], ('us', 'ms', 's'))} per message"
+    threads = usage.get("threads", 1)
+    busiest = f" of one core{' in the busiest of its threads' if threads > 1 else ''}"
+    return f"{usage['share']:.1%}{busiest}, {scaled(usage['us_per_message'], TIMES)} per message"

@@ -7,9 +7,10 @@ by an exception that there is no more.
 from __future__ import annotations
 
 import contextlib
+import selectors
 import socket
 import ssl
-import time
+from collections.abc import Generator
 
 RECORD = 1 << 14
 """The longest plaintext of one record (RFC 8446, 5.1): a read of so much takes a whole one."""
@@ -22,6 +23,21 @@ def client_context(cacert: str | None, insecure: bool) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def receive(sock: socket.socket, handshake: str) -> Generator[int, None, bytes]:
+    """What comes next over ``sock``, which is non-blocking; yields what has to be waited for, as ``selectors`` names it.
+
+    Raises:
+        OSError: also when the server ends the connection, in the middle of what ``handshake`` names.
+    """
+    while True:
+        yield selectors.EVENT_READ
+        with contextlib.suppress(BlockingIOError):
+            data = sock.recv(RECORD)
+            if not data:
+                raise ConnectionResetError(f"the server ended the connection during the {handshake} handshake")
+            return data
 
 
 class Tunnel:
@@ -39,25 +55,20 @@ class Tunnel:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
         self.unsent = b""
 
-    def handshake(self, sock: socket.socket, seconds: float) -> None:
-        """Shake hands over ``sock``, which is blocking, within ``seconds``.
+    def handshake(self, sock: socket.socket) -> Generator[int, None, None]:
+        """Shake hands over ``sock``, in the manner of :func:`receive`.
 
         Raises:
-            OSError: an ``ssl.SSLError``, a timeout, or an end before it was done.
+            OSError: an ``ssl.SSLError`` too.
         """
-        deadline = time.monotonic() + seconds
         done = False
         while not done:
             with contextlib.suppress(ssl.SSLWantReadError):
                 self._tls.do_handshake()
                 done = True
-            sock.settimeout(max(deadline - time.monotonic(), 1e-3))  # 0 would mean non-blocking
-            sock.sendall(self._outgoing.read())
+            sock.sendall(self._outgoing.read())  # a few KB: a new connection's buffer takes them
             if not done:
-                flight = sock.recv(RECORD)
-                if not flight:
-                    raise ConnectionResetError("the server ended the connection during the TLS handshake")
-                self._incoming.write(flight)
+                self._incoming.write((yield from receive(sock, "TLS")))
 
     def describe(self) -> str:
         """Protocol version and cipher."""
