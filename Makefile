@@ -90,7 +90,6 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) tox ruff
 	touch $@
 
-$(VENV)/.bench: $(VENV)/.installed
-	HYDROGEN_REQUIRE_EXTENSIONS= HYDROGEN_NO_EXTENSIONS=1 \
-		$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable '.[bench]'
+$(VENV)/.bench: $(VENV)/.installed perf/requirements.txt
+	$(BIN)/python $(PIP_INSTALL) --requirement perf/requirements.txt
 	touch $@

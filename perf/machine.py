@@ -9,6 +9,9 @@ from typing import Any
 from hydrogen.perf import machine
 from perf.servers import ROOT, compiler_words
 
+PEERS = ("uvloop", "gevent", "twisted", "picows", "websockets")
+"""Distributions that hydrogen is compared with; asyncio and socketserver are the interpreter's."""
+
 
 def git(*words: str) -> str | None:
     """What git says about this checkout, or None outside of one."""
@@ -38,7 +41,7 @@ def describe() -> dict[str, Any]:
     return {
         **machine.describe(),
         "compiler": compiler and compiler.partition("\n")[0],
-        "uvloop": version("uvloop"),
+        **{peer: version(peer) for peer in PEERS},
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain")),
     }
