@@ -20,8 +20,17 @@ from perf.settings import Settings
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
-NEEDS = {"asyncio": "asyncio", "uvloop": "uvloop", "hydrogen": "hydrogen._core"}
-"""The module without which an arm of that family cannot run."""
+NEEDS = {
+    "asyncio": ("asyncio",),
+    "uvloop": ("uvloop",),
+    "gevent": ("gevent",),
+    "threads": ("socketserver",),
+    "twisted": ("twisted",),
+    "picows": ("picows", "uvloop"),
+    "websockets": ("websockets", "uvloop"),
+    "hydrogen": ("hydrogen._core",),
+}
+"""The modules without which an arm of that family cannot run."""
 
 TLS_JOB = "tls"
 BROADCAST_JOB = "broadcast"
@@ -30,11 +39,11 @@ STATS_PROGRAM = "perf.arms.hydrogen_server"
 
 
 def missing(arm: str) -> str | None:
-    """The module that ``arm`` lacks here, or None."""
+    """The first module that ``arm`` lacks here, or None."""
     if arm == "hydrogen-python":
         return None
-    module = NEEDS.get(arm.partition("-")[0])
-    return module if module and importlib.util.find_spec(module) is None else None
+    needed = NEEDS.get(arm.partition("-")[0], ())
+    return next((module for module in needed if importlib.util.find_spec(module) is None), None)
 
 
 def compiler_words() -> list[str]:

@@ -84,13 +84,14 @@ FRAMED = ("checksum32", "length", "line", "websocket")
 TLS = dict.fromkeys(("asyncio", "uvloop", "hydrogen", "hydrogen-python"), TLS_JOB)
 SOME_RAW = {"c": "echo", "uvloop": "raw", "hydrogen": "raw"}
 RAW = {"c": "echo", "asyncio": "raw", "uvloop": "raw", "hydrogen": "raw", "hydrogen-python": "raw"}
+MORE_RAW = {"c": "echo", **dict.fromkeys(("asyncio", "uvloop", "gevent", "threads", "twisted", "hydrogen", "hydrogen-python"), "raw")}
 
 PLAIN = load(connections=64, size=64)
 
 WORKLOADS = {
     "W1": Workload(
         title="echo of 64 bytes, 64 connections, closed loop",
-        jobs=RAW,
+        jobs=MORE_RAW,
         measure=PLAIN,
         columns=LOAD_COLUMNS,
         compared=RATE,
@@ -149,6 +150,9 @@ WORKLOADS = {
             "uvloop": "sleeping",
             "uvloop-executor": "executor",
             "asyncio-executor": "executor",
+            "gevent": "sleeping",
+            "threads": "sleeping",
+            "twisted": "executor",
             "hydrogen": "sleeping",
             "hydrogen-python": "sleeping",
         },

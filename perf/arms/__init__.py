@@ -27,6 +27,9 @@ import ssl
 BLOCKING_EVERY = 100
 BLOCKING_SECONDS = 0.01
 THREADS = 32
+CHUNK = 1 << 16
+"""Bytes asked of a read, where the library leaves that to its user."""
+
 BROADCAST = b"B"
 
 
