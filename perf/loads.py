@@ -12,7 +12,7 @@ from hydrogen.perf.generator import cpu_seconds
 from perf import certificates
 from perf.holder import held
 from perf.noise import Noise
-from perf.servers import TLS_JOB, Arm, generate, on_cpu, started
+from perf.servers import TLS_JOB, UPGRADED_JOB, Arm, generate, on_cpu, started
 from perf.settings import Layout, Settings
 
 Figures = dict[str, float]
@@ -25,9 +25,11 @@ RECEIVERS = 5000
 
 
 def spoken_by(arm: Arm, settings: Settings) -> dict[str, Any]:
-    """The load generator's options for what an arm's job speaks: framing, TLS."""
+    """The load generator's options for what an arm's job speaks: framing, TLS, the handshake of a WebSocket."""
     if arm.job == TLS_JOB:
         return {"tls": True, "cacert": settings.folder / certificates.AUTHORITY}
+    if arm.job == UPGRADED_JOB:
+        return {"framing": "websocket", "upgrade": True}
     name = arm.job.partition("_")[0]
     return {"framing": name} if name in FRAMINGS else {}
 

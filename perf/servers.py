@@ -33,6 +33,7 @@ NEEDS = {
 """The modules without which an arm of that family cannot run."""
 
 TLS_JOB = "tls"
+UPGRADED_JOB = "websocket_upgraded"
 BROADCAST_JOB = "broadcast"
 
 STATS_PROGRAM = "perf.arms.hydrogen_server"

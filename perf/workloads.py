@@ -1,4 +1,4 @@
-"""W1 to W11, and those of framing and TLS: who takes part, what is measured, and what is to be reached.
+"""W1 to W11, and those of framing, TLS and WebSocket: who takes part, what is measured, and what is to be reached.
 
 The numbers are those of the project's measuring plan.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from perf import counting, loads
 from perf.loads import RATE, Measure, load
-from perf.servers import BROADCAST_JOB, TLS_JOB
+from perf.servers import BROADCAST_JOB, TLS_JOB, UPGRADED_JOB
 
 
 @dataclass(frozen=True)
@@ -301,5 +301,14 @@ WORKLOADS = {
         compared="bytes_per_connection",
         layouts=("shared",),
         goals=(Goal("bytes_per_connection", None, "<=", 30 * 1024),),
+    ),
+    "WS": Workload(
+        title="WebSocket echo of 64-byte binary messages, 64 connections, closed loop",
+        jobs=dict.fromkeys(("picows", "websockets", "hydrogen", "hydrogen-python"), UPGRADED_JOB),
+        measure=PLAIN,
+        columns=LOAD_COLUMNS,
+        compared=RATE,
+        references=("picows", "websockets"),
+        goals=(),
     ),
 }

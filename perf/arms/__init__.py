@@ -9,6 +9,7 @@ Each is written as a good user of its library would write it, and all of them do
               input with a line of JSON: how many broadcasts there were, and for how long those kept their thread
 ``tls``       raw, over TLS; a second argument names the file of the server's key and certificate. the event loops
               read into a buffer of their own (`BufferedProtocol`), which is twice as fast on uvloop
+``websocket_upgraded``  an HTTP/1.1 request to upgrade, its answer, and then every WebSocket message sent back
 
 and of the event loops, which must not be blocked, also
 

@@ -6,9 +6,12 @@ A line on its standard input is answered with the server's statistics, and what 
 from __future__ import annotations
 
 import argparse
+import base64
 import dataclasses
+import hashlib
 import itertools
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -61,6 +64,32 @@ class Broadcasting(Echo):
         self._broadcasts += 1
 
 
+class Upgraded(Echo):
+    """Echo behind the opening handshake of a WebSocket (RFC 6455, section 4.2), in plain blocking Python."""
+
+    KEY = re.compile(rb"^Sec-WebSocket-Key:[ \t]*([A-Za-z0-9+/]{22}==)[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
+    GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+    REQUEST_MOST = 4096
+    PATIENCE = 10.0
+
+    def on_new_connection(self, fd: int) -> None:
+        door = hydrogen.Plain(fd)
+        request = b""
+        try:
+            while not request.endswith(b"\r\n\r\n"):  # a client sends no frame before it has the answer
+                request += door.b_recv(timeout=self.PATIENCE).payload()
+                if len(request) > self.REQUEST_MOST:
+                    raise hydrogen.Reject("the request has no end")
+        except (OSError, EOFError) as error:
+            raise hydrogen.Reject("no request") from error
+        key = self.KEY.search(request)
+        if key is None:
+            raise hydrogen.Reject("no WebSocket is asked for")
+        accept = base64.b64encode(hashlib.sha1(key[1] + self.GUID).digest())
+        lines = (b"HTTP/1.1 101 Switching Protocols", b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Accept: " + accept)
+        door.b_send(hydrogen.ChunkFrame(b"\r\n".join((*lines, b"", b""))))
+
+
 class Job(NamedTuple):
     """What a server does, and the settings that make it a job of its own."""
 
@@ -93,6 +122,7 @@ JOBS = {
     "length": Job(Echo, hydrogen.LengthFrameBuilder),
     "line": Job(Echo, hydrogen.LineFrameBuilder),
     "websocket": Job(Echo, hydrogen.WebSocketFrameBuilder),
+    "websocket_upgraded": Job(Upgraded, hydrogen.WebSocketFrameBuilder),
     "sleeping": Job(Sleeping),
     "broadcast": Job(Broadcasting),
     "tls": Job(Echo),
