@@ -1,9 +1,10 @@
-"""What is measured with a clock: the load generator against an arm, and a broadcast to many receivers."""
+"""What is measured with a clock: the load generator against an arm or a second client, and a broadcast to many receivers."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,9 @@ Measure = Callable[[Arm, Layout, Settings], Figures]
 RATE = "messages_per_second"
 
 RECEIVERS = 5000
+
+SECOND_CLIENT = "c-client"
+"""The arm that is measured by the client in C (``c/client.c``) instead of the load generator."""
 
 
 def spoken_by(arm: Arm, settings: Settings) -> dict[str, Any]:
@@ -52,6 +56,44 @@ def load(idle: int = 0, **options: Any) -> Measure:
             "server_share": result["server"]["share"],
             "generator_us": result["generator"]["us_per_message"],
             "generator_share": result["generator"]["share"],
+            "others": others,
+        }
+
+    return measure
+
+
+# -- client -----------------------------------------------------------------------------------------------------------
+
+
+def of_client(connections: int, size: int) -> Measure:
+    """Measure the client that an arm is called after, against the arm's server: the load generator, or the one in C."""
+    generator = load(connections=connections, size=size)
+
+    def measure(arm: Arm, layout: Layout, settings: Settings) -> Figures:
+        return (second_client if arm.name == SECOND_CLIENT else generator)(arm, layout, settings)
+
+    def second_client(arm: Arm, layout: Layout, settings: Settings) -> Figures:
+        with started(arm.words, layout.server_cpu) as server:
+            given = map(str, (server.port, connections, size, settings.warm_up, settings.duration))
+            noise = Noise(server.pid)
+            began, used = time.monotonic(), cpu_seconds(server.pid) or 0.0
+            done = subprocess.run(
+                [str(settings.folder / "client"), *given],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+                preexec_fn=on_cpu(layout.generator_cpu),
+            )
+            used, elapsed = (cpu_seconds(server.pid) or 0.0) - used, time.monotonic() - began  # the warm-up's too: a share changes little
+            others = noise.cores()
+        found: dict[str, float] = json.loads(done.stdout)
+        return {
+            RATE: found["messages_per_second"],
+            "p50_us": found["p50_us"],
+            "p99_us": found["p99_us"],
+            "server_share": used / elapsed,
+            "generator_us": found["cpu_seconds"] / found["messages"] * 1e6,
+            "generator_share": found["cpu_seconds"] / found["seconds"],
             "others": others,
         }
 

@@ -38,6 +38,9 @@ BROADCAST_JOB = "broadcast"
 
 STATS_PROGRAM = "perf.arms.hydrogen_server"
 
+LIMIT = ("c", "generator")
+"""The families of arms whose server is the C limit: also those that are clients, `generator` and `c-client`."""
+
 
 def missing(arm: str) -> str | None:
     """The first module that ``arm`` lacks here, or None."""
@@ -61,8 +64,10 @@ def compile_c(folder: Path) -> None:
 
 
 class Arm(NamedTuple):
-    """A server to be measured."""
+    """A server to be measured, or one that a client is measured on."""
 
+    name: str
+    """in the tables"""
     job: str
     words: list[str]
     """its command line"""
@@ -71,14 +76,14 @@ class Arm(NamedTuple):
 def arm_called(name: str, job: str, settings: Settings) -> Arm:
     """The arm of that name, doing ``job``."""
     family, _, variant = name.partition("-")
-    if family == "c":
-        return Arm(job, [str(settings.folder / job)])
+    if family in LIMIT:
+        return Arm(name, job, [str(settings.folder / job)])
     words = [sys.executable, "-m", f"perf.arms.{family}_server", job]
     if job == TLS_JOB:
         words.append(str(settings.folder / certificates.SERVER))
     if family == "hydrogen":
         words += ["--engine", "python" if variant == "python" else "compiled", "--handoff", settings.handoff]
-    return Arm(job, words)
+    return Arm(name, job, words)
 
 
 class Server:

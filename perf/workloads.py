@@ -1,4 +1,4 @@
-"""W1 to W11, and those of framing, TLS and WebSocket: who takes part, what is measured, and what is to be reached.
+"""W1 to W11, those of framing, TLS, WebSocket and the generator itself: who takes part, what is measured, and what is to be reached.
 
 The numbers are those of the project's measuring plan.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perf import counting, loads
-from perf.loads import RATE, Measure, load
+from perf.loads import RATE, SECOND_CLIENT, Measure, load
 from perf.servers import BROADCAST_JOB, TLS_JOB, UPGRADED_JOB
 
 
@@ -310,5 +310,28 @@ WORKLOADS = {
         compared=RATE,
         references=("picows", "websockets"),
         goals=(),
+    ),
+    "client": Workload(
+        title="the load generator against a second client, in C, on the C limit's server",
+        jobs={SECOND_CLIENT: "echo", "generator": "echo"},
+        measure=loads.of_client(connections=64, size=64),
+        columns={
+            RATE: "messages/s",
+            "p50_us": "p50 us",
+            "p99_us": "p99 us",
+            "server_share": "server CPU",
+            "generator_share": "client CPU",
+            "others": "others' CPU",
+        },
+        compared=RATE,
+        references=(SECOND_CLIENT,),
+        goals=(
+            Goal(RATE, SECOND_CLIENT, ">=", 0.95, arm="generator"),
+            *(
+                Goal(figure, SECOND_CLIENT, relation, bound, arm="generator")
+                for figure in ("p50_us", "p99_us")
+                for relation, bound in ((">=", 0.95), ("<=", 1.05))
+            ),
+        ),
     ),
 }
