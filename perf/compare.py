@@ -16,8 +16,6 @@ from perf.servers import HERE, TLS_JOB, compile_c, missing
 from perf.settings import Settings, layouts
 from perf.workloads import WORKLOADS
 
-SCHEMA = {"name": "hydrogen.perf.compare", "version": 1}
-
 
 def names(known: Collection[str]) -> Callable[[str], list[str]]:
     """An argument type: names from ``known`` with commas between."""
@@ -96,7 +94,7 @@ def write(found: list[dict[str, object]], options: argparse.Namespace, began: da
     """Keep what was measured, with all that it depends on; where it is kept is nothing of that."""
     given = {name: value for name, value in vars(options).items() if name != "results"}
     document = {
-        "schema": SCHEMA,
+        "schema": report.SCHEMA,
         "began": began.isoformat(timespec="seconds"),
         "options": {name: value if isinstance(value, list) else str(value) for name, value in given.items()},
         "machine": machine.describe(),

@@ -10,6 +10,8 @@ from typing import Any
 from perf.rounds import Round, Spread, absolute, ratio, verdicts
 from perf.workloads import Workload
 
+SCHEMA = {"name": "hydrogen.perf.compare", "version": 1}
+
 NOISY = 0.2
 """Cores kept busy by others from which on figures, and with few rounds ratios too, are not to be relied on."""
 
@@ -24,7 +26,8 @@ def number(value: float) -> str:
 def with_range(found: Spread | None) -> str:
     if found is None:
         return "-"
-    return f"{found.median:.3f} ({found.lowest:.3f}-{found.highest:.3f})"
+    median, lowest, highest = (number(value) if found.median >= 10 else f"{value:.3f}" for value in dataclasses.astuple(found))
+    return f"{median} ({lowest}-{highest})"
 
 
 def markdown(name: str, workload: Workload, layout: str, rounds: Sequence[Round]) -> str:
@@ -37,12 +40,13 @@ def markdown(name: str, workload: Workload, layout: str, rounds: Sequence[Round]
     lines = [
         f"### {name}, {layout}: {workload.title}",
         "",
-        f"Medians of {len(rounds)} rounds; paired ratios with their range.",
+        "One round." if len(rounds) == 1 else f"Medians of {len(rounds)} rounds; paired ratios with their range.",
         "",
         f"| {' | '.join(heads)} |",
         "|---" * len(heads) + "|",
     ]
-    for arm in sorted(arms, key=list(workload.jobs).index):
+    known = list(workload.jobs)
+    for arm in sorted(arms, key=lambda arm: known.index(arm) if arm in known else len(known)):  # a result may have an arm that is no more
         medians = [absolute(rounds, arm, figure) for figure in figures]
         cells = ["-" if found is None else number(found.median) for found in medians]
         cells += [with_range(ratio(rounds, arm, other, workload.compared)) for other in references]

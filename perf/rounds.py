@@ -16,7 +16,7 @@ from perf.loads import Figures
 from perf.noise import wait_for_quiet
 from perf.servers import Arm, arm_called
 from perf.settings import Layout, Settings
-from perf.workloads import WORKLOADS, Workload
+from perf.workloads import WORKLOADS, Goal, Workload
 
 REPEATS = 5
 
@@ -84,17 +84,13 @@ def ratio(rounds: Sequence[Round], arm: str, other: str, figure: str) -> Spread 
     return spread(values) if values else None
 
 
+def bounded(goal: Goal, rounds: Sequence[Round], arm: str | None = None) -> Spread | None:
+    """What a goal bounds, of its own arm or of ``arm``; None when that did not take part."""
+    arm = arm or goal.arm
+    return absolute(rounds, arm, goal.figure) if goal.against is None else ratio(rounds, arm, goal.against, goal.figure)
+
+
 def verdicts(workload: Workload, layout: str, rounds: Sequence[Round]) -> list[Verdict]:
     """The goals that hold for this layout and whose arms took part."""
-    found = []
-    for goal in workload.goals:
-        if goal.layout not in (None, layout):
-            continue
-        if goal.against is None:
-            name, measured = f"{goal.arm}: {goal.figure}", absolute(rounds, goal.arm, goal.figure)
-        else:
-            name = f"{goal.arm} / {goal.against}: {goal.figure}"
-            measured = ratio(rounds, goal.arm, goal.against, goal.figure)
-        if measured is not None:
-            found.append(Verdict(f"{name} {goal.relation} {goal.bound:g}", measured, goal.met(measured.median)))
-    return found
+    found = [(goal, bounded(goal, rounds)) for goal in workload.goals_in(layout)]
+    return [Verdict(str(goal), measured, goal.met(measured.median)) for goal, measured in found if measured is not None]

@@ -27,6 +27,10 @@ class Goal:
     """the layout it holds for; None: each"""
     arm: str = "hydrogen"
 
+    def __str__(self) -> str:
+        beside = self.arm if self.against is None else f"{self.arm} / {self.against}"
+        return f"{beside}: {self.figure} {self.relation} {self.bound:g}"
+
     def met(self, value: float) -> bool:
         return value >= self.bound if self.relation == ">=" else value <= self.bound
 
@@ -47,7 +51,16 @@ class Workload:
     layouts: tuple[str, ...] = ("pinned", "shared")
     references: tuple[str, ...] = ("c", "uvloop")
     """the arms to which the table shows those ratios"""
+    pictured: str = ""
+    """what its row in the picture of docs/performance.md is called; empty: it has none"""
 
+    def goals_in(self, layout: str) -> list[Goal]:
+        """Those that hold for this layout."""
+        return [goal for goal in self.goals if goal.layout in (None, layout)]
+
+
+MORE_IS_BETTER = (RATE, "deliveries_per_second", "kept")
+"""Of the compared figures; of the others less is."""
 
 LOAD_COLUMNS = {
     "messages_per_second": "messages/s",
@@ -101,6 +114,7 @@ WORKLOADS = {
             Goal(RATE, "uvloop", ">=", 1.15),
             Goal("server_us", "c", "<=", 1.15),
         ),
+        pictured="echo",
     ),
     "W2": Workload(
         title="SimpleFrame echo of 4 bytes, 64 connections x 16 in flight",
@@ -116,6 +130,7 @@ WORKLOADS = {
         columns=LOAD_COLUMNS,
         compared=RATE,
         goals=(Goal(RATE, "c", ">=", 0.70), Goal(RATE, "uvloop", ">=", 2.5)),
+        pictured="frames, many in flight",
     ),
     "W2F": Workload(
         title="W2 with each framing, hydrogen alone",
@@ -142,6 +157,7 @@ WORKLOADS = {
         columns=LOAD_COLUMNS,
         compared="p50_us",
         goals=(Goal("p50_us", "c", "<=", 1.1),),
+        pictured="ping-pong latency",
     ),
     "W5": Workload(
         title="W1 with exactly every 100th handler blocking for 10 ms",
@@ -165,6 +181,7 @@ WORKLOADS = {
             Goal(RATE, "uvloop-executor", ">=", 1.2, "pinned"),
             Goal("p98_us", None, "<=", 1000),
         ),
+        pictured="1 % of handlers block",
     ),
     "W6i": Workload(
         title="W1 beside 10,000 idle connections, and without them",
@@ -191,6 +208,7 @@ WORKLOADS = {
         columns={**LOAD_COLUMNS, RATE: "connections/s", "server_us": "server CPU us/connection"},
         compared=RATE,
         goals=(Goal(RATE, "c", ">=", 0.8),),
+        pictured="connect, echo, close",
     ),
     "W8": Workload(
         title=f"broadcast of 64 bytes to {loads.RECEIVERS:,} connections, one after the other",
@@ -208,6 +226,7 @@ WORKLOADS = {
         },
         compared="deliveries_per_second",
         goals=(Goal("deliveries_per_second", "uvloop", ">=", 4),),
+        pictured="broadcast",
     ),
     "W1L": Workload(
         title="W1 with every deadline and limit set, against none",
@@ -226,6 +245,7 @@ WORKLOADS = {
         compared="bytes_per_connection",
         layouts=("shared",),
         goals=(Goal("bytes_per_connection", None, "<=", 600), Goal("second_wave", None, "<=", 1.05)),
+        pictured="memory of a connection",
     ),
     "W10": Workload(
         title="W1 counted over 10,000 echoes on 64 connections, per message",
@@ -292,6 +312,7 @@ WORKLOADS = {
         columns=LOAD_COLUMNS,
         compared=RATE,
         goals=(Goal(RATE, "uvloop", ">=", 1.0),),
+        pictured="echo over TLS",
     ),
     "TLS-memory": Workload(
         title="W9 over TLS",
@@ -301,6 +322,7 @@ WORKLOADS = {
         compared="bytes_per_connection",
         layouts=("shared",),
         goals=(Goal("bytes_per_connection", None, "<=", 30 * 1024),),
+        pictured="memory of a TLS connection",
     ),
     "WS": Workload(
         title="WebSocket echo of 64-byte binary messages, 64 connections, closed loop",
