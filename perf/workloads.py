@@ -53,11 +53,20 @@ class Workload:
     """the arms to which the table shows those ratios"""
     pictured: str = ""
     """what its row in the picture of docs/performance.md is called; empty: it has none"""
+    gated: bool = False
+    """the comparison fails when one of its goals is missed: for counts only, which are the same on every machine"""
 
     def goals_in(self, layout: str) -> list[Goal]:
         """Those that hold for this layout."""
         return [goal for goal in self.goals if goal.layout in (None, layout)]
 
+    def fast_arms(self) -> list[str]:
+        """Who takes part in a fast comparison: a few, and those that the goals and the table's ratios need."""
+        needed = {*FAST_ARMS, *self.references, *(goal.arm for goal in self.goals), *(goal.against for goal in self.goals)}
+        return [arm for arm in self.jobs if arm in needed]
+
+
+FAST_ARMS = ("c", "uvloop", "hydrogen")
 
 MORE_IS_BETTER = (RATE, "deliveries_per_second", "kept")
 """Of the compared figures; of the others less is."""
@@ -272,6 +281,7 @@ WORKLOADS = {
             Goal("gil_per_turn", None, "<=", 1.02),  # 1, but for the turns that the counting cut in two
             Goal("mallocs", None, "<=", 0.05),  # some per turn, none per message
         ),
+        gated=True,
     ),
     "W11": Workload(
         title="idle server: context switches of all its threads, per second",

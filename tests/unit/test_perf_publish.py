@@ -1,4 +1,4 @@
-"""From results of the comparison to docs/performance.md: what perf/publish.py writes."""
+"""From results of the comparison to docs/performance.md: what perf/publish.py writes, and which goals make perf.compare fail."""
 
 import json
 import re
@@ -228,3 +228,68 @@ def test_a_result_of_the_soak_is_left_out_and_one_of_another_schema_refused(tmp_
         publish.read([old])
     with pytest.raises(ValueError, match=r"strange\.json has to be measured again: W99 is no more"):
         publish.read([strange])
+
+
+# -- perf.compare: the gate, and --fast --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compare(monkeypatch, tmp_path):
+    """The command with what it has measured; its exit status."""
+
+    def main(*found, options=()):
+        from perf import compare
+
+        monkeypatch.setattr(compare, "compare", lambda options: iter(found))
+        return compare.main(["--results", str(tmp_path / "results"), *options])
+
+    return main
+
+
+def counted(**figures):
+    """W10, with the goals as they are, held against these figures."""
+    from perf import report
+    from perf.workloads import WORKLOADS
+
+    rounds = [{"hydrogen": {"syscalls": 2.02, "epoll_ctl": 0.0, "gil_per_turn": 1.0, "mallocs": 0.0, **figures}}]
+    return {"workload": "W10", **report.as_json(WORKLOADS["W10"], "shared", rounds)}
+
+
+def test_only_counts_are_gated():
+    from perf.workloads import WORKLOADS
+
+    assert [name for name, workload in WORKLOADS.items() if workload.gated] == ["W10"]
+
+
+def test_the_status_is_0_when_a_timed_goal_is_missed(compare):
+    missed = {"goal": "hydrogen / uvloop: messages_per_second >= 1.15", "measured": None, "met": False}
+    assert compare(counted(), {**ECHO, "verdicts": [missed]}) == 0
+
+
+def test_the_status_is_1_when_a_count_is_missed(compare, capsys):
+    assert compare(counted(syscalls=2.3)) == 1
+    assert "failed: W10, shared: hydrogen: syscalls <= 2.2" in capsys.readouterr().err
+
+
+def test_a_count_that_was_not_taken_is_missed_unless_its_arm_was_not_wanted(compare):
+    nothing = compared("W10", {"uvloop": {"syscalls": 2.0}})
+    assert compare(nothing) == 1
+    assert compare(nothing, options=["--arms", "uvloop"]) == 0
+
+
+def test_what_is_given_counts_for_more_than_fast():
+    from perf.compare import parsed, parser
+
+    fast = parsed(parser(), ["--rounds", "9", "--fast"])
+    assert (fast.rounds, fast.duration, fast.warm_up) == (9, 0.7, 0.3)
+    assert (parsed(parser(), []).rounds, parsed(parser(), []).duration) == (5, 4.0)
+
+
+def test_a_fast_comparison_has_the_arms_that_its_goals_need():
+    from perf.workloads import WORKLOADS
+
+    assert WORKLOADS["W5"].fast_arms() == ["c", "uvloop", "uvloop-executor", "hydrogen"]
+    for workload in WORKLOADS.values():
+        arms = workload.fast_arms()
+        assert {"hydrogen", *(goal.arm for goal in workload.goals)} <= {*arms}
+        assert {goal.against for goal in workload.goals} - {None} <= {*arms}
