@@ -71,8 +71,8 @@ soak: build  ## churn, and then ten minutes of friendly and hostile clients (ARG
 	$(MAKE) churn ARGS=
 	$(BIN)/python -m perf.soak $(if $(PURE),--engine python) $(ARGS)
 
-bench: build $(VENV)/.bench  ## hydrogen beside its peers and beside C, in ratios
-	$(BIN)/python -m perf.compare $(ARGS)
+bench: build $(VENV)/.bench  ## hydrogen beside its peers and beside C, in ratios, and docs/performance.md (ARGS=--fast: some minutes)
+	$(BIN)/python -m perf.compare --publish $(ARGS)
 
 clean:  ## all that was made here, the environments included
 	rm -rf build dist *.egg-info .tox .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

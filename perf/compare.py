@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="CORES",
         help="on a shared machine: wait until others keep fewer cores busy, repeat a run in which they did not",
     )
+    p.add_argument("--publish", action="store_true", help="write docs/performance.md from this result alone")
     p.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER", help="where the JSON goes")
     return p
 
@@ -104,9 +105,9 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     yield {"workload": name, **report.as_json(workload, layout.name, measured)}
 
 
-def write(found: Sequence[dict[str, Any]], options: argparse.Namespace, began: datetime.datetime) -> None:
-    """Keep what was measured, with all that it depends on; where it is kept is nothing of that."""
-    given = {name: value for name, value in vars(options).items() if name != "results"}
+def write(found: Sequence[dict[str, Any]], options: argparse.Namespace, began: datetime.datetime) -> Path:
+    """Keep what was measured, with all that it depends on; where it is kept and published is nothing of that. Returns the file."""
+    given = {name: value for name, value in vars(options).items() if name not in ("results", "publish")}
     document = {
         "schema": report.SCHEMA,
         "began": began.isoformat(timespec="seconds"),
@@ -115,9 +116,10 @@ def write(found: Sequence[dict[str, Any]], options: argparse.Namespace, began: d
         "comparisons": list(found),
     }
     options.results.mkdir(parents=True, exist_ok=True)
-    path = options.results / f"{began:%Y%m%dT%H%M%SZ}-{'-'.join(options.workload)}.json"
+    path: Path = options.results / f"{began:%Y%m%dT%H%M%SZ}-{'-'.join(options.workload)}.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"written to {path}", file=sys.stderr)
+    return path
 
 
 def failures(found: Sequence[dict[str, Any]], wanted: list[str] | None) -> list[str]:
@@ -137,21 +139,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 1 when a goal of a gated workload is missed, 2 for wrong usage, else 0: no timed goal is a test."""
     p = parser()
     options = parsed(p, arguments)
+    if options.publish:
+        try:  # now, and not in an hour
+            from perf.publish import publish
+        except ImportError as error:
+            p.error(f"--publish needs matplotlib: {error}")
     # The memory workloads hold both ends of their connections open: here, and in the server, which inherits the limit.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     began = datetime.datetime.now(datetime.timezone.utc)
     found: list[dict[str, Any]] = []
+    whole = False
     try:
         for each in compare(options):
             found.append(each)  # one by one, so that what is whole survives an error
+        whole = True
     except ValueError as error:
         p.error(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     finally:
         if found:
-            write(found, options, began)
+            path = write(found, options, began)
+    if options.publish and whole and found:
+        print(f"written to {publish([path])}", file=sys.stderr)
     failed = failures(found, options.arms)
     for goal in failed:
         print(f"failed: {goal}", file=sys.stderr)

@@ -230,7 +230,7 @@ def test_a_result_of_the_soak_is_left_out_and_one_of_another_schema_refused(tmp_
         publish.read([strange])
 
 
-# -- perf.compare: the gate, and --fast --------------------------------------------------------------------------------
+# -- perf.compare: the gate, --fast and --publish ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -293,3 +293,19 @@ def test_a_fast_comparison_has_the_arms_that_its_goals_need():
         arms = workload.fast_arms()
         assert {"hydrogen", *(goal.arm for goal in workload.goals)} <= {*arms}
         assert {goal.against for goal in workload.goals} - {None} <= {*arms}
+
+
+def test_publish_is_called_with_the_result_that_was_written(compare, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("perf.publish.publish", lambda paths: asked.extend(paths))
+    assert compare(counted(), options=["--publish"]) == 0
+    assert asked == list((tmp_path / "results").iterdir())
+
+
+def test_nothing_is_measured_when_matplotlib_is_missing_for_publish(compare, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "perf.publish", None)
+    with pytest.raises(SystemExit) as exit_:
+        compare(counted(), options=["--publish"])
+    assert exit_.value.code == 2
+    assert "--publish needs matplotlib" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
