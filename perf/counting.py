@@ -203,14 +203,15 @@ def walks_per_quarter(before: Mapping[str, float], after: Mapping[str, float], s
 
 def idle_wakeups(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
     """W11, per second."""
+    resting = min(IDLE_SECONDS, 2 * settings.duration)
 
     def rest(server: Server) -> dict[str, float]:
         time.sleep(1)  # what the last message or connection set going comes to rest
         stats, began = server.stats(), time.monotonic()
         time.sleep(0.1)  # and what that question set going
         switched = switches(server)
-        time.sleep(IDLE_SECONDS)
-        figures = {"switches": (switches(server) - switched) / IDLE_SECONDS}
+        time.sleep(resting)
+        figures = {"switches": (switches(server) - switched) / resting}
         if stats:
             figures["walks"] = walks_per_quarter(stats, server.stats(), time.monotonic() - began)
         return figures
