@@ -205,6 +205,9 @@ def overview(comparisons: Sequence[Comparison], folder: Path) -> list[str]:
         lines += [f"![Ratios to the reference in the {layout} layout]({folder.name}/{name})", ""]
         if layout == layouts[0]:
             lines += [HOW_TO_READ]
+        noisy = [each.workload.pictured for each in shown if report.others(each.rounds) > report.NOISY]
+        if noisy:
+            lines += [f"**Others kept the machine busy meanwhile, so these are not to be relied on**: {'; '.join(noisy)}.", ""]
         lines += [*sentences(shown), ""]
     return lines
 

@@ -30,6 +30,11 @@ def with_range(found: Spread | None) -> str:
     return f"{median} ({lowest}-{highest})"
 
 
+def others(rounds: Sequence[Round]) -> float:
+    """How many cores others kept busy, in the median run."""
+    return statistics.median(run.get("others", 0.0) for each in rounds for run in each.values())
+
+
 def markdown(name: str, workload: Workload, layout: str, rounds: Sequence[Round]) -> str:
     """One workload in one layout: a row an arm, then the goals."""
     arms = list(rounds[0])
@@ -52,7 +57,7 @@ def markdown(name: str, workload: Workload, layout: str, rounds: Sequence[Round]
         cells += [with_range(ratio(rounds, arm, other, workload.compared)) for other in references]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     lines.append("")
-    noise = statistics.median(run.get("others", 0.0) for each in rounds for run in each.values())
+    noise = others(rounds)
     if noise > NOISY:
         lines.append(f"Others kept {noise:.2f} cores busy meanwhile: **too noisy to rely on**.\n")
     for verdict in verdicts(workload, layout, rounds):

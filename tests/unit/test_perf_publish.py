@@ -172,6 +172,13 @@ def test_the_sentences_hold_hydrogen_against_its_best_peer(published):
     assert "its medians are between 0.87 (echo) and 0.87 (echo)" in page
 
 
+def test_a_row_measured_beside_busy_neighbours_is_not_to_be_relied_on(published):
+    loud = compared("W7", {"uvloop": run(10, others=1.2), "hydrogen": run(9, others=1.4)})
+    page = published([ECHO, loud])
+    assert "so these are not to be relied on**: connect, echo, close.\n" in page
+    assert "relied on" not in published([ECHO])
+
+
 def test_a_missed_goal_has_its_reason_and_what_the_c_limit_reaches(published):
     from perf.reasons import REASONS
 
