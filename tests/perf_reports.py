@@ -5,7 +5,11 @@ import json
 
 from hydrogen.perf import report
 from hydrogen.perf.conditions import PERCENTILES
-from hydrogen.perf.generator import Options
+from hydrogen.perf.generator import Result
+from hydrogen.perf.histogram import BUCKETS, bucket_of
+from hydrogen.perf.loops import Counters, Histograms
+from hydrogen.perf.options import Options
+from hydrogen.perf.series import Series
 
 PERCENTS = [0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.9, 99.99, 100.0]
 
@@ -63,3 +67,38 @@ def of_open_loop(options=None, result=None, **changes):
         "open_loop": {"target_per_second": 50_000.0, "due": 100_000, "late": 20, "late_after_us": 1000.0, "dropped": 5},
     }
     return made(options, figures | (result or {}), **changes)
+
+
+def result(latencies_us=(100,), seconds=2.0, generator_seconds=0.5, server_seconds=None, **changes):
+    """A result of that many messages; the changes are of its counters or of its fields."""
+    counts = [0] * BUCKETS
+    for latency in latencies_us:
+        counts[bucket_of(latency * 1000)] += 1
+    counters = dict.fromkeys(Counters.__dataclass_fields__, 0) | {
+        "messages": len(latencies_us),
+        "received": 64 * len(latencies_us),
+        "content": 64 * len(latencies_us),
+        "longest_ns": max(latencies_us, default=0) * 1000,
+        "elapsed_ns": int(seconds * 1e9),
+        "cpu_ns": int(generator_seconds * 1e9),
+        "busiest_ns": int(generator_seconds * 1e9),
+        "live": 1,
+    }
+    for name in counters.keys() & changes.keys():
+        counters[name] = changes.pop(name)
+    values = {
+        "options": Options(("127.0.0.1", 1)),
+        "loop": "compiled",
+        "counters": Counters(**counters),
+        "histograms": Histograms(**{name: counts if name == "latencies" else [0] * BUCKETS for name in Histograms.__dataclass_fields__}),
+        "connects": [0] * BUCKETS,
+        "handshakes": [0] * BUCKETS,
+        "series": Series(),
+        "idle_lost": 0,
+        "connect_failures": 0,
+        "connect_error": "",
+        "tls": "",
+        "server_cpu": server_seconds,
+        "interrupted": False,
+    }
+    return Result(**(values | changes))

@@ -11,17 +11,15 @@ import threading
 import time
 
 import pytest
+from perf_reports import result
 from support import PATIENCE
 
 from hydrogen.perf import __main__ as command
 from hydrogen.perf import loops, report
 from hydrogen.perf.framing import FRAMINGS
-from hydrogen.perf.generator import Result, Session
-from hydrogen.perf.histogram import BUCKETS, bucket_of
-from hydrogen.perf.loops import Counters, Histograms
+from hydrogen.perf.generator import Session
 from hydrogen.perf.options import Options
 from hydrogen.perf.progress import Progress
-from hydrogen.perf.series import Series
 
 
 class Terminal(io.StringIO):
@@ -52,40 +50,6 @@ def nobody():
     """An address where nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()
-
-
-def result(latencies_us=(100,), seconds=2.0, generator_seconds=0.5, server_seconds=None, **changes):
-    counts = [0] * BUCKETS
-    for latency in latencies_us:
-        counts[bucket_of(latency * 1000)] += 1
-    counters = dict.fromkeys(Counters.__dataclass_fields__, 0) | {
-        "messages": len(latencies_us),
-        "received": 64 * len(latencies_us),
-        "content": 64 * len(latencies_us),
-        "longest_ns": max(latencies_us, default=0) * 1000,
-        "elapsed_ns": int(seconds * 1e9),
-        "cpu_ns": int(generator_seconds * 1e9),
-        "busiest_ns": int(generator_seconds * 1e9),
-        "live": 1,
-    }
-    for name in counters.keys() & changes.keys():
-        counters[name] = changes.pop(name)
-    values = {
-        "options": Options(("127.0.0.1", 1)),
-        "loop": "compiled",
-        "counters": Counters(**counters),
-        "histograms": Histograms(**{name: counts if name == "latencies" else [0] * BUCKETS for name in Histograms.__dataclass_fields__}),
-        "connects": [0] * BUCKETS,
-        "handshakes": [0] * BUCKETS,
-        "series": Series(),
-        "idle_lost": 0,
-        "connect_failures": 0,
-        "connect_error": "",
-        "tls": "",
-        "server_cpu": server_seconds,
-        "interrupted": False,
-    }
-    return Result(**(values | changes))
 
 
 def run(*arguments, capsys):
