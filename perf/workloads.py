@@ -341,6 +341,7 @@ WORKLOADS = {
         columns=LOAD_COLUMNS,
         compared=RATE,
         references=("picows", "websockets"),
+        pictured="WebSocket echo",
         goals=(),
     ),
     "client": Workload(

@@ -187,6 +187,17 @@ def test_the_json_on_standard_output_stands_alone(nobody, capsys):
         ["localhost:1", "--framing=simple", "--size=65536"],
         ["localhost:1", "--cacert=/ca.pem"],
         ["localhost:1", "--insecure"],
+        ["localhost:1", "--assert=p99"],
+        ["localhost:1", "--find-rate=p99<5"],
+        ["localhost:1", "--find-rate=p99<5ms", "--rate=5"],
+        ["localhost:1", "--rate=-1"],
+        ["localhost:1", "--threads=65"],
+        ["localhost:1", "--upgrade"],
+        ["localhost:1", "--plot=plot.gif"],
+        ["localhost:1", "--payload=/nothing/there"],
+        ["localhost:1", "--source=here"],
+        ["localhost:1", "--connect-rate=-1"],
+        ["localhost:1", "--idle=-1"],
         ["localhost:1", "--tls", "--cacert=/ca.pem", "--insecure"],
     ],
     ids=str,
@@ -231,6 +242,42 @@ def test_a_server_without_tls_is_a_connect_failure_with_its_reason(echo, capsys)
     assert status == 1
     assert "1 connect failures" in out
     assert "first connect failure: [SSL" in out
+
+
+@pytest.mark.parametrize(("condition", "status", "said"), [("max<10s,faults<=0", 0, "held"), ("p99<1ns", 3, "FAILED")])
+def test_a_condition_sets_the_exit_status(echo, capsys, condition, status, said):
+    arguments = ["--connections=1", "--number=10", "--warm-up=0", f"--assert={condition}"]
+    found, out, _ = run(f"127.0.0.1:{echo[1]}", *arguments, capsys=capsys)
+    assert found == status
+    assert said in out
+
+
+def test_faults_weigh_more_than_conditions(nobody, capsys):
+    status, out, _ = run(f"127.0.0.1:{nobody[1]}", "--assert=p99<1s", capsys=capsys)
+    assert status == 1
+    assert "nothing was measured" in out
+
+
+def test_an_open_loop_is_an_option(echo, capsys):
+    status, out, _ = run(f"127.0.0.1:{echo[1]}", "--connections=1", "--number=10", "--warm-up=0", "--rate=1000", capsys=capsys)
+    assert status == 0
+    assert "1,000 messages/s wanted" in out
+    assert "uncorrected" in out
+
+
+@pytest.mark.usefixtures("font_is_open")
+def test_a_plot_and_a_report_that_can_be_compared_are_options(echo, capsys, tmp_path):
+    drawn, report = tmp_path / "plot.svg", tmp_path / "report.json"
+    arguments = ["--connections=1", "--number=10", "--warm-up=0", f"--plot={drawn}", f"--json={report}"]
+    assert run(f"127.0.0.1:{echo[1]}", *arguments, capsys=capsys)[0] == 0
+    assert drawn.read_text().startswith("<?xml")
+    assert command.main(["compare", str(report), str(report)]) == 0
+
+
+def test_a_search_that_meets_faults_ends_with_status_1(nobody, capsys):
+    status, out, _ = run(f"127.0.0.1:{nobody[1]}", "--find-rate=p99<1s", capsys=capsys)
+    assert status == 1
+    assert "ended early" in out
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
