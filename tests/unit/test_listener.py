@@ -117,9 +117,9 @@ def test_on_created_comes_for_each_when_all_are_bound_and_none_listens():
         with socket.socket(fileno=os.dup(fd)) as sock:
             seen.append((sock.getsockname(), listening(sock)))
             with pytest.raises(ConnectionRefusedError):
-                reach(("127.0.0.2", sock.getsockname()[1]))
+                reach(("127.0.0.91", sock.getsockname()[1]))
 
-    listeners = listen(created, addr=("127.0.0.1", "127.0.0.2"))
+    listeners = listen(created, addr=("127.0.0.90", "127.0.0.91"))
     listeners.close()
     assert seen == [(address, False) for address in listeners.addresses]
 
@@ -166,7 +166,7 @@ def test_f30_a_port_in_use_names_the_address():
 
 
 def test_f30_of_several_addresses_the_one_in_use_is_named_and_none_is_kept():
-    # Addresses of its own: from 127.0.0.2 clients of other tests come, whose ports would be in use too.
+    # Addresses of its own, here and below: from 127.0.0.2 clients of other tests come, whose ports would be in use too.
     first = listen(addr="127.0.0.88")
     port = first.addresses[0][1]
     try:
@@ -261,10 +261,10 @@ def test_f30_a_name_none_of_whose_addresses_the_machine_has_is_refused_by_name(r
 
 
 def test_f30_an_address_of_a_name_that_is_in_use_is_an_error_and_is_not_left_out(resolve):
-    first = listen(addr="127.0.0.2")
+    first = listen(addr="127.0.0.91")
     port = first.addresses[0][1]
-    resolve("127.0.0.1", "127.0.0.2")
-    with pytest.raises(OSError, match=rf"cannot listen on many\.test \(127\.0\.0\.2\) port {port}: ") as raised:
+    resolve("127.0.0.90", "127.0.0.91")
+    with pytest.raises(OSError, match=rf"cannot listen on many\.test \(127\.0\.0\.91\) port {port}: ") as raised:
         listen(addr="many.test", port=port)
     assert raised.value.errno == errno.EADDRINUSE
     first.close()
@@ -299,13 +299,13 @@ def test_reuse_port_is_set_on_each():
 
 @pytest.mark.clause("C5")
 def test_a_port_of_the_kernel_s_choice_that_is_taken_on_another_address_is_given_up_for_another_one(meddle):
-    first = listen(addr="127.0.0.2")
+    first = listen(addr="127.0.0.91")
     taken = first.addresses[0][1]
     chosen = [taken, taken, 0]
     meddle(before=lambda address: address if address[1] else (address[0], chosen.pop(0)))
-    listeners = listen(addr=("127.0.0.1", "127.0.0.2"))
+    listeners = listen(addr=("127.0.0.90", "127.0.0.91"))
     assert chosen == []
-    assert {host for host, _ in pairs(listeners)} == {"127.0.0.1", "127.0.0.2"}
+    assert {host for host, _ in pairs(listeners)} == {"127.0.0.90", "127.0.0.91"}
     assert taken not in {port for _, port in pairs(listeners)}
     listeners.close()
     first.close()
@@ -313,7 +313,7 @@ def test_a_port_of_the_kernel_s_choice_that_is_taken_on_another_address_is_given
 
 @pytest.mark.clause("C5")
 def test_f30_a_port_for_all_addresses_is_looked_for_sixteen_times_then_the_error_names_the_address(meddle):
-    first = listen(addr="127.0.0.2")
+    first = listen(addr="127.0.0.91")
     taken = first.addresses[0][1]
     tries, fds = [], []
 
@@ -323,8 +323,8 @@ def test_f30_a_port_for_all_addresses_is_looked_for_sixteen_times_then_the_error
         return (address[0], taken)
 
     meddle(before=choose)
-    with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.2 port {taken}: ") as raised:
-        listen(fds.append, addr=("127.0.0.1", "127.0.0.2"))
+    with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.91 port {taken}: ") as raised:
+        listen(fds.append, addr=("127.0.0.90", "127.0.0.91"))
     assert raised.value.errno == errno.EADDRINUSE
     assert len(tries) == PORT_TRIES == 16
     assert fds == []
