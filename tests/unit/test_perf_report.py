@@ -306,10 +306,11 @@ def test_churn_is_an_option(capsys):
 
 
 def test_ctrl_c_gives_a_partial_report(echo, capsys, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    def interrupt(self):
+        if self._session.phase == "measuring":
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(command.concurrent.futures, "wait", interrupt)
+    monkeypatch.setattr(Progress, "draw", interrupt)
     status, out, _ = run(f"127.0.0.1:{echo[1]}", "--connections=1", "--duration=1000", "--warm-up=0", capsys=capsys)
     assert status == 0
     assert "(interrupted)" in out
