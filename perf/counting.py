@@ -16,7 +16,6 @@ from pathlib import Path
 from hydrogen.perf.generator import Session
 from hydrogen.perf.options import Options
 from perf import certificates
-from perf.holder import held
 from perf.servers import Arm, Server, started
 from perf.settings import Layout, Settings
 
@@ -236,7 +235,7 @@ def cpu_ns(server: Server) -> dict[str, int]:
 
 def walk(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
     """What one walk over all connections takes: CPU time of the thread that walks, of a server that does nothing else."""
-    with started(arm.words, layout.server_cpu) as server, held(server.port, WALKED_CONNECTIONS):
+    with started(arm.words, layout.server_cpu) as server, contextlib.closing(session(server, WALKED_CONNECTIONS)):
         time.sleep(1)
         used, before, began = cpu_ns(server), server.stats(), time.monotonic()
         time.sleep(settings.duration)

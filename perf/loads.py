@@ -11,7 +11,6 @@ from typing import Any
 from hydrogen.perf.framing import FRAMINGS
 from hydrogen.perf.generator import cpu_seconds
 from perf import certificates
-from perf.holder import held
 from perf.noise import Noise
 from perf.servers import TLS_JOB, UPGRADED_JOB, Arm, generate, on_cpu, started
 from perf.settings import Layout, Settings
@@ -38,11 +37,11 @@ def spoken_by(arm: Arm, settings: Settings) -> dict[str, Any]:
     return {"framing": name} if name in FRAMINGS else {}
 
 
-def load(idle: int = 0, **options: Any) -> Measure:
-    """Measure by the load generator with ``options``, and with those that the arm's job asks for, beside ``idle`` connections."""
+def load(**options: Any) -> Measure:
+    """Measure by the load generator with ``options``, and with those that the arm's job asks for."""
 
     def measure(arm: Arm, layout: Layout, settings: Settings) -> Figures:
-        with started(arm.words, layout.server_cpu) as server, held(server.port, idle):
+        with started(arm.words, layout.server_cpu) as server:
             given = {**options, **spoken_by(arm, settings), "duration": settings.duration, "warm_up": settings.warm_up}
             noise = Noise(server.pid)
             report = generate(server.port, {**given, "pid": server.pid}, layout.generator_cpu)

@@ -64,7 +64,7 @@ def of_open_loop(options=None, result=None, **changes):
     figures = {
         "uncorrected_latency_us": distribution(90.0, 1.2),
         "uncorrected_latency_curve": curve(18.0, 1.2),
-        "open_loop": {"target_per_second": 50_000.0, "due": 100_000, "late": 20, "late_after_us": 1000.0, "dropped": 5},
+        "open_loop": {"target_per_second": 50_000.0, "late": 20, "late_after_us": 1000.0, "dropped": 5},
     }
     return made(options, figures | (result or {}), **changes)
 

@@ -95,7 +95,7 @@ cdef enum:
     ENDED = -1              # of tunnel_decrypt: the server has sent its close_notify
     BROKEN = -2             # and: TLS has failed
     WAKE_MS = 50            # the longest sleep, so that stop() and the stall limit are noticed
-    LATE_NS = 1000 * 1000   # a message sent so much after it was due is late
+    LATE_NS = 1000 * 1000   # a message sent so much after it was due is late; of _generator_py.py
     GRACE_NS = 1000 * 1000 * 1000   # an open loop that is behind at its end may go on for so long
     SLACK_NS = 1000         # by how much the kernel may lengthen a sleep; its default is 50 us, the time between messages at 20,000/s
     SUB_BITS = 8            # of histogram.py
@@ -551,11 +551,12 @@ cdef int loop_wait(loop_t *loop, epoll_event *events, uint64_t duration_ns) noex
     """Wait for events, until the run ends or a message is due at the latest; epoll_wait alone counts in milliseconds."""
     cdef pollfd waiting
     cdef timespec longest
-    cdef uint64_t now = clock_ns(CLOCK_MONOTONIC)
-    cdef uint64_t until = now + <uint64_t> WAKE_MS * 1000 * 1000
-    cdef uint64_t due = loop_next_due(loop)
+    cdef uint64_t now, until, due
     if loop.interval_ns == 0:
         return epoll_wait(loop.epoll, events, EVENTS, WAKE_MS)
+    now = clock_ns(CLOCK_MONOTONIC)
+    until = now + <uint64_t> WAKE_MS * 1000 * 1000
+    due = loop_next_due(loop)
     if not loop_scheduled(loop, due):
         until = smaller(until, due)
     if duration_ns > 0 and now < loop.end:

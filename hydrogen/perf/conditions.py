@@ -16,7 +16,7 @@ from typing import Any
 
 from hydrogen.perf import report
 
-PERCENTILES = ("p50", "p75", "p90", "p95", "p98", "p99", "p99.9", "p99.99", "max")
+PERCENTILES = tuple(report.PERCENTILES)
 """As a report names them."""
 
 DISTRIBUTIONS = {

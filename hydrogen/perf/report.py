@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydrogen.perf import machine
+from hydrogen.perf._generator_py import LATE_NS
 from hydrogen.perf.generator import Result
 from hydrogen.perf.histogram import curve, percentiles
 from hydrogen.perf.options import Options
@@ -15,13 +16,13 @@ from hydrogen.perf.options import Options
 SCHEMA = {"name": "hydrogen.perf", "version": 2}
 """The version changes whenever a field of the JSON is renamed, removed or changes its meaning or unit."""
 
-PERCENTILES = (50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.9, 99.99)
+PERCENTILES = {"p50": 50.0, "p75": 75.0, "p90": 90.0, "p95": 95.0, "p98": 98.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99, "max": 100.0}
 
 BUSY = 0.95
 """The share of a core from which on a single-threaded program counts as saturated."""
 
-LATE_US = 1000.0
-"""After so long a send counts as late, in the hot loops."""
+LATE_US = LATE_NS / 1e3
+"""After so long a send counts as late."""
 
 
 def figures(result: Result) -> dict[str, Any]:
@@ -49,7 +50,6 @@ def figures(result: Result) -> dict[str, Any]:
         "burst_us": latency(result.histograms.bursts) if options.burst else None,
         "open_loop": {
             "target_per_second": options.rate,
-            "due": messages + counters.dropped + counters.unanswered,
             "late": counters.late,
             "late_after_us": LATE_US,
             "dropped": counters.dropped,
@@ -84,13 +84,12 @@ def figures(result: Result) -> dict[str, Any]:
 
 def latency(counts: Sequence[int], longest_ns: int | None = None) -> dict[str, float | None]:
     """Percentiles and maximum, in microseconds, of histogram ``counts``; its own maximum is right to 0.2 %."""
-    names = [*(f"p{percent:g}" for percent in PERCENTILES), "max"]
-    found = percentiles(counts, [*PERCENTILES, 100.0])
+    found = percentiles(counts, list(PERCENTILES.values()))
     if found is None:
-        return dict.fromkeys(names)
+        return dict.fromkeys(PERCENTILES)
     if longest_ns is not None:
         found[-1] = longest_ns
-    return {name: value / 1e3 for name, value in zip(names, found, strict=True)}
+    return {name: value / 1e3 for name, value in zip(PERCENTILES, found, strict=True)}
 
 
 def curve_us(counts: Sequence[int]) -> list[list[float]]:
