@@ -456,7 +456,7 @@ def line_by_reference(line):
         pair = [peer((make(host), int(port))) for host, port in zip((source, destination), two, strict=True)]
     except ValueError:
         return None
-    is_canonical = all(str(int(port)) == port and int(port) <= 65_535 for port in two)
+    is_canonical = all(str(int(port)) == port and 0 <= int(port) <= 65_535 for port in two)
     return v1_header(*pair) if is_canonical and "%" not in source + destination else None
 
 
@@ -467,6 +467,7 @@ def near(values, alphabet):
 
 @pytest.mark.slow
 @hypothesis.settings(deadline=None, max_examples=500)
+@hypothesis.example(family="TCP6", fields=("::", "::", "0", "-1"))
 @hypothesis.given(
     family=st.sampled_from(["TCP4", "TCP6"]),
     fields=st.tuples(*[near(st.ip_addresses(), "0123456789.:afF%")] * 2, *[near(st.integers(0, 70_000), "0123456789+-_ ")] * 2),
