@@ -61,6 +61,28 @@ def load(**options: Any) -> Measure:
     return measure
 
 
+# -- W1o --------------------------------------------------------------------------------------------------------------
+
+SHARES = (50, 70, 85)
+"""The rates of an open loop, in percent of the slowest arm's peak: the same messages/s for all arms."""
+
+
+def at_rates(**options: Any) -> Measure:
+    """Measure by the load generator in open loops, each on a fresh process; latencies count from when a message was to be sent."""
+
+    def measure(arm: Arm, layout: Layout, settings: Settings) -> Figures:
+        assert settings.peak is not None
+        figures: Figures = {"peak": settings.peak, "others": 0.0}
+        for share in reversed(SHARES) if settings.mirrored else SHARES:
+            found = load(**options, rate=round(settings.peak * share / 100))(arm, layout, settings)
+            for name in "p50_us", "p99_us", "p99.9_us", "max_us", "server_share", "generator_share":
+                figures[f"{name}_at_{share}"] = found[name]
+            figures["others"] = max(figures["others"], found["others"])
+        return figures
+
+    return measure
+
+
 # -- client -----------------------------------------------------------------------------------------------------------
 
 

@@ -41,7 +41,7 @@ def markdown(name: str, workload: Workload, layout: str, rounds: Sequence[Round]
     references = [arm for arm in workload.references if arm in arms]
     figures = [figure for figure in workload.columns if any(absolute(rounds, arm, figure) for arm in arms)]
     heads = ["arm", *(workload.columns[figure] for figure in figures)]
-    heads += [f"{workload.compared.replace('_', ' ')}, of {arm}" for arm in references]
+    heads += [f"{workload.columns[workload.compared]}, of {arm}" for arm in references]
     lines = [
         f"### {name}, {layout}: {workload.title}",
         "",

@@ -31,6 +31,8 @@ class Settings:
     """of W9"""
     quiet: float | None
     """a run during which others kept more cores busy than this is repeated"""
+    peak: float | None = None
+    """of a workload in an open loop: messages/s that the slowest of its arms reaches in a closed loop"""
     mirrored: bool = False
     """every second round: what an arm does in two parts, as in W6, it does in the other order"""
 

@@ -1,4 +1,4 @@
-"""W1 to W11, those of framing, TLS, WebSocket and the generator itself: who takes part, what is measured, and what is to be reached.
+"""W1 to W11, those of an open loop, framing, TLS, WebSocket and the generator: who takes part, what is measured, what is to be reached.
 
 The numbers are those of the project's measuring plan.
 """
@@ -53,6 +53,8 @@ class Workload:
     """the arms to which the table shows those ratios"""
     pictured: str = ""
     """what its row in the picture of docs/performance.md is called; empty: it has none"""
+    closed: Measure | None = None
+    """of an open loop: the closed one that finds the arms' peaks, by which its rates are chosen"""
     gated: bool = False
     """the comparison fails when one of its goals is missed: for counts only, which are the same on every machine"""
 
@@ -100,6 +102,14 @@ KEPT_COLUMNS = {
     "others": "others' CPU",
 }
 
+RATES_COLUMNS = {
+    "peak": "100 %, messages/s",
+    **{f"{figure}_us_at_{share}": f"{figure} us at {share} %" for share in loads.SHARES for figure in ("p50", "p99", "p99.9", "max")},
+    f"server_share_at_{loads.SHARES[-1]}": f"server CPU at {loads.SHARES[-1]} %",
+    f"generator_share_at_{loads.SHARES[-1]}": f"generator CPU at {loads.SHARES[-1]} %",
+    "others": "others' CPU",
+}
+
 FRAMED = ("checksum32", "length", "line", "websocket")
 """Beside SimpleFrame, with which they are compared."""
 
@@ -124,6 +134,16 @@ WORKLOADS = {
             Goal("server_us", "c", "<=", 1.15),
         ),
         pictured="echo",
+    ),
+    "W1o": Workload(
+        title="W1 in an open loop, at 50, 70 and 85 % of what the slowest arm reaches in a closed one",
+        jobs={"c": "echo", **dict.fromkeys(("asyncio", "uvloop", "hydrogen"), "raw")},
+        measure=loads.at_rates(connections=64, size=64),
+        closed=PLAIN,
+        columns=RATES_COLUMNS,
+        compared="p99_us_at_70",
+        goals=(),
+        pictured="p99 at 70 % load",
     ),
     "W2": Workload(
         title="SimpleFrame echo of 4 bytes, 64 connections x 16 in flight",

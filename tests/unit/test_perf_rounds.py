@@ -1,0 +1,90 @@
+"""How the comparison takes turns, and finds the rates of an open loop."""
+
+import dataclasses
+import sys
+
+import pytest
+from support import ROOT
+
+RATE = "messages_per_second"
+
+
+@pytest.fixture(autouse=True)
+def _found(monkeypatch):
+    """`perf` is no part of what is installed: it is found in the tree, behind all that is."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+
+
+@pytest.fixture
+def settings(tmp_path):
+    from perf.settings import Settings
+
+    return Settings(folder=tmp_path, rounds=3, duration=1.0, warm_up=0.0, handoff="auto", idle_connections=10, quiet=None)
+
+
+@pytest.fixture
+def run(monkeypatch, settings):
+    """Runs a workload with these measuring functions; returns the rounds, and who was measured in which order."""
+
+    def run(measure, closed=None):
+        from perf import rounds
+        from perf.settings import Layout
+        from perf.workloads import WORKLOADS
+
+        order = []
+
+        def noted(arm, layout, settings):
+            order.append(arm.name)
+            return measure(arm, settings)
+
+        changed = dataclasses.replace(WORKLOADS["W1"], measure=noted, closed=closed)
+        monkeypatch.setitem(WORKLOADS, "W1", changed)
+        return rounds.run("W1", ["c", "uvloop", "hydrogen"], Layout("shared"), settings), order
+
+    return run
+
+
+def test_arms_take_turns_and_every_second_round_is_mirrored(run):
+    rounds, order = run(lambda arm, settings: {"mirrored": settings.mirrored})
+    assert order == ["c", "uvloop", "hydrogen", "hydrogen", "uvloop", "c", "c", "uvloop", "hydrogen"]
+    assert [{figures["mirrored"] for figures in each.values()} for each in rounds] == [{False}, {True}, {False}]
+
+
+def test_the_peak_is_the_slowest_arms_median_in_a_closed_loop(run):
+    """A single slow run of another arm decides nothing."""
+    rates = {"c": iter([200, 10, 190]), "uvloop": iter([100, 130, 110]), "hydrogen": iter([150, 150, 150])}
+    rounds, order = run(lambda arm, settings: {"peak": settings.peak}, closed=lambda arm, layout, settings: {RATE: next(rates[arm.name])})
+    assert len(order) == 9
+    assert {figures["peak"] for each in rounds for figures in each.values()} == {110}
+
+
+def test_a_closed_loop_has_no_peak(run):
+    rounds, _ = run(lambda arm, settings: {"peak": settings.peak})
+    assert rounds[0]["c"]["peak"] is None
+
+
+@pytest.mark.parametrize(("mirrored", "rates"), [(False, [500, 700, 850]), (True, [850, 700, 500])])
+def test_rates_are_shares_of_the_peak(monkeypatch, settings, mirrored, rates):
+    from perf import loads
+    from perf.settings import Layout
+
+    asked = []
+
+    def load(**options):
+        asked.append(options)
+        told = ("p50_us", "p99_us", "p99.9_us", "max_us", "server_share", "generator_share")
+        return lambda arm, layout, settings: {**dict.fromkeys(told, options["rate"]), "others": options["rate"] / 1000}
+
+    monkeypatch.setattr(loads, "load", load)
+    figures = loads.at_rates(size=64)(None, Layout("shared"), dataclasses.replace(settings, peak=1000.0, mirrored=mirrored))
+    assert [options["rate"] for options in asked] == rates
+    assert all(options["size"] == 64 for options in asked)
+    assert [figures[f"p99_us_at_{share}"] for share in (50, 70, 85)] == [500, 700, 850]
+    assert figures["others"] == 0.85  # of the noisiest, for that decides whether the run is believed
+
+
+def test_every_open_loop_shows_what_it_is_compared_in():
+    from perf.workloads import WORKLOADS
+
+    assert [name for name, workload in WORKLOADS.items() if workload.closed is not None] == ["W1o"]
+    assert all(workload.compared in workload.columns for workload in WORKLOADS.values())
