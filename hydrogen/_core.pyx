@@ -63,7 +63,7 @@ cdef enum:
     CORK_CALLBACKS = 64
     # ... or, looking at the clock after each eighth, after so many nanoseconds.
     CORK_NS = 200000
-    # A reply up to this size is sent with the GIL held in eager mode: send(2) takes 2 to 3 us, giving the GIL away and waiting to get it back more.
+    # Replies up to this size are sent with the GIL held in eager mode: send(2) takes 2 to 3 us, giving the GIL away and waiting to get it back more.
     SEND_HELD_MOST = 16 << 10
     # A thread that waits in drain() looks for signals so often.
     DRAIN_SLICE_NS = 50000000
@@ -591,22 +591,28 @@ cdef class Engine:
         return socket
 
     cdef inline void _before_callback(self, worker_t *worker) noexcept:
-        """Count a callback, or a step of TLS, which shows the timekeeper that this worker gets on; flush in time what the turn has corked."""
+        """Count a callback, or a step of TLS, which shows the timekeeper that this worker gets on; flush in time what the turn has corked, and what
+        another one had that blocks now."""
         cdef uint64_t progress = relaxed_load64(&worker.progress) + 1
         relaxed_store64(&worker.progress, progress)
+        worker_takes_over(worker)
         if worker.corked_count and progress & 7 == 0 and (
             worker.corked_count >= CORK_CALLBACKS or sys_now() - worker.turn_began > CORK_NS
         ):
             self._flush_corked(worker)
 
     cdef void _flush_corked(self, worker_t *worker) noexcept:
-        with nogil:
-            relaxed_store32(&worker.state, WORKER_FLUSH)
+        """In eager mode with the GIL held: it went to one of those that wait for it, and this turn would end in the middle."""
+        if loop_is_eager(&self._loop):
             worker_flush(worker)
-            relaxed_store32(&worker.state, WORKER_WANT_GIL)
-        counter_bump(&worker.io.counters.gil_acquisitions, 1)
+        else:
+            with nogil:
+                relaxed_store32(&worker.state, WORKER_FLUSH)
+                worker_flush(worker)
+                relaxed_store32(&worker.state, WORKER_WANT_GIL)
+            counter_bump(&worker.io.counters.gil_acquisitions, 1)
+            relaxed_store32(&worker.state, WORKER_CALLBACK)
         worker.turn_began = sys_now()
-        relaxed_store32(&worker.state, WORKER_CALLBACK)
 
     cdef void _deliver(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """Give the complete messages of the input to the handler."""
@@ -1116,7 +1122,8 @@ cdef class Engine:
         cdef loop_t *loop = &self._loop
         cdef connection_t *connection = socket._connection
         cdef io_t *io = &worker.io if worker != NULL else &loop.outside_io
-        cdef bint cork = worker != NULL and not loop_is_eager(loop)
+        # Without a GIL nobody can tell a handler that blocks from one that runs, so that nothing lies corked in eager mode.
+        cdef bint cork = worker != NULL and (not loop_is_eager(loop) or HYDROGEN_GIL and n <= SEND_HELD_MOST)
         cdef uint32_t bits = 0
         cdef int result
         if n == 0 and framing.kind == FRAMING_RAW:
@@ -1124,14 +1131,13 @@ cdef class Engine:
         result = connection_send(
             &loop.context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation, framing, data, n, last_state,
             worker.index if cork else NOT_CORKED, &bits)
-        if result == SEND_NOW and worker != NULL and not cork and n <= SEND_HELD_MOST:
-            loop_flush_whole(loop, io, connection, socket._generation, False)
-        elif result == SEND_NOW:
+        if result == SEND_NOW:
             with nogil:
                 loop_flush_whole(loop, io, connection, socket._generation, worker == NULL)
         elif result == SEND_CORKED:
             if worker.corked_count == CORKED_MOST:
                 self._flush_corked(worker)
+            worker_takes_over(worker)
             worker_cork(worker, <uint64_t>socket._generation << 32 | connection.slot.index)
         elif result == SEND_NO_MEMORY:
             raise MemoryError(f"no memory for a message of {n} bytes")

@@ -190,6 +190,7 @@ ctypedef struct loop_t:
     uint32_t eager       # milliseconds left in eager mode
     uint32_t stalled     # a worker found in a callback that lasts, its index + 1, and its progress then
     uint64_t stalled_progress
+    uint32_t dispatching # index + 1 of the worker that was seen to run callbacks last; written with the GIL held, 0 without one
     uint32_t handler_ns  # moving average of a handler's time; without a GIL only
     uint32_t workers_left
     # accept thread
@@ -393,15 +394,29 @@ cdef inline void worker_flush(worker_t *worker) noexcept nogil:
             worker_cork(worker, token)
 
 
-cdef inline void loop_flush_for(loop_t *loop, worker_t *worker) noexcept nogil:
-    """Flush, in the timekeeper, what a worker has corked that is stuck in a callback."""
+cdef inline void loop_flush_for(loop_t *loop, io_t *io, worker_t *worker, bint wake) noexcept nogil:
+    """Flush what a worker has corked that is stuck in a callback."""
     cdef uint32_t k
     cdef uint64_t token
     for k in range(<uint32_t>CORKED_MOST):
         if relaxed_load64(&worker.corked[k]):
             token = atomic_swap64(&worker.corked[k], 0)
             if token:
-                loop_flush_whole(loop, &loop.timekeeper_io, loop_connection(loop, token), <uint32_t>(token >> 32), True)
+                loop_flush_whole(loop, io, loop_connection(loop, token), <uint32_t>(token >> 32), wake)
+
+
+cdef inline void worker_takes_over(worker_t *worker) noexcept nogil:
+    """Called with the GIL, which another worker may have had last: if that one is in a callback still it lost the GIL there, and blocks, as a rule.
+
+    So what it has corked does not wait for the timekeeper, and eager mode can cork: a turn's replies are sent one after the other, at less
+    CPU time than each after its callback. Whom this misses (it looks at one worker only) the timekeeper finds.
+    """
+    cdef loop_t *loop = worker.loop
+    cdef uint32_t last = relaxed_load32(&loop.dispatching)
+    if HYDROGEN_GIL and last != worker.index + 1:
+        relaxed_store32(&loop.dispatching, worker.index + 1)
+        if last and relaxed_load32(&loop.workers[last - 1].state) == WORKER_CALLBACK:
+            loop_flush_for(loop, &worker.io, &loop.workers[last - 1], False)
 
 
 # What became of a broadcast.
@@ -670,16 +685,19 @@ cdef inline bint loop_next(worker_t *worker) noexcept nogil:
 
 
 cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
-    """In eager mode, after a turn: look at the sockets once, without waiting and with the GIL held. True when there is something for another turn.
+    """In eager mode, after a turn: flush, and look at the sockets once, without waiting and with the GIL held. True when there is something for another turn.
 
-    While handlers block there are always others who wait for the GIL: letting go of it only to poll would hand it to one of them, a switch
+    While handlers block there are always others who wait for the GIL: letting go of it only to send and to poll would hand it to one of them, a switch
     for each batch. So it is let go when a handler blocks, when there is nothing to do, or when the interpreter asks for it.
     """
     cdef loop_t *loop = worker.loop
     cdef line_t ready
     cdef line_t service
     cdef bint more
-    if not loop_is_eager(loop) or worker.corked_count:
+    if not loop_is_eager(loop):
+        return False
+    worker_flush(worker)
+    if worker.corked_count:
         return False
     ready.first = ready.last = service.first = service.last = NULL
     ready.length = service.length = 0

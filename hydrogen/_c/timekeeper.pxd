@@ -85,7 +85,7 @@ cdef inline bint timekeeper_look(loop_t *loop, bint *busy, bint *all_blocked) no
             if worker.seen_callback and worker.seen_progress == progress:
                 stalled = True
                 blocked += 1
-                loop_flush_for(loop, worker)
+                loop_flush_for(loop, &loop.timekeeper_io, worker, True)
                 relaxed_store64(&loop.stalled_progress, progress)
                 relaxed_store32(&loop.stalled, k + 1)
             worker.seen_callback = True
