@@ -57,7 +57,7 @@ DEBUG = HYDROGEN_DEBUG
 _log = logging.getLogger("hydrogen")
 
 cdef enum:
-    # Messages of one connection in one turn; then the others come.
+    # Messages of one connection in one turn; then the others come. When there are none it goes on until the turn is CORK_NS old.
     DELIVER_MOST = 256
     # A turn flushes what it has corked after so many callbacks, ...
     CORK_CALLBACKS = 64
@@ -506,8 +506,7 @@ cdef class Engine:
                 asked = sys_now()
             if not go_on:
                 break
-            worker.turn_began = sys_now()
-            worker_enter(worker, worker.turn_began - asked)
+            worker_enter(worker, sys_now() - asked)
             self._turn(worker)
             while not self._inert() and worker_refill(worker):
                 self._turn(worker)
@@ -521,7 +520,7 @@ cdef class Engine:
         """One drain of the ready queue, at most as long as it was at the start."""
         cdef connection_t *connection
         cdef uint32_t notices = 0
-        cdef uint32_t count = loop_turn(&self._loop, &notices)
+        cdef uint32_t count = loop_turn(worker, &notices)
         counter_bump(&worker.io.counters.turns, 1)
         if notices:
             self._heed_notices(worker, notices)
@@ -641,6 +640,7 @@ cdef class Engine:
         cdef frame_t frame
         cdef int budget = DELIVER_MOST
         cdef int verdict = FRAME_COMPLETE
+        cdef uint64_t until = worker.turn_began + CORK_NS
         cdef const uint8_t *at
         while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
             input = connection.input
@@ -651,8 +651,10 @@ cdef class Engine:
             if verdict != FRAME_COMPLETE:
                 break
             if budget == 0:
-                connection.mail |= FRAMES
-                break
+                if loop_has_ready(&self._loop) or sys_now() >= until:
+                    connection.mail |= FRAMES
+                    break
+                budget = CORK_CALLBACKS
             budget -= 1
             data = payload_of(&frame, at)
             input.start += frame.size

@@ -744,8 +744,6 @@ cdef inline void worker_enter(worker_t *worker, uint64_t waited) noexcept nogil:
     counter_bump(&worker.io.counters.gil_acquisitions, 1)
     counter_bump(&worker.io.counters.gil_wait_ns, waited)
     relaxed_store32(&worker.state, WORKER_CALLBACK)
-    if not HYDROGEN_GIL:
-        worker.turn_progress = relaxed_load64(&worker.progress)
     if stalled and stalled != worker.index + 1 and waited < BLOCKS_NS:
         other = &loop.workers[stalled - 1]
         if relaxed_load32(&other.state) == WORKER_CALLBACK and relaxed_load64(&other.progress) == relaxed_load64(&loop.stalled_progress):
@@ -774,9 +772,13 @@ cdef inline void worker_leave(worker_t *worker) noexcept nogil:
     atomic_add32(&worker.loop.awake, 1)
 
 
-cdef inline uint32_t loop_turn(loop_t *loop, uint32_t *notices) noexcept nogil:
+cdef inline uint32_t loop_turn(worker_t *worker, uint32_t *notices) noexcept nogil:
     """Begin a turn in the dispatch role: how many connections to serve, and what is to be said."""
+    cdef loop_t *loop = worker.loop
     cdef uint32_t count
+    worker.turn_began = sys_now()
+    if not HYDROGEN_GIL:
+        worker.turn_progress = relaxed_load64(&worker.progress)
     lock_take(&loop.lock)
     count = loop.ready.length
     notices[0] = loop.notices
@@ -785,6 +787,14 @@ cdef inline uint32_t loop_turn(loop_t *loop, uint32_t *notices) noexcept nogil:
     if HYDROGEN_PLANTED_RACE:
         loop.planted_race += 1
     return count
+
+
+cdef inline bint loop_has_ready(loop_t *loop) noexcept nogil:
+    cdef bint found
+    lock_take(&loop.lock)
+    found = loop.ready.first != NULL
+    lock_give(&loop.lock)
+    return found
 
 
 cdef inline size_t loop_undelivered(loop_t *loop) noexcept nogil:
