@@ -1,7 +1,7 @@
 /* A second load client, to hold hydrogen's generator against: `client PORT CONNECTIONS SIZE WARM_UP SECONDS`.
  *
  * The generator is part of the project that it measures, so something that has nothing in common with it has to come to the
- * same figures. This is the plain way to do it: one thread, a level-triggered epoll, one message in flight for each connection; a
+ * same figures. This is the plain way to do it: one thread, an edge-triggered epoll, one message in flight for each connection; a
  * reply is compared with what was sent, and the next message goes out. Content differs from connection to connection and from
  * each message to the next. Latency is from right before send to right after the recv that completes the reply.
  * A warm-up comes first, of which only the faults count, and any fault ends it all. The answer is a line of JSON. */
@@ -59,7 +59,7 @@ static double cpu_seconds(void) {
 
 static void client_open(client_t *client, int port) {
     struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = client};
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = client};
     int yes = 1;
     client->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     client->message = malloc(size);
