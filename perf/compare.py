@@ -116,7 +116,8 @@ def write(found: Sequence[dict[str, Any]], options: argparse.Namespace, began: d
         "comparisons": list(found),
     }
     options.results.mkdir(parents=True, exist_ok=True)
-    path: Path = options.results / f"{began:%Y%m%dT%H%M%SZ}-{'-'.join(options.workload)}.json"
+    measured = "all" if options.workload == list(WORKLOADS) else "-".join(options.workload)
+    path: Path = options.results / f"{began:%Y%m%dT%H%M%SZ}-{measured}.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"written to {path}", file=sys.stderr)
     return path

@@ -47,10 +47,12 @@ def load(**options: Any) -> Measure:
             report = generate(server.port, {**given, "pid": server.pid}, layout.generator_cpu)
             others = noise.cores()
         result = report["result"]
+        # A figure is None when nothing was whole in the time, such as a burst.
+        latencies = {f"{name}_us": value for name, value in result["latency_us"].items()}
+        latencies |= {f"burst_{name}_us": value for name, value in (result["burst_us"] or {}).items()}
         return {
             RATE: result["messages_per_second"],
-            **{f"{name}_us": value for name, value in result["latency_us"].items()},
-            **{f"burst_{name}_us": value for name, value in (result["burst_us"] or {}).items()},
+            **{name: value for name, value in latencies.items() if value is not None},
             "server_us": result["server"]["us_per_message"],
             "server_share": result["server"]["share"],
             "generator_us": result["generator"]["us_per_message"],

@@ -83,6 +83,28 @@ def test_rates_are_shares_of_the_peak(monkeypatch, settings, mirrored, rates):
     assert figures["others"] == 0.85  # of the noisiest, for that decides whether the run is believed
 
 
+def test_a_burst_that_did_not_come_to_its_end_has_no_figure(monkeypatch, settings):
+    import contextlib
+    import os
+    import types
+
+    from perf import loads
+    from perf.servers import Arm
+    from perf.settings import Layout
+
+    @contextlib.contextmanager
+    def started(words, cpu):
+        yield types.SimpleNamespace(pid=os.getpid(), port=1)
+
+    usage = {"us_per_message": 1.0, "share": 0.5}
+    result = {RATE: 5.0, "latency_us": {"p50": 7.0, "p98": None}, "burst_us": {"p50": None}, "server": usage, "generator": usage}
+    monkeypatch.setattr(loads, "started", started)
+    monkeypatch.setattr(loads, "generate", lambda port, options, cpu: {"result": result})
+    figures = loads.load(burst=100)(Arm("hydrogen", "simple", []), Layout("shared"), settings)
+    assert figures["p50_us"] == 7.0
+    assert not {"p98_us", "burst_p50_us"} & figures.keys()
+
+
 def test_every_open_loop_shows_what_it_is_compared_in():
     from perf.workloads import WORKLOADS
 
