@@ -873,7 +873,12 @@ cdef class Engine:
         connection.wire = NULL
         block_free(&worker.io.pool, wire)
         with session.lock:
-            plaintext = session.receive(ciphertext)
+            if not connection.flags & FLAG_HANDSHAKE:
+                self._computes(worker, True)
+            try:
+                plaintext = session.receive(ciphertext)
+            finally:
+                self._computes(worker, False)
             self._append(worker, socket, &_raw.value, session.take(), STATE_CLOSING)
         if plaintext and not connection_store(&worker.io, &connection.input, PyBytes_AS_STRING(plaintext), len(plaintext), False):
             raise MemoryError
@@ -888,6 +893,12 @@ cdef class Engine:
             atomic_store32(&connection.ready, 1)
             if self._on_connected is not None:
                 self._call(worker, connection, socket, self._on_connected, "on_connected")
+
+    cdef inline void _computes(self, worker_t *worker, bint computes) noexcept:
+        """Around a record: OpenSSL lets go of the GIL for microseconds, and another worker may keep it for long. Who waits to have it back does not block in
+        a handler; did it count as that, more and more workers would be woken, and wait for it. (A handshake takes OpenSSL a millisecond: it counts.)"""
+        if worker != NULL:
+            relaxed_store32(&worker.state, WORKER_WANT_GIL if computes else WORKER_CALLBACK)
 
     cdef void _goodbye(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """All output is flushed: close_notify is the last of it. When that is flushed, CLOSE is posted again."""
@@ -962,7 +973,12 @@ cdef class Engine:
             if not data:
                 return SEND_NOTHING
             try:
-                return self._append(worker, socket, &_raw.value, session.encrypt(data), STATE_CLOSING)
+                self._computes(worker, True)
+                try:
+                    data = session.encrypt(data)
+                finally:
+                    self._computes(worker, False)
+                return self._append(worker, socket, &_raw.value, data, STATE_CLOSING)
             except BaseException:  # a record may be missing: what came after it would be nonsense to the peer
                 self._end(socket, True, CAUSE_OS_ERROR, ENOMEM)
                 raise
