@@ -51,6 +51,7 @@ from hydrogen._c.timekeeper cimport timekeeper_end, timekeeper_start
 from hydrogen._c.poller cimport poller_remove
 from hydrogen._c.slab cimport slab_used
 from hydrogen._c.sys cimport *
+from hydrogen._c.worker cimport *
 
 DEBUG = HYDROGEN_DEBUG
 
@@ -506,7 +507,7 @@ cdef class Engine:
                 asked = sys_now()
             if not go_on:
                 break
-            worker_enter(worker, sys_now() - asked)
+            worker_enter(worker, asked)
             self._turn(worker)
             while not self._inert() and worker_refill(worker):
                 self._turn(worker)
@@ -520,7 +521,7 @@ cdef class Engine:
         """One drain of the ready queue, at most as long as it was at the start."""
         cdef connection_t *connection
         cdef uint32_t notices = 0
-        cdef uint32_t count = loop_turn(worker, &notices)
+        cdef uint32_t count = loop_turn(&self._loop, &notices)
         counter_bump(&worker.io.counters.turns, 1)
         if notices:
             self._heed_notices(worker, notices)

@@ -39,10 +39,10 @@ from hydrogen._c.poller cimport (
 )
 from hydrogen._c.slab cimport slab_destroy, slab_init, slab_release, slab_slot, slab_t, slab_used
 from hydrogen._c.sys cimport (
-    HYDROGEN_GIL, HYDROGEN_PLANTED_RACE, RANK_ADDRESSES, RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, atomic_add32, atomic_add64, atomic_load32,
+    HYDROGEN_GIL, RANK_ADDRESSES, RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, atomic_add32, atomic_add64, atomic_load32,
     atomic_or32, atomic_store32, atomic_store64, atomic_swap32, atomic_swap64, cond_destroy, cond_init, cond_signal, cond_t, cond_wait, counter_bump,
     lock_destroy, lock_give, lock_init, lock_t, lock_take, pollfd, pthread_t, relaxed_load32, relaxed_load64, relaxed_store32, sys_assert,
-    sys_close, sys_event_set, sys_eventfd, sys_forks, sys_now,
+    sys_close, sys_event_set, sys_eventfd, sys_forks,
 )
 
 # What a worker does, published for the timekeeper.
@@ -555,6 +555,22 @@ cdef inline connection_t *loop_pop_ready(loop_t *loop) noexcept nogil:
     return connection
 
 
+cdef inline bint loop_has_ready(loop_t *loop) noexcept nogil:
+    cdef bint found
+    lock_take(&loop.lock)
+    found = loop.ready.first != NULL
+    lock_give(&loop.lock)
+    return found
+
+
+cdef inline size_t loop_undelivered(loop_t *loop) noexcept nogil:
+    cdef size_t undelivered
+    lock_take(&loop.lock)
+    undelivered = loop.undelivered
+    lock_give(&loop.lock)
+    return undelivered
+
+
 cdef inline uint32_t event_bits(uint32_t events) noexcept nogil:
     cdef uint32_t bits = 0
     if events & EPOLLIN:
@@ -605,210 +621,6 @@ cdef inline void loop_poll(loop_t *loop, worker_t *worker, int timeout, line_t *
         bits |= event_bits(events)
         if bits and connection_post(connection, generation, bits) == POST_OWNER:
             loop_step(loop, worker, connection, ready, service)
-
-
-# --- workers ---------------------------------------------------------------------------------------------------------------------------------
-
-cdef inline bint loop_is_eager(loop_t *loop) noexcept nogil:
-    return loop.handoff == HANDOFF_EAGER or (loop.handoff == HANDOFF_AUTO and relaxed_load32(&loop.eager) != 0)
-
-
-cdef inline void worker_park_locked(worker_t *worker) noexcept nogil:
-    cdef loop_t *loop = worker.loop
-    relaxed_store32(&worker.state, WORKER_PARKED)
-    worker.woken = False
-    worker.next_parked = loop.parked
-    loop.parked = worker
-    atomic_add32(&loop.awake, <uint32_t>-1)
-    while not worker.woken:
-        cond_wait(&worker.cond, &loop.lock)
-    relaxed_store32(&worker.state, WORKER_POLL)
-
-
-cdef inline bint loop_next(worker_t *worker) noexcept nogil:
-    """All that a worker does off the GIL, until there is something for Python; False when the worker is to end.
-
-    It holds nothing when it comes and when it returns. After a drain the sockets come first: a ready queue that never empties must not hide them.
-    """
-    cdef loop_t *loop = worker.loop
-    cdef line_t ready
-    cdef line_t service
-    cdef connection_t *connection
-    cdef bint sleep
-    cdef bint polled = False
-    ready.first = ready.last = service.first = service.last = NULL
-    ready.length = service.length = 0
-    while True:
-        if worker.corked_count:
-            worker_flush(worker)
-        relaxed_store32(&worker.state, WORKER_POLL)
-        lock_take(&loop.lock)
-        if loop.notices:
-            lock_give(&loop.lock)
-            break
-        if loop.service.first != NULL:
-            # One turn of the service queue as it is now; what is put back comes after the next poll.
-            line_append(&service, &loop.service)
-            lock_give(&loop.lock)
-            worker_serve(worker, &ready, &service)
-            lock_take(&loop.lock)
-            loop_hand_over_locked(loop, &ready, &service)
-        if not loop.role_taken and loop.undelivered <= UNDELIVERED_MOST and not (polled and loop.ready.first != NULL) and not loop.exiting:
-            sleep = loop.ready.first == NULL and loop.service.first == NULL and worker.corked_count == 0 and not loop.notices
-            loop.role_taken = True
-            loop.polling = sleep
-            lock_give(&loop.lock)
-            loop_poll(loop, worker, -1 if sleep else 0, &ready, &service)
-            polled = True
-            lock_take(&loop.lock)
-            loop_hand_over_locked(loop, &ready, &service)
-            loop.role_taken = False
-            loop.polling = False
-            if <uint64_t>loop.ready.length * relaxed_load32(&loop.handler_ns) > WORK_NS and loop.parked != NULL:
-                counter_bump(&worker.io.counters.handoffs, 1)
-                loop_wake_locked(loop)
-        if loop.ready.first != NULL:
-            lock_give(&loop.lock)
-            if worker.corked_count:
-                worker_flush(worker)
-            break
-        if loop.service.first == NULL and worker.corked_count == 0 and not loop.notices and (loop.role_taken or loop.exiting):
-            if loop.exiting:
-                lock_give(&loop.lock)
-                return False
-            worker_park_locked(worker)
-            polled = False
-        lock_give(&loop.lock)
-    loop_touch(loop)
-    relaxed_store32(&worker.state, WORKER_WANT_GIL)
-    return True
-
-
-cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
-    """In eager mode, after a turn: flush, and look at the sockets once, without waiting and with the GIL held. True when there is something for another turn.
-
-    While handlers block there are always others who wait for the GIL: letting go of it only to send and to poll would hand it to one of them, a switch
-    for each batch. So it is let go when a handler blocks, when there is nothing to do, or when the interpreter asks for it.
-    """
-    cdef loop_t *loop = worker.loop
-    cdef line_t ready
-    cdef line_t service
-    cdef bint more
-    if not loop_is_eager(loop):
-        return False
-    worker_flush(worker)
-    if worker.corked_count:
-        return False
-    ready.first = ready.last = service.first = service.last = NULL
-    ready.length = service.length = 0
-    lock_take(&loop.lock)
-    more = loop.ready.first != NULL
-    if not loop.role_taken and not loop.exiting and loop.undelivered <= UNDELIVERED_MOST:
-        loop.role_taken = True
-        line_append(&service, &loop.service)
-        lock_give(&loop.lock)
-        worker_serve(worker, &ready, &service)
-        loop_poll(loop, worker, 0, &ready, &service)
-        lock_take(&loop.lock)
-        loop_hand_over_locked(loop, &ready, &service)
-        loop.role_taken = False
-        more = loop.ready.first != NULL
-    lock_give(&loop.lock)
-    return more
-
-
-cdef inline void worker_serve(worker_t *worker, line_t *ready, line_t *service) noexcept nogil:
-    """A step for each connection of `service`; those that need another one are in it afterwards."""
-    cdef line_t again
-    cdef connection_t *connection
-    again.first = again.last = NULL
-    again.length = 0
-    while True:
-        connection = line_pop(service)
-        if connection == NULL:
-            break
-        loop_step(worker.loop, worker, connection, ready, &again)
-    line_append(service, &again)
-
-
-cdef inline void worker_enter(worker_t *worker, uint64_t waited) noexcept nogil:
-    """Begin to run callbacks, with the GIL, which was waited for that long.
-
-    Eager mode begins on the proof that a handler blocks: this worker got the GIL soon while a stalled one is still in the same callback. In
-    eager mode there is always another worker awake while one runs callbacks: it polls, and waits for the GIL with what it has read, so that it
-    goes on at the moment when a handler blocks and lets go of the GIL. Two workers alternate so, and nobody has to be woken until one blocks.
-    """
-    cdef loop_t *loop = worker.loop
-    cdef uint32_t stalled = relaxed_load32(&loop.stalled)
-    cdef worker_t *other
-    counter_bump(&worker.io.counters.gil_acquisitions, 1)
-    counter_bump(&worker.io.counters.gil_wait_ns, waited)
-    relaxed_store32(&worker.state, WORKER_CALLBACK)
-    if stalled and stalled != worker.index + 1 and waited < BLOCKS_NS:
-        other = &loop.workers[stalled - 1]
-        if relaxed_load32(&other.state) == WORKER_CALLBACK and relaxed_load64(&other.progress) == relaxed_load64(&loop.stalled_progress):
-            relaxed_store32(&loop.eager, EAGER_MS)
-    if atomic_add32(&loop.awake, <uint32_t>-1) == 1 and loop_is_eager(loop):
-        lock_take(&loop.lock)
-        if loop.parked != NULL:
-            counter_bump(&worker.io.counters.handoffs, 1)
-            loop_wake_locked(loop)
-        lock_give(&loop.lock)
-
-
-cdef inline void worker_leave(worker_t *worker) noexcept nogil:
-    """The callbacks of this turn are done; the GIL is let go next.
-
-    Without a GIL their mean time goes into the average by which loop_next tells whether there is work for two (an eighth of the new value, as TCP
-    smooths its round trips, RFC 6298). With one, a second worker in callbacks would only wait.
-    """
-    cdef uint64_t callbacks, mean
-    if not HYDROGEN_GIL:
-        callbacks = relaxed_load64(&worker.progress) - worker.turn_progress
-        if callbacks:
-            mean = min((sys_now() - worker.turn_began) // callbacks, <uint64_t>1000000000)
-            relaxed_store32(&worker.loop.handler_ns, <uint32_t>((7 * <uint64_t>relaxed_load32(&worker.loop.handler_ns) + mean) // 8))
-    relaxed_store32(&worker.state, WORKER_FLUSH)
-    atomic_add32(&worker.loop.awake, 1)
-
-
-cdef inline uint32_t loop_turn(worker_t *worker, uint32_t *notices) noexcept nogil:
-    """Begin a turn in the dispatch role: how many connections to serve, and what is to be said."""
-    cdef loop_t *loop = worker.loop
-    cdef uint32_t count
-    worker.turn_began = sys_now()
-    if not HYDROGEN_GIL:
-        worker.turn_progress = relaxed_load64(&worker.progress)
-    lock_take(&loop.lock)
-    count = loop.ready.length
-    notices[0] = loop.notices
-    loop.notices = 0
-    lock_give(&loop.lock)
-    if HYDROGEN_PLANTED_RACE:
-        loop.planted_race += 1
-    return count
-
-
-cdef inline bint loop_has_ready(loop_t *loop) noexcept nogil:
-    cdef bint found
-    lock_take(&loop.lock)
-    found = loop.ready.first != NULL
-    lock_give(&loop.lock)
-    return found
-
-
-cdef inline size_t loop_undelivered(loop_t *loop) noexcept nogil:
-    cdef size_t undelivered
-    lock_take(&loop.lock)
-    undelivered = loop.undelivered
-    lock_give(&loop.lock)
-    return undelivered
-
-
-cdef inline void worker_left(worker_t *worker) noexcept nogil:
-    """The last words of a worker. The last one closes the fds; nobody else uses them, since only loop_exit ends workers."""
-    if atomic_add32(&worker.loop.workers_left, <uint32_t>-1) == 1:
-        loop_close_fds(worker.loop)
 
 
 # --- life ------------------------------------------------------------------------------------------------------------------------------------
