@@ -66,6 +66,8 @@ cdef enum:
     CORK_NS = 200000
     # Replies up to this size are sent with the GIL held in eager mode: send(2) takes 2 to 3 us, giving the GIL away and waiting to get it back more.
     SEND_HELD_MOST = 16 << 10
+    # What OpenSSL encrypts or decrypts in some 100 us.
+    TLS_SHORT_MOST = 256 << 10
     # A thread that waits in drain() looks for signals so often.
     DRAIN_SLICE_NS = 50000000
     # What one recv(2) asks for.
@@ -874,8 +876,7 @@ cdef class Engine:
         connection.wire = NULL
         block_free(&worker.io.pool, wire)
         with session.lock:
-            if not connection.flags & FLAG_HANDSHAKE:
-                self._computes(worker, True)
+            self._computes(worker, not connection.flags & FLAG_HANDSHAKE and len(ciphertext) <= TLS_SHORT_MOST)
             try:
                 plaintext = session.receive(ciphertext)
             finally:
@@ -895,11 +896,12 @@ cdef class Engine:
             if self._on_connected is not None:
                 self._call(worker, connection, socket, self._on_connected, "on_connected")
 
-    cdef inline void _computes(self, worker_t *worker, bint computes) noexcept:
-        """Around a record: OpenSSL lets go of the GIL for microseconds, and another worker may keep it for long. Who waits to have it back does not block in
-        a handler; did it count as that, more and more workers would be woken, and wait for it. (A handshake takes OpenSSL a millisecond: it counts.)"""
+    cdef inline void _computes(self, worker_t *worker, bint briefly) noexcept:
+        """Around short records: OpenSSL lets go of the GIL for microseconds, and another worker may keep it for long. Who waits to have it back does not block
+        in a handler; did it count as that, more and more workers would be woken, and wait for it. A handshake or a long message counts: OpenSSL
+        takes a millisecond or more, in which others can work."""
         if worker != NULL:
-            relaxed_store32(&worker.state, WORKER_WANT_GIL if computes else WORKER_CALLBACK)
+            relaxed_store32(&worker.state, WORKER_WANT_GIL if briefly else WORKER_CALLBACK)
 
     cdef void _goodbye(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """All output is flushed: close_notify is the last of it. When that is flushed, CLOSE is posted again."""
@@ -974,7 +976,7 @@ cdef class Engine:
             if not data:
                 return SEND_NOTHING
             try:
-                self._computes(worker, True)
+                self._computes(worker, len(data) <= TLS_SHORT_MOST)
                 try:
                     data = session.encrypt(data)
                 finally:
