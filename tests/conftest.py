@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from certificates import VERSIONS, client_context
-from support import PATIENCE, Client, Recorder, TlsClient, assert_empty, end_children, open_fds, threads, wait_until
+from support import PATIENCE, ROOT, Client, Recorder, TlsClient, assert_empty, end_children, open_fds, threads, wait_until
 
 import hydrogen
 from hydrogen import backend
@@ -64,6 +65,12 @@ def error_log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[logging.Log
 
 def _is_error(record: logging.LogRecord) -> bool:
     return record.name.startswith("hydrogen") and record.levelno >= logging.ERROR
+
+
+@pytest.fixture
+def perf_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`perf` is no part of what is installed: it is found in the tree, behind all that is."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
 
 
 @pytest.fixture(autouse=True)

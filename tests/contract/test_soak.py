@@ -1,16 +1,13 @@
 """The soak of perf/soak, for some seconds: that its friends are served while its foes are at work, and that it can tell."""
 
 import json
-import sys
 
 import pytest
-from support import ROOT
 
 
 @pytest.fixture
-def soak(monkeypatch):
-    """The command. `perf` is no part of what is installed: it is found in the tree, behind all that is."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+def soak(perf_found):
+    """The command."""
     from perf.soak.__main__ import main
 
     return main

@@ -1,18 +1,12 @@
 """How the comparison takes turns, and finds the rates of an open loop."""
 
 import dataclasses
-import sys
 
 import pytest
-from support import ROOT
 
 RATE = "messages_per_second"
 
-
-@pytest.fixture(autouse=True)
-def _found(monkeypatch):
-    """`perf` is no part of what is installed: it is found in the tree, behind all that is."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+pytestmark = pytest.mark.usefixtures("perf_found")
 
 
 @pytest.fixture

@@ -3,18 +3,12 @@
 import asyncio
 import dataclasses
 import random
-import sys
 
 import pytest
-from support import ROOT
 
 import hydrogen
 
-
-@pytest.fixture(autouse=True)
-def _found(monkeypatch):
-    """`perf` is no part of what is installed: it is found in the tree, behind all that is."""
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+pytestmark = pytest.mark.usefixtures("perf_found")
 
 
 class Scripted:
