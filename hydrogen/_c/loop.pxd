@@ -10,8 +10,9 @@ Who sleeps, who wakes, why nothing is lost:
    `polling`. If nobody sleeps, all workers are in a turn, and each looks at the queues, under `lock`, before it sleeps.
 2. A worker in its turn that puts work into a queue wakes nobody: it looks again when its turn ends. If a callback keeps it from that, the timekeeper finds it
    stalled and wakes another. So the timekeeper must not sleep while anybody is in a callback: see 3.
-3. The timekeeper's word goes IDLE -> ASLEEP by compare-and-swap, and every turn begins with a swap to ACTIVE: the turn either makes that fail, or finds
-   ASLEEP and signals. It only tries after ticks in which it saw no worker in a callback, looking after it had set the word to IDLE.
+3. The timekeeper's word goes IDLE -> ASLEEP by compare-and-swap, and every turn begins with a worker's saying in `state` that it wants the GIL, and then a
+   swap to ACTIVE: the turn either makes that fail, or finds ASLEEP and signals. The timekeeper only tries after ticks in which it found the word IDLE and
+   no worker in a callback.
 4. The event role is given up only by a thread that will look at the queues again, or wakes a worker that does (the timekeeper).
 """
 

@@ -87,8 +87,9 @@ cdef inline bint loop_next(worker_t *worker) noexcept nogil:
             worker_park_locked(worker)
             polled = False
         lock_give(&loop.lock)
-    loop_touch(loop)
+    # In this order: a tick that finds the word touched looks at the states again, and one that comes later sees this one.
     relaxed_store32(&worker.state, WORKER_WANT_GIL)
+    loop_touch(loop)
     return True
 
 
