@@ -202,10 +202,13 @@ cdef inline void connection_watch_frame(context_t *context, connection_t *connec
 
 
 cdef inline int connection_linger(context_t *context, io_t *io, connection_t *connection, uint32_t bits) noexcept nogil:
-    """Throw away what still arrives: closing with unread input would make the kernel reset the peer, and the tail of the reply be lost."""
+    """Throw away what still arrives: closing with unread input would make the kernel reset the peer, and the tail of the reply be lost.
+
+    HANGUP is no reason to stop: now that our side has ended it comes with the peer's FIN too, and there may be input before that. recv(2) tells.
+    """
     cdef int64_t got
     cdef int k
-    if bits & HANGUP or (bits & DEADLINE and connection_lingered(connection)):
+    if bits & DEADLINE and connection_lingered(connection):
         return connection_finish(context, connection)
     for k in range(LINGER_READS):
         got = sys_recv(connection.poll_fd, io.scratch, io.scratch_size)

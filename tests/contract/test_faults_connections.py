@@ -98,6 +98,35 @@ def test_f11b_close_after_a_large_reply_does_not_reset_a_peer_that_is_still_send
     assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
 
 
+@pytest.mark.clause("K8")
+def test_f11b_what_a_peer_sends_with_its_end_does_not_reset_it_before_it_has_read_the_reply(start, connect, gate):
+    """The reply is with the kernel, and the peer reads late. Its last bytes and its FIN are met at once, as both sides have ended then."""
+    go = gate()
+    reply = os.urandom(200_000)
+
+    def received(socket, data):
+        if data == b"hold":
+            wait_event(go, "let go")
+        else:
+            socket.send(reply)
+            socket.close()
+
+    handler = recorder(data_received=received)
+    server = start(handler, max_threads=1)
+    holder, client = connect(server), connect(server, receive_buffer=4096)
+    client.send(b"request")
+    wait_until(lambda: server.stats().bytes_sent == len(reply), "the kernel has the reply")
+    holder.send(b"hold")
+    handler.wait(lambda: b"hold" in handler.messages(), "the worker is held")
+    client.send(b"more and more")
+    client.finish()
+    wait_until(lambda: client.unacknowledged() == 0, "it has arrived")
+    go.set()
+    assert client.receive_until_end() == reply
+    client.close()
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
+
+
 @pytest.mark.parametrize("held", [False, True], ids=["idle", "busy"])
 def test_f11c_urgent_data_leaves_no_byte_waiting_for_another_edge(start, connect, gate, held):
     """A read stops at the urgent mark; what is behind it must be read without a further event."""
