@@ -268,6 +268,10 @@ cdef inline int connection_input_ended(context_t *context, io_t *io, connection_
         bits = connection_end(context, connection, generation, False, CAUSE_INCOMPLETE_FRAME, 0)
     elif context.has_on_eof:
         connection.todo |= TODO_EOF
+        if connection.flags & FLAG_HUNG and not connection.unix_domain:
+            # A reset came with the end, or after it, and recv(2) told of the end only: it is due after on_eof, and no edge will say so. (A Unix socket
+            # hangs up also when the peer has closed in order.)
+            connection.mail |= HANGUP
         return VERDICT_DISPATCH
     else:
         bits = connection_end(context, connection, generation, False, CAUSE_PEER_CLOSED, 0)

@@ -206,6 +206,22 @@ def test_f12_a_reset_is_noticed_in_every_state_of_a_connection(start, connect, g
     wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
 
 
+def test_f12_a_reset_that_is_met_together_with_the_end_of_input_is_noticed(start, connect, gate):
+    """recv(2) tells of the end only, and no further edge comes; nor does anything else happen, as on_eof leaves the connection open."""
+    go = gate()
+    handler = recorder(eof=None, data_received=lambda socket, data: wait_event(go, "let go"))
+    server = start(handler, max_threads=1)
+    holder, client = connect(server), connect(server)
+    holder.send(b"hold")
+    handler.wait_for("data_received")
+    client.finish()
+    client.reset()
+    go.set()
+    (error,) = handler.wait_removed()
+    assert isinstance(error, (ConnectionResetError, BrokenPipeError))
+    wait_until(lambda: server.stats().connections == 1, "the slot is vacant")
+
+
 @pytest.mark.clause("C16", "C17", "H20")
 def test_f13_a_peer_that_never_reads_is_not_read_either_and_goes_when_its_output_reaches_the_limit(start, connect):
     limit = 400_000
