@@ -25,7 +25,7 @@ class Directory(Protocol):
         """The connection of `token`; None when it is gone, and in a forked child."""
 
     def refused(self) -> None:
-        """Count a message that was sent to a connection that is gone."""
+        """See `output.OutputLoop`."""
 
 
 class Socket(HydrogenSocket):

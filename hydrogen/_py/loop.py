@@ -83,6 +83,7 @@ class Engine:
         self._tells_of_overload = False
         self._limits = Limits(max_connections, config.max_connections_per_ip, self._slab.__len__)
         self._total = Tally()
+        self._refused = 0
         self._polls = 0
         self._unfinished: deque[Output] = deque()
         self._ended = False
@@ -243,6 +244,7 @@ class Engine:
             removed = self._removed.copy()
             timed_out = self._timed_out.copy()
             accepted = self._accepted
+            refused = self._refused
         return Stats(
             connections=len(connections),
             accepted=accepted,
@@ -262,7 +264,7 @@ class Engine:
             removed_overload=removed[Cause.OVERLOAD],
             messages_received=total.messages_received,
             messages_sent=total.messages_sent,
-            messages_refused=total.messages_refused,
+            messages_refused=refused,
             bytes_received=total.bytes_received,
             bytes_sent=total.bytes_sent,
             queued_bytes=self.memory.total,
@@ -301,7 +303,7 @@ class Engine:
         """See `handle.Directory`."""
         if not self.forked_away:
             with self._lock:
-                self._total.messages_refused += 1
+                self._refused += 1
 
     def enqueue(self, connection: Connection) -> None:
         """See `mailbox.Queue`."""

@@ -41,7 +41,6 @@ class Tally:
         "bytes_received",
         "bytes_sent",
         "messages_received",
-        "messages_refused",
         "messages_sent",
         "reading_pauses",
         "reading_resumes",
@@ -51,7 +50,6 @@ class Tally:
         self.bytes_received = 0
         self.bytes_sent = 0
         self.messages_received = 0
-        self.messages_refused = 0
         self.messages_sent = 0
         self.reading_pauses = 0
         self.reading_resumes = 0
@@ -85,6 +83,9 @@ class OutputLoop(Queue, Protocol):
     config: Config
     memory: Memory
     forked_away: bool
+
+    def refused(self) -> None:
+        """Count a message that was not taken: not in the tally, for somebody may still send when that of the connection was added up."""
 
     def flush_later(self, connection: Any) -> None:
         """Have the event thread call `go_on_flushing`."""
@@ -204,6 +205,8 @@ class Output(Mailbox):
                     except BaseException:  # a record may be missing: what came after it would be nonsense to the peer
                         self.end(Cause.OS_ERROR, removal_error(Cause.OS_ERROR, errno.ENOMEM), at_once=True)
                         raise
+        if not taken:
+            self.loop.refused()
         if slow:
             self.end(Cause.SLOW_CONSUMER, at_once=True)
         self.carry_out(work)
@@ -342,7 +345,6 @@ class Output(Mailbox):
         slow = is_open and self.pending >= self.loop.config.max_write_buffer
         taken = is_open and not slow
         self.tally.messages_sent += taken
-        self.tally.messages_refused += not taken
         return taken, slow
 
     def _append_locked(self, data: bytes) -> Work:
