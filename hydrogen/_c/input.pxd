@@ -315,10 +315,10 @@ cdef inline int connection_step(context_t *context, io_t *io, connection_t *conn
         connection.flags |= FLAG_STICKY
     if bits & HANGUP:
         connection.flags |= FLAG_HUNG
-        if relaxed_load32(&connection.pause) & PAUSE_USER and not connection.flags & FLAGS_ENDED:
-            # Nothing may be delivered, and nobody could resume in time.
+        if relaxed_load32(&connection.pause) & PAUSE_USER and not connection.flags & FLAG_EOF_TOLD:
+            # Nothing may be delivered, also of what was read with the end behind it, and nobody could resume in time.
             connection_drop_input(context, io, connection)
-            connection_broken(connection, sys_socket_error(connection.poll_fd) or ECONNRESET)
+            connection_broken(connection, connection.end_code or sys_socket_error(connection.poll_fd) or ECONNRESET)
         atomic_store32(&connection.pause, 0)
     if state == STATE_ABORTING:
         return connection_finish(context, connection)

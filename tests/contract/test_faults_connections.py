@@ -222,6 +222,31 @@ def test_f12_a_reset_that_is_met_together_with_the_end_of_input_is_noticed(start
     wait_until(lambda: server.stats().connections == 1, "the slot is vacant")
 
 
+@pytest.mark.clause("H19")
+def test_f12_a_reset_delivers_nothing_of_what_a_pause_holds_back_although_the_end_was_read_too(start, connect, gate):
+    go = gate()
+
+    def received(socket, data):
+        if data == b"hold":
+            wait_event(go, "let go")
+        else:
+            socket.pause_reading()
+
+    handler = recorder(data_received=received)
+    server = start(handler, max_threads=1, framing=hydrogen.SimpleFrameBuilder)
+    holder, client = connect(server), connect(server)
+    holder.send(simple(b"hold"))
+    handler.wait_for("data_received")
+    client.send(simple(b"first") + simple(b"second"))
+    client.finish()
+    go.set()
+    handler.wait_for("data_received", 2)
+    client.reset()
+    (error,) = handler.wait_removed()
+    assert isinstance(error, (ConnectionResetError, BrokenPipeError))
+    assert handler.messages() == [b"hold", b"first"]
+
+
 @pytest.mark.clause("C16", "C17", "H20")
 def test_f13_a_peer_that_never_reads_is_not_read_either_and_goes_when_its_output_reaches_the_limit(start, connect):
     limit = 400_000
