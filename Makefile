@@ -20,7 +20,7 @@ endif
 BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
 ENGINE := $(if $(PURE),python,both)
 
-.PHONY: help demo test build debug tsan asan fuzz format lint types dist test-all churn soak bench clean
+.PHONY: help demo test build debug tsan asan fuzz format lint types dist test-all churn soak machine bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,9 @@ churn: build  ## row 16 of the faults at length: a million connections on each e
 soak: build  ## churn, and then ten minutes of friendly and hostile clients (ARGS are of these)
 	$(MAKE) churn ARGS=
 	$(BIN)/python -m perf.soak $(if $(PURE),--engine python) $(ARGS)
+
+machine: build  ## random steps on whole servers, ten minutes on each engine (HYDROGEN_MACHINE=seconds; HYDROGEN_MACHINE_SEED=that one again and again)
+	HYDROGEN_MACHINE=$(or $(HYDROGEN_MACHINE),600) $(BIN)/pytest -p no:xdist --engine=$(ENGINE) -x tests/contract/test_state_machine.py $(ARGS)
 
 bench: build $(VENV)/.bench  ## hydrogen beside its peers and beside C, in ratios, and docs/performance.md (ARGS=--fast: some minutes)
 	$(BIN)/python -m perf.compare --publish $(ARGS)
