@@ -20,7 +20,7 @@ endif
 BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
 ENGINE := $(if $(PURE),python,both)
 
-.PHONY: help demo test build debug tsan asan fuzz format lint types dist test-all churn soak machine bench clean
+.PHONY: help demo test build debug tsan asan ubsan model fuzz format lint types dist test-all churn soak machine bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,11 +39,18 @@ build: $(VENV)/.installed  ## the compiled modules, in place: after each change 
 debug: $(VENV)/.installed  ## the whole suite on the debug build: assertions, lock ranks, bounds checks
 	$(BIN)/python tools/instrumented.py debug $(ARGS)
 
-tsan: $(VENV)/.installed  ## the stress tests under the thread sanitizer, which must also see a planted race
+tsan: $(VENV)/.installed  ## the contract and the stress tests under the thread sanitizer, which must also see a planted race
 	$(BIN)/python tools/instrumented.py thread $(ARGS)
 
-asan: $(VENV)/.installed  ## the stress tests under the address sanitizer
+asan: $(VENV)/.installed  ## the same under the address sanitizer
 	$(BIN)/python tools/instrumented.py address $(ARGS)
+
+ubsan: $(VENV)/.installed  ## the same under the sanitizer of undefined behaviour
+	$(BIN)/python tools/instrumented.py undefined $(ARGS)
+
+model: $(VENV)/.installed  ## the models of the protocols between threads, searched by SPIN, and what they notice made in the code
+	$(BIN)/python proof/run.py
+	$(BIN)/python proof/mutations.py
 
 fuzz: $(VENV)/.installed  ## each compiled decoder under clang's fuzzer and sanitizers, a million executions; both decoders on what it finds
 	$(BIN)/python tools/fuzz.py $(ARGS)
@@ -79,7 +86,7 @@ bench: build $(VENV)/.bench  ## hydrogen beside its peers and beside C, in ratio
 
 clean:  ## all that was made here, the environments included
 	rm -rf build dist *.egg-info .tox .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find hydrogen perf tests tools -name __pycache__ -prune -exec rm -rf {} + -o -name '*.so' -exec rm -f {} +
+	find hydrogen perf tests tools proof -name __pycache__ -prune -exec rm -rf {} + -o -name '*.so' -exec rm -f {} +
 
 # The editable install only links the sources (hence no extensions): `build` makes them in place, where their messages show.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -6,7 +6,7 @@ What the build looks at in the environment:
 HYDROGEN_NO_EXTENSIONS=1        build neither (the Python engine only)
 HYDROGEN_REQUIRE_EXTENSIONS=1   a build that fails is an error, not a fallback (CI, `make`)
 HYDROGEN_DEBUG=1                assertions, lock ranks, bounds checks, -O1 -g
-HYDROGEN_SANITIZE=thread        (or address) instrument with that sanitizer
+HYDROGEN_SANITIZE=thread        (or address, or undefined) instrument with that sanitizer
 HYDROGEN_RACE=1                 plant the race that proves that the thread sanitizer sees ours
 
 Each combination builds in a folder of its own below build/: distutils compares times, not flags, and would otherwise
@@ -32,8 +32,8 @@ SANITIZE = os.environ.get("HYDROGEN_SANITIZE", "")
 
 if REQUIRED and not WANTED:
     sys.exit("hydrogen: HYDROGEN_NO_EXTENSIONS and HYDROGEN_REQUIRE_EXTENSIONS contradict each other")
-if SANITIZE not in ("", "thread", "address"):
-    sys.exit(f"hydrogen: HYDROGEN_SANITIZE is {SANITIZE!r}; it may be thread or address")
+if SANITIZE not in ("", "thread", "address", "undefined"):
+    sys.exit(f"hydrogen: HYDROGEN_SANITIZE is {SANITIZE!r}; it may be thread, address or undefined")
 
 SOURCES = {
     "hydrogen._codec": "hydrogen/_codec.pyx",

@@ -1,8 +1,9 @@
-"""Runs the suite on a special build: `instrumented.py debug | thread | address [pytest arguments]`.
+"""Runs the suite on a special build: `instrumented.py debug | thread | address | undefined [pytest arguments]`.
 
 The build goes below build/ and is put in front of the installed one by PYTHONPATH, so that no kind of build can be mistaken
-for another. `debug` runs everything that concerns the compiled engine. `thread` and `address` run the stress tests under that sanitizer of
-GCC, whose run-time library must be loaded before the interpreter, which is not instrumented: hence LD_PRELOAD, for the interpreter only.
+for another. `debug` runs everything that concerns the compiled engine. The others run the contract and the stress tests under
+that sanitizer of GCC, whose run-time library must be loaded before the interpreter, which is not instrumented: hence LD_PRELOAD,
+for the interpreter only.
 
 ThreadSanitizer sees our code, and what CPython does through libc. A report that names one of our modules is ours and fails the
 run; the others are counted. That it sees our races at all is shown by a second run, of a build with a race planted.
@@ -21,6 +22,7 @@ BUILDS = {
     "thread": {"HYDROGEN_SANITIZE": "thread"},
     "race": {"HYDROGEN_SANITIZE": "thread", "HYDROGEN_RACE": "1"},
     "address": {"HYDROGEN_SANITIZE": "address"},
+    "undefined": {"HYDROGEN_SANITIZE": "undefined"},
 }
 STRESS = ["-p", "no:xdist", "--engine=compiled", "--timeout=900"]
 # ThreadSanitizer starts a thread of its own beside the first of the program: let it be there before a test counts threads.
@@ -73,7 +75,7 @@ def sanitized(kind: str, library: str, variable: str, options: str, arguments: l
     extra |= {"LD_PRELOAD": runtime(library), variable: f"{options}:log_path={logs / 'report'}"}
     status = pytest(kind, [*STRESS, *arguments], **extra)
     texts = [log.read_text(errors="replace") for log in sorted(logs.iterdir())]
-    return status, [report for text in texts for report in text.split("=" * 18) if "Sanitizer: " in report]
+    return status, [report for text in texts for report in text.split("=" * 18) if "Sanitizer: " in report or "runtime error: " in report]
 
 
 def thread(arguments: list[str]) -> int:
@@ -100,17 +102,27 @@ def address(arguments: list[str]) -> int:
     return 1 if status or reports else 0
 
 
+def undefined(arguments: list[str]) -> int:
+    """Everything that C leaves undefined and GCC can look for at run time: all of it is in our code, for nothing else is instrumented."""
+    status, reports = sanitized("undefined", "libubsan.so", "UBSAN_OPTIONS", "print_stacktrace=1:halt_on_error=0", arguments)
+    print(*reports[:5], sep="\n")
+    print(f"== undefined behaviour sanitizer: {len(reports)} reports; pytest's status {status}")
+    return 1 if status or reports else 0
+
+
 def main() -> int:
     kind, *arguments = sys.argv[1:] or [""]
     # pytest runs in another folder than the one that the caller named paths from.
     arguments = [str(Path(a).absolute()) if os.path.exists(a.partition("::")[0]) else a for a in arguments]
-    stress = arguments or [str(ROOT / "tests" / "stress")]
+    suites = arguments or [str(ROOT / "tests" / "contract"), str(ROOT / "tests" / "stress")]
     if kind == "debug":
         return pytest("debug", ["-n", "4", "--engine=compiled", *(arguments or [str(ROOT / "tests")])], CI="true")
     if kind == "thread":
-        return thread(stress)
+        return thread(suites)
     if kind == "address":
-        return address(stress)
+        return address(suites)
+    if kind == "undefined":
+        return undefined(suites)
     sys.exit(__doc__)
 
 

@@ -7,11 +7,13 @@ import contextlib
 import itertools
 import os
 import random
+import socket as socket_module
+import sys
 import threading
 
 import pytest
 from stress.crowd import Crowd, beside
-from support import PATIENCE, Client, assert_empty, running, simple, wait_until
+from support import PATIENCE, Client, assert_empty, recorder, running, simple, wait_until
 
 import hydrogen
 
@@ -149,6 +151,57 @@ def test_no_client_sees_another_s_bytes_whatever_all_threads_do_at_once(start, h
         assert next(handler.removed) == server.stats().accepted
         assert handler.filed == {}
         answered += sum(crowd.answered for crowd in crowds)
+
+
+@pytest.fixture
+def hasty_switches():
+    """Threads take the GIL from one another also in the middle of a turn."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.clause("K6")
+def test_what_several_threads_send_to_one_connection_leaves_whole_and_in_the_order_of_each(start, hasty_switches):
+    """Replies are corked until their turn ends, foreign threads flush at once, the kernel takes parts: still one flusher at a time."""
+    sockets = []
+
+    def on_data(socket, data):
+        if not sockets:
+            sockets.append(socket)
+        socket.send(data)
+
+    count = MESSAGES // 5
+    small = ((socket_module.SOL_SOCKET, socket_module.SO_SNDBUF, 65_536),)
+    server = start(recorder(data_received=on_data), framing=hydrogen.SimpleFrameBuilder, max_threads=2, socket_options=small)
+    sizes = random.Random(1).choices((0, 10, 1000, 30_000), k=97)
+
+    def message(sender, number):
+        return b"%d:%d:" % (sender, number) + b"." * sizes[(sender + number) % len(sizes)]
+
+    with Client(server.address) as client:
+        client.send(simple(message(0, 0)))
+        wait_until(lambda: sockets, "the server's end")
+
+        def asks():
+            for number in range(1, count):
+                client.send(simple(message(0, number)))
+
+        def pushes(sender):
+            for number in range(count):
+                assert sockets[0].send(message(sender, number))
+                if number % 16 == 0:
+                    assert sockets[0].drain(PATIENCE)
+
+        with running(asks, lambda: pushes(1), lambda: pushes(2), patience=800):
+            got = [0, 0, 0]
+            for _ in range(3 * count):
+                data = client.receive_frame()
+                sender = int(data.split(b":")[0])
+                assert data == message(sender, got[sender])
+                got[sender] += 1
+    assert got == [count] * 3
 
 
 @pytest.mark.clause("K18", "K3", "H15")

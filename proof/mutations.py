@@ -1,0 +1,86 @@
+"""``python proof/mutations.py``: mistakes that three of the models notice, made in the code: each must fail a stress test.
+
+For each a copy of the package is changed, built below build/ and put in front of the installed one. The exit status is 1 when
+the tests pass on one of them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+MUTATIONS = {
+    "BLIND_LET_GO": (
+        "hydrogen/_c/connection.pxd",
+        "    return connection.mail == 0 and atomic_cas64(&connection.slot.word, &word, word & ~<uint64_t>OWNED)\n",
+        "    atomic_store64(&connection.slot.word, word & ~<uint64_t>OWNED)\n    return True\n",
+    ),
+    "SILENT_RESUME": (
+        "hydrogen/_core.pyx",
+        "            self._engine._post(self, RESUME)\n",
+        "            pass\n",
+    ),
+    "NO_EVENTFD": (
+        "hydrogen/_c/loop.pxd",
+        "        poller_wake(&loop.context.poller)\n",
+        "        pass\n",
+    ),
+}
+"""By the name that the model gives it: the file, the text, and what is to stand there instead."""
+
+SUITE = ROOT / "tests"
+TESTS = [SUITE / "stress" / "test_threads.py", SUITE / "contract" / "test_state_machine.py"]
+OPTIONS = ["-q", "-p", "no:xdist", "--engine=compiled", "--timeout=60", "--maxfail=1", f"--config-file={ROOT / 'pyproject.toml'}"]
+
+PATIENCE = 90
+"""Seconds after which the tests hang: a worker that is never woken cannot be joined either, and no timeout of one test ends that."""
+
+
+def copy(name: str) -> Path:
+    """The tree with that mutation, built; the folder to run in."""
+    tree = ROOT / "build" / "mutations" / name
+    shutil.rmtree(tree, ignore_errors=True)
+    shutil.copytree(ROOT / "hydrogen", tree / "hydrogen", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, tree)
+    path, text, instead = MUTATIONS[name]
+    source = (tree / path).read_text()
+    if source.count(text) != 1:
+        sys.exit(f"{path}: {name} has to change a text that is there {source.count(text)} times")
+    (tree / path).write_text(source.replace(text, instead))
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
+        cwd=tree,
+        check=True,
+        env=os.environ | {"HYDROGEN_REQUIRE_EXTENSIONS": "1", "CFLAGS": "-O1"},
+    )
+    return tree
+
+
+def main(names: list[str]) -> int:
+    missed = 0
+    for name in names or MUTATIONS:
+        tree = copy(name)
+        began = time.monotonic()
+        command = [sys.executable, "-m", "pytest", *OPTIONS, f"--rootdir={ROOT}", *map(str, TESTS)]
+        environment = os.environ | {"PYTHONPATH": str(tree), "HYDROGEN_MACHINE": "30"}
+        try:
+            done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+            # 1: a test failed; negative: a crash. The others mean that the tests could not be run.
+            noticed = done.returncode == 1 or done.returncode < 0
+            told = (done.stdout.strip().splitlines() or [done.stderr.strip()])[-1]
+        except subprocess.TimeoutExpired:
+            noticed, told = True, "it hangs"
+        missed += not noticed
+        print(f"{name:14} {'noticed' if noticed else 'NOT NOTICED'} in {time.monotonic() - began:.0f} s: {told}", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

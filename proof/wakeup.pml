@@ -1,0 +1,187 @@
+/* The two queues, and who sleeps and is woken: parking, the eventfd, the event role, stalls.
+ *
+ * `lock` is an atomic block. Handlers may block for ever, one worker fewer than there are. Checked: when nothing can happen any more, whatever came
+ * (an edge, a connection that somebody else posted, or a worker in its turn, a notice) is handled; at most one worker is in the event role.
+ * Mutations: NO_STALL wakes nobody for a handler that blocks; TWO_POLLERS does not look at `role_taken`; NO_EVENTFD leaves out the eventfd; SILENT_NOTICE wakes nobody for a notice. */
+
+#define WORKERS 2
+#define FOREVER 1     /* handlers that may block for ever */
+
+#define EVENTS 2
+#define POSTS 1       /* by a foreign thread */
+#define TURN_POSTS 1  /* by a worker in its turn, which wakes nobody */
+#define NOTICES 1
+
+mtype = { PARKED, POLL, FLUSH, WANT_GIL, CALLBACK };
+mtype state[WORKERS] = POLL;
+bool is_parked[WORKERS];
+bool woken[WORKERS];
+bool gil;
+bool role_taken;
+bool polling;
+byte pollers;
+bool eventfd;
+byte kernel;          /* connections with news, which epoll_wait has not told of */
+byte ready;
+byte service;
+bool notice;
+byte blocked;
+
+byte to_come = EVENTS;
+byte to_post = POSTS;
+byte turn_posts = TURN_POSTS;
+byte to_notice = NOTICES;
+
+/* loop_wake_locked */
+inline wake_locked() {
+    if
+    :: is_parked[0] -> is_parked[0] = false; woken[0] = true
+    :: is_parked[1] -> is_parked[1] = false; woken[1] = true
+    :: !is_parked[0] && !is_parked[1] && polling ->
+        polling = false;
+#ifndef NO_EVENTFD
+        eventfd = true
+#endif
+    :: else
+    fi
+}
+
+/* loop_next, then a turn. */
+proctype worker(byte me) {
+    byte mine, count;
+    bool sleep, polled, found;
+next:
+    state[me] = POLL;
+    atomic {
+        if
+        :: notice -> goto turn
+        :: else
+        fi;
+        mine = service;
+        service = 0
+    }
+    /* worker_serve: each wants Python */
+    atomic {
+        ready = ready + mine;
+        mine = 0;
+        if
+#ifndef TWO_POLLERS
+        :: !role_taken && !(polled && ready) ->
+#else
+        :: !(polled && ready) ->
+#endif
+            pollers++;
+            assert(pollers == 1);
+            sleep = (ready == 0 && service == 0 && !notice);
+            role_taken = true;
+            polling = sleep;
+            goto poll
+        :: else -> goto look
+        fi
+    }
+poll:
+    if
+    :: sleep -> (kernel || eventfd)
+    :: else
+    fi;
+    atomic { mine = kernel; kernel = 0; eventfd = false }
+    polled = true;
+    atomic {
+        pollers--;
+        ready = ready + mine;
+        mine = 0;
+        role_taken = false;
+        polling = false
+    look:
+        if
+        :: ready -> goto turn
+        :: !ready && (service || notice || !role_taken) -> goto next
+        :: else
+        fi;
+        state[me] = PARKED;       /* worker_park_locked */
+        woken[me] = false;
+        is_parked[me] = true
+    }
+    woken[me];
+    polled = false;
+    goto next;
+
+turn:
+    polled = false;
+    state[me] = WANT_GIL;
+    atomic { !gil -> gil = true }
+    state[me] = CALLBACK;
+    atomic {          /* loop_turn */
+        count = ready;
+        notice = false
+    }
+    do
+    :: count == 0 -> break
+    :: count ->
+        count--;
+        atomic {      /* loop_pop_ready */
+            found = (ready > 0);
+            if
+            :: found -> ready--
+            :: else
+            fi
+        }
+        if
+        :: !found -> break
+        :: found ->
+            if
+            :: skip
+            :: atomic { blocked < FOREVER -> blocked++; gil = false }
+            false
+            :: atomic { turn_posts -> turn_posts--; service++ }
+            fi
+        fi
+    od;
+    state[me] = FLUSH;
+    gil = false;
+    goto next
+}
+
+proctype kernel_() {
+    do
+    :: atomic { to_come -> to_come--; kernel++ }
+    :: to_come == 0 -> break
+    od
+}
+
+proctype foreign() {
+    do
+    :: atomic { to_post -> to_post--; service++; wake_locked() }
+    :: atomic { to_notice -> to_notice--; notice = true;
+#ifndef SILENT_NOTICE
+        wake_locked()
+#endif
+    }
+    :: to_post == 0 && to_notice == 0 -> break
+    od
+}
+
+/* timekeeper_look: it is awake as long as somebody is in a callback (sleep.pml), and finds those that stay there. A tick that would wake nobody is left out. */
+#define IN_CALLBACK (state[0] == CALLBACK || state[1] == CALLBACK)
+#define WAITS_FOR_GIL (state[0] == WANT_GIL || state[1] == WANT_GIL)
+#define CAN_BE_WOKEN (is_parked[0] || is_parked[1] || polling)
+proctype timekeeper() {
+
+    do
+#ifdef NO_STALL
+    :: false
+#else
+    :: atomic { IN_CALLBACK && !WAITS_FOR_GIL && CAN_BE_WOKEN && (ready || service || notice || !role_taken) -> wake_locked() }
+#endif
+    od
+}
+
+proctype judge() {
+    timeout;
+    assert(to_come == 0 && to_post == 0 && to_notice == 0);
+    assert(kernel == 0 && ready == 0 && service == 0 && !notice)
+}
+
+init {
+    atomic { run worker(0); run worker(1); run kernel_(); run foreign(); run timekeeper(); run judge() }
+}
