@@ -24,7 +24,7 @@ BUILDS = {
     "address": {"HYDROGEN_SANITIZE": "address"},
     "undefined": {"HYDROGEN_SANITIZE": "undefined"},
 }
-STRESS = ["-p", "no:xdist", "--engine=compiled", "--timeout=900"]
+OPTIONS = ["-n", "4", "--engine=compiled", "--timeout=900"]
 # ThreadSanitizer starts a thread of its own beside the first of the program: let it be there before a test counts threads.
 PYTEST = "import sys, threading, pytest; t = threading.Thread(target=int); t.start(); t.join(); sys.exit(pytest.main())"
 # An allocation that cannot be had returns NULL, as in production: the tests that withhold memory need that.
@@ -68,12 +68,12 @@ def pytest(kind: str, arguments: list[str], **extra: str) -> int:
 
 
 def sanitized(kind: str, library: str, variable: str, options: str, arguments: list[str], **extra: str) -> tuple[int, list[str]]:
-    """Run the stress tests on that build: pytest's status, and what the sanitizer reported (to files: pytest captures stderr)."""
+    """Run the tests on that build: pytest's status, and what the sanitizer reported (to files: pytest captures stderr)."""
     logs = ROOT / "build" / kind / "reports"
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
     extra |= {"LD_PRELOAD": runtime(library), variable: f"{options}:log_path={logs / 'report'}"}
-    status = pytest(kind, [*STRESS, *arguments], **extra)
+    status = pytest(kind, [*OPTIONS, *arguments], **extra)
     texts = [log.read_text(errors="replace") for log in sorted(logs.iterdir())]
     return status, [report for text in texts for report in text.split("=" * 18) if "Sanitizer: " in report or "runtime error: " in report]
 
