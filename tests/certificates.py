@@ -1,16 +1,22 @@
 """Certificates and contexts for tests of TLS: made by an authority of this process, once; nothing here knows pytest.
 
-Contexts are new with each call, for they can be changed; certificates and authorities are not.
+A certificate is a file of its own, with its key, made by the `openssl` command: what makes them in Python does not do without a GIL. They
+are gone with the process. Contexts are new with each call, for they can be changed.
 """
 
 from __future__ import annotations
 
-import datetime
+import atexit
+import contextlib
 import functools
+import ipaddress
+import itertools
+import os
+import shutil
 import ssl
+import subprocess
+import tempfile
 from pathlib import Path
-
-import trustme
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 """What both sides of every test of TLS should be tried with."""
@@ -21,59 +27,122 @@ NAMES = ("localhost", "127.0.0.1", "::1")
 CLIENT_NAME = "client@example.org"
 
 
+CONFIG = """
+[req]
+distinguished_name = nothing
+[nothing]
+[ca]
+default_ca = authority
+[authority]
+database = index
+new_certs_dir = .
+rand_serial = yes
+unique_subject = no
+default_md = sha256
+default_startdate = 20200101000000Z
+policy = any
+[any]
+commonName = supplied
+[trusted]
+basicConstraints = critical, CA:true
+keyUsage = critical, keyCertSign
+subjectKeyIdentifier = hash
+[issued]
+authorityKeyIdentifier = keyid
+subjectKeyIdentifier = hash
+subjectAltName = $ENV::NAMES
+"""
+"""openssl's. The identifiers are there for `ssl.VERIFY_X509_STRICT`."""
+
+
+class Authority:
+    """Issues certificates. `certificate`: its own, the file that who trusts it needs."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="hydrogen-certificates-"))
+        atexit.register(shutil.rmtree, self._folder)
+        self._numbers = itertools.count(1)
+        (self._folder / "openssl.cnf").write_text(CONFIG)
+        (self._folder / "index").touch()
+        self.certificate = self._make("authority", "trusted", "-selfsign")
+
+    def issue(self, *names: str, until: str = "2099") -> Path:
+        """A new certificate, with its key, for these names: hosts, addresses, a mailbox. `until`: the year whose first day is its last."""
+        name = str(next(self._numbers))
+        path = self._make(name, "issued", "-cert", "authority.pem", names=",".join(map(_kind_and_name, names)), until=until)
+        with path.open("a") as file:
+            file.write((self._folder / f"{name}.key").read_text())
+        return path
+
+    def _make(self, name: str, extensions: str, *signer: str, names: str = "", until: str = "2099") -> Path:
+        def openssl(*arguments: str) -> None:
+            command = ["openssl", *arguments, "-config", "openssl.cnf"]
+            subprocess.run(command, check=True, capture_output=True, cwd=self._folder, env=os.environ | {"NAMES": names})
+
+        key, request, certificate = f"{name}.key", f"{name}.request", f"{name}.pem"
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        openssl("req", "-new", *curve, "-keyout", key, "-subj", "/CN=hydrogen", "-out", request)
+        signed = ["-batch", "-notext", "-extensions", extensions, "-enddate", f"{until}0101000000Z", "-in", request, "-out", certificate]
+        openssl("ca", *signed, *signer, "-keyfile", "authority.key")
+        return self._folder / certificate
+
+
+def _kind_and_name(name: str) -> str:
+    """As openssl wants it for subjectAltName."""
+    with contextlib.suppress(ValueError):
+        return f"IP:{ipaddress.ip_address(name)}"
+    return f"email:{name}" if "@" in name else f"DNS:{name}"
+
+
 @functools.cache
-def authority() -> trustme.CA:
+def authority() -> Authority:
     """The authority that tests trust."""
-    return trustme.CA()
+    return Authority()
 
 
 @functools.cache
-def stranger() -> trustme.CA:
+def stranger() -> Authority:
     """An authority that nobody trusts."""
-    return trustme.CA()
+    return Authority()
 
 
 @functools.cache
-def server_certificate() -> trustme.LeafCert:
+def server_certificate() -> Path:
     """A good one for `NAMES`."""
-    return authority().issue_cert(*NAMES)
+    return authority().issue(*NAMES)
 
 
 @functools.cache
-def expired_certificate() -> trustme.LeafCert:
+def expired_certificate() -> Path:
     """One for `NAMES` whose time is over."""
-    year = datetime.timedelta(days=365)
-    today = datetime.datetime.now(datetime.timezone.utc)
-    return authority().issue_cert(*NAMES, not_before=today - 2 * year, not_after=today - year)
+    return authority().issue(*NAMES, until="2021")
 
 
 @functools.cache
-def foreign_certificate() -> trustme.LeafCert:
+def foreign_certificate() -> Path:
     """One for `NAMES` by `stranger()`."""
-    return stranger().issue_cert(*NAMES)
+    return stranger().issue(*NAMES)
 
 
 @functools.cache
-def misnamed_certificate() -> trustme.LeafCert:
+def misnamed_certificate() -> Path:
     """One that is good, for another name."""
-    return authority().issue_cert("elsewhere.example.org")
+    return authority().issue("elsewhere.example.org")
 
 
 @functools.cache
-def client_certificate() -> trustme.LeafCert:
+def client_certificate() -> Path:
     """A client's own."""
-    return authority().issue_cert(CLIENT_NAME)
+    return authority().issue(CLIENT_NAME)
 
 
 @functools.cache
-def foreign_client_certificate() -> trustme.LeafCert:
+def foreign_client_certificate() -> Path:
     """A client's, by `stranger()`."""
-    return stranger().issue_cert(CLIENT_NAME)
+    return stranger().issue(CLIENT_NAME)
 
 
-def server_context(
-    certificate: trustme.LeafCert | None = None, *, version: ssl.TLSVersion | None = None, ask: bool = False
-) -> ssl.SSLContext:
+def server_context(certificate: Path | None = None, *, version: ssl.TLSVersion | None = None, ask: bool = False) -> ssl.SSLContext:
     """A new context for the server side.
 
     Args:
@@ -82,14 +151,14 @@ def server_context(
         ask: demand a certificate of the client, by `authority()`.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER, version)
-    (certificate or server_certificate()).configure_cert(context)
+    context.load_cert_chain(certificate or server_certificate())
     if ask:
         context.verify_mode = ssl.CERT_REQUIRED
-        authority().configure_trust(context)
+        context.load_verify_locations(authority().certificate)
     return context
 
 
-def client_context(certificate: trustme.LeafCert | None = None, *, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+def client_context(certificate: Path | None = None, *, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
     """A new context for the client side, which trusts `authority()` and checks names.
 
     Args:
@@ -97,9 +166,9 @@ def client_context(certificate: trustme.LeafCert | None = None, *, version: ssl.
         version: as for `server_context`.
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, version)
-    authority().configure_trust(context)
+    context.load_verify_locations(authority().certificate)
     if certificate is not None:
-        certificate.configure_cert(context)
+        context.load_cert_chain(certificate)
     return context
 
 
@@ -110,9 +179,9 @@ def _context(protocol: int, version: ssl.TLSVersion | None) -> ssl.SSLContext:
     return context
 
 
-def write_files(folder: Path, certificate: trustme.LeafCert | None = None) -> tuple[Path, Path]:
+def write_files(folder: Path, certificate: Path | None = None) -> tuple[Path, Path]:
     """For programs: the files of a certificate (None: the good one) with its key, and of the authority."""
     pair, trusted = folder / "certificate.pem", folder / "authority.pem"
-    (certificate or server_certificate()).private_key_and_cert_chain_pem.write_to_path(pair)
-    authority().cert_pem.write_to_path(trusted)
+    shutil.copyfile(certificate or server_certificate(), pair)
+    shutil.copyfile(authority().certificate, trusted)
     return pair, trusted

@@ -341,7 +341,7 @@ def test_stats_count_messages_as_such_and_bytes_as_they_travel(start, secure):
 
 @pytest.mark.clause("S29", "K20")
 def test_reload_tls_is_for_new_connections_and_those_that_are_open_keep_theirs(start, connect, trust):
-    old, new = server_context(), server_context(authority().issue_cert(*NAMES))
+    old, new = server_context(), server_context(authority().issue(*NAMES))
     handler = recorder(connected=None, data_received=echo)
     server = start(handler, ssl=old)
     open_before, accepted_before = TlsClient(connect(server), trust).handshake(), TlsClient(connect(server), trust)

@@ -6,8 +6,8 @@ import socket
 import ssl
 import threading
 
+import certificates
 import pytest
-import trustme
 from echoes import unix_server
 from perf_reports import made
 from support import PATIENCE
@@ -65,22 +65,20 @@ def serve():
 
 @pytest.fixture(scope="module")
 def authority():
-    return trustme.CA(key_type=trustme.KeyType.ECDSA)
+    return certificates.authority()
 
 
 @pytest.fixture(scope="module")
 def tls(authority):
     """A server's context, with a certificate for this machine."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1", "localhost", key_type=trustme.KeyType.ECDSA).configure_cert(context)
+    context.load_cert_chain(authority.issue("127.0.0.1", "localhost"))
     return context
 
 
 @pytest.fixture(scope="module")
-def cacert(authority, tmp_path_factory):
-    path = tmp_path_factory.mktemp("authority") / "ca.pem"
-    authority.cert_pem.write_to_path(path)
-    return str(path)
+def cacert(authority):
+    return str(authority.certificate)
 
 
 @pytest.fixture(scope="module")

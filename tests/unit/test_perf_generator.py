@@ -410,7 +410,7 @@ def test_messages_go_and_return_through_tls(measure_tls, loop, options):
 def test_tls_1_2_will_do(serve, loop, authority, cacert):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context.load_cert_chain(authority.issue("127.0.0.1"))
     result = measure(serve(echo, tls=context), loop, tls=True, cacert=cacert)
     assert result.ok
     assert result.tls.startswith("TLSv1.2 ")
@@ -545,7 +545,7 @@ def test_tls_ends_with_close_notify(measure_tls):
 )
 def test_the_certificate_is_verified_unless_told_otherwise(serve, loop, authority, cacert, trusted, name, insecure, reason):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(name).configure_cert(context)
+    context.load_cert_chain(authority.issue(name))
     result = measure(serve(echo, tls=context), loop, tls=True, cacert=cacert if trusted else None, insecure=insecure)
     assert result.connect_failures == (1 if reason else 0)
     assert result.ok == (not reason)
