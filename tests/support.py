@@ -6,6 +6,7 @@ two opinions and not one with itself.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
 import os
@@ -267,6 +268,7 @@ class Recorder(hydrogen.Handler):
         self.faults: list[str] = []
         self.hooks: dict[str, Callable[..., Any] | None] = {}
         self._inside: dict[int, str] = {}
+        self._counts: collections.Counter[str] = collections.Counter()
         self._changed = threading.Condition()
 
     def _callback(self, name: str, who: Any, *values: Any) -> Any:
@@ -279,6 +281,7 @@ class Recorder(hydrogen.Handler):
                     self.faults.append(f"{name} of connection {id} began during its {self._inside[id]}")
                 self._inside[id] = name
             self.calls.append(Call(name, id, fd, values[0] if values else None, socket))
+            self._counts[name] += 1
             self._changed.notify_all()
         try:
             hook = self.hooks.get(name)
@@ -306,7 +309,8 @@ class Recorder(hydrogen.Handler):
 
     def wait_for(self, name: str, count: int = 1) -> list[Call]:
         """At least `count` calls of `on_<name>`."""
-        return self.wait(lambda: (calls := self.of(name)) if len(self.of(name)) >= count else None, f"{count} x on_{name}")
+        self.wait(lambda: self._counts[f"on_{name}"] >= count, f"{count} x on_{name}")
+        return self.of(name)
 
     def wait_removed(self, count: int = 1) -> list[Exception]:
         """The errors of `count` removals, in order."""

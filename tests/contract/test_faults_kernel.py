@@ -131,7 +131,7 @@ import resource, sys, threading
 import hydrogen
 from support import Client
 
-big = memoryview(bytes(256 << 20))
+big = memoryview(bytes(1 << 30))  # more than what mimalloc, of a Python without a GIL, has reserved at once
 
 class Sends(hydrogen.Handler):
     def on_data_received(self, socket, data):

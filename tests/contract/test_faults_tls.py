@@ -4,11 +4,12 @@ import os
 import socket as stdlib_socket
 import ssl
 import subprocess
+import threading
 import xml.etree.ElementTree
 
 import pytest
 from certificates import VERSIONS, client_context, server_context
-from support import TlsClient, drip, echo, recorder, simple, wait_until
+from support import PATIENCE, TlsClient, drip, echo, recorder, simple, wait_until
 
 import hydrogen
 
@@ -322,11 +323,18 @@ def test_f37_without_framing_a_large_record_is_delivered_whole_without_a_further
 
 def test_f37_records_that_a_pause_has_held_are_delivered_on_resume_without_a_further_byte(start, secure):
     messages = [b"%d" % number for number in range(1000)]
-    handler = recorder(data_received=lambda socket, data: socket.pause_reading() if data.endswith(b"00") else None)
+    paused = threading.Semaphore(0)
+
+    def pause(socket, data):
+        if data.endswith(b"00"):
+            socket.pause_reading()
+            paused.release()
+
+    handler = recorder(data_received=pause)
     client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, read_budget=1000))
     client.client.send(b"".join(client.encrypt(simple(message)) for message in messages))
     for count in range(101, 1000, 100):
-        handler.wait_for("data_received", count)
+        assert paused.acquire(timeout=PATIENCE)
         assert handler.messages() == messages[:count]
         handler.socket().resume_reading()
     handler.wait_for("data_received", 1000)
