@@ -462,7 +462,13 @@ cdef class Engine:
         return self._worker() != NULL or threading.current_thread() is self._herald
 
     def reload_tls(self, context):
-        self._tls = context
+        with cython.critical_section(self):
+            self._tls = context
+
+    cdef object _context(self):
+        """`_tls`, which `reload_tls` may let go of at any moment; the lock is nothing where there is a GIL."""
+        with cython.critical_section(self):
+            return self._tls
 
     def forked(self):
         """Nothing to do: `_inert` compares the count of forks."""
@@ -715,10 +721,11 @@ cdef class Engine:
             if self._on_new is not None:
                 self._before_callback(worker)
                 stream = self._on_new(connection.fd)
+            context = self._context() if stream is None else None
             if stream is not None:
                 self._adopt(worker, connection, socket, stream)
-            elif self._tls is not None:
-                self._secure(worker, connection, socket, TlsSession(self._tls, server_side=True))
+            elif context is not None:
+                self._secure(worker, connection, socket, TlsSession(context, server_side=True))
             atomic_store32(&connection.ready, not connection.flags & FLAG_HANDSHAKE)
         except errors.Reject as error:
             self._end_with(connection, socket, CAUSE_REJECT, error)
@@ -1091,7 +1098,10 @@ cdef class Engine:
         """Have a user's stream write; None: go on with what it has kept. False when it raised."""
         cdef connection_t *connection = socket._connection
         cdef uint32_t bits
-        port = <object>connection.port
+        # Of any thread: the connection may be gone, and its stream with it.
+        port = self._held(socket, &connection.port)
+        if port is None:
+            return False
         try:
             if data is None:
                 port.resume()

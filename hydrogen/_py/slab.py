@@ -71,5 +71,10 @@ class Slab(Generic[T]):
         return [tenant for tenant in self._tenants if tenant is not None]
 
     def __len__(self) -> int:
-        """How many slots are occupied."""
-        return self._occupied
+        """How many slots are occupied.
+
+        Under the lock, so that of one who sets a flag and then looks here, and one who releases and then looks at the flag, one sees
+        what the other did.
+        """
+        with self._lock:
+            return self._occupied
