@@ -15,6 +15,7 @@ The slow path, which takes the GIL where it must, has functions of its own: `_re
 import logging
 import threading
 import time
+from types import MethodType
 from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -280,6 +281,30 @@ cdef class HydrogenSocket:
 _HydrogenSocketContract.register(HydrogenSocket)
 
 
+cdef object _rebound(callback):
+    """A bound method anew; anything else as it is."""
+    return MethodType(callback.__func__, callback.__self__) if isinstance(callback, MethodType) else callback
+
+
+@cython.final
+cdef class _Callbacks:
+    """The handler's callbacks as one worker holds them: bound methods of its own, which it makes itself.
+
+    Without a GIL references are cheap to count for the thread that made the object. All workers would count at the same ones for each message.
+    """
+
+    cdef object on_data, on_new, on_connected, on_eof, on_writable, on_disconnected, on_removed
+
+    def __cinit__(self, callbacks):
+        self.on_data = _rebound(callbacks.on_data_received)
+        self.on_new = _rebound(callbacks.on_new_connection)
+        self.on_connected = _rebound(callbacks.on_connected)
+        self.on_eof = _rebound(callbacks.on_eof)
+        self.on_writable = _rebound(callbacks.on_writable)
+        self.on_disconnected = _rebound(callbacks.on_disconnected)
+        self.on_removed = _rebound(callbacks.on_connection_removed)
+
+
 @cython.final
 cdef class Engine:
     """The compiled engine: backend.Engine is the contract."""
@@ -290,7 +315,7 @@ cdef class Engine:
     cdef object _proxy_versions, _proxy_allow
     cdef bint _debug  # each connection is told of in the log
     cdef dict _framings  # every different framing there was, by its key: slots point into them
-    cdef object _on_data, _on_new, _on_connected, _on_eof, _on_writable, _on_disconnected, _on_removed
+    cdef object _callbacks
 
     def __cinit__(self, server, callbacks, config, listeners, max_connections):
         cdef int failed, index
@@ -305,13 +330,7 @@ cdef class Engine:
         self._threads = []
         self._herald = threading.Thread(target=self._tell, name="hydrogen-herald", daemon=True)
         self._drained = threading.Event()
-        self._on_data = callbacks.on_data_received
-        self._on_new = callbacks.on_new_connection
-        self._on_connected = callbacks.on_connected
-        self._on_eof = callbacks.on_eof
-        self._on_writable = callbacks.on_writable
-        self._on_disconnected = callbacks.on_disconnected
-        self._on_removed = callbacks.on_connection_removed
+        self._callbacks = callbacks
         failed = loop_init(
             &self._loop, config.max_threads, config.pre_allocated, min(config.read_budget, SCRATCH_MOST), len(listeners),
             config.max_connections_per_ip or 0)
@@ -326,16 +345,16 @@ cdef class Engine:
         self._proxy_versions, self._proxy_allow = config.proxy_protocol, config.proxy_allow_from
         self._loop.handoff = _HANDOFFS[config.handoff]
         self._loop.has_open_callbacks = (
-            self._on_new is not None or self._on_connected is not None or config.ssl is not None or self._loop.has_proxy or self._debug
+            callbacks.on_new_connection is not None or callbacks.on_connected is not None or config.ssl is not None or self._loop.has_proxy or self._debug
         )
         self._set_options(config.socket_options)
         context.low, context.high = config.write_buffer_limits
         context.max_write_buffer = config.max_write_buffer
         context.max_buffered = config.max_buffered
         context.read_budget = config.read_budget
-        context.has_on_eof = self._on_eof is not None
-        context.has_on_writable = self._on_writable is not None
-        context.has_end_callbacks = self._on_disconnected is not None or self._on_removed is not None or self._debug
+        context.has_on_eof = callbacks.on_eof is not None
+        context.has_on_writable = callbacks.on_writable is not None
+        context.has_end_callbacks = callbacks.on_disconnected is not None or callbacks.on_connection_removed is not None or self._debug
         context.open_timeout = _nanoseconds(config.open_timeout)
         context.idle_timeout = _nanoseconds(config.idle_timeout)
         context.frame_timeout = _nanoseconds(config.frame_timeout)
@@ -506,8 +525,10 @@ cdef class Engine:
     def _work(self, uint32_t index):
         """The life of a worker."""
         cdef worker_t *worker = &self._loop.workers[index]
+        cdef _Callbacks callbacks = _Callbacks(self._callbacks)
         cdef uint64_t asked
         cdef bint go_on
+        worker.callbacks = <void *>callbacks
         sys_worker_set(worker)
         while not self._inert():
             with nogil:
@@ -561,7 +582,7 @@ cdef class Engine:
         if todo & TODO_PORT_OUT:
             self._port_send(socket, None)
         if todo & TODO_WRITABLE:
-            self._call(worker, connection, socket, self._on_writable, "on_writable")
+            self._call(worker, connection, socket, (<_Callbacks>worker.callbacks).on_writable, "on_writable")
         if todo & TODO_READ:
             self._read_port(worker, connection, socket)
         if todo & TODO_DELIVER:
@@ -569,7 +590,7 @@ cdef class Engine:
         if todo & TODO_EOF and connection.flags & FLAG_TLS_FAILED:
             self._end_with(connection, socket, CAUSE_TLS_ERROR, (<object>connection.session).failure)
         elif todo & TODO_EOF:
-            self._call(worker, connection, socket, self._on_eof, "on_eof")
+            self._call(worker, connection, socket, (<_Callbacks>worker.callbacks).on_eof, "on_eof")
         if todo & TODO_GOODBYE:
             self._goodbye(worker, connection, socket)
         if connection.flags & FLAG_LATE:
@@ -651,6 +672,7 @@ cdef class Engine:
         cdef int verdict = FRAME_COMPLETE
         cdef uint64_t until = worker.turn_began + CORK_NS
         cdef const uint8_t *at
+        on_data = (<_Callbacks>worker.callbacks).on_data
         while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
             input = connection.input
             if input == NULL:
@@ -668,7 +690,7 @@ cdef class Engine:
             data = payload_of(&frame, at)
             input.start += frame.size
             self._before_message(worker, connection)
-            self._on_data(socket, data)
+            on_data(socket, data)
         return verdict
 
     cdef inline void _before_message(self, worker_t *worker, connection_t *connection) noexcept:
@@ -709,6 +731,7 @@ cdef class Engine:
 
     cdef void _open(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """The header of the PROXY protocol, on_new_connection, then the poller, then on_connected."""
+        cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
         stream = None
         if atomic_load32(&connection.state) >= STATE_ABORTING:
             return
@@ -718,9 +741,9 @@ cdef class Engine:
         if self._debug:
             self._journal.accepted(connection.id, socket.peername)
         try:
-            if self._on_new is not None:
+            if callbacks.on_new is not None:
                 self._before_callback(worker)
-                stream = self._on_new(connection.fd)
+                stream = callbacks.on_new(connection.fd)
             context = self._context() if stream is None else None
             if stream is not None:
                 self._adopt(worker, connection, socket, stream)
@@ -734,8 +757,8 @@ cdef class Engine:
         except BaseException as error:
             self._failed(connection, socket, "on_new_connection", error)
         self._register(connection, socket)
-        if self._on_connected is not None and atomic_load32(&connection.ready):
-            self._call(worker, connection, socket, self._on_connected, "on_connected")
+        if callbacks.on_connected is not None and atomic_load32(&connection.ready):
+            self._call(worker, connection, socket, callbacks.on_connected, "on_connected")
 
     cdef void _register(self, connection_t *connection, HydrogenSocket socket) noexcept:
         """Have the connection polled, if it is not: before anything is sent, or nobody would ask for the OUT edge of a Unix socket."""
@@ -769,6 +792,7 @@ cdef class Engine:
 
     cdef void _finish(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """The last callbacks, references dropped, fd closed, slot released."""
+        cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
         cdef void *references[6]
         cdef bint told = connection.cause != CAUSE_OVERLOAD
         port = <object>connection.port if connection.port != NULL else None
@@ -779,10 +803,10 @@ cdef class Engine:
             self._journal.slow_consumer(connection.id, socket.peername)
         if self._debug:
             self._journal.removed(connection.id, error)
-        if self._on_disconnected is not None and atomic_load32(&connection.ready):
-            self._quietly(worker, self._on_disconnected, socket, error)
-        if self._on_removed is not None and told:
-            self._quietly(worker, self._on_removed, connection.fd, error)
+        if callbacks.on_disconnected is not None and atomic_load32(&connection.ready):
+            self._quietly(worker, callbacks.on_disconnected, socket, error)
+        if callbacks.on_removed is not None and told:
+            self._quietly(worker, callbacks.on_removed, connection.fd, error)
         if port is not None:
             self._quietly(worker, port.close)
         if self._inert():
@@ -875,6 +899,7 @@ cdef class Engine:
 
     cdef _decrypt(self, worker_t *worker, connection_t *connection, HydrogenSocket socket):
         """Have TLS make input of what was read, and go on with the handshake; when that is done the connection is ready."""
+        cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
         cdef block_t *wire = connection.wire
         cdef bytes plaintext
         session = <object>connection.session
@@ -900,8 +925,8 @@ cdef class Engine:
             if atomic_load32(&connection.state) != STATE_OPEN:
                 return
             atomic_store32(&connection.ready, 1)
-            if self._on_connected is not None:
-                self._call(worker, connection, socket, self._on_connected, "on_connected")
+            if callbacks.on_connected is not None:
+                self._call(worker, connection, socket, callbacks.on_connected, "on_connected")
 
     cdef inline void _computes(self, worker_t *worker, bint briefly) noexcept:
         """Around short records: OpenSSL lets go of the GIL for microseconds, and another worker may keep it for long. Who waits to have it back does not block
@@ -933,6 +958,7 @@ cdef class Engine:
         cdef block_t *input = connection.input
         cdef int budget = DELIVER_MOST
         decoder = self._decoder(connection)
+        on_data = (<_Callbacks>worker.callbacks).on_data
         if input != NULL:
             data = PyBytes_FromStringAndSize(block_bytes(input) + input.start, block_length(input))
             connection.input = NULL
@@ -960,7 +986,7 @@ cdef class Engine:
                     connection.flags |= FLAG_PARTIAL
                 break
             self._before_message(worker, connection)
-            self._on_data(socket, data)
+            on_data(socket, data)
 
     cdef int _send_coded(self, worker_t *worker, HydrogenSocket socket, bytes data) except -1:
         """Send by a user's frame builder, by TLS, or by both."""
@@ -1060,6 +1086,7 @@ cdef class Engine:
         """Deliver what a user's stream has, until it has nothing, raises, or the budget is used up."""
         cdef int budget = DELIVER_MOST
         port = <object>connection.port
+        on_data = (<_Callbacks>worker.callbacks).on_data
         while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
             if not port.messages:
                 if budget <= 0:
@@ -1078,7 +1105,7 @@ cdef class Engine:
             counter_bump(&worker.io.counters.bytes_received, len(data))
             try:
                 self._before_callback(worker)
-                self._on_data(socket, data)
+                on_data(socket, data)
             except BaseException as error:
                 self._failed(connection, socket, "on_data_received", error)
 
