@@ -80,7 +80,7 @@ class Config:
         proxy_protocol: "v1", "v2" or "auto" (either): each connection begins with a header of the PROXY protocol, which names the client.
         proxy_allow_from: networks, or "unix", from which such a header is accepted; a connection from elsewhere is refused.
         stop_timeout: default of `Server.stop`; container runtimes kill after 10 s.
-        slow_callback: a callback that runs for so long is logged with its stack; None: none is.
+        slow_callback: a callback that runs for so long is logged, where there is a GIL with its stack; None: none is.
         handoff: who is woken when: "auto", or "inline" or "eager" to pin one policy (for experts and tests).
 
     Raises:

@@ -1,7 +1,8 @@
 """The watchdog: a thread that looks for callbacks which run for longer than `Config.slow_callback`, and logs where they are.
 
 It is there only when that is set, and looks four times in that time. It needs the GIL to look, so a callback that holds on to it in C code
-is found late. Nothing here acts: a slow callback is told of, once, and left alone.
+is found late. Where there is no GIL it tells which worker, and not where: a frame that runs in another thread must not be looked at there
+(Python's free-threading HOWTO). Nothing here acts: a slow callback is told of, once, and left alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,13 @@ import traceback
 from collections.abc import Callable
 
 from hydrogen.journal import Journal
+
+
+def has_gil() -> bool:
+    """Whether no two threads run Python at once."""
+    if sys.version_info >= (3, 13):
+        return sys._is_gil_enabled()
+    return True
 
 
 class Watchdog:
@@ -59,7 +67,12 @@ class Watchdog:
 
     def _tell(self, ident: int, seconds: float) -> None:
         self.slow += 1
-        frame = sys._current_frames().get(ident)
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(it has ended meanwhile)"
         name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), "a worker")
-        self._journal.say(logging.WARNING, "slow callback", "a callback has run for %.3f s in %s:\n%s", seconds, name, stack)
+        self._journal.say(logging.WARNING, "slow callback", "a callback has run for %.3f s in %s:\n%s", seconds, name, _stack_of(ident))
+
+
+def _stack_of(ident: int) -> str:
+    if not has_gil():
+        return "(where, can only be seen with a GIL)"
+    frame = sys._current_frames().get(ident)
+    return "".join(traceback.format_stack(frame)) if frame is not None else "(it has ended meanwhile)"

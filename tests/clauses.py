@@ -98,7 +98,7 @@ CLAUSES: dict[str, str] = {
     "C38": "peername is the header's source, or the peer's own for LOCAL and UNKNOWN; get_extra_info('proxy') is the header.",
     "C39": "A header that is malformed, missing, over-long, or the second one, removes the connection with ProtocolError.",
     "C40": "With proxy_protocol connections are counted by the address of the client, not by that of the proxy.",
-    "C41": "slow_callback: a callback that runs for so long is logged once, with its stack, and counted; None: none is.",
+    "C41": "slow_callback: a callback that runs for so long is logged once, with its stack if there is a GIL, and counted; None: none is.",
     # ------------------------------------------------------------------ handler
     "H1": "One instance serves all connections, different ones in parallel.",
     "H2": "Per connection callbacks run one at a time and in order.",
