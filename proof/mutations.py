@@ -38,7 +38,7 @@ SUITE = ROOT / "tests"
 TESTS = [SUITE / "stress" / "test_threads.py", SUITE / "contract" / "test_state_machine.py"]
 OPTIONS = ["-q", "-p", "no:xdist", "--engine=compiled", "--timeout=60", "--maxfail=1", f"--config-file={ROOT / 'pyproject.toml'}"]
 
-PATIENCE = 90
+PATIENCE = 75
 """Seconds after which the tests hang: a worker that is never woken cannot be joined either, and no timeout of one test ends that."""
 
 
