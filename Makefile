@@ -20,7 +20,7 @@ endif
 BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
 ENGINE := $(if $(PURE),python,both)
 
-.PHONY: help demo test build debug tsan asan ubsan model fuzz format lint types dist test-all churn soak machine bench clean
+.PHONY: help demo test build debug tsan asan ubsan model fuzz format lint types dist test-all churn soak machine exits bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,7 +50,7 @@ ubsan: $(VENV)/.installed  ## the same under the sanitizer of undefined behaviou
 
 model: $(VENV)/.installed  ## the models of the protocols between threads, searched by SPIN, and what they notice made in the code
 	$(BIN)/python proof/run.py
-	$(BIN)/python proof/mutations.py
+	$(BIN)/python tools/mutations.py
 
 fuzz: $(VENV)/.installed  ## each compiled decoder under clang's fuzzer and sanitizers, a million executions; both decoders on what it finds
 	$(BIN)/python tools/fuzz.py $(ARGS)
@@ -80,6 +80,9 @@ soak: build  ## churn, and then ten minutes of friendly and hostile clients (ARG
 
 machine: build  ## random steps on whole servers, ten minutes on each engine (HYDROGEN_MACHINE=seconds; HYDROGEN_MACHINE_SEED=that one again and again)
 	HYDROGEN_MACHINE=$(or $(HYDROGEN_MACHINE),600) $(BIN)/pytest -p no:xdist --engine=$(ENGINE) -x tests/contract/test_state_machine.py $(ARGS)
+
+exits: build  ## 500 processes that end at a random moment, with traffic on and handlers blocked
+	HYDROGEN_EXITS=$(if $(PURE),500,250) $(BIN)/pytest -p no:xdist --engine=$(ENGINE) tests/stress/test_exits.py $(ARGS)
 
 bench: build $(VENV)/.bench  ## hydrogen beside its peers and beside C, in ratios, and docs/performance.md (ARGS=--fast: some minutes)
 	$(BIN)/python -m perf.compare --publish $(ARGS)

@@ -15,8 +15,8 @@ The slow path, which takes the GIL where it must, has functions of its own: `_re
 import logging
 import threading
 import time
-from types import MethodType
 from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton
+from types import MethodType
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE

@@ -122,13 +122,10 @@ def main() -> int:
     suites = arguments or [str(ROOT / "tests" / "contract"), str(ROOT / "tests" / "stress")]
     if kind == "debug":
         return pytest("debug", ["-n", "4", "--engine=compiled", *(arguments or [str(ROOT / "tests")])], CI="true")
-    if kind == "thread":
-        return thread(suites)
-    if kind == "address":
-        return address(suites)
-    if kind == "undefined":
-        return undefined(suites)
-    sys.exit(__doc__)
+    sanitizers = {"thread": thread, "address": address, "undefined": undefined}
+    if kind not in sanitizers:
+        sys.exit(__doc__)
+    return sanitizers[kind](suites)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ ctypedef struct worker_t:
     uint64_t progress                # callbacks begun
     uint64_t corked[CORKED_MOST]     # tokens; taken by swap with 0, by the worker or for it
     # the worker only
-    void *callbacks                  # _core.pyx
+    void *callbacks                  # its _Callbacks (_core.pyx), which it holds as long as it runs
     uint32_t corked_count
     uint64_t turn_began
     uint64_t turn_progress           # `progress` then; without a GIL only

@@ -1,6 +1,6 @@
 """Processes that end at a random moment, with traffic on and handlers blocked: with the right status; none hangs or crashes.
 
-HYDROGEN_EXITS is how many, on each engine: 24 by default, 250 by `make proof`. What a process did hangs on its number alone, but
+HYDROGEN_EXITS is how many, on each engine: 24 by default, 250 by `make exits`. What a process did hangs on its number alone, but
 for time.
 """
 

@@ -66,6 +66,7 @@ def test_broadcasts_of_two_threads_reach_everybody_in_order_while_connections_co
             beside(done, lambda: broadcast(1), lambda: crowd.run(server.address, SMALL))
         for client in clients:
             client.finish()
+    assert min(counts) > 0
     for messages in got:
         for who in (0, 1):
             assert [int(message.split(b":")[1]) for message in messages if message.startswith(b"all %d:" % who)] == list(range(counts[who]))

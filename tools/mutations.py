@@ -1,4 +1,4 @@
-"""``python proof/mutations.py``: mistakes that three of the models notice, made in the code: each must fail a stress test.
+"""``python tools/mutations.py``: mistakes that three of the models in proof/ notice, made in the code: each must fail a stress test.
 
 For each a copy of the package is changed, built below build/ and put in front of the installed one. The exit status is 1 when
 the tests pass on one of them.
@@ -6,14 +6,13 @@ the tests pass on one of them.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from instrumented import ROOT, environment
 
 MUTATIONS = {
     "BLIND_LET_GO": (
@@ -58,7 +57,7 @@ def copy(name: str) -> Path:
         [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"],
         cwd=tree,
         check=True,
-        env=os.environ | {"HYDROGEN_REQUIRE_EXTENSIONS": "1", "CFLAGS": "-O1"},
+        env=environment(HYDROGEN_REQUIRE_EXTENSIONS="1", CFLAGS="-O1"),
     )
     return tree
 
@@ -69,9 +68,9 @@ def main(names: list[str]) -> int:
         tree = copy(name)
         began = time.monotonic()
         command = [sys.executable, "-m", "pytest", *OPTIONS, f"--rootdir={ROOT}", *map(str, TESTS)]
-        environment = os.environ | {"PYTHONPATH": str(tree), "HYDROGEN_MACHINE": "30"}
+        variables = environment(PYTHONPATH=str(tree), HYDROGEN_MACHINE="30")
         try:
-            done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+            done = subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True, timeout=PATIENCE)
             # 1: a test failed; negative: a crash. The others mean that the tests could not be run.
             noticed = done.returncode == 1 or done.returncode < 0
             told = (done.stdout.strip().splitlines() or [done.stderr.strip()])[-1]
