@@ -39,13 +39,13 @@ build: $(VENV)/.installed  ## the compiled modules, in place: after each change 
 debug: $(VENV)/.installed  ## the whole suite on the debug build: assertions, lock ranks, bounds checks
 	$(BIN)/python tools/instrumented.py debug $(ARGS)
 
-tsan: $(VENV)/.installed  ## the contract and the stress tests under the thread sanitizer, which must also see a planted race
+tsan: $(VENV)/.installed  ## the stress tests under the thread sanitizer, which must also see a planted race
 	$(BIN)/python tools/instrumented.py thread $(ARGS)
 
-asan: $(VENV)/.installed  ## the same under the address sanitizer
+asan: $(VENV)/.installed  ## the stress tests under the address sanitizer
 	$(BIN)/python tools/instrumented.py address $(ARGS)
 
-ubsan: $(VENV)/.installed  ## the same under the sanitizer of undefined behaviour
+ubsan: $(VENV)/.installed  ## the contract and the stress tests under the sanitizer of undefined behaviour
 	$(BIN)/python tools/instrumented.py undefined $(ARGS)
 
 model: $(VENV)/.installed  ## the models of the protocols between threads, searched by SPIN, and what they notice made in the code

@@ -1,9 +1,9 @@
 """Runs the suite on a special build: `instrumented.py debug | thread | address | undefined [pytest arguments]`.
 
 The build goes below build/ and is put in front of the installed one by PYTHONPATH, so that no kind of build can be mistaken
-for another. `debug` runs everything that concerns the compiled engine. The others run the contract and the stress tests under
-that sanitizer of GCC, whose run-time library must be loaded before the interpreter, which is not instrumented: hence LD_PRELOAD,
-for the interpreter only.
+for another. `debug` runs everything that concerns the compiled engine. The others run under that sanitizer of GCC, `thread` and `address` the
+stress tests, `undefined`, which costs little, the contract as well. The sanitizer's run-time library must be loaded before the
+interpreter, which is not instrumented: hence LD_PRELOAD, for the interpreter only.
 
 ThreadSanitizer sees our code, and what CPython does through libc. A report that names one of our modules is ours and fails the
 run; the others are counted. That it sees our races at all is shown by a second run, of a build with a race planted.
@@ -94,12 +94,7 @@ def thread(arguments: list[str]) -> int:
 
 
 def address(arguments: list[str]) -> int:
-    """Python's own allocator off, so that each object is a block of its own; its leaks at exit are not our subject.
-
-    Without the tests that want memory to stay flat, for the sanitizer keeps what was freed for a while, and those that put a library
-    of their own in front of the C library's, where the sanitizer has to be.
-    """
-    arguments = ["-k", "not (f16 or f18 or f31 or short_soak)", *arguments]
+    """Python's own allocator off, so that each object is a block of its own; its leaks at exit are not our subject."""
     options = f"detect_leaks=0:abort_on_error=0:{COMMON}"
     status, reports = sanitized("address", "libasan.so", "ASAN_OPTIONS", options, arguments, PYTHONMALLOC="malloc")
     print(*reports[:5], sep="\n")
@@ -119,13 +114,16 @@ def main() -> int:
     kind, *arguments = sys.argv[1:] or [""]
     # pytest runs in another folder than the one that the caller named paths from.
     arguments = [str(Path(a).absolute()) if os.path.exists(a.partition("::")[0]) else a for a in arguments]
-    suites = arguments or [str(ROOT / "tests" / "contract"), str(ROOT / "tests" / "stress")]
+    stress, contract = str(ROOT / "tests" / "stress"), str(ROOT / "tests" / "contract")
     if kind == "debug":
         return pytest("debug", ["-n", "4", "--engine=compiled", *(arguments or [str(ROOT / "tests")])], CI="true")
-    sanitizers = {"thread": thread, "address": address, "undefined": undefined}
-    if kind not in sanitizers:
-        sys.exit(__doc__)
-    return sanitizers[kind](suites)
+    if kind == "thread":
+        return thread(arguments or [stress])
+    if kind == "address":
+        return address(arguments or [stress])
+    if kind == "undefined":
+        return undefined(arguments or [contract, stress])
+    sys.exit(__doc__)
 
 
 if __name__ == "__main__":
