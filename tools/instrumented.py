@@ -1,9 +1,9 @@
 """Runs the suite on a special build: `instrumented.py debug | thread | address | undefined [pytest arguments]`.
 
 The build goes below build/ and is put in front of the installed one by PYTHONPATH, so that no kind of build can be mistaken
-for another. `debug` runs everything that concerns the compiled engine. The others run under that sanitizer of GCC, `thread` and `address` the
-stress tests, `undefined`, which costs little, the contract as well. The sanitizer's run-time library must be loaded before the
-interpreter, which is not instrumented: hence LD_PRELOAD, for the interpreter only.
+for another. `debug` runs everything that concerns the compiled engine. The others run under that sanitizer of GCC: `thread` and
+`address` the stress tests, `undefined`, which costs little, the contract as well. The sanitizer's run-time library must be loaded
+before the interpreter, which is not instrumented: hence LD_PRELOAD, for the interpreter only.
 
 ThreadSanitizer sees our code, and what CPython does through libc. A report that names one of our modules is ours and fails the
 run; the others are counted. That it sees our races at all is shown by a second run, of a build with a race planted.
