@@ -112,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--cert", metavar="FILE", help="speak TLS with this certificate chain (PEM)")
     options.add_argument("--key", metavar="FILE", help="its private key, when it is not in the same file")
     options.add_argument("--threads", type=int, default=Config.max_threads, help="handlers that may block at once (%(default)s)")
+    options.add_argument("--loops", type=int, default=Config.loops, help="among which they and the connections are dealt out (%(default)s)")
     options.add_argument("--engine", choices=CHOICES, default=None, help="(HYDROGEN_ENGINE, or auto)")
     options.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto", help="who is woken when (%(default)s)")
     options.add_argument("--stop-timeout", type=float, default=Config.stop_timeout, help="seconds for a stop in order (%(default)s)")
@@ -174,6 +175,7 @@ def _config(arguments: argparse.Namespace) -> Config:
         idle_timeout=arguments.idle_timeout,
         slow_callback=arguments.slow_callback,
         max_threads=arguments.threads,
+        loops=arguments.loops,
         framing=FRAMINGS[arguments.framing],
         ssl=_context(arguments.cert, arguments.key),
         handoff=arguments.handoff,

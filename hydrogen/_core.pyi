@@ -48,7 +48,13 @@ class HydrogenSocket:
 @final
 class Engine:
     def __new__(
-        cls, server: Server, callbacks: Callbacks, config: Config, listeners: Sequence[socket.socket], max_connections: int
+        cls,
+        server: Server,
+        callbacks: Callbacks,
+        config: Config,
+        listeners: Sequence[socket.socket],
+        max_connections: int,
+        first: Engine | None = None,
     ) -> Engine: ...
     def start(self) -> None: ...
     def stop_accepting(self) -> None: ...

@@ -39,7 +39,7 @@ from hydrogen.tls import TlsSession
 
 cimport cython
 
-from hydrogen._c.acceptor cimport acceptor_end, acceptor_start, acceptor_suspend
+from hydrogen._c.acceptor cimport acceptor_clear, acceptor_destroy, acceptor_end, acceptor_init, acceptor_start, acceptor_suspend
 from hydrogen._c.addresses cimport addresses_take
 from hydrogen._c.buffer cimport block_bytes, block_free, block_length, block_of_shared, block_t, shared_drop, shared_new, shared_t
 from hydrogen._c.connection cimport *
@@ -307,9 +307,13 @@ cdef class _Callbacks:
 
 @cython.final
 cdef class Engine:
-    """The compiled engine: backend.Engine is the contract."""
+    """The compiled engine, with one loop: backend.Engine is the contract. Several are one server's when the first one accepts for all (loops.py)."""
 
     cdef loop_t _loop
+    cdef acceptor_t _own
+    cdef acceptor_t *_acceptor  # its own, or that of `_first`
+    cdef Engine _first
+    cdef uint32_t _worker_base  # workers of the engines before it
     cdef object _server, _journal, _timers, _addresses, _threads, _herald, _drained
     cdef object _listeners, _builder, _tls
     cdef object _proxy_versions, _proxy_allow
@@ -317,10 +321,14 @@ cdef class Engine:
     cdef dict _framings  # every different framing there was, by its key: slots point into them
     cdef object _callbacks
 
-    def __cinit__(self, server, callbacks, config, listeners, max_connections):
-        cdef int failed, index
+    def __cinit__(self, server, callbacks, config, listeners, max_connections, Engine first=None):
+        cdef int failed
         cdef context_t *context = &self._loop.context
         loop_clear(&self._loop)
+        acceptor_clear(&self._own)
+        self._first = first
+        self._acceptor = &self._own if first is None else &first._own
+        self._worker_base = acceptor_workers(self._acceptor)
         self._server = server
         self._journal = server.journal
         self._timers = server.timers
@@ -331,23 +339,17 @@ cdef class Engine:
         self._herald = threading.Thread(target=self._tell, name="hydrogen-herald", daemon=True)
         self._drained = threading.Event()
         self._callbacks = callbacks
-        failed = loop_init(
-            &self._loop, config.max_threads, config.pre_allocated, min(config.read_budget, SCRATCH_MOST), len(listeners),
-            config.max_connections_per_ip or 0)
+        if first is None:
+            self._prepare_acceptor(config, max_connections)
+        failed = loop_init(&self._loop, self._acceptor, config.max_threads, config.pre_allocated, min(config.read_budget, SCRATCH_MOST))
         if failed:
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
-        for index, listener in enumerate(listeners):
-            self._loop.listeners[index].fd = listener.fileno()
-            self._loop.listeners[index].unix_domain = listener.family == AF_UNIX
-        self._loop.max_connections = max_connections
-        self._loop.turns_away = config.overload == "close"
-        self._loop.has_proxy = config.proxy_protocol != "off"
         self._proxy_versions, self._proxy_allow = config.proxy_protocol, config.proxy_allow_from
         self._loop.handoff = _HANDOFFS[config.handoff]
         self._loop.has_open_callbacks = (
-            callbacks.on_new_connection is not None or callbacks.on_connected is not None or config.ssl is not None or self._loop.has_proxy or self._debug
+            callbacks.on_new_connection is not None or callbacks.on_connected is not None or config.ssl is not None or
+            self._acceptor.has_proxy or self._debug
         )
-        self._set_options(config.socket_options)
         context.low, context.high = config.write_buffer_limits
         context.max_write_buffer = config.max_write_buffer
         context.max_buffered = config.max_buffered
@@ -369,32 +371,40 @@ cdef class Engine:
     def __dealloc__(self):
         # In a forked child the threads to join are not there, and a lock may be held for ever: what is left goes with the process.
         if not self._inert():
-            acceptor_end(&self._loop)
+            acceptor_end(&self._own)
             timekeeper_end(&self._loop)
             loop_destroy(&self._loop)
+            acceptor_destroy(&self._own)
 
-    cdef _set_options(self, options):
+    cdef _prepare_acceptor(self, config, max_connections):
+        cdef acceptor_t *acceptor = &self._own
         cdef option_t *option
-        self._loop.options = <option_t *>calloc(len(options) or 1, sizeof(option_t))
-        if self._loop.options == NULL:
-            raise MemoryError
-        for level, name, value in options:
+        cdef int index, failed
+        failed = acceptor_init(acceptor, len(self._listeners), len(config.socket_options), config.max_connections_per_ip or 0)
+        if failed:
+            raise errors.removal_error(CAUSE_OS_ERROR, -failed)
+        for index, listener in enumerate(self._listeners):
+            acceptor.listeners[index].fd = listener.fileno()
+            acceptor.listeners[index].unix_domain = listener.family == AF_UNIX
+        for index, (level, name, value) in enumerate(config.socket_options):
             if isinstance(value, int):
                 value = value.to_bytes(4, "little", signed=True)
-            option = &self._loop.options[self._loop.option_count]
+            option = &acceptor.options[index]
             option.level, option.name, option.size = level, name, len(value)
             option.value = <char *>malloc(len(value) or 1)
             if option.value == NULL:
                 raise MemoryError
             memcpy(option.value, PyBytes_AS_STRING(value), len(value))
-            self._loop.option_count += 1
+        acceptor.max_connections = max_connections
+        acceptor.turns_away = config.overload == "close"
+        acceptor.has_proxy = config.proxy_protocol != "off"
 
     # --- life ------------------------------------------------------------------------------------------------------------------------------
 
     def start(self):
         cdef int failed
         for index in range(self._loop.worker_count):
-            thread = threading.Thread(target=self._work, args=(index,), name=f"hydrogen-worker-{index}", daemon=True)
+            thread = threading.Thread(target=self._work, args=(index,), name=f"hydrogen-worker-{self._worker_base + index}", daemon=True)
             try:
                 thread.start()
             except BaseException:
@@ -406,20 +416,22 @@ cdef class Engine:
         except BaseException:
             self.release()
             raise
-        failed = timekeeper_start(&self._loop) or acceptor_start(&self._loop)
+        failed = timekeeper_start(&self._loop)
+        if not failed and self._first is None:
+            failed = acceptor_start(self._acceptor)
         if failed:
             self.release()
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
 
     def stop_accepting(self):
         with nogil:
-            acceptor_end(&self._loop)
+            acceptor_end(self._acceptor)
 
     def suspend(self):
-        acceptor_suspend(&self._loop, True)
+        acceptor_suspend(self._acceptor, True)
 
     def resume(self):
-        acceptor_suspend(&self._loop, False)
+        acceptor_suspend(self._acceptor, False)
 
     def set_alarm(self, when):
         if not self._inert():
@@ -433,7 +445,7 @@ cdef class Engine:
         ]
 
     def end(self, HydrogenSocket socket not None):
-        self._end(socket, False, CAUSE_SERVER_STOPPED, 0)
+        socket._engine._end(socket, False, CAUSE_SERVER_STOPPED, 0)
 
     def close_all(self):
         cdef uint64_t unsent = 0, count = 0
@@ -462,9 +474,11 @@ cdef class Engine:
     def release(self):
         abandoned = 0
         with nogil:
-            acceptor_end(&self._loop)
+            acceptor_end(self._acceptor)
             timekeeper_end(&self._loop)
             loop_exit(&self._loop)
+        for index in range(len(self._threads), self._loop.worker_count):  # a start that failed
+            worker_left(&self._loop.workers[index])
         if self._herald.ident is not None:
             self._herald.join(HERALD_SECONDS)
         deadline = time.monotonic() + JOIN_SECONDS
@@ -511,14 +525,14 @@ cdef class Engine:
             if news & NEWS_ALL_BLOCKED:
                 self._journal.all_blocked(self._loop.worker_count)
             if news & NEWS_ACCEPTING:
-                state = atomic_load32(&self._loop.accepting)
+                state = atomic_load32(&self._acceptor.accepting)
                 if state == ACCEPTING:
                     self._journal.accepting()
                 else:
-                    self._journal.accepting_paused(self._loop.max_connections if state == ACCEPT_FULL else None)
+                    self._journal.accepting_paused(self._acceptor.max_connections if state == ACCEPT_FULL else None)
             if news & NEWS_TURNED_AWAY:
-                atomic_store32(&self._loop.turned_away_told, 0)
-                self._journal.turned_away(atomic_load64(&self._loop.turned_away))
+                atomic_store32(&self._acceptor.turned_away_told, 0)
+                self._journal.turned_away(atomic_load64(&self._acceptor.turned_away))
 
     # --- the dispatch role -----------------------------------------------------------------------------------------------------------------
 
@@ -1033,7 +1047,7 @@ cdef class Engine:
                 lock_take(&connection.lock)
                 connection.peer = name
                 lock_give(&connection.lock)
-                connection.counted = self._loop.context.addresses.most and addresses_take(&self._loop.context.addresses, &connection.peer)
+                connection.counted = self._loop.context.addresses.most and addresses_take(self._loop.context.addresses, &connection.peer)
                 if self._loop.context.addresses.most and not connection.counted:
                     self._journal.turned_away_from(header.source)
                     self._end(socket, True, CAUSE_OVERLOAD, 0)
@@ -1323,7 +1337,9 @@ cdef class Engine:
             return False
 
     def stats(self):
+        """What is of the server as a whole is counted once, by the first engine."""
         cdef counters_t sums
+        cdef acceptor_t *acceptor = &self._own  # nobody uses it where it is not the first
         cdef uint64_t allocations = 0
         cdef uint32_t k
         counters_clear(&sums)
@@ -1334,7 +1350,7 @@ cdef class Engine:
         counters_add(&sums, &self._loop.outside_io.counters)
         return Stats(
             connections=atomic_load64(&self._loop.live),
-            accepted=atomic_load64(&self._loop.accepted),
+            accepted=atomic_load64(&acceptor.accepted),
             removed_peer_closed=sums.removed[CAUSE_PEER_CLOSED],
             removed_local_closed=sums.removed[CAUSE_LOCAL_CLOSED],
             removed_server_stopped=sums.removed[CAUSE_SERVER_STOPPED],
@@ -1348,7 +1364,7 @@ cdef class Engine:
             removed_write_timeout=sums.timeouts[TIMEOUT_WRITE],
             removed_tls_error=sums.removed[CAUSE_TLS_ERROR] + sums.removed[CAUSE_TRUNCATED],
             removed_os_error=sums.removed[CAUSE_OS_ERROR],
-            removed_overload=sums.removed[CAUSE_OVERLOAD] + atomic_load64(&self._loop.turned_away),
+            removed_overload=sums.removed[CAUSE_OVERLOAD] + atomic_load64(&acceptor.turned_away),
             messages_received=sums.messages_received,
             messages_sent=sums.messages_sent,
             messages_refused=sums.messages_refused,
@@ -1362,7 +1378,7 @@ cdef class Engine:
             reading_resumes=atomic_load64(&self._loop.context.reading_resumes),
             memory_pauses=atomic_load64(&self._loop.context.memory_pauses),
             walks=relaxed_load64(&self._loop.walks),
-            accept_pauses=atomic_load64(&self._loop.accept_pauses),
+            accept_pauses=atomic_load64(&acceptor.pauses),
             polls=sums.polls,
             turns=sums.turns,
             gil_acquisitions=sums.gil_acquisitions,

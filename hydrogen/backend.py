@@ -17,6 +17,7 @@ from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import EngineUnavailable
 from hydrogen.handler import Callbacks
+from hydrogen.loops import Loops
 from hydrogen.report import BroadcastReport, Stats
 
 if TYPE_CHECKING:
@@ -152,3 +153,12 @@ def engine_class(name: str | None) -> tuple[str, type[Engine]]:
     from hydrogen._py.loop import Engine as PythonEngine
 
     return name, PythonEngine
+
+
+def make_engine(
+    chosen: type[Engine], server: Server, callbacks: Callbacks, config: Config, listeners: Sequence[socket.socket], max_connections: int
+) -> Engine:
+    """An engine of the class `chosen`, or, for `Config.loops` of the compiled one, several of it as one."""
+    if config.loops > 1 and server.engine == "compiled":
+        return Loops(chosen, server, callbacks, config, listeners, max_connections)
+    return chosen(server, callbacks, config, listeners, max_connections)

@@ -15,6 +15,9 @@ from hydrogen.tls import check_context
 MAX_SLOTS = 1 << 24
 """Connections that one server can hold: a token has 24 bits for the index of a slot."""
 
+MAX_LOOPS = 64
+"""Loops of one server."""
+
 MAX_SECONDS = 1_000_000_000
 """Longest timeout: some thirty years."""
 
@@ -53,6 +56,8 @@ class Config:
         addr: IPv4 or IPv6 address, or a host name (all its addresses), to listen on; or several of them.
         port: TCP port of each; with 0 the kernel chooses one (`Server.address` tells it).
         max_threads: workers, that is handlers that may block at once.
+        loops: among which the compiled engine deals out workers and connections, each connection to the loop that has the fewest. More than
+            one only pays where there is no GIL and processors are left; the Python engine has one.
         pre_allocated: connection slots that exist from the start; not a limit.
         framing: a frame builder, class or instance (a class is instantiated); None: raw chunks as read.
         ssl: a server-side context: connections speak TLS. `OP_NO_RENEGOTIATION` is set on it.
@@ -71,7 +76,8 @@ class Config:
             without callbacks.
         write_buffer_limits: (low, high) watermarks of pending output: above high a connection is not read until it is below low.
         max_write_buffer: a send while so much is pending removes the connection as a slow consumer.
-        max_buffered: above so much over all connections nothing is read and the one with the most pending output is removed.
+        max_buffered: above so much over all connections nothing is read and the one with the most pending output is removed. Of
+            several loops each has its share.
         read_budget: read from one connection in one turn before the others come.
         open_timeout: for the PROXY header and the TLS handshake, from when a worker has taken the connection up; None: no limit.
         idle_timeout: without a byte either way; None: no limit. Up to half the shortest timeout late, as is `write_timeout`.
@@ -92,6 +98,7 @@ class Config:
     max_threads: int = 32
     pre_allocated: int = 1024
     _: KW_ONLY
+    loops: int = 1
     framing: Framing = None
     ssl: SSLContext | None = None
     path: str | None = None
@@ -123,6 +130,7 @@ class Config:
     def __post_init__(self) -> None:
         self._check_listener()
         _whole("max_threads", self.max_threads, 1, 1024)
+        _whole("loops", self.loops, 1, min(MAX_LOOPS, self.max_threads))
         _whole("pre_allocated", self.pre_allocated, 0, MAX_SLOTS)
         object.__setattr__(self, "builder", builder_of(self.framing))
         if self.ssl is not None:

@@ -99,7 +99,7 @@ class Server:
             self._addresses = self._listeners.addresses
             most = self.config.max_connections or default_max_connections()
             try:
-                self._engine = self._engine_class(self, self._callbacks, self.config, self._listeners.sockets, most)
+                self._engine = backend.make_engine(self._engine_class, self, self._callbacks, self.config, self._listeners.sockets, most)
                 self._state = RUNNING  # before the first callback, which may ask for anything
                 self._engine.start()
                 if self.config.slow_callback is not None:

@@ -1,65 +1,89 @@
-/* `live` and those who wait for it to fall: the accept thread at `max_connections`, and a stop that waits until all are gone.
+/* `live` of two loops and those who wait for it to fall: the accept thread at `max_connections` of both together, and a stop that waits until all
+ * are gone.
  *
- * Checked: the accept thread does not wait while there is room, and a stop that waits is told of the last release.
- * Mutation: WAIT_LATE looks at `live` before it sets `accept_waits`, and not after it. */
+ * Checked: there are never more than `max_connections`; the accept thread does not wait while there is room; a stop that waits is told of the last
+ * release of each loop.
+ * Mutation: WAIT_LATE looks at `live` before it sets `waits`, and not after it. */
 
-#define MOST 1        /* max_connections */
-#define CLIENTS 2
-#define RELEASERS 2
+#define MOST 2        /* max_connections */
+#define CLIENTS 4
+#define LOOPS 2
 
-byte live;
-bool accept_waits;
+byte live[LOOPS];
+bool waits;
 bool event;           /* the accept thread's eventfd */
 byte accepted;
 chan open = [CLIENTS] of { bit };
 bool stopping;
-bool drained;
+bool drained[LOOPS];
 bool waits_drained;
 
+/* acceptor_live: loop by loop, while others release. */
+inline look(room) {
+    sum = live[0];
+    sum = sum + live[1];
+    room = (sum < MOST)
+}
+
 inline has_room(room) {
-    room = (live < MOST);
+    look(room);
     if
     :: room
     :: else ->
-        accept_waits = true;
+        waits = true;
 #ifndef WAIT_LATE
-        room = (live < MOST)
+        look(room)
 #endif
     fi
 }
 
 proctype acceptor() {
     bool room;
+    byte sum;
+    byte loop;
     do
     :: accepted == CLIENTS -> break
     :: else ->
         has_room(room);
         if
-        :: room -> atomic { live++; accepted++; open!0 }
+        :: room ->
+            atomic {
+                if
+                :: loop = 0
+                :: loop = 1
+                fi;
+                live[loop]++;
+                accepted++;
+                assert(live[0] + live[1] <= MOST);
+                open!loop
+            }
         :: else -> event; event = false
         fi
     od;
     stopping = true;                     /* close_all, wait_drained */
-    if
-    :: live == 0
-    :: else -> waits_drained = true; drained; waits_drained = false
-    fi
+    for (loop : 0 .. 1) {
+        if
+        :: live[loop] == 0
+        :: else -> waits_drained = true; drained[loop]; waits_drained = false
+        fi
+    }
 }
 
 /* loop_release */
 proctype releaser() {
+    bit loop;
     bool last;
 
     do
-    :: open?_ ->
-        atomic { live--; last = (live == 0) }
+    :: open?loop ->
+        atomic { live[loop]--; last = (live[loop] == 0) }
         if
-        :: last && stopping -> drained = true
+        :: last && stopping -> drained[loop] = true
         :: else
         fi;
         if
-        :: accept_waits ->
-            atomic { last = accept_waits; accept_waits = false }
+        :: waits ->
+            atomic { last = waits; waits = false }
             if
             :: last -> event = true
             :: else
@@ -71,7 +95,7 @@ proctype releaser() {
 
 proctype judge() {
     timeout;
-    assert(accepted == CLIENTS && live == 0 && !waits_drained)
+    assert(accepted == CLIENTS && live[0] + live[1] == 0 && !waits_drained)
 }
 
 init {

@@ -99,6 +99,8 @@ CLAUSES: dict[str, str] = {
     "C39": "A header that is malformed, missing, over-long, or the second one, removes the connection with ProtocolError.",
     "C40": "With proxy_protocol connections are counted by the address of the client, not by that of the proxy.",
     "C41": "slow_callback: a callback that runs for so long is logged once, with its stack if there is a GIL, and counted; None: none is.",
+    "C42": "loops: each connection goes to the loop that has the fewest; what is asked of the server, and its limits, are for all.",
+    "C43": "loops is 1 to 64, and no more than max_threads; wrong ones are TypeError or ValueError.",
     # ------------------------------------------------------------------ handler
     "H1": "One instance serves all connections, different ones in parallel.",
     "H2": "Per connection callbacks run one at a time and in order.",

@@ -181,7 +181,7 @@ ctypedef struct context_t:
     bint has_on_eof, has_on_writable
     bint has_end_callbacks
     uint64_t open_timeout, idle_timeout, frame_timeout, write_timeout  # ns; 0: none
-    addresses_t addresses         # connections from each
+    addresses_t *addresses        # the acceptor's
     # atomic
     uint64_t reading_pauses, reading_resumes, memory_pauses
     uint64_t buffered    # blocked output and input left over, of all connections
@@ -480,7 +480,7 @@ cdef inline void connection_release(context_t *context, io_t *io, connection_t *
     if connection.cause == CAUSE_TIMEOUT:
         counter_bump(&io.counters.timeouts[connection.code], 1)
     if connection.counted:
-        addresses_give(&context.addresses, &connection.peer)
+        addresses_give(context.addresses, &connection.peer)
     lock_take(&context.fd_lock)
     sys_close(connection.poll_fd)
     connection.fd = connection.poll_fd = -1

@@ -20,7 +20,7 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
-from hydrogen._c.addresses cimport addresses_destroy, addresses_init
+from hydrogen._c.addresses cimport addresses_t
 from hydrogen._c.buffer cimport block_of_shared, block_t, pool_destroy, shared_t
 from hydrogen._c.connection cimport (
     ABORT, CAUSE_SERVER_STOPPED, END, FLAGS_ENDED, FLAG_EOF_TOLD, FLAG_LINGERING, FLAG_POLLED, FLUSH_DRAINED, FLUSH_MORE, FRAMES, HANGUP, PORT_OUT,
@@ -40,10 +40,10 @@ from hydrogen._c.poller cimport (
 )
 from hydrogen._c.slab cimport slab_destroy, slab_init, slab_release, slab_slot, slab_t, slab_used
 from hydrogen._c.sys cimport (
-    HYDROGEN_GIL, RANK_ADDRESSES, RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, atomic_add32, atomic_add64, atomic_load32,
+    HYDROGEN_GIL, RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, atomic_add32, atomic_add64, atomic_load32,
     atomic_or32, atomic_store32, atomic_store64, atomic_swap32, atomic_swap64, cond_destroy, cond_init, cond_signal, cond_t, cond_wait, counter_bump,
     lock_destroy, lock_give, lock_init, lock_t, lock_take, pollfd, pthread_t, relaxed_load32, relaxed_load64, relaxed_store32, sys_assert,
-    sys_close, sys_event_set, sys_eventfd, sys_forks,
+    sys_close, sys_event_set, sys_forks,
 )
 
 # What a worker does, published for the timekeeper.
@@ -83,6 +83,8 @@ cdef enum:
     TIMEKEEPER_ASLEEP
 
 cdef enum:
+    # Loops of one server.
+    LOOPS_MOST = 64
     # Connections that one worker has corked; a 65th is flushed with the rest.
     CORKED_MOST = 64
     # Undelivered input above which nobody polls, so that a queue behind slow handlers does not grow with the network's speed.
@@ -144,6 +146,36 @@ ctypedef struct listener_t:
     int fd
     bint unix_domain
 
+# What accepts for all loops of a server, with what is said of the server as a whole.
+ctypedef struct acceptor_t:
+    # constant after the start
+    loop_t *loops[LOOPS_MOST]
+    uint32_t loop_count
+    listener_t *listeners
+    uint32_t listener_count
+    uint64_t max_connections
+    bint turns_away        # at max_connections, instead of pausing
+    bint has_proxy         # connections begin with a header of the PROXY protocol, by which they are counted
+    option_t *options
+    uint32_t option_count
+    # atomic
+    uint64_t accepted      # also those turned away
+    uint64_t turned_away
+    uint32_t turned_away_told
+    uint64_t pauses
+    uint32_t accepting     # ACCEPT...; written by the accept thread
+    uint32_t waits         # the accept thread wants to be told when a connection is released: see loop_release
+    uint32_t suspended
+    uint32_t stop
+    uint32_t loops_left
+    # under its own lock
+    addresses_t addresses  # connections from each
+    # the accept thread, and whoever starts and ends it
+    pthread_t thread
+    bint started
+    int event
+    pollfd *polled         # the event, then the listeners
+
 ctypedef struct loop_t:
     context_t context
     slab_t slab
@@ -166,24 +198,11 @@ ctypedef struct loop_t:
     uint32_t worker_count
     int handoff
     bint has_open_callbacks
-    bint has_proxy           # connections begin with a header of the PROXY protocol, by which they are counted
-    listener_t *listeners
-    uint32_t listener_count
-    uint64_t max_connections
-    bint turns_away          # at max_connections, instead of pausing
+    acceptor_t *acceptor
     uint64_t walk_ns     # between two looks at the deadlines: a quarter of the shortest of Config's; LINGER_WALK_NS while anybody lingers, if that is less
-    option_t *options
-    uint32_t option_count
     uint32_t forks       # sys_forks at the start
     # atomic
-    uint64_t accepted      # also those turned away
-    uint64_t turned_away
-    uint32_t turned_away_told
-    uint64_t live
-    uint64_t accept_pauses
-    uint32_t accepting     # ACCEPT...; written by the accept thread
-    uint32_t accept_waits  # the accept thread wants to be told when a connection is released: see loop_release
-    uint32_t suspended
+    uint64_t live          # connections; only the accept thread makes it larger
     uint64_t stalls
     uint64_t all_blocked
     uint64_t walks
@@ -195,12 +214,6 @@ ctypedef struct loop_t:
     uint32_t dispatching # index + 1 of the worker that was seen to run callbacks last; written with the GIL held, 0 without one
     uint32_t handler_ns  # moving average of a handler's time; without a GIL only
     uint32_t workers_left
-    # accept thread
-    pthread_t accept_thread
-    bint accept_started
-    uint32_t accept_stop   # atomic
-    int accept_event
-    pollfd *accept_polled  # the event, then the listeners
     # timekeeper
     pthread_t timekeeper_thread
     bint timekeeper_started
@@ -485,11 +498,11 @@ cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) 
     connection_release(&loop.context, io, connection)
     slab_release(&loop.slab, &connection.slot)
     # `stopping` is set before `live` is looked at, in loop_close_all; here it is the other way round: one of the two sees the other. So it is with
-    # `accept_waits`, which the accept thread sets before it looks at `live` a last time.
+    # the acceptor's `waits`, which the accept thread sets before it looks at each `live` a last time.
     if atomic_add64(&loop.live, <uint64_t>-1) == 1 and atomic_load32(&loop.stopping):
         loop_notice(loop, NOTICE_DRAINED)
-    if atomic_load32(&loop.accept_waits) and atomic_swap32(&loop.accept_waits, 0):
-        sys_event_set(loop.accept_event)
+    if atomic_load32(&loop.acceptor.waits) and atomic_swap32(&loop.acceptor.waits, 0):
+        sys_event_set(loop.acceptor.event)
 
 
 cdef inline void loop_watch(loop_t *loop, connection_t *connection) noexcept nogil:
@@ -630,32 +643,24 @@ cdef inline void loop_poll(loop_t *loop, worker_t *worker, int timeout, line_t *
 cdef inline void loop_clear(loop_t *loop) noexcept nogil:
     """Make a zeroed loop one that loop_exit and loop_destroy may be called for."""
     loop.forks = sys_forks
-    loop.accept_event = loop.context.poller.epoll_fd = -1
+    loop.context.poller.epoll_fd = -1
     loop.outside_io.counters.shared = True
     lock_init(&loop.lock, RANK_QUEUE)
     lock_init(&loop.timekeeper_lock, RANK_TIMEKEEPER)
     lock_init(&loop.context.fd_lock, RANK_FD)
-    lock_init(&loop.context.addresses.lock, RANK_ADDRESSES)
     lock_init(&loop.context.drain_lock, RANK_DRAIN)
     cond_init(&loop.timekeeper_cond)
     cond_init(&loop.news_cond)
     cond_init(&loop.context.drain_cond)
 
 
-cdef inline int loop_init(
-    loop_t *loop, uint32_t workers, uint32_t pre_allocated, size_t scratch, uint32_t listeners, uint32_t max_connections_per_ip,
-) noexcept nogil:
+cdef inline int loop_init(loop_t *loop, acceptor_t *acceptor, uint32_t workers, uint32_t pre_allocated, size_t scratch) noexcept nogil:
     """Allocate. 0 or -errno; after either, loop_destroy."""
     cdef worker_t *worker
     cdef int failed
     cdef uint32_t k
-    if not addresses_init(&loop.context.addresses, max_connections_per_ip):
-        return -ENOMEM
-    loop.listeners = <listener_t *>calloc(listeners, sizeof(listener_t))
-    loop.accept_polled = <pollfd *>calloc(listeners + 1, sizeof(pollfd))
-    if loop.listeners == NULL or loop.accept_polled == NULL:
-        return -ENOMEM
-    loop.listener_count = listeners
+    loop.acceptor = acceptor
+    loop.context.addresses = &acceptor.addresses
     if not slab_init(&loop.slab, sizeof(connection_t), pre_allocated):
         return -ENOMEM
     loop.workers = <worker_t *>calloc(workers, sizeof(worker_t))
@@ -673,21 +678,35 @@ cdef inline int loop_init(
         worker.io.scratch = <char *>malloc(scratch)
         if worker.io.scratch == NULL:
             return -ENOMEM
-    loop.accept_event = sys_eventfd()
-    if loop.accept_event < 0:
-        return loop.accept_event
     failed = poller_init(&loop.context.poller)
     if failed:
         loop.context.poller.epoll_fd = -1
+    else:
+        acceptor.loops[acceptor.loop_count] = loop
+        acceptor.loop_count += 1
+        atomic_add32(&acceptor.loops_left, 1)
     return failed
 
 
 cdef inline void loop_close_fds(loop_t *loop) noexcept nogil:
-    if loop.accept_event >= 0:
-        sys_close(loop.accept_event)
     if loop.context.poller.epoll_fd >= 0:
         poller_close(&loop.context.poller)
-    loop.accept_event = loop.context.poller.epoll_fd = -1
+    loop.context.poller.epoll_fd = -1
+
+
+cdef inline uint32_t acceptor_workers(acceptor_t *acceptor) noexcept nogil:
+    """How many workers its loops have."""
+    cdef uint32_t count = 0
+    cdef uint32_t k
+    for k in range(acceptor.loop_count):
+        count += acceptor.loops[k].worker_count
+    return count
+
+
+cdef inline void acceptor_close_fd(acceptor_t *acceptor) noexcept nogil:
+    if acceptor.event >= 0:
+        sys_close(acceptor.event)
+    acceptor.event = -1
 
 
 cdef inline void loop_destroy(loop_t *loop) noexcept nogil:
@@ -700,12 +719,6 @@ cdef inline void loop_destroy(loop_t *loop) noexcept nogil:
             free(loop.workers[k].io.scratch)
             cond_destroy(&loop.workers[k].cond)
     free(loop.workers)
-    for k in range(loop.option_count):
-        free(loop.options[k].value)
-    free(loop.options)
-    free(loop.listeners)
-    free(loop.accept_polled)
-    addresses_destroy(&loop.context.addresses)
     slab_destroy(&loop.slab)
     cond_destroy(&loop.timekeeper_cond)
     cond_destroy(&loop.news_cond)

@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from hydrogen._c.connection cimport connection_t
 from hydrogen._c.loop cimport (
     BLOCKS_NS, EAGER_MS, HANDOFF_AUTO, HANDOFF_EAGER, UNDELIVERED_MOST, WORKER_CALLBACK, WORKER_FLUSH, WORKER_PARKED, WORKER_POLL, WORKER_WANT_GIL,
-    WORK_NS, line_append, line_pop, line_t, loop_close_fds, loop_hand_over_locked, loop_poll, loop_step, loop_t, loop_touch, loop_wake_locked,
+    WORK_NS, acceptor_close_fd, acceptor_t, line_append, line_pop, line_t, loop_close_fds, loop_hand_over_locked, loop_poll, loop_step, loop_t, loop_touch, loop_wake_locked,
     worker_flush, worker_t,
 )
 from hydrogen._c.sys cimport (
@@ -207,5 +207,8 @@ cdef inline uint32_t loop_turn(loop_t *loop, uint32_t *notices) noexcept nogil:
 
 cdef inline void worker_left(worker_t *worker) noexcept nogil:
     """The last words of a worker. The last one closes the fds; nobody else uses them, since only loop_exit ends workers."""
+    cdef acceptor_t *acceptor = worker.loop.acceptor
     if atomic_add32(&worker.loop.workers_left, <uint32_t>-1) == 1:
         loop_close_fds(worker.loop)
+        if atomic_add32(&acceptor.loops_left, <uint32_t>-1) == 1:
+            acceptor_close_fd(acceptor)

@@ -38,22 +38,26 @@ SETTINGS = hypothesis.settings(
 )
 
 SIZES = (0, 10, 1000, 20_000, 60_000)
+WORKERS = [{"max_threads": threads, "loops": loops} for threads, loops in ((1, 1), (2, 1), (8, 1), (2, 2), (8, 3))]
 SETUPS = st.builds(
     Setup,
     wire=st.sampled_from(sorted(WIRES)),
     attended=st.booleans(),
     eof=st.sampled_from([None, "close", "leave", "raise", "reply"]),
-    options=st.fixed_dictionaries(
-        {
-            "max_threads": st.sampled_from([1, 2, 8]),
-            "handoff": st.sampled_from(["auto", "inline", "eager"]),
-            "write_buffer_limits": st.sampled_from([(65_536, 262_144), (1000, 4000), (1, 1)]),
-            "max_write_buffer": st.sampled_from([16 << 20, 300_000]),
-            # With little room in the kernel, output is soon pending.
-            "socket_options": st.sampled_from([(), ((socket.SOL_SOCKET, socket.SO_SNDBUF, 4096),)]),
-            "read_budget": st.sampled_from([256 << 10, 1000]),
-            "pre_allocated": st.sampled_from([0, 16]),
-        }
+    options=st.builds(
+        dict.__or__,
+        st.sampled_from(WORKERS),
+        st.fixed_dictionaries(
+            {
+                "handoff": st.sampled_from(["auto", "inline", "eager"]),
+                "write_buffer_limits": st.sampled_from([(65_536, 262_144), (1000, 4000), (1, 1)]),
+                "max_write_buffer": st.sampled_from([16 << 20, 300_000]),
+                # With little room in the kernel, output is soon pending.
+                "socket_options": st.sampled_from([(), ((socket.SOL_SOCKET, socket.SO_SNDBUF, 4096),)]),
+                "read_budget": st.sampled_from([256 << 10, 1000]),
+                "pre_allocated": st.sampled_from([0, 16]),
+            }
+        ),
     ),
 )
 # Their receive buffers, until they begin to read.

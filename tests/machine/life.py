@@ -155,7 +155,9 @@ class Life:
 
     @property
     def has_free_workers(self) -> bool:
-        return sum(gate.holds and not gate.event.is_set() for gate in self.gates) < self.setup.options["max_threads"]
+        """In each loop, even if all that hold are in one."""
+        options = self.setup.options
+        return sum(gate.holds and not gate.event.is_set() for gate in self.gates) < options["max_threads"] // options["loops"]
 
     def connect(self, receive_buffers: list[int | None]) -> None:
         for size in receive_buffers:

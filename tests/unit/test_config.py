@@ -201,6 +201,7 @@ def test_the_defaults_are_those_of_the_documentation():
         "addr": "127.0.0.1",
         "port": 1337,
         "max_threads": 32,
+        "loops": 1,
         "pre_allocated": 1024,
         "framing": None,
         "ssl": None,
