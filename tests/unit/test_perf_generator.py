@@ -88,14 +88,14 @@ def test_messages_are_what_another_reader_of_their_format_expects(serve, loop, f
 
 
 def test_a_line_is_of_characters_that_no_server_strips(serve, loop):
-    received = bytearray()
+    received = []  # a bytearray that two threads extend is damaged where there is no GIL (CPython 3.13)
 
     def collecting(data, seen):
-        received.extend(data)
+        received.append(data)
         return data
 
     assert measure(serve(changing(collecting)), loop, framing="line", size=300, number=200).ok
-    assert set(received) == {ord("\n"), *range(ord("0"), ord("o") + 1)}
+    assert set(b"".join(received)) == {ord("\n"), *range(ord("0"), ord("o") + 1)}
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
