@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydrogen.watchdog import has_gil
 from perf import certificates
 from perf.settings import Settings
 
@@ -32,6 +33,9 @@ NEEDS = {
 }
 """The modules without which an arm of that family cannot run."""
 
+WORKERS, LOOPS = "workers", "loops"
+"""The families of arms without a GIL: hydrogen with so many workers, and with so many loops of one worker each."""
+
 TLS_JOB = "tls"
 UPGRADED_JOB = "websocket_upgraded"
 BROADCAST_JOB = "broadcast"
@@ -43,7 +47,9 @@ LIMIT = ("c", "generator")
 
 
 def missing(arm: str) -> str | None:
-    """The first module that ``arm`` lacks here, or None."""
+    """What ``arm`` lacks here, the first module for one, or None."""
+    if arm.partition("-")[0] in (WORKERS, LOOPS) and has_gil():
+        return "Python without a GIL"
     if arm == "hydrogen-python":
         return None
     needed = NEEDS.get(arm.partition("-")[0], ())
@@ -81,6 +87,9 @@ def arm_called(name: str, job: str, settings: Settings) -> Arm:
     words = [sys.executable, "-m", f"perf.arms.{family}_server", job]
     if job == TLS_JOB:
         words.append(str(settings.folder / certificates.SERVER))
+    if family in (WORKERS, LOOPS):
+        words[2] = STATS_PROGRAM
+        words += ["--threads", variant, "--loops", variant if family == LOOPS else "1", "--handoff", settings.handoff]
     if family == "hydrogen":
         words += ["--engine", "python" if variant == "python" else "compiled", "--handoff", settings.handoff]
     return Arm(name, job, words)

@@ -113,6 +113,7 @@ RATES_COLUMNS = {
 FRAMED = ("checksum32", "length", "line", "websocket")
 """Beside SimpleFrame, with which they are compared."""
 
+PARALLEL = ("workers-1", "workers-2", "loops-2")
 TLS = dict.fromkeys(("asyncio", "uvloop", "hydrogen", "hydrogen-python"), TLS_JOB)
 SOME_RAW = {"c": "echo", "uvloop": "raw", "hydrogen": "raw"}
 RAW = {"c": "echo", "asyncio": "raw", "uvloop": "raw", "hydrogen": "raw", "hydrogen-python": "raw"}
@@ -353,6 +354,26 @@ WORKLOADS = {
         layouts=("shared",),
         goals=(Goal("bytes_per_connection", None, "<=", 30 * 1024),),
         pictured="memory of a TLS connection",
+    ),
+    "parallel": Workload(
+        title="W1 with handlers of some 20 us of Python, on a Python without a GIL, hydrogen alone",
+        jobs=dict.fromkeys(PARALLEL, "computing"),
+        measure=PLAIN,
+        columns=LOAD_COLUMNS,
+        compared=RATE,
+        layouts=("shared",),
+        references=("workers-1",),
+        goals=(Goal(RATE, "workers-1", ">=", 1.6, arm="workers-2"),),
+    ),
+    "parallel-W1": Workload(
+        title="W1 on a Python without a GIL, hydrogen alone",
+        jobs=dict.fromkeys(PARALLEL, "raw"),
+        measure=PLAIN,
+        columns=LOAD_COLUMNS,
+        compared=RATE,
+        layouts=("shared",),
+        references=("workers-1",),
+        goals=(Goal(RATE, "workers-1", ">=", 1.0, arm="workers-2"),),
     ),
     "WS": Workload(
         title="WebSocket echo of 64-byte binary messages, 64 connections, closed loop",

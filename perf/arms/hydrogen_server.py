@@ -1,4 +1,4 @@
-"""``python -m perf.arms.hydrogen_server JOB [CERTIFICATE] [--engine compiled|python] [--handoff auto|inline|eager]``
+"""``python -m perf.arms.hydrogen_server JOB [CERTIFICATE] [--engine compiled|python] [--handoff POLICY] [--threads N] [--loops N]``
 
 A line on its standard input is answered with the server's statistics, and what its handler counts, as a line of JSON.
 """
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import hydrogen
-from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, BROADCAST, THREADS, tls_context
+from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, BROADCAST, COMPUTING_ADDITIONS, THREADS, tls_context
 
 
 class Echo(hydrogen.Handler):
@@ -41,6 +41,16 @@ class Sleeping(Echo):
     def on_data_received(self, socket: hydrogen.HydrogenSocket, data: bytes) -> None:
         if next(self._messages) % BLOCKING_EVERY == 0:
             time.sleep(BLOCKING_SECONDS)
+        socket.send(data)
+
+
+class Computing(Echo):
+    """Echo after some 20 us of Python."""
+
+    def on_data_received(self, socket: hydrogen.HydrogenSocket, data: bytes) -> None:
+        total = 0
+        for number in range(COMPUTING_ADDITIONS):
+            total += number
         socket.send(data)
 
 
@@ -124,6 +134,7 @@ JOBS = {
     "websocket": Job(Echo, hydrogen.WebSocketFrameBuilder),
     "websocket_upgraded": Job(Upgraded, hydrogen.WebSocketFrameBuilder),
     "sleeping": Job(Sleeping),
+    "computing": Job(Computing),
     "broadcast": Job(Broadcasting),
     "tls": Job(Echo),
 }
@@ -142,11 +153,14 @@ def main() -> None:
     parser.add_argument("certificate", nargs="?")
     parser.add_argument("--engine", choices=("compiled", "python"), default="compiled")
     parser.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto")
+    parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--loops", type=int, default=1)
     options = parser.parse_args()
     job = JOBS[options.job]
     handler = job.handler()
     context = None if options.certificate is None else tls_context(options.certificate)
-    config = hydrogen.Config(port=0, max_threads=THREADS, framing=job.framing, ssl=context, handoff=options.handoff, **job.settings)
+    workers = {"max_threads": options.threads, "loops": options.loops, "handoff": options.handoff}
+    config = hydrogen.Config(port=0, framing=job.framing, ssl=context, **workers, **job.settings)
     with hydrogen.serve(handler, config, engine=options.engine) as server:
         print(server.address[1], flush=True)
         for _ in sys.stdin:
