@@ -20,7 +20,7 @@ endif
 BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
 ENGINE := $(if $(PURE),python,both)
 
-.PHONY: help demo test build debug tsan asan ubsan model fuzz format lint types dist test-all churn soak machine exits bench clean
+.PHONY: help demo test build debug tsan asan ubsan model fuzz format lint types dist test-all free-threaded churn soak machine exits bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,9 @@ dist: $(VENV)/.dev  ## sdist and wheel in dist/, their contents checked, the whe
 
 test-all: $(VENV)/.dev  ## every Python, with and without the compiled engine, and lint, types, dist
 	$(TOX) run $(ARGS)
+
+free-threaded: $(VENV)/.dev  ## the whole suite on a CPython without a GIL, which is built first if it is not there yet
+	python=$$(tools/free_threaded.sh) && PATH=$${python%/*}:$$PATH && $(TOX) run -e py313t $(ARGS)
 
 churn: build  ## row 16 of the faults at length: a million connections on each engine, fds, slots and memory flat
 	HYDROGEN_SOAK=1000000 $(BIN)/pytest -p no:xdist --engine=$(ENGINE) -k f16 tests/contract $(ARGS)

@@ -10,6 +10,7 @@ import logging
 import os
 import ssl
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from support import PATIENCE, ROOT, Client, Recorder, TlsClient, assert_empty, e
 
 import hydrogen
 from hydrogen import backend
+from hydrogen.watchdog import has_gil
 
 _engines: list[str] = []
 _remark = ""
@@ -49,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"engines: {', '.join(_engines)}" + (f" ({_remark})" if _remark else "")
+    return f"engines: {', '.join(_engines)}" + (f" ({_remark})" if _remark else "") + ("" if has_gil() else "; without a GIL")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -71,6 +73,13 @@ def _is_error(record: logging.LogRecord) -> bool:
 def perf_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """`perf` is no part of what is installed: it is found in the tree, behind all that is."""
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+
+
+@pytest.fixture(autouse=True)
+def _leaves_the_gil_off() -> Iterator[None]:
+    """Where there need be none: an import of compiled code that does not promise to do without turns the GIL on, for all there is."""
+    yield
+    assert has_gil() != bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
 @pytest.fixture(autouse=True)
