@@ -1,4 +1,4 @@
-# cython: freethreading_compatible=False, auto_pickle=False
+# cython: freethreading_compatible=True, auto_pickle=False
 """The compiled frame codec as Python sees it: which framing a builder means, and, without any connection, frames of bytes and bytes of frames.
 
 The engine looks for frames in its own blocks by the functions of _c/framing.pxd; here is what it shares with whoever has only bytes.

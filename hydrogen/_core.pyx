@@ -1,4 +1,4 @@
-# cython: freethreading_compatible=False, auto_pickle=False
+# cython: freethreading_compatible=True, auto_pickle=False
 """The compiled engine: where Python and the rooms under _c/ meet.
 
 Workers are Python threads that spend their life in `Engine._work`: off the GIL in `loop_next`, then one turn in the dispatch role with it. Leaving

@@ -1,4 +1,4 @@
-# cython: language_level=3, cdivision=True, auto_pickle=False, autotestdict=False
+# cython: language_level=3, cdivision=True, auto_pickle=False, autotestdict=False, freethreading_compatible=True
 """The hot loop of the load generator, compiled: one thread, one epoll instance, no Python while it runs.
 
 Why it is cheap
