@@ -400,7 +400,8 @@ def test_a_callback_may_ask_for_calls_from_the_first_moment_on(engine):
 
     for number in range(1, 11):
         listening = stdlib_socket.create_server(("127.0.0.1", 0))
-        with Client(listening.getsockname()), hydrogen.serve(Asks(), sock=listening, engine=engine, slow_callback=60.0):
+        client = Client(listening.getsockname())
+        with hydrogen.serve(Asks(), sock=listening, engine=engine, slow_callback=60.0), client:
             calls.wait(number)
 
 
