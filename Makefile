@@ -20,7 +20,7 @@ endif
 BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
 ENGINE := $(if $(PURE),python,both)
 
-.PHONY: help demo test build debug tsan asan ubsan model fuzz format lint types dist test-all free-threaded churn soak machine exits bench clean
+.PHONY: help demo test build debug tsan asan ubsan model proof fuzz format lint types dist test-all free-threaded churn soak machine exits bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,18 +39,25 @@ build: $(VENV)/.installed  ## the compiled modules, in place: after each change 
 debug: $(VENV)/.installed  ## the whole suite on the debug build: assertions, lock ranks, bounds checks
 	$(BIN)/python tools/instrumented.py debug $(ARGS)
 
-tsan: $(VENV)/.installed  ## the stress tests under the thread sanitizer, which must also see a planted race
+tsan: $(VENV)/.installed  ## the contract and the stress tests under the thread sanitizer, which must also see a planted race
 	$(BIN)/python tools/instrumented.py thread $(ARGS)
 
-asan: $(VENV)/.installed  ## the stress tests under the address sanitizer
+asan: $(VENV)/.installed  ## the contract and the stress tests under the address sanitizer
 	$(BIN)/python tools/instrumented.py address $(ARGS)
 
-ubsan: $(VENV)/.installed  ## the contract and the stress tests under the sanitizer of undefined behaviour
+ubsan: $(VENV)/.installed  ## the contract and the stress tests on the debug build under the sanitizer of undefined behaviour
 	$(BIN)/python tools/instrumented.py undefined $(ARGS)
 
 model: $(VENV)/.installed  ## the models of the protocols between threads, searched by SPIN, and what they notice made in the code
 	$(BIN)/python proof/run.py
 	$(BIN)/python tools/mutations.py
+
+proof:  ## what the claims about threads rest on, bounded: models, sanitizers, random steps, exits, no GIL; a quarter of an hour on two cores
+	$(MAKE) model ARGS=
+	$(MAKE) ubsan ARGS=
+	$(MAKE) asan ARGS=
+	$(MAKE) tsan ARGS=
+	$(MAKE) free-threaded ARGS="-- --engine=compiled $(CURDIR)/tests/contract $(CURDIR)/tests/stress"
 
 fuzz: $(VENV)/.installed  ## each compiled decoder under clang's fuzzer and sanitizers, a million executions; both decoders on what it finds
 	$(BIN)/python tools/fuzz.py $(ARGS)

@@ -94,7 +94,8 @@ class Server:
         orders.write_bytes(bytes(self._ORDERS.size))
         with orders.open("r+b") as file:
             self._orders = mmap.mmap(file.fileno(), self._ORDERS.size)
-        self._process = child(SERVER, engine, LD_PRELOAD=str(library), HYDROGEN_INJECT=str(orders))
+        preloaded = f"{os.environ.get('LD_PRELOAD', '')} {library}"  # a sanitizer's library comes first
+        self._process = child(SERVER, engine, LD_PRELOAD=preloaded, HYDROGEN_INJECT=str(orders))
         line = self._process.stdout.readline()
         if not line:
             finish(self._process, 0)

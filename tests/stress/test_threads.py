@@ -1,6 +1,6 @@
 """Everything at once, from many threads; `make tsan` runs these under the thread sanitizer, `make asan` under the address sanitizer.
 
-HYDROGEN_STRESS_MESSAGES is the number of messages in all: 20,000 by default, 200,000 under the thread sanitizer.
+HYDROGEN_STRESS_MESSAGES is the number of messages in all: 20,000 by default, 100,000 under the thread sanitizer.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from support import PATIENCE, Client, assert_empty, recorder, running, simple, w
 
 import hydrogen
 
-MESSAGES = int(os.environ.get("HYDROGEN_STRESS_MESSAGES") or (200_000 if "libtsan" in os.environ.get("LD_PRELOAD", "") else 20_000))
+MESSAGES = int(os.environ.get("HYDROGEN_STRESS_MESSAGES") or (100_000 if "libtsan" in os.environ.get("LD_PRELOAD", "") else 20_000))
 LIVES = 4
 """Servers that each test starts, and stops in the middle of the traffic."""
 
