@@ -356,9 +356,9 @@ WORKLOADS = {
         pictured="memory of a TLS connection",
     ),
     "parallel": Workload(
-        title="W1 with handlers of some 20 us of Python, on a Python without a GIL, hydrogen alone",
-        jobs=dict.fromkeys(PARALLEL, "computing"),
-        measure=PLAIN,
+        title="W2 with handlers of some 20 us of Python, on a Python without a GIL, hydrogen alone",
+        jobs=dict.fromkeys(PARALLEL, "simple_computing"),
+        measure=load(connections=64, in_flight=16, size=4),
         columns=LOAD_COLUMNS,
         compared=RATE,
         layouts=("shared",),

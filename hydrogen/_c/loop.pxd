@@ -124,8 +124,9 @@ ctypedef struct worker_t:
     # the worker only
     void *callbacks                  # its _Callbacks (_core.pyx), which it holds as long as it runs
     uint32_t corked_count
-    uint64_t turn_began
-    uint64_t turn_progress           # `progress` then; without a GIL only
+    uint64_t turn_began              # or its last flush ended
+    uint64_t turn_entered            # when it began, and `progress` then; without a GIL only
+    uint64_t turn_progress
     # the timekeeper only
     uint64_t seen_progress
     bint seen_callback

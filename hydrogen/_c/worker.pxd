@@ -96,6 +96,7 @@ cdef inline bint loop_next(worker_t *worker) noexcept nogil:
 cdef inline void worker_begin_turn(worker_t *worker) noexcept nogil:
     worker.turn_began = sys_now()
     if not HYDROGEN_GIL:
+        worker.turn_entered = worker.turn_began
         worker.turn_progress = relaxed_load64(&worker.progress)
 
 
@@ -186,7 +187,7 @@ cdef inline void worker_leave(worker_t *worker) noexcept nogil:
     if not HYDROGEN_GIL:
         callbacks = relaxed_load64(&worker.progress) - worker.turn_progress
         if callbacks:
-            mean = min((sys_now() - worker.turn_began) // callbacks, <uint64_t>1000000000)
+            mean = min((sys_now() - worker.turn_entered) // callbacks, <uint64_t>1000000000)
             relaxed_store32(&worker.loop.handler_ns, <uint32_t>((7 * <uint64_t>relaxed_load32(&worker.loop.handler_ns) + mean) // 8))
     relaxed_store32(&worker.state, WORKER_FLUSH)
     atomic_add32(&worker.loop.awake, 1)

@@ -17,7 +17,7 @@ and of the event loops, which must not be blocked, also
 ``executor``      sleeping, with exactly the handlers that block sent to a pool of 32 threads
 
 and of hydrogen alone ``checksum32``, ``length``, ``line`` and ``websocket``: send back every message of that framing;
-``computing``: raw after some 20 us of Python in each handler; and raw with other settings: ``limited`` has every deadline
+``simple_computing``: simple after some 20 us of Python in each handler; and raw with other settings: ``limited`` has every deadline
 and limit, ``unlimited`` none, ``timed`` an `idle_timeout` beside the defaults, and ``walked`` looks at all its connections
 every hundredth of a second.
 """
@@ -28,7 +28,7 @@ import ssl
 
 BLOCKING_EVERY = 100
 BLOCKING_SECONDS = 0.01
-COMPUTING_ADDITIONS = 400
+COMPUTING_ADDITIONS = 600
 THREADS = 32
 CHUNK = 1 << 16
 """Bytes asked of a read, where the library leaves that to its user."""

@@ -134,7 +134,7 @@ JOBS = {
     "websocket": Job(Echo, hydrogen.WebSocketFrameBuilder),
     "websocket_upgraded": Job(Upgraded, hydrogen.WebSocketFrameBuilder),
     "sleeping": Job(Sleeping),
-    "computing": Job(Computing),
+    "simple_computing": Job(Computing, hydrogen.SimpleFrameBuilder),
     "broadcast": Job(Broadcasting),
     "tls": Job(Echo),
 }

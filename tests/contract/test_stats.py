@@ -21,6 +21,7 @@ from support import (
 )
 
 import hydrogen
+from hydrogen.watchdog import has_gil
 
 SHORT = 0.3
 """Seconds of the deadlines that are to pass."""
@@ -390,6 +391,26 @@ def test_hand_offs_and_stalls_are_counted_where_there_are_any(start, connect, ga
         assert stats.handoffs >= 1
     else:
         assert (stats.stalls, stats.handoffs) == (0, 0)
+
+
+@moves("handoffs")
+@pytest.mark.clause("S49", "C21")
+def test_much_work_wakes_another_worker_where_two_can_run_python(start, connect, engine):
+    """The turn is longer than the time after which it flushes: the handlers' mean time must be that of all of it."""
+
+    def compute(socket, data):
+        socket.send(b"%d" % sum(range(2000)))
+
+    server = start(recorder(data_received=compute), max_threads=2, handoff="inline", framing=hydrogen.SimpleFrameBuilder)
+    clients = [connect(server) for _ in range(16)]
+    for _ in range(5):
+        for client in clients:
+            client.send(simple(b"x") * 100)
+        for client in clients:
+            for _ in range(100):
+                assert client.receive_frame() == b"1999000"
+    handoffs = server.stats().handoffs
+    assert handoffs >= 1 if engine == "compiled" and not has_gil() else handoffs == 0
 
 
 # ---------------------------------------------------------------------------------------------------- what the engine does inside
