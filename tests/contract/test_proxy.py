@@ -651,6 +651,7 @@ def test_connections_are_counted_by_the_client_s_address_and_not_by_the_proxy_s(
     wait_until(lambda: server.stats().connections == 6, "it is gone")
     assert admitted(connect(server), header)
     assert not admitted(connect(server), header)
+    wait_until(lambda: server.stats().connections == 7, "the refused one is gone")
     stats = server.stats()
     assert (stats.accepted, stats.connections + stats.removed) == (12, 12)
 
