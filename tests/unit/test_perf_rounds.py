@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from hydrogen.watchdog import has_gil
+
 RATE = "messages_per_second"
 
 pytestmark = pytest.mark.usefixtures("perf_found")
@@ -104,3 +106,12 @@ def test_every_open_loop_shows_what_it_is_compared_in():
 
     assert [name for name, workload in WORKLOADS.items() if workload.closed is not None] == ["W1o"]
     assert all(workload.compared in workload.columns for workload in WORKLOADS.values())
+
+
+def test_arms_that_need_a_python_without_a_gil_are_left_out_where_there_is_one(settings):
+    from perf.servers import arm_called, missing
+
+    for arm, workers, loops in (("workers-1", "1", "1"), ("workers-2", "2", "1"), ("loops-2", "2", "2")):
+        assert missing(arm) == ("Python without a GIL" if has_gil() else None)
+        words = arm_called(arm, "raw", settings).words
+        assert (words[words.index("--threads") + 1], words[words.index("--loops") + 1]) == (workers, loops)
