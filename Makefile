@@ -52,7 +52,8 @@ model: $(VENV)/.installed  ## the models of the protocols between threads, searc
 	$(BIN)/python proof/run.py
 	$(BIN)/python tools/mutations.py
 
-proof:  ## what the claims about threads rest on, bounded: models, sanitizers, random steps, exits, no GIL; a quarter of an hour on two cores
+proof: build  ## what the claims about threads rest on, bounded: models, random steps, exits, sanitizers, no GIL; a quarter of an hour on two cores
+	HYDROGEN_MACHINE=20 $(BIN)/pytest -n $(JOBS) --engine=$(ENGINE) tests/contract/test_state_machine.py tests/stress/test_exits.py
 	$(MAKE) model ARGS=
 	$(MAKE) ubsan ARGS=
 	$(MAKE) asan ARGS=

@@ -313,7 +313,6 @@ cdef class Engine:
     cdef acceptor_t _own
     cdef acceptor_t *_acceptor  # its own, or that of `_first`
     cdef Engine _first
-    cdef uint32_t _worker_base  # workers of the engines before it
     cdef object _server, _journal, _timers, _addresses, _threads, _herald, _drained
     cdef object _listeners, _builder, _tls
     cdef object _proxy_versions, _proxy_allow
@@ -328,7 +327,6 @@ cdef class Engine:
         acceptor_clear(&self._own)
         self._first = first
         self._acceptor = &self._own if first is None else &first._own
-        self._worker_base = acceptor_workers(self._acceptor)
         self._server = server
         self._journal = server.journal
         self._timers = server.timers
@@ -403,8 +401,9 @@ cdef class Engine:
 
     def start(self):
         cdef int failed
+        before = acceptor_workers_before(self._acceptor, &self._loop)
         for index in range(self._loop.worker_count):
-            thread = threading.Thread(target=self._work, args=(index,), name=f"hydrogen-worker-{self._worker_base + index}", daemon=True)
+            thread = threading.Thread(target=self._work, args=(index,), name=f"hydrogen-worker-{before + index}", daemon=True)
             try:
                 thread.start()
             except BaseException:

@@ -16,7 +16,7 @@ MAX_SLOTS = 1 << 24
 """Connections that one server can hold: a token has 24 bits for the index of a slot."""
 
 MAX_LOOPS = 64
-"""Loops of one server."""
+"""Loops of one server: so many fit into what accepts for them (`LOOPS_MOST` in _c/loop.pxd)."""
 
 MAX_SECONDS = 1_000_000_000
 """Longest timeout: some thirty years."""

@@ -37,10 +37,13 @@ class Loops:
         max_connections: int,
     ) -> None:
         """Args: make: the class of the engines, which takes the first of them as one more argument. The others: see `backend.Engine`."""
-        first, *others = shares(config)
-        self._loops = [make(server, callbacks, first, listeners, max_connections)]
-        for share in others:
-            self._loops.append(make(server, callbacks, share, listeners, max_connections, self._loops[0]))
+        self._loops: list[Engine] = []
+        try:
+            for share in shares(config):
+                self._loops.append(make(server, callbacks, share, listeners, max_connections, *self._loops[:1]))
+        except BaseException:
+            self.release()
+            raise
 
     def start(self) -> None:
         """The first one last: its accept thread has connections for all. One that does not start has released itself; then all are."""
@@ -100,7 +103,8 @@ class Loops:
         return [found for loop in self._loops for found in loop.connections()]
 
     def stats(self) -> Stats:
-        every = [dataclasses.astuple(loop.stats()) for loop in self._loops]
+        """The first one is asked last: it counts who was accepted, which must not be fewer than were removed."""
+        every = [dataclasses.astuple(loop.stats()) for loop in reversed(self._loops)]
         return Stats(*[sum(column) for column in zip(*every, strict=True)])
 
     def reload_tls(self, context: ssl.SSLContext) -> None:

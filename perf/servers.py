@@ -29,7 +29,7 @@ NEEDS = {
     "twisted": ("twisted",),
     "picows": ("picows", "uvloop"),
     "websockets": ("websockets", "uvloop"),
-    "hydrogen": ("hydrogen._core",),
+    **dict.fromkeys(("hydrogen", "workers", "loops"), ("hydrogen._core",)),
 }
 """The modules without which an arm of that family cannot run."""
 
@@ -84,11 +84,10 @@ def arm_called(name: str, job: str, settings: Settings) -> Arm:
     family, _, variant = name.partition("-")
     if family in LIMIT:
         return Arm(name, job, [str(settings.folder / job)])
-    words = [sys.executable, "-m", f"perf.arms.{family}_server", job]
+    words = [sys.executable, "-m", STATS_PROGRAM if family in (WORKERS, LOOPS) else f"perf.arms.{family}_server", job]
     if job == TLS_JOB:
         words.append(str(settings.folder / certificates.SERVER))
     if family in (WORKERS, LOOPS):
-        words[2] = STATS_PROGRAM
         words += ["--threads", variant, "--loops", variant if family == LOOPS else "1", "--handoff", settings.handoff]
     if family == "hydrogen":
         words += ["--engine", "python" if variant == "python" else "compiled", "--handoff", settings.handoff]

@@ -92,7 +92,7 @@ def thread(arguments: list[str]) -> int:
     ours = [report for report in reports if OURS.search(report)]
     print(*ours[:5], sep="\n")
     others = len(reports) - len(ours)
-    print(f"== thread sanitizer: {len(ours)} reports that are ours, {others} of the interpreter's; pytest's status {status}")
+    print(f"== thread sanitizer: {len(ours)} reports that are ours, {others} of others; pytest's status {status}")
     if status or ours:
         return 1
     _, planted = sanitized("race", "libtsan.so", "TSAN_OPTIONS", options, [RACY, "--maxfail=1"], HYDROGEN_STRESS_MESSAGES="20000")

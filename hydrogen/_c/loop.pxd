@@ -83,7 +83,7 @@ cdef enum:
     TIMEKEEPER_ASLEEP
 
 cdef enum:
-    # Loops of one server.
+    # Loops of one server (MAX_LOOPS in config.py).
     LOOPS_MOST = 64
     # Connections that one worker has corked; a 65th is flushed with the rest.
     CORKED_MOST = 64
@@ -695,11 +695,13 @@ cdef inline void loop_close_fds(loop_t *loop) noexcept nogil:
     loop.context.poller.epoll_fd = -1
 
 
-cdef inline uint32_t acceptor_workers(acceptor_t *acceptor) noexcept nogil:
-    """How many workers its loops have."""
+cdef inline uint32_t acceptor_workers_before(acceptor_t *acceptor, loop_t *loop) noexcept nogil:
+    """How many workers the loops before this one have."""
     cdef uint32_t count = 0
     cdef uint32_t k
     for k in range(acceptor.loop_count):
+        if acceptor.loops[k] == loop:
+            break
         count += acceptor.loops[k].worker_count
     return count
 

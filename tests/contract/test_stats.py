@@ -391,6 +391,7 @@ def test_hand_offs_and_stalls_are_counted_where_there_are_any(start, connect, ga
     stats = server.stats()
     if engine == "compiled":
         assert stats.stalls >= 3
+        assert stats.handoffs >= 1
     else:
         assert (stats.stalls, stats.handoffs) == (0, 0)
 
