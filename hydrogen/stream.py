@@ -260,6 +260,7 @@ class _SocketStream(Stream):
         _waiting: messages that have not passed `_seal`: for longer than a moment only as long as the handshake is on.
         _unsent: bytes for the wire that the kernel has not taken.
         _is_sending: a blocking call sees to `_unsent`, and nobody else: or it would wait for the kernel to take what it has already.
+        _is_shut: `shutdown` was called: this side has ended the input, also when what the peer still sends makes the kernel reset.
         _broken: what send(2) failed with. Nothing more is sent: what comes after a gap is nonsense to the peer.
         _end: why nothing more comes in; an `EOFError` for an end in order. It is raised once all frames before it were given out.
         _failure: what `_decoder` raised. Like `_end`, each call raises it again.
@@ -278,6 +279,7 @@ class _SocketStream(Stream):
         self._waiting: deque[bytes] = deque()
         self._unsent = bytearray()
         self._is_sending = False
+        self._is_shut = False
         self._broken: OSError | None = None
         self._end: Exception | None = None
         self._failure: Exception | None = None
@@ -375,8 +377,10 @@ class _SocketStream(Stream):
 
         Blocking calls of other threads return: with `EOFError`, `BrokenPipeError`.
         """
-        with self._lock, contextlib.suppress(OSError):
-            self._flush()
+        with self._lock:
+            self._is_shut = True
+            with contextlib.suppress(OSError):
+                self._flush()
         with contextlib.suppress(OSError):  # the peer has reset the connection, or it is closed
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -463,11 +467,16 @@ class _SocketStream(Stream):
         except BlockingIOError:
             return False
         except OSError as error:
-            # Once closed, input has ended: by this side.
-            self._end = EOFError() if self._sock.fileno() < 0 else error
+            # Once shut down or closed, input has ended: by this side.
+            self._end = EOFError() if self._is_shut or self._sock.fileno() < 0 else error
             return True
         self._decoder.feed(self._open(data))
-        if not data and self._broken is not None and self._broken.errno not in (errno.EPIPE, errno.ENOBUFS, errno.ENOMEM):
+        if (
+            not data
+            and not self._is_shut
+            and self._broken is not None
+            and self._broken.errno not in (errno.EPIPE, errno.ENOBUFS, errno.ENOMEM)
+        ):
             # The kernel reports a reset once. When send(2) has had it, this looks like an end in order.
             self._end = self._broken
         return True

@@ -406,14 +406,20 @@ def test_much_work_wakes_another_worker_where_two_can_run_python(start, connect,
 
     server = start(recorder(data_received=compute), max_threads=2, handoff="inline", framing=hydrogen.SimpleFrameBuilder)
     clients = [connect(server) for _ in range(16)]
-    for _ in range(5):
+
+    def handoffs():
         for client in clients:
             client.send(simple(b"x") * 100)
         for client in clients:
             for _ in range(100):
                 assert client.receive_frame() == b"1999000"
-    handoffs = server.stats().handoffs
-    assert handoffs >= 1 if engine == "compiled" and not has_gil() else handoffs == 0
+        return server.stats().handoffs
+
+    if engine == "compiled" and not has_gil():
+        # Both may be awake already, on a busy machine even for some rounds; then nobody is woken.
+        wait_until(lambda: handoffs() >= 1, "another worker is woken")
+    else:
+        assert [handoffs() for _ in range(5)] == [0] * 5
 
 
 # ---------------------------------------------------------------------------------------------------- what the engine does inside

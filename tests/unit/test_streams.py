@@ -692,6 +692,18 @@ def test_after_shutdown_nothing_can_be_sent(streams):
     server.shutdown()
 
 
+def test_after_shutdown_input_has_ended_in_order_also_when_the_peer_goes_on_sending(pair):
+    """The kernel answers what it sends by a reset (tcp(7)): nobody is to take that for the peer's."""
+    ours, peer = pair(socket.AF_INET)
+    stream = hydrogen.Plain(ours, hydrogen.SimpleFrameBuilder)
+    stream.shutdown()
+    peer.sendall(b"more")
+    wait_until(lambda: is_broken(ours), "the reset is there")
+    for _ in range(2):
+        with pytest.raises(EOFError):
+            stream.nb_recv()
+
+
 def test_shutdown_of_what_the_peer_has_reset_is_quiet(pair):
     ours, peer = pair(socket.AF_INET)
     stream = hydrogen.Plain(ours)
