@@ -11,7 +11,7 @@ from hydrogen.report import BroadcastReport, Stats
 from hydrogen.server import Server
 
 DEBUG: bool
-HERALD_SECONDS: float
+LOG_THREAD_SECONDS: float
 JOIN_SECONDS: float
 
 @final

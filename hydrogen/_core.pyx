@@ -3,7 +3,7 @@
 
 Workers are Python threads that spend their life in `Engine._work`: off the GIL in `loop_next`, then one turn in the dispatch role with it. Leaving
 the `nogil` block there is the one place where a worker takes the GIL for native streams; a turn gives it away only to flush what it has corked. The
-accept thread and the timekeeper are C threads and never take it.
+accept thread and the monitor thread are C threads and never take it.
 
 What a connection holds of Python (`user_data`, a user's stream, TLS, a user's frame builder, the error it ends with) are counted references in its slot:
 swapped under its lock, dropped after unlocking, and gone before the slot is released, in `Engine._finish`.
@@ -34,7 +34,7 @@ from hydrogen.connection import extra_info
 from hydrogen.frame import FrameDecoder, encode
 from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header, may_send
 from hydrogen.report import BroadcastReport, Stats
-from hydrogen.stream import Plain, Secure, Stream, StreamPort
+from hydrogen.stream import Plain, Secure, Stream, StreamAdapter
 from hydrogen.tls import TlsSession
 
 cimport cython
@@ -48,7 +48,7 @@ from hydrogen._codec cimport Framing, framed, payload_of, too_large, unfit
 from hydrogen._c.input cimport connection_late, connection_store, connection_tidy_input
 from hydrogen._c.loop cimport *
 from hydrogen._c.output cimport *
-from hydrogen._c.timekeeper cimport timekeeper_end, timekeeper_start
+from hydrogen._c.monitor cimport monitor_end, monitor_start
 from hydrogen._c.poller cimport poller_remove
 from hydrogen._c.slab cimport slab_used
 from hydrogen._c.sys cimport *
@@ -79,8 +79,8 @@ cdef enum:
 # How long a stop waits for workers to come out of their callbacks when the connections are gone.
 JOIN_SECONDS = 0.1
 
-# How long it waits for the herald, whom a log handler may keep.
-HERALD_SECONDS = 1.0
+# How long it waits for the log thread, whom a log handler may keep.
+LOG_THREAD_SECONDS = 1.0
 
 cdef dict _HANDOFFS = {"auto": HANDOFF_AUTO, "inline": HANDOFF_INLINE, "eager": HANDOFF_EAGER}
 
@@ -313,7 +313,7 @@ cdef class Engine:
     cdef acceptor_t _own
     cdef acceptor_t *_acceptor  # its own, or that of `_first`
     cdef Engine _first
-    cdef object _server, _journal, _timers, _addresses, _threads, _herald, _drained
+    cdef object _server, _log, _timers, _addresses, _threads, _log_thread, _drained
     cdef object _listeners, _builder, _tls
     cdef object _proxy_versions, _proxy_allow
     cdef bint _debug  # each connection is told of in the log
@@ -328,13 +328,13 @@ cdef class Engine:
         self._first = first
         self._acceptor = &self._own if first is None else &first._own
         self._server = server
-        self._journal = server.journal
+        self._log = server.log
         self._timers = server.timers
         self._debug = _log.isEnabledFor(logging.DEBUG)
         self._listeners = listeners
         self._addresses = [listener.getsockname() for listener in listeners]
         self._threads = []
-        self._herald = threading.Thread(target=self._tell, name="hydrogen-herald", daemon=True)
+        self._log_thread = threading.Thread(target=self._tell, name="hydrogen-log", daemon=True)
         self._drained = threading.Event()
         self._callbacks = callbacks
         if first is None:
@@ -360,7 +360,7 @@ cdef class Engine:
         context.frame_timeout = _nanoseconds(config.frame_timeout)
         context.write_timeout = _nanoseconds(config.write_timeout)
         timeouts = (context.open_timeout, context.idle_timeout, context.frame_timeout, context.write_timeout)
-        self._loop.walk_ns = max(TICK_NS, min([timeout for timeout in timeouts if timeout], default=4 * LINGER_WALK_NS) // 4)
+        self._loop.sweep_ns = max(TICK_NS, min([timeout for timeout in timeouts if timeout], default=4 * LINGER_SWEEP_NS) // 4)
         self._builder = config.builder
         self._tls = config.ssl
         self._framings = {}
@@ -370,7 +370,7 @@ cdef class Engine:
         # In a forked child the threads to join are not there, and a lock may be held for ever: what is left goes with the process.
         if not self._inert():
             acceptor_end(&self._own)
-            timekeeper_end(&self._loop)
+            monitor_end(&self._loop)
             loop_destroy(&self._loop)
             acceptor_destroy(&self._own)
 
@@ -411,11 +411,11 @@ cdef class Engine:
                 raise
             self._threads.append(thread)
         try:
-            self._herald.start()
+            self._log_thread.start()
         except BaseException:
             self.release()
             raise
-        failed = timekeeper_start(&self._loop)
+        failed = monitor_start(&self._loop)
         if not failed and self._first is None:
             failed = acceptor_start(self._acceptor)
         if failed:
@@ -474,12 +474,12 @@ cdef class Engine:
         abandoned = 0
         with nogil:
             acceptor_end(self._acceptor)
-            timekeeper_end(&self._loop)
+            monitor_end(&self._loop)
             loop_exit(&self._loop)
         for index in range(len(self._threads), self._loop.worker_count):  # a start that failed
             worker_left(&self._loop.workers[index])
-        if self._herald.ident is not None:
-            self._herald.join(HERALD_SECONDS)
+        if self._log_thread.ident is not None:
+            self._log_thread.join(LOG_THREAD_SECONDS)
         deadline = time.monotonic() + JOIN_SECONDS
         for index, thread in enumerate(self._threads):
             # A worker that is not in a callback ends by itself; one that is may be about to come out of it.
@@ -491,7 +491,7 @@ cdef class Engine:
         return abandoned
 
     def in_worker(self):
-        return self._worker() != NULL or threading.current_thread() is self._herald
+        return self._worker() != NULL or threading.current_thread() is self._log_thread
 
     def reload_tls(self, context):
         with cython.critical_section(self):
@@ -514,7 +514,7 @@ cdef class Engine:
         return worker if worker != NULL and worker.loop == &self._loop else NULL
 
     def _tell(self):
-        """The life of the herald: what the accept thread and the timekeeper want in the log."""
+        """The life of the log thread: what the accept thread and the monitor thread want in the log."""
         cdef uint32_t news, state
         while not self._inert():
             with nogil:
@@ -522,16 +522,16 @@ cdef class Engine:
             if not news:
                 break
             if news & NEWS_ALL_BLOCKED:
-                self._journal.all_blocked(self._loop.worker_count)
+                self._log.all_blocked(self._loop.worker_count)
             if news & NEWS_ACCEPTING:
                 state = atomic_load32(&self._acceptor.accepting)
                 if state == ACCEPTING:
-                    self._journal.accepting()
+                    self._log.accepting()
                 else:
-                    self._journal.accepting_paused(self._acceptor.max_connections if state == ACCEPT_FULL else None)
+                    self._log.accepting_paused(self._acceptor.max_connections if state == ACCEPT_FULL else None)
             if news & NEWS_TURNED_AWAY:
                 atomic_store32(&self._acceptor.turned_away_told, 0)
-                self._journal.turned_away(atomic_load64(&self._acceptor.turned_away))
+                self._log.turned_away(atomic_load64(&self._acceptor.turned_away))
 
     # --- the dispatch role -----------------------------------------------------------------------------------------------------------------
 
@@ -564,7 +564,7 @@ cdef class Engine:
         cdef connection_t *connection
         cdef uint32_t notices = 0
         cdef uint32_t count = loop_turn(&self._loop, &notices)
-        counter_bump(&worker.io.counters.turns, 1)
+        counter_bump(&worker.io.counters.iterations, 1)
         if notices:
             self._heed_notices(worker, notices)
         while count and not self._inert():
@@ -633,7 +633,7 @@ cdef class Engine:
         return socket
 
     cdef inline void _before_callback(self, worker_t *worker) noexcept:
-        """Count a callback, or a step of TLS, which shows the timekeeper that this worker gets on; flush in time what the turn has corked, and what
+        """Count a callback, or a step of TLS, which shows the monitor thread that this worker gets on; flush in time what the turn has corked, and what
         another one had that blocks now."""
         cdef uint64_t progress = relaxed_load64(&worker.progress) + 1
         relaxed_store64(&worker.progress, progress)
@@ -724,10 +724,10 @@ cdef class Engine:
             self._failed(connection, socket, name, error)
 
     cdef void _failed(self, connection_t *connection, HydrogenSocket socket, name, error) noexcept:
-        """A callback raised: log it, and end the connection with a HandlerError. Not in a forked child, where the lock of the journal may be held."""
+        """A callback raised: log it, and end the connection with a HandlerError. Not in a forked child, where the lock of the rate-limited log may be held."""
         if self._inert():
             return
-        self._journal.callback_error(name, error)
+        self._log.callback_error(name, error)
         self._end_with(connection, socket, CAUSE_HANDLER_ERROR, errors.handler_error(error))
 
     cdef void _end_with(self, connection_t *connection, HydrogenSocket socket, int cause, error) noexcept:
@@ -752,7 +752,7 @@ cdef class Engine:
             self._register(connection, socket)
             return
         if self._debug:
-            self._journal.accepted(connection.id, socket.peername)
+            self._log.accepted(connection.id, socket.peername)
         try:
             if callbacks.on_new is not None:
                 self._before_callback(worker)
@@ -787,7 +787,7 @@ cdef class Engine:
             return
         if not isinstance(stream, Stream):
             raise TypeError(f"on_new_connection must return a hydrogen.Stream or None, not {stream!r}")
-        port = StreamPort(stream)
+        port = StreamAdapter(stream)
         duplicate = sys_duplicate(stream.fileno())
         if duplicate == -EBADF:
             raise errors.removal_error(CAUSE_OS_ERROR, EBADF)
@@ -813,9 +813,9 @@ cdef class Engine:
         if port is not None:
             self._quietly(worker, port.shutdown)
         if connection.cause == CAUSE_SLOW_CONSUMER:
-            self._journal.slow_consumer(connection.id, socket.peername)
+            self._log.slow_consumer(connection.id, socket.peername)
         if self._debug:
-            self._journal.removed(connection.id, error)
+            self._log.removed(connection.id, error)
         if callbacks.on_disconnected is not None and atomic_load32(&connection.ready):
             self._quietly(worker, callbacks.on_disconnected, socket, error)
         if callbacks.on_removed is not None and told:
@@ -844,7 +844,7 @@ cdef class Engine:
         except BaseException as error:
             if self._inert():
                 return
-            self._journal.callback_error(getattr(callback, "__name__", "callback"), error)
+            self._log.callback_error(getattr(callback, "__name__", "callback"), error)
 
     # --- the library's own streams, TLS, and frame builders written by the user: the slow path -----------------------------------------------
 
@@ -933,7 +933,7 @@ cdef class Engine:
         if connection.flags & FLAG_HANDSHAKE and session.is_ready:
             connection.flags &= ~<uint32_t>FLAG_HANDSHAKE
             if self._debug:
-                self._journal.shaken(connection.id, session.info("cipher"))
+                self._log.shaken(connection.id, session.info("cipher"))
             atomic_store64(&connection.deadline, 0)
             if atomic_load32(&connection.state) != STATE_OPEN:
                 return
@@ -1048,7 +1048,7 @@ cdef class Engine:
                 lock_give(&connection.lock)
                 connection.counted = self._loop.context.addresses.most and addresses_take(self._loop.context.addresses, &connection.peer)
                 if self._loop.context.addresses.most and not connection.counted:
-                    self._journal.turned_away_from(header.source)
+                    self._log.turned_away_from(header.source)
                     self._end(socket, True, CAUSE_OVERLOAD, 0)
                     return False
         except errors.ProtocolError as error:
@@ -1129,7 +1129,7 @@ cdef class Engine:
                 return
         cause, shown = errors.cause_of(error)
         if cause == CAUSE_HANDLER_ERROR:
-            self._journal.callback_error(f"{type(port.stream).__name__}.{name}", error)
+            self._log.callback_error(f"{type(port.stream).__name__}.{name}", error)
         self._end_with(connection, socket, cause, shown)
         if cause == CAUSE_OS_ERROR or name == "send":
             self._end(socket, True, cause, 0)
@@ -1332,7 +1332,7 @@ cdef class Engine:
         except ValueError:
             return False
         except Exception as error:
-            self._journal.callback_error("broadcast", error)
+            self._log.callback_error("broadcast", error)
             return False
 
     def stats(self):
@@ -1345,7 +1345,7 @@ cdef class Engine:
         for k in range(self._loop.worker_count):
             counters_add(&sums, &self._loop.workers[k].io.counters)
             allocations += relaxed_load64(&self._loop.workers[k].io.pool.allocations)
-        counters_add(&sums, &self._loop.timekeeper_io.counters)
+        counters_add(&sums, &self._loop.monitor_io.counters)
         counters_add(&sums, &self._loop.outside_io.counters)
         return Stats(
             connections=atomic_load64(&self._loop.live),
@@ -1376,10 +1376,10 @@ cdef class Engine:
             reading_pauses=atomic_load64(&self._loop.context.reading_pauses),
             reading_resumes=atomic_load64(&self._loop.context.reading_resumes),
             memory_pauses=atomic_load64(&self._loop.context.memory_pauses),
-            walks=relaxed_load64(&self._loop.walks),
+            sweeps=relaxed_load64(&self._loop.sweeps),
             accept_pauses=atomic_load64(&acceptor.pauses),
             polls=sums.polls,
-            turns=sums.turns,
+            iterations=sums.iterations,
             gil_acquisitions=sums.gil_acquisitions,
             gil_wait_seconds=sums.gil_wait_ns / 1e9,
             buffer_allocations=allocations,

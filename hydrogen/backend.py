@@ -31,7 +31,7 @@ CHOICES = ("compiled", "python", "auto")
 class Engine(Protocol):
     """The contract of the two engines, as `Server` uses them. Used for one start and one stop.
 
-    An engine logs by `server.journal`, and runs what is due in `server.timers`. DEBUG lines of single connections are written if the logger
+    An engine logs by `server.log`, and runs what is due in `server.timers`. DEBUG lines of single connections are written if the logger
     `hydrogen` was enabled for DEBUG when the engine was made.
     """
 

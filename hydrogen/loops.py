@@ -1,6 +1,6 @@
 """Several loops as one engine: for `Config.loops` of the compiled engine.
 
-Each loop is an engine of its own, with its poller, slab, queues, workers and timekeeper; nothing of a message is shared between two.
+Each loop is an engine of its own, with its poller, slab, queues, workers and monitor; nothing of a message is shared between two.
 The first one's accept thread deals the connections out, each to the loop that has the fewest, and keeps the limits of the server as a
 whole. A connection is found by its `HydrogenSocket`, which knows its loop; here is what the server asks of all.
 """

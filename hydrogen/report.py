@@ -66,9 +66,9 @@ class Stats:
         reading_pauses: times that a connection was above its high watermark, so that reading from it paused.
         reading_resumes: times that its output fell below the low one, so that reading went on.
         memory_pauses: times that all reading was paused because more than `max_buffered` was buffered.
-        walks: walks over all connections to look for deadlines (0 on the Python engine, which keeps a heap).
+        sweeps: sweeps over all connections to look for deadlines (0 on the Python engine, which keeps a heap).
         polls: calls of `epoll_wait` that returned events.
-        turns: turns in the dispatch role.
+        iterations: iterations in which a worker ran callbacks.
         gil_acquisitions: times that a worker took the GIL (0 on the Python engine, where nobody counts them).
         gil_wait_seconds: seconds spent waiting for it.
         buffer_allocations: blocks of memory asked of the C allocator on the message path (0 on the Python engine).
@@ -104,9 +104,9 @@ class Stats:
     reading_pauses: int = 0
     reading_resumes: int = 0
     memory_pauses: int = 0
-    walks: int = 0
+    sweeps: int = 0
     polls: int = 0
-    turns: int = 0
+    iterations: int = 0
     gil_acquisitions: int = 0
     gil_wait_seconds: float = 0.0
     buffer_allocations: int = 0

@@ -23,7 +23,7 @@ from hydrogen import backend
 from hydrogen.config import MAX_SECONDS, Config, default_max_connections
 from hydrogen.connection import BytesLike, HydrogenSocket
 from hydrogen.handler import Handler, callbacks_of
-from hydrogen.journal import Journal
+from hydrogen.log import RateLimitedLog
 from hydrogen.listener import Listeners
 from hydrogen.report import BroadcastReport, Stats, StopReport
 from hydrogen.timers import Timer, Timers
@@ -49,7 +49,7 @@ class Server:
     Attributes:
         config: as given.
         engine: `"compiled"` or `"python"`.
-        journal: what its engine logs by.
+        log: what its engine logs by.
         timers: what its engine runs when it is due.
     """
 
@@ -69,8 +69,8 @@ class Server:
         self._engine: backend.Engine | None = None
         self._listeners: Listeners | None = None
         self._addresses: list[Any] = []
-        self.journal = Journal(self.call_later)
-        self.timers = Timers(self.journal)
+        self.log = RateLimitedLog(self.call_later)
+        self.timers = Timers(self.log)
         self._watchdog: Watchdog | None = None
         self._suspended = False
         self._reset_locks()
@@ -103,7 +103,7 @@ class Server:
                 self._state = RUNNING  # before the first callback, which may ask for anything
                 self._engine.start()
                 if self.config.slow_callback is not None:
-                    self._watchdog = Watchdog(self.config.slow_callback, self._engine.running, self.journal)
+                    self._watchdog = Watchdog(self.config.slow_callback, self._engine.running, self.log)
                     self._watchdog.start()
             except BaseException:
                 self._undo_start()
@@ -178,7 +178,7 @@ class Server:
         if self._watchdog is not None:
             self._watchdog.end()
         engine.release()
-        self.journal.flush()
+        self.log.flush()
         with self._lock:
             aborted = max(0, self._aborted - abandoned)
             seconds = time.monotonic() - began

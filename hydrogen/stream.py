@@ -5,7 +5,7 @@ work itself; non-blocking by hand (`nb_...`); blocking (`b_...`). They never tou
 somebody else's affair too: all I/O is asked for with MSG_DONTWAIT, and who waits waits in poll(2).
 
 A stream of the user's owns the fd it was given; the engine polls a duplicate of its own, so that a stream that closes early cannot make the
-engine poll a stranger. `StreamPort` is how engines use such a stream.
+engine poll a stranger. `StreamAdapter` is how engines use such a stream.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Stream(abc.ABC):
         os.close(self.fileno())
 
 
-class StreamPort:
+class StreamAdapter:
     """A user's stream as an engine uses it: one call at a time, answers checked, output counted.
 
     The lock is a Python lock and is held over calls into the user's code; no engine lock may be held by who calls here. `pending`,

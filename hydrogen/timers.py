@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from hydrogen.journal import Journal
+from hydrogen.log import RateLimitedLog
 
 
 class Timer:
@@ -43,8 +43,8 @@ class Timer:
 class Timers:
     """The timers of one server. Safe from any thread; its lock is a leaf."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, log: RateLimitedLog) -> None:
+        self._log = log
         self._lock = threading.Lock()
         self._heap: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
@@ -81,4 +81,4 @@ class Timers:
             try:
                 callback()
             except BaseException as error:
-                self._journal.callback_error("call_later", error)
+                self._log.callback_error("call_later", error)

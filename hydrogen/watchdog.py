@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from hydrogen.journal import Journal
+from hydrogen.log import RateLimitedLog
 
 
 def has_gil() -> bool:
@@ -31,11 +31,11 @@ class Watchdog:
         slow: callbacks found so far that ran for too long.
     """
 
-    def __init__(self, seconds: float, running: Callable[[], list[tuple[int, int]]], journal: Journal) -> None:
+    def __init__(self, seconds: float, running: Callable[[], list[tuple[int, int]]], log: RateLimitedLog) -> None:
         """Args: seconds: of `slow_callback`. running: see `backend.Engine.running`."""
         self._seconds = seconds
         self._running = running
-        self._journal = journal
+        self._log = log
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hydrogen-watchdog", daemon=True)
         self.slow = 0
@@ -68,7 +68,7 @@ class Watchdog:
     def _tell(self, ident: int, seconds: float) -> None:
         self.slow += 1
         name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), "a worker")
-        self._journal.say(logging.WARNING, "slow callback", "a callback has run for %.3f s in %s:\n%s", seconds, name, _stack_of(ident))
+        self._log.say(logging.WARNING, "slow callback", "a callback has run for %.3f s in %s:\n%s", seconds, name, _stack_of(ident))
 
 
 def _stack_of(ident: int) -> str:

@@ -30,7 +30,7 @@ MESSAGES = 10_000
 CONNECTIONS = 64
 TLS_CONNECTIONS = 1500  # fewer than W9's: each costs the generator, and most arms, some 50 KB
 IDLE_SECONDS = 5.0
-WALKED_CONNECTIONS = 19_000  # 20,000 fds a process is a usual limit, here and in the server
+SWEPT_CONNECTIONS = 19_000  # 20,000 fds a process is a usual limit, here and in the server
 
 
 def session(server: Server, connections: int, cacert: str | None = None) -> Session:
@@ -182,8 +182,8 @@ def per_message(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float
         **plain,
     }
     figures = {name: count / MESSAGES for name, count in counted.items()}
-    if plain.get("turns"):
-        figures["gil_per_turn"] = plain["gil_acquisitions"] / plain["turns"]
+    if plain.get("iterations"):
+        figures["gil_per_iteration"] = plain["gil_acquisitions"] / plain["iterations"]
     return figures
 
 
@@ -195,9 +195,9 @@ def switches(server: Server) -> int:
     return sum(int(count) for thread in server.threads() for count in re.findall(r"ctxt_switches:\t(\d+)", (thread / "status").read_text()))
 
 
-def walks_per_quarter(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> float:
-    """At most 1 when between any two walks there is a quarter of the smallest timeout: n walks have n - 1 times between them."""
-    return max(0.0, after["walks"] - before["walks"] - 1) * after["smallest_timeout"] / 4 / seconds
+def sweeps_per_quarter(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> float:
+    """At most 1 when between any two sweeps there is a quarter of the smallest timeout: n sweeps have n - 1 times between them."""
+    return max(0.0, after["sweeps"] - before["sweeps"] - 1) * after["smallest_timeout"] / 4 / seconds
 
 
 def idle_wakeups(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
@@ -212,7 +212,7 @@ def idle_wakeups(arm: Arm, layout: Layout, settings: Settings) -> dict[str, floa
         time.sleep(resting)
         figures = {"switches": (switches(server) - switched) / resting}
         if stats:
-            figures["walks"] = walks_per_quarter(stats, server.stats(), time.monotonic() - began)
+            figures["sweeps"] = sweeps_per_quarter(stats, server.stats(), time.monotonic() - began)
         return figures
 
     with started(arm.words) as server:
@@ -220,12 +220,12 @@ def idle_wakeups(arm: Arm, layout: Layout, settings: Settings) -> dict[str, floa
         with contextlib.closing(session(server, 100)):
             found = rest(server)
     figures = {"without": without["switches"], "with_100": found["switches"]}
-    if "walks" in found:
-        figures["walks_per_quarter"] = found["walks"]
+    if "sweeps" in found:
+        figures["sweeps_per_quarter"] = found["sweeps"]
     return figures
 
 
-# -- walk -------------------------------------------------------------------------------------------------------------
+# -- sweep -------------------------------------------------------------------------------------------------------------
 
 
 def cpu_ns(server: Server) -> dict[str, int]:
@@ -233,20 +233,20 @@ def cpu_ns(server: Server) -> dict[str, int]:
     return {thread.name: int((thread / "schedstat").read_text().split()[0]) for thread in server.threads()}
 
 
-def walk(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
-    """What one walk over all connections takes: CPU time of the thread that walks, of a server that does nothing else."""
-    with started(arm.words, layout.server_cpu) as server, contextlib.closing(session(server, WALKED_CONNECTIONS)):
+def sweep(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
+    """What one sweep over all connections takes: CPU time of the thread that sweeps, of a server that does nothing else."""
+    with started(arm.words, layout.server_cpu) as server, contextlib.closing(session(server, SWEPT_CONNECTIONS)):
         time.sleep(1)
         used, before, began = cpu_ns(server), server.stats(), time.monotonic()
         time.sleep(settings.duration)
         used_after, after, seconds = cpu_ns(server), server.stats(), time.monotonic() - began
-    if after["connections"] != WALKED_CONNECTIONS:
-        raise RuntimeError(f"{after['connections']} of {WALKED_CONNECTIONS} connections are left")
-    walks = after["walks"] - before["walks"]
-    walk_us = max(used_after[thread] - used[thread] for thread in used) / walks / 1e3
+    if after["connections"] != SWEPT_CONNECTIONS:
+        raise RuntimeError(f"{after['connections']} of {SWEPT_CONNECTIONS} connections are left")
+    sweeps = after["sweeps"] - before["sweeps"]
+    sweep_us = max(used_after[thread] - used[thread] for thread in used) / sweeps / 1e3
     return {
-        "walk_us": walk_us,
-        "connection_ns": walk_us / WALKED_CONNECTIONS * 1e3,
-        "walks_per_second": walks / seconds,
-        "walks_per_quarter": walks_per_quarter(before, after, seconds),
+        "sweep_us": sweep_us,
+        "connection_ns": sweep_us / SWEPT_CONNECTIONS * 1e3,
+        "sweeps_per_second": sweeps / seconds,
+        "sweeps_per_quarter": sweeps_per_quarter(before, after, seconds),
     }

@@ -84,7 +84,7 @@ REASONS = {
         "small. What hydrogen saves is Python's part: no call for each receiver, and the GIL is free meanwhile."
     ),
     ("W1L", RATE, "hydrogen-unlimited"): (
-        "A deadline costs a store or two for each message, and a walk over the connections now and then. That is less than what the "
+        "A deadline costs a store or two for each message, and a sweep over the connections now and then. That is less than what the "
         "machine varies by between two runs: with many short rounds the two arms cannot be told apart."
     ),
     ("TLS", RATE, "uvloop"): (

@@ -292,14 +292,14 @@ WORKLOADS = {
             "objects": "malloc calls, Python objects included",
             "switches": "context switches",
             "gil_acquisitions": "GIL acquisitions",
-            "turns": "turns",
+            "iterations": "iterations",
         },
         compared="syscalls",
         layouts=("shared",),
         goals=(
             Goal("syscalls", None, "<=", 2.2),
             Goal("epoll_ctl", None, "<=", 0),
-            Goal("gil_per_turn", None, "<=", 1.02),  # 1, but for the turns that the counting cut in two
+            Goal("gil_per_iteration", None, "<=", 1.02),  # 1, but for the iterations that the counting cut in two
             Goal("mallocs", None, "<=", 0.05),  # some per turn, none per message
         ),
         gated=True,
@@ -311,7 +311,7 @@ WORKLOADS = {
         columns={
             "without": "without connections",
             "with_100": "with 100 idle connections",
-            "walks_per_quarter": "walks per quarter of the smallest timeout",
+            "sweeps_per_quarter": "sweeps per quarter of the smallest timeout",
         },
         compared="with_100",
         layouts=("shared",),
@@ -319,22 +319,22 @@ WORKLOADS = {
             Goal("without", None, "<=", 0),
             Goal("with_100", None, "<=", 0),
             Goal("without", None, "<=", 0, arm="hydrogen-timed"),
-            Goal("walks_per_quarter", None, "<=", 1, arm="hydrogen-timed"),
+            Goal("sweeps_per_quarter", None, "<=", 1, arm="hydrogen-timed"),
         ),
     ),
-    "walk": Workload(
-        title=f"one walk over {counting.WALKED_CONNECTIONS:,} idle connections in search of deadlines",
-        jobs={"hydrogen": "walked"},
-        measure=counting.walk,
+    "sweep": Workload(
+        title=f"one sweep over {counting.SWEPT_CONNECTIONS:,} idle connections in search of deadlines",
+        jobs={"hydrogen": "swept"},
+        measure=counting.sweep,
         columns={
-            "walk_us": "CPU us/walk",
+            "sweep_us": "CPU us/sweep",
             "connection_ns": "CPU ns/connection",
-            "walks_per_second": "walks/s",
-            "walks_per_quarter": "walks per quarter of the smallest timeout",
+            "sweeps_per_second": "sweeps/s",
+            "sweeps_per_quarter": "sweeps per quarter of the smallest timeout",
         },
-        compared="walk_us",
+        compared="sweep_us",
         layouts=("shared",),
-        goals=(Goal("walk_us", None, "<=", 1000), Goal("walks_per_quarter", None, "<=", 1)),
+        goals=(Goal("sweep_us", None, "<=", 1000), Goal("sweeps_per_quarter", None, "<=", 1)),
     ),
     "TLS": Workload(
         title="W1 over TLS",

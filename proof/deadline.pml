@@ -1,8 +1,8 @@
-/* `watched`, the walks and the timekeeper's sleep: no deadline is overslept, whoever stored it, and when.
+/* `watched`, the sweeps and the monitor thread's sleep: no deadline is overslept, whoever stored it, and when.
  *
- * Two owners store a deadline and see that it is watched; the timekeeper walks when something is watched, and sleeps when nothing is and
- * nothing has touched it. Checked: each deadline is met by a walk.
- * Mutations: CLEAR_LATE clears `watched` behind the walk; STORE_LATE has the owner look at `watched` before it stores the deadline. */
+ * Two owners store a deadline and see that it is watched; the monitor thread sweeps when something is watched, and sleeps when nothing is and
+ * nothing has touched it. Checked: each deadline is met by a sweep.
+ * Mutations: CLEAR_LATE clears `watched` behind the sweep; STORE_LATE has the owner look at `watched` before it stores the deadline. */
 
 #define OWNERS 2
 
@@ -12,7 +12,7 @@ bool signalled;
 bool deadline[OWNERS];
 bool met[OWNERS];
 bool watched;
-byte early = 1;       /* walks that find a deadline which has not passed yet */
+byte early = 1;       /* sweeps that find a deadline which has not passed yet */
 
 inline touch() {
     atomic {
@@ -41,13 +41,13 @@ proctype owner(byte me) {
     fi
 }
 
-proctype timekeeper() {
+proctype monitor() {
     bool touched, left;
     byte k;
 tick:
     atomic { touched = (word == ACTIVE); word = IDLE }
     if
-    :: watched ->                        /* timekeeper_walk */
+    :: watched ->                        /* monitor_sweep */
 #ifndef CLEAR_LATE
         watched = false;
 #endif
@@ -83,7 +83,7 @@ tick:
         fi
     }
 
-    signalled || watched;                /* it sleeps until the next walk when something is watched */
+    signalled || watched;                /* it sleeps until the next sweep when something is watched */
     goto tick
 }
 
@@ -93,5 +93,5 @@ proctype judge() {
 }
 
 init {
-    atomic { run owner(0); run owner(1); run timekeeper(); run judge() }
+    atomic { run owner(0); run owner(1); run monitor(); run judge() }
 }

@@ -152,8 +152,8 @@ proctype foreign() {
     od
 }
 
-/* A walk posts DEADLINE to the generation that it has read: also to that of a slot that is vacant, whose next connection finds the hint. */
-proctype timekeeper() {
+/* A sweep posts DEADLINE to the generation that it has read: also to that of a slot that is vacant, whose next connection finds the hint. */
+proctype monitor() {
     byte s, g;
     bool mine;
     do
@@ -190,6 +190,6 @@ init {
         :: s < SLOTS -> slots[s].generation = 1; slots[s].owned = true; vacant!s; s++
         :: else -> break
         od;
-        run worker(); run worker(); run acceptor(); run foreign(); run timekeeper(); run judge()
+        run worker(); run worker(); run acceptor(); run foreign(); run monitor(); run judge()
     }
 }

@@ -1,6 +1,6 @@
 /* The output of a connection: one flusher at a time, `blocked` and the OUT edge, corked lists, and the end in order.
  *
- * Two workers cork, and flush at the end of their turn; one of them may block for ever in a handler before that, and then the timekeeper, or the worker
+ * Two workers cork, and flush at the end of their turn; one of them may block for ever in a handler before that, and then the monitor thread, or the worker
  * that goes on, takes its corked list. A foreign thread sends and flushes at once. Checked: bytes leave in the order in which they were appended, one
  * flusher at a time, everything leaves as long as the peer reads, and the end comes once, behind the last byte.
  * Mutations: LOSE_EDGE forgets an OUT edge that comes while somebody flushes; TWO_FLUSHERS does not look at `flushing`;
@@ -136,7 +136,7 @@ stays:
     skip
 }
 
-/* The timekeeper's tick, or the worker that goes on: loop_flush_for. */
+/* The monitor thread's tick, or the worker that goes on: loop_flush_for. */
 proctype rescuer() {
     byte from, to;
     bool go, over;

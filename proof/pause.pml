@@ -1,8 +1,8 @@
 /* Pauses of reading: by the user, by the high watermark, by the limit of memory; while one lasts an edge is dropped, and RESUME reads instead.
  *
- * Two workers own the connection in turn, a foreign thread pauses and resumes, a flusher crosses the watermarks, the timekeeper ends pauses for memory.
+ * Two workers own the connection in turn, a foreign thread pauses and resumes, a flusher crosses the watermarks, the monitor thread ends pauses for memory.
  * Checked: when nobody pauses the connection and nothing can happen any more, nothing lies unread; a pause for memory does not outlast `full`.
- * Mutations: SILENT_RESUME clears the last bit without posting RESUME; FULL_FIRST has the timekeeper look for pauses before it clears `full`. */
+ * Mutations: SILENT_RESUME clears the last bit without posting RESUME; FULL_FIRST has the monitor thread look for pauses before it clears `full`. */
 
 #define DATA 2        /* arrivals */
 #define READABLE 1
@@ -107,12 +107,12 @@ proctype flusher() {
     clear(WATERMARK, mine)
 }
 
-/* loop_check_memory, by whoever buffers; then timekeeper_memory, as often as `full` is found. */
+/* loop_check_memory, by whoever buffers; then monitor_memory, as often as `full` is found. */
 proctype memory() {
     over = true
 }
 
-proctype timekeeper() {
+proctype monitor() {
     bool mine, last;
 
     do
@@ -135,5 +135,5 @@ proctype judge() {
 }
 
 init {
-    atomic { run worker(); run worker(); run peer(); run foreign(); run flusher(); run memory(); run timekeeper(); run judge() }
+    atomic { run worker(); run worker(); run peer(); run foreign(); run flusher(); run memory(); run monitor(); run judge() }
 }

@@ -1,8 +1,8 @@
-/* The timekeeper's word and its sleep: it is awake as long as anybody is in a callback.
+/* The monitor thread's word and its sleep: it is awake as long as anybody is in a callback.
  *
- * A worker begins each turn with loop_touch, and may then stay in a callback for ever; the timekeeper ticks, counts idle ticks, and sleeps. An alarm is
- * set by a foreign thread. Checked: when nothing can happen any more the timekeeper does not sleep while a worker is in a callback, and the alarm has rung.
- * Mutations: DEAF_TOUCH does not signal a timekeeper that is asleep; STORE_WORD has it store ASLEEP instead of comparing and swapping;
+ * A worker begins each turn with loop_touch, and may then stay in a callback for ever; the monitor thread ticks, counts idle ticks, and sleeps. An alarm is
+ * set by a foreign thread. Checked: when nothing can happen any more the monitor thread does not sleep while a worker is in a callback, and the alarm has rung.
+ * Mutations: DEAF_TOUCH does not signal a monitor that is asleep; STORE_WORD has it store ASLEEP instead of comparing and swapping;
  * TOUCH_FIRST has a worker touch before it says that it wants the GIL;
  * SILENT_ALARM does not signal. */
 
@@ -17,7 +17,7 @@ bool sleeping;        /* in cond_wait; who signals ends that */
 bool alarm;
 bool rung;
 
-/* loop_touch. The signal is given under timekeeper_lock: not between the timekeeper's compare-and-swap and its wait, which are one step below. */
+/* loop_touch. The signal is given under monitor_lock: not between the monitor thread's compare-and-swap and its wait, which are one step below. */
 inline touch() {
     atomic { before = word; word = ACTIVE }
     if
@@ -61,8 +61,8 @@ proctype foreign() {
     }
 }
 
-/* timekeeper_main. A tick that would find all as the last one did is left out, or nothing would ever be at rest. */
-proctype timekeeper() {
+/* monitor_main. A tick that would find all as the last one did is left out, or nothing would ever be at rest. */
+proctype monitor() {
     bool touched, busy;
     byte idle;
 tick:
@@ -102,5 +102,5 @@ proctype judge() {
 }
 
 init {
-    atomic { run worker(0); run worker(1); run foreign(); run timekeeper(); run judge() }
+    atomic { run worker(0); run worker(1); run foreign(); run monitor(); run judge() }
 }

@@ -161,11 +161,11 @@ proctype foreign() {
     od
 }
 
-/* timekeeper_look: it is awake as long as somebody is in a callback (sleep.pml), and finds those that stay there. A tick that would wake nobody is left out. */
+/* monitor_look: it is awake as long as somebody is in a callback (sleep.pml), and finds those that stay there. A tick that would wake nobody is left out. */
 #define IN_CALLBACK (state[0] == CALLBACK || state[1] == CALLBACK)
 #define WAITS_FOR_GIL (state[0] == WANT_GIL || state[1] == WANT_GIL)
 #define CAN_BE_WOKEN (is_parked[0] || is_parked[1] || polling)
-proctype timekeeper() {
+proctype monitor() {
 
     do
 #ifdef NO_STALL
@@ -183,5 +183,5 @@ proctype judge() {
 }
 
 init {
-    atomic { run worker(0); run worker(1); run kernel_(); run foreign(); run timekeeper(); run judge() }
+    atomic { run worker(0); run worker(1); run kernel_(); run foreign(); run monitor(); run judge() }
 }

@@ -123,7 +123,7 @@ cdef inline bint acceptor_admit(acceptor_t *acceptor, int fd, listener_t *listen
 
 
 cdef inline void acceptor_turned_away(acceptor_t *acceptor) noexcept nogil:
-    """Count a connection that does not even get a slot. The herald is told once, until it has looked."""
+    """Count a connection that does not even get a slot. The log thread is told once, until it has looked."""
     atomic_add64(&acceptor.accepted, 1)
     atomic_add64(&acceptor.turned_away, 1)
     if not atomic_swap32(&acceptor.turned_away_told, 1):

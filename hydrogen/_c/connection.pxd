@@ -93,10 +93,10 @@ cdef enum:
 # `stuck` of a connection.
 cdef enum:
     STUCK_NOT
-    STUCK_NEWLY  # output waits for the peer, who has taken some since the last walk, or it waits only since then
+    STUCK_NEWLY  # output waits for the peer, who has taken some since the last sweep, or it waits only since then
     STUCK_SEEN   # `stuck_since` says since when
 
-# Kinds of deadlines, by how often the timekeeper has to look.
+# Kinds of deadlines, by how often the monitor thread has to look.
 cdef enum:
     WATCH_CONFIGURED = 1  # those of Config
     WATCH_LINGERING = 2
@@ -160,7 +160,7 @@ ctypedef struct counters_t:
     bint shared
     uint64_t bytes_received, bytes_sent
     uint64_t messages_received, messages_sent, messages_refused
-    uint64_t polls, turns, gil_acquisitions, gil_wait_ns, handoffs
+    uint64_t polls, iterations, gil_acquisitions, gil_wait_ns, handoffs
     uint64_t removed[CAUSES]
     uint64_t timeouts[TIMEOUTS]  # removed[CAUSE_TIMEOUT], by the code
 
@@ -195,14 +195,14 @@ ctypedef struct context_t:
 
 ctypedef struct connection_t:
     slot_t slot
-    # what the timekeeper walks by: together, for it visits every slot
+    # what the monitor thread sweeps by: together, for it visits every slot
     uint64_t deadline        # monotonic ns, 0: none; of lingering, the handshake, or an unfinished frame; atomic, written by the owner
     uint32_t state           # written under the lock
-    uint32_t active          # bytes came or went since the last walk; atomic, set by whoever moves them, cleared by the timekeeper
-    uint32_t stuck           # STUCK_...; atomic, set under the lock, STUCK_SEEN by the timekeeper
-    int unacknowledged       # bytes in the kernel when stuck output last moved; the timekeeper only
-    uint64_t quiet_since     # monotonic ns of the walk that found it active last; atomic, written by the timekeeper
-    uint64_t stuck_since     # the same, of the walk that found it stuck first, or that it had moved; the timekeeper only
+    uint32_t active          # bytes came or went since the last sweep; atomic, set by whoever moves them, cleared by the monitor thread
+    uint32_t stuck           # STUCK_...; atomic, set under the lock, STUCK_SEEN by the monitor thread
+    int unacknowledged       # bytes in the kernel when stuck output last moved; the monitor thread only
+    uint64_t quiet_since     # monotonic ns of the sweep that found it active last; atomic, written by the monitor thread
+    uint64_t stuck_since     # the same, of the sweep that found it stuck first, or that it had moved; the monitor thread only
     # constant from acquire to release
     int fd          # the number that callbacks get
     int poll_fd     # what is polled, read and written: `fd`, or the duplicate of a user's stream's
@@ -224,7 +224,7 @@ ctypedef struct connection_t:
     size_t held              # bytes that `decoder` holds
     int idle_unacknowledged  # bytes in the kernel when it was last nearly idle
     bint counted             # in context.addresses, under the address `peer`
-    uint64_t input_counted   # of all three, counted in context.buffered; atomic, the timekeeper reads it
+    uint64_t input_counted   # of all three, counted in context.buffered; atomic, the monitor thread reads it
     # atomic
     uint32_t ready           # on_new_connection has not refused it: others may see it, and on_disconnected is due; written by the owner
     uint32_t pause           # set of PAUSE_...; whoever clears the last one posts RESUME
@@ -245,7 +245,7 @@ ctypedef struct connection_t:
     size_t pending_counted   # of them, counted in context.buffered
     # Python references, swapped under the lock, dropped without it
     void *user_data
-    void *port               # stream.StreamPort of a user's stream; constant once set, as are the next two
+    void *port               # stream.StreamAdapter of a user's stream; constant once set, as are the next two
     void *session            # tls.TlsSession
     void *decoder            # frame.FrameDecoder of a user's frame builder
     void *header             # proxy.ProxyHeader, or, before it is whole, proxy.HeaderReader
@@ -274,7 +274,7 @@ cdef inline void counters_add(counters_t *sums, counters_t *counters) noexcept n
     sums.messages_sent += relaxed_load64(&counters.messages_sent)
     sums.messages_refused += relaxed_load64(&counters.messages_refused)
     sums.polls += relaxed_load64(&counters.polls)
-    sums.turns += relaxed_load64(&counters.turns)
+    sums.iterations += relaxed_load64(&counters.iterations)
     sums.gil_acquisitions += relaxed_load64(&counters.gil_acquisitions)
     sums.gil_wait_ns += relaxed_load64(&counters.gil_wait_ns)
     sums.handoffs += relaxed_load64(&counters.handoffs)

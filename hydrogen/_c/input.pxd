@@ -158,7 +158,7 @@ cdef inline bint connection_lingered(connection_t *connection) noexcept nogil:
 
 
 cdef inline int connection_late(context_t *context, connection_t *connection) noexcept nogil:
-    """Which deadline of the owner's has passed, TIMEOUT_...; 0: none. For a connection that does not linger. (TIMEOUT_WRITE is the timekeeper's.)"""
+    """Which deadline of the owner's has passed, TIMEOUT_...; 0: none. For a connection that does not linger. (TIMEOUT_WRITE is the monitor thread's.)"""
     cdef uint64_t now = sys_now()
     cdef uint64_t deadline = relaxed_load64(&connection.deadline)
     if deadline and now >= deadline:
@@ -285,7 +285,7 @@ cdef inline int connection_input_ended(context_t *context, io_t *io, connection_
 
 
 cdef inline int connection_too_late(context_t *context, connection_t *connection, int code) noexcept nogil:
-    """A deadline has passed, and all was read that is there (else READABLE is in `mail`, and the next walk tells again)."""
+    """A deadline has passed, and all was read that is there (else READABLE is in `mail`, and the next sweep tells again)."""
     if connection_end(context, connection, connection_generation(connection), True, CAUSE_TIMEOUT, code) & FLUSH_DRAINED:
         connection_wake_drainers(context)
     return connection_finish(context, connection)
@@ -294,7 +294,7 @@ cdef inline int connection_too_late(context_t *context, connection_t *connection
 cdef inline bint connection_paused(context_t *context, connection_t *connection) noexcept nogil:
     """Whether nothing may be read or delivered.
 
-    The memory pause is set here: the timekeeper clears `full` first and then looks for the pauses to end; so either it sees this one, or this thread sees
+    The memory pause is set here: the monitor thread clears `full` first and then looks for the pauses to end; so either it sees this one, or this thread sees
     `full` cleared.
     """
     if relaxed_load32(&context.full):

@@ -8,12 +8,12 @@ Who sleeps, who wakes, why nothing is lost:
 1. A worker parks, or sets `polling` and enters epoll_wait without a timeout, only under `lock` with both queues and `notices` seen empty; whoever puts work there does
    so under `lock` and looks there whether somebody sleeps. A poster that is no worker in its turn signals a parked worker, or else writes the eventfd if
    `polling`. If nobody sleeps, all workers are in a turn, and each looks at the queues, under `lock`, before it sleeps.
-2. A worker in its turn that puts work into a queue wakes nobody: it looks again when its turn ends. If a callback keeps it from that, the timekeeper finds it
-   stalled and wakes another. So the timekeeper must not sleep while anybody is in a callback: see 3.
-3. The timekeeper's word goes IDLE -> ASLEEP by compare-and-swap, and every turn begins with a worker's saying in `state` that it wants the GIL, and then a
-   swap to ACTIVE: the turn either makes that fail, or finds ASLEEP and signals. The timekeeper only tries after ticks in which it found the word IDLE and
+2. A worker in its turn that puts work into a queue wakes nobody: it looks again when its turn ends. If a callback keeps it from that, the monitor thread finds it
+   stalled and wakes another. So the monitor thread must not sleep while anybody is in a callback: see 3.
+3. The monitor thread's word goes IDLE -> ASLEEP by compare-and-swap, and every turn begins with a worker's saying in `state` that it wants the GIL, and then a
+   swap to ACTIVE: the turn either makes that fail, or finds ASLEEP and signals. The monitor thread only tries after ticks in which it found the word IDLE and
    no worker in a callback.
-4. The event role is given up only by a thread that will look at the queues again, or wakes a worker that does (the timekeeper).
+4. The event role is given up only by a thread that will look at the queues again, or wakes a worker that does (the monitor thread).
 """
 
 from libc.errno cimport ENOMEM
@@ -40,13 +40,13 @@ from hydrogen._c.poller cimport (
 )
 from hydrogen._c.slab cimport slab_destroy, slab_init, slab_release, slab_slot, slab_t, slab_used
 from hydrogen._c.sys cimport (
-    HYDROGEN_GIL, RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_TIMEKEEPER, atomic_add32, atomic_add64, atomic_load32,
+    HYDROGEN_GIL, RANK_DRAIN, RANK_FD, RANK_QUEUE, RANK_MONITOR, atomic_add32, atomic_add64, atomic_load32,
     atomic_or32, atomic_store32, atomic_store64, atomic_swap32, atomic_swap64, cond_destroy, cond_init, cond_signal, cond_t, cond_wait, counter_bump,
     lock_destroy, lock_give, lock_init, lock_t, lock_take, pollfd, pthread_t, relaxed_load32, relaxed_load64, relaxed_store32, sys_assert,
     sys_close, sys_event_set, sys_forks,
 )
 
-# What a worker does, published for the timekeeper.
+# What a worker does, published for the monitor thread.
 cdef enum:
     WORKER_PARKED
     WORKER_POLL      # in the event role, or in a step
@@ -64,7 +64,7 @@ cdef enum:
     NOTICE_DRAINED = 1         # the last connection is gone, and the server is stopping
     NOTICE_ALARM = 2           # timers are due
 
-# Things to be written into the log by the herald, a thread of its own: also when no worker comes out of a callback any more.
+# Things to be written into the log by the log thread, a thread of its own: also when no worker comes out of a callback any more.
 cdef enum:
     NEWS_ALL_BLOCKED = 1
     NEWS_ACCEPTING = 2         # `accepting` has changed
@@ -76,11 +76,11 @@ cdef enum:
     ACCEPT_EXHAUSTED  # waits for fds or memory
     ACCEPT_FULL       # waits until one of `max_connections` goes
 
-# The timekeeper's word.
+# The monitor thread's word.
 cdef enum:
-    TIMEKEEPER_IDLE
-    TIMEKEEPER_ACTIVE
-    TIMEKEEPER_ASLEEP
+    MONITOR_IDLE
+    MONITOR_ACTIVE
+    MONITOR_ASLEEP
 
 cdef enum:
     # Loops of one server (MAX_LOOPS in config.py).
@@ -93,10 +93,10 @@ cdef enum:
     # Without a stall the tick slows down by a factor of two each 16 ticks, to 4 ms at most: a 1 kHz tick costs 3 % on a busy machine (design.md).
     TICK_QUIET = 16
     TICK_SLOWEST = 4
-    # Ticks without any work after which the timekeeper sleeps.
+    # Ticks without any work after which the monitor thread sleeps.
     TICKS_IDLE = 64
     # A quarter of LINGER_NS.
-    LINGER_WALK_NS = 500000000
+    LINGER_SWEEP_NS = 500000000
     # Milliseconds that one proof of blocking keeps eager mode up.
     EAGER_MS = 100
     # A worker that got the GIL sooner than this while another was in a callback shows that that one does not compute: the
@@ -117,7 +117,7 @@ ctypedef struct worker_t:
     worker_t *next_parked
     bint woken
     cond_t cond
-    # atomic, written by the worker, read by the timekeeper
+    # atomic, written by the worker, read by the monitor thread
     uint32_t state
     uint64_t progress                # callbacks begun
     uint64_t corked[CORKED_MOST]     # tokens; taken by swap with 0, by the worker or for it
@@ -127,7 +127,7 @@ ctypedef struct worker_t:
     uint64_t turn_began              # or its last flush ended
     uint64_t turn_entered            # when it began, and `progress` then; without a GIL only
     uint64_t turn_progress
-    # the timekeeper only
+    # the monitor thread only
     uint64_t seen_progress
     bint seen_callback
 
@@ -187,7 +187,7 @@ ctypedef struct loop_t:
     size_t undelivered   # bytes of input in `ready`
     uint32_t notices
     uint32_t news
-    cond_t news_cond     # the herald waits here for `news`, or `exiting`
+    cond_t news_cond     # the log thread waits here for `news`, or `exiting`
     bint role_taken      # somebody is in the event role
     bint polling         # and may sleep there
     bint exiting
@@ -200,13 +200,13 @@ ctypedef struct loop_t:
     int handoff
     bint has_open_callbacks
     acceptor_t *acceptor
-    uint64_t walk_ns     # between two looks at the deadlines: a quarter of the shortest of Config's; LINGER_WALK_NS while anybody lingers, if that is less
+    uint64_t sweep_ns     # between two looks at the deadlines: a quarter of the shortest of Config's; LINGER_SWEEP_NS while anybody lingers, if that is less
     uint32_t forks       # sys_forks at the start
     # atomic
     uint64_t live          # connections; only the accept thread makes it larger
     uint64_t stalls
     uint64_t all_blocked
-    uint64_t walks
+    uint64_t sweeps
     uint32_t stopping
     uint32_t awake       # workers that are neither parked nor in callbacks
     uint32_t eager       # milliseconds left in eager mode
@@ -215,15 +215,15 @@ ctypedef struct loop_t:
     uint32_t dispatching # index + 1 of the worker that was seen to run callbacks last; written with the GIL held, 0 without one
     uint32_t handler_ns  # moving average of a handler's time; without a GIL only
     uint32_t workers_left
-    # timekeeper
-    pthread_t timekeeper_thread
-    bint timekeeper_started
-    uint32_t timekeeper_stop  # atomic
-    uint32_t timekeeper_word  # atomic
-    lock_t timekeeper_lock
-    cond_t timekeeper_cond
-    uint64_t alarm            # monotonic ns, 0: none; written under timekeeper_lock, atomic
-    io_t timekeeper_io
+    # monitor
+    pthread_t monitor_thread
+    bint monitor_started
+    uint32_t monitor_stop  # atomic
+    uint32_t monitor_word  # atomic
+    lock_t monitor_lock
+    cond_t monitor_cond
+    uint64_t alarm            # monotonic ns, 0: none; written under monitor_lock, atomic
+    io_t monitor_io
     # threads that are no workers
     io_t outside_io
     uint64_t planted_race
@@ -281,11 +281,11 @@ cdef inline bint loop_wake_locked(loop_t *loop) noexcept nogil:
 
 
 cdef inline void loop_touch(loop_t *loop) noexcept nogil:
-    """Tell the timekeeper that something goes on, and see that it is awake."""
-    if atomic_swap32(&loop.timekeeper_word, TIMEKEEPER_ACTIVE) == TIMEKEEPER_ASLEEP:
-        lock_take(&loop.timekeeper_lock)
-        cond_signal(&loop.timekeeper_cond)
-        lock_give(&loop.timekeeper_lock)
+    """Tell the monitor thread that something goes on, and see that it is awake."""
+    if atomic_swap32(&loop.monitor_word, MONITOR_ACTIVE) == MONITOR_ASLEEP:
+        lock_take(&loop.monitor_lock)
+        cond_signal(&loop.monitor_cond)
+        lock_give(&loop.monitor_lock)
 
 
 cdef inline void loop_notice(loop_t *loop, uint32_t notice) noexcept nogil:
@@ -305,7 +305,7 @@ cdef inline void loop_tell(loop_t *loop, uint32_t news) noexcept nogil:
 
 
 cdef inline uint32_t loop_await_news(loop_t *loop) noexcept nogil:
-    """By the herald: what there is to be written; 0: nothing more, the loop ends."""
+    """By the log thread: what there is to be written; 0: nothing more, the loop ends."""
     cdef uint32_t news
     lock_take(&loop.lock)
     while not loop.news and not loop.exiting:
@@ -317,12 +317,12 @@ cdef inline uint32_t loop_await_news(loop_t *loop) noexcept nogil:
 
 
 cdef inline void loop_set_alarm(loop_t *loop, uint64_t when) noexcept nogil:
-    """Have NOTICE_ALARM said at the monotonic time `when`, or earlier. The timekeeper computes how long it sleeps under this lock: it does not oversleep."""
-    lock_take(&loop.timekeeper_lock)
+    """Have NOTICE_ALARM said at the monotonic time `when`, or earlier. The monitor thread computes how long it sleeps under this lock: it does not oversleep."""
+    lock_take(&loop.monitor_lock)
     if not loop.alarm or when < loop.alarm:
         atomic_store64(&loop.alarm, when)
-        cond_signal(&loop.timekeeper_cond)
-    lock_give(&loop.timekeeper_lock)
+        cond_signal(&loop.monitor_cond)
+    lock_give(&loop.monitor_lock)
 
 
 cdef inline void loop_serve_later(loop_t *loop, connection_t *connection, bint wake) noexcept nogil:
@@ -361,7 +361,7 @@ cdef inline connection_t *loop_at(loop_t *loop, uint32_t index) noexcept nogil:
 # --- output --------------------------------------------------------------------------------------------------------------------------------
 
 cdef inline void loop_check_memory(loop_t *loop) noexcept nogil:
-    """Stop all reading when too much is buffered; the timekeeper sees to the rest."""
+    """Stop all reading when too much is buffered; the monitor thread sees to the rest."""
     if relaxed_load64(&loop.context.buffered) > loop.context.max_buffered and not relaxed_load32(&loop.context.full):
         if not atomic_swap32(&loop.context.full, 1):
             atomic_add64(&loop.context.memory_pauses, 1)
@@ -424,8 +424,8 @@ cdef inline void loop_flush_for(loop_t *loop, io_t *io, worker_t *worker, bint w
 cdef inline void worker_takes_over(worker_t *worker) noexcept nogil:
     """Called with the GIL, which another worker may have had last: if that one is in a callback still it lost the GIL there, and blocks, as a rule.
 
-    So what it has corked does not wait for the timekeeper, and eager mode can cork: a turn's replies are sent one after the other, at less
-    CPU time than each after its callback. Whom this misses (it looks at one worker only) the timekeeper finds.
+    So what it has corked does not wait for the monitor thread, and eager mode can cork: a turn's replies are sent one after the other, at less
+    CPU time than each after its callback. Whom this misses (it looks at one worker only) the monitor thread finds.
     """
     cdef loop_t *loop = worker.loop
     cdef uint32_t last = relaxed_load32(&loop.dispatching)
@@ -509,8 +509,8 @@ cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) 
 cdef inline void loop_watch(loop_t *loop, connection_t *connection) noexcept nogil:
     """Before letting go: count what stays of the input, and see that its deadline, if it has one, is kept.
 
-    The timekeeper clears `watched` before it walks, and sets it again when a deadline is left. So either it was cleared before this thread looks, which
-    then sets it and wakes the timekeeper, or the walk comes after this deadline was stored, and sees it.
+    The monitor thread clears `watched` before it sweeps, and sets it again when a deadline is left. So either it was cleared before this thread looks, which
+    then sets it and wakes the monitor thread, or the sweep comes after this deadline was stored, and sees it.
     """
     connection_set_input_count(&loop.context, connection)
     connection_watch_frame(&loop.context, connection)
@@ -521,7 +521,7 @@ cdef inline void loop_watch(loop_t *loop, connection_t *connection) noexcept nog
 
 
 cdef inline void loop_watch_all(loop_t *loop, uint32_t kind) noexcept nogil:
-    """Some connection has a deadline of that kind: have the timekeeper walk. See loop_watch."""
+    """Some connection has a deadline of that kind: have the monitor thread sweep. See loop_watch."""
     if not atomic_load32(&loop.context.watched) & kind:
         atomic_or32(&loop.context.watched, kind)
         loop_touch(loop)
@@ -647,10 +647,10 @@ cdef inline void loop_clear(loop_t *loop) noexcept nogil:
     loop.context.poller.epoll_fd = -1
     loop.outside_io.counters.shared = True
     lock_init(&loop.lock, RANK_QUEUE)
-    lock_init(&loop.timekeeper_lock, RANK_TIMEKEEPER)
+    lock_init(&loop.monitor_lock, RANK_MONITOR)
     lock_init(&loop.context.fd_lock, RANK_FD)
     lock_init(&loop.context.drain_lock, RANK_DRAIN)
-    cond_init(&loop.timekeeper_cond)
+    cond_init(&loop.monitor_cond)
     cond_init(&loop.news_cond)
     cond_init(&loop.context.drain_cond)
 
@@ -723,10 +723,10 @@ cdef inline void loop_destroy(loop_t *loop) noexcept nogil:
             cond_destroy(&loop.workers[k].cond)
     free(loop.workers)
     slab_destroy(&loop.slab)
-    cond_destroy(&loop.timekeeper_cond)
+    cond_destroy(&loop.monitor_cond)
     cond_destroy(&loop.news_cond)
     cond_destroy(&loop.context.drain_cond)
-    lock_destroy(&loop.timekeeper_lock)
+    lock_destroy(&loop.monitor_lock)
     lock_destroy(&loop.lock)
     lock_destroy(&loop.context.fd_lock)
     lock_destroy(&loop.context.drain_lock)
@@ -761,7 +761,7 @@ cdef inline void loop_end_all(loop_t *loop, bint abort, uint64_t *unsent, uint64
 
 
 cdef inline void loop_exit(loop_t *loop) noexcept nogil:
-    """Have every worker end that is not in a callback, and the others when they come out. The timekeeper and the accept thread have ended."""
+    """Have every worker end that is not in a callback, and the others when they come out. The monitor thread and the accept thread have ended."""
     lock_take(&loop.lock)
     loop.exiting = True
     cond_signal(&loop.news_cond)

@@ -3,7 +3,7 @@
 1. One flusher at a time (`flushing`): it takes the queue, sends without the lock, and puts back the rest; others append and leave.
 2. `blocked` is written and tested under the lock; an OUT edge that comes while somebody is flushing sets `edge`, and the flusher tries again
    instead of blocking. So the edge between EAGAIN and `blocked` is not lost.
-3. `stuck` says whether output waits for the peer. The timekeeper, who counts write_timeout from there, looks at what the kernel holds besides: the peer
+3. `stuck` says whether output waits for the peer. The monitor thread, who counts write_timeout from there, looks at what the kernel holds besides: the peer
    takes something also when the kernel gets too little room for an edge.
 4. With TLS the queue holds records, which are numbered: what was encrypted must be queued, in that order, even if the end was asked for meanwhile.
 """
@@ -243,7 +243,7 @@ cdef inline int connection_unacknowledged(context_t *context, connection_t *conn
 
 
 cdef inline bint connection_is_stuck(connection_t *connection, uint32_t generation) noexcept nogil:
-    """Whether output waits for the peer, and did so at the last walk."""
+    """Whether output waits for the peer, and did so at the last sweep."""
     cdef bint stuck
     lock_take(&connection.lock)
     stuck = connection_generation(connection) == generation and connection.blocked and relaxed_load32(&connection.stuck) == STUCK_SEEN

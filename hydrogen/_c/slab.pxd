@@ -7,7 +7,7 @@ acquire and release are O(1). Indices may be reused; what tells one use from the
 Invariants:
 1. A slot in the vacant list has the word (generation, OWNED): nobody can claim it.
 2. The generation of a slot only grows; a slot whose generation would wrap is retired, never reused.
-3. `used` is published after the slot below it is initialised, so a walk over [0, used) sees only initialised slots.
+3. `used` is published after the slot below it is initialised, so a sweep over [0, used) sees only initialised slots.
 """
 
 from libc.stdint cimport uint32_t, uint64_t

@@ -330,5 +330,5 @@ cdef enum:
     RANK_SLAB = 3
     RANK_FD = 4
     RANK_OUTPUT = 5
-    RANK_TIMEKEEPER = 6
+    RANK_MONITOR = 6
     RANK_ADDRESSES = 7

@@ -1,7 +1,7 @@
 """The acceptor: one thread that accepts on all listeners. It never waits for anything but them, and never runs code of the user's.
 
 It is one for all of them, so that there is one who looks at `max_connections` and adds. A listener with a long backlog gives way to the
-others after `TURN` connections. What it has to say a worker writes into the journal: a logging handler is code of the user's.
+others after `TURN` connections. What it has to say a worker writes into the rate-limited log: a logging handler is code of the user's.
 
 Accepting *pauses* in three cases, in which the listeners are not polled: they stay readable, and would spin. While suspended, until
 `resume`. At `max_connections`, if the policy is to wait, until a connection is released. When the kernel is out of something, for
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from hydrogen._py import sys
 
 if TYPE_CHECKING:
-    from hydrogen.journal import Journal
+    from hydrogen.log import RateLimitedLog
 
 PAUSE_MS = 100
 """How long accepting pauses when the kernel is out of something: short enough to go unnoticed, long enough not to be a load."""
@@ -45,7 +45,7 @@ class Acceptor:
         must_wait: Callable[[], bool],
         welcome: Callable[[socket.socket, Any], None],
         most: int,
-        journal: Journal,
+        log: RateLimitedLog,
         by_worker: Callable[..., None],
     ) -> None:
         """Args:
@@ -57,7 +57,7 @@ class Acceptor:
         self._must_wait = must_wait
         self._welcome = welcome
         self._most = most
-        self._journal = journal
+        self._log = log
         self._by_worker = by_worker
         self._wakeup = sys.Wakeup()
         self._suspended = False
@@ -140,7 +140,7 @@ class Acceptor:
                 if error.errno in sys.TRANSIENT:
                     continue
                 if error.errno not in sys.EXHAUSTED:
-                    self._by_worker(self._journal.say, logging.ERROR, "accept", "accept: %s", error)
+                    self._by_worker(self._log.say, logging.ERROR, "accept", "accept: %s", error)
                 self._pause("want", None)
                 return False
             self._go_on()
@@ -153,10 +153,10 @@ class Acceptor:
         self.pauses += 1
         if self._paused_for != reason:
             self._paused_for = reason
-            self._by_worker(self._journal.accepting_paused, most)
+            self._by_worker(self._log.accepting_paused, most)
 
     def _go_on(self) -> None:
         """Accepting goes on: there is room, or, after want of something, a connection was accepted."""
         if self._paused_for is not None:
             self._paused_for = None
-            self._by_worker(self._journal.accepting)
+            self._by_worker(self._log.accepting)

@@ -16,9 +16,9 @@ Invariants of the deadlines:
 2. While the connection is open there is a second one, `idle_timeout` after `last_byte`. It is not kept anywhere: it moves with every byte.
    Also with those that the peer takes from the kernel's send queue: while there may be some the queue is looked at every now and then
    (`look_every`), and counts as moving when it got shorter, or was written to since the look before and is not empty.
-3. When the owner lets go, a reminder stands at the timekeeper that is due by the earliest of these. An earlier one that stands already is
+3. When the owner lets go, a reminder stands at the monitor thread that is due by the earliest of these. An earlier one that stands already is
    left, and the turn that it brings about asks for the next: so frames that are begun and finished, and bytes that come and go, cost the
-   timekeeper nothing.
+   monitor nothing.
 4. They end the connection only in a turn that has seen the socket drained: what came in time counts, however late we are. While reading is
    paused, bytes that wait in the kernel show that the peer is not idle.
 
@@ -53,7 +53,7 @@ from hydrogen.stream import Plain, Secure, Stream
 from hydrogen.tls import TlsSession
 
 if TYPE_CHECKING:
-    from hydrogen.journal import Journal
+    from hydrogen.log import RateLimitedLog
 
 LINGER = 2.0
 """Seconds that input is discarded after our FIN: closing with unread input resets the peer, and the tail of the reply is lost."""
@@ -83,7 +83,7 @@ class Loop(OutputLoop, Protocol):
     callbacks: Callbacks
     poller: Poller
     placeholder: int
-    journal: Journal
+    log: RateLimitedLog
     is_verbose: bool
     look_every: float
 
@@ -644,7 +644,7 @@ class Connection(Output):
     def _tell_of_handshake(self, session: TlsSession) -> None:
         with session.lock:
             cipher = session.info("cipher")
-        self.loop.journal.shaken(self.socket.id, cipher)
+        self.loop.log.shaken(self.socket.id, cipher)
 
     def _leave_if_forked(self) -> None:
         """If code of the user's has forked and this is the child: the connection is the parent's, and this thread no worker any more."""

@@ -24,7 +24,7 @@ from hydrogen.frame import (
 _BUILT_IN = (SimpleFrameBuilder, Checksum32FrameBuilder, LengthFrameBuilder, LineFrameBuilder, WebSocketFrameBuilder)
 
 Complain = Callable[[str, BaseException], None]
-"""Writes down what code of the user's, called by that name, raised: `Journal.callback_error`."""
+"""Writes down what code of the user's, called by that name, raised: `RateLimitedLog.callback_error`."""
 
 _CAUSES = {FrameTooLarge: Cause.FRAME_TOO_LARGE, ChecksumMismatch: Cause.CHECKSUM_MISMATCH}
 """Those of `ProtocolError` from a built-in builder that are not simply BAD_FRAME."""

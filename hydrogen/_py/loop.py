@@ -2,15 +2,15 @@
 
     accept thread ---------new, notice-------> ready queue ----> workers: read, split, call back, write
                                                 ^    ^              |
-    timekeeper --------deadline, notice---------+    |              | EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    monitor --------deadline, notice---------+    |              | EPOLL_CTL_ADD, EPOLL_CTL_DEL
                                                      |              v
     event thread: flush what blocked ----readable----+ <--------- epoll
 
 There are `max_threads` threads and three, whatever the number of connections. Locks, in the order in which they may be taken:
 `Engine._lock`, or, of one connection, the lock of its TLS session and then its output lock; then the leaves: mailbox, memory, slab,
-timekeeper, limits.
+monitor, limits.
 
-What the accept thread has to log it gives to a worker as a notice: a logging handler is code of the user's, and may block. The timekeeper
+What the accept thread has to log it gives to a worker as a notice: a logging handler is code of the user's, and may block. The monitor thread
 writes one line itself, that all workers are blocked: nobody else could while it is true.
 
 It is the reference, clear before fast: every message takes a hop from the event thread to a worker, which the compiled engine does without.
@@ -41,7 +41,7 @@ from hydrogen._py.poller import Poller
 from hydrogen._py.pool import Pool
 from hydrogen._py.slab import Slab
 from hydrogen._py.stuck import StuckOutput, StuckWorkers
-from hydrogen._py.timekeeper import Timekeeper
+from hydrogen._py.monitor import Monitor
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause, Timeout
@@ -68,7 +68,7 @@ class Engine:
         self, server: Server, callbacks: Callbacks, config: Config, listeners: Sequence[socket.socket], max_connections: int
     ) -> None:
         self.server = server
-        self.journal = server.journal
+        self.log = server.log
         self.callbacks = callbacks
         self.config = config
         self.forked_away = False
@@ -90,13 +90,13 @@ class Engine:
         self._tls = config.ssl
         self._listeners = listeners
         self._pool = Pool(config.max_threads, self._is_empty, self._on_all_busy, self._on_lost, self._close_fds)
-        self._timekeeper = Timekeeper(self._on_deadline)
-        self._excess = self._timekeeper.alarm(self._shed)
-        self._timers = self._timekeeper.alarm(lambda: self._pool.ready.put(self._run_timers))
+        self._monitor = Monitor(self._on_deadline)
+        self._excess = self._monitor.alarm(self._shed)
+        self._timers = self._monitor.alarm(lambda: self._pool.ready.put(self._run_timers))
         timeouts = (config.open_timeout, config.idle_timeout, config.frame_timeout, config.write_timeout)
         self.look_every = min((timeout for timeout in timeouts if timeout is not None), default=math.inf) / 4
-        self._stuck_output = StuckOutput(self._timekeeper, config.write_timeout, self.look_every)
-        self._stuck_workers = StuckWorkers(self._timekeeper, self._pool, self._on_all_blocked)
+        self._stuck_output = StuckOutput(self._monitor, config.write_timeout, self.look_every)
+        self._stuck_workers = StuckWorkers(self._monitor, self._pool, self._on_all_blocked)
         self._event_thread = threading.Thread(target=self._watch, name="hydrogen-event", daemon=True)
 
     def start(self) -> None:
@@ -106,11 +106,11 @@ class Engine:
             undo.callback(os.close, self.placeholder)
             self.poller = Poller()
             undo.callback(self.poller.close)
-            self._acceptor = Acceptor(self._listeners, self._must_wait, self._welcome, self._limits.most, self.journal, self._by_worker)
+            self._acceptor = Acceptor(self._listeners, self._must_wait, self._welcome, self._limits.most, self.log, self._by_worker)
             undo.pop_all()
         try:
             self._pool.start()
-            self._timekeeper.start()
+            self._monitor.start()
             self._event_thread.start()
             self._acceptor.start()
         except BaseException:
@@ -162,17 +162,17 @@ class Engine:
         return sum(connection.pending for connection in self._slab.snapshot())
 
     def release(self) -> int:
-        """End the event thread, the timekeeper and the workers."""
+        """End the event thread, the monitor thread and the workers."""
         self._ended = True
         self.poller.wake()
         if self._event_thread.ident is not None:
             self._event_thread.join()
-        self._timekeeper.end()
+        self._monitor.end()
         return self._pool.end(RELEASE_PATIENCE)
 
     def in_worker(self) -> bool:
-        """Whether this is a worker, or the timekeeper, who writes some lines of the log."""
-        return not self.forked_away and (self._pool.is_mine(threading.current_thread()) or self._timekeeper.is_mine())
+        """Whether this is a worker, or the monitor thread, who writes some lines of the log."""
+        return not self.forked_away and (self._pool.is_mine(threading.current_thread()) or self._monitor.is_mine())
 
     def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
         """Send to all that are introduced, and are not being reset. What the server's framing cannot carry is raised, before anything is
@@ -274,7 +274,7 @@ class Engine:
             reading_resumes=total.reading_resumes,
             memory_pauses=self.memory.pauses,
             polls=self._polls,
-            turns=self._pool.turns(),
+            iterations=self._pool.turns(),
         )
 
     def reload_tls(self, context: ssl.SSLContext) -> None:
@@ -320,14 +320,14 @@ class Engine:
 
     def remind(self, token: int, when: float) -> None:
         """See `connection.Loop`."""
-        self._timekeeper.set(token, when)
+        self._monitor.set(token, when)
 
     def complain(self, name: str, error: BaseException) -> None:
         """See `framing.Complain`."""
-        if self.forked_away:  # the journal's lock may be held by a thread that exists in the parent only
+        if self.forked_away:  # the log's lock may be held by a thread that exists in the parent only
             log.error("%s raised %s", name, type(error).__name__, exc_info=error)
         else:
-            self.journal.callback_error(name, error)
+            self.log.callback_error(name, error)
 
     def admit(self, connection: Connection) -> bool:
         """See `connection.Loop`."""
@@ -335,7 +335,7 @@ class Engine:
         if address is None:
             return True
         if not self._limits.enter(address):
-            self.journal.turned_away_from(connection.peername)
+            self.log.turned_away_from(connection.peername)
             return False
         self._leave(connection)
         connection.address = address
@@ -349,13 +349,13 @@ class Engine:
                 if connection.cause == Cause.TIMEOUT:
                     self._timed_out[connection.code] += 1
         if connection.cause == Cause.SLOW_CONSUMER:
-            self.journal.slow_consumer(connection.socket.id, connection.peername)
+            self.log.slow_consumer(connection.socket.id, connection.peername)
         if self.is_verbose and connection.error is not None:
-            self.journal.removed(connection.socket.id, connection.error)
+            self.log.removed(connection.socket.id, connection.error)
 
     def gone(self, connection: Connection) -> None:
         """See `connection.Loop`."""
-        self._timekeeper.cancel(connection.token)
+        self._monitor.cancel(connection.token)
         self._leave(connection)
         with self._lock:
             self._total.add(connection.tally)
@@ -416,7 +416,7 @@ class Engine:
             connection = self._slab.acquire(make)
         connection.address = address
         if self.is_verbose:
-            self._by_worker(self.journal.accepted, connection.socket.id, peername)
+            self._by_worker(self.log.accepted, connection.socket.id, peername)
         try:
             for level, name, value in self.config.socket_options:
                 sock.setsockopt(level, name, value)
@@ -445,7 +445,7 @@ class Engine:
         for _ in range(len(self._unfinished)):
             self._unfinished.popleft().go_on_flushing()
 
-    # The timekeeper's thread.
+    # The monitor thread.
 
     def _on_deadline(self, token: int) -> None:
         connection = self._slab.find(token)
@@ -467,13 +467,13 @@ class Engine:
                 return
 
     def _on_all_blocked(self) -> None:
-        self.journal.all_blocked(self.config.max_threads)
+        self.log.all_blocked(self.config.max_threads)
 
     # The workers.
 
     def _tell_of_overload(self) -> None:
         self._tells_of_overload = False
-        self.journal.turned_away(self._removed[Cause.OVERLOAD])
+        self.log.turned_away(self._removed[Cause.OVERLOAD])
 
     def _on_all_busy(self) -> None:
         self._stuck_workers.begin()
@@ -484,7 +484,7 @@ class Engine:
             raise SystemExit
 
     def _on_lost(self, connection: Connection, error: Exception) -> None:
-        self.journal.say(logging.ERROR, "lost", "connection %d is lost", connection.socket.id, error=error)
+        self.log.say(logging.ERROR, "lost", "connection %d is lost", connection.socket.id, error=error)
 
     # Anybody's.
 

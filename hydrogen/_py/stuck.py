@@ -1,4 +1,4 @@
-"""What does not move: output of which the peer takes nothing, and workers that are all in callbacks. The timekeeper looks at both.
+"""What does not move: output of which the peer takes nothing, and workers that are all in callbacks. The monitor thread looks at both.
 
 Neither looks at what moves: output is watched only while it is blocked, and workers only since all of them were busy.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from hydrogen._py.output import Output
 from hydrogen._py.pool import Pool
-from hydrogen._py.timekeeper import Alarm, Timekeeper
+from hydrogen._py.monitor import Alarm, Monitor
 
 TICK = 0.01
 """Seconds between two looks at workers that are all busy: two switch intervals of the interpreter, so that who computes gets on."""
@@ -21,13 +21,13 @@ TICK = 0.01
 class StuckOutput:
     """Connections whose output is blocked, for `write_timeout`. Invariant: while there are some, the alarm is set."""
 
-    def __init__(self, timekeeper: Timekeeper, timeout: float | None, look_every: float) -> None:
+    def __init__(self, monitor: Monitor, timeout: float | None, look_every: float) -> None:
         """Args: look_every: seconds that progress may be seen late."""
         self._timeout = math.inf if timeout is None else timeout
         self._look_every = look_every
         self._lock = threading.Lock()
         self._watched: list[Output] = []
-        self._alarm: Alarm = timekeeper.alarm(self._look)
+        self._alarm: Alarm = monitor.alarm(self._look)
 
     def watch(self, connection: Output) -> None:
         """Look at `connection` until it says that there is nothing to see. It asks once. From any thread."""
@@ -62,11 +62,11 @@ class StuckWorkers:
         times: how often; a time lasts until one of them got on.
     """
 
-    def __init__(self, timekeeper: Timekeeper, pool: Pool, tell: Callable[[], None]) -> None:
+    def __init__(self, monitor: Monitor, pool: Pool, tell: Callable[[], None]) -> None:
         """Args: tell: called once each time."""
         self._pool = pool
         self._tell = tell
-        self._alarm: Alarm = timekeeper.alarm(self._look)
+        self._alarm: Alarm = monitor.alarm(self._look)
         self._looking = False
         self._seen: list[tuple[int, int]] = []
         self._told = False

@@ -16,7 +16,7 @@ from typing import Protocol
 from hydrogen._py import sys
 from hydrogen._py.framing import Complain
 from hydrogen.errors import Cause, cause_of, removal_error
-from hydrogen.stream import Stream, StreamPort
+from hydrogen.stream import Stream, StreamAdapter
 
 CHUNK = 1 << 16
 """Bytes asked of one recv(2)."""
@@ -163,7 +163,7 @@ class StreamTransport:
     def __init__(self, stream: Stream, complain: Complain) -> None:
         self._complain = complain
         self._name = type(stream).__name__
-        self._port = StreamPort(stream)
+        self._port = StreamAdapter(stream)
         self.poll_fd = -1
 
     def open(self) -> None:

@@ -18,7 +18,7 @@ and of the event loops, which must not be blocked, also
 
 and of hydrogen alone ``checksum32``, ``length``, ``line`` and ``websocket``: send back every message of that framing;
 ``simple_computing``: simple after some 20 us of Python in each handler; and raw with other settings: ``limited`` has every deadline
-and limit, ``unlimited`` none, ``timed`` an `idle_timeout` beside the defaults, and ``walked`` looks at all its connections
+and limit, ``unlimited`` none, ``timed`` an `idle_timeout` beside the defaults, and ``swept`` looks at all its connections
 every hundredth of a second.
 """
 

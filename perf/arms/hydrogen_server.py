@@ -125,8 +125,8 @@ JOBS = {
     "limited": Job(Echo, None, LIMITED),
     "unlimited": Job(Echo, None, dict.fromkeys(LIMITED)),
     "timed": Job(Echo, None, {"idle_timeout": 60.0}),
-    # The shortest timeout says how often there is a walk, `idle_timeout` that each looks at every connection.
-    "walked": Job(Echo, None, {"open_timeout": 0.04, "idle_timeout": 3600.0, "max_connections": 19_900}),
+    # The shortest timeout says how often there is a sweep, `idle_timeout` that each looks at every connection.
+    "swept": Job(Echo, None, {"open_timeout": 0.04, "idle_timeout": 3600.0, "max_connections": 19_900}),
     "simple": Job(Echo, hydrogen.SimpleFrameBuilder),
     "checksum32": Job(Echo, hydrogen.Checksum32FrameBuilder),
     "length": Job(Echo, hydrogen.LengthFrameBuilder),

@@ -30,7 +30,7 @@ for line in sys.stdin:  # one line each time that the counters are wanted
 server.stop()
 """
 
-NAMES = ["messages_received", "messages_sent", "polls", "turns", "gil_acquisitions", "buffer_allocations", "handoffs", "stalls"]
+NAMES = ["messages_received", "messages_sent", "polls", "iterations", "gil_acquisitions", "buffer_allocations", "handoffs", "stalls"]
 
 
 def counters(process):
@@ -117,4 +117,4 @@ def test_w10_a_message_costs_a_recv_a_send_and_a_share_of_a_poll_and_nothing_els
     assert calls.get("epoll_ctl", 0) == 0, "interest is not touched"
     if engine == "compiled":
         assert everything <= 2.1 * MESSAGES, calls
-        assert futexes <= 0.5 * MESSAGES, "none for each message; the timekeeper's are one a tick: the slower the machine, the more"
+        assert futexes <= 0.5 * MESSAGES, "none for each message; the monitor thread's are one a tick: the slower the machine, the more"

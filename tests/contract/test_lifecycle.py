@@ -314,7 +314,7 @@ def test_stats_count_connections_messages_and_bytes(start, connect):
 
 def volatile(stats):
     """The counters of what threads do on their own."""
-    names = ("polls", "turns", "handoffs", "stalls", "gil_acquisitions", "gil_wait_seconds", "buffer_allocations")
+    names = ("polls", "iterations", "handoffs", "stalls", "gil_acquisitions", "gil_wait_seconds", "buffer_allocations")
     return {name: getattr(stats, name) for name in names}
 
 

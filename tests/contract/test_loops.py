@@ -200,7 +200,7 @@ def test_what_a_stop_aborts_and_abandons_is_counted_over_all_loops(start, connec
 @pytest.mark.clause("C42", "S21")
 @pytest.mark.parametrize("nth", range(2 * LOOPS))
 def test_when_a_thread_does_not_start_nothing_is_left(start, monkeypatch, nth):
-    """Each loop has a worker and a herald to start."""
+    """Each loop has a worker and a log thread to start."""
     started = threading.Thread.start
     left = nth
 

@@ -425,7 +425,7 @@ def test_much_work_wakes_another_worker_where_two_can_run_python(start, connect,
 # ---------------------------------------------------------------------------------------------------- what the engine does inside
 
 
-@moves("polls", "turns")
+@moves("polls", "iterations")
 @pytest.mark.clause("S49")
 def test_polls_and_turns_are_not_more_than_the_messages_give_occasion_for(start, connect):
     """Each message of a peer that waits for the answer is one event at most, and one more for each hand-over."""
@@ -435,23 +435,23 @@ def test_polls_and_turns_are_not_more_than_the_messages_give_occasion_for(start,
     before = server.stats()
     for _ in range(100):
         client.echo(b"x")
-    wait_until(lambda: server.stats().turns > before.turns, "the last turn is over")
+    wait_until(lambda: server.stats().iterations > before.iterations, "the last turn is over")
     after = server.stats()
     assert 1 <= after.polls - before.polls <= 300
-    assert after.turns - before.turns <= 300
+    assert after.iterations - before.iterations <= 300
 
 
 @pytest.mark.slow
-@moves("walks")
+@moves("sweeps")
 @pytest.mark.clause("S49")
-def test_walks_for_deadlines_are_counted_where_there_are_any(start, connect, engine):
+def test_sweeps_for_deadlines_are_counted_where_there_are_any(start, connect, engine):
     handler = recorder()
     server = start(handler, idle_timeout=SHORT)
-    assert server.stats().walks == 0 or engine == "compiled"
+    assert server.stats().sweeps == 0 or engine == "compiled"
     connect(server)
     handler.wait_removed()
-    walks = server.stats().walks
-    assert walks >= 1 if engine == "compiled" else walks == 0
+    sweeps = server.stats().sweeps
+    assert sweeps >= 1 if engine == "compiled" else sweeps == 0
     becomes(server, removed_idle_timeout=1)
 
 

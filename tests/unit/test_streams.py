@@ -20,7 +20,7 @@ from certificates import VERSIONS
 from support import PATIENCE, child, finish, running, simple, wait_event, wait_until
 
 import hydrogen
-from hydrogen.stream import READS, StreamPort
+from hydrogen.stream import READS, StreamAdapter
 
 
 @pytest.fixture
@@ -878,7 +878,7 @@ class Seeds(hydrogen.Stream):
 def test_a_stream_that_makes_a_frame_of_what_it_is_given_sends_no_message_that_nobody_sent(pair):
     """Asked to go on with what was kept, with `b""`, it writes no empty frame; an empty message it does write."""
     ours, peer = pair(buffer=8192)
-    port = StreamPort(Seeds(ours.fileno()))
+    port = StreamAdapter(Seeds(ours.fileno()))
     other = hydrogen.Plain(peer, hydrogen.SimpleFrameBuilder)
     port.send(b"x" * 60_000)
     assert port.blocked

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hydrogen.journal import Journal
+from hydrogen.log import RateLimitedLog
 from hydrogen.timers import Timers
 
 
@@ -15,7 +15,7 @@ class Engine:
 
     def __init__(self):
         self.alarm = None
-        self.timers = Timers(Journal(lambda seconds, callback: None))
+        self.timers = Timers(RateLimitedLog(lambda seconds, callback: None))
 
     def set_alarm(self, when):
         self.alarm = when if self.alarm is None else min(when, self.alarm)

@@ -6,7 +6,7 @@ import threading
 import pytest
 from support import running, wait_event, wait_until
 
-from hydrogen.journal import Journal
+from hydrogen.log import RateLimitedLog
 from hydrogen.watchdog import Watchdog, has_gil
 
 
@@ -27,7 +27,7 @@ def workers():
 
 @pytest.fixture
 def watchdog(workers):
-    watchdog = Watchdog(0.02, workers.running, Journal(lambda seconds, callback: None))
+    watchdog = Watchdog(0.02, workers.running, RateLimitedLog(lambda seconds, callback: None))
     watchdog.start()
     yield watchdog
     watchdog.end()
@@ -62,7 +62,7 @@ def test_a_slow_callback_is_told_of_once_with_its_stack_and_counted(workers, wat
 def test_each_callback_of_one_worker_has_its_own_time(workers, lines):
     """The first worker goes from one callback to the next, faster than it takes to be slow; the second lingers."""
     number = 0
-    watchdog = Watchdog(1.0, workers.running, Journal(lambda seconds, callback: None))
+    watchdog = Watchdog(1.0, workers.running, RateLimitedLog(lambda seconds, callback: None))
     watchdog.start()
     workers.inside[2] = 1
 
@@ -91,7 +91,7 @@ def test_a_worker_may_be_slow_again_in_its_next_callback(workers, watchdog):
 def test_nobody_is_told_of_when_nobody_works(workers, watchdog, lines):
     other = Workers()
     other.inside[1] = 1
-    second = Watchdog(0.02, other.running, Journal(lambda seconds, callback: None))
+    second = Watchdog(0.02, other.running, RateLimitedLog(lambda seconds, callback: None))
     second.start()
     wait_until(lambda: second.slow == 1, "another watchdog has found one")
     second.end()
@@ -99,6 +99,6 @@ def test_nobody_is_told_of_when_nobody_works(workers, watchdog, lines):
 
 
 def test_it_ends_although_its_time_is_long(workers):
-    watchdog = Watchdog(1_000_000.0, workers.running, Journal(lambda seconds, callback: None))
+    watchdog = Watchdog(1_000_000.0, workers.running, RateLimitedLog(lambda seconds, callback: None))
     watchdog.start()
     watchdog.end()

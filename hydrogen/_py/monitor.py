@@ -1,4 +1,4 @@
-"""The timekeeper: one thread for what is due later. Asleep when nothing is; it never runs code of the user's.
+"""The monitor thread: one thread for what is due later. Asleep when nothing is; it never runs code of the user's.
 
 It knows *reminders* of connections, one for each, and *alarms*: a few things that are to be done once in a while, by whoever sets them.
 """
@@ -15,21 +15,21 @@ from hydrogen._py import sys
 
 
 class Alarm:
-    """Something that the timekeeper does when it is due. Made by `Timekeeper.alarm`."""
+    """Something that the monitor thread does when it is due. Made by `Monitor.alarm`."""
 
-    __slots__ = ("_timekeeper", "action", "when")
+    __slots__ = ("_monitor", "action", "when")
 
-    def __init__(self, timekeeper: Timekeeper, action: Callable[[], None]) -> None:
-        self._timekeeper = timekeeper
+    def __init__(self, monitor: Monitor, action: Callable[[], None]) -> None:
+        self._monitor = monitor
         self.action = action
-        self.when = math.inf  # under the timekeeper's lock
+        self.when = math.inf  # under the monitor thread's lock
 
     def set(self, when: float) -> None:
         """Do it at `when`, by the monotonic clock, or earlier: an earlier time that stands is kept. It is done once. From any thread."""
-        self._timekeeper.set_alarm(self, when)
+        self._monitor.set_alarm(self, when)
 
 
-class Timekeeper:
+class Monitor:
     """The thread, the reminders and the alarms. Safe from any thread; its lock is a leaf.
 
     `_due` says which reminders stand; `_order` is a heap of them, and of some that do not stand any more, which are passed over when their
@@ -44,7 +44,7 @@ class Timekeeper:
         self._order: list[tuple[float, int]] = []
         self._alarms: list[Alarm] = []
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="hydrogen-timekeeper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="hydrogen-monitor", daemon=True)
 
     def alarm(self, action: Callable[[], None]) -> Alarm:
         """A new one, for `action`, which this thread will call without a lock. Before `start`."""
@@ -87,7 +87,7 @@ class Timekeeper:
             self._thread.join()
 
     def is_mine(self) -> bool:
-        """Whether the calling thread is the timekeeper."""
+        """Whether the calling thread is the monitor thread."""
         return threading.current_thread() is self._thread
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""The journal of one server: what it has to say to its operator, at a rate that fills no disk.
+"""The rate-limited log of one server: what it has to say to its operator, at a rate that fills no disk.
 
 Lines are of *kinds*; of each kind at most `LINES` are written in one second, the rest are counted, and the count is written with the next
 line, or a second later. So a handler that raises for each message costs a bounded number of lines, and nothing is left out silently. What
@@ -32,7 +32,7 @@ class _Kind:
         self.left_out = 0
 
 
-class Journal:
+class RateLimitedLog:
     """Writes to the logger `hydrogen`. Safe from any thread; nothing is logged while its lock is held."""
 
     def __init__(self, later: Callable[[float, Callable[[], None]], object], clock: Callable[[], float] = time.monotonic) -> None:

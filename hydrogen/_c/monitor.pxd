@@ -1,4 +1,4 @@
-"""The timekeeper: a thread that never runs Python. It finds stalled callbacks, flushes and polls for workers that are stuck, keeps deadlines, and sees to
+"""The monitor thread: a thread that never runs Python. It finds stalled callbacks, flushes and polls for workers that are stuck, keeps deadlines, and sees to
 the limit of memory. It sleeps when nothing is due; why it does not oversleep is argued in loop.pxd, 3.
 """
 
@@ -9,7 +9,7 @@ from hydrogen._c.connection cimport (
     connection_token, context_t, WATCH_CONFIGURED, WATCH_LINGERING,
 )
 from hydrogen._c.loop cimport (
-    LINGER_WALK_NS, NEWS_ALL_BLOCKED, NOTICE_ALARM, TICKS_IDLE, TICK_NS, TICK_QUIET, TICK_SLOWEST, TIMEKEEPER_ACTIVE, TIMEKEEPER_ASLEEP, TIMEKEEPER_IDLE,
+    LINGER_SWEEP_NS, NEWS_ALL_BLOCKED, NOTICE_ALARM, TICKS_IDLE, TICK_NS, TICK_QUIET, TICK_SLOWEST, MONITOR_ACTIVE, MONITOR_ASLEEP, MONITOR_IDLE,
     WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL, event_bits, loop_at, loop_connection, loop_end, loop_event_output, loop_flush_for,
     loop_flush_whole, loop_notice, loop_post, loop_t, loop_tell, loop_wake_locked, worker_t,
 )
@@ -23,7 +23,7 @@ from hydrogen._c.sys cimport (
 )
 
 
-cdef inline void timekeeper_poll(loop_t *loop) noexcept nogil:
+cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
     """Do the output half of the event role while all workers are in callbacks; the input half is posted, unread."""
     cdef int count = poller_wait(&loop.context.poller, loop.events, 0)
     cdef connection_t *connection
@@ -36,14 +36,14 @@ cdef inline void timekeeper_poll(loop_t *loop) noexcept nogil:
             continue
         connection = loop_connection(loop, token)
         generation = <uint32_t>(token >> 32)
-        bits = loop_event_output(loop, &loop.timekeeper_io, connection, generation, loop.events[k].events, False)
+        bits = loop_event_output(loop, &loop.monitor_io, connection, generation, loop.events[k].events, False)
         if bits & FLUSH_MORE:
             bits = 0
-            loop_flush_whole(loop, &loop.timekeeper_io, connection, generation, False)
+            loop_flush_whole(loop, &loop.monitor_io, connection, generation, False)
         loop_post(loop, connection, generation, bits | event_bits(loop.events[k].events), False)
 
 
-cdef inline bint timekeeper_stand_in(loop_t *loop) noexcept nogil:
+cdef inline bint monitor_stand_in(loop_t *loop) noexcept nogil:
     """All workers are in callbacks: poll for them, if the role is vacant. Wake whoever parked meanwhile because the role was taken.
 
     True when some connection waits for a worker.
@@ -55,7 +55,7 @@ cdef inline bint timekeeper_stand_in(loop_t *loop) noexcept nogil:
         return False
     loop.role_taken = True
     lock_give(&loop.lock)
-    timekeeper_poll(loop)
+    monitor_poll(loop)
     lock_take(&loop.lock)
     loop.role_taken = False
     loop_wake_locked(loop)
@@ -64,7 +64,7 @@ cdef inline bint timekeeper_stand_in(loop_t *loop) noexcept nogil:
     return waits
 
 
-cdef inline bint timekeeper_look(loop_t *loop, bint *busy, bint *all_blocked) noexcept nogil:
+cdef inline bint monitor_look(loop_t *loop, bint *busy, bint *all_blocked) noexcept nogil:
     """Look at each worker; help those that stall. True when one does."""
     cdef worker_t *worker
     cdef uint64_t progress
@@ -85,7 +85,7 @@ cdef inline bint timekeeper_look(loop_t *loop, bint *busy, bint *all_blocked) no
             if worker.seen_callback and worker.seen_progress == progress:
                 stalled = True
                 blocked += 1
-                loop_flush_for(loop, &loop.timekeeper_io, worker, True)
+                loop_flush_for(loop, &loop.monitor_io, worker, True)
                 relaxed_store64(&loop.stalled_progress, progress)
                 relaxed_store32(&loop.stalled, k + 1)
             worker.seen_callback = True
@@ -109,11 +109,11 @@ cdef inline bint timekeeper_look(loop_t *loop, bint *busy, bint *all_blocked) no
     return True
 
 
-cdef inline bint timekeeper_look_at(loop_t *loop, connection_t *connection, uint64_t now, uint32_t *left) noexcept nogil:
+cdef inline bint monitor_look_at(loop_t *loop, connection_t *connection, uint64_t now, uint32_t *left) noexcept nogil:
     """Whether one of a connection's deadlines seems to have passed. `left`: the kinds that it has are added. Keeps the times since when it is idle, and
     stuck; ends it if it is stuck for too long.
 
-    A walk that finds that bytes moved since the last one says that they moved now: a little late, never early. So nobody reads a clock for a message.
+    A sweep that finds that bytes moved since the last one says that they moved now: a little late, never early. So nobody reads a clock for a message.
     """
     cdef context_t *context = &loop.context
     cdef uint32_t generation = <uint32_t>(atomic_load64(&connection.slot.word) >> 32)
@@ -144,31 +144,31 @@ cdef inline bint timekeeper_look_at(loop_t *loop, connection_t *connection, uint
     return late
 
 
-cdef inline void timekeeper_walk(loop_t *loop) noexcept nogil:
+cdef inline void monitor_sweep(loop_t *loop) noexcept nogil:
     """Post DEADLINE to connections of which a deadline has passed. A hint: the owner looks again. `watched`: see loop_watch."""
     cdef uint64_t now = sys_now()
     cdef connection_t *connection
     cdef uint32_t index
     cdef uint32_t left = 0
-    relaxed_store64(&loop.walks, relaxed_load64(&loop.walks) + 1)
+    relaxed_store64(&loop.sweeps, relaxed_load64(&loop.sweeps) + 1)
     atomic_store32(&loop.context.watched, 0)
     for index in range(slab_used(&loop.slab)):
         connection = loop_at(loop, index)
-        if relaxed_load32(&connection.state) != STATE_VACANT and timekeeper_look_at(loop, connection, now, &left):
+        if relaxed_load32(&connection.state) != STATE_VACANT and monitor_look_at(loop, connection, now, &left):
             loop_post(loop, connection, <uint32_t>(atomic_load64(&connection.slot.word) >> 32), DEADLINE, True)
     if left:
         atomic_or32(&loop.context.watched, left)
 
 
-cdef inline uint64_t timekeeper_next_walk(loop_t *loop, uint64_t walked) noexcept nogil:
-    """When to walk, after a walk that ended at `walked`; 0: not at all."""
+cdef inline uint64_t monitor_next_sweep(loop_t *loop, uint64_t swept) noexcept nogil:
+    """When to sweep, after a sweep that ended at `swept`; 0: not at all."""
     cdef uint32_t watched = atomic_load32(&loop.context.watched)
     if not watched:
         return 0
-    return walked + (min(loop.walk_ns, <uint64_t>LINGER_WALK_NS) if watched & WATCH_LINGERING else loop.walk_ns)
+    return swept + (min(loop.sweep_ns, <uint64_t>LINGER_SWEEP_NS) if watched & WATCH_LINGERING else loop.sweep_ns)
 
 
-cdef inline uint64_t timekeeper_worst(loop_t *loop, bint output) noexcept nogil:
+cdef inline uint64_t monitor_worst(loop_t *loop, bint output) noexcept nogil:
     """Token of the connection with the most pending output, or with the most input left; 0: none has any."""
     cdef connection_t *connection
     cdef uint64_t weight, token = 0, most = 0
@@ -186,13 +186,13 @@ cdef inline uint64_t timekeeper_worst(loop_t *loop, bint output) noexcept nogil:
     return token
 
 
-cdef inline void timekeeper_memory(loop_t *loop) noexcept nogil:
+cdef inline void monitor_memory(loop_t *loop) noexcept nogil:
     """Too much is buffered: the connection with the most output goes; where there is none, the one with the most input. Else reading goes on."""
     cdef connection_t *connection
     cdef uint64_t token
     cdef uint32_t generation, index
     if atomic_load64(&loop.context.buffered) > loop.context.max_buffered:
-        token = timekeeper_worst(loop, True) or timekeeper_worst(loop, False)
+        token = monitor_worst(loop, True) or monitor_worst(loop, False)
         if token:
             loop_end(loop, loop_connection(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER, 0, True)
         return
@@ -204,35 +204,35 @@ cdef inline void timekeeper_memory(loop_t *loop) noexcept nogil:
             loop_post(loop, connection, generation, RESUME, True)
 
 
-cdef inline void timekeeper_alarm(loop_t *loop) noexcept nogil:
+cdef inline void monitor_alarm(loop_t *loop) noexcept nogil:
     """Ring, once, if it is time."""
     cdef bint rings = False
     if not atomic_load64(&loop.alarm):
         return
-    lock_take(&loop.timekeeper_lock)
+    lock_take(&loop.monitor_lock)
     if loop.alarm and sys_now() >= loop.alarm:
         atomic_store64(&loop.alarm, 0)
         rings = True
-    lock_give(&loop.timekeeper_lock)
+    lock_give(&loop.monitor_lock)
     if rings:
         loop_notice(loop, NOTICE_ALARM)
 
 
-cdef inline void timekeeper_wait_locked(loop_t *loop, uint64_t until) noexcept nogil:
+cdef inline void monitor_wait_locked(loop_t *loop, uint64_t until) noexcept nogil:
     """Wait until the time `until`, 0: for ever, or the alarm, or a signal."""
     if loop.alarm and (not until or loop.alarm < until):
         until = loop.alarm
     if until:
-        cond_wait_until(&loop.timekeeper_cond, &loop.timekeeper_lock, until)
+        cond_wait_until(&loop.monitor_cond, &loop.monitor_lock, until)
     else:
-        cond_wait(&loop.timekeeper_cond, &loop.timekeeper_lock)
+        cond_wait(&loop.monitor_cond, &loop.monitor_lock)
 
 
-cdef inline void *timekeeper_main(void *argument) noexcept nogil:
+cdef inline void *monitor_main(void *argument) noexcept nogil:
     """Deadlines and stalls. Asleep when nothing is due."""
     cdef loop_t *loop = <loop_t *>argument
-    cdef uint64_t walked = 0
-    cdef uint64_t walk_at
+    cdef uint64_t swept = 0
+    cdef uint64_t sweep_at
     cdef uint32_t tick = 1
     cdef uint32_t quiet = 0
     cdef uint32_t idle = 0
@@ -240,9 +240,9 @@ cdef inline void *timekeeper_main(void *argument) noexcept nogil:
     cdef bint said = False
     cdef uint32_t eager
     cdef bint active, busy, all_blocked
-    while not atomic_load32(&loop.timekeeper_stop):
-        active = atomic_swap32(&loop.timekeeper_word, TIMEKEEPER_IDLE) == TIMEKEEPER_ACTIVE
-        if timekeeper_look(loop, &busy, &all_blocked):
+    while not atomic_load32(&loop.monitor_stop):
+        active = atomic_swap32(&loop.monitor_word, MONITOR_IDLE) == MONITOR_ACTIVE
+        if monitor_look(loop, &busy, &all_blocked):
             tick = 1
             quiet = 0
         else:
@@ -253,49 +253,49 @@ cdef inline void *timekeeper_main(void *argument) noexcept nogil:
         if not all_blocked:
             said = False
         if blocked_ticks >= 2:
-            if timekeeper_stand_in(loop) and not said:
+            if monitor_stand_in(loop) and not said:
                 said = True
                 relaxed_store64(&loop.all_blocked, relaxed_load64(&loop.all_blocked) + 1)
                 loop_tell(loop, NEWS_ALL_BLOCKED)
-        timekeeper_alarm(loop)
+        monitor_alarm(loop)
         eager = relaxed_load32(&loop.eager)
         if eager:
             relaxed_store32(&loop.eager, eager - tick if eager > tick else 0)
         if relaxed_load32(&loop.context.full):
-            timekeeper_memory(loop)
+            monitor_memory(loop)
             active = True
-        walk_at = timekeeper_next_walk(loop, walked)
-        if walk_at and sys_now() >= walk_at:
-            timekeeper_walk(loop)
-            walked = sys_now()
+        sweep_at = monitor_next_sweep(loop, swept)
+        if sweep_at and sys_now() >= sweep_at:
+            monitor_sweep(loop)
+            swept = sys_now()
         idle = 0 if active or busy else idle + 1
-        lock_take(&loop.timekeeper_lock)
-        if atomic_load32(&loop.timekeeper_stop):
+        lock_take(&loop.monitor_lock)
+        if atomic_load32(&loop.monitor_stop):
             pass
         elif idle < TICKS_IDLE:
-            timekeeper_wait_locked(loop, sys_now() + tick * <uint64_t>TICK_NS)
-        elif atomic_cas32(&loop.timekeeper_word, TIMEKEEPER_IDLE, TIMEKEEPER_ASLEEP):
-            # A toucher that finds ASLEEP signals under timekeeper_lock: not before this thread waits. Woken for nothing it comes here again at once.
-            timekeeper_wait_locked(loop, timekeeper_next_walk(loop, walked))
+            monitor_wait_locked(loop, sys_now() + tick * <uint64_t>TICK_NS)
+        elif atomic_cas32(&loop.monitor_word, MONITOR_IDLE, MONITOR_ASLEEP):
+            # A toucher that finds ASLEEP signals under monitor_lock: not before this thread waits. Woken for nothing it comes here again at once.
+            monitor_wait_locked(loop, monitor_next_sweep(loop, swept))
             tick = 1
             quiet = 0
-        lock_give(&loop.timekeeper_lock)
+        lock_give(&loop.monitor_lock)
     return NULL
 
 
-cdef inline int timekeeper_start(loop_t *loop) noexcept nogil:
+cdef inline int monitor_start(loop_t *loop) noexcept nogil:
     """0 or -errno."""
-    cdef int failed = sys_thread_start(&loop.timekeeper_thread, timekeeper_main, loop)
-    loop.timekeeper_started = not failed
+    cdef int failed = sys_thread_start(&loop.monitor_thread, monitor_main, loop)
+    loop.monitor_started = not failed
     return failed
 
 
-cdef inline void timekeeper_end(loop_t *loop) noexcept nogil:
+cdef inline void monitor_end(loop_t *loop) noexcept nogil:
     """End the thread, if it runs, and wait for it."""
-    if loop.timekeeper_started:
-        loop.timekeeper_started = False
-        lock_take(&loop.timekeeper_lock)
-        atomic_store32(&loop.timekeeper_stop, 1)
-        cond_signal(&loop.timekeeper_cond)
-        lock_give(&loop.timekeeper_lock)
-        pthread_join(loop.timekeeper_thread, NULL)
+    if loop.monitor_started:
+        loop.monitor_started = False
+        lock_take(&loop.monitor_lock)
+        atomic_store32(&loop.monitor_stop, 1)
+        cond_signal(&loop.monitor_cond)
+        lock_give(&loop.monitor_lock)
+        pthread_join(loop.monitor_thread, NULL)

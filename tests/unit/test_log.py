@@ -1,4 +1,4 @@
-"""The journal, with a clock of the test's own: of each kind ten lines a second, and the rest is counted."""
+"""The log, with a clock of the test's own: of each kind ten lines a second, and the rest is counted."""
 
 import logging
 import re
@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from hydrogen.journal import LINES, Journal
+from hydrogen.log import LINES, RateLimitedLog
 
 
 class Clock:
@@ -36,8 +36,8 @@ def clock():
 
 
 @pytest.fixture
-def journal(clock):
-    return Journal(clock.call_later, clock)
+def log(clock):
+    return RateLimitedLog(clock.call_later, clock)
 
 
 @pytest.fixture
@@ -53,24 +53,24 @@ def left_out(lines):
     return counts
 
 
-def say(journal, count, kind="kind", level=logging.WARNING):
+def say(log, count, kind="kind", level=logging.WARNING):
     for number in range(count):
-        journal.say(level, kind, "%s %d", kind, number)
+        log.say(level, kind, "%s %d", kind, number)
 
 
 @pytest.mark.clause("S52")
-def test_ten_lines_of_a_kind_are_written_in_one_second_and_no_more(journal, clock, lines):
-    say(journal, LINES)
+def test_ten_lines_of_a_kind_are_written_in_one_second_and_no_more(log, clock, lines):
+    say(log, LINES)
     assert lines() == [f"kind {number}" for number in range(10)]
-    say(journal, 5)
+    say(log, 5)
     clock.advance(0.999)
-    say(journal, 5)
+    say(log, 5)
     assert len(lines()) == 10
 
 
 @pytest.mark.clause("S52")
-def test_when_the_second_is_over_what_was_left_out_is_told_although_nobody_says_anything_more(journal, clock, lines):
-    say(journal, 37)
+def test_when_the_second_is_over_what_was_left_out_is_told_although_nobody_says_anything_more(log, clock, lines):
+    say(log, 37)
     clock.advance(1.0)
     assert left_out(lines()) == {"kind": 27}
     assert len(lines()) == 11
@@ -80,57 +80,57 @@ def test_when_the_second_is_over_what_was_left_out_is_told_although_nobody_says_
 
 
 @pytest.mark.clause("S52")
-def test_the_next_line_tells_it_first(journal, clock, lines):
-    say(journal, 12)
+def test_the_next_line_tells_it_first(log, clock, lines):
+    say(log, 12)
     clock.now += 1.5
-    say(journal, 1)
+    say(log, 1)
     assert lines()[10:] == ["kind: 2 more lines of this kind were left out", "kind 0"]
     clock.advance(5.0)
     assert len(lines()) == 12
 
 
 @pytest.mark.clause("S52")
-def test_in_the_next_second_there_may_be_ten_again(journal, clock, lines):
+def test_in_the_next_second_there_may_be_ten_again(log, clock, lines):
     for _ in range(5):
-        say(journal, 25)
+        say(log, 25)
         clock.advance(1.0)
     assert len([line for line in lines() if line.startswith("kind ")]) == 50
     assert left_out(lines()) == {"kind": 75}
 
 
 @pytest.mark.clause("S52")
-def test_kinds_are_counted_each_for_itself(journal, clock, lines):
+def test_kinds_are_counted_each_for_itself(log, clock, lines):
     for kind in ("one", "two", "three"):
-        say(journal, 11, kind)
+        say(log, 11, kind)
     assert len(lines()) == 30
     clock.advance(1.0)
     assert left_out(lines()) == {"one": 1, "two": 1, "three": 1}
 
 
 @pytest.mark.clause("S52")
-def test_the_count_has_the_level_of_its_kind(journal, clock, caplog, error_log):
+def test_the_count_has_the_level_of_its_kind(log, clock, caplog, error_log):
     caplog.set_level(logging.DEBUG, logger="hydrogen")
-    say(journal, 11, "one", logging.DEBUG)
-    say(journal, 11, "two", logging.ERROR)
+    say(log, 11, "one", logging.DEBUG)
+    say(log, 11, "two", logging.ERROR)
     clock.advance(1.0)
     levels = {record.getMessage().split(":")[0]: record.levelno for record in caplog.records if "left out" in record.getMessage()}
     assert levels == {"one": logging.DEBUG, "two": logging.ERROR}
 
 
 @pytest.mark.clause("S52")
-def test_what_is_not_enabled_is_neither_written_nor_counted(journal, clock, lines):
-    say(journal, 50, level=logging.DEBUG)
+def test_what_is_not_enabled_is_neither_written_nor_counted(log, clock, lines):
+    say(log, 50, level=logging.DEBUG)
     clock.advance(2.0)
     assert lines() == []
     assert clock.later == []
 
 
 @pytest.mark.clause("S52")
-def test_a_flush_tells_it_at_once_and_once(journal, clock, lines):
-    say(journal, 14)
-    journal.flush()
+def test_a_flush_tells_it_at_once_and_once(log, clock, lines):
+    say(log, 14)
+    log.flush()
     assert left_out(lines()) == {"kind": 4}
-    journal.flush()
+    log.flush()
     clock.advance(5.0)
     assert left_out(lines()) == {"kind": 4}
 
@@ -140,19 +140,19 @@ def test_what_is_left_out_when_there_is_no_later_is_told_by_the_flush_at_the_end
     def no_later(seconds, callback):
         raise RuntimeError("the server does not run")
 
-    journal = Journal(no_later, clock)
-    say(journal, 20)
+    log = RateLimitedLog(no_later, clock)
+    say(log, 20)
     assert len(lines()) == 10
-    journal.flush()
+    log.flush()
     assert left_out(lines()) == {"kind": 10}
 
 
 @pytest.mark.clause("S51", "S52")
-def test_an_error_of_a_callback_is_written_with_its_traceback_and_is_of_the_callback_s_kind(journal, clock, caplog, error_log):
+def test_an_error_of_a_callback_is_written_with_its_traceback_and_is_of_the_callback_s_kind(log, clock, caplog, error_log):
     error = ZeroDivisionError("mine")
     for _ in range(12):
-        journal.callback_error("on_connected", error)
-    journal.callback_error("on_eof", error)
+        log.callback_error("on_connected", error)
+    log.callback_error("on_eof", error)
     records = caplog.get_records("call")
     assert len(records) == 11
     assert {record.levelno for record in records} == {logging.ERROR}
@@ -163,45 +163,45 @@ def test_an_error_of_a_callback_is_written_with_its_traceback_and_is_of_the_call
 
 
 @pytest.mark.clause("S52")
-def test_from_many_threads_at_once_nothing_is_lost(journal, clock, lines):
-    threads = [threading.Thread(target=say, args=(journal, 200, f"kind{number % 2}")) for number in range(8)]
+def test_from_many_threads_at_once_nothing_is_lost(log, clock, lines):
+    threads = [threading.Thread(target=say, args=(log, 200, f"kind{number % 2}")) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    journal.flush()
+    log.flush()
     assert left_out(lines()) == {"kind0": 790, "kind1": 790}
     assert len(lines()) == 22
 
 
 @pytest.mark.clause("S52")
-def test_a_logger_that_logs_again_by_the_journal_does_not_block(journal, clock):
-    """A user's handler of logging may do anything: nothing of the journal's is held meanwhile."""
+def test_a_logger_that_logs_again_by_the_log_does_not_block(log, clock):
+    """A user's handler of logging may do anything: nothing of the log's is held meanwhile."""
 
     class Again(logging.Handler):
         def emit(self, record):
             if "again" not in record.getMessage():
-                journal.say(logging.WARNING, "again", "again")
+                log.say(logging.WARNING, "again", "again")
 
-    handler, log = Again(), logging.getLogger("hydrogen")
-    log.addHandler(handler)
+    handler, logger = Again(), logging.getLogger("hydrogen")
+    logger.addHandler(handler)
     try:
-        thread = threading.Thread(target=say, args=(journal, 12), daemon=True)
+        thread = threading.Thread(target=say, args=(log, 12), daemon=True)
         thread.start()
         thread.join(30)
         assert not thread.is_alive()
     finally:
-        log.removeHandler(handler)
+        logger.removeHandler(handler)
 
 
-def test_a_filter_that_raises_costs_the_line_and_not_the_thread(journal, capsys):
+def test_a_filter_that_raises_costs_the_line_and_not_the_thread(log, capsys):
     def refuse(record):
         raise LookupError("no such field")
 
     logger = logging.getLogger("hydrogen")
     logger.addFilter(refuse)
     try:
-        journal.say(logging.WARNING, "kind", "lost")
+        log.say(logging.WARNING, "kind", "lost")
     finally:
         logger.removeFilter(refuse)
     assert "LookupError: no such field" in capsys.readouterr().err
