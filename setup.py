@@ -95,7 +95,8 @@ def extensions() -> list[Extension]:
         Extension(
             name,
             [source],
-            depends=glob("hydrogen/**/*.pxd", recursive=True),
+            depends=[path for kind in ("pxd", "h") for path in glob(f"hydrogen/**/*.{kind}", recursive=True)],
+            include_dirs=["hydrogen/_c"],
             define_macros=MACROS,
             extra_compile_args=CFLAGS,
             extra_link_args=LDFLAGS,

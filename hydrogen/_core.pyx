@@ -1,7 +1,7 @@
 # cython: freethreading_compatible=True, auto_pickle=False
 """The compiled engine: where Python and the rooms under _c/ meet.
 
-Workers are Python threads that spend their life in `Engine._work`: off the GIL in `loop_next`, then one turn in the dispatch role with it. Leaving
+Workers are Python threads that spend their life in `Engine._work`: off the GIL in `worker_next`, then one turn in the dispatch role with it. Leaving
 the `nogil` block there is the one place where a worker takes the GIL for native streams; a turn gives it away only to flush what it has corked. The
 accept thread and the monitor thread are C threads and never take it.
 
@@ -39,20 +39,33 @@ from hydrogen.tls import TlsSession
 
 cimport cython
 
-from hydrogen._c.acceptor cimport acceptor_clear, acceptor_destroy, acceptor_end, acceptor_init, acceptor_start, acceptor_suspend
+from hydrogen._c.acceptor cimport *
 from hydrogen._c.addresses cimport addresses_take
-from hydrogen._c.buffer cimport block_bytes, block_free, block_length, block_of_shared, block_t, shared_drop, shared_new, shared_t
+from hydrogen._c.atomic cimport *
+from hydrogen._c.broadcast cimport *
+from hydrogen._c.buffer cimport (
+    block_bytes, block_free, block_length, block_t, shared_drop, shared_new, shared_t,
+)
+from hydrogen._c.closing cimport *
 from hydrogen._c.connection cimport *
+from hydrogen._c.constants cimport *
+from hydrogen._c.counters cimport *
+from hydrogen._c.deadlines cimport *
+from hydrogen._c.flush cimport *
 from hydrogen._c.framing cimport *
-from hydrogen._codec cimport Framing, framed, payload_of, too_large, unfit
-from hydrogen._c.input cimport connection_late, connection_store, connection_tidy_input
+from hydrogen._c.input cimport *
+from hydrogen._c.kernel cimport *
+from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport *
+from hydrogen._c.mailbox cimport *
+from hydrogen._c.monitor cimport monitor_end, monitor_set_alarm, monitor_start
 from hydrogen._c.output cimport *
-from hydrogen._c.monitor cimport monitor_end, monitor_start
 from hydrogen._c.poller cimport poller_remove
+from hydrogen._c.queues cimport *
 from hydrogen._c.slab cimport slab_used
-from hydrogen._c.sys cimport *
+from hydrogen._c.structs cimport *
 from hydrogen._c.worker cimport *
+from hydrogen._codec cimport Framing, framed, payload_of, too_large, unfit
 
 DEBUG = HYDROGEN_DEBUG
 
@@ -86,7 +99,7 @@ cdef dict _HANDOFFS = {"auto": HANDOFF_AUTO, "inline": HANDOFF_INLINE, "eager": 
 
 cdef Framing _raw = Framing(None)
 
-sys_watch_forks()
+kernel_watch_forks()
 
 
 cdef dict _BAD_FRAMES = {
@@ -164,7 +177,7 @@ cdef class HydrogenSocket:
             self._engine._post(self, RESUME)
 
     cdef bint _valid(self) noexcept:
-        return not self._engine._inert() and connection_generation(self._connection) == self._generation
+        return not self._engine._inert() and mailbox_generation(self._connection) == self._generation
 
     @property
     def pending(self):
@@ -172,7 +185,7 @@ cdef class HydrogenSocket:
         if not self._valid():
             return 0
         lock_take(&self._connection.lock)
-        if connection_generation(self._connection) == self._generation:
+        if mailbox_generation(self._connection) == self._generation:
             pending = self._connection.pending
         lock_give(&self._connection.lock)
         return pending
@@ -190,7 +203,7 @@ cdef class HydrogenSocket:
         value = None
         if self._valid():
             lock_take(&self._connection.lock)
-            if connection_generation(self._connection) == self._generation and self._connection.user_data != NULL:
+            if mailbox_generation(self._connection) == self._generation and self._connection.user_data != NULL:
                 value = <object>self._connection.user_data
             lock_give(&self._connection.lock)
         return value
@@ -207,7 +220,7 @@ cdef class HydrogenSocket:
         lock_take(&self._connection.lock)
         old = new
         # Once it is gone a reference may only replace another one: that there is one decided that its end goes through Python.
-        if connection_generation(self._connection) == self._generation and (
+        if mailbox_generation(self._connection) == self._generation and (
             self._connection.state < STATE_GONE or self._connection.user_data != NULL
         ):
             old = self._connection.user_data
@@ -229,7 +242,7 @@ cdef class HydrogenSocket:
         if not self._valid():
             return None
         lock_take(&self._connection.lock)
-        valid = connection_generation(self._connection) == self._generation
+        valid = mailbox_generation(self._connection) == self._generation
         name = self._connection.peer
         lock_give(&self._connection.lock)
         return None if not valid else _name(&name) or ""
@@ -243,11 +256,11 @@ cdef class HydrogenSocket:
             return self._engine._addresses[self._connection.listener]
         name.family = 0
         lock_take(&self._engine._loop.context.fd_lock)
-        if connection_generation(self._connection) == self._generation:
+        if mailbox_generation(self._connection) == self._generation:
             if atomic_load32(&self._connection.state) >= STATE_GONE:
                 name = self._connection.local
             else:
-                sys_local_name(self._connection.poll_fd, &name)
+                kernel_local_name(self._connection.poll_fd, &name)
         lock_give(&self._engine._loop.context.fd_lock)
         return _name(&name)
 
@@ -255,7 +268,7 @@ cdef class HydrogenSocket:
         cdef int fd = -1
         if self._valid():
             lock_take(&self._engine._loop.context.fd_lock)
-            if connection_generation(self._connection) == self._generation:
+            if mailbox_generation(self._connection) == self._generation:
                 fd = self._connection.fd
             lock_give(&self._engine._loop.context.fd_lock)
         return fd
@@ -434,7 +447,7 @@ cdef class Engine:
 
     def set_alarm(self, when):
         if not self._inert():
-            loop_set_alarm(&self._loop, max(<uint64_t>1, <uint64_t>(when * 1e9)))
+            monitor_set_alarm(&self._loop, max(<uint64_t>1, <uint64_t>(when * 1e9)))
 
     def running(self):
         cdef uint32_t k
@@ -506,11 +519,11 @@ cdef class Engine:
         """Nothing to do: `_inert` compares the count of forks."""
 
     cdef bint _inert(self) noexcept:
-        return self._loop.forks != sys_forks
+        return self._loop.forks != kernel_forks
 
     cdef worker_t *_worker(self) noexcept:
         """The worker of this loop that the calling thread is; NULL: none."""
-        cdef worker_t *worker = <worker_t *>sys_worker_get()
+        cdef worker_t *worker = <worker_t *>kernel_worker_get()
         return worker if worker != NULL and worker.loop == &self._loop else NULL
 
     def _tell(self):
@@ -518,18 +531,18 @@ cdef class Engine:
         cdef uint32_t news, state
         while not self._inert():
             with nogil:
-                news = loop_await_news(&self._loop)
+                news = queues_await_log(&self._loop)
             if not news:
                 break
-            if news & NEWS_ALL_BLOCKED:
+            if news & LOG_ALL_BLOCKED:
                 self._log.all_blocked(self._loop.worker_count)
-            if news & NEWS_ACCEPTING:
+            if news & LOG_ACCEPTING:
                 state = atomic_load32(&self._acceptor.accepting)
                 if state == ACCEPTING:
                     self._log.accepting()
                 else:
                     self._log.accepting_paused(self._acceptor.max_connections if state == ACCEPT_FULL else None)
-            if news & NEWS_TURNED_AWAY:
+            if news & LOG_TURNED_AWAY:
                 atomic_store32(&self._acceptor.turned_away_told, 0)
                 self._log.turned_away(atomic_load64(&self._acceptor.turned_away))
 
@@ -542,11 +555,11 @@ cdef class Engine:
         cdef uint64_t asked
         cdef bint go_on
         worker.callbacks = <void *>callbacks
-        sys_worker_set(worker)
+        kernel_worker_set(worker)
         while not self._inert():
             with nogil:
-                go_on = loop_next(worker)
-                asked = sys_now()
+                go_on = worker_next(worker)
+                asked = kernel_now()
             if not go_on:
                 break
             worker_enter(worker, asked)
@@ -554,7 +567,7 @@ cdef class Engine:
             while not self._inert() and worker_refill(worker):
                 self._turn(worker)
             worker_leave(worker)
-        sys_worker_set(NULL)
+        kernel_worker_set(NULL)
         if not self._inert():
             with nogil:
                 worker_left(worker)
@@ -563,21 +576,21 @@ cdef class Engine:
         """One drain of the ready queue, at most as long as it was at the start."""
         cdef connection_t *connection
         cdef uint32_t notices = 0
-        cdef uint32_t count = loop_turn(&self._loop, &notices)
-        counter_bump(&worker.io.counters.iterations, 1)
+        cdef uint32_t count = queues_begin_iteration(&self._loop, &notices)
+        relaxed_add64(&worker.io.counters.iterations, 1)
         if notices:
             self._heed_notices(worker, notices)
         while count and not self._inert():
-            connection = loop_pop_ready(&self._loop)
+            connection = queues_pop_ready(&self._loop)
             if connection == NULL:
                 break
             count -= 1
             self._serve(worker, connection)
 
     cdef void _heed_notices(self, worker_t *worker, uint32_t notices) noexcept:
-        if notices & NOTICE_DRAINED:
+        if notices & TASK_DRAINED:
             self._drained.set()
-        if notices & NOTICE_ALARM:
+        if notices & TASK_TIMERS:
             self._before_callback(worker)
             self._timers.run_due(self.set_alarm)
 
@@ -592,9 +605,9 @@ cdef class Engine:
             return
         if todo & TODO_OPEN:
             self._open(worker, connection, socket)
-        if todo & TODO_PORT_OUT:
-            self._port_send(socket, None)
         if todo & TODO_WRITABLE:
+            self._port_send(socket, None)
+        if todo & TODO_LOW:
             self._call(worker, connection, socket, (<_Callbacks>worker.callbacks).on_writable, "on_writable")
         if todo & TODO_READ:
             self._read_port(worker, connection, socket)
@@ -604,7 +617,7 @@ cdef class Engine:
             self._end_with(connection, socket, CAUSE_TLS_ERROR, (<object>connection.session).failure)
         elif todo & TODO_EOF:
             self._call(worker, connection, socket, (<_Callbacks>worker.callbacks).on_eof, "on_eof")
-        if todo & TODO_GOODBYE:
+        if todo & TODO_CLOSE_NOTIFY:
             self._goodbye(worker, connection, socket)
         if connection.flags & FLAG_LATE:
             self._judge(connection, socket)
@@ -616,11 +629,11 @@ cdef class Engine:
         cdef int late
         connection.flags &= ~<uint32_t>FLAG_LATE
         if (
-            atomic_load32(&connection.state) != STATE_OPEN or connection.mail & (READABLE | FRAMES) or connection.flags & FLAGS_ENDED or
-            atomic_load32(&connection.pause) or sys_unread(connection.poll_fd)
+            atomic_load32(&connection.state) != STATE_OPEN or connection.mail & (READABLE | AGAIN) or connection.flags & FLAGS_ENDED or
+            atomic_load32(&connection.pause) or kernel_unread(connection.poll_fd)
         ):
             return
-        late = connection_late(&self._loop.context, connection)
+        late = deadlines_late(&self._loop.context, connection)
         if late:
             self._end(socket, True, CAUSE_TIMEOUT, late)
 
@@ -628,7 +641,7 @@ cdef class Engine:
         cdef HydrogenSocket socket = HydrogenSocket.__new__(HydrogenSocket)
         socket._engine = self
         socket._connection = connection
-        socket._generation = connection_generation(connection)
+        socket._generation = mailbox_generation(connection)
         socket._id = connection.id
         return socket
 
@@ -637,24 +650,24 @@ cdef class Engine:
         another one had that blocks now."""
         cdef uint64_t progress = relaxed_load64(&worker.progress) + 1
         relaxed_store64(&worker.progress, progress)
-        worker_takes_over(worker)
+        flush_take_over(worker)
         if worker.corked_count and progress & 7 == 0 and (
-            worker.corked_count >= CORK_CALLBACKS or sys_now() - worker.turn_began > CORK_NS
+            worker.corked_count >= CORK_CALLBACKS or kernel_now() - worker.iteration_began > CORK_NS
         ):
             self._flush_corked(worker)
 
     cdef void _flush_corked(self, worker_t *worker) noexcept:
         """In eager mode with the GIL held: it went to one of those that wait for it, and this turn would end in the middle."""
-        if loop_is_eager(&self._loop):
-            worker_flush(worker)
+        if worker_is_eager(&self._loop):
+            flush_corked(worker)
         else:
             with nogil:
                 relaxed_store32(&worker.state, WORKER_FLUSH)
-                worker_flush(worker)
+                flush_corked(worker)
                 relaxed_store32(&worker.state, WORKER_WANT_GIL)
-            counter_bump(&worker.io.counters.gil_acquisitions, 1)
+            relaxed_add64(&worker.io.counters.gil_acquisitions, 1)
             relaxed_store32(&worker.state, WORKER_CALLBACK)
-        worker.turn_began = sys_now()
+        worker.iteration_began = kernel_now()
 
     cdef void _deliver(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """Give the complete messages of the input to the handler."""
@@ -662,7 +675,7 @@ cdef class Engine:
         try:
             if connection.flags & FLAG_FIRST:
                 self._look_at_first(connection)
-            if connection.wire != NULL:
+            if connection.ciphertext != NULL:
                 self._decrypt(worker, connection, socket)
             if connection.framing.kind == FRAMING_PYTHON:
                 self._deliver_decoded(worker, connection, socket)
@@ -674,7 +687,7 @@ cdef class Engine:
             self._failed(connection, socket, "on_data_received", error)
         if verdict > FRAME_COMPLETE:
             self._end(socket, False, _BAD_FRAMES[verdict], 0)
-        if not connection_tidy_input(&worker.io, connection):
+        if not input_tidy(&worker.io, connection):
             self._end(socket, True, CAUSE_OS_ERROR, ENOMEM)
 
     cdef int _deliver_frames(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
@@ -683,7 +696,7 @@ cdef class Engine:
         cdef frame_t frame
         cdef int budget = DELIVER_MOST
         cdef int verdict = FRAME_COMPLETE
-        cdef uint64_t until = worker.turn_began + CORK_NS
+        cdef uint64_t until = worker.iteration_began + CORK_NS
         cdef const uint8_t *at
         on_data = (<_Callbacks>worker.callbacks).on_data
         while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
@@ -695,8 +708,8 @@ cdef class Engine:
             if verdict != FRAME_COMPLETE:
                 break
             if budget == 0:
-                if loop_has_ready(&self._loop) or sys_now() >= until:
-                    connection.mail |= FRAMES
+                if queues_has_ready(&self._loop) or kernel_now() >= until:
+                    connection.mail |= AGAIN
                     break
                 budget = CORK_CALLBACKS
             budget -= 1
@@ -709,7 +722,7 @@ cdef class Engine:
     cdef inline void _before_message(self, worker_t *worker, connection_t *connection) noexcept:
         """A message is complete: whatever of another one is there has a deadline of its own."""
         self._before_callback(worker)
-        counter_bump(&worker.io.counters.messages_received, 1)
+        relaxed_add64(&worker.io.counters.messages_received, 1)
         if relaxed_load64(&connection.deadline):
             relaxed_store64(&connection.deadline, 0)
 
@@ -788,7 +801,7 @@ cdef class Engine:
         if not isinstance(stream, Stream):
             raise TypeError(f"on_new_connection must return a hydrogen.Stream or None, not {stream!r}")
         port = StreamAdapter(stream)
-        duplicate = sys_duplicate(stream.fileno())
+        duplicate = kernel_duplicate(stream.fileno())
         if duplicate == -EBADF:
             raise errors.removal_error(CAUSE_OS_ERROR, EBADF)
         Py_INCREF(port)
@@ -797,7 +810,7 @@ cdef class Engine:
             poller_remove(&self._loop.context.poller, connection.fd)
             connection.flags &= ~<uint32_t>FLAG_POLLED
         lock_take(&connection.lock)
-        connection.port = <void *>port
+        connection.adapter = <void *>port
         connection.poll_fd = max(duplicate, -1)
         lock_give(&connection.lock)
         if duplicate < 0:
@@ -808,7 +821,7 @@ cdef class Engine:
         cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
         cdef void *references[6]
         cdef bint told = connection.cause != CAUSE_OVERLOAD
-        port = <object>connection.port if connection.port != NULL else None
+        port = <object>connection.adapter if connection.adapter != NULL else None
         error = <object>connection.error if connection.error != NULL else errors.removal_error(connection.cause, connection.code)
         if port is not None:
             self._quietly(worker, port.shutdown)
@@ -825,9 +838,9 @@ cdef class Engine:
         if self._inert():
             return
         lock_take(&connection.lock)
-        references[0], references[1], references[2] = connection.user_data, connection.port, connection.error
+        references[0], references[1], references[2] = connection.user_data, connection.adapter, connection.error
         references[3], references[4], references[5] = connection.session, connection.decoder, connection.header
-        connection.user_data = connection.port = connection.error = connection.session = connection.decoder = connection.header = NULL
+        connection.user_data = connection.adapter = connection.error = connection.session = connection.decoder = connection.header = NULL
         lock_give(&connection.lock)
         for reference in references:
             Py_XDECREF(<PyObject *>reference)
@@ -868,7 +881,7 @@ cdef class Engine:
         cdef object value = None
         if socket._valid():
             lock_take(&socket._connection.lock)
-            if connection_generation(socket._connection) == socket._generation and field[0] != NULL:
+            if mailbox_generation(socket._connection) == socket._generation and field[0] != NULL:
                 value = <object>field[0]
             lock_give(&socket._connection.lock)
         return value
@@ -887,9 +900,9 @@ cdef class Engine:
         if unsent:
             self._append(worker, socket, &_raw.value, unsent, STATE_CLOSING)
         if received:
-            if not connection_store(&worker.io, &connection.input, PyBytes_AS_STRING(received), len(received), False):
+            if not input_store(&worker.io, &connection.input, PyBytes_AS_STRING(received), len(received), False):
                 raise MemoryError
-            connection.mail |= FRAMES
+            connection.mail |= AGAIN
         if handover.session is not None:
             self._secure(worker, connection, socket, handover.session)
 
@@ -913,12 +926,12 @@ cdef class Engine:
     cdef _decrypt(self, worker_t *worker, connection_t *connection, HydrogenSocket socket):
         """Have TLS make input of what was read, and go on with the handshake; when that is done the connection is ready."""
         cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
-        cdef block_t *wire = connection.wire
+        cdef block_t *wire = connection.ciphertext
         cdef bytes plaintext
         session = <object>connection.session
         self._before_callback(worker)
         ciphertext = PyBytes_FromStringAndSize(block_bytes(wire) + wire.start, block_length(wire))
-        connection.wire = NULL
+        connection.ciphertext = NULL
         block_free(&worker.io.pool, wire)
         with session.lock:
             self._computes(worker, not connection.flags & FLAG_HANDSHAKE and len(ciphertext) <= TLS_SHORT_MOST)
@@ -927,7 +940,7 @@ cdef class Engine:
             finally:
                 self._computes(worker, False)
             self._append(worker, socket, &_raw.value, session.take(), STATE_CLOSING)
-        if plaintext and not connection_store(&worker.io, &connection.input, PyBytes_AS_STRING(plaintext), len(plaintext), False):
+        if plaintext and not input_store(&worker.io, &connection.input, PyBytes_AS_STRING(plaintext), len(plaintext), False):
             raise MemoryError
         self._heed(connection, session)
         if connection.flags & FLAG_HANDSHAKE and session.is_ready:
@@ -949,14 +962,14 @@ cdef class Engine:
             relaxed_store32(&worker.state, WORKER_WANT_GIL if briefly else WORKER_CALLBACK)
 
     cdef void _goodbye(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
-        """All output is flushed: close_notify is the last of it. When that is flushed, CLOSE is posted again."""
+        """All output is flushed: close_notify is the last of it. When that is flushed, FLUSHED is posted again."""
         session = <object>connection.session
         self._before_callback(worker)
-        connection.flags |= FLAG_GOODBYE
+        connection.flags |= FLAG_CLOSE_NOTIFY
         try:
             with session.lock:
                 if self._append(worker, socket, &_raw.value, session.close(), STATE_CLOSING) == SEND_NOTHING:
-                    connection.mail |= CLOSE
+                    connection.mail |= FLUSHED
         except BaseException:  # no memory: the peer will see that the end is none in order
             self._end(socket, True, CAUSE_OS_ERROR, ENOMEM)
 
@@ -981,7 +994,7 @@ cdef class Engine:
         connection.flags |= FLAG_UNDECODED
         while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
             if budget == 0:
-                connection.mail |= FRAMES
+                connection.mail |= AGAIN
                 break
             budget -= 1
             try:
@@ -1073,13 +1086,13 @@ cdef class Engine:
             self._hold(connection, &connection.header, HeaderReader(self._proxy_versions))
         reader = <object>connection.header
         while True:
-            got = sys_recv(connection.poll_fd, part, min(<size_t>reader.wanted, <size_t>HEADER_PART))
+            got = kernel_recv(connection.poll_fd, part, min(<size_t>reader.wanted, <size_t>HEADER_PART))
             if got == -EAGAIN:
                 return None
             if got <= 0:
                 self._end(socket, got < 0, CAUSE_OS_ERROR if got < 0 else CAUSE_INCOMPLETE_FRAME if reader.is_begun else CAUSE_PEER_CLOSED, <int>-got)
                 return None
-            counter_bump(&worker.io.counters.bytes_received, <uint64_t>got)
+            relaxed_add64(&worker.io.counters.bytes_received, <uint64_t>got)
             relaxed_store32(&connection.active, 1)
             header = reader.feed(PyBytes_FromStringAndSize(part, got))
             if header is not None:
@@ -1088,7 +1101,7 @@ cdef class Engine:
 
     cdef _look_at_first(self, connection_t *connection):
         """Raises: ProtocolError: what comes behind the header begins with another one."""
-        cdef block_t *first = connection.wire if connection.wire != NULL else connection.input
+        cdef block_t *first = connection.ciphertext if connection.ciphertext != NULL else connection.input
         connection.flags &= ~<uint32_t>FLAG_FIRST
         if first != NULL and begins_header(PyBytes_FromStringAndSize(block_bytes(first) + first.start, min(block_length(first), <size_t>16))):
             raise errors.ProtocolError("a second PROXY header behind the first one")
@@ -1098,7 +1111,7 @@ cdef class Engine:
     cdef void _read_port(self, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
         """Deliver what a user's stream has, until it has nothing, raises, or the budget is used up."""
         cdef int budget = DELIVER_MOST
-        port = <object>connection.port
+        port = <object>connection.adapter
         on_data = (<_Callbacks>worker.callbacks).on_data
         while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
             if not port.messages:
@@ -1114,8 +1127,8 @@ cdef class Engine:
             data = port.messages.popleft()
             budget -= 1
             relaxed_store32(&connection.active, 1)
-            counter_bump(&worker.io.counters.messages_received, 1)
-            counter_bump(&worker.io.counters.bytes_received, len(data))
+            relaxed_add64(&worker.io.counters.messages_received, 1)
+            relaxed_add64(&worker.io.counters.bytes_received, len(data))
             try:
                 self._before_callback(worker)
                 on_data(socket, data)
@@ -1139,7 +1152,7 @@ cdef class Engine:
         cdef connection_t *connection = socket._connection
         cdef uint32_t bits
         # Of any thread: the connection may be gone, and its stream with it.
-        port = self._held(socket, &connection.port)
+        port = self._held(socket, &connection.adapter)
         if port is None:
             return False
         try:
@@ -1150,9 +1163,9 @@ cdef class Engine:
         except BaseException as error:
             self._port_failed(connection, socket, port, "send", error)
             return False
-        bits = connection_port_sent(&self._loop.context, connection, socket._generation, port.blocked, port.pending)
-        loop_watch_output(&self._loop, connection)
-        loop_post(&self._loop, connection, socket._generation, bits, self._worker() == NULL)
+        bits = output_adapter_sent(&self._loop.context, connection, socket._generation, port.blocked, port.pending)
+        deadlines_watch_output(&self._loop, connection)
+        queues_post(&self._loop, connection, socket._generation, bits, self._worker() == NULL)
         return True
 
     # --- what sockets ask for ----------------------------------------------------------------------------------------------------------------
@@ -1164,7 +1177,7 @@ cdef class Engine:
         cdef int result = SEND_REFUSED
         if not socket._valid():
             pass
-        elif connection.port != NULL:
+        elif connection.adapter != NULL:
             if atomic_load32(&connection.state) == STATE_OPEN and socket.pending < self._loop.context.max_write_buffer:
                 result = SEND_QUEUED if self._port_send(socket, PyBytes_FromStringAndSize(data, n)) else SEND_REFUSED
             elif atomic_load32(&connection.state) == STATE_OPEN:
@@ -1180,7 +1193,7 @@ cdef class Engine:
     cdef bint _counted(self, worker_t *worker, int result) noexcept:
         """Whether a message was taken, which is counted."""
         cdef io_t *io = &worker.io if worker != NULL else &self._loop.outside_io
-        io_count(io, &io.counters.messages_refused if result == SEND_REFUSED else &io.counters.messages_sent)
+        counters_count(io, &io.counters.messages_refused if result == SEND_REFUSED else &io.counters.messages_sent)
         return result != SEND_REFUSED
 
     cdef int _append(self, worker_t *worker, HydrogenSocket socket, const framing_t *framing, bytes data, uint32_t last_state) except -1:
@@ -1194,56 +1207,56 @@ cdef class Engine:
         cdef connection_t *connection = socket._connection
         cdef io_t *io = &worker.io if worker != NULL else &loop.outside_io
         # Without a GIL nobody can tell a handler that blocks from one that runs, so that nothing lies corked in eager mode.
-        cdef bint cork = worker != NULL and (not loop_is_eager(loop) or HYDROGEN_GIL and n <= SEND_HELD_MOST)
+        cdef bint cork = worker != NULL and (not worker_is_eager(loop) or HYDROGEN_GIL and n <= SEND_HELD_MOST)
         cdef uint32_t bits = 0
         cdef int result
         if n == 0 and framing.kind == FRAMING_RAW:
             return SEND_NOTHING if atomic_load32(&connection.state) == STATE_OPEN or last_state != STATE_OPEN else SEND_REFUSED
-        result = connection_send(
+        result = output_send(
             &loop.context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation, framing, data, n, last_state,
             worker.index if cork else NOT_CORKED, &bits)
         if result == SEND_NOW:
             with nogil:
-                loop_flush_whole(loop, io, connection, socket._generation, worker == NULL)
+                flush_whole(loop, io, connection, socket._generation, worker == NULL)
         elif result == SEND_CORKED:
             if worker.corked_count == CORKED_MOST:
                 self._flush_corked(worker)
-            worker_takes_over(worker)
-            worker_cork(worker, <uint64_t>socket._generation << 32 | connection.slot.index)
+            flush_take_over(worker)
+            flush_cork(worker, <uint64_t>socket._generation << 32 | connection.slot.index)
         elif result == SEND_NO_MEMORY:
             raise MemoryError(f"no memory for a message of {n} bytes")
         elif result == SEND_UNFIT:
             raise unfit()
         elif bits:
-            loop_post(loop, connection, socket._generation, bits, worker == NULL)
-        loop_check_memory(loop)
+            queues_post(loop, connection, socket._generation, bits, worker == NULL)
+        queues_check_memory(loop)
         return result
 
     cdef void _end(self, HydrogenSocket socket, bint abort, int cause, int code) noexcept:
         if not self._inert():
-            loop_end(&self._loop, socket._connection, socket._generation, abort, cause, code, self._worker() == NULL)
+            queues_end(&self._loop, socket._connection, socket._generation, abort, cause, code, self._worker() == NULL)
 
     cdef void _post(self, HydrogenSocket socket, uint32_t bits) noexcept:
-        loop_post(&self._loop, socket._connection, socket._generation, bits, self._worker() == NULL)
+        queues_post(&self._loop, socket._connection, socket._generation, bits, self._worker() == NULL)
 
     cdef object _drain(self, HydrogenSocket socket, timeout):
         cdef worker_t *worker = self._worker()
         cdef uint64_t until, deadline = <uint64_t>-1
         cdef int state
         if timeout is not None:
-            deadline = sys_now() + <uint64_t>(max(0.0, min(float(timeout), 1e9)) * 1e9)
+            deadline = kernel_now() + <uint64_t>(max(0.0, min(float(timeout), 1e9)) * 1e9)
         if self._inert():
             return False
         if worker != NULL and worker.corked_count:
             self._flush_corked(worker)
         while True:
-            until = min(deadline, sys_now() + DRAIN_SLICE_NS)
+            until = min(deadline, kernel_now() + DRAIN_SLICE_NS)
             with nogil:
-                state = connection_wait_drained(&self._loop.context, socket._connection, socket._generation, until)
+                state = output_wait_drained(&self._loop.context, socket._connection, socket._generation, until)
             if state != DRAIN_WAIT:
                 return state == DRAIN_DONE
             PyErr_CheckSignals()
-            if sys_now() >= deadline:
+            if kernel_now() >= deadline:
                 return False
 
     # --- what the server asks for --------------------------------------------------------------------------------------------------------------
@@ -1255,14 +1268,14 @@ cdef class Engine:
         cdef uint32_t index
         cdef bint wanted
         for index in range(slab_used(&self._loop.slab)):
-            connection = loop_at(&self._loop, index)
+            connection = mailbox_at(&self._loop, index)
             if atomic_load32(&connection.state) == STATE_VACANT:  # perhaps without a lock yet
                 continue
             socket = HydrogenSocket.__new__(HydrogenSocket)
             socket._engine = self
             socket._connection = connection
             lock_take(&connection.lock)
-            socket._generation = connection_generation(connection)
+            socket._generation = mailbox_generation(connection)
             socket._id = connection.id
             wanted = STATE_OPEN <= connection.state <= last_state and atomic_load32(&connection.ready)
             lock_give(&connection.lock)
@@ -1303,9 +1316,9 @@ cdef class Engine:
                     if socket._engine is self and socket._connection.slot.index < used and socket._valid():
                         skip[socket._connection.slot.index] = socket._generation
             with nogil:
-                loop_broadcast(loop, &worker.io if worker != NULL else &loop.outside_io, worker == NULL, shared, skip, others, used, &report)
+                broadcast_send(loop, &worker.io if worker != NULL else &loop.outside_io, worker == NULL, shared, skip, others, used, &report)
             for k in range(report.others):
-                socket = self._socket(loop_connection(loop, others[k]))
+                socket = self._socket(mailbox_of(loop, others[k]))
                 socket._generation = <uint32_t>(others[k] >> 32)
                 if self._send_other(worker, socket, data, wire):
                     report.sent += 1
@@ -1324,7 +1337,7 @@ cdef class Engine:
         decoder = self._held(socket, &connection.decoder)
         if (
             connection_framing(connection).kind == FRAMING_PYTHON and (decoder is None or decoder.builder is self._builder) and
-            self._held(socket, &connection.session) is None and self._held(socket, &connection.port) is None
+            self._held(socket, &connection.session) is None and self._held(socket, &connection.adapter) is None
         ):
             return self._counted(worker, self._append(worker, socket, &_raw.value, wire, STATE_OPEN))
         try:
@@ -1369,7 +1382,7 @@ cdef class Engine:
             messages_refused=sums.messages_refused,
             bytes_received=sums.bytes_received,
             bytes_sent=sums.bytes_sent,
-            queued_bytes=atomic_load64(&self._loop.context.buffered) + loop_undelivered(&self._loop),
+            queued_bytes=atomic_load64(&self._loop.context.buffered) + queues_undelivered(&self._loop),
             handoffs=sums.handoffs,
             stalls=relaxed_load64(&self._loop.stalls),
             all_blocked=relaxed_load64(&self._loop.all_blocked),

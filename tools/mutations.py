@@ -17,7 +17,7 @@ from instrumented import ROOT, environment
 
 MUTATIONS = {
     "BLIND_LET_GO": (
-        "hydrogen/_c/connection.pxd",
+        "hydrogen/_c/mailbox.pxd",
         "    return connection.mail == 0 and atomic_cas64(&connection.slot.word, &word, word & ~<uint64_t>OWNED)\n",
         "    atomic_store64(&connection.slot.word, word & ~<uint64_t>OWNED)\n    return True\n",
     ),
@@ -27,7 +27,7 @@ MUTATIONS = {
         "            pass\n",
     ),
     "NO_EVENTFD": (
-        "hydrogen/_c/loop.pxd",
+        "hydrogen/_c/queues.pxd",
         "        poller_wake(&loop.context.poller)\n",
         "        pass\n",
     ),

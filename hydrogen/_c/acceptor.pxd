@@ -10,18 +10,44 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from hydrogen._c.addresses cimport addresses_destroy, addresses_init, addresses_take
-from hydrogen._c.connection cimport (
-    CAUSE_OS_ERROR, FLAG_FIRST, FLAG_HEADER, NEW, WATCH_CONFIGURED, connection_end, connection_generation, connection_let_go, connection_open, connection_t,
+from hydrogen._c.atomic cimport (
+    atomic_add64, atomic_load32, atomic_load64, atomic_store32, atomic_swap32,
 )
-from hydrogen._c.loop cimport (
-    ACCEPTING, ACCEPT_EXHAUSTED, ACCEPT_FULL, ACCEPT_MOST, ACCEPT_PAUSE_MS, NEWS_ACCEPTING, NEWS_TURNED_AWAY, acceptor_close_fd, acceptor_t, listener_t,
-    loop_register, loop_serve_later, loop_t, loop_tell, loop_watch_all, option_t,
+from hydrogen._c.closing cimport closing_end
+from hydrogen._c.connection cimport connection_open
+from hydrogen._c.constants cimport (
+    ACCEPTING, ACCEPT_EXHAUSTED, ACCEPT_FULL, ACCEPT_MOST, ACCEPT_PAUSE_MS, CAUSE_OS_ERROR,
+    FLAG_FIRST, FLAG_HEADER, LOG_ACCEPTING, LOG_TURNED_AWAY, NEW, WATCH_CONFIGURED,
 )
+from hydrogen._c.deadlines cimport deadlines_announce
+from hydrogen._c.kernel cimport (
+    kernel_accept, kernel_close, kernel_event_clear, kernel_event_set, kernel_eventfd,
+    kernel_poll, kernel_poll_init, kernel_reset, kernel_setsockopt, kernel_thread_start, name_t,
+    pollfd, pthread_join,
+)
+from hydrogen._c.lock cimport RANK_ADDRESSES, lock_init
+from hydrogen._c.loop cimport loop_register
+from hydrogen._c.mailbox cimport mailbox_generation, mailbox_let_go
+from hydrogen._c.queues cimport queues_log, queues_serve_later
 from hydrogen._c.slab cimport slab_acquire, slab_release
-from hydrogen._c.sys cimport (
-    RANK_ADDRESSES, atomic_add64, atomic_load32, atomic_load64, atomic_store32, atomic_swap32, lock_init, name_t, pollfd, pthread_join, sys_accept,
-    sys_close, sys_event_clear, sys_event_set, sys_eventfd, sys_poll, sys_poll_init, sys_reset, sys_setsockopt, sys_thread_start,
-)
+from hydrogen._c.structs cimport acceptor_t, connection_t, listener_t, loop_t, option_t
+
+
+cdef inline uint32_t acceptor_workers_before(acceptor_t *acceptor, loop_t *loop) noexcept nogil:
+    """How many workers the loops before this one have."""
+    cdef uint32_t count = 0
+    cdef uint32_t k
+    for k in range(acceptor.loop_count):
+        if acceptor.loops[k] == loop:
+            break
+        count += acceptor.loops[k].worker_count
+    return count
+
+
+cdef inline void acceptor_close_fd(acceptor_t *acceptor) noexcept nogil:
+    if acceptor.event >= 0:
+        kernel_close(acceptor.event)
+    acceptor.event = -1
 
 
 cdef inline void acceptor_clear(acceptor_t *acceptor) noexcept nogil:
@@ -41,7 +67,7 @@ cdef inline int acceptor_init(acceptor_t *acceptor, uint32_t listeners, uint32_t
         return -ENOMEM
     acceptor.listener_count = listeners
     acceptor.option_count = options
-    acceptor.event = sys_eventfd()
+    acceptor.event = kernel_eventfd()
     return min(acceptor.event, 0)
 
 
@@ -89,23 +115,23 @@ cdef inline void acceptor_take(loop_t *loop, connection_t *connection, int fd, n
     connection.counted = counted
     atomic_add64(&loop.live, 1)
     if loop.context.idle_timeout:
-        loop_watch_all(loop, WATCH_CONFIGURED)
+        deadlines_announce(loop, WATCH_CONFIGURED)
     for k in range(acceptor.option_count):
         if not failed:
-            failed = sys_setsockopt(fd, acceptor.options[k].level, acceptor.options[k].name, acceptor.options[k].value, acceptor.options[k].size)
+            failed = kernel_setsockopt(fd, acceptor.options[k].level, acceptor.options[k].name, acceptor.options[k].value, acceptor.options[k].size)
     if not failed and loop.has_open_callbacks:
         if acceptor.has_proxy:
             connection.flags |= FLAG_HEADER | FLAG_FIRST
         connection.mail |= NEW
-        loop_serve_later(loop, connection, True)
+        queues_serve_later(loop, connection, True)
         return
     atomic_store32(&connection.ready, not loop.has_open_callbacks)
     if not failed:
         failed = loop_register(loop, connection)
     if failed:
-        connection.mail |= connection_end(&loop.context, connection, connection_generation(connection), True, CAUSE_OS_ERROR, -failed)
-    if not connection_let_go(connection):
-        loop_serve_later(loop, connection, True)
+        connection.mail |= closing_end(&loop.context, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR, -failed)
+    if not mailbox_let_go(connection):
+        queues_serve_later(loop, connection, True)
 
 
 cdef inline bint acceptor_admit(acceptor_t *acceptor, int fd, listener_t *listener, name_t *peer, bint *counted) noexcept nogil:
@@ -116,8 +142,8 @@ cdef inline bint acceptor_admit(acceptor_t *acceptor, int fd, listener_t *listen
         if not counted[0] or addresses_take(&acceptor.addresses, peer):
             return True
     if not listener.unix_domain:
-        sys_reset(fd)
-    sys_close(fd)
+        kernel_reset(fd)
+    kernel_close(fd)
     acceptor_turned_away(acceptor)
     return False
 
@@ -127,7 +153,7 @@ cdef inline void acceptor_turned_away(acceptor_t *acceptor) noexcept nogil:
     atomic_add64(&acceptor.accepted, 1)
     atomic_add64(&acceptor.turned_away, 1)
     if not atomic_swap32(&acceptor.turned_away_told, 1):
-        loop_tell(acceptor.loops[0], NEWS_TURNED_AWAY)
+        queues_log(acceptor.loops[0], LOG_TURNED_AWAY)
 
 
 cdef inline void acceptor_state(acceptor_t *acceptor, uint32_t state) noexcept nogil:
@@ -136,7 +162,7 @@ cdef inline void acceptor_state(acceptor_t *acceptor, uint32_t state) noexcept n
         atomic_add64(&acceptor.pauses, 1)
     if state != atomic_load32(&acceptor.accepting):
         atomic_store32(&acceptor.accepting, state)
-        loop_tell(acceptor.loops[0], NEWS_ACCEPTING)
+        queues_log(acceptor.loops[0], LOG_ACCEPTING)
 
 
 cdef inline bint acceptor_has_room(acceptor_t *acceptor) noexcept nogil:
@@ -167,7 +193,7 @@ cdef inline bint acceptor_accept(acceptor_t *acceptor, uint32_t listener, vacanc
         if next.connection == NULL:
             next.loop = acceptor_choose(acceptor)
             next.connection = <connection_t *>slab_acquire(&next.loop.slab)
-        fd = sys_accept(acceptor.listeners[listener].fd, &peer) if next.connection != NULL else -ENOMEM
+        fd = kernel_accept(acceptor.listeners[listener].fd, &peer) if next.connection != NULL else -ENOMEM
         if fd == -EAGAIN:
             return True
         if fd == -EMFILE or fd == -ENFILE or fd == -ENOBUFS or fd == -ENOMEM or fd == -EBADF or fd == -EINVAL:
@@ -185,25 +211,25 @@ cdef inline void *acceptor_main(void *argument) noexcept nogil:
     cdef bint exhausted = False
     cdef uint32_t k
     next.connection = NULL
-    sys_poll_init(&acceptor.polled[0], acceptor.event)
+    kernel_poll_init(&acceptor.polled[0], acceptor.event)
     for k in range(acceptor.listener_count):
-        sys_poll_init(&acceptor.polled[k + 1], acceptor.listeners[k].fd)
+        kernel_poll_init(&acceptor.polled[k + 1], acceptor.listeners[k].fd)
     while not atomic_load32(&acceptor.stop):
         if atomic_load32(&acceptor.suspended):
-            sys_poll(acceptor.polled, 1, -1)
+            kernel_poll(acceptor.polled, 1, -1)
         elif not acceptor_has_room(acceptor):
             acceptor_state(acceptor, ACCEPT_FULL)
-            sys_poll(acceptor.polled, 1, -1)
+            kernel_poll(acceptor.polled, 1, -1)
         elif exhausted:
             # A connection that is released gives an fd back: it need not wait for the end of the pause.
             acceptor_state(acceptor, ACCEPT_EXHAUSTED)
             atomic_store32(&acceptor.waits, 1)
-            sys_poll(acceptor.polled, 1, ACCEPT_PAUSE_MS)
+            kernel_poll(acceptor.polled, 1, ACCEPT_PAUSE_MS)
         else:
             acceptor_state(acceptor, ACCEPTING)
-            sys_poll(acceptor.polled, acceptor.listener_count + 1, -1)
+            kernel_poll(acceptor.polled, acceptor.listener_count + 1, -1)
         # Cleared before what it tells of is looked at: suspended, stop, room.
-        sys_event_clear(acceptor.event)
+        kernel_event_clear(acceptor.event)
         exhausted = False
         for k in range(acceptor.listener_count):
             if not acceptor_accept(acceptor, k, &next):
@@ -215,7 +241,7 @@ cdef inline void *acceptor_main(void *argument) noexcept nogil:
 
 cdef inline int acceptor_start(acceptor_t *acceptor) noexcept nogil:
     """0 or -errno."""
-    cdef int failed = sys_thread_start(&acceptor.thread, acceptor_main, acceptor)
+    cdef int failed = kernel_thread_start(&acceptor.thread, acceptor_main, acceptor)
     acceptor.started = not failed
     return failed
 
@@ -223,7 +249,7 @@ cdef inline int acceptor_start(acceptor_t *acceptor) noexcept nogil:
 cdef inline void acceptor_suspend(acceptor_t *acceptor, bint suspend) noexcept nogil:
     """Suspend accepting, or resume it."""
     atomic_store32(&acceptor.suspended, suspend)
-    sys_event_set(acceptor.event)
+    kernel_event_set(acceptor.event)
 
 
 cdef inline void acceptor_end(acceptor_t *acceptor) noexcept nogil:
@@ -231,5 +257,5 @@ cdef inline void acceptor_end(acceptor_t *acceptor) noexcept nogil:
     if acceptor.started:
         acceptor.started = False
         atomic_store32(&acceptor.stop, 1)
-        sys_event_set(acceptor.event)
+        kernel_event_set(acceptor.event)
         pthread_join(acceptor.thread, NULL)

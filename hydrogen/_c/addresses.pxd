@@ -11,7 +11,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from hydrogen._c.sys cimport RANK_ADDRESSES, lock_destroy, lock_give, lock_init, lock_t, lock_take, name_t, sys_assert, sys_now
+from hydrogen._c.kernel cimport kernel_assert, kernel_now, name_t
+from hydrogen._c.lock cimport lock_destroy, lock_give, lock_t, lock_take
 
 cdef enum:
     ADDRESSES_FEWEST = 64
@@ -35,13 +36,13 @@ cdef inline bint addresses_init(addresses_t *addresses, uint32_t most) noexcept 
     """False without memory."""
     addresses.most = most
     if most:
-        addresses.seed = sys_now() ^ <uint64_t>addresses
+        addresses.seed = kernel_now() ^ <uint64_t>addresses
         addresses.capacity = ADDRESSES_FEWEST
         addresses.table = <address_t *>calloc(addresses.capacity, sizeof(address_t))
     return not most or addresses.table != NULL
 
 
-cdef inline void address_of(const name_t *name, address_t *address) noexcept nogil:
+cdef inline void addresses_of(const name_t *name, address_t *address) noexcept nogil:
     cdef uint8_t whole[16]
     if name.family == FAMILY_INET:
         memset(whole, 0, 10)
@@ -54,7 +55,7 @@ cdef inline void address_of(const name_t *name, address_t *address) noexcept nog
     address.count = 0
 
 
-cdef inline uint32_t address_home(addresses_t *addresses, address_t *address) noexcept nogil:
+cdef inline uint32_t addresses_home(addresses_t *addresses, address_t *address) noexcept nogil:
     """Where an address lies if nobody is in its way. The mixing is that of MurmurHash3's finaliser."""
     cdef uint64_t hash = address.low ^ addresses.seed
     hash = (hash ^ (hash >> 33)) * <uint64_t>0xff51afd7ed558ccd
@@ -65,7 +66,7 @@ cdef inline uint32_t address_home(addresses_t *addresses, address_t *address) no
 
 cdef inline address_t *addresses_find_locked(addresses_t *addresses, address_t *address) noexcept nogil:
     """The entry of an address, or the vacant one where it would go."""
-    cdef uint32_t at = address_home(addresses, address)
+    cdef uint32_t at = addresses_home(addresses, address)
     while addresses.table[at].count and (addresses.table[at].high != address.high or addresses.table[at].low != address.low):
         at = (at + 1) & (addresses.capacity - 1)
     return &addresses.table[at]
@@ -92,7 +93,7 @@ cdef inline bint addresses_take(addresses_t *addresses, const name_t *name) noex
     cdef address_t address
     cdef address_t *entry
     cdef bint taken = False
-    address_of(name, &address)
+    addresses_of(name, &address)
     lock_take(&addresses.lock)
     entry = addresses_find_locked(addresses, &address)
     if entry.count == 0 and addresses.used >= addresses.capacity - addresses.capacity // 4:
@@ -112,10 +113,10 @@ cdef inline void addresses_give(addresses_t *addresses, const name_t *name) noex
     cdef address_t address
     cdef address_t *entry
     cdef uint32_t mask, hole, at, home
-    address_of(name, &address)
+    addresses_of(name, &address)
     lock_take(&addresses.lock)
     entry = addresses_find_locked(addresses, &address)
-    sys_assert(entry.count > 0)
+    kernel_assert(entry.count > 0)
     entry.count -= 1
     if entry.count == 0:
         addresses.used -= 1
@@ -124,7 +125,7 @@ cdef inline void addresses_give(addresses_t *addresses, const name_t *name) noex
         at = (hole + 1) & mask
         while addresses.table[at].count:
             # What lies further from its home than from the hole moves into it; else a search for it would end at the hole.
-            home = address_home(addresses, &addresses.table[at])
+            home = addresses_home(addresses, &addresses.table[at])
             if ((at - home) & mask) >= ((at - hole) & mask):
                 addresses.table[hole] = addresses.table[at]
                 addresses.table[at].count = 0

@@ -10,7 +10,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from hydrogen._c.sys cimport atomic_add64, counter_bump, iovec, relaxed_store64, sys_assert
+from hydrogen._c.atomic cimport atomic_add64, relaxed_add64, relaxed_store64
+from hydrogen._c.kernel cimport iovec, kernel_assert
 
 cdef enum:
     # A pooled block is 2 KiB with its header: it takes what one read of short messages gives (measuring.md: W2 reads 128 bytes at a time).
@@ -62,7 +63,7 @@ cdef inline block_t *block_exact(pool_t *pool, size_t capacity) noexcept nogil:
         block.capacity = capacity
         block.start = block.end = 0
         if pool != NULL:
-            counter_bump(&pool.allocations, 1)
+            relaxed_add64(&pool.allocations, 1)
     return block
 
 
@@ -179,4 +180,4 @@ cdef inline void queue_consume(queue_t *queue, size_t n, pool_t *pool) noexcept 
         queue.last = NULL
     else:
         queue.first.start += n
-    sys_assert(queue.first != NULL or n == 0)
+    kernel_assert(queue.first != NULL or n == 0)

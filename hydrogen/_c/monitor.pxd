@@ -1,26 +1,40 @@
-"""The monitor thread: a thread that never runs Python. It finds stalled callbacks, flushes and polls for workers that are stuck, keeps deadlines, and sees to
-the limit of memory. It sleeps when nothing is due; why it does not oversleep is argued in loop.pxd, 3.
+"""The monitor thread never runs Python. It finds stalled callbacks, flushes and polls for workers that are stuck, keeps deadlines, and sees to the limit of memory.
+
+It sleeps when nothing is due; why it does not oversleep is argued in queues.pxd, 3.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from hydrogen._c.connection cimport (
-    CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, DEADLINE, FLUSH_MORE, PAUSE_MEMORY, RESUME, STATE_ABORTING, STATE_CLOSING, STATE_VACANT, STUCK_NEWLY, STUCK_SEEN, TIMEOUT_WRITE, connection_t,
-    connection_token, context_t, WATCH_CONFIGURED, WATCH_LINGERING,
+from hydrogen._c.atomic cimport (
+    atomic_and32, atomic_cas32, atomic_load32, atomic_load64, atomic_store32, atomic_store64,
+    atomic_swap32, relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64,
 )
-from hydrogen._c.loop cimport (
-    LINGER_SWEEP_NS, NEWS_ALL_BLOCKED, NOTICE_ALARM, TICKS_IDLE, TICK_NS, TICK_QUIET, TICK_SLOWEST, MONITOR_ACTIVE, MONITOR_ASLEEP, MONITOR_IDLE,
-    WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL, event_bits, loop_at, loop_connection, loop_end, loop_event_output, loop_flush_for,
-    loop_flush_whole, loop_notice, loop_post, loop_t, loop_tell, loop_wake_locked, worker_t,
+from hydrogen._c.constants cimport (
+    CAUSE_SLOW_CONSUMER, FLUSH_MORE, LOG_ALL_BLOCKED, MONITOR_ACTIVE, MONITOR_ASLEEP,
+    MONITOR_IDLE, PAUSE_MEMORY, RESUME, STATE_ABORTING, STATE_VACANT, TASK_TIMERS, TICKS_IDLE,
+    TICK_NS, TICK_QUIET, TICK_SLOWEST, WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL,
 )
-from hydrogen._c.output cimport connection_is_stuck, connection_unacknowledged
+from hydrogen._c.deadlines cimport deadlines_next_sweep, deadlines_sweep
+from hydrogen._c.flush cimport flush_for, flush_on_event, flush_whole
+from hydrogen._c.kernel cimport HYDROGEN_PLANTED_RACE, kernel_now, kernel_thread_start, pthread_join
+from hydrogen._c.lock cimport cond_signal, cond_wait, cond_wait_until, lock_give, lock_take
+from hydrogen._c.loop cimport loop_event_bits
+from hydrogen._c.mailbox cimport mailbox_at, mailbox_of, mailbox_token
 from hydrogen._c.poller cimport TOKEN_WAKE, poller_wait
-from hydrogen._c.slab cimport slab_used
-from hydrogen._c.sys cimport (
-    HYDROGEN_PLANTED_RACE, atomic_and32, atomic_cas32, atomic_load32, atomic_load64, atomic_or32, atomic_store32, atomic_store64, atomic_swap32, cond_signal, cond_wait,
-    cond_wait_until, lock_give, lock_take, pthread_join, relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64, sys_now,
-    sys_thread_start,
+from hydrogen._c.queues cimport (
+    queues_add_task, queues_end, queues_log, queues_post, queues_wake_locked,
 )
+from hydrogen._c.slab cimport slab_used
+from hydrogen._c.structs cimport connection_t, loop_t, worker_t
+
+
+cdef inline void monitor_set_alarm(loop_t *loop, uint64_t when) noexcept nogil:
+    """Have TASK_TIMERS said at the monotonic time `when`, or earlier. The monitor thread computes how long it sleeps under this lock: it does not oversleep."""
+    lock_take(&loop.monitor_lock)
+    if not loop.alarm or when < loop.alarm:
+        atomic_store64(&loop.alarm, when)
+        cond_signal(&loop.monitor_cond)
+    lock_give(&loop.monitor_lock)
 
 
 cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
@@ -34,13 +48,13 @@ cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
         token = loop.events[k].data.u64
         if token == TOKEN_WAKE:
             continue
-        connection = loop_connection(loop, token)
+        connection = mailbox_of(loop, token)
         generation = <uint32_t>(token >> 32)
-        bits = loop_event_output(loop, &loop.monitor_io, connection, generation, loop.events[k].events, False)
+        bits = flush_on_event(loop, &loop.monitor_io, connection, generation, loop.events[k].events, False)
         if bits & FLUSH_MORE:
             bits = 0
-            loop_flush_whole(loop, &loop.monitor_io, connection, generation, False)
-        loop_post(loop, connection, generation, bits | event_bits(loop.events[k].events), False)
+            flush_whole(loop, &loop.monitor_io, connection, generation, False)
+        queues_post(loop, connection, generation, bits | loop_event_bits(loop.events[k].events), False)
 
 
 cdef inline bint monitor_stand_in(loop_t *loop) noexcept nogil:
@@ -58,7 +72,7 @@ cdef inline bint monitor_stand_in(loop_t *loop) noexcept nogil:
     monitor_poll(loop)
     lock_take(&loop.lock)
     loop.role_taken = False
-    loop_wake_locked(loop)
+    queues_wake_locked(loop)
     waits = loop.ready.first != NULL or loop.service.first != NULL
     lock_give(&loop.lock)
     return waits
@@ -85,7 +99,7 @@ cdef inline bint monitor_look(loop_t *loop, bint *busy, bint *all_blocked) noexc
             if worker.seen_callback and worker.seen_progress == progress:
                 stalled = True
                 blocked += 1
-                loop_flush_for(loop, &loop.monitor_io, worker, True)
+                flush_for(loop, &loop.monitor_io, worker, True)
                 relaxed_store64(&loop.stalled_progress, progress)
                 relaxed_store32(&loop.stalled, k + 1)
             worker.seen_callback = True
@@ -103,69 +117,10 @@ cdef inline bint monitor_look(loop_t *loop, bint *busy, bint *all_blocked) noexc
     relaxed_store64(&loop.stalls, relaxed_load64(&loop.stalls) + 1)
     if not waiting:
         lock_take(&loop.lock)
-        if loop.ready.first != NULL or loop.service.first != NULL or loop.notices or not loop.role_taken:
-            loop_wake_locked(loop)
+        if loop.ready.first != NULL or loop.service.first != NULL or loop.tasks or not loop.role_taken:
+            queues_wake_locked(loop)
         lock_give(&loop.lock)
     return True
-
-
-cdef inline bint monitor_look_at(loop_t *loop, connection_t *connection, uint64_t now, uint32_t *left) noexcept nogil:
-    """Whether one of a connection's deadlines seems to have passed. `left`: the kinds that it has are added. Keeps the times since when it is idle, and
-    stuck; ends it if it is stuck for too long.
-
-    A sweep that finds that bytes moved since the last one says that they moved now: a little late, never early. So nobody reads a clock for a message.
-    """
-    cdef context_t *context = &loop.context
-    cdef uint32_t generation = <uint32_t>(atomic_load64(&connection.slot.word) >> 32)
-    cdef uint64_t deadline = atomic_load64(&connection.deadline)
-    cdef uint32_t stuck = relaxed_load32(&connection.stuck)
-    cdef int unacknowledged
-    cdef bint late = deadline != 0 and now >= deadline
-    if deadline:
-        left[0] |= WATCH_LINGERING if relaxed_load32(&connection.state) == STATE_CLOSING else WATCH_CONFIGURED
-    if context.write_timeout and stuck:
-        left[0] |= WATCH_CONFIGURED
-        unacknowledged = connection_unacknowledged(context, connection, generation)
-        if stuck == STUCK_NEWLY or unacknowledged < connection.unacknowledged:
-            connection.unacknowledged = unacknowledged
-            connection.stuck_since = now
-            atomic_cas32(&connection.stuck, STUCK_NEWLY, STUCK_SEEN)
-        elif now >= connection.stuck_since + context.write_timeout and connection_is_stuck(connection, generation):
-            # Not left to the owner: he may be in a handler that waits in drain() for this very output.
-            loop_end(loop, connection, generation, True, CAUSE_TIMEOUT, TIMEOUT_WRITE, True)
-    if context.idle_timeout:
-        left[0] |= WATCH_CONFIGURED
-        if relaxed_load32(&connection.active):
-            # The clock is read after that, so that no byte is dated before it came.
-            atomic_store32(&connection.active, 0)
-            relaxed_store64(&connection.quiet_since, sys_now())
-        else:
-            late |= now >= relaxed_load64(&connection.quiet_since) + context.idle_timeout
-    return late
-
-
-cdef inline void monitor_sweep(loop_t *loop) noexcept nogil:
-    """Post DEADLINE to connections of which a deadline has passed. A hint: the owner looks again. `watched`: see loop_watch."""
-    cdef uint64_t now = sys_now()
-    cdef connection_t *connection
-    cdef uint32_t index
-    cdef uint32_t left = 0
-    relaxed_store64(&loop.sweeps, relaxed_load64(&loop.sweeps) + 1)
-    atomic_store32(&loop.context.watched, 0)
-    for index in range(slab_used(&loop.slab)):
-        connection = loop_at(loop, index)
-        if relaxed_load32(&connection.state) != STATE_VACANT and monitor_look_at(loop, connection, now, &left):
-            loop_post(loop, connection, <uint32_t>(atomic_load64(&connection.slot.word) >> 32), DEADLINE, True)
-    if left:
-        atomic_or32(&loop.context.watched, left)
-
-
-cdef inline uint64_t monitor_next_sweep(loop_t *loop, uint64_t swept) noexcept nogil:
-    """When to sweep, after a sweep that ended at `swept`; 0: not at all."""
-    cdef uint32_t watched = atomic_load32(&loop.context.watched)
-    if not watched:
-        return 0
-    return swept + (min(loop.sweep_ns, <uint64_t>LINGER_SWEEP_NS) if watched & WATCH_LINGERING else loop.sweep_ns)
 
 
 cdef inline uint64_t monitor_worst(loop_t *loop, bint output) noexcept nogil:
@@ -174,14 +129,14 @@ cdef inline uint64_t monitor_worst(loop_t *loop, bint output) noexcept nogil:
     cdef uint64_t weight, token = 0, most = 0
     cdef uint32_t index
     for index in range(slab_used(&loop.slab)):
-        connection = loop_at(loop, index)
+        connection = mailbox_at(loop, index)
         if atomic_load32(&connection.state) == STATE_VACANT:
             continue
         lock_take(&connection.lock)
         weight = connection.pending_counted if output else relaxed_load64(&connection.input_counted)
         if weight > most and connection.state < STATE_ABORTING:
             most = weight
-            token = connection_token(connection)
+            token = mailbox_token(connection)
         lock_give(&connection.lock)
     return token
 
@@ -194,14 +149,14 @@ cdef inline void monitor_memory(loop_t *loop) noexcept nogil:
     if atomic_load64(&loop.context.buffered) > loop.context.max_buffered:
         token = monitor_worst(loop, True) or monitor_worst(loop, False)
         if token:
-            loop_end(loop, loop_connection(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER, 0, True)
+            queues_end(loop, mailbox_of(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER, 0, True)
         return
     atomic_store32(&loop.context.full, 0)
     for index in range(slab_used(&loop.slab)):
-        connection = loop_at(loop, index)
+        connection = mailbox_at(loop, index)
         generation = <uint32_t>(atomic_load64(&connection.slot.word) >> 32)
         if atomic_load32(&connection.pause) & PAUSE_MEMORY and atomic_and32(&connection.pause, ~<uint32_t>PAUSE_MEMORY) == PAUSE_MEMORY:
-            loop_post(loop, connection, generation, RESUME, True)
+            queues_post(loop, connection, generation, RESUME, True)
 
 
 cdef inline void monitor_alarm(loop_t *loop) noexcept nogil:
@@ -210,12 +165,12 @@ cdef inline void monitor_alarm(loop_t *loop) noexcept nogil:
     if not atomic_load64(&loop.alarm):
         return
     lock_take(&loop.monitor_lock)
-    if loop.alarm and sys_now() >= loop.alarm:
+    if loop.alarm and kernel_now() >= loop.alarm:
         atomic_store64(&loop.alarm, 0)
         rings = True
     lock_give(&loop.monitor_lock)
     if rings:
-        loop_notice(loop, NOTICE_ALARM)
+        queues_add_task(loop, TASK_TIMERS)
 
 
 cdef inline void monitor_wait_locked(loop_t *loop, uint64_t until) noexcept nogil:
@@ -256,7 +211,7 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
             if monitor_stand_in(loop) and not said:
                 said = True
                 relaxed_store64(&loop.all_blocked, relaxed_load64(&loop.all_blocked) + 1)
-                loop_tell(loop, NEWS_ALL_BLOCKED)
+                queues_log(loop, LOG_ALL_BLOCKED)
         monitor_alarm(loop)
         eager = relaxed_load32(&loop.eager)
         if eager:
@@ -264,19 +219,19 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
         if relaxed_load32(&loop.context.full):
             monitor_memory(loop)
             active = True
-        sweep_at = monitor_next_sweep(loop, swept)
-        if sweep_at and sys_now() >= sweep_at:
-            monitor_sweep(loop)
-            swept = sys_now()
+        sweep_at = deadlines_next_sweep(loop, swept)
+        if sweep_at and kernel_now() >= sweep_at:
+            deadlines_sweep(loop)
+            swept = kernel_now()
         idle = 0 if active or busy else idle + 1
         lock_take(&loop.monitor_lock)
         if atomic_load32(&loop.monitor_stop):
             pass
         elif idle < TICKS_IDLE:
-            monitor_wait_locked(loop, sys_now() + tick * <uint64_t>TICK_NS)
+            monitor_wait_locked(loop, kernel_now() + tick * <uint64_t>TICK_NS)
         elif atomic_cas32(&loop.monitor_word, MONITOR_IDLE, MONITOR_ASLEEP):
             # A toucher that finds ASLEEP signals under monitor_lock: not before this thread waits. Woken for nothing it comes here again at once.
-            monitor_wait_locked(loop, monitor_next_sweep(loop, swept))
+            monitor_wait_locked(loop, deadlines_next_sweep(loop, swept))
             tick = 1
             quiet = 0
         lock_give(&loop.monitor_lock)
@@ -285,7 +240,7 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
 
 cdef inline int monitor_start(loop_t *loop) noexcept nogil:
     """0 or -errno."""
-    cdef int failed = sys_thread_start(&loop.monitor_thread, monitor_main, loop)
+    cdef int failed = kernel_thread_start(&loop.monitor_thread, monitor_main, loop)
     loop.monitor_started = not failed
     return failed
 

@@ -1,65 +1,79 @@
 """The output of a connection, which any thread may use: send, flush, drain.
 
-1. One flusher at a time (`flushing`): it takes the queue, sends without the lock, and puts back the rest; others append and leave.
-2. `blocked` is written and tested under the lock; an OUT edge that comes while somebody is flushing sets `edge`, and the flusher tries again
-   instead of blocking. So the edge between EAGAIN and `blocked` is not lost.
-3. `stuck` says whether output waits for the peer. The monitor thread, who counts write_timeout from there, looks at what the kernel holds besides: the peer
-   takes something also when the kernel gets too little room for an edge.
-4. With TLS the queue holds records, which are numbered: what was encrypted must be queued, in that order, even if the end was asked for meanwhile.
+1. One flusher at a time (`flushing`): it takes the queue, sends without the lock, and puts back the
+   rest; others append and leave. The end of a connection waits until nobody is flushing, so that no
+   fd is closed under a send(2).
+2. The lock of a connection is a leaf: no system call, no Python object, no allocation and no other
+   lock inside. `state` is written under it and may be read without.
+3. `blocked` is written and tested under the lock; an OUT edge that comes while somebody is flushing
+   sets `edge`, and the flusher tries again instead of blocking. So the edge between EAGAIN and
+   `blocked` is not lost.
+4. `stalled` says whether output waits for the peer. The monitor thread, which counts write_timeout
+   from there, looks at what the kernel holds besides: the peer takes something also when the kernel
+   gets too little room for an edge.
+5. With TLS the queue holds records, which are numbered: what was encrypted must be queued, in that
+   order, even if the end was asked for meanwhile.
 """
 
 from libc.errno cimport EAGAIN
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from hydrogen._c.buffer cimport (
-    SEND_PARTS, block_bytes, block_free, block_length, block_new, block_t, pool_t, queue_consume, queue_parts, queue_push, queue_put_back,
-    queue_t,
+from hydrogen._c.atomic cimport (
+    atomic_add64, atomic_and32, atomic_or32, atomic_store32, relaxed_add64, relaxed_load32,
+    relaxed_store32,
 )
-from hydrogen._c.connection cimport (
-    ABORT, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, CLOSE, FLUSH_MORE, NOT_CORKED, PAUSE_WATERMARK, RESUME, STATE_ABORTING, STATE_CLOSING,
-    STATE_GONE, STATE_OPEN, STUCK_NEWLY, STUCK_NOT, STUCK_SEEN, WRITABLE, connection_account_locked, connection_drained_locked, connection_drop_output_locked,
-    connection_generation, connection_t, context_t, io_t,
+from hydrogen._c.buffer cimport (
+    SEND_PARTS, block_bytes, block_free, block_length, block_new, block_t, pool_t, queue_clear,
+    queue_consume, queue_parts, queue_push, queue_put_back, queue_t,
+)
+from hydrogen._c.constants cimport (
+    ABORT, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_GONE, DRAIN_WAIT,
+    EDGE_ADAPTER, EDGE_FLUSH, EDGE_NOTHING, FLUSHED, FLUSH_BUDGET, FLUSH_DRAINED, FLUSH_MORE,
+    LOW, NOT_CORKED, PAUSE_WATERMARK, RESUME, SEND_CORKED, SEND_NOW, SEND_NO_MEMORY,
+    SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE, STALL_SEEN, STATE_ABORTING,
+    STATE_CLOSING, STATE_GONE, STATE_OPEN,
 )
 from hydrogen._c.framing cimport FRAME_COMPLETE, framing_encode, framing_overhead, framing_t
+from hydrogen._c.kernel cimport iovec, kernel_send, kernel_unacknowledged
+from hydrogen._c.lock cimport cond_broadcast, cond_wait_until, lock_give, lock_take
+from hydrogen._c.mailbox cimport mailbox_generation
 from hydrogen._c.poller cimport poller_want_out
-from hydrogen._c.sys cimport (
-    atomic_add64, atomic_and32, atomic_or32, atomic_store32, cond_wait_until, counter_bump, iovec, lock_give, lock_take, relaxed_load32,
-    relaxed_store32, sys_send, sys_unacknowledged,
-)
-
-cdef enum:
-    SEND_REFUSED
-    SEND_NO_MEMORY
-    SEND_UNFIT   # the framing cannot carry this payload
-    SEND_NOTHING # there were no bytes
-    SEND_QUEUED  # somebody else will flush it
-    SEND_CORKED  # the caller has to put it on its list of corked connections, or to flush it
-    SEND_NOW     # the caller has to flush it now
-
-# What an OUT edge means.
-cdef enum:
-    EDGE_NOTHING
-    EDGE_FLUSH  # output was blocked: flush
-    EDGE_PORT   # the owner has to tell a user's stream
-
-cdef enum:
-    DRAIN_WAIT
-    DRAIN_DONE
-    DRAIN_GONE
-
-cdef enum:
-    # One flush sends at most so much while others append, so that its thread comes back.
-    FLUSH_BUDGET = 1 << 20
+from hydrogen._c.structs cimport connection_t, context_t, io_t
 
 
-cdef inline void connection_pause_locked(context_t *context, connection_t *connection) noexcept nogil:
+cdef inline uint32_t output_drained_locked(connection_t *connection) noexcept nogil:
+    return FLUSH_DRAINED if connection.drainers else 0
+
+
+cdef inline void output_account_locked(context_t *context, connection_t *connection) noexcept nogil:
+    """Only output that waits for the peer is counted: the counter is shared, and nothing shared is touched for a message that goes straight out."""
+    cdef size_t counted = connection.pending if connection.blocked else 0
+    if counted != connection.pending_counted:
+        atomic_add64(&context.buffered, counted - connection.pending_counted)
+        connection.pending_counted = counted
+
+
+cdef inline uint32_t output_drop_locked(context_t *context, connection_t *connection) noexcept nogil:
+    queue_clear(&connection.output, NULL)
+    connection.pending = 0
+    output_account_locked(context, connection)
+    return output_drained_locked(connection)
+
+
+cdef inline void output_wake_drainers(context_t *context) noexcept nogil:
+    lock_take(&context.drain_lock)
+    cond_broadcast(&context.drain_cond)
+    lock_give(&context.drain_lock)
+
+
+cdef inline void output_pause_locked(context_t *context, connection_t *connection) noexcept nogil:
     """Above the high watermark: do not read."""
     if not atomic_or32(&connection.pause, PAUSE_WATERMARK) & PAUSE_WATERMARK:
         atomic_add64(&context.reading_pauses, 1)
 
 
-cdef inline int connection_send(
+cdef inline int output_send(
     context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, const framing_t *framing, const char *payload, size_t n,
     uint32_t last_state, uint32_t worker, uint32_t *bits,
 ) noexcept nogil:
@@ -79,25 +93,25 @@ cdef inline int connection_send(
         block_free(pool, block)
         return SEND_UNFIT
     block.end = size
-    return connection_append(context, pool, connection, generation, block, last_state, worker, bits)
+    return output_append(context, pool, connection, generation, block, last_state, worker, bits)
 
 
-cdef inline int connection_append(
+cdef inline int output_append(
     context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, block_t *block, uint32_t last_state, uint32_t worker,
     uint32_t *bits,
 ) noexcept nogil:
-    """Append a block to the output, which takes it over; see `connection_send`."""
+    """Append a block to the output, which takes it over; see `output_send`."""
     cdef size_t size = block_length(block)
     cdef block_t *last
     cdef int result = SEND_REFUSED
     bits[0] = 0
     lock_take(&connection.lock)
-    if connection_generation(connection) != generation or not STATE_OPEN <= connection.state <= last_state:
+    if mailbox_generation(connection) != generation or not STATE_OPEN <= connection.state <= last_state:
         pass
     elif connection.pending >= context.max_write_buffer and last_state == STATE_OPEN:
         connection.cause = CAUSE_SLOW_CONSUMER
         atomic_store32(&connection.state, STATE_ABORTING)
-        bits[0] = ABORT | connection_drop_output_locked(context, connection)
+        bits[0] = ABORT | output_drop_locked(context, connection)
     else:
         connection.pending += size
         last = connection.output.last
@@ -110,9 +124,9 @@ cdef inline int connection_append(
         result = SEND_QUEUED
         if (connection.blocked or connection.flushing) and connection.pending > context.high:
             # Also while another thread is sending: it may be kept from that, and more input would mean more output.
-            connection_pause_locked(context, connection)
+            output_pause_locked(context, connection)
         if connection.blocked:
-            connection_account_locked(context, connection)
+            output_account_locked(context, connection)
         elif not connection.flushing and (worker == NOT_CORKED or connection.corked_by != worker):
             connection.corked_by = worker
             result = SEND_CORKED if worker != NOT_CORKED else SEND_NOW
@@ -124,29 +138,29 @@ cdef inline int connection_append(
     return result
 
 
-cdef inline uint32_t connection_flushed_locked(context_t *context, connection_t *connection) noexcept nogil:
+cdef inline uint32_t output_settle_locked(context_t *context, connection_t *connection) noexcept nogil:
     """What follows from the output as it is now, with nobody flushing."""
     cdef uint32_t bits = 0
     if connection.state == STATE_ABORTING:
-        return ABORT | connection_drop_output_locked(context, connection)
-    connection_account_locked(context, connection)
-    if not connection.blocked and relaxed_load32(&connection.stuck):
-        relaxed_store32(&connection.stuck, STUCK_NOT)
+        return ABORT | output_drop_locked(context, connection)
+    output_account_locked(context, connection)
+    if not connection.blocked and relaxed_load32(&connection.stalled):
+        relaxed_store32(&connection.stalled, STALL_NONE)
     if connection.state == STATE_CLOSING and connection.output.first == NULL and not connection.blocked:
-        bits = CLOSE
+        bits = FLUSHED
     if connection.pending < context.low:
-        bits |= connection_drained_locked(connection)
+        bits |= output_drained_locked(connection)
         if relaxed_load32(&connection.pause) & PAUSE_WATERMARK:
-            bits |= WRITABLE
+            bits |= LOW
             atomic_add64(&context.reading_resumes, 1)
             if atomic_and32(&connection.pause, ~<uint32_t>PAUSE_WATERMARK) == PAUSE_WATERMARK:
                 bits |= RESUME
     elif connection.pending > context.high:  # although the kernel was just given as much as it, or the budget, takes
-        connection_pause_locked(context, connection)
+        output_pause_locked(context, connection)
     return bits
 
 
-cdef inline uint32_t connection_flush(context_t *context, io_t *io, connection_t *connection, uint32_t generation) noexcept nogil:
+cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *connection, uint32_t generation) noexcept nogil:
     """Send what is queued until there is nothing, or the kernel takes no more. Any thread. Returns bits to post, FLUSH_MORE, FLUSH_DRAINED."""
     cdef iovec parts[SEND_PARTS]
     cdef queue_t taken
@@ -155,7 +169,7 @@ cdef inline uint32_t connection_flush(context_t *context, io_t *io, connection_t
     cdef uint32_t bits = 0
     cdef bint moved = False
     lock_take(&connection.lock)
-    if connection_generation(connection) != generation:
+    if mailbox_generation(connection) != generation:
         lock_give(&connection.lock)
         return 0
     connection.corked_by = NOT_CORKED
@@ -176,7 +190,7 @@ cdef inline uint32_t connection_flush(context_t *context, io_t *io, connection_t
         connection.output.first = connection.output.last = NULL
         connection.edge = False
         lock_give(&connection.lock)
-        sent = sys_send(connection.poll_fd, parts, queue_parts(&taken, parts))
+        sent = kernel_send(connection.poll_fd, parts, queue_parts(&taken, parts))
         if sent > 0:
             queue_consume(&taken, <size_t>sent, &io.pool if io.scratch != NULL else NULL)
             budget -= min(budget, <size_t>sent)
@@ -185,7 +199,7 @@ cdef inline uint32_t connection_flush(context_t *context, io_t *io, connection_t
             if io.counters.shared:
                 atomic_add64(&io.counters.bytes_sent, <uint64_t>sent)
             else:
-                counter_bump(&io.counters.bytes_sent, <uint64_t>sent)
+                relaxed_add64(&io.counters.bytes_sent, <uint64_t>sent)
         elif sent == -EAGAIN and connection.unix_domain:
             poller_want_out(&context.poller, connection.poll_fd, <uint64_t>generation << 32 | connection.slot.index, True)
         lock_take(&connection.lock)
@@ -205,26 +219,26 @@ cdef inline uint32_t connection_flush(context_t *context, io_t *io, connection_t
             connection.asked_out = connection.unix_domain
             if not connection.edge:
                 connection.blocked = True
-                if moved or not relaxed_load32(&connection.stuck):
-                    relaxed_store32(&connection.stuck, STUCK_NEWLY)
+                if moved or not relaxed_load32(&connection.stalled):
+                    relaxed_store32(&connection.stalled, STALL_NEW)
                 break
     connection.flushing = False
-    bits |= connection_flushed_locked(context, connection)
+    bits |= output_settle_locked(context, connection)
     lock_give(&connection.lock)
     return bits
 
 
-cdef inline int connection_unblock(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
+cdef inline int output_unblock(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
     """An OUT edge came: what it means for this connection."""
     cdef int meaning = EDGE_NOTHING
     lock_take(&connection.lock)
-    if connection_generation(connection) != generation:
+    if mailbox_generation(connection) != generation:
         pass
-    elif connection.port != NULL:
-        meaning = EDGE_PORT
+    elif connection.adapter != NULL:
+        meaning = EDGE_ADAPTER
     elif connection.blocked:
         connection.blocked = False
-        connection_account_locked(context, connection)
+        output_account_locked(context, connection)
         meaning = EDGE_FLUSH
     elif connection.flushing:
         connection.edge = True
@@ -232,48 +246,48 @@ cdef inline int connection_unblock(context_t *context, connection_t *connection,
     return meaning
 
 
-cdef inline int connection_unacknowledged(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
+cdef inline int output_unacknowledged(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
     """What the kernel holds of the output, and the peer's has not acknowledged. Any thread."""
     cdef int unacknowledged = 0
     lock_take(&context.fd_lock)
-    if connection_generation(connection) == generation:
-        unacknowledged = sys_unacknowledged(connection.poll_fd)
+    if mailbox_generation(connection) == generation:
+        unacknowledged = kernel_unacknowledged(connection.poll_fd)
     lock_give(&context.fd_lock)
     return unacknowledged
 
 
-cdef inline bint connection_is_stuck(connection_t *connection, uint32_t generation) noexcept nogil:
+cdef inline bint output_is_stalled(connection_t *connection, uint32_t generation) noexcept nogil:
     """Whether output waits for the peer, and did so at the last sweep."""
     cdef bint stuck
     lock_take(&connection.lock)
-    stuck = connection_generation(connection) == generation and connection.blocked and relaxed_load32(&connection.stuck) == STUCK_SEEN
+    stuck = mailbox_generation(connection) == generation and connection.blocked and relaxed_load32(&connection.stalled) == STALL_SEEN
     lock_give(&connection.lock)
     return stuck
 
 
-cdef inline uint32_t connection_port_sent(
+cdef inline uint32_t output_adapter_sent(
     context_t *context, connection_t *connection, uint32_t generation, bint blocked, size_t pending,
 ) noexcept nogil:
     """A user's stream has written: take over what it says of its output. Returns bits to post, FLUSH_DRAINED."""
     cdef uint32_t bits = 0
     relaxed_store32(&connection.active, 1)
     lock_take(&connection.lock)
-    if connection_generation(connection) == generation and connection.state < STATE_GONE:
+    if mailbox_generation(connection) == generation and connection.state < STATE_GONE:
         connection.blocked = blocked
-        if blocked and (pending < connection.pending or not relaxed_load32(&connection.stuck)):
-            relaxed_store32(&connection.stuck, STUCK_NEWLY)
+        if blocked and (pending < connection.pending or not relaxed_load32(&connection.stalled)):
+            relaxed_store32(&connection.stalled, STALL_NEW)
         connection.pending = pending
-        bits = connection_flushed_locked(context, connection)
+        bits = output_settle_locked(context, connection)
     lock_give(&connection.lock)
     return bits
 
 
-cdef inline int connection_wait_drained(context_t *context, connection_t *connection, uint32_t generation, uint64_t until) noexcept nogil:
+cdef inline int output_wait_drained(context_t *context, connection_t *connection, uint32_t generation, uint64_t until) noexcept nogil:
     """One wait of drain(), at most until the monotonic time `until`."""
     cdef int state = DRAIN_WAIT
     lock_take(&context.drain_lock)
     lock_take(&connection.lock)
-    if connection_generation(connection) != generation or connection.state >= STATE_ABORTING:
+    if mailbox_generation(connection) != generation or connection.state >= STATE_ABORTING:
         state = DRAIN_GONE
     elif connection.pending < context.low:
         state = DRAIN_DONE
@@ -283,10 +297,8 @@ cdef inline int connection_wait_drained(context_t *context, connection_t *connec
     if state == DRAIN_WAIT:
         cond_wait_until(&context.drain_cond, &context.drain_lock, until)
         lock_take(&connection.lock)
-        if connection_generation(connection) == generation:
+        if mailbox_generation(connection) == generation:
             connection.drainers -= 1
         lock_give(&connection.lock)
     lock_give(&context.drain_lock)
     return state
-
-

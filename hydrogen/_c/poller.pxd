@@ -8,7 +8,7 @@ it must check that the token is still good.
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 
-from hydrogen._c.sys cimport sys_assert, sys_close, sys_event_set, sys_eventfd
+from hydrogen._c.kernel cimport kernel_assert, kernel_close, kernel_event_set, kernel_eventfd
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -38,9 +38,9 @@ cdef inline int poller_init(poller_t *poller) noexcept nogil:
     poller.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
     if poller.epoll_fd < 0:
         return -errno
-    poller.wake_fd = sys_eventfd()
+    poller.wake_fd = kernel_eventfd()
     if poller.wake_fd < 0:
-        sys_close(poller.epoll_fd)
+        kernel_close(poller.epoll_fd)
         return poller.wake_fd
     # Edge-triggered: each write is an edge of its own, so nobody has to read the counter back.
     event.events = EPOLLIN | EPOLLET
@@ -52,8 +52,8 @@ cdef inline int poller_init(poller_t *poller) noexcept nogil:
 
 
 cdef inline void poller_close(poller_t *poller) noexcept nogil:
-    sys_close(poller.epoll_fd)
-    sys_close(poller.wake_fd)
+    kernel_close(poller.epoll_fd)
+    kernel_close(poller.wake_fd)
 
 
 cdef inline int poller_add(poller_t *poller, int fd, uint64_t token, bint unix_domain) noexcept nogil:
@@ -81,9 +81,9 @@ cdef inline void poller_remove(poller_t *poller, int fd) noexcept nogil:
 cdef inline int poller_wait(poller_t *poller, epoll_event *events, int timeout) noexcept nogil:
     """Events, at most POLL_EVENTS; 0 after `timeout` ms or an interruption by a signal. -1: no timeout."""
     cdef int count = epoll_wait(poller.epoll_fd, events, POLL_EVENTS, timeout)
-    sys_assert(count >= 0 or errno == 4)
+    kernel_assert(count >= 0 or errno == 4)
     return count if count > 0 else 0
 
 
 cdef inline void poller_wake(poller_t *poller) noexcept nogil:
-    sys_event_set(poller.wake_fd)
+    kernel_event_set(poller.wake_fd)

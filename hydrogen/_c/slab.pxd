@@ -13,10 +13,11 @@ Invariants:
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from hydrogen._c.sys cimport (
-    HYDROGEN_DEBUG, RANK_SLAB, atomic_load32, atomic_store32, atomic_store64, atomic_swap64, lock_destroy, lock_give, lock_init, lock_t,
-    lock_take, relaxed_load64, sys_bit_length,
+from hydrogen._c.atomic cimport (
+    atomic_load32, atomic_store32, atomic_store64, atomic_swap64, relaxed_load64,
 )
+from hydrogen._c.kernel cimport HYDROGEN_DEBUG, kernel_bit_length
+from hydrogen._c.lock cimport RANK_SLAB, lock_destroy, lock_give, lock_init, lock_t, lock_take
 
 cdef enum:
     CHUNKS = 25
@@ -50,7 +51,7 @@ cdef inline int slab_init(slab_t *slab, size_t slot_size, uint32_t pre_allocated
     """Allocate the first chunk, `pre_allocated` slots rounded up to a power of two. False without memory."""
     lock_init(&slab.lock, RANK_SLAB)
     slab.slot_size = slot_size
-    slab.base_bits = sys_bit_length((pre_allocated if pre_allocated > 64 else 64) - 1)
+    slab.base_bits = kernel_bit_length((pre_allocated if pre_allocated > 64 else 64) - 1)
     slab.base = <uint32_t>1 << slab.base_bits
     slab.vacant_head = slab.vacant_tail = NO_SLOT
     slab.chunks[0] = <char *>calloc(slab.base, slot_size)
@@ -66,7 +67,7 @@ cdef inline void slab_destroy(slab_t *slab) noexcept nogil:
 
 cdef inline slot_t *slab_slot(slab_t *slab, uint32_t index) noexcept nogil:
     """The slot at `index`, which must be below `used`."""
-    cdef int k = sys_bit_length(index >> slab.base_bits)
+    cdef int k = kernel_bit_length(index >> slab.base_bits)
     if k:
         index -= slab.base << (k - 1)
     return <slot_t *>(slab.chunks[k] + index * slab.slot_size)
@@ -78,7 +79,7 @@ cdef inline uint32_t slab_used(slab_t *slab) noexcept nogil:
 
 cdef inline slot_t *slab_grow_locked(slab_t *slab) noexcept nogil:
     cdef uint32_t index = slab.used
-    cdef int k = sys_bit_length(index >> slab.base_bits)
+    cdef int k = kernel_bit_length(index >> slab.base_bits)
     cdef slot_t *slot
     if index >= SLOTS_MAX:
         return NULL

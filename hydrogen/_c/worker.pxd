@@ -1,23 +1,30 @@
-"""A worker's passage through the roles: what it does off the GIL until there is something for Python, how a turn begins and ends, eager mode.
+"""A worker's passage through the roles: what it does off the GIL until there is something for Python, how an iteration begins and ends, eager mode.
 
-Why no wake-up is lost stands in loop.pxd, whose queues these are.
+Why no wake-up is lost stands in queues.pxd.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from hydrogen._c.connection cimport connection_t
-from hydrogen._c.loop cimport (
-    BLOCKS_NS, EAGER_MS, HANDOFF_AUTO, HANDOFF_EAGER, UNDELIVERED_MOST, WORKER_CALLBACK, WORKER_FLUSH, WORKER_PARKED, WORKER_POLL, WORKER_WANT_GIL,
-    WORK_NS, acceptor_close_fd, acceptor_t, line_append, line_pop, line_t, loop_close_fds, loop_hand_over_locked, loop_poll, loop_step, loop_t, loop_touch, loop_wake_locked,
-    worker_flush, worker_t,
+from hydrogen._c.acceptor cimport acceptor_close_fd
+from hydrogen._c.atomic cimport (
+    atomic_add32, relaxed_add64, relaxed_load32, relaxed_load64, relaxed_store32,
 )
-from hydrogen._c.sys cimport (
-    HYDROGEN_GIL, HYDROGEN_PLANTED_RACE, atomic_add32, cond_wait, counter_bump, lock_give, lock_take, relaxed_load32, relaxed_load64, relaxed_store32,
-    sys_now,
+from hydrogen._c.constants cimport (
+    BLOCKS_NS, EAGER_MS, HANDOFF_AUTO, HANDOFF_EAGER, UNDELIVERED_MOST, WORKER_CALLBACK,
+    WORKER_FLUSH, WORKER_PARKED, WORKER_POLL, WORKER_WANT_GIL, WORK_NS,
 )
+from hydrogen._c.flush cimport flush_corked
+from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now
+from hydrogen._c.lock cimport cond_wait, lock_give, lock_take
+from hydrogen._c.loop cimport loop_close_fds, loop_poll, loop_step
+from hydrogen._c.queues cimport (
+    queues_append, queues_hand_over_locked, queues_pop, queues_touch_monitor,
+    queues_wake_locked,
+)
+from hydrogen._c.structs cimport acceptor_t, connection_t, loop_t, queue_of_connections_t, worker_t
 
 
-cdef inline bint loop_is_eager(loop_t *loop) noexcept nogil:
+cdef inline bint worker_is_eager(loop_t *loop) noexcept nogil:
     return loop.handoff == HANDOFF_EAGER or (loop.handoff == HANDOFF_AUTO and relaxed_load32(&loop.eager) != 0)
 
 
@@ -33,14 +40,14 @@ cdef inline void worker_park_locked(worker_t *worker) noexcept nogil:
     relaxed_store32(&worker.state, WORKER_POLL)
 
 
-cdef inline bint loop_next(worker_t *worker) noexcept nogil:
+cdef inline bint worker_next(worker_t *worker) noexcept nogil:
     """All that a worker does off the GIL, until there is something for Python; False when the worker is to end.
 
     It holds nothing when it comes and when it returns. After a drain the sockets come first: a ready queue that never empties must not hide them.
     """
     cdef loop_t *loop = worker.loop
-    cdef line_t ready
-    cdef line_t service
+    cdef queue_of_connections_t ready
+    cdef queue_of_connections_t service
     cdef connection_t *connection
     cdef bint sleep
     cdef bint polled = False
@@ -48,39 +55,39 @@ cdef inline bint loop_next(worker_t *worker) noexcept nogil:
     ready.length = service.length = 0
     while True:
         if worker.corked_count:
-            worker_flush(worker)
+            flush_corked(worker)
         relaxed_store32(&worker.state, WORKER_POLL)
         lock_take(&loop.lock)
-        if loop.notices:
+        if loop.tasks:
             lock_give(&loop.lock)
             break
         if loop.service.first != NULL:
             # One turn of the service queue as it is now; what is put back comes after the next poll.
-            line_append(&service, &loop.service)
+            queues_append(&service, &loop.service)
             lock_give(&loop.lock)
             worker_serve(worker, &ready, &service)
             lock_take(&loop.lock)
-            loop_hand_over_locked(loop, &ready, &service)
+            queues_hand_over_locked(loop, &ready, &service)
         if not loop.role_taken and loop.undelivered <= UNDELIVERED_MOST and not (polled and loop.ready.first != NULL) and not loop.exiting:
-            sleep = loop.ready.first == NULL and loop.service.first == NULL and worker.corked_count == 0 and not loop.notices
+            sleep = loop.ready.first == NULL and loop.service.first == NULL and worker.corked_count == 0 and not loop.tasks
             loop.role_taken = True
             loop.polling = sleep
             lock_give(&loop.lock)
             loop_poll(loop, worker, -1 if sleep else 0, &ready, &service)
             polled = True
             lock_take(&loop.lock)
-            loop_hand_over_locked(loop, &ready, &service)
+            queues_hand_over_locked(loop, &ready, &service)
             loop.role_taken = False
             loop.polling = False
             if <uint64_t>loop.ready.length * relaxed_load32(&loop.handler_ns) > WORK_NS and loop.parked != NULL:
-                counter_bump(&worker.io.counters.handoffs, 1)
-                loop_wake_locked(loop)
+                relaxed_add64(&worker.io.counters.handoffs, 1)
+                queues_wake_locked(loop)
         if loop.ready.first != NULL:
             lock_give(&loop.lock)
             if worker.corked_count:
-                worker_flush(worker)
+                flush_corked(worker)
             break
-        if loop.service.first == NULL and worker.corked_count == 0 and not loop.notices and (loop.role_taken or loop.exiting):
+        if loop.service.first == NULL and worker.corked_count == 0 and not loop.tasks and (loop.role_taken or loop.exiting):
             if loop.exiting:
                 lock_give(&loop.lock)
                 return False
@@ -89,15 +96,15 @@ cdef inline bint loop_next(worker_t *worker) noexcept nogil:
         lock_give(&loop.lock)
     # In this order: a tick that finds the word touched looks at the states again, and one that comes later sees this one.
     relaxed_store32(&worker.state, WORKER_WANT_GIL)
-    loop_touch(loop)
+    queues_touch_monitor(loop)
     return True
 
 
-cdef inline void worker_begin_turn(worker_t *worker) noexcept nogil:
-    worker.turn_began = sys_now()
+cdef inline void worker_begin_iteration(worker_t *worker) noexcept nogil:
+    worker.iteration_began = kernel_now()
     if not HYDROGEN_GIL:
-        worker.turn_entered = worker.turn_began
-        worker.turn_progress = relaxed_load64(&worker.progress)
+        worker.iteration_entered = worker.iteration_began
+        worker.iteration_progress = relaxed_load64(&worker.progress)
 
 
 cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
@@ -107,12 +114,12 @@ cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
     for each batch. So it is let go when a handler blocks, when there is nothing to do, or when the interpreter asks for it.
     """
     cdef loop_t *loop = worker.loop
-    cdef line_t ready
-    cdef line_t service
+    cdef queue_of_connections_t ready
+    cdef queue_of_connections_t service
     cdef bint more
-    if not loop_is_eager(loop):
+    if not worker_is_eager(loop):
         return False
-    worker_flush(worker)
+    flush_corked(worker)
     if worker.corked_count:
         return False
     ready.first = ready.last = service.first = service.last = NULL
@@ -121,32 +128,32 @@ cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
     more = loop.ready.first != NULL
     if not loop.role_taken and not loop.exiting and loop.undelivered <= UNDELIVERED_MOST:
         loop.role_taken = True
-        line_append(&service, &loop.service)
+        queues_append(&service, &loop.service)
         lock_give(&loop.lock)
         worker_serve(worker, &ready, &service)
         loop_poll(loop, worker, 0, &ready, &service)
         lock_take(&loop.lock)
-        loop_hand_over_locked(loop, &ready, &service)
+        queues_hand_over_locked(loop, &ready, &service)
         loop.role_taken = False
         more = loop.ready.first != NULL
     lock_give(&loop.lock)
     if more:
-        worker_begin_turn(worker)
+        worker_begin_iteration(worker)
     return more
 
 
-cdef inline void worker_serve(worker_t *worker, line_t *ready, line_t *service) noexcept nogil:
+cdef inline void worker_serve(worker_t *worker, queue_of_connections_t *ready, queue_of_connections_t *service) noexcept nogil:
     """A step for each connection of `service`; those that need another one are in it afterwards."""
-    cdef line_t again
+    cdef queue_of_connections_t again
     cdef connection_t *connection
     again.first = again.last = NULL
     again.length = 0
     while True:
-        connection = line_pop(service)
+        connection = queues_pop(service)
         if connection == NULL:
             break
         loop_step(worker.loop, worker, connection, ready, &again)
-    line_append(service, &again)
+    queues_append(service, &again)
 
 
 cdef inline void worker_enter(worker_t *worker, uint64_t asked) noexcept nogil:
@@ -160,50 +167,37 @@ cdef inline void worker_enter(worker_t *worker, uint64_t asked) noexcept nogil:
     cdef uint32_t stalled = relaxed_load32(&loop.stalled)
     cdef worker_t *other
     cdef uint64_t waited
-    worker_begin_turn(worker)
-    waited = worker.turn_began - asked
-    counter_bump(&worker.io.counters.gil_acquisitions, 1)
-    counter_bump(&worker.io.counters.gil_wait_ns, waited)
+    worker_begin_iteration(worker)
+    waited = worker.iteration_began - asked
+    relaxed_add64(&worker.io.counters.gil_acquisitions, 1)
+    relaxed_add64(&worker.io.counters.gil_wait_ns, waited)
     relaxed_store32(&worker.state, WORKER_CALLBACK)
     if stalled and stalled != worker.index + 1 and waited < BLOCKS_NS:
         other = &loop.workers[stalled - 1]
         if relaxed_load32(&other.state) == WORKER_CALLBACK and relaxed_load64(&other.progress) == relaxed_load64(&loop.stalled_progress):
             relaxed_store32(&loop.eager, EAGER_MS)
-    if atomic_add32(&loop.awake, <uint32_t>-1) == 1 and loop_is_eager(loop):
+    if atomic_add32(&loop.awake, <uint32_t>-1) == 1 and worker_is_eager(loop):
         lock_take(&loop.lock)
         if loop.parked != NULL:
-            counter_bump(&worker.io.counters.handoffs, 1)
-            loop_wake_locked(loop)
+            relaxed_add64(&worker.io.counters.handoffs, 1)
+            queues_wake_locked(loop)
         lock_give(&loop.lock)
 
 
 cdef inline void worker_leave(worker_t *worker) noexcept nogil:
     """The callbacks of this turn are done; the GIL is let go next.
 
-    Without a GIL their mean time goes into the average by which loop_next tells whether there is work for two (an eighth of the new value, as TCP
+    Without a GIL their mean time goes into the average by which worker_next tells whether there is work for two (an eighth of the new value, as TCP
     smooths its round trips, RFC 6298). With one, a second worker in callbacks would only wait.
     """
     cdef uint64_t callbacks, mean
     if not HYDROGEN_GIL:
-        callbacks = relaxed_load64(&worker.progress) - worker.turn_progress
+        callbacks = relaxed_load64(&worker.progress) - worker.iteration_progress
         if callbacks:
-            mean = min((sys_now() - worker.turn_entered) // callbacks, <uint64_t>1000000000)
+            mean = min((kernel_now() - worker.iteration_entered) // callbacks, <uint64_t>1000000000)
             relaxed_store32(&worker.loop.handler_ns, <uint32_t>((7 * <uint64_t>relaxed_load32(&worker.loop.handler_ns) + mean) // 8))
     relaxed_store32(&worker.state, WORKER_FLUSH)
     atomic_add32(&worker.loop.awake, 1)
-
-
-cdef inline uint32_t loop_turn(loop_t *loop, uint32_t *notices) noexcept nogil:
-    """Begin a turn in the dispatch role: how many connections to serve, and what is to be said."""
-    cdef uint32_t count
-    lock_take(&loop.lock)
-    count = loop.ready.length
-    notices[0] = loop.notices
-    loop.notices = 0
-    lock_give(&loop.lock)
-    if HYDROGEN_PLANTED_RACE:
-        loop.planted_race += 1
-    return count
 
 
 cdef inline void worker_left(worker_t *worker) noexcept nogil:

@@ -1,7 +1,6 @@
-"""Names point one way only (the order of the rooms), and nothing in the C rooms knows Python. By grep: the rule is about the source."""
+"""Imports point one way only. By grep: the rule is about the source. For the compiled engine: test_compiled_modules.py."""
 
 import ast
-import re
 
 import pytest
 from support import ROOT
@@ -9,7 +8,7 @@ from support import ROOT
 HYDROGEN = ROOT / "hydrogen"
 
 ROOMS = ["sys", "slab", "buffer", "framing", "poller", "connection", "loop"]
-"""The rooms that both engines have, lowest first. An engine may have more; they count as part of those that name them."""
+"""Lowest first. There may be more; they count as part of those that name them."""
 
 FACADE = {"config", "errors", "handler", "stream", "frame", "connection", "report", "listener", "tls", "client", "proxy"}
 
@@ -39,22 +38,12 @@ def imports(path):
     return found
 
 
-def cimports(path):
-    """The rooms that a .pxd or .pyx file names."""
-    return set(re.findall(r"^\s*(?:from|cimport)\s+hydrogen\._c\.(\w+)", path.read_text(), re.M)) | set(
-        re.findall(r"^\s*from\s+hydrogen\._c\s+cimport\s+(\w+)", path.read_text(), re.M)
-    )
-
-
-C_ROOMS = {path.stem: cimports(path) for path in sorted((HYDROGEN / "_c").glob("*.p*")) if path.stem != "__init__"}
-"""Room -> the rooms that it names, of the compiled engine."""
-
 PYTHON_ROOMS = {
     path.stem: {name.rpartition(".")[2] for name in imports(path) if name.startswith("hydrogen._py.")}
     for path in sorted((HYDROGEN / "_py").glob("*.py"))
     if path.stem != "__init__"
 }
-"""The same of the Python engine."""
+"""Room -> the rooms that it names, of the Python engine."""
 
 
 def reached(graph, room):
@@ -68,34 +57,17 @@ def reached(graph, room):
     return found
 
 
-both = pytest.mark.parametrize("graph", [C_ROOMS, PYTHON_ROOMS], ids=["_c", "_py"])
+def test_the_python_engine_has_the_rooms_of_the_design():
+    assert set(ROOMS) <= set(PYTHON_ROOMS)
 
 
-@both
-def test_both_engines_have_the_rooms_of_the_design(graph):
-    assert set(ROOMS) <= set(graph)
-
-
-@both
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_names_only_those_before_it(graph, room):
-    assert not reached(graph, room) & set(ROOMS[ROOMS.index(room) :])
+def test_a_room_names_only_those_before_it(room):
+    assert not reached(PYTHON_ROOMS, room) & set(ROOMS[ROOMS.index(room) :])
 
 
-@both
-def test_the_rooms_form_no_circle(graph):
-    assert [room for room in graph if room in reached(graph, room)] == []
-
-
-@pytest.mark.parametrize("room", C_ROOMS)
-def test_a_c_room_cannot_name_python(room):
-    code = re.sub(r'""".*?"""', "", (HYDROGEN / "_c" / f"{room}.pxd").read_text(), flags=re.S)
-    code = re.sub(r"#.*", "", code)
-    assert not re.search(r"\b(cpython|PyObject|Python\.h|with gil|Py_\w+|PyGILState\w*|PyMem_\w+)\b", code)
-    assert not re.search(r"^\s*(import|from\s+(?!hydrogen\._c\b|libc\b|posix\b))\b", code, re.M), "only libc, posix and the rooms"
-    for line in code.splitlines():
-        if re.match(r"\s*cdef inline\b.*\)\s*\S*.*:$", line):
-            assert "noexcept nogil" in line, line
+def test_the_rooms_form_no_circle():
+    assert [room for room in PYTHON_ROOMS if room in reached(PYTHON_ROOMS, room)] == []
 
 
 def test_no_folder_is_called_like_the_compiled_module():
@@ -141,7 +113,6 @@ def test_framing_never_sees_an_fd():
         tree = ast.parse(path.read_text())
         named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         assert not named & {"os", "socket", "select"}, path
-    assert not cimports(HYDROGEN / "_c" / "framing.pxd") & {"sys", "poller"}
 
 
 def test_imports_is_no_blind_eye(tmp_path):
@@ -152,6 +123,3 @@ def test_imports_is_no_blind_eye(tmp_path):
         "import hydrogen.backend\nfrom hydrogen import server\nfrom hydrogen._py import loop\nfrom hydrogen.config import Config\n"
     )
     assert imports(path) == {"hydrogen.backend", "hydrogen.server", "hydrogen._py.loop", "hydrogen.config"}
-    bad = tmp_path / "bad.pxd"
-    bad.write_text("from hydrogen._c.loop cimport loop_t\nfrom hydrogen._c cimport slab\n")
-    assert cimports(bad) == {"loop", "slab"}

@@ -1,0 +1,219 @@
+"""The constants of a loop and its connections: mailbox bits, states, causes, flags, and limits with the reason for each number."""
+
+from hydrogen._c.slab cimport SLOT_OWNED
+
+# Mailbox bits. They are handled in the order ABORT, NEW, LOW, READABLE, RDHUP, FLUSHED.
+cdef enum:
+    OWNED = SLOT_OWNED
+    READABLE = 1 << 1
+    LOW = 1 << 2   # output fell below the low watermark after it had been above the high one
+    RDHUP = 1 << 3        # EPOLLRDHUP
+    HANGUP = 1 << 4     # EPOLLHUP, EPOLLERR
+    URGENT = 1 << 5     # EPOLLPRI
+    FLUSHED = 1 << 6      # closing, and all output is flushed
+    ABORT = 1 << 7
+    NEW = 1 << 8
+    DEADLINE = 1 << 9   # a hint: the owner looks at the clock
+    RESUME = 1 << 10
+    AGAIN = 1 << 11    # input may be left: look again
+    WRITABLE = 1 << 12  # an OUT edge, for a user's stream
+    WORD_BITS = 0xFFFFFFFE
+
+cdef enum:
+    POST_STALE
+    POST_LEFT
+    POST_OWNER
+
+# Life of a slot; written under the connection's lock.
+cdef enum:
+    STATE_VACANT
+    STATE_OPEN
+    STATE_CLOSING   # flush, then the end; sends are refused
+    STATE_ABORTING  # the end at once
+    STATE_GONE      # off the poller; the last callbacks are due
+
+# Why a connection ended: errors.Cause.
+cdef enum:
+    CAUSE_NONE
+    CAUSE_PEER_CLOSED
+    CAUSE_LOCAL_CLOSED
+    CAUSE_SERVER_STOPPED
+    CAUSE_SLOW_CONSUMER
+    CAUSE_HANDLER_ERROR
+    CAUSE_REJECT
+    CAUSE_BAD_FRAME
+    CAUSE_FRAME_TOO_LARGE
+    CAUSE_INCOMPLETE_FRAME
+    CAUSE_OS_ERROR
+    CAUSE_CHECKSUM_MISMATCH
+    CAUSE_TIMEOUT
+    CAUSE_TRUNCATED
+    CAUSE_TLS_ERROR
+    CAUSE_OVERLOAD
+    CAUSES
+
+# The code of CAUSE_TIMEOUT: errors.Timeout.
+cdef enum:
+    TIMEOUT_OPEN = 1
+    TIMEOUT_FRAME = 2
+    TIMEOUT_IDLE = 3
+    TIMEOUT_WRITE = 4
+    TIMEOUTS
+
+# `stuck` of a connection.
+cdef enum:
+    STALL_NONE
+    STALL_NEW  # output waits for the peer, who has taken some since the last sweep, or it waits only since then
+    STALL_SEEN   # `stalled_since` says since when
+
+# Kinds of deadlines, by how often the monitor thread has to look.
+cdef enum:
+    WATCH_CONFIGURED = 1  # those of Config
+    WATCH_LINGERING = 2
+
+# Causes of a pause of reading and delivering.
+cdef enum:
+    PAUSE_USER = 1
+    PAUSE_WATERMARK = 2
+    PAUSE_MEMORY = 4
+
+# What the owner knows.
+cdef enum:
+    FLAG_EOF = 1 << 0         # recv(2) said 0, or `end_code`
+    FLAG_EOF_TOLD = 1 << 1    # the end of input was acted on
+    FLAG_STICKY = 1 << 2      # RDHUP, HANGUP or URGENT was seen: a short read proves nothing, read to EAGAIN
+    FLAG_HUNG = 1 << 3        # HANGUP was seen
+    FLAG_LINGERING = 1 << 4
+    FLAG_POLLED = 1 << 5      # registered with the poller
+    FLAG_HANDSHAKE = 1 << 6   # TLS, and its handshake is not done
+    FLAG_TLS_END = 1 << 7     # TLS, and nothing more of its input counts: close_notify came, or
+    FLAG_TLS_FAILED = 1 << 8  # what came is no TLS
+    FLAG_CLOSE_NOTIFY = 1 << 9     # our own close_notify is in the output
+    FLAG_UNDECODED = 1 << 10  # `decoder` may have more messages
+    FLAG_PARTIAL = 1 << 11    # `decoder` has the beginning of one
+    FLAG_HEADER = 1 << 12     # the header of the PROXY protocol is not whole: nothing else happens before
+    FLAG_FIRST = 1 << 13      # nothing was delivered yet of what came behind that header
+    FLAG_LATE = 1 << 14       # a deadline had passed when this went to the dispatch role: look again afterwards
+    # No more input will come, for either reason.
+    FLAGS_ENDED = (1 << 0) | (1 << 7)
+    # It is not ready: what open_timeout is for.
+    FLAGS_OPENING = (1 << 6) | (1 << 12)
+
+# What the dispatch role has to do.
+cdef enum:
+    TODO_OPEN = 1
+    TODO_LOW = 2
+    TODO_READ = 4      # a user's stream
+    TODO_DELIVER = 8
+    TODO_EOF = 16
+    TODO_FINISH = 32
+    TODO_WRITABLE = 64
+    TODO_CLOSE_NOTIFY = 128  # close_notify is due
+
+# What is to be done with a connection after a step of its owner.
+cdef enum:
+    NEXT_LET_GO
+    NEXT_STEP     # to the back of the service queue
+    NEXT_DISPATCH  # to the ready queue
+    NEXT_RELEASE   # nothing is left of it but the slot
+
+# What functions of a connection want done beyond posting mailbox bits.
+cdef enum:
+    FLUSH_MORE = 1 << 30     # the budget is used up and output is left: flush again later
+    FLUSH_DRAINED = 1 << 29  # somebody waits in drain()
+
+cdef enum:
+    NOT_CORKED = 0xFFFFFFFF
+
+cdef enum:
+    # nginx's lingering_timeout is 5 s; 2 s cover a retransmission of the tail (RFC 6298: 1 s at first).
+    LINGER_NS = 2000000000
+    # Reads that are thrown away in one turn.
+    LINGER_READS = 16
+
+cdef enum:
+    SEND_REFUSED
+    SEND_NO_MEMORY
+    SEND_UNFIT   # the framing cannot carry this payload
+    SEND_NOTHING # there were no bytes
+    SEND_QUEUED  # somebody else will flush it
+    SEND_CORKED  # the caller has to put it on its list of corked connections, or to flush it
+    SEND_NOW     # the caller has to flush it now
+
+# What an OUT edge means.
+cdef enum:
+    EDGE_NOTHING
+    EDGE_FLUSH  # output was blocked: flush
+    EDGE_ADAPTER   # the owner has to tell a user's stream
+
+cdef enum:
+    DRAIN_WAIT
+    DRAIN_DONE
+    DRAIN_GONE
+
+cdef enum:
+    # One flush sends at most so much while others append, so that its thread comes back.
+    FLUSH_BUDGET = 1 << 20
+
+# What a worker does, published for the monitor thread.
+cdef enum:
+    WORKER_PARKED
+    WORKER_POLL      # in the event role, or in a step
+    WORKER_FLUSH
+    WORKER_WANT_GIL
+    WORKER_CALLBACK
+
+cdef enum:
+    HANDOFF_AUTO
+    HANDOFF_INLINE
+    HANDOFF_EAGER
+
+# Things to be done in Python by a worker.
+cdef enum:
+    TASK_DRAINED = 1         # the last connection is gone, and the server is stopping
+    TASK_TIMERS = 2           # timers are due
+
+# Things to be written into the log by the log thread, a thread of its own: also when no worker comes out of a callback any more.
+cdef enum:
+    LOG_ALL_BLOCKED = 1
+    LOG_ACCEPTING = 2         # `accepting` has changed
+    LOG_TURNED_AWAY = 4
+
+# What the accept thread does.
+cdef enum:
+    ACCEPTING
+    ACCEPT_EXHAUSTED  # waits for fds or memory
+    ACCEPT_FULL       # waits until one of `max_connections` goes
+
+# The monitor thread's word.
+cdef enum:
+    MONITOR_IDLE
+    MONITOR_ACTIVE
+    MONITOR_ASLEEP
+
+cdef enum:
+    # Loops of one server (MAX_LOOPS in config.py).
+    LOOPS_MOST = 64
+    # Connections that one worker has corked; a 65th is flushed with the rest.
+    CORKED_MOST = 64
+    # Undelivered input above which nobody polls, so that a queue behind slow handlers does not grow with the network's speed.
+    UNDELIVERED_MOST = 4 << 20
+    TICK_NS = 1000000
+    # Without a stall the tick slows down by a factor of two each 16 ticks, to 4 ms at most: a 1 kHz tick costs 3 % on a busy machine (design.md).
+    TICK_QUIET = 16
+    TICK_SLOWEST = 4
+    # Ticks without any work after which the monitor thread sleeps.
+    TICKS_IDLE = 64
+    # A quarter of LINGER_NS.
+    LINGER_SWEEP_NS = 500000000
+    # Milliseconds that one proof of blocking keeps eager mode up.
+    EAGER_MS = 100
+    # A worker that got the GIL sooner than this while another was in a callback shows that that one does not compute: the
+    # interpreter takes the GIL from a computing thread only after 5 ms (sys.getswitchinterval).
+    BLOCKS_NS = 2000000
+    # What accept(2) cannot do now it may in a while: fds or memory come back.
+    ACCEPT_PAUSE_MS = 100
+    # Connections accepted from one listener before the others come.
+    ACCEPT_MOST = 64
+    # Without a GIL: estimated work in the ready queue that is worth a wake-up of 5 to 50 us.
+    WORK_NS = 100000

@@ -1,0 +1,89 @@
+"""Flushing: at once, corked until the end of an iteration, or for a worker that is stuck in a callback."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from hydrogen._c.atomic cimport (
+    atomic_store64, atomic_swap64, relaxed_load32, relaxed_load64, relaxed_store32,
+)
+from hydrogen._c.constants cimport (
+    CORKED_MOST, EDGE_ADAPTER, EDGE_FLUSH, FLUSH_MORE, WORKER_CALLBACK, WRITABLE,
+)
+from hydrogen._c.deadlines cimport deadlines_watch_output
+from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_assert
+from hydrogen._c.mailbox cimport mailbox_of
+from hydrogen._c.output cimport output_flush, output_unblock
+from hydrogen._c.poller cimport EPOLLERR, EPOLLHUP, EPOLLOUT
+from hydrogen._c.queues cimport queues_check_memory, queues_post
+from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
+
+
+cdef inline bint flush_one(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, bint wake) noexcept nogil:
+    """Flush one connection; True when there is more to flush."""
+    cdef uint32_t bits = output_flush(&loop.context, io, connection, generation)
+    if bits:
+        queues_post(loop, connection, generation, bits, wake)
+    deadlines_watch_output(loop, connection)
+    queues_check_memory(loop)
+    return bits & FLUSH_MORE != 0
+
+
+cdef inline void flush_whole(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, bint wake) noexcept nogil:
+    """Flush one connection, whatever the budget."""
+    while flush_one(loop, io, connection, generation, wake):
+        pass
+
+
+cdef inline void flush_cork(worker_t *worker, uint64_t token) noexcept nogil:
+    """Remember to flush; there must be room."""
+    kernel_assert(worker.corked_count < CORKED_MOST)
+    atomic_store64(&worker.corked[worker.corked_count], token)
+    worker.corked_count += 1
+
+
+cdef inline void flush_corked(worker_t *worker) noexcept nogil:
+    """Flush what this worker has corked. What is not done within its budget is corked again."""
+    cdef loop_t *loop = worker.loop
+    cdef uint32_t count = worker.corked_count
+    cdef uint32_t k
+    cdef uint64_t token
+    worker.corked_count = 0
+    for k in range(count):
+        token = atomic_swap64(&worker.corked[k], 0)
+        if token and flush_one(loop, &worker.io, mailbox_of(loop, token), <uint32_t>(token >> 32), False):
+            flush_cork(worker, token)
+
+
+cdef inline void flush_for(loop_t *loop, io_t *io, worker_t *worker, bint wake) noexcept nogil:
+    """Flush what a worker has corked that is stuck in a callback."""
+    cdef uint32_t k
+    cdef uint64_t token
+    for k in range(<uint32_t>CORKED_MOST):
+        if relaxed_load64(&worker.corked[k]):
+            token = atomic_swap64(&worker.corked[k], 0)
+            if token:
+                flush_whole(loop, io, mailbox_of(loop, token), <uint32_t>(token >> 32), wake)
+
+
+cdef inline void flush_take_over(worker_t *worker) noexcept nogil:
+    """Called with the GIL, which another worker may have had last: if that one is in a callback still it lost the GIL there, and blocks, as a rule.
+
+    So what it has corked does not wait for the monitor thread, and eager mode can cork: a turn's replies are sent one after the other, at less
+    CPU time than each after its callback. Whom this misses (it looks at one worker only) the monitor thread finds.
+    """
+    cdef loop_t *loop = worker.loop
+    cdef uint32_t last = relaxed_load32(&loop.dispatching)
+    if HYDROGEN_GIL and last != worker.index + 1:
+        relaxed_store32(&loop.dispatching, worker.index + 1)
+        if last and relaxed_load32(&loop.workers[last - 1].state) == WORKER_CALLBACK:
+            flush_for(loop, &worker.io, &loop.workers[last - 1], False)
+
+
+cdef inline uint32_t flush_on_event(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, uint32_t events, bint wake) noexcept nogil:
+    """The output half of an event. Returns the bits that it means for the owner. FLUSH_MORE: the caller has to come again."""
+    cdef int meaning
+    if not events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+        return 0
+    meaning = output_unblock(&loop.context, connection, generation)
+    if meaning == EDGE_ADAPTER:
+        return WRITABLE
+    return FLUSH_MORE if meaning == EDGE_FLUSH and flush_one(loop, io, connection, generation, wake) else 0

@@ -1,0 +1,227 @@
+"""The structs of a loop and its connections. Each field says who writes it, under which lock."""
+
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
+
+from hydrogen._c.addresses cimport addresses_t
+from hydrogen._c.buffer cimport block_t, pool_t, queue_t
+from hydrogen._c.constants cimport CAUSES, CORKED_MOST, LOOPS_MOST, TIMEOUTS
+from hydrogen._c.framing cimport framing_t
+from hydrogen._c.kernel cimport name_t, pollfd, pthread_t
+from hydrogen._c.lock cimport cond_t, lock_t
+from hydrogen._c.poller cimport POLL_EVENTS, epoll_event, poller_t
+from hydrogen._c.slab cimport slab_t, slot_t
+
+# Counters with one writer, or, `shared`, with any.
+ctypedef struct counters_t:
+    bint shared
+    uint64_t bytes_received, bytes_sent
+    uint64_t messages_received, messages_sent, messages_refused
+    uint64_t polls, iterations, gil_acquisitions, gil_wait_ns, handoffs
+    uint64_t removed[CAUSES]
+    uint64_t timeouts[TIMEOUTS]  # removed[CAUSE_TIMEOUT], by the code
+
+# What a thread brings to do I/O with.
+ctypedef struct io_t:
+    pool_t pool
+    counters_t counters
+    char *scratch        # what recv(2) reads into; NULL for threads that only flush
+    size_t scratch_size
+
+# What all connections of a loop share.
+ctypedef struct context_t:
+    poller_t poller
+    # constant
+    const framing_t *framing      # of connections that bring none of their own
+    size_t low, high, max_write_buffer, read_budget
+    uint64_t max_buffered
+    bint has_on_eof, has_on_writable
+    bint has_end_callbacks
+    uint64_t open_timeout, idle_timeout, frame_timeout, write_timeout  # ns; 0: none
+    addresses_t *addresses        # the acceptor's
+    # atomic
+    uint64_t reading_pauses, reading_resumes, memory_pauses
+    uint64_t buffered    # blocked output and input left over, of all connections
+    uint32_t full        # `buffered` is over `max_buffered`: nothing is read
+    uint32_t watched     # WATCH_...: which kinds of deadlines some connection may have: deadlines_watch
+    # held while an fd number is used outside ownership, and while one is closed
+    lock_t fd_lock
+    # drain(): a waiter looks at `pending` and counts itself in `drainers` under the connection's lock, holding this one until it sleeps
+    lock_t drain_lock
+    cond_t drain_cond
+
+ctypedef struct connection_t:
+    slot_t slot
+    # what the monitor thread sweeps by: together, for it visits every slot
+    uint64_t deadline        # monotonic ns, 0: none; of lingering, the handshake, or an unfinished frame; atomic, written by the owner
+    uint32_t state           # written under the lock
+    uint32_t active          # bytes came or went since the last sweep; atomic, set by whoever moves them, cleared by the monitor thread
+    uint32_t stalled           # STUCK_...; atomic, set under the lock, STALL_SEEN by the monitor thread
+    int unacknowledged       # bytes in the kernel when stuck output last moved; the monitor thread only
+    uint64_t quiet_since     # monotonic ns of the sweep that found it active last; atomic, written by the monitor thread
+    uint64_t stalled_since     # the same, of the sweep that found it stuck first, or that it had moved; the monitor thread only
+    # constant from acquire to release
+    int fd          # the number that callbacks get
+    int poll_fd     # what is polled, read and written: `fd`, or the duplicate of a user's stream's
+    uint64_t id
+    bint unix_domain
+    uint32_t listener  # its index
+    # constant from when it is ready to release: how it is coded. Points to what lives as long as the engine, so that whoever still sends to an earlier
+    # connection of the slot may follow it; others than the owner by connection_framing
+    const framing_t *framing
+    # owner only
+    connection_t *next       # in the ready or the service queue
+    uint32_t mail            # bits handed over with the ownership
+    uint32_t todo
+    uint32_t flags
+    int end_code             # errno with which reading ended
+    block_t *ciphertext      # ciphertext read and not decrypted
+    block_t *input           # bytes (plaintext) read and not delivered
+    size_t scanned           # of them, known to hold no delimiter: framing_find
+    size_t held              # bytes that `decoder` holds
+    int idle_unacknowledged  # bytes in the kernel when it was last nearly idle
+    bint counted             # in context.addresses, under the address `peer`
+    uint64_t input_counted   # of all three, counted in context.buffered; atomic, the monitor thread reads it
+    # atomic
+    uint32_t ready           # on_new_connection has not refused it: others may see it, and on_disconnected is due; written by the owner
+    uint32_t pause           # set of PAUSE_...; whoever clears the last one posts RESUME
+    # output side, under the lock
+    lock_t lock
+    uint8_t cause
+    bint flushing
+    bint blocked             # EAGAIN was seen and no OUT edge since
+    bint edge                # an OUT edge came while flushing
+    bint asked_out           # a Unix socket that is polled for OUT; changed only by the flusher
+    int code                 # errno of CAUSE_OS_ERROR; while open: with which reading ended
+    name_t peer              # of the client, whom the PROXY protocol may name; constant from when it is ready; empty for Unix sockets
+    name_t local             # written by the owner at the end, when the kernel is about to forget it
+    uint32_t corked_by       # worker on whose list of corked connections it is
+    uint32_t drainers
+    queue_t output
+    size_t pending           # bytes in `output` and with the flusher
+    size_t pending_counted   # of them, counted in context.buffered
+    # Python references, swapped under the lock, dropped without it
+    void *user_data
+    void *adapter            # stream.StreamAdapter of a user's stream; constant once set, as are the next two
+    void *session            # tls.TlsSession
+    void *decoder            # frame.FrameDecoder of a user's frame builder
+    void *header             # proxy.ProxyHeader, or, before it is whole, proxy.HeaderReader
+    void *error              # the exception of CAUSE_HANDLER_ERROR and its like
+
+ctypedef struct worker_t:
+    loop_t *loop
+    uint32_t index
+    io_t io
+    # parking, under the loop's lock
+    worker_t *next_parked
+    bint woken
+    cond_t cond
+    # atomic, written by the worker, read by the monitor thread
+    uint32_t state
+    uint64_t progress                # callbacks begun
+    uint64_t corked[CORKED_MOST]     # tokens; taken by swap with 0, by the worker or for it
+    # the worker only
+    void *callbacks                  # its _Callbacks (_core.pyx), which it holds as long as it runs
+    uint32_t corked_count
+    uint64_t iteration_began              # or its last flush ended
+    uint64_t iteration_entered            # when it began, and `progress` then; without a GIL only
+    uint64_t iteration_progress
+    # the monitor thread only
+    uint64_t seen_progress
+    bint seen_callback
+
+# Queue of owned connections.
+ctypedef struct queue_of_connections_t:
+    connection_t *first
+    connection_t *last
+    uint32_t length
+
+ctypedef struct option_t:
+    int level
+    int name
+    uint32_t size
+    char *value
+
+ctypedef struct listener_t:
+    int fd
+    bint unix_domain
+
+# What accepts for all loops of a server, with what is said of the server as a whole.
+ctypedef struct acceptor_t:
+    # constant after the start
+    loop_t *loops[LOOPS_MOST]
+    uint32_t loop_count
+    listener_t *listeners
+    uint32_t listener_count
+    uint64_t max_connections
+    bint turns_away        # at max_connections, instead of pausing
+    bint has_proxy         # connections begin with a header of the PROXY protocol, by which they are counted
+    option_t *options
+    uint32_t option_count
+    # atomic
+    uint64_t accepted      # also those turned away
+    uint64_t turned_away
+    uint32_t turned_away_told
+    uint64_t pauses
+    uint32_t accepting     # ACCEPT...; written by the accept thread
+    uint32_t waits         # the accept thread wants to be told when a connection is released: see loop_release
+    uint32_t suspended
+    uint32_t stop
+    uint32_t loops_left
+    # under its own lock
+    addresses_t addresses  # connections from each
+    # the accept thread, and whoever starts and ends it
+    pthread_t thread
+    bint started
+    int event
+    pollfd *polled         # the event, then the listeners
+
+ctypedef struct loop_t:
+    context_t context
+    slab_t slab
+    # the queues and who waits for them, under `lock`
+    lock_t lock
+    queue_of_connections_t ready
+    queue_of_connections_t service
+    size_t undelivered   # bytes of input in `ready`
+    uint32_t tasks
+    uint32_t log_events
+    cond_t log_cond     # the log thread waits here for `news`, or `exiting`
+    bint role_taken      # somebody is in the event role
+    bint polling         # and may sleep there
+    bint exiting
+    worker_t *parked     # the one that parked last, whose caches are warm, comes first
+    # whoever is in the event role
+    epoll_event events[POLL_EVENTS]
+    # constant after the start
+    worker_t *workers
+    uint32_t worker_count
+    int handoff
+    bint has_open_callbacks
+    acceptor_t *acceptor
+    uint64_t sweep_ns     # between two looks at the deadlines: a quarter of the shortest of Config's; LINGER_SWEEP_NS while anybody lingers, if that is less
+    uint32_t forks       # kernel_forks at the start
+    # atomic
+    uint64_t live          # connections; only the accept thread makes it larger
+    uint64_t stalls
+    uint64_t all_blocked
+    uint64_t sweeps
+    uint32_t stopping
+    uint32_t awake       # workers that are neither parked nor in callbacks
+    uint32_t eager       # milliseconds left in eager mode
+    uint32_t stalled     # a worker found in a callback that lasts, its index + 1, and its progress then
+    uint64_t stalled_progress
+    uint32_t dispatching # index + 1 of the worker that was seen to run callbacks last; written with the GIL held, 0 without one
+    uint32_t handler_ns  # moving average of a handler's time; without a GIL only
+    uint32_t workers_left
+    # monitor
+    pthread_t monitor_thread
+    bint monitor_started
+    uint32_t monitor_stop  # atomic
+    uint32_t monitor_word  # atomic
+    lock_t monitor_lock
+    cond_t monitor_cond
+    uint64_t alarm            # monotonic ns, 0: none; written under monitor_lock, atomic
+    io_t monitor_io
+    # threads that are no workers
+    io_t outside_io
+    uint64_t planted_race

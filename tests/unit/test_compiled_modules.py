@@ -1,0 +1,106 @@
+"""The modules of the compiled engine: cimports point one way only, names say where they are defined, C knows no Python.
+
+By grep: the rules are about the source.
+"""
+
+import re
+
+import pytest
+from support import ROOT
+
+C = ROOT / "hydrogen" / "_c"
+
+ORDER = [
+    "atomic",
+    "kernel",
+    "lock",
+    "slab",
+    "addresses",
+    "buffer",
+    "framing",
+    "poller",
+    "constants",
+    "structs",
+    "mailbox",
+    "counters",
+    "connection",
+    "output",
+    "input",
+    "closing",
+    "queues",
+    "deadlines",
+    "flush",
+    "step",
+    "broadcast",
+    "loop",
+    "acceptor",
+    "worker",
+    "monitor",
+]
+"""Lowest first: a module names only those before it."""
+
+PREFIXES = {
+    "atomic": {"atomic", "relaxed"},
+    "lock": {"lock", "cond"},
+    "buffer": {"block", "pool", "queue", "shared"},
+}
+"""How functions begin, where that is not the name of their module."""
+
+MODULES = {path.stem: path.read_text() for path in sorted(C.glob("*.pxd")) if path.stem != "__init__"}
+
+
+def cimports(text):
+    """The modules that a .pxd or .pyx file names."""
+    return set(re.findall(r"^\s*(?:from|cimport)\s+hydrogen\._c\.(\w+)", text, re.M)) | set(
+        re.findall(r"^\s*from\s+hydrogen\._c\s+cimport\s+(\w+)", text, re.M)
+    )
+
+
+def functions(text):
+    """The functions that a .pxd file defines, or declares of its header."""
+    return set(re.findall(r"^cdef inline [^(]*?(\w+)\(", text, re.M)) | set(
+        re.findall(r"^    (?:bint|int|u?int\d+_t|void)\s+\*?(\w+)\(", text, re.M)
+    )
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert sorted(ORDER) == sorted(MODULES)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_names_only_those_before_it(module):
+    assert cimports(MODULES[module]) <= set(ORDER[: ORDER.index(module)])
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_the_prefix_of_a_function_is_the_name_of_its_module(module):
+    foreign = {"epoll_create1", "epoll_ctl", "epoll_wait", "pthread_join"}
+    prefixes = PREFIXES.get(module, {module})
+    assert {name for name in functions(MODULES[module]) - foreign if name.split("_")[0] not in prefixes} == set()
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_fits_a_head(module):
+    assert len(MODULES[module].splitlines()) <= 320
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_c_module_cannot_name_python(module):
+    code = re.sub(r'""".*?"""', "", MODULES[module], flags=re.S)
+    code = re.sub(r"#.*", "", code)
+    assert not re.search(r"\b(cpython|PyObject|Python\.h|with gil|Py_\w+|PyGILState\w*|PyMem_\w+)\b", code)
+    allowed = r"^\s*(import|from\s+(?!hydrogen\._c\b|libc\b|posix\b))\b"
+    assert not re.search(allowed, code, re.M), "only libc, posix and the modules"
+    for line in code.splitlines():
+        if re.match(r"\s*cdef inline\b.*\)\s*\S*.*:$", line):
+            assert "noexcept nogil" in line, line
+
+
+def test_framing_never_sees_an_fd():
+    assert not cimports(MODULES["framing"]) & {"kernel", "poller"}
+
+
+def test_the_tools_here_see_what_they_look_for():
+    bad = "from hydrogen._c.loop cimport loop_t\nfrom hydrogen._c cimport slab\ncdef inline int slab_one(int a) noexcept nogil:\n"
+    assert cimports(bad) == {"loop", "slab"}
+    assert functions(bad) == {"slab_one"}
