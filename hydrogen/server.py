@@ -23,8 +23,8 @@ from hydrogen import backend
 from hydrogen.config import MAX_SECONDS, Config, default_max_connections
 from hydrogen.connection import BytesLike, HydrogenSocket
 from hydrogen.handler import Handler, callbacks_of
-from hydrogen.log import RateLimitedLog
 from hydrogen.listener import Listeners
+from hydrogen.log import RateLimitedLog
 from hydrogen.report import BroadcastReport, Stats, StopReport
 from hydrogen.timers import Timer, Timers
 from hydrogen.tls import check_context

@@ -217,3 +217,22 @@ cdef enum:
     ACCEPT_MOST = 64
     # Without a GIL: estimated work in the ready queue that is worth a wake-up of 5 to 50 us.
     WORK_NS = 100000
+
+# Of what runs with the GIL.
+cdef enum:
+    # Messages of one connection in one turn; then the others come. When there are none it goes on until the turn is CORK_NS old.
+    DELIVER_MOST = 256
+    # A turn flushes what it has corked after so many callbacks, ...
+    CORK_CALLBACKS = 64
+    # ... or, looking at the clock after each eighth, after so many nanoseconds.
+    CORK_NS = 200000
+    # Replies up to this size are sent with the GIL held in eager mode: send(2) takes 2 to 3 us, giving the GIL away and waiting to get it back more.
+    SEND_HELD_MOST = 16 << 10
+    # What OpenSSL encrypts or decrypts in some 100 us.
+    TLS_SHORT_MOST = 256 << 10
+    # A thread that waits in drain() looks for signals so often.
+    DRAIN_SLICE_NS = 50000000
+    # What one recv(2) asks for.
+    SCRATCH_MOST = 256 << 10
+    # What one recv(2) asks of a header of the PROXY protocol.
+    HEADER_PART = 4096

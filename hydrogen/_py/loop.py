@@ -36,12 +36,12 @@ from hydrogen._py.buffer import Memory
 from hydrogen._py.connection import Connection
 from hydrogen._py.handle import Socket
 from hydrogen._py.limits import Limits, address_of
+from hydrogen._py.monitor import Monitor
 from hydrogen._py.output import Output, Tally
 from hydrogen._py.poller import Poller
 from hydrogen._py.pool import Pool
 from hydrogen._py.slab import Slab
 from hydrogen._py.stuck import StuckOutput, StuckWorkers
-from hydrogen._py.monitor import Monitor
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause, Timeout

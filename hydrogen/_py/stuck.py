@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from hydrogen._py.monitor import Alarm, Monitor
 from hydrogen._py.output import Output
 from hydrogen._py.pool import Pool
-from hydrogen._py.monitor import Alarm, Monitor
 
 TICK = 0.01
 """Seconds between two looks at workers that are all busy: two switch intervals of the interpreter, so that who computes gets on."""

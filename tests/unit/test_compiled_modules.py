@@ -39,6 +39,23 @@ ORDER = [
 ]
 """Lowest first: a module names only those before it."""
 
+ENGINE = ROOT / "hydrogen" / "_engine"
+
+ENGINE_ORDER = [
+    "references",
+    "ending",
+    "callbacks",
+    "streams",
+    "sending",
+    "tls",
+    "builders",
+    "opening",
+    "finishing",
+    "dispatch",
+    "broadcast",
+]
+"""The same of the modules that run Python."""
+
 PREFIXES = {
     "atomic": {"atomic", "relaxed"},
     "lock": {"lock", "cond"},
@@ -47,6 +64,9 @@ PREFIXES = {
 """How functions begin, where that is not the name of their module."""
 
 MODULES = {path.stem: path.read_text() for path in sorted(C.glob("*.pxd")) if path.stem != "__init__"}
+
+
+ENGINE_MODULES = {path.stem: path.read_text() for path in sorted(ENGINE.glob("*.pxd")) if path.stem != "__init__"}
 
 
 def cimports(text):
@@ -94,6 +114,31 @@ def test_a_c_module_cannot_name_python(module):
     for line in code.splitlines():
         if re.match(r"\s*cdef inline\b.*\)\s*\S*.*:$", line):
             assert "noexcept nogil" in line, line
+
+
+def test_every_module_that_runs_python_has_its_place_in_the_order():
+    assert sorted(ENGINE_ORDER) == sorted(ENGINE_MODULES)
+
+
+@pytest.mark.parametrize("module", ENGINE_ORDER)
+def test_a_module_that_runs_python_names_only_those_before_it(module):
+    named = re.findall(r"^from hydrogen\._engine\.(\w+) cimport", ENGINE_MODULES[module], re.M)
+    assert set(named) <= set(ENGINE_ORDER[: ENGINE_ORDER.index(module)])
+
+
+@pytest.mark.parametrize("module", ENGINE_ORDER)
+def test_its_functions_begin_with_its_name(module):
+    assert {name for name in functions(ENGINE_MODULES[module]) if name.split("_")[0] != module} == set()
+
+
+def test_the_python_names_that_these_modules_share_are_set_in_the_core():
+    """They are None where it is forgotten: a .pxd file cannot import."""
+    declared = re.findall(r"^cdef object (.*)$", (ROOT / "hydrogen" / "_core.pxd").read_text(), re.M)
+    shared = ", ".join(declared).split(", ")
+    core = (ROOT / "hydrogen" / "_core.pyx").read_text()
+    imported = set(re.findall(r"\w+", " ".join(re.findall(r"^(?:from \S+ )?import (.*)$", core, re.M))))
+    assert set(shared) <= imported
+    assert all(any(re.search(rf"\b{name}\b", text) for text in ENGINE_MODULES.values()) for name in shared)
 
 
 def test_framing_never_sees_an_fd():

@@ -1,0 +1,43 @@
+"""The classes of the compiled engine, as the modules of _engine/ know them: see _core.pyx."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from hydrogen._c.framing cimport framing_t
+from hydrogen._c.structs cimport acceptor_t, connection_t, loop_t, worker_t
+
+
+cdef class HydrogenSocket:
+    cdef Engine _engine
+    cdef connection_t *_connection
+    cdef uint32_t _generation
+    cdef uint64_t _id
+
+    cdef bint _valid(self) noexcept
+
+
+cdef class _Callbacks:
+    cdef object on_data, on_new, on_connected, on_eof, on_writable, on_disconnected, on_removed
+
+
+cdef class Engine:
+    cdef loop_t _loop
+    cdef acceptor_t _own
+    cdef acceptor_t *_acceptor  # its own, or that of `_first`
+    cdef Engine _first
+    cdef object _server, _log, _timers, _addresses, _threads, _log_thread, _drained
+    cdef object _listeners, _builder, _tls
+    cdef object _proxy_versions, _proxy_allow
+    cdef bint _debug  # each connection is told of in the log
+    cdef dict _framings  # every different framing there was, by its key: slots point into them
+    cdef object _callbacks
+    cdef framing_t _raw  # of bytes that are framed already
+
+    cdef object _context(self)
+    cdef bint _inert(self) noexcept
+    cdef worker_t *_worker(self) noexcept
+    cdef _prepare_acceptor(self, config, max_connections)
+
+
+# What the modules of _engine/ use of Python, which a .pxd file cannot import: set in _core.pyx.
+cdef object AF_INET, AF_INET6, FrameDecoder, HeaderReader, Plain, Secure, Stream, StreamAdapter
+cdef object TlsSession, begins_header, encode, errors, inet_pton, may_send

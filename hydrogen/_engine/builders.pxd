@@ -1,0 +1,66 @@
+"""Frame builders: the framings made of them, and those written by the user, the slow path."""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport uint32_t
+
+from hydrogen._c.atomic cimport atomic_load32
+from hydrogen._c.buffer cimport block_bytes, block_free, block_length, block_t
+from hydrogen._c.constants cimport (
+    AGAIN, CAUSE_BAD_FRAME, DELIVER_MOST, FLAG_PARTIAL, FLAG_UNDECODED, STATE_OPEN,
+)
+from hydrogen._c.framing cimport framing_t
+from hydrogen._c.structs cimport connection_t, worker_t
+from hydrogen._codec cimport Framing
+from hydrogen._core cimport Engine, FrameDecoder, HydrogenSocket, _Callbacks, errors
+from hydrogen._engine.callbacks cimport callbacks_begin_message, callbacks_failed
+from hydrogen._engine.ending cimport ending_with
+from hydrogen._engine.references cimport references_hold
+
+
+cdef inline const framing_t *builders_framing(Engine engine, builder) except NULL:
+    cdef Framing framing = Framing(builder)
+    framing = engine._framings.setdefault(framing.key(), framing)
+    return &framing.value
+
+
+cdef inline object builders_decoder(Engine engine, connection_t *connection):
+    """The decoder of a user's frame builder."""
+    if connection.decoder == NULL:
+        references_hold(engine, connection, &connection.decoder, FrameDecoder(engine._builder))
+    return <object>connection.decoder
+
+
+cdef inline builders_deliver(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket):
+    """Give to the handler what a user's frame builder makes of the input, until it has nothing, raises, or the budget is used up."""
+    cdef block_t *input = connection.input
+    cdef int budget = DELIVER_MOST
+    decoder = builders_decoder(engine, connection)
+    on_data = (<_Callbacks>worker.callbacks).on_data
+    if input != NULL:
+        data = PyBytes_FromStringAndSize(block_bytes(input) + input.start, block_length(input))
+        connection.input = NULL
+        block_free(&worker.io.pool, input)
+        decoder.feed(data)
+        connection.held = decoder.size
+    connection.flags |= FLAG_UNDECODED
+    while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
+        if budget == 0:
+            connection.mail |= AGAIN
+            break
+        budget -= 1
+        try:
+            data = decoder.next()
+        except errors.ProtocolError as error:
+            ending_with(engine, connection, socket, CAUSE_BAD_FRAME, error)
+            break
+        except BaseException as error:
+            callbacks_failed(engine, connection, socket, f"{type(decoder.builder).__name__}.from_bytes", error)
+            break
+        connection.held = decoder.size
+        if data is None:
+            connection.flags &= ~<uint32_t>(FLAG_UNDECODED | FLAG_PARTIAL)
+            if decoder.is_partial():
+                connection.flags |= FLAG_PARTIAL
+            break
+        callbacks_begin_message(engine, worker, connection)
+        on_data(socket, data)

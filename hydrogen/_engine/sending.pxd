@@ -1,0 +1,146 @@
+"""What sockets send: framed, queued, then flushed or corked as the policy says."""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport ENOMEM
+from libc.stdint cimport uint32_t, uint64_t
+
+from hydrogen._c.atomic cimport atomic_load32
+from hydrogen._c.connection cimport connection_framing
+from hydrogen._c.constants cimport (
+    CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, CORKED_MOST, DRAIN_DONE, DRAIN_SLICE_NS, DRAIN_WAIT,
+    NOT_CORKED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING, SEND_NOW, SEND_NO_MEMORY,
+    SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN, TLS_SHORT_MOST,
+)
+from hydrogen._c.counters cimport counters_count
+from hydrogen._c.flush cimport flush_cork, flush_take_over, flush_whole
+from hydrogen._c.framing cimport FRAMING_PYTHON, FRAMING_RAW, framing_t
+from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now
+from hydrogen._c.output cimport output_send, output_wait_drained
+from hydrogen._c.queues cimport queues_check_memory, queues_post
+from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
+from hydrogen._c.worker cimport worker_is_eager
+from hydrogen._codec cimport framed, too_large, unfit
+from hydrogen._core cimport Engine, HydrogenSocket, encode
+from hydrogen._engine.callbacks cimport callbacks_computing, callbacks_flush_corked
+from hydrogen._engine.ending cimport ending_ask
+from hydrogen._engine.references cimport references_held
+from hydrogen._engine.streams cimport streams_send
+
+
+cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSocket socket, bytes data) except -1:
+    """Send by a user's frame builder, by TLS, or by both."""
+    cdef connection_t *connection = socket._connection
+    cdef const framing_t *framing = connection_framing(connection)
+    session = references_held(engine, socket, &connection.session)
+    if framing.kind == FRAMING_PYTHON:
+        decoder = references_held(engine, socket, &connection.decoder)
+        data = encode(engine._builder if decoder is None else decoder.builder, data)
+    else:
+        data = framed(framing, data)
+    if session is None:
+        return sending_append(engine, worker, socket, &engine._raw, data, STATE_OPEN)
+    with session.lock:
+        if not socket.is_open or not session.is_writable:
+            return SEND_REFUSED
+        if socket.pending >= engine._loop.context.max_write_buffer:
+            ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
+            return SEND_REFUSED
+        if not data:
+            return SEND_NOTHING
+        try:
+            callbacks_computing(engine, worker, len(data) <= TLS_SHORT_MOST)
+            try:
+                data = session.encrypt(data)
+            finally:
+                callbacks_computing(engine, worker, False)
+            return sending_append(engine, worker, socket, &engine._raw, data, STATE_CLOSING)
+        except BaseException:  # a record may be missing: what came after it would be nonsense to the peer
+            ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
+            raise
+
+
+cdef inline object sending_send(Engine engine, HydrogenSocket socket, const char *data, size_t n):
+    cdef connection_t *connection = socket._connection
+    cdef worker_t *worker = engine._worker()
+    cdef const framing_t *framing = connection_framing(connection)
+    cdef int result = SEND_REFUSED
+    if not socket._valid():
+        pass
+    elif connection.adapter != NULL:
+        if atomic_load32(&connection.state) == STATE_OPEN and socket.pending < engine._loop.context.max_write_buffer:
+            result = SEND_QUEUED if streams_send(engine, socket, PyBytes_FromStringAndSize(data, n)) else SEND_REFUSED
+        elif atomic_load32(&connection.state) == STATE_OPEN:
+            ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
+    elif connection.session != NULL or framing.kind == FRAMING_PYTHON:
+        result = sending_send_coded(engine, worker, socket, PyBytes_FromStringAndSize(data, n))
+    elif framing.kind != FRAMING_RAW and n > framing.max_size:
+        raise too_large(framing, n)
+    else:
+        result = sending_append_framed(engine, worker, socket, framing, data, n, STATE_OPEN)
+    return sending_count(engine, worker, result)
+
+
+cdef inline bint sending_count(Engine engine, worker_t *worker, int result) noexcept:
+    """Whether a message was taken, which is counted."""
+    cdef io_t *io = &worker.io if worker != NULL else &engine._loop.outside_io
+    counters_count(io, &io.counters.messages_refused if result == SEND_REFUSED else &io.counters.messages_sent)
+    return result != SEND_REFUSED
+
+
+cdef inline int sending_append(Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, bytes data, uint32_t last_state) except -1:
+    return sending_append_framed(engine, worker, socket, framing, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), last_state)
+
+
+cdef inline int sending_append_framed(Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, const char *data, size_t n, uint32_t last_state,
+) except -1:
+    """Frame and queue; then flush, or cork, as the policy says. SEND_REFUSED, SEND_NOTHING, or another value: it was queued."""
+    cdef loop_t *loop = &engine._loop
+    cdef connection_t *connection = socket._connection
+    cdef io_t *io = &worker.io if worker != NULL else &loop.outside_io
+    # Without a GIL nobody can tell a handler that blocks from one that runs, so that nothing lies corked in eager mode.
+    cdef bint cork = worker != NULL and (not worker_is_eager(loop) or HYDROGEN_GIL and n <= SEND_HELD_MOST)
+    cdef uint32_t bits = 0
+    cdef int result
+    if n == 0 and framing.kind == FRAMING_RAW:
+        return SEND_NOTHING if atomic_load32(&connection.state) == STATE_OPEN or last_state != STATE_OPEN else SEND_REFUSED
+    result = output_send(
+        &loop.context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation, framing, data, n, last_state,
+        worker.index if cork else NOT_CORKED, &bits)
+    if result == SEND_NOW:
+        with nogil:
+            flush_whole(loop, io, connection, socket._generation, worker == NULL)
+    elif result == SEND_CORKED:
+        if worker.corked_count == CORKED_MOST:
+            callbacks_flush_corked(engine, worker)
+        flush_take_over(worker)
+        flush_cork(worker, <uint64_t>socket._generation << 32 | connection.slot.index)
+    elif result == SEND_NO_MEMORY:
+        raise MemoryError(f"no memory for a message of {n} bytes")
+    elif result == SEND_UNFIT:
+        raise unfit()
+    elif bits:
+        queues_post(loop, connection, socket._generation, bits, worker == NULL)
+    queues_check_memory(loop)
+    return result
+
+
+cdef inline object sending_drain(Engine engine, HydrogenSocket socket, timeout):
+    cdef worker_t *worker = engine._worker()
+    cdef uint64_t until, deadline = <uint64_t>-1
+    cdef int state
+    if timeout is not None:
+        deadline = kernel_now() + <uint64_t>(max(0.0, min(float(timeout), 1e9)) * 1e9)
+    if engine._inert():
+        return False
+    if worker != NULL and worker.corked_count:
+        callbacks_flush_corked(engine, worker)
+    while True:
+        until = min(deadline, kernel_now() + DRAIN_SLICE_NS)
+        with nogil:
+            state = output_wait_drained(&engine._loop.context, socket._connection, socket._generation, until)
+        if state != DRAIN_WAIT:
+            return state == DRAIN_DONE
+        PyErr_CheckSignals()
+        if kernel_now() >= deadline:
+            return False
