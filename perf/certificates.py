@@ -1,4 +1,4 @@
-"""Certificates for the TLS workloads: made for one comparison, the same for all arms."""
+"""Certificates for the TLS workloads: made for one comparison, the same for all contenders."""
 
 from __future__ import annotations
 

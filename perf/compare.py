@@ -36,15 +36,17 @@ def names(known: Collection[str]) -> Callable[[str], list[str]]:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m perf.compare", description="Compare hydrogen with its peers and with C.")
-    arms = dict.fromkeys(arm for workload in WORKLOADS.values() for arm in workload.jobs)
+    contenders = dict.fromkeys(contender for workload in WORKLOADS.values() for contender in workload.jobs)
     p.add_argument("--workload", type=names(WORKLOADS), default=list(WORKLOADS), metavar="W1,W2...", help="only these workloads")
-    p.add_argument("--arms", type=names(arms), metavar="ARM,ARM...", help=f"only these of {', '.join(arms)}")
-    p.add_argument("--fast", action="store_true", help="few arms, and unless given 3 rounds of 0.7 s after 0.3 s: some minutes in all")
+    p.add_argument("--contenders", type=names(contenders), metavar="NAME,NAME...", help=f"only these of {', '.join(contenders)}")
+    p.add_argument(
+        "--fast", action="store_true", help="few contenders, and unless given 3 rounds of 0.7 s after 0.3 s: some minutes in all"
+    )
     p.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds (default %(default)s)")
     p.add_argument("--layout", choices=("pinned", "shared", "both"), default="both")
     p.add_argument("--duration", type=float, default=4.0, metavar="SECONDS", help="measured per run (default %(default)s)")
     p.add_argument("--warm-up", type=float, default=1.0, metavar="SECONDS", help="before it (default %(default)s)")
-    p.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto", help="of the hydrogen arms")
+    p.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto", help="of the hydrogen contenders")
     p.add_argument("--idle-connections", type=int, default=5000, metavar="N", help="of W9 (default %(default)s)")
     p.add_argument(
         "--quiet",
@@ -66,18 +68,18 @@ def parsed(p: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argpa
     return options
 
 
-def chosen_arms(wanted: list[str] | None, jobs: Sequence[str]) -> list[str]:
-    """The workload's arms that take part; says which cannot run here, and raises ValueError when one was asked for by name."""
-    arms = []
-    for arm in jobs if wanted is None else [arm for arm in jobs if arm in wanted]:
-        lacking = missing(arm)
+def chosen_contenders(wanted: list[str] | None, jobs: Sequence[str]) -> list[str]:
+    """The workload's contenders that take part; says which cannot run here, and raises ValueError when one was asked for by name."""
+    contenders = []
+    for contender in jobs if wanted is None else [contender for contender in jobs if contender in wanted]:
+        lacking = missing(contender)
         if lacking is None:
-            arms.append(arm)
+            contenders.append(contender)
         elif wanted is None:
-            print(f"{arm} is left out: there is no {lacking} here", file=sys.stderr)
+            print(f"{contender} is left out: there is no {lacking} here", file=sys.stderr)
         else:
-            raise ValueError(f"{arm} cannot run: there is no {lacking} here")
-    return arms
+            raise ValueError(f"{contender} cannot run: there is no {lacking} here")
+    return contenders
 
 
 def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -97,10 +99,12 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             certificates.make(settings.folder)
         for name in options.workload:
             workload = WORKLOADS[name]
-            arms = chosen_arms(options.arms, workload.fast_arms() if options.fast and options.arms is None else list(workload.jobs))
+            contenders = chosen_contenders(
+                options.contenders, workload.fast_contenders() if options.fast and options.contenders is None else list(workload.jobs)
+            )
             for layout in layouts(options.layout):
-                if layout.name in workload.layouts and arms:
-                    measured = rounds.run(name, arms, layout, settings)
+                if layout.name in workload.layouts and contenders:
+                    measured = rounds.run(name, contenders, layout, settings)
                     print(report.markdown(name, workload, layout.name, measured), flush=True)
                     yield {"workload": name, **report.as_json(workload, layout.name, measured)}
 
@@ -124,14 +128,14 @@ def write(found: Sequence[dict[str, Any]], options: argparse.Namespace, began: d
 
 
 def failures(found: Sequence[dict[str, Any]], wanted: list[str] | None) -> list[str]:
-    """The goals of gated workloads that were missed, or that nothing was measured for although their arm was wanted."""
+    """The goals of gated workloads that were missed, or that nothing was measured for although their contender was wanted."""
     failed = []
     for each in found:
         workload = WORKLOADS[each["workload"]]
         met = {verdict["goal"]: verdict["met"] for verdict in each["verdicts"]}
         if workload.gated:
             for goal in workload.goals_in(each["layout"]):
-                if not met.get(str(goal), wanted is not None and goal.arm not in wanted):
+                if not met.get(str(goal), wanted is not None and goal.contender not in wanted):
                     failed.append(f"{each['workload']}, {each['layout']}: {goal}")
     return failed
 
@@ -164,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path = write(found, options, began)
     if options.publish and whole and found:
         print(f"written to {publish([path])}", file=sys.stderr)
-    failed = failures(found, options.arms)
+    failed = failures(found, options.contenders)
     for goal in failed:
         print(f"failed: {goal}", file=sys.stderr)
     return 1 if failed else 0

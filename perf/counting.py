@@ -16,7 +16,7 @@ from pathlib import Path
 from hydrogen.perf.generator import Session
 from hydrogen.perf.options import Options
 from perf import certificates
-from perf.servers import Arm, Server, started
+from perf.servers import Contender, Server, started
 from perf.settings import Layout, Settings
 
 KINDS = {
@@ -28,7 +28,7 @@ KINDS = {
 
 MESSAGES = 10_000
 CONNECTIONS = 64
-TLS_CONNECTIONS = 1500  # fewer than W9's: each costs the generator, and most arms, some 50 KB
+TLS_CONNECTIONS = 1500  # fewer than W9's: each costs the generator, and most contenders, some 50 KB
 IDLE_SECONDS = 5.0
 SWEPT_CONNECTIONS = 19_000  # 20,000 fds a process is a usual limit, here and in the server
 
@@ -74,23 +74,23 @@ def open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def idle_memory(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
+def idle_memory(contender: Contender, layout: Layout, settings: Settings) -> dict[str, float]:
     """W9."""
-    return memory(arm, settings.idle_connections)
+    return memory(contender, settings.idle_connections)
 
 
-def idle_tls_memory(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
+def idle_tls_memory(contender: Contender, layout: Layout, settings: Settings) -> dict[str, float]:
     """TLS-memory."""
-    return memory(arm, TLS_CONNECTIONS, str(settings.folder / certificates.AUTHORITY))
+    return memory(contender, TLS_CONNECTIONS, str(settings.folder / certificates.AUTHORITY))
 
 
-def memory(arm: Arm, number: int, cacert: str | None = None) -> dict[str, float]:
+def memory(contender: Contender, number: int, cacert: str | None = None) -> dict[str, float]:
     """A small wave of connections, that all be allocated which does not depend on their number, and two large ones.
 
     What is kept after the first large wave may be a slab or a pool, which the second uses again; what is kept beyond
     that after the second has leaked.
     """
-    with started(arm.words) as server:
+    with started(contender.words) as server:
         quiet = open_files(server.pid)
 
         def wave(number: int) -> tuple[int, int]:
@@ -112,10 +112,10 @@ def memory(arm: Arm, number: int, cacert: str | None = None) -> dict[str, float]
 # -- W10 --------------------------------------------------------------------------------------------------------------
 
 
-def system_calls(arm: Arm) -> dict[str, float]:
+def system_calls(contender: Contender) -> dict[str, float]:
     """Calls by name over the echoes, by strace attached to the server while its connections are quiet."""
     with (
-        started(arm.words) as server,
+        started(contender.words) as server,
         contextlib.closing(session(server, CONNECTIONS)) as opened,
         tempfile.NamedTemporaryFile("r") as table,
     ):
@@ -142,7 +142,7 @@ def traced(server: Server) -> int:
     return sum("TracerPid:\t0\n" not in (thread / "status").read_text() for thread in server.threads())
 
 
-def allocations(arm: Arm, settings: Settings, allocator: str) -> dict[str, float]:
+def allocations(contender: Contender, settings: Settings, allocator: str) -> dict[str, float]:
     """Calls of malloc, calloc and realloc over the echoes, and with them what else can be read without a tracer."""
     with tempfile.NamedTemporaryFile("rb") as counts:
 
@@ -155,7 +155,7 @@ def allocations(arm: Arm, settings: Settings, allocator: str) -> dict[str, float
             "MALLOC_COUNT_FILE": counts.name,
             "PYTHONMALLOC": allocator,
         }
-        with started(arm.words, environment=environment) as server, contextlib.closing(session(server, CONNECTIONS)) as opened:
+        with started(contender.words, environment=environment) as server, contextlib.closing(session(server, CONNECTIONS)) as opened:
             exchange(opened, MESSAGES)  # pools and free lists reach their size
             before, switched, called = server.stats(), switches(server), calls()
             exchange(opened, MESSAGES)
@@ -167,10 +167,10 @@ def allocations(arm: Arm, settings: Settings, allocator: str) -> dict[str, float
     }
 
 
-def per_message(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
+def per_message(contender: Contender, layout: Layout, settings: Settings) -> dict[str, float]:
     """W10, all divided by the number of messages."""
-    syscalls = system_calls(arm)
-    plain = allocations(arm, settings, "default")
+    syscalls = system_calls(contender)
+    plain = allocations(contender, settings, "default")
     counted = {
         "syscalls": sum(syscalls.values()),
         **{kind: sum(syscalls.get(name, 0) for name in names) for kind, names in KINDS.items()},
@@ -178,7 +178,7 @@ def per_message(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float
         "futex": 0.0,
         **syscalls,
         "mallocs": plain.pop("calls"),
-        "objects": allocations(arm, settings, "malloc")["calls"],
+        "objects": allocations(contender, settings, "malloc")["calls"],
         **plain,
     }
     figures = {name: count / MESSAGES for name, count in counted.items()}
@@ -200,7 +200,7 @@ def sweeps_per_quarter(before: Mapping[str, float], after: Mapping[str, float], 
     return max(0.0, after["sweeps"] - before["sweeps"] - 1) * after["smallest_timeout"] / 4 / seconds
 
 
-def idle_wakeups(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
+def idle_wakeups(contender: Contender, layout: Layout, settings: Settings) -> dict[str, float]:
     """W11, per second."""
     resting = min(IDLE_SECONDS, 2 * settings.duration)
 
@@ -215,7 +215,7 @@ def idle_wakeups(arm: Arm, layout: Layout, settings: Settings) -> dict[str, floa
             figures["sweeps"] = sweeps_per_quarter(stats, server.stats(), time.monotonic() - began)
         return figures
 
-    with started(arm.words) as server:
+    with started(contender.words) as server:
         without = rest(server)
         with contextlib.closing(session(server, 100)):
             found = rest(server)
@@ -233,9 +233,9 @@ def cpu_ns(server: Server) -> dict[str, int]:
     return {thread.name: int((thread / "schedstat").read_text().split()[0]) for thread in server.threads()}
 
 
-def sweep(arm: Arm, layout: Layout, settings: Settings) -> dict[str, float]:
+def sweep(contender: Contender, layout: Layout, settings: Settings) -> dict[str, float]:
     """What one sweep over all connections takes: CPU time of the thread that sweeps, of a server that does nothing else."""
-    with started(arm.words, layout.server_cpu) as server, contextlib.closing(session(server, SWEPT_CONNECTIONS)):
+    with started(contender.words, layout.server_cpu) as server, contextlib.closing(session(server, SWEPT_CONNECTIONS)):
         time.sleep(1)
         used, before, began = cpu_ns(server), server.stats(), time.monotonic()
         time.sleep(settings.duration)

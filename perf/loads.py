@@ -1,4 +1,4 @@
-"""What is measured with a clock: the load generator against an arm or a second client, and a broadcast to many receivers."""
+"""What is measured with a clock: the load generator against a contender or a second client, and a broadcast to many receivers."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from hydrogen.perf.framing import FRAMINGS
 from hydrogen.perf.generator import cpu_seconds
 from perf import certificates
 from perf.noise import Noise
-from perf.servers import TLS_JOB, UPGRADED_JOB, Arm, generate, on_cpu, started
+from perf.servers import TLS_JOB, UPGRADED_JOB, Contender, generate, on_cpu, started
 from perf.settings import Layout, Settings
 
 Figures = dict[str, float]
-Measure = Callable[[Arm, Layout, Settings], Figures]
-"""From an arm to its figures, with a fresh process."""
+Measure = Callable[[Contender, Layout, Settings], Figures]
+"""From a contender to its figures, with a fresh process."""
 
 RATE = "messages_per_second"
 
 RECEIVERS = 5000
 
 SECOND_CLIENT = "c-client"
-"""The arm that is measured by the client in C (``c/client.c``) instead of the load generator."""
+"""The contender that is measured by the client in C (``c/client.c``) instead of the load generator."""
 
 
-def spoken_by(arm: Arm, settings: Settings) -> dict[str, Any]:
-    """The load generator's options for what an arm's job speaks: framing, TLS, the handshake of a WebSocket."""
-    if arm.job == TLS_JOB:
+def spoken_by(contender: Contender, settings: Settings) -> dict[str, Any]:
+    """The load generator's options for what a contender's job speaks: framing, TLS, the handshake of a WebSocket."""
+    if contender.job == TLS_JOB:
         return {"tls": True, "cacert": settings.folder / certificates.AUTHORITY}
-    if arm.job == UPGRADED_JOB:
+    if contender.job == UPGRADED_JOB:
         return {"framing": "websocket", "upgrade": True}
-    name = arm.job.partition("_")[0]
+    name = contender.job.partition("_")[0]
     return {"framing": name} if name in FRAMINGS else {}
 
 
 def load(**options: Any) -> Measure:
-    """Measure by the load generator with ``options``, and with those that the arm's job asks for."""
+    """Measure by the load generator with ``options``, and with those that the contender's job asks for."""
 
-    def measure(arm: Arm, layout: Layout, settings: Settings) -> Figures:
-        with started(arm.words, layout.server_cpu) as server:
-            given = {**options, **spoken_by(arm, settings), "duration": settings.duration, "warm_up": settings.warm_up}
+    def measure(contender: Contender, layout: Layout, settings: Settings) -> Figures:
+        with started(contender.words, layout.server_cpu) as server:
+            given = {**options, **spoken_by(contender, settings), "duration": settings.duration, "warm_up": settings.warm_up}
             noise = Noise(server.pid)
             report = generate(server.port, {**given, "pid": server.pid}, layout.generator_cpu)
             others = noise.cores()
@@ -66,17 +66,17 @@ def load(**options: Any) -> Measure:
 # -- W1o --------------------------------------------------------------------------------------------------------------
 
 SHARES = (50, 70, 85)
-"""The rates of an open loop, in percent of the slowest arm's peak: the same messages/s for all arms."""
+"""The rates of an open loop, in percent of the slowest contender's peak: the same messages/s for all contenders."""
 
 
 def at_rates(**options: Any) -> Measure:
     """Measure by the load generator in open loops, each on a fresh process; latencies count from when a message was to be sent."""
 
-    def measure(arm: Arm, layout: Layout, settings: Settings) -> Figures:
+    def measure(contender: Contender, layout: Layout, settings: Settings) -> Figures:
         assert settings.peak is not None
         figures: Figures = {"peak": settings.peak, "others": 0.0}
         for share in reversed(SHARES) if settings.mirrored else SHARES:
-            found = load(**options, rate=round(settings.peak * share / 100))(arm, layout, settings)
+            found = load(**options, rate=round(settings.peak * share / 100))(contender, layout, settings)
             for name in "p50_us", "p99_us", "p99.9_us", "max_us", "server_share", "generator_share":
                 figures[f"{name}_at_{share}"] = found[name]
             figures["others"] = max(figures["others"], found["others"])
@@ -89,14 +89,14 @@ def at_rates(**options: Any) -> Measure:
 
 
 def of_client(connections: int, size: int) -> Measure:
-    """Measure the client that an arm is called after, against the arm's server: the load generator, or the one in C."""
+    """Measure the client that a contender is called after, against the contender's server: the load generator, or the one in C."""
     generator = load(connections=connections, size=size)
 
-    def measure(arm: Arm, layout: Layout, settings: Settings) -> Figures:
-        return (second_client if arm.name == SECOND_CLIENT else generator)(arm, layout, settings)
+    def measure(contender: Contender, layout: Layout, settings: Settings) -> Figures:
+        return (second_client if contender.name == SECOND_CLIENT else generator)(contender, layout, settings)
 
-    def second_client(arm: Arm, layout: Layout, settings: Settings) -> Figures:
-        with started(arm.words, layout.server_cpu) as server:
+    def second_client(contender: Contender, layout: Layout, settings: Settings) -> Figures:
+        with started(contender.words, layout.server_cpu) as server:
             given = map(str, (server.port, connections, size, settings.warm_up, settings.duration))
             noise = Noise(server.pid)
             began, used = time.monotonic(), cpu_seconds(server.pid) or 0.0
@@ -129,16 +129,16 @@ def of_client(connections: int, size: int) -> Measure:
 def of_plain(measure: Measure, plain: Measure) -> Measure:
     """Both, each on a fresh process, and what of the plain one's throughput was kept.
 
-    Which one is first changes from round to round, as the arms' order does.
+    Which one is first changes from round to round, as the contenders' order does.
     """
 
-    def both(arm: Arm, layout: Layout, settings: Settings) -> Figures:
+    def both(contender: Contender, layout: Layout, settings: Settings) -> Figures:
         if settings.mirrored:
-            found = measure(arm, layout, settings)
-            before = plain(arm, layout, settings)
+            found = measure(contender, layout, settings)
+            before = plain(contender, layout, settings)
         else:
-            before = plain(arm, layout, settings)
-            found = measure(arm, layout, settings)
+            before = plain(contender, layout, settings)
+            found = measure(contender, layout, settings)
         return {
             **found,
             "plain": before[RATE],
@@ -177,9 +177,9 @@ class Receivers:
         return found
 
 
-def broadcast(arm: Arm, layout: Layout, settings: Settings) -> Figures:
+def broadcast(contender: Contender, layout: Layout, settings: Settings) -> Figures:
     """W8. A broadcast begins when the one before is complete at the last receiver."""
-    with started(arm.words, layout.server_cpu) as server:
+    with started(contender.words, layout.server_cpu) as server:
         noise = Noise(server.pid)
         words = [str(settings.folder / "receivers"), str(server.port), str(RECEIVERS)]
         with subprocess.Popen(

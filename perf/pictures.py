@@ -27,14 +27,14 @@ COLOURS = {
     "websockets": "#bf3989",
     "c": "#24292f",
 }
-"""Of an arm, or of its family; in the order in which they are drawn."""
+"""Of a contender, or of its family; in the order in which they are drawn."""
 OTHER = "#8c959f"
 
 CALLED = {"c": "C limit"}
 
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
 
-INCHES_ARM, INCHES_GAP, INCHES_AROUND, WIDTH = 0.15, 0.16, 1.35, 9.6
+INCHES_CONTENDER, INCHES_GAP, INCHES_AROUND, WIDTH = 0.15, 0.16, 1.35, 9.6
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "hydrogen",  # else the names of clip paths are random
@@ -53,23 +53,23 @@ class Row:
     figure: str
     reference: str
     ratios: dict[str, Spread]
-    """arm -> how many times better than the reference; drawn in this order"""
+    """contender -> how many times better than the reference; drawn in this order"""
 
 
-def colour(arm: str) -> str:
-    return COLOURS.get(arm) or COLOURS.get(arm.partition("-")[0], OTHER)
+def colour(contender: str) -> str:
+    return COLOURS.get(contender) or COLOURS.get(contender.partition("-")[0], OTHER)
 
 
-def order(arm: str) -> tuple[bool, int]:
+def order(contender: str) -> tuple[bool, int]:
     """A sort key: families as above, the C limit behind all."""
     families = list(COLOURS)
-    family = arm.partition("-")[0]
-    return arm == "c", families.index(family) if family in families else len(families)
+    family = contender.partition("-")[0]
+    return contender == "c", families.index(family) if family in families else len(families)
 
 
-def variant(arm: str) -> bool:
-    """Whether it is its family's second arm: drawn hollow."""
-    return arm not in COLOURS
+def variant(contender: str) -> bool:
+    """Whether it is its family's second contender: drawn hollow."""
+    return contender not in COLOURS
 
 
 def times(value: float) -> str:
@@ -78,37 +78,37 @@ def times(value: float) -> str:
 
 
 def marks(axes: Axes, row: Row, top: float) -> None:
-    """The row's arms, from ``top`` downwards: median and range of each."""
-    for place, (arm, found) in enumerate(row.ratios.items()):
-        y, tint, ours = top + (place + 0.5) * INCHES_ARM, colour(arm), arm == "hydrogen"
+    """The row's contenders, from ``top`` downwards: median and range of each."""
+    for place, (contender, found) in enumerate(row.ratios.items()):
+        y, tint, ours = top + (place + 0.5) * INCHES_CONTENDER, colour(contender), contender == "hydrogen"
         axes.plot([found.lowest, found.highest], [y, y], color=tint, linewidth=4 if ours else 2, alpha=0.4, solid_capstyle="butt", zorder=2)
         axes.plot(
             [found.median],
             [y],
-            marker="D" if arm == "c" else "o",
+            marker="D" if contender == "c" else "o",
             markersize=8 if ours else 5.5,
             color=tint,
-            markerfacecolor="white" if variant(arm) else tint,
+            markerfacecolor="white" if variant(contender) else tint,
             markeredgewidth=1.3,
             linestyle="none",
             zorder=4 if ours else 3,
         )
 
 
-def legend(figure: Figure, arms: Sequence[str], height: float) -> None:
-    """Every arm that is drawn, above the rows."""
+def legend(figure: Figure, contenders: Sequence[str], height: float) -> None:
+    """Every contender that is drawn, above the rows."""
     handles = [
         Line2D(
             [],
             [],
             linestyle="none",
-            marker="D" if arm == "c" else "o",
-            markersize=8 if arm == "hydrogen" else 6,
-            color=colour(arm),
-            markerfacecolor="white" if variant(arm) else colour(arm),
-            label=CALLED.get(arm, arm),
+            marker="D" if contender == "c" else "o",
+            markersize=8 if contender == "hydrogen" else 6,
+            color=colour(contender),
+            markerfacecolor="white" if variant(contender) else colour(contender),
+            label=CALLED.get(contender, contender),
         )
-        for arm in arms
+        for contender in contenders
     ]
     figure.legend(
         handles=handles,
@@ -129,17 +129,17 @@ def tops(rows: Sequence[Row]) -> Iterator[tuple[Row, float, float]]:
     """Each row with where it begins and ends, in inches from the first."""
     y = 0.0
     for row in rows:
-        height = max(len(row.ratios), 2) * INCHES_ARM + INCHES_GAP
+        height = max(len(row.ratios), 2) * INCHES_CONTENDER + INCHES_GAP
         yield row, y, y + height
         y += height
 
 
 def overview(rows: Sequence[Row], title: str, path: Path) -> None:
-    """How many times better than its reference each arm is, a row a workload, on a logarithmic axis."""
-    arms = sorted({arm: None for row in rows for arm in row.ratios}, key=order)
+    """How many times better than its reference each contender is, a row a workload, on a logarithmic axis."""
+    contenders = sorted({contender: None for row in rows for contender in row.ratios}, key=order)
     placed = list(tops(rows))
     inside = placed[-1][2]
-    around = INCHES_AROUND + 0.2 * ((len(arms) - 1) // 7)
+    around = INCHES_AROUND + 0.2 * ((len(contenders) - 1) // 7)
     height = inside + around
     values = [value for row in rows for found in row.ratios.values() for value in (found.lowest, found.highest)]
     lowest, highest = min(0.8, *values) / 1.15, max(1.25, *values) * 1.15
@@ -152,7 +152,7 @@ def overview(rows: Sequence[Row], title: str, path: Path) -> None:
         for number, (row, top, bottom) in enumerate(placed):
             if number % 2 == 0:
                 axes.axhspan(top, bottom, color="#f6f8fa", zorder=0)
-            marks(axes, row, top + (bottom - top - len(row.ratios) * INCHES_ARM) / 2)
+            marks(axes, row, top + (bottom - top - len(row.ratios) * INCHES_CONTENDER) / 2)
             middle = (top + bottom) / 2
             beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
             axes.text(-0.02, middle - 0.07, row.name, ha="right", weight="bold", **beside)
@@ -171,5 +171,5 @@ def overview(rows: Sequence[Row], title: str, path: Path) -> None:
             side.set_visible(False)
         axes.set_xlabel("times the reference, which is 1 (logarithmic)        better  \N{RIGHTWARDS ARROW}")
         figure.text(0.5, 1 - 0.2 / height, title, ha="center", va="center", size=11, weight="bold")
-        legend(figure, arms, height)
+        legend(figure, contenders, height)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)

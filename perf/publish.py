@@ -37,16 +37,19 @@ ABOUT = """\
 """
 
 HOW_TO_READ = """\
-Each row is a workload, each mark the median of an arm's paired ratios to the reference, which is 1; the bar through it is the range over
-the rounds. Right is better: of latency and memory the inverse is drawn. A bar that crosses 1 cannot be told apart from the reference. The
-*C limit* is a single-threaded epoll loop that does that job and nothing else.
+Each row is a workload, each mark the median of a contender's paired ratios to the reference, which
+is 1; the bar through it is the range over the rounds. Right is better: of latency and memory the
+inverse is drawn. A bar that crosses 1 cannot be told apart from the reference. The *C limit* is a
+single-threaded epoll loop that does that job and nothing else.
 """
 
 ABOUT_RUNS = """\
-Arms take turns within a round, each with a fresh server and a fresh generator; a ratio is that of two runs of one round. In the *pinned*
-layout server and generator have a core each, in the *shared* layout neither is pinned; no figure mixes the two. Every reply was verified.
-*Others' CPU* is what others on that machine kept busy meanwhile, in cores. The whole method, and what each workload does:
-[perf/README.md](../perf/README.md). Results have numbers; the machine, the versions, the commit and the command of each:
+Contenders take turns within a round, each with a fresh server and a fresh generator; a ratio is
+that of two runs of one round. In the *pinned* layout server and generator have a core each, in the
+*shared* layout neither is pinned; no figure mixes the two. Every reply was verified. *Others' CPU*
+is what others on that machine kept busy meanwhile, in cores. The whole method, and what each
+workload does: [perf/README.md](../perf/README.md). Results have numbers; the machine, the versions,
+the commit and the command of each:
 """
 
 REPRODUCE = """\
@@ -54,11 +57,12 @@ REPRODUCE = """\
 
 ```
 make bench                # everything; writes a result into perf/results/, and this page from it
-make bench ARGS=--fast    # few arms, few and short rounds: some minutes
+make bench ARGS=--fast    # few contenders, few and short rounds: some minutes
 ```
 
-`make bench` is `python -m perf.compare --publish` in an environment that it makes. `python -m perf.publish RESULT.json...` writes this
-page from results that are there; of two with the same workload and layout the later one counts. Expect other figures, and similar ratios.
+`make bench` is `python -m perf.compare --publish` in an environment that it makes. `python -m
+perf.publish RESULT.json...` writes this page from results that are there; of two with the same
+workload and layout the later one counts. Expect other figures, and similar ratios.
 """
 
 
@@ -77,7 +81,7 @@ class Comparison:
         return WORKLOADS[self.name]
 
     @property
-    def arms(self) -> list[str]:
+    def contenders(self) -> list[str]:
         return list(self.rounds[0])
 
     @property
@@ -85,11 +89,11 @@ class Comparison:
         found = [(goal, bounded(goal, self.rounds)) for goal in self.workload.goals_in(self.layout)]
         return [(goal, measured) for goal, measured in found if measured is not None and not goal.met(measured.median)]
 
-    def advantage(self, arm: str, other: str) -> Spread | None:
-        """How many times better ``arm`` is, in the figure that is compared."""
+    def advantage(self, contender: str, other: str) -> Spread | None:
+        """How many times better ``contender`` is, in the figure that is compared."""
         if self.workload.compared not in MORE_IS_BETTER:
-            arm, other = other, arm
-        return ratio(self.rounds, arm, other, self.workload.compared)
+            contender, other = other, contender
+        return ratio(self.rounds, contender, other, self.workload.compared)
 
 
 def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -122,15 +126,15 @@ def chosen(documents: Sequence[dict[str, Any]]) -> list[Comparison]:
 
 
 def peers(comparison: Comparison) -> list[str]:
-    """The arms by others."""
-    return [arm for arm in comparison.arms if arm != LIMIT and arm.partition("-")[0] != OURS]
+    """The contenders by others."""
+    return [contender for contender in comparison.contenders if contender != LIMIT and contender.partition("-")[0] != OURS]
 
 
 def reference(comparison: Comparison) -> str | None:
-    """The arm that is 1."""
+    """The contender that is 1."""
     there = peers(comparison)
     wanted = [USUAL_REFERENCE, *comparison.workload.references, *there]
-    return next((arm for arm in wanted if arm in there), None)
+    return next((contender for contender in wanted if contender in there), None)
 
 
 def row(comparison: Comparison) -> Row | None:
@@ -138,15 +142,15 @@ def row(comparison: Comparison) -> Row | None:
     other = reference(comparison)
     if not comparison.workload.pictured or other is None or comparison.advantage(OURS, other) is None:
         return None
-    arms = sorted([OURS, *peers(comparison), LIMIT], key=pictures.order)
-    found = {arm: comparison.advantage(arm, other) for arm in arms}
+    contenders = sorted([OURS, *peers(comparison), LIMIT], key=pictures.order)
+    found = {contender: comparison.advantage(contender, other) for contender in contenders}
     workload = comparison.workload
     inverse = "" if workload.compared in MORE_IS_BETTER else ", inverse"
     return Row(
         workload.pictured,
         f"{comparison.name}: {workload.columns[workload.compared]}{inverse}",
         other,
-        {arm: spread for arm, spread in found.items() if spread is not None},
+        {contender: spread for contender, spread in found.items() if spread is not None},
     )
 
 
@@ -165,10 +169,10 @@ def times(found: Spread, other: str, rounds: int) -> str:
 
 def standing(comparison: Comparison) -> tuple[str, str]:
     """Whether hydrogen is ahead of its best peer, behind, or neither, by the range over the rounds; and by how much."""
-    found = {arm: spread for arm in peers(comparison) if (spread := comparison.advantage(OURS, arm)) is not None}
-    best = min(found, key=lambda arm: found[arm].median)
+    found = {contender: spread for contender in peers(comparison) if (spread := comparison.advantage(OURS, contender)) is not None}
+    best = min(found, key=lambda contender: found[contender].median)
     against = dict.fromkeys([best, reference(comparison) or best])
-    told = " and ".join(times(found[arm], arm, len(comparison.rounds)) for arm in against)
+    told = " and ".join(times(found[contender], contender, len(comparison.rounds)) for contender in against)
     where = "ahead" if found[best].lowest > 1 else "behind" if found[best].highest < 1 else "level"
     return where, f"{comparison.workload.pictured}: {told}"
 
@@ -225,8 +229,8 @@ def command_of(document: dict[str, Any]) -> str:
     words += [f"--warm-up {options['warm_up']}", f"--layout {options['layout']}"]
     if options.get("fast") == "True":
         words.append("--fast")
-    if options["arms"] not in (None, "None"):
-        words.append(f"--arms {','.join(options['arms'])}")
+    if options["contenders"] not in (None, "None"):
+        words.append(f"--contenders {','.join(options['contenders'])}")
     for name, usual in ("handoff", "auto"), ("idle_connections", "5000"), ("quiet", "None"):
         if options.get(name, usual) != usual:
             words.append(f"--{name.replace('_', '-')} {options[name]}")
@@ -294,13 +298,13 @@ def missed(comparisons: Sequence[Comparison]) -> list[str]:
             line = (
                 f"- {each.layout}: {report.with_range(measured)}, the goal is {goal.relation} {goal.bound:g}{ceiling(goal, each.rounds)}."
             )
-            found.setdefault((each.name, goal.arm, goal.figure, goal.against), []).append(line)
+            found.setdefault((each.name, goal.contender, goal.figure, goal.against), []).append(line)
     lines = ["## Where hydrogen loses, and why", ""]
     if not found:
         return [*lines, "Every goal was met.", ""]
     lines += ["Each goal that was missed; what the C limit reaches of it is the most that there is to reach.", ""]
-    for (name, arm, figure, against), said in found.items():
-        beside = arm if against is None else f"{arm} / {against}"
+    for (name, contender, figure, against), said in found.items():
+        beside = contender if against is None else f"{contender} / {against}"
         lines += [f"### {name}: {beside}, {figure.replace('_', ' ')}", "", f"{WORKLOADS[name].title}.", "", *said, ""]
         lines += [REASONS.get((name, figure, against), "Not yet explained."), ""]
     return lines

@@ -1,4 +1,4 @@
-"""Why goals are missed: by workload, the figure of the goal, and the arm it is held against (None: the figure itself).
+"""Why goals are missed: by workload, the figure of the goal, and the contender it is held against (None: the figure itself).
 
 docs/performance.md prints those of goals that the published results miss. What can be computed from the results stands there
 beside them, so a reason has no measured figures in it.
@@ -85,7 +85,7 @@ REASONS = {
     ),
     ("W1L", RATE, "hydrogen-unlimited"): (
         "A deadline costs a store or two for each message, and a sweep over the connections now and then. That is less than what the "
-        "machine varies by between two runs: with many short rounds the two arms cannot be told apart."
+        "machine varies by between two runs: with many short rounds the two contenders cannot be told apart."
     ),
     ("TLS", RATE, "uvloop"): (
         "Nearly all of the time is OpenSSL's and the kernel's, which is the same for both. Python's `ssl` releases the GIL in every call "

@@ -36,12 +36,12 @@ def others(rounds: Sequence[Round]) -> float:
 
 
 def markdown(name: str, workload: Workload, layout: str, rounds: Sequence[Round]) -> str:
-    """One workload in one layout: a row an arm, then the goals."""
-    arms = list(rounds[0])
-    references = [arm for arm in workload.references if arm in arms]
-    figures = [figure for figure in workload.columns if any(absolute(rounds, arm, figure) for arm in arms)]
-    heads = ["arm", *(workload.columns[figure] for figure in figures)]
-    heads += [f"{workload.columns[workload.compared]}, of {arm}" for arm in references]
+    """One workload in one layout: a row a contender, then the goals."""
+    contenders = list(rounds[0])
+    references = [contender for contender in workload.references if contender in contenders]
+    figures = [figure for figure in workload.columns if any(absolute(rounds, contender, figure) for contender in contenders)]
+    heads = ["contender", *(workload.columns[figure] for figure in figures)]
+    heads += [f"{workload.columns[workload.compared]}, of {contender}" for contender in references]
     lines = [
         f"### {name}, {layout}: {workload.title}",
         "",
@@ -51,11 +51,13 @@ def markdown(name: str, workload: Workload, layout: str, rounds: Sequence[Round]
         "|---" * len(heads) + "|",
     ]
     known = list(workload.jobs)
-    for arm in sorted(arms, key=lambda arm: known.index(arm) if arm in known else len(known)):  # a result may have an arm that is no more
-        medians = [absolute(rounds, arm, figure) for figure in figures]
+    for contender in sorted(
+        contenders, key=lambda contender: known.index(contender) if contender in known else len(known)
+    ):  # a result may have a contender that is no more
+        medians = [absolute(rounds, contender, figure) for figure in figures]
         cells = ["-" if found is None else number(found.median) for found in medians]
-        cells += [with_range(ratio(rounds, arm, other, workload.compared)) for other in references]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+        cells += [with_range(ratio(rounds, contender, other, workload.compared)) for other in references]
+        lines.append(f"| {contender} | {' | '.join(cells)} |")
     lines.append("")
     noise = others(rounds)
     if noise > NOISY:

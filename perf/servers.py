@@ -1,4 +1,4 @@
-"""The arms: which programs they are, and starting one as a fresh process."""
+"""The contenders: which programs they are, and starting one as a fresh process."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ NEEDS = {
     "websockets": ("websockets", "uvloop"),
     **dict.fromkeys(("hydrogen", "workers", "loops"), ("hydrogen._core",)),
 }
-"""The modules without which an arm of that family cannot run."""
+"""The modules without which a contender of that family cannot run."""
 
 WORKERS, LOOPS = "workers", "loops"
-"""The families of arms without a GIL: hydrogen with so many workers, and with so many loops of one worker each."""
+"""The families of contenders without a GIL: hydrogen with so many workers, and with so many loops of one worker each."""
 
 TLS_JOB = "tls"
 UPGRADED_JOB = "websocket_upgraded"
 BROADCAST_JOB = "broadcast"
 
-STATS_PROGRAM = "perf.arms.hydrogen_server"
+STATS_PROGRAM = "perf.contenders.hydrogen_server"
 
 LIMIT = ("c", "generator")
-"""The families of arms whose server is the C limit: also those that are clients, `generator` and `c-client`."""
+"""The families of contenders whose server is the C limit: also those that are clients, `generator` and `c-client`."""
 
 
-def missing(arm: str) -> str | None:
-    """What ``arm`` lacks here, the first module for one, or None."""
-    if arm.partition("-")[0] in (WORKERS, LOOPS) and has_gil():
+def missing(contender: str) -> str | None:
+    """What ``contender`` lacks here, the first module for one, or None."""
+    if contender.partition("-")[0] in (WORKERS, LOOPS) and has_gil():
         return "Python without a GIL"
-    if arm == "hydrogen-python":
+    if contender == "hydrogen-python":
         return None
-    needed = NEEDS.get(arm.partition("-")[0], ())
+    needed = NEEDS.get(contender.partition("-")[0], ())
     return next((module for module in needed if importlib.util.find_spec(module) is None), None)
 
 
@@ -69,7 +69,7 @@ def compile_c(folder: Path) -> None:
         subprocess.run(command, check=True)
 
 
-class Arm(NamedTuple):
+class Contender(NamedTuple):
     """A server to be measured, or one that a client is measured on."""
 
     name: str
@@ -79,23 +79,23 @@ class Arm(NamedTuple):
     """its command line"""
 
 
-def arm_called(name: str, job: str, settings: Settings) -> Arm:
-    """The arm of that name, doing ``job``."""
+def contender_called(name: str, job: str, settings: Settings) -> Contender:
+    """The contender of that name, doing ``job``."""
     family, _, variant = name.partition("-")
     if family in LIMIT:
-        return Arm(name, job, [str(settings.folder / job)])
-    words = [sys.executable, "-m", STATS_PROGRAM if family in (WORKERS, LOOPS) else f"perf.arms.{family}_server", job]
+        return Contender(name, job, [str(settings.folder / job)])
+    words = [sys.executable, "-m", STATS_PROGRAM if family in (WORKERS, LOOPS) else f"perf.contenders.{family}_server", job]
     if job == TLS_JOB:
         words.append(str(settings.folder / certificates.SERVER))
     if family in (WORKERS, LOOPS):
         words += ["--threads", variant, "--loops", variant if family == LOOPS else "1", "--handoff", settings.handoff]
     if family == "hydrogen":
         words += ["--engine", "python" if variant == "python" else "compiled", "--handoff", settings.handoff]
-    return Arm(name, job, words)
+    return Contender(name, job, words)
 
 
 class Server:
-    """A running arm.
+    """A running contender.
 
     Attributes:
         pid: its process.
@@ -137,7 +137,7 @@ def on_cpu(cpu: int | None) -> Callable[[], None] | None:
 
 @contextlib.contextmanager
 def started(words: list[str], cpu: int | None = None, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """A fresh process of an arm, on one CPU if told so, ended with the block."""
+    """A fresh process of a contender, on one CPU if told so, ended with the block."""
     process = subprocess.Popen(
         words,
         cwd=ROOT,

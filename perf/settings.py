@@ -18,7 +18,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Settings:
-    """The same for all arms of a comparison."""
+    """The same for all contenders of a comparison."""
 
     folder: Path
     """what was made for this comparison: the compiled C programs, the certificates"""
@@ -26,15 +26,15 @@ class Settings:
     duration: float
     warm_up: float
     handoff: str
-    """of the hydrogen arms"""
+    """of the hydrogen contenders"""
     idle_connections: int
     """of W9"""
     quiet: float | None
     """a run during which others kept more cores busy than this is repeated"""
     peak: float | None = None
-    """of a workload in an open loop: messages/s that the slowest of its arms reaches in a closed loop"""
+    """of a workload in an open loop: messages/s that the slowest of its contenders reaches in a closed loop"""
     mirrored: bool = False
-    """every second round: what an arm does in two parts, as in W6, it does in the other order"""
+    """every second round: what a contender does in two parts, as in W6, it does in the other order"""
 
 
 def layouts(choice: str) -> list[Layout]:

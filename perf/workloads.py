@@ -15,20 +15,20 @@ from perf.servers import BROADCAST_JOB, TLS_JOB, UPGRADED_JOB
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on an arm's median, or on the median of its paired ratios to another arm."""
+    """A bound on a contender's median, or on the median of its paired ratios to another contender."""
 
     figure: str
     against: str | None
-    """the other arm; None: the figure itself is bounded"""
+    """the other contender; None: the figure itself is bounded"""
     relation: str
     """">=" or "<=" """
     bound: float
     layout: str | None = None
     """the layout it holds for; None: each"""
-    arm: str = "hydrogen"
+    contender: str = "hydrogen"
 
     def __str__(self) -> str:
-        beside = self.arm if self.against is None else f"{self.arm} / {self.against}"
+        beside = self.contender if self.against is None else f"{self.contender} / {self.against}"
         return f"{beside}: {self.figure} {self.relation} {self.bound:g}"
 
     def met(self, value: float) -> bool:
@@ -41,7 +41,7 @@ class Workload:
 
     title: str
     jobs: Mapping[str, str]
-    """arm -> the job it does"""
+    """contender -> the job it does"""
     measure: Measure
     columns: Mapping[str, str]
     """the figures that the table shows -> their headings, with units"""
@@ -50,11 +50,11 @@ class Workload:
     """the figure whose paired ratios the table shows"""
     layouts: tuple[str, ...] = ("pinned", "shared")
     references: tuple[str, ...] = ("c", "uvloop")
-    """the arms to which the table shows those ratios"""
+    """the contenders to which the table shows those ratios"""
     pictured: str = ""
     """what its row in the picture of docs/performance.md is called; empty: it has none"""
     closed: Measure | None = None
-    """of an open loop: the closed one that finds the arms' peaks, by which its rates are chosen"""
+    """of an open loop: the closed one that finds the contenders' peaks, by which its rates are chosen"""
     gated: bool = False
     """the comparison fails when one of its goals is missed: for counts only, which are the same on every machine"""
 
@@ -62,13 +62,13 @@ class Workload:
         """Those that hold for this layout."""
         return [goal for goal in self.goals if goal.layout in (None, layout)]
 
-    def fast_arms(self) -> list[str]:
+    def fast_contenders(self) -> list[str]:
         """Who takes part in a fast comparison: a few, and those that the goals and the table's ratios need."""
-        needed = {*FAST_ARMS, *self.references, *(goal.arm for goal in self.goals), *(goal.against for goal in self.goals)}
-        return [arm for arm in self.jobs if arm in needed]
+        needed = {*FAST_CONTENDERS, *self.references, *(goal.contender for goal in self.goals), *(goal.against for goal in self.goals)}
+        return [contender for contender in self.jobs if contender in needed]
 
 
-FAST_ARMS = ("c", "uvloop", "hydrogen")
+FAST_CONTENDERS = ("c", "uvloop", "hydrogen")
 
 MORE_IS_BETTER = (RATE, "deliveries_per_second", "kept")
 """Of the compared figures; of the others less is."""
@@ -137,7 +137,7 @@ WORKLOADS = {
         pictured="echo",
     ),
     "W1o": Workload(
-        title="W1 in an open loop, at 50, 70 and 85 % of what the slowest arm reaches in a closed one",
+        title="W1 in an open loop, at 50, 70 and 85 % of what the slowest contender reaches in a closed one",
         jobs={"c": "echo", **dict.fromkeys(("asyncio", "uvloop", "hydrogen"), "raw")},
         measure=loads.at_rates(connections=64, size=64),
         closed=PLAIN,
@@ -169,7 +169,7 @@ WORKLOADS = {
         columns=LOAD_COLUMNS,
         compared=RATE,
         references=("hydrogen",),
-        goals=tuple(Goal(RATE, "hydrogen", ">=", 0.6, arm=f"hydrogen-{framing}") for framing in FRAMED),
+        goals=tuple(Goal(RATE, "hydrogen", ">=", 0.6, contender=f"hydrogen-{framing}") for framing in FRAMED),
     ),
     "W3": Workload(
         title="one connection, bursts of 100,000 SimpleFrame pings of 4 bytes sent in one go",
@@ -318,8 +318,8 @@ WORKLOADS = {
         goals=(
             Goal("without", None, "<=", 0),
             Goal("with_100", None, "<=", 0),
-            Goal("without", None, "<=", 0, arm="hydrogen-timed"),
-            Goal("sweeps_per_quarter", None, "<=", 1, arm="hydrogen-timed"),
+            Goal("without", None, "<=", 0, contender="hydrogen-timed"),
+            Goal("sweeps_per_quarter", None, "<=", 1, contender="hydrogen-timed"),
         ),
     ),
     "sweep": Workload(
@@ -363,7 +363,7 @@ WORKLOADS = {
         compared=RATE,
         layouts=("shared",),
         references=("workers-1",),
-        goals=(Goal(RATE, "workers-1", ">=", 1.6, arm="workers-2"),),
+        goals=(Goal(RATE, "workers-1", ">=", 1.6, contender="workers-2"),),
     ),
     "parallel-W1": Workload(
         title="W1 on a Python without a GIL, hydrogen alone",
@@ -373,7 +373,7 @@ WORKLOADS = {
         compared=RATE,
         layouts=("shared",),
         references=("workers-1",),
-        goals=(Goal(RATE, "workers-1", ">=", 1.0, arm="workers-2"),),
+        goals=(Goal(RATE, "workers-1", ">=", 1.0, contender="workers-2"),),
     ),
     "WS": Workload(
         title="WebSocket echo of 64-byte binary messages, 64 connections, closed loop",
@@ -400,9 +400,9 @@ WORKLOADS = {
         compared=RATE,
         references=(SECOND_CLIENT,),
         goals=(
-            Goal(RATE, SECOND_CLIENT, ">=", 0.95, arm="generator"),
+            Goal(RATE, SECOND_CLIENT, ">=", 0.95, contender="generator"),
             *(
-                Goal(figure, SECOND_CLIENT, relation, bound, arm="generator")
+                Goal(figure, SECOND_CLIENT, relation, bound, contender="generator")
                 for figure in ("p50_us", "p99_us")
                 for relation, bound in ((">=", 0.95), ("<=", 1.05))
             ),

@@ -50,7 +50,7 @@ def published(tmp_path):
                 "began": f"2026-01-0{number}T10:20:30+00:00",
                 "options": {
                     "workload": [each["workload"] for each in comparisons],
-                    "arms": "None",
+                    "contenders": "None",
                     "rounds": "2",
                     "layout": "both",
                     "duration": "0.7",
@@ -82,7 +82,7 @@ def section(page, head):
 def test_a_table_has_medians_and_paired_ratios_with_their_range(published):
     page = published([ECHO])
     rows = table(page, "W1, shared")
-    assert rows[0][:3] == ["arm", "messages/s", "server CPU us/message"]
+    assert rows[0][:3] == ["contender", "messages/s", "server CPU us/message"]
     assert [row[0] for row in rows[1:]] == ["c", "uvloop", "hydrogen"]
     assert rows[3][1] == "100"
     assert rows[3][-1] == "1.000 (0.950-1.050)"
@@ -142,7 +142,7 @@ def test_without_hydrogen_there_is_a_table_and_nothing_is_missed(published):
     assert "Every goal was met." in section(page, "Where hydrogen loses")
 
 
-def test_an_arm_that_the_workload_has_no_more_is_shown_all_the_same(published):
+def test_a_contender_that_the_workload_has_no_more_is_shown_all_the_same(published):
     page = published([compared("W1", {"abacus-two": run(50), "uvloop": run(100), "hydrogen": run(120)})])
     assert [row[0] for row in table(page, "W1, shared")[1:]] == ["uvloop", "hydrogen", "abacus-two"]
     assert "echo: 1.20 x uvloop" in page
@@ -278,10 +278,10 @@ def test_the_status_is_1_when_a_count_is_missed(compare, capsys):
     assert "failed: W10, shared: hydrogen: syscalls <= 2.2" in capsys.readouterr().err
 
 
-def test_a_count_that_was_not_taken_is_missed_unless_its_arm_was_not_wanted(compare):
+def test_a_count_that_was_not_taken_is_missed_unless_its_contender_was_not_wanted(compare):
     nothing = compared("W10", {"uvloop": {"syscalls": 2.0}})
     assert compare(nothing) == 1
-    assert compare(nothing, options=["--arms", "uvloop"]) == 0
+    assert compare(nothing, options=["--contenders", "uvloop"]) == 0
 
 
 def test_what_is_given_counts_for_more_than_fast():
@@ -292,14 +292,14 @@ def test_what_is_given_counts_for_more_than_fast():
     assert (parsed(parser(), []).rounds, parsed(parser(), []).duration) == (5, 4.0)
 
 
-def test_a_fast_comparison_has_the_arms_that_its_goals_need():
+def test_a_fast_comparison_has_the_contenders_that_its_goals_need():
     from perf.workloads import WORKLOADS
 
-    assert WORKLOADS["W5"].fast_arms() == ["c", "uvloop", "uvloop-executor", "hydrogen"]
+    assert WORKLOADS["W5"].fast_contenders() == ["c", "uvloop", "uvloop-executor", "hydrogen"]
     for workload in WORKLOADS.values():
-        arms = workload.fast_arms()
-        assert {*arms} >= ({"hydrogen"} & {*workload.jobs}) | {goal.arm for goal in workload.goals}
-        assert {goal.against for goal in workload.goals} - {None} <= {*arms}
+        contenders = workload.fast_contenders()
+        assert {*contenders} >= ({"hydrogen"} & {*workload.jobs}) | {goal.contender for goal in workload.goals}
+        assert {goal.against for goal in workload.goals} - {None} <= {*contenders}
 
 
 def test_publish_is_called_with_the_result_that_was_written(compare, monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""``python -m perf.arms.hydrogen_server JOB [CERTIFICATE] [--engine compiled|python] [--handoff POLICY] [--threads N] [--loops N]``
+"""``python -m perf.contenders.hydrogen_server JOB [CERTIFICATE] [--engine compiled|python] [--handoff POLICY] [--threads N] [--loops N]``
 
 A line on its standard input is answered with the server's statistics, and what its handler counts, as a line of JSON.
 """
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import hydrogen
-from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, BROADCAST, COMPUTING_ADDITIONS, THREADS, tls_context
+from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, BROADCAST, COMPUTING_ADDITIONS, THREADS, tls_context
 
 
 class Echo(hydrogen.Handler):

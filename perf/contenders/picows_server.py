@@ -1,4 +1,4 @@
-"""``python -m perf.arms.picows_server JOB``: picows on uvloop; its only job is ``websocket_upgraded``."""
+"""``python -m perf.contenders.picows_server JOB``: picows on uvloop; its only job is ``websocket_upgraded``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python -m perf.arms.gevent_server JOB``"""
+"""``python -m perf.contenders.gevent_server JOB``"""
 
 # ruff: noqa: E402
 
@@ -14,7 +14,7 @@ import time
 
 from gevent.server import StreamServer
 
-from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, CHUNK
+from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, CHUNK
 
 _messages = itertools.count(1)
 

@@ -1,4 +1,4 @@
-"""``python -m perf.arms.threads_server JOB``: the standard library's `socketserver`, a thread for each connection."""
+"""``python -m perf.contenders.threads_server JOB``: the standard library's `socketserver`, a thread for each connection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socketserver
 import sys
 import time
 
-from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, CHUNK
+from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, CHUNK
 
 _messages = itertools.count(1)
 
@@ -36,7 +36,7 @@ class Sleeping(Raw):
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Takes as many connections at once as the other arms do."""
+    """Takes as many connections at once as the other contenders do."""
 
     daemon_threads = True
     request_queue_size = 4096

@@ -1,4 +1,4 @@
-"""``python -m perf.arms.twisted_server JOB``"""
+"""``python -m perf.contenders.twisted_server JOB``"""
 
 # ruff: noqa: E402
 
@@ -17,7 +17,7 @@ from twisted.internet import reactor as installed
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThreadPool
 
-from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, THREADS
+from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, THREADS
 
 reactor: Any = installed  # the module says what any reactor can do, not what this one can
 

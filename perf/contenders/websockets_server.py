@@ -1,4 +1,4 @@
-"""``python -m perf.arms.websockets_server JOB``: websockets on uvloop; its only job is ``websocket_upgraded``.
+"""``python -m perf.contenders.websockets_server JOB``: websockets on uvloop; its only job is ``websocket_upgraded``.
 
 Without compression, which makes tiny messages slower; and without keepalive, for the load generator answers no pings.
 """

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar, cast
 
-from perf.arms import BLOCKING_EVERY, BLOCKING_SECONDS, BROADCAST, THREADS, tls_context
+from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, BROADCAST, THREADS, tls_context
 
 START, END = b"\x01", b"\x17"
 pack_head, unpack_head = struct.Struct(">BH").pack, struct.Struct(">BH").unpack_from
