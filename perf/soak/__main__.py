@@ -19,10 +19,10 @@ from typing import Any
 from perf import certificates, machine
 from perf.servers import HERE
 from perf.soak import checks, report
-from perf.soak.friends import Wrong, last_guests
 from perf.soak.link import Target
 from perf.soak.processes import Child, Hung, Sampler, started
 from perf.soak.settings import IDLE_TIMEOUT, Place
+from perf.soak.well_behaved import Wrong, last_guests
 
 SCHEMA = {"name": "hydrogen.perf.soak", "version": 1}
 
@@ -34,7 +34,7 @@ LEAVING = 90.0
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m perf.soak", description="Friendly and hostile clients, for minutes.")
+    p = argparse.ArgumentParser(prog="python -m perf.soak", description="Well-behaved and hostile clients, for minutes.")
     p.add_argument("--minutes", type=float, default=10.0, metavar="N", help="how long (default %(default)s)")
     p.add_argument("--engine", choices=("compiled", "python"), default="compiled")
     p.add_argument("--seed", type=int, metavar="N", help="of the clients' dice (default: any)")
@@ -58,14 +58,14 @@ def soak(engine: str, seconds: float, seed: int) -> checks.Evidence:
             sampler = Sampler(server)
             evidence.samples = sampler.samples
             sampler.take()
-            for side in ("friends", "foes"):
+            for side in ("well_behaved", "hostile"):
                 children[side] = stack.enter_context(started(folder, side, "perf.soak.clients", side, *words))
             while there := [side for side, child in children.items() if side != "server" and child.process.poll() is None]:
                 time.sleep(1)
                 sampler.take()
                 if sampler.samples[-1].seconds > seconds + LEAVING:
                     raise Hung(f"these do not end: {', '.join(there)}")
-            evidence.friends, evidence.foes = children["friends"].answer(), children["foes"].answer()
+            evidence.well_behaved, evidence.hostile = children["well_behaved"].answer(), children["hostile"].answer()
             evidence.emptied = emptied(sampler)
             goodbye(Target(ports, ssl.create_default_context(cafile=authority)), server, evidence)
             for name, child in children.items():
@@ -88,7 +88,7 @@ def emptied(sampler: Sampler) -> dict[str, Any]:
 
 
 def goodbye(target: Target, server: Child, evidence: checks.Evidence) -> None:
-    """Stop the servers while some friends are there."""
+    """Stop the servers while some clients are there."""
 
     async def stop() -> None:
         evidence.stopped = await asyncio.to_thread(server.ask, "stop")

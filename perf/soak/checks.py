@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from perf.soak.friends import LAST, LATE
 from perf.soak.processes import Sample
 from perf.soak.settings import Place
+from perf.soak.well_behaved import LAST, LATE
 
 WARM_UP = 60.0
 """Seconds after which memory must not grow any more; in short soaks a third of them."""
@@ -25,7 +25,7 @@ GROWTH_ALLOWED = 8 * MEBIBYTE
 """of memory, in all: so much of it, and so many bytes, which are some times `MAX_BUFFERED`"""
 
 BOUNDS = ("accept_pauses", "reading_pauses", "reading_resumes", "memory_pauses", "all_blocked", "slow_callbacks")
-"""Counters of `Stats` that are 0 only when the foes were too tame."""
+"""Counters of `Stats` that are 0 only when the hostile clients were too tame."""
 
 COMPILED_BOUNDS = ("stalls", "handoffs")
 """The same, of what the Python engine does not have."""
@@ -38,8 +38,8 @@ class Evidence:
     engine: str
     seconds: float
     samples: list[Sample] = field(default_factory=list)
-    friends: dict[str, Any] = field(default_factory=dict)
-    foes: dict[str, Any] = field(default_factory=dict)
+    well_behaved: dict[str, Any] = field(default_factory=dict)
+    hostile: dict[str, Any] = field(default_factory=dict)
     emptied: dict[str, Any] = field(default_factory=dict)
     """what the servers said when nobody was left"""
     stopped: dict[str, Any] = field(default_factory=dict)
@@ -82,12 +82,15 @@ def judged(evidence: Evidence) -> list[Check]:
     """All checks; when the soak could not be carried through, that one."""
     if evidence.hung:
         return [Check("every process answers and ends", False, evidence.hung)]
-    return [*_friends(evidence), *_servers(evidence), *_process(evidence)]
+    return [*_well_behaved(evidence), *_servers(evidence), *_process(evidence)]
 
 
 def unexcused(evidence: Evidence) -> list[dict[str, Any]]:
-    """What went wrong with friends, in their own view and in the servers', but for those whose own process was late for a deadline."""
-    faults = evidence.friends["faults"]
+    """What went wrong with well-behaved clients, in their own view and in the servers'.
+
+    Those whose own process was late for a deadline are left out.
+    """
+    faults = evidence.well_behaved["faults"]
     late = {fault["who"] for fault in faults if fault["late_seconds"] > LATE}
     in_time = {item["who"] for item in evidence.told["unannounced"] if item["error"] == "ConnectionTimeout"}
     excused = late & in_time
@@ -107,15 +110,17 @@ def growth(evidence: Evidence) -> tuple[float, float, float]:
     return statistics.median(first), statistics.median(last), slope
 
 
-def _friends(evidence: Evidence) -> Iterator[Check]:
+def _well_behaved(evidence: Evidence) -> Iterator[Check]:
     wrong = unexcused(evidence)
-    yield Check("no friend saw a wrong byte or an end that was not announced", not wrong, f"{len(wrong)}: {wrong}" if wrong else "none")
-    turned_away, overload = evidence.friends["turned_away"].get("tls", 0), evidence.told["stats"]["tls"]["removed_overload"]
-    yield Check("no friend was turned away but for want of a place", turned_away <= overload, f"{turned_away} of {overload}")
-    faults = evidence.foes["faults"]
+    found = f"{len(wrong)}: {wrong}" if wrong else "none"
+    name = "no well-behaved client saw a wrong byte or an end that was not announced"
+    yield Check(name, not wrong, found)
+    turned_away, overload = evidence.well_behaved["turned_away"].get("tls", 0), evidence.told["stats"]["tls"]["removed_overload"]
+    yield Check("no well-behaved client was turned away but for want of a place", turned_away <= overload, f"{turned_away} of {overload}")
+    faults = evidence.hostile["faults"]
     yield Check("every attack could be carried out", not faults, str(faults or "yes"))
     found = evidence.goodbye or f"{evidence.last_guests} were there"
-    yield Check("friends at the stop were told in order", not evidence.goodbye and evidence.last_guests == LAST * len(Place), found)
+    yield Check("clients at the stop were ended gracefully", not evidence.goodbye and evidence.last_guests == LAST * len(Place), found)
 
 
 def _servers(evidence: Evidence) -> Iterator[Check]:

@@ -1,4 +1,4 @@
-"""A process of clients: ``python -m perf.soak.clients friends|foes --seconds S --seed N --authority FILE PLACE=PORT...``
+"""A process of clients: ``python -m perf.soak.clients well_behaved|hostile --seconds S --seed N --authority FILE PLACE=PORT...``
 
 Prints what became of them as one line of JSON.
 """
@@ -10,12 +10,12 @@ import asyncio
 import json
 import ssl
 
-from perf.soak.foes import Foes
-from perf.soak.friends import Friends
+from perf.soak.hostile import HostileClients
 from perf.soak.link import Target
 from perf.soak.settings import Place
+from perf.soak.well_behaved import WellBehavedClients
 
-SIDES: dict[str, type[Friends | Foes]] = {"friends": Friends, "foes": Foes}
+SIDES: dict[str, type[WellBehavedClients | HostileClients]] = {"well_behaved": WellBehavedClients, "hostile": HostileClients}
 
 
 async def run(options: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """The server's side: one handler for each server, which answers, blocks, raises, closes, hoards, and knows what it has announced.
 
-A *guest* is a friend that has said who it is. A guest may be removed because it left, or for what was announced on its connection: what the
-handler was about to do, or how the friend said that it would leave. Every other end of a guest is written down, with its error.
+A *guest* is a well-behaved client that has said who it is. A guest may be removed because it left,
+or for what was announced on its connection: what the handler was about to do, or how the client
+said that it would leave. Every other end of a guest is written down, with its error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hydrogen
-from perf.soak import wire
+from perf.soak import protocol
 from perf.soak.settings import REJECTED
 
 KEPT = 50
@@ -53,7 +54,7 @@ class Foreign:
 
 
 class Guest:
-    """What is known of one friend's connection; only callbacks of that connection touch it."""
+    """What is known of one guest's connection; only callbacks of that connection touch it."""
 
     __slots__ = ("allowed", "who")
 
@@ -83,18 +84,18 @@ class Host(hydrogen.Handler):
         self.ended: Counter[str] = Counter()
         self.unannounced: list[dict[str, Any]] = []
         self._jobs: dict[bytes, Callable[[hydrogen.HydrogenSocket, bytes, int, int, bytes], None]] = {
-            wire.HELLO: self._hello,
-            wire.ECHO: self._echo,
-            wire.BLOCK: self._block,
-            wire.LARGE: self._large,
-            wire.FOREIGN: self._several,
-            wire.TIMER: self._later,
-            wire.WHERE: self._where,
-            wire.LEAVING: self._leaving,
-            wire.CLOSE: self._close,
-            wire.ABORT: self._abort,
-            wire.RAISE: self._raise,
-            wire.HOARD: self._hoard,
+            protocol.HELLO: self._hello,
+            protocol.ECHO: self._echo,
+            protocol.BLOCK: self._block,
+            protocol.LARGE: self._large,
+            protocol.FOREIGN: self._several,
+            protocol.TIMER: self._later,
+            protocol.WHERE: self._where,
+            protocol.LEAVING: self._leaving,
+            protocol.CLOSE: self._close,
+            protocol.ABORT: self._abort,
+            protocol.RAISE: self._raise,
+            protocol.HOARD: self._hoard,
         }
 
     def begin_broadcasts(self) -> None:
@@ -103,7 +104,7 @@ class Host(hydrogen.Handler):
 
     def _broadcast(self) -> None:
         self._broadcasts += 1
-        self.server.broadcast(b"%s %d" % (wire.BROADCAST, self._broadcasts))
+        self.server.broadcast(b"%s %d" % (protocol.BROADCAST, self._broadcasts))
         self._call_later(self._quiet_seconds if self._broadcasts % 5 == 0 else 0.1, self._broadcast)
 
     def _call_later(self, seconds: float, callback: Callable[[], object]) -> None:
@@ -124,7 +125,7 @@ class Host(hydrogen.Handler):
             raise hydrogen.Reject
 
     def on_connected(self, socket: hydrogen.HydrogenSocket) -> None:
-        socket.send(wire.GREETING)
+        socket.send(protocol.GREETING)
 
     def on_data_received(self, socket: hydrogen.HydrogenSocket, data: bytes) -> None:
         words = data.split(b" ", 3)
@@ -132,7 +133,7 @@ class Host(hydrogen.Handler):
         if job is not None and len(words) == 4 and words[1].isdigit() and words[2].isdigit():
             job(socket, data, int(words[1]), int(words[2]), words[3])
         else:
-            socket.send(data)  # of a foe, then
+            socket.send(data)  # of a hostile client, then
 
     def on_disconnected(self, socket: hydrogen.HydrogenSocket, err: Exception) -> None:
         guest = socket.user_data
@@ -159,17 +160,17 @@ class Host(hydrogen.Handler):
 
     def _large(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
         for index in range(int(rest)):
-            socket.send(wire.part(who, number, index))
+            socket.send(protocol.part(who, number, index))
 
     def _several(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
-        self._foreign.send(socket, wire.several(wire.FOREIGN, who, number, int(rest)))
+        self._foreign.send(socket, protocol.several(protocol.FOREIGN, who, number, int(rest)))
 
     def _later(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
         self._call_later(int(rest) / 1000, lambda: socket.send(data))
 
     def _where(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
         peername = socket.peername
-        socket.send(wire.request(wire.WHERE, who, number, b"%s %d" % (peername[0].encode(), peername[1])))
+        socket.send(protocol.request(protocol.WHERE, who, number, b"%s %d" % (peername[0].encode(), peername[1])))
 
     def _leaving(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
         self._allow(socket, "ConnectionResetError", "BrokenPipeError", "SSLEOFError")

@@ -1,4 +1,4 @@
-"""One connection of a client, friend or foe: a socket that never blocks, under asyncio, with or without TLS.
+"""One connection of a client, well-behaved or hostile: a socket that never blocks, under asyncio, with or without TLS.
 
 Not asyncio's own streams: they read ahead of who asks, and would hide from the server that nobody does.
 """
@@ -114,7 +114,7 @@ class Link:
         """At most `size` bytes off the socket, and what they mean; b"" at an orderly end.
 
         Raises:
-            OSError: an end out of order; with TLS also one that was not announced.
+            OSError: an end that was not graceful; with TLS also one that was not announced.
         """
         while not self._is_ended:
             data = await self.receive_raw(size)

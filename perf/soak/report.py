@@ -48,8 +48,8 @@ def as_json(evidence: Evidence, checks: Sequence[Check]) -> dict[str, Any]:
     return {
         "held": all(check.held for check in checks),
         "checks": [asdict(check) for check in checks],
-        "friends": {**evidence.friends, "conversations": by_kind(evidence.friends.get("conversations", {}))},
-        "foes": {**evidence.foes, "attacks": by_kind(evidence.foes.get("attacks", {}))},
+        "well_behaved": {**evidence.well_behaved, "conversations": by_kind(evidence.well_behaved.get("conversations", {}))},
+        "hostile": {**evidence.hostile, "attacks": by_kind(evidence.hostile.get("attacks", {}))},
         "removed": evidence.causes(),
         "servers": evidence.told,
         "series": series(evidence),
@@ -62,16 +62,16 @@ def markdown(minutes: float, seed: int, evidence: Evidence, checks: Sequence[Che
     for check in checks:
         found = check.found if len(check.found) < 400 else f"{check.found[:400]} ..."
         lines.append(f"| {check.name} | {'yes' if check.held else '**NO**'} | {found.replace(chr(10), '<br>').replace('|', '/')} |")
-    if evidence.friends and evidence.foes and evidence.told:
+    if evidence.well_behaved and evidence.hostile and evidence.told:
         lines += ["", *_happened(evidence)]
     return "\n".join(lines) + "\n"
 
 
 def _happened(evidence: Evidence) -> list[str]:
-    friends = by_kind(evidence.friends["conversations"])
-    foes = by_kind(evidence.foes["attacks"])
-    latency = evidence.friends["ping_pong_us"]
-    waits = {name.replace("_", " "): f"{seconds['median']:.1f} s" for name, seconds in evidence.foes["waited_seconds"].items()}
+    well_behaved = by_kind(evidence.well_behaved["conversations"])
+    hostile = by_kind(evidence.hostile["attacks"])
+    latency = evidence.well_behaved["ping_pong_us"]
+    waits = {name.replace("_", " "): f"{seconds['median']:.1f} s" for name, seconds in evidence.hostile["waited_seconds"].items()}
     warm, end, slope = growth(evidence)
     used = evidence.samples[-1].cpu - evidence.samples[0].cpu
     per_server: Counter[str] = Counter({name: stats["accepted"] for name, stats in evidence.told["stats"].items()})
@@ -79,9 +79,9 @@ def _happened(evidence: Evidence) -> list[str]:
         "| what | how many |",
         "|---|---|",
         f"| connections accepted | {_listed(per_server)} |",
-        f"| friends | {_listed({kind: sum(places.values()) for kind, places in friends.items()})} |",
-        f"| answers verified | {evidence.friends['answers']:,} |",
-        f"| foes | {_listed({kind.replace('_', ' '): sum(ends.values()) for kind, ends in foes.items()})} |",
+        f"| well-behaved clients | {_listed({kind: sum(places.values()) for kind, places in well_behaved.items()})} |",
+        f"| answers verified | {evidence.well_behaved['answers']:,} |",
+        f"| hostile clients | {_listed({kind.replace('_', ' '): sum(ends.values()) for kind, ends in hostile.items()})} |",
         f"| until a deadline ended them | {', '.join(f'{name} {seconds}' for name, seconds in waits.items())} |",
         f"| removed | {_listed({name.removeprefix('removed_').replace('_', ' '): n for name, n in evidence.causes().items()})} |",
         f"| RSS | {warm / MEBIBYTE:.1f} MiB after warming up, {end / MEBIBYTE:.1f} MiB at the end, {slope / 1024:+.0f} KiB a minute |",

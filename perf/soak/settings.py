@@ -1,9 +1,11 @@
 """What both sides of a soak know: limits so tight that each of them bites in any quarter of a minute, and from where who comes.
 
-Two rules keep the friends out of the limits. *By address*: friends come from addresses of their own, fewer from each than
-`PER_ADDRESS`. *By size*: what is buffered for one friend is less than what is buffered for the largest foe whenever `MAX_BUFFERED` is
-exceeded, for it is the connection with the most that goes: a third of the `FRIENDS` is at one server, and each lets not much more than
-`LARGEST_REPLY` wait; what is left of `MAX_BUFFERED` is more than that for each of the 14 foes that do not read.
+Two rules keep the well-behaved clients out of the limits. *By address*: they come from addresses of
+their own, fewer from each than `PER_ADDRESS`. *By size*: what is buffered for one of them is less
+than what is buffered for the largest hostile one whenever `MAX_BUFFERED` is exceeded, for it is the
+connection with the most that goes: a third of the `WELL_BEHAVED_SLOTS` is at one server, and each
+lets not much more than `LARGEST_REPLY` wait; what is left of `MAX_BUFFERED` is more than that for
+each of the 14 hostile ones that do not read.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ PART = 16_000
 PARTS = 4
 LARGEST_REPLY = PART * PARTS
 
-FRIENDS = 36
-"""slots in which one friend comes after the other"""
-FRIENDLY = [f"127.0.0.{number}" for number in range(1, 9)]
+WELL_BEHAVED_SLOTS = 36
+"""slots in which one client comes after the other"""
+WELL_BEHAVED = [f"127.0.0.{number}" for number in range(1, 9)]
 REJECTED = "127.0.0.66"
 """whom `on_new_connection` of the plain server refuses"""
 HOSTILE = "127.0.0.90"

@@ -1,4 +1,4 @@
-"""The soak of perf/soak, for some seconds: that its friends are served while its foes are at work, and that it can tell."""
+"""The soak of perf/soak, for some seconds: that well-behaved clients are served while hostile ones are at work, and that it can tell."""
 
 import json
 
@@ -14,7 +14,7 @@ def soak(perf_found):
 
 
 @pytest.mark.slow
-def test_friends_are_served_and_every_limit_bites_in_a_short_soak(engine, soak, tmp_path, capsys):
+def test_well_behaved_clients_are_served_and_every_limit_bites_in_a_short_soak(engine, soak, tmp_path, capsys):
     status = soak(["--minutes", "0.2", "--engine", engine, "--results", str(tmp_path)])
     table = capsys.readouterr().out
     assert status == 0, table
@@ -23,6 +23,6 @@ def test_friends_are_served_and_every_limit_bites_in_a_short_soak(engine, soak, 
     assert report["schema"]["name"] == "hydrogen.perf.soak"
     assert report["options"]["engine"] == engine
     assert report["held"]
-    assert report["friends"]["answers"] > 0
+    assert report["well_behaved"]["answers"] > 0
     assert min(report["removed"].values()) > 0
     assert f"Soak of the {engine} engine" in table

@@ -1,4 +1,4 @@
-"""The judgement of perf/soak: what its friends take for wrong, and which evidence fails which check."""
+"""The judgement of perf/soak: what well-behaved clients take for wrong, and which evidence fails which check."""
 
 import asyncio
 import dataclasses
@@ -25,13 +25,13 @@ class Scripted:
 
 
 def outcome(*messages, ask=b"E"):
-    """What a friend, number 7, makes of these messages after its first request; None: all is well."""
-    from perf.soak import wire
-    from perf.soak.friends import Talk, Wrong
+    """What a well-behaved client, number 7, makes of these messages after its first request; None: all is well."""
+    from perf.soak import protocol
     from perf.soak.settings import Place
+    from perf.soak.well_behaved import Talk, Wrong
 
     async def converse():
-        talk = Talk(Scripted(*(wire.frame(Place.PLAIN, message) for message in messages)), Place.PLAIN, 7, random.Random(1))
+        talk = Talk(Scripted(*(protocol.frame(Place.PLAIN, message) for message in messages)), Place.PLAIN, 7, random.Random(1))
         await talk.ask(ask, 2)
         await talk.end()
 
@@ -42,7 +42,7 @@ def outcome(*messages, ask=b"E"):
     return None
 
 
-def test_a_friend_is_content_with_its_answer_and_broadcasts_in_between():
+def test_a_client_is_content_with_its_answer_and_broadcasts_in_between():
     assert outcome(b"welcome", b"all 5", b"E 7 4 2", b"all 6") is None
 
 
@@ -65,20 +65,20 @@ def test_timers_and_other_threads_may_come_in_between_in_their_own_order():
     ],
     ids=["lost", "no greeting", "another's", "twice", "broadcast lost", "broadcast twice", "greeted twice", "out of order", "cut short"],
 )
-def test_a_friend_notices(messages, ask):
+def test_a_client_notices(messages, ask):
     assert outcome(*messages, ask=ask) is not None
 
 
 def test_a_frame_that_is_none_is_wrong():
-    from perf.soak import wire
+    from perf.soak import protocol
     from perf.soak.settings import Place
 
-    whole = wire.frame(Place.PLAIN, b"abc")
-    assert wire.Unframer(Place.PLAIN).feed(whole * 2 + whole[:-1]) == [b"abc", b"abc"]
+    whole = protocol.frame(Place.PLAIN, b"abc")
+    assert protocol.Unframer(Place.PLAIN).feed(whole * 2 + whole[:-1]) == [b"abc", b"abc"]
     for bad in (b"\x02" + whole[1:], whole[:-1] + b"\x18"):
         with pytest.raises(ValueError, match="a frame"):
-            wire.Unframer(Place.PLAIN).feed(bad)
-    lines = wire.Unframer(Place.PROXY)
+            protocol.Unframer(Place.PLAIN).feed(bad)
+    lines = protocol.Unframer(Place.PROXY)
     assert [lines.feed(data) for data in (b"a", b"b\nc\n\nd")] == [[], [b"ab", b"c", b""]]
     assert lines.is_partial
 
@@ -127,11 +127,11 @@ def spoil(change):
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        (lambda e: e.friends["faults"].append({"who": 1, "late_seconds": 0.0}), "no friend saw"),
-        (lambda e: e.told["unannounced"].append({"who": 1, "error": "SlowConsumer"}), "no friend saw"),
-        (lambda e: e.friends["turned_away"].update(tls=2), "no friend was turned away"),
-        (lambda e: e.foes["faults"].append({"what": "a bug"}), "every attack"),
-        (lambda e: setattr(e, "goodbye", "reset"), "friends at the stop"),
+        (lambda e: e.well_behaved["faults"].append({"who": 1, "late_seconds": 0.0}), "no well-behaved client saw"),
+        (lambda e: e.told["unannounced"].append({"who": 1, "error": "SlowConsumer"}), "no well-behaved client saw"),
+        (lambda e: e.well_behaved["turned_away"].update(tls=2), "no well-behaved client was turned away"),
+        (lambda e: e.hostile["faults"].append({"what": "a bug"}), "every attack"),
+        (lambda e: setattr(e, "goodbye", "reset"), "clients at the stop"),
         (lambda e: e.emptied["stats"]["tls"].update(connections=1), "no connection is left"),
         (lambda e: e.told["stats"]["plain"].update(accepted=99), "accepted == removed"),
         (lambda e: e.told["stats"]["plain"].update(queued_bytes=1), "queued_bytes"),
@@ -152,10 +152,10 @@ def test_one_thing_that_is_wrong_fails_its_check_and_no_other(change, name):
     assert failed.startswith(name)
 
 
-def test_a_deadline_is_excused_when_the_friends_own_process_was_late():
+def test_a_deadline_is_excused_when_the_clients_own_process_was_late():
     def late(found):
-        found.friends["faults"].append({"who": 1, "late_seconds": 1.5})
+        found.well_behaved["faults"].append({"who": 1, "late_seconds": 1.5})
         found.told["unannounced"].append({"who": 1, "error": "ConnectionTimeout"})
 
     assert spoil(late) == []
-    assert spoil(lambda found: found.friends["faults"].append({"who": 1, "late_seconds": 1.5})) != []
+    assert spoil(lambda found: found.well_behaved["faults"].append({"who": 1, "late_seconds": 1.5})) != []

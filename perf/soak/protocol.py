@@ -12,7 +12,7 @@ import struct
 from perf.soak.settings import PART, Place
 
 HELLO = b"H"
-"""I am a friend: remember who. Answered as ECHO."""
+"""I am well-behaved: remember who. Answered as ECHO."""
 ECHO = b"E"
 BLOCK = b"B"
 """Answered as ECHO, after so many milliseconds in which the handler blocks."""
@@ -25,7 +25,7 @@ TIMER = b"T"
 WHERE = b"P"
 """From where I come, in the server's view."""
 LEAVING = b"Q"
-"""Without an answer: I shall not leave in order."""
+"""Without an answer: I shall not leave gracefully."""
 CLOSE = b"C"
 """Say so, then close."""
 ABORT = b"A"

@@ -1,8 +1,8 @@
 """Clients that keep the rules, and verify every byte of what they get for it.
 
-One *slot* has one friend after the other, each with a number of its own. What it awaits is written down before it asks: what callbacks
+One *slot* has one client after the other, each with a number of its own. What it awaits is written down before it asks: what callbacks
 answer comes in the order of the requests and is compared byte by byte; what another thread sends has an order of its own; timers have
-none; broadcasts are numbered without a gap. A friend ends as it has announced, or it is told of in `Friends.faults`.
+none; broadcasts are numbered without a gap. A client ends as it has announced, or it is told of in `WellBehavedClients.faults`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from hydrogen.perf.histogram import BUCKETS, bucket_of, percentile
-from perf.soak import wire
+from perf.soak import protocol
 from perf.soak.link import Link, Target, header_v1, header_v2, invented
-from perf.soak.settings import FRIENDLY, FRIENDS, IDLE_TIMEOUT, MAX_SIZE, PARTS, Place
+from perf.soak.settings import IDLE_TIMEOUT, MAX_SIZE, PARTS, WELL_BEHAVED, WELL_BEHAVED_SLOTS, Place
 
 PATIENCE = 30.0
 """Seconds until the greeting has come, and then until the whole conversation is over; what is awaited then counts as lost."""
@@ -30,7 +30,7 @@ KEPT = 50
 """Faults of which the details are kept."""
 
 LAST = 4
-"""Friends at each server when it stops."""
+"""Clients at each server when it stops."""
 
 LAST_WHO = 1_000_000_000
 """Their numbers begin here."""
@@ -67,7 +67,7 @@ class Clock:
 
 
 class Talk:
-    """One friend's connection."""
+    """One client's connection."""
 
     def __init__(self, link: Link, place: Place, who: int, dice: random.Random) -> None:
         self.link = link
@@ -80,38 +80,38 @@ class Talk:
         self.is_greeted = False
         self._number = 0
         self._broadcast: int | None = None
-        self._frames = wire.Unframer(place)
+        self._frames = protocol.Unframer(place)
         self._awaited: deque[bytes] = deque()
         self._foreign: deque[bytes] = deque()
         self._timers: set[bytes] = set()
 
     async def ask(self, kind: bytes, rest: bytes | int = b"") -> None:
         """Send one request, its answer awaited from now on."""
-        await self.link.send(wire.frame(self.place, self.prepare(kind, rest)))
+        await self.link.send(protocol.frame(self.place, self.prepare(kind, rest)))
 
     def prepare(self, kind: bytes, rest: bytes | int = b"") -> bytes:
         """A request, its answer awaited from now on: who takes it sends it."""
         self._number += PARTS
         number = self._number
-        request = wire.request(kind, self.who, number, rest)
-        if kind == wire.LARGE:
+        request = protocol.request(kind, self.who, number, rest)
+        if kind == protocol.LARGE:
             assert isinstance(rest, int)
-            self._awaited.extend(wire.part(self.who, number, index) for index in range(rest))
-        elif kind == wire.FOREIGN:
+            self._awaited.extend(protocol.part(self.who, number, index) for index in range(rest))
+        elif kind == protocol.FOREIGN:
             assert isinstance(rest, int)
-            self._foreign.extend(wire.several(kind, self.who, number, rest))
-        elif kind == wire.TIMER:
+            self._foreign.extend(protocol.several(kind, self.who, number, rest))
+        elif kind == protocol.TIMER:
             self._timers.add(request)
-        elif kind == wire.WHERE:
+        elif kind == protocol.WHERE:
             assert self.came_from is not None
-            self._awaited.append(wire.request(kind, self.who, number, b"%s %d" % (self.came_from[0].encode(), self.came_from[1])))
-        elif kind not in (wire.LEAVING, wire.ABORT, wire.RAISE):
+            self._awaited.append(protocol.request(kind, self.who, number, b"%s %d" % (self.came_from[0].encode(), self.came_from[1])))
+        elif kind not in (protocol.LEAVING, protocol.ABORT, protocol.RAISE):
             self._awaited.append(request)
         return request
 
     def some(self, longest: int = 1000) -> bytes:
         """Something to be sent back."""
-        return wire.filler(self.who, self._number, self.dice.choice((0, 1, 10, 100, self.dice.randrange(longest + 1))))
+        return protocol.filler(self.who, self._number, self.dice.choice((0, 1, 10, 100, self.dice.randrange(longest + 1))))
 
     @property
     def is_settled(self) -> bool:
@@ -140,7 +140,7 @@ class Talk:
                 await asyncio.sleep(pause)
 
     async def end(self) -> None:
-        """Until the server has ended it in order; nothing may be missing then."""
+        """Until the server has ended it gracefully; nothing may be missing then."""
         while await self.take():
             pass
         if not self.is_settled or self._frames.is_partial:
@@ -163,13 +163,13 @@ class Talk:
             self._foreign.popleft()
         elif message in self._timers:
             self._timers.remove(message)
-        elif message.startswith(wire.BROADCAST + b" "):
+        elif message.startswith(protocol.BROADCAST + b" "):
             number = int(message.split()[1])
             if self._broadcast is not None and number != self._broadcast + 1:
                 raise Wrong(f"broadcast {number} came after {self._broadcast}")
             self._broadcast = number
             return
-        elif message == wire.GREETING and not self.is_greeted:
+        elif message == protocol.GREETING and not self.is_greeted:
             self.is_greeted = True
             return
         else:
@@ -187,14 +187,14 @@ async def open_talk(talk: Talk, target: Target) -> None:
         await talk.link.send(talk.dice.choice((header_v1, header_v2))(*talk.came_from))
     if talk.came_from is None:
         talk.came_from = talk.link.sock.getsockname()
-    await talk.ask(wire.HELLO)
+    await talk.ask(protocol.HELLO)
     while not talk.is_greeted:
         if not await talk.take():
             raise ConnectionResetError("an end before the greeting")
 
 
 async def last_guests(target: Target, stop: Callable[[], Awaitable[None]]) -> int:
-    """Friends who are there when the servers stop, and must be told so in order; how many.
+    """Clients that are there when the servers stop, which must end them gracefully; how many.
 
     Raises:
         Wrong, OSError, asyncio.TimeoutError: one was not.
@@ -204,11 +204,11 @@ async def last_guests(target: Target, stop: Callable[[], Awaitable[None]]) -> in
     try:
         talks = []
         for number, place in enumerate([*Place] * LAST):
-            links.append(await Link.connect(target.ports[place], FRIENDLY[0]))
+            links.append(await Link.connect(target.ports[place], WELL_BEHAVED[0]))
             talks.append(Talk(links[-1], place, LAST_WHO + number, dice))
             await open_talk(talks[-1], target)
             await talks[-1].settle()
-            await talks[-1].ask(wire.LARGE, PARTS)
+            await talks[-1].ask(protocol.LARGE, PARTS)
         ends = [asyncio.ensure_future(farewell(talk)) for talk in talks]
         await stop()
         await asyncio.wait_for(asyncio.gather(*ends), PATIENCE)
@@ -225,7 +225,7 @@ async def farewell(talk: Talk) -> None:
     talk.link.close()
 
 
-class Friends:
+class WellBehavedClients:
     """All slots.
 
     Attributes:
@@ -248,9 +248,9 @@ class Friends:
         self.slowest = 0
 
     async def run(self) -> None:
-        """Until the time is over and each friend is done."""
+        """Until the time is over and each client is done."""
         clock = asyncio.ensure_future(self._clock.run())
-        await asyncio.gather(*(self._slot(slot) for slot in range(FRIENDS)))
+        await asyncio.gather(*(self._slot(slot) for slot in range(WELL_BEHAVED_SLOTS)))
         clock.cancel()
 
     def report(self) -> dict[str, Any]:
@@ -272,7 +272,7 @@ class Friends:
         kinds, places = list(KINDS), list(Place)
         name = kinds[slot // len(places) % len(kinds)]  # every kind at every server; then as the dice fall
         while time.monotonic() < self._until:
-            await self._one(name, places[slot % len(places)], FRIENDLY[slot % len(FRIENDLY)], dice)
+            await self._one(name, places[slot % len(places)], WELL_BEHAVED[slot % len(WELL_BEHAVED)], dice)
             await asyncio.sleep(dice.uniform(0, 0.3))
             name = dice.choice(kinds)
 
@@ -321,7 +321,7 @@ class Friends:
         await talk.settle()
         for _ in range(talk.dice.randrange(20, 150)):
             began = time.perf_counter_ns()
-            await talk.ask(wire.ECHO, talk.some())
+            await talk.ask(protocol.ECHO, talk.some())
             await talk.settle()
             took = time.perf_counter_ns() - began
             self.latency[bucket_of(took)] += 1
@@ -333,7 +333,8 @@ class Friends:
         """Many requests at once, read while they are sent."""
         for _ in range(talk.dice.randrange(2, 6)):
             burst = b"".join(
-                wire.frame(talk.place, talk.prepare(wire.ECHO, talk.some(MAX_SIZE // 4))) for _ in range(talk.dice.randrange(20, 120))
+                protocol.frame(talk.place, talk.prepare(protocol.ECHO, talk.some(MAX_SIZE // 4)))
+                for _ in range(talk.dice.randrange(20, 120))
             )
             sending = asyncio.ensure_future(talk.link.send(burst))
             try:
@@ -348,15 +349,15 @@ class Friends:
         """Reads large replies slowly, and without a stop."""
         talk.read_size = 3000
         for _ in range(2):
-            await talk.ask(wire.LARGE, PARTS)
+            await talk.ask(protocol.LARGE, PARTS)
             await talk.settle(talk.dice.uniform(0.01, 0.05))
         await talk.leave()
 
     async def half_closer(self, talk: Talk) -> None:
         """Has asked for everything before it ends its half, and gets everything after."""
         for _ in range(talk.dice.randrange(1, 10)):
-            await talk.ask(wire.ECHO, talk.some())
-        await talk.ask(wire.LARGE, talk.dice.randrange(1, PARTS + 1))
+            await talk.ask(protocol.ECHO, talk.some())
+        await talk.ask(protocol.LARGE, talk.dice.randrange(1, PARTS + 1))
         await talk.leave()
 
     async def idler(self, talk: Talk) -> None:
@@ -364,23 +365,23 @@ class Friends:
         await talk.settle()
         for _ in range(2):
             await asyncio.sleep(IDLE_TIMEOUT * talk.dice.uniform(0.5, 0.75))
-            await talk.ask(wire.ECHO, talk.some())
+            await talk.ask(protocol.ECHO, talk.some())
             await talk.settle()
         await talk.leave()
 
     async def one_shot(self, talk: Talk) -> None:
-        """Connects, asks once, and is gone, in order or as it likes."""
-        await talk.ask(wire.ECHO, talk.some())
+        """Connects, asks once, and is gone, gracefully or as it likes."""
+        await talk.ask(protocol.ECHO, talk.some())
         if talk.dice.random() < 0.5:
             await talk.leave()
         else:
-            await talk.ask(wire.LEAVING)
+            await talk.ask(protocol.LEAVING)
             await talk.settle()
 
     async def waiter(self, talk: Talk) -> None:
         """Asks what takes the server a while."""
         for _ in range(talk.dice.randrange(2, 12)):
-            await talk.ask(wire.BLOCK, talk.dice.randrange(1, 50))
+            await talk.ask(protocol.BLOCK, talk.dice.randrange(1, 50))
             if talk.dice.random() < 0.5:
                 await talk.settle()
         await talk.settle()
@@ -389,9 +390,9 @@ class Friends:
     async def subscriber(self, talk: Talk) -> None:
         """Is sent things by timers and by another thread, beside what it asks for."""
         for _ in range(talk.dice.randrange(3, 20)):
-            await talk.ask(wire.TIMER, talk.dice.randrange(0, 300))
-            await talk.ask(wire.FOREIGN, talk.dice.randrange(1, 10))
-            await talk.ask(wire.ECHO, talk.some())
+            await talk.ask(protocol.TIMER, talk.dice.randrange(0, 300))
+            await talk.ask(protocol.FOREIGN, talk.dice.randrange(1, 10))
+            await talk.ask(protocol.ECHO, talk.some())
             if talk.dice.random() < 0.3:
                 await talk.settle()
         await talk.settle()
@@ -399,38 +400,38 @@ class Friends:
 
     async def caller(self, talk: Talk) -> None:
         """Asks from where it comes."""
-        await talk.ask(wire.WHERE)
+        await talk.ask(protocol.WHERE)
         await talk.settle()
         await talk.leave()
 
     async def closed(self, talk: Talk) -> None:
         """Has the server close, after what was asked for before."""
         for _ in range(talk.dice.randrange(5)):
-            await talk.ask(wire.ECHO, talk.some())
-        await talk.ask(wire.LARGE, 1)
-        await talk.ask(wire.CLOSE)
+            await talk.ask(protocol.ECHO, talk.some())
+        await talk.ask(protocol.LARGE, 1)
+        await talk.ask(protocol.CLOSE)
         await talk.end()
 
     async def victim(self, talk: Talk) -> None:
         """Has the server abort, or raise."""
         await talk.settle()
-        await talk.ask(talk.dice.choice((wire.ABORT, wire.RAISE)))
+        await talk.ask(talk.dice.choice((protocol.ABORT, protocol.RAISE)))
         try:
             await talk.end()
         except OSError:  # a reset is what it asked for
             return
 
 
-KINDS: dict[str, Callable[[Friends, Talk], Awaitable[None]]] = {
-    "ping-pong": Friends.ping_pong,
-    "pipeline": Friends.pipeline,
-    "slow reader": Friends.slow_reader,
-    "half-closer": Friends.half_closer,
-    "idler": Friends.idler,
-    "one-shot": Friends.one_shot,
-    "waiter": Friends.waiter,
-    "subscriber": Friends.subscriber,
-    "caller": Friends.caller,
-    "closed": Friends.closed,
-    "victim": Friends.victim,
+KINDS: dict[str, Callable[[WellBehavedClients, Talk], Awaitable[None]]] = {
+    "ping-pong": WellBehavedClients.ping_pong,
+    "pipeline": WellBehavedClients.pipeline,
+    "slow reader": WellBehavedClients.slow_reader,
+    "half-closer": WellBehavedClients.half_closer,
+    "idler": WellBehavedClients.idler,
+    "one-shot": WellBehavedClients.one_shot,
+    "waiter": WellBehavedClients.waiter,
+    "subscriber": WellBehavedClients.subscriber,
+    "caller": WellBehavedClients.caller,
+    "closed": WellBehavedClients.closed,
+    "victim": WellBehavedClients.victim,
 }

@@ -1,7 +1,7 @@
 """Clients that break the rules, each in one way, again and again. What they get is not looked at; how long they last is noted.
 
 One *slot* of a kind has one attack after the other. An attack is bounded in time and in sockets, and all its sockets are closed after it.
-Rates are bounded too: the machine must have time left for the friends, whose complaints are what a soak is for.
+Rates are bounded too: the machine must have time left for the well-behaved ones, whose complaints are what a soak is for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from perf.soak import wire
+from perf.soak import protocol
 from perf.soak.link import SIGNATURE, Link, Target, header_v1, header_v2, invented
 from perf.soak.settings import (
     FLOODING,
@@ -69,8 +69,8 @@ class Attack:
         return self.dice.choice(places or tuple(Place))
 
     async def ask(self, link: Link, place: Place, kind: bytes, rest: bytes | int = b"") -> None:
-        """A request like a friend's, of one who is none."""
-        await link.send(wire.frame(place, wire.request(kind, 0, 0, rest)))
+        """A request like a well-behaved client's, of one that is not."""
+        await link.send(protocol.frame(place, protocol.request(kind, 0, 0, rest)))
 
     def noise(self, longest: int) -> bytes:
         """Random bytes."""
@@ -101,7 +101,7 @@ async def slowloris(attack: Attack) -> None:
     """A frame that drips and is never whole."""
     place = attack.place()
     link = await attack.open(place)
-    await drip(link, wire.frame(place, attack.dice.randbytes(200).replace(b"\n", b"x")), 0.1)
+    await drip(link, protocol.frame(place, attack.dice.randbytes(200).replace(b"\n", b"x")), 0.1)
 
 
 async def garbage(attack: Attack) -> None:
@@ -124,9 +124,9 @@ async def bad_guard(attack: Attack) -> None:
     """Some good frames, then one that begins or ends with the wrong byte."""
     place = attack.place(Place.PLAIN, Place.TLS)
     link = await attack.open(place)
-    bad = bytearray(wire.frame(place, b"not quite"))
+    bad = bytearray(protocol.frame(place, b"not quite"))
     bad[attack.dice.choice((0, -1))] ^= 1 << attack.dice.randrange(8)
-    await link.send(wire.frame(place, b"good") * attack.dice.randrange(10) + bad)
+    await link.send(protocol.frame(place, b"good") * attack.dice.randrange(10) + bad)
     await thrown_out(link)
 
 
@@ -134,7 +134,7 @@ async def fin_in_frame(attack: Attack) -> None:
     """The end comes in the middle of a frame."""
     place = attack.place()
     link = await attack.open(place)
-    whole = wire.frame(place, b"half of this")
+    whole = protocol.frame(place, b"half of this")
     await link.send(whole + whole[: attack.dice.randrange(1, len(whole))])
     await link.end_sending()
     await thrown_out(link)
@@ -144,7 +144,7 @@ async def tiny_segments(attack: Attack) -> None:
     """Thousands of segments of a byte."""
     place = attack.place(Place.PLAIN, Place.PROXY)
     link = await attack.open(place)
-    data = wire.frame(place, b"byte by byte") * 100
+    data = protocol.frame(place, b"byte by byte") * 100
     for at in range(len(data)):
         await link.send(data[at : at + 1])
         if at % 100 == 0:
@@ -156,7 +156,7 @@ async def tiny_segments(attack: Attack) -> None:
 async def urgent(attack: Attack) -> None:
     """Out-of-band bytes between frames and within them."""
     link = await attack.open(Place.PLAIN)
-    whole = wire.frame(Place.PLAIN, b"no hurry")
+    whole = protocol.frame(Place.PLAIN, b"no hurry")
     for _ in range(attack.dice.randrange(1, 20)):
         await link.send(whole[: attack.dice.randrange(len(whole) + 1)])
         with contextlib.suppress(BlockingIOError):
@@ -198,7 +198,7 @@ async def never_reads(attack: Attack) -> None:
 
     async def ask() -> None:
         for _ in range(2000):
-            await attack.ask(link, place, wire.LARGE, PARTS)
+            await attack.ask(link, place, protocol.LARGE, PARTS)
             await asyncio.sleep(0.05)
 
     await asyncio.wait_for(ask(), PATIENCE)
@@ -208,7 +208,7 @@ async def hoarder(attack: Attack) -> None:
     """As much output as is not too much yet, for each of several at once."""
     links = [await attack.open(Place.PLAIN, receive_buffer=4096) for _ in range(10)]
     for link in links:
-        await attack.ask(link, Place.PLAIN, wire.HOARD, attack.dice.randrange(MAX_WRITE_BUFFER * 3 // 4, MAX_WRITE_BUFFER))
+        await attack.ask(link, Place.PLAIN, protocol.HOARD, attack.dice.randrange(MAX_WRITE_BUFFER * 3 // 4, MAX_WRITE_BUFFER))
     await asyncio.sleep(2)
 
 
@@ -216,7 +216,7 @@ async def glutton(attack: Attack) -> None:
     """Too much output."""
     place = attack.place()
     link = await attack.open(place, receive_buffer=4096)
-    await attack.ask(link, place, wire.HOARD, 2 * MAX_WRITE_BUFFER)
+    await attack.ask(link, place, protocol.HOARD, 2 * MAX_WRITE_BUFFER)
     await asyncio.sleep(0.5)
 
 
@@ -264,7 +264,7 @@ async def rejected(attack: Attack) -> None:
 async def plain_text(attack: Attack) -> None:
     """No TLS where there should be."""
     link = await attack.tcp(Place.TLS)
-    await link.send(wire.frame(Place.TLS, b"no handshake") + attack.noise(1000))
+    await link.send(protocol.frame(Place.TLS, b"no handshake") + attack.noise(1000))
     if attack.dice.random() < 0.5:
         await link.end_sending()
     await thrown_out(link)
@@ -280,7 +280,7 @@ async def bad_record(attack: Attack) -> None:
 async def cut_off(attack: Attack) -> None:
     """FIN without close_notify."""
     link = await attack.open(Place.TLS)
-    await attack.ask(link, Place.TLS, wire.ECHO, b"and off")
+    await attack.ask(link, Place.TLS, protocol.ECHO, b"and off")
     link.sock.shutdown(socket.SHUT_WR)
     await thrown_out(link)
 
@@ -329,7 +329,7 @@ async def raiser(attack: Attack) -> None:
     """Has the handler raise."""
     place = attack.place()
     link = await attack.open(place)
-    await attack.ask(link, place, wire.RAISE)
+    await attack.ask(link, place, protocol.RAISE)
     await thrown_out(link)
 
 
@@ -337,8 +337,8 @@ async def clinging(attack: Attack) -> None:
     """Has the server close, and does not: sends on, or takes nothing of what is left."""
     place = attack.place()
     link = await attack.open(place, receive_buffer=4096)
-    await attack.ask(link, place, wire.LARGE, PARTS)
-    await attack.ask(link, place, wire.CLOSE)
+    await attack.ask(link, place, protocol.LARGE, PARTS)
+    await attack.ask(link, place, protocol.CLOSE)
     if attack.dice.random() < 0.5:
         for _ in range(100):
             await link.send(attack.noise(1000))
@@ -351,7 +351,7 @@ async def occupier(attack: Attack) -> None:
     """Has more handlers block at once than there are threads."""
     place = attack.place()
     for link in [await attack.open(place) for _ in range(8)]:
-        await attack.ask(link, place, wire.BLOCK, attack.dice.randrange(200, 400))
+        await attack.ask(link, place, protocol.BLOCK, attack.dice.randrange(200, 400))
     await asyncio.sleep(2)
 
 
@@ -388,7 +388,7 @@ WAITING = (slowloris, silent, half_handshake, never_reads)
 """Those whom only a deadline ends."""
 
 
-class Foes:
+class HostileClients:
     """All slots.
 
     Attributes:
