@@ -27,7 +27,7 @@ What churn is
 -------------
 Each reply ends its connection, and the next message has a new one. connect(2) to AF_UNSPEC dissolves a connection of TCP and
 leaves the socket to be connected again: two calls for a close, a socket, its options and its registration. It dissolves
-by RST. Ended in order, each would keep its port in TIME_WAIT for a minute, and what is measured would be the search for one.
+by RST. Ended gracefully, each would keep its port in TIME_WAIT for a minute, and what is measured would be the search for one.
 
 What it is not: it does not open or close sockets (``generator`` owns them) and it does not compute percentiles.
 """
@@ -303,7 +303,7 @@ cdef void connection_sent(loop_t *loop, connection_t *c, size_t sent) noexcept n
     """Go on by ``sent`` bytes. What the kernel did not take of them is made again later: it costs less than keeping it."""
     cdef size_t rest
     while True:
-        rest = loop.mix.requests[shape_chosen(&loop.mix, mixed(c.salt + c.out_seq))].wire - c.out_at
+        rest = loop.mix.requests[shape_chosen(&loop.mix, mixed(c.salt + c.out_seq))].message_size - c.out_at
         if sent < rest:
             c.out_at += sent
             return
@@ -345,7 +345,7 @@ cdef void connection_send(loop_t *loop, connection_t *c, uint64_t now) noexcept 
             n = message_copy(shape, &message, at, loop.scratch + used, SCRATCH - used)
             used += n
             at += n
-            if at == shape.wire:
+            if at == shape.message_size:
                 at = 0
                 seq += 1
         if c.tunnel == NULL:
@@ -403,7 +403,7 @@ cdef bint connection_verify(loop_t *loop, connection_t *c, unsigned char *data, 
             return False
         chance = mixed(c.salt + c.in_seq)
         shape = loop.mix.replies + shape_chosen(&loop.mix, chance)
-        n = smaller(shape.wire - c.in_at, <size_t> (end - data))
+        n = smaller(shape.message_size - c.in_at, <size_t> (end - data))
         if c.in_seq == c.out_seq and (loop.mix.replies != loop.mix.requests or c.in_at + n > c.out_at):
             return False
         message_make(&loop.mix, shape, chance, &message)
@@ -414,7 +414,7 @@ cdef bint connection_verify(loop_t *loop, connection_t *c, unsigned char *data, 
             return False
         data += n
         c.in_at += n
-        if c.in_at == shape.wire:
+        if c.in_at == shape.message_size:
             loop.content += shape.content
             connection_answered(loop, c, now)
     return True
@@ -745,7 +745,7 @@ cdef class Loop:
         found.head_size = prefix + key_size
         found.body_size = size - key_size
         found.tail_size = len(shape.suffix)
-        found.wire = shape.wire
+        found.message_size = shape.message_size
         found.content = size
         memset(found.head_mask, 0xFF, found.head_size)
         found.prefix[0] = int.from_bytes(shape.prefix[:8], "little")

@@ -28,7 +28,7 @@ cdef struct shape_t:
     size_t head_size
     size_t body_size
     size_t tail_size
-    size_t wire
+    size_t message_size
     size_t content
     uint64_t head_mask[2]   # ones where the head has its bytes
     uint64_t prefix[2]      # what precedes the key, as the first bits of little-endian words, and how many they are
@@ -98,9 +98,9 @@ cdef inline size_t message_copy(shape_t *shape, message_t *message, size_t at, u
 
     Bytes past those may be written too, HEAD at most; they are written over later, or not sent.
     """
-    cdef size_t end = smaller(shape.wire, at + room)
+    cdef size_t end = smaller(shape.message_size, at + room)
     cdef size_t begin = at
-    cdef size_t tail_at = shape.wire - shape.tail_size
+    cdef size_t tail_at = shape.message_size - shape.tail_size
     cdef size_t n
     if at == 0 and end >= shape.head_size:
         memcpy(out, &message.head[0], 8)
@@ -139,7 +139,7 @@ cdef inline bint message_matches(shape_t *shape, message_t *message, size_t at, 
     """
     cdef size_t end = at + n
     cdef size_t begin = at
-    cdef size_t tail_at = shape.wire - shape.tail_size
+    cdef size_t tail_at = shape.message_size - shape.tail_size
     if at == 0 and end >= shape.head_size:
         if not head_matches(shape, message, data):
             return False

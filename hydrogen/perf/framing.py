@@ -32,7 +32,7 @@ class Shape:
     """of the reply, where it differs; a reply then comes only when its whole request was sent"""
 
     @property
-    def wire(self) -> int:
+    def message_size(self) -> int:
         """Bytes of a message."""
         return len(self.prefix) + self.size + len(self.suffix)
 

@@ -525,13 +525,13 @@ def test_tls_ends_with_close_notify(measure_tls):
         try:
             while data := connection.recv(65536):
                 connection.sendall(data)
-            ends.append("in order")
+            ends.append("graceful")
         except ssl.SSLError as error:
             ends.append(error)
 
     assert measure_tls(function).ok
     wait_until(lambda: len(ends) == 2, "the end of both connections")
-    assert ends == ["in order"] * 2
+    assert ends == ["graceful"] * 2
 
 
 @pytest.mark.parametrize(

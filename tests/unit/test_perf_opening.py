@@ -113,14 +113,14 @@ def test_idle_connections_are_held_silent_and_reset_at_the_end(serve):
             while data := connection.recv(65536):
                 size += len(data)
                 connection.sendall(data)
-            ends.append((size > 0, "in order"))
+            ends.append((size > 0, "graceful"))
         except ConnectionResetError:
             ends.append((size > 0, "reset"))
 
     result = measure(serve(function), "auto", idle=3, connections=2)
     assert result.ok
     wait_until(lambda: len(ends) == 5, "the end of the connections")
-    assert sorted(ends) == [(False, "reset")] * 3 + [(True, "in order")] * 2
+    assert sorted(ends) == [(False, "reset")] * 3 + [(True, "graceful")] * 2
 
 
 def test_an_idle_connection_that_the_server_ends_is_a_fault(serve):
