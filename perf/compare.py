@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perf import certificates, machine, report, rounds
-from perf.servers import HERE, TLS_JOB, compile_c, missing
+from perf.servers import BEFORE, HERE, OURS, TLS_JOB, compile_c, is_built, link, missing
 from perf.settings import Settings, layouts
 from perf.workloads import WORKLOADS
 
@@ -34,6 +34,14 @@ def names(known: Collection[str]) -> Callable[[str], list[str]]:
     return split
 
 
+def built_tree(text: str) -> Path:
+    """An argument type: a tree with hydrogen built in it."""
+    tree = Path(text)
+    if not is_built(tree):
+        raise argparse.ArgumentTypeError(f"no hydrogen is built in {tree} for this Python")
+    return tree
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m perf.compare", description="Compare hydrogen with its peers and with C.")
     contenders = dict.fromkeys(contender for workload in WORKLOADS.values() for contender in workload.jobs)
@@ -46,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--layout", choices=("pinned", "shared", "both"), default="both")
     p.add_argument("--duration", type=float, default=4.0, metavar="SECONDS", help="measured per run (default %(default)s)")
     p.add_argument("--warm-up", type=float, default=1.0, metavar="SECONDS", help="before it (default %(default)s)")
+    p.add_argument(
+        "--against",
+        type=built_tree,
+        metavar="TREE",
+        help=f"compare with another build of hydrogen as well: {BEFORE}, from a tree in which it is built in place",
+    )
     p.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto", help="of the hydrogen contenders")
     p.add_argument("--idle-connections", type=int, default=5000, metavar="N", help="of W9 (default %(default)s)")
     p.add_argument(
@@ -97,11 +111,15 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         compile_c(settings.folder)
         if TLS_JOB in (job for name in options.workload for job in WORKLOADS[name].jobs.values()):
             certificates.make(settings.folder)
+        if options.against is not None:
+            link(options.against, settings.folder)
         for name in options.workload:
             workload = WORKLOADS[name]
             contenders = chosen_contenders(
                 options.contenders, workload.fast_contenders() if options.fast and options.contenders is None else list(workload.jobs)
             )
+            if options.against is not None and OURS in contenders:
+                contenders.insert(contenders.index(OURS) + 1, BEFORE)
             for layout in layouts(options.layout):
                 if layout.name in workload.layouts and contenders:
                     measured = rounds.run(name, contenders, layout, settings)
@@ -112,6 +130,8 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def write(found: Sequence[dict[str, Any]], options: argparse.Namespace, began: datetime.datetime) -> Path:
     """Keep what was measured, with all that it depends on; where it is kept and published is nothing of that. Returns the file."""
     given = {name: value for name, value in vars(options).items() if name not in ("results", "publish")}
+    if options.against is not None:  # what matters of a tree, and is the same elsewhere
+        given["against"] = machine.git("rev-parse", "HEAD", folder=options.against) or "no commit"
     document = {
         "schema": report.SCHEMA,
         "began": began.isoformat(timespec="seconds"),

@@ -90,7 +90,7 @@ def memory(contender: Contender, number: int, cacert: str | None = None) -> dict
     What is kept after the first large wave may be a slab or a pool, which the second uses again; what is kept beyond
     that after the second has leaked.
     """
-    with started(contender.words) as server:
+    with started(contender) as server:
         quiet = open_files(server.pid)
 
         def wave(number: int) -> tuple[int, int]:
@@ -115,7 +115,7 @@ def memory(contender: Contender, number: int, cacert: str | None = None) -> dict
 def system_calls(contender: Contender) -> dict[str, float]:
     """Calls by name over the echoes, by strace attached to the server while its connections are quiet."""
     with (
-        started(contender.words) as server,
+        started(contender) as server,
         contextlib.closing(session(server, CONNECTIONS)) as opened,
         tempfile.NamedTemporaryFile("r") as table,
     ):
@@ -155,7 +155,7 @@ def allocations(contender: Contender, settings: Settings, allocator: str) -> dic
             "MALLOC_COUNT_FILE": counts.name,
             "PYTHONMALLOC": allocator,
         }
-        with started(contender.words, environment=environment) as server, contextlib.closing(session(server, CONNECTIONS)) as opened:
+        with started(contender, environment=environment) as server, contextlib.closing(session(server, CONNECTIONS)) as opened:
             exchange(opened, MESSAGES)  # pools and free lists reach their size
             before, switched, called = server.stats(), switches(server), calls()
             exchange(opened, MESSAGES)
@@ -215,7 +215,7 @@ def idle_wakeups(contender: Contender, layout: Layout, settings: Settings) -> di
             figures["sweeps"] = sweeps_per_quarter(stats, server.stats(), time.monotonic() - began)
         return figures
 
-    with started(contender.words) as server:
+    with started(contender) as server:
         without = rest(server)
         with contextlib.closing(session(server, 100)):
             found = rest(server)
@@ -235,7 +235,7 @@ def cpu_ns(server: Server) -> dict[str, int]:
 
 def sweep(contender: Contender, layout: Layout, settings: Settings) -> dict[str, float]:
     """What one sweep over all connections takes: CPU time of the thread that sweeps, of a server that does nothing else."""
-    with started(contender.words, layout.server_cpu) as server, contextlib.closing(session(server, SWEPT_CONNECTIONS)):
+    with started(contender, layout.server_cpu) as server, contextlib.closing(session(server, SWEPT_CONNECTIONS)):
         time.sleep(1)
         used, before, began = cpu_ns(server), server.stats(), time.monotonic()
         time.sleep(settings.duration)

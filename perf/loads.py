@@ -41,7 +41,7 @@ def load(**options: Any) -> Measure:
     """Measure by the load generator with ``options``, and with those that the contender's job asks for."""
 
     def measure(contender: Contender, layout: Layout, settings: Settings) -> Figures:
-        with started(contender.words, layout.server_cpu) as server:
+        with started(contender, layout.server_cpu) as server:
             given = {**options, **spoken_by(contender, settings), "duration": settings.duration, "warm_up": settings.warm_up}
             noise = Noise(server.pid)
             report = generate(server.port, {**given, "pid": server.pid}, layout.generator_cpu)
@@ -96,7 +96,7 @@ def of_client(connections: int, size: int) -> Measure:
         return (second_client if contender.name == SECOND_CLIENT else generator)(contender, layout, settings)
 
     def second_client(contender: Contender, layout: Layout, settings: Settings) -> Figures:
-        with started(contender.words, layout.server_cpu) as server:
+        with started(contender, layout.server_cpu) as server:
             given = map(str, (server.port, connections, size, settings.warm_up, settings.duration))
             noise = Noise(server.pid)
             began, used = time.monotonic(), cpu_seconds(server.pid) or 0.0
@@ -179,7 +179,7 @@ class Receivers:
 
 def broadcast(contender: Contender, layout: Layout, settings: Settings) -> Figures:
     """W8. A broadcast begins when the one before is complete at the last receiver."""
-    with started(contender.words, layout.server_cpu) as server:
+    with started(contender, layout.server_cpu) as server:
         noise = Noise(server.pid)
         words = [str(settings.folder / "receivers"), str(server.port), str(RECEIVERS)]
         with subprocess.Popen(

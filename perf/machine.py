@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from hydrogen.perf import machine
@@ -13,15 +14,15 @@ PEERS = ("uvloop", "gevent", "twisted", "picows", "websockets")
 """Distributions that hydrogen is compared with; asyncio and socketserver are the interpreter's."""
 
 
-def git(*words: str) -> str | None:
-    """What git says about this checkout, or None outside of one."""
-    return output(["git", *words])
+def git(*words: str, folder: Path = ROOT) -> str | None:
+    """What git says about the checkout in ``folder``, or None outside of one."""
+    return output(["git", *words], folder)
 
 
-def output(words: list[str]) -> str | None:
+def output(words: list[str], folder: Path = ROOT) -> str | None:
     """What a program prints, or None when it fails, or is not there: a soak needs neither git nor a compiler."""
     try:
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -18,12 +18,11 @@ from perf import pictures, report
 from perf.pictures import Row
 from perf.reasons import REASONS
 from perf.rounds import Round, Spread, bounded, ratio
-from perf.servers import ROOT
+from perf.servers import OURS, ROOT
 from perf.workloads import MORE_IS_BETTER, WORKLOADS, Goal, Workload
 
 DOCS = ROOT / "docs"
 
-OURS = "hydrogen"
 LIMIT = "c"
 USUAL_REFERENCE = "uvloop"
 
@@ -231,7 +230,7 @@ def command_of(document: dict[str, Any]) -> str:
         words.append("--fast")
     if options["contenders"] not in (None, "None"):
         words.append(f"--contenders {','.join(options['contenders'])}")
-    for name, usual in ("handoff", "auto"), ("idle_connections", "5000"), ("quiet", "None"):
+    for name, usual in ("handoff", "auto"), ("idle_connections", "5000"), ("quiet", "None"), ("against", "None"):
         if options.get(name, usual) != usual:
             words.append(f"--{name.replace('_', '-')} {options[name]}")
     return " ".join(words)

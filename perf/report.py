@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from perf.rounds import Round, Spread, absolute, ratio, verdicts
+from perf.servers import BEFORE
 from perf.workloads import Workload
 
 SCHEMA = {"name": "hydrogen.perf.compare", "version": 1}
@@ -38,7 +39,7 @@ def others(rounds: Sequence[Round]) -> float:
 def markdown(name: str, workload: Workload, layout: str, rounds: Sequence[Round]) -> str:
     """One workload in one layout: a row a contender, then the goals."""
     contenders = list(rounds[0])
-    references = [contender for contender in workload.references if contender in contenders]
+    references = [contender for contender in (*workload.references, BEFORE) if contender in contenders]
     figures = [figure for figure in workload.columns if any(absolute(rounds, contender, figure) for contender in contenders)]
     heads = ["contender", *(workload.columns[figure] for figure in figures)]
     heads += [f"{workload.columns[workload.compared]}, of {contender}" for contender in references]

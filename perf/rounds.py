@@ -45,7 +45,7 @@ class Verdict:
 def run(name: str, contenders: Sequence[str], layout: Layout, settings: Settings) -> list[Round]:
     """All rounds of a workload in one layout; every contender is a fresh process every time."""
     workload = WORKLOADS[name]
-    called = {contender: contender_called(contender, workload.jobs[contender], settings) for contender in contenders}
+    called = {contender: contender_called(contender, workload.job_of(contender), settings) for contender in contenders}
     if workload.closed is not None:
         settings = replace(settings, peak=slowest_peak(name, workload.closed, called, layout, settings))
     rounds = []

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,10 @@ BROADCAST_JOB = "broadcast"
 
 STATS_PROGRAM = "perf.contenders.hydrogen_server"
 
+OURS = "hydrogen"
+BEFORE = "hydrogen-before"
+"""The contender of ``--against``: another build of hydrogen, which does the job of `OURS`."""
+
 LIMIT = ("c", "generator")
 """The families of contenders whose server is the C limit: also those that are clients, `generator` and `c-client`."""
 
@@ -69,6 +74,22 @@ def compile_c(folder: Path) -> None:
         subprocess.run(command, check=True)
 
 
+def is_built(tree: Path) -> bool:
+    """Whether ``tree`` has a hydrogen whose compiled engine this interpreter can import."""
+    return any((tree / "hydrogen" / f"_core{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
+
+
+def link(tree: Path, folder: Path) -> None:
+    """Make the folder below ``folder`` in which `BEFORE` runs: hydrogen is ``tree``'s, the program is ours.
+
+    ``python -m`` finds modules in its current folder first.
+    """
+    here = folder / BEFORE
+    here.mkdir()
+    (here / "hydrogen").symlink_to((tree / "hydrogen").resolve())
+    (here / "perf").symlink_to(HERE.resolve())
+
+
 class Contender(NamedTuple):
     """A server to be measured, or one that a client is measured on."""
 
@@ -77,6 +98,8 @@ class Contender(NamedTuple):
     job: str
     words: list[str]
     """its command line"""
+    folder: Path = ROOT
+    """where that runs"""
 
 
 def contender_called(name: str, job: str, settings: Settings) -> Contender:
@@ -91,7 +114,7 @@ def contender_called(name: str, job: str, settings: Settings) -> Contender:
         words += ["--threads", variant, "--loops", variant if family == LOOPS else "1", "--handoff", settings.handoff]
     if family == "hydrogen":
         words += ["--engine", "python" if variant == "python" else "compiled", "--handoff", settings.handoff]
-    return Contender(name, job, words)
+    return Contender(name, job, words, settings.folder / BEFORE if name == BEFORE else ROOT)
 
 
 class Server:
@@ -136,11 +159,11 @@ def on_cpu(cpu: int | None) -> Callable[[], None] | None:
 
 
 @contextlib.contextmanager
-def started(words: list[str], cpu: int | None = None, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+def started(contender: Contender, cpu: int | None = None, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A fresh process of a contender, on one CPU if told so, ended with the block."""
     process = subprocess.Popen(
-        words,
-        cwd=ROOT,
+        contender.words,
+        cwd=contender.folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from perf import counting, loads
 from perf.loads import RATE, SECOND_CLIENT, Measure, load
-from perf.servers import BROADCAST_JOB, TLS_JOB, UPGRADED_JOB
+from perf.servers import BEFORE, BROADCAST_JOB, OURS, TLS_JOB, UPGRADED_JOB
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class Workload:
     def goals_in(self, layout: str) -> list[Goal]:
         """Those that hold for this layout."""
         return [goal for goal in self.goals if goal.layout in (None, layout)]
+
+    def job_of(self, contender: str) -> str:
+        """The job that a contender does here."""
+        return self.jobs[OURS if contender == BEFORE else contender]
 
     def fast_contenders(self) -> list[str]:
         """Who takes part in a fast comparison: a few, and those that the goals and the table's ratios need."""

@@ -140,6 +140,15 @@ JOBS = {
 }
 
 
+FORMER_NAMES = {"walks": "sweeps", "turns": "iterations"}
+"""What statistics were called in older commits, which ``perf.compare --against`` runs -> their names now."""
+
+
+def statistics(server: hydrogen.Server) -> dict[str, float]:
+    """The server's own, by the names that they have now."""
+    return {FORMER_NAMES.get(name, name): value for name, value in dataclasses.asdict(server.stats()).items()}
+
+
 def smallest_timeout(config: hydrogen.Config) -> float:
     """0: there is none."""
     timeouts = (config.open_timeout, config.idle_timeout, config.frame_timeout, config.write_timeout)
@@ -164,7 +173,7 @@ def main() -> None:
     with hydrogen.serve(handler, config, engine=options.engine) as server:
         print(server.address[1], flush=True)
         for _ in sys.stdin:
-            told = {**dataclasses.asdict(server.stats()), **handler.counted(), "smallest_timeout": smallest_timeout(config)}
+            told = {**statistics(server), **handler.counted(), "smallest_timeout": smallest_timeout(config)}
             print(json.dumps(told), flush=True)
 
 

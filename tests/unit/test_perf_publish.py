@@ -96,6 +96,15 @@ def test_what_was_run_stands_on_the_page(published):
     assert "python -m perf.compare --workload W1 --rounds 2 --duration 0.7 --warm-up 0.3 --layout both --quiet 0.15    # 1" in page
 
 
+def test_the_command_of_a_result_names_the_commit_that_it_was_compared_with():
+    from perf.publish import command_of
+
+    options = {"workload": ["W1"], "rounds": "9", "duration": "1.5", "warm_up": "0.5", "layout": "both"}
+    options |= {"contenders": ["hydrogen"], "against": "0123456789abcdef"}
+    told = command_of({"options": options})
+    assert told.endswith(" --contenders hydrogen --against 0123456789abcdef")
+
+
 def test_of_two_results_the_later_one_counts_at_the_place_of_the_first(published):
     other = compared("W7", {"c": run(10), "uvloop": run(10), "hydrogen": run(9)})
     again = compared("W1", {"uvloop": run(100), "hydrogen": run(777)})

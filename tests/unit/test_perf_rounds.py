@@ -91,7 +91,7 @@ def test_a_burst_that_did_not_come_to_its_end_has_no_figure(monkeypatch, setting
     from perf.settings import Layout
 
     @contextlib.contextmanager
-    def started(words, cpu):
+    def started(contender, cpu):
         yield types.SimpleNamespace(pid=os.getpid(), port=1)
 
     usage = {"us_per_message": 1.0, "share": 0.5}
