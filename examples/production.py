@@ -1,4 +1,4 @@
-"""A server as it runs in production: limits, counters for Prometheus, a health check, sockets from systemd, and a stop in order.
+"""A server as it runs in production: limits, counters for Prometheus, a health check, sockets from systemd, and a graceful stop.
 
     pip install hydrogen-server[metrics]
     python examples/production.py [--port PORT] [--admin-port PORT] [--log-level LEVEL]

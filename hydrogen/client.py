@@ -169,9 +169,9 @@ class Client:
         if fd < 0:
             return
         if isinstance(self._stream, Secure):
-            room = select.poll()
-            room.register(fd, select.POLLOUT)
-            room.poll(CLOSE_PATIENCE * 1000)
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll(CLOSE_PATIENCE * 1000)
         self._stream.shutdown()
         with self._sending, self._receiving:
             if self._stream.fileno() < 0:

@@ -18,7 +18,7 @@ class HydrogenError(Exception):
 
 
 class PeerClosed(HydrogenError, ConnectionError):
-    """The peer ended the connection in order, between two messages."""
+    """The peer ended the connection gracefully, between two messages."""
 
 
 class LocalClosed(HydrogenError, ConnectionError):

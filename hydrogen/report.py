@@ -10,7 +10,7 @@ class StopReport:
     """What a stop did to the connections that were there when it began.
 
     Attributes:
-        closed: connections that ended in order: output flushed, then closed.
+        closed: connections that ended gracefully: output flushed, then closed.
         aborted: connections reset because the timeout passed or `abort()` was called.
         abandoned: connections whose handler still blocks, or that wait because all workers do; each is removed when a handler returns.
         unsent_bytes: output that was pending on the connections that were aborted or abandoned.

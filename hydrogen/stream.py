@@ -262,7 +262,7 @@ class _SocketStream(Stream):
         _is_sending: a blocking call sees to `_unsent`, and nobody else: or it would wait for the kernel to take what it has already.
         _is_shut: `shutdown` was called: this side has ended the input, also when what the peer still sends makes the kernel reset.
         _broken: what send(2) failed with. Nothing more is sent: what comes after a gap is nonsense to the peer.
-        _end: why nothing more comes in; an `EOFError` for an end in order. It is raised once all frames before it were given out.
+        _end: why nothing more comes in; an `EOFError` for a graceful end. It is raised once all frames before it were given out.
         _failure: what `_decoder` raised. Like `_end`, each call raises it again.
     """
 
@@ -477,7 +477,7 @@ class _SocketStream(Stream):
             and self._broken is not None
             and self._broken.errno not in (errno.EPIPE, errno.ENOBUFS, errno.ENOMEM)
         ):
-            # The kernel reports a reset once. When send(2) has had it, this looks like an end in order.
+            # The kernel reports a reset once. When send(2) has had it, this looks like a graceful end.
             self._end = self._broken
         return True
 

@@ -1,4 +1,4 @@
-/* The output of a connection: one flusher at a time, `blocked` and the OUT edge, corked lists, and the end in order.
+/* The output of a connection: one flusher at a time, `blocked` and the OUT edge, corked lists, and the graceful end.
  *
  * Two workers cork, and flush at the end of their turn; one of them may block for ever in a handler before that, and then the monitor thread, or the worker
  * that goes on, takes its corked list. A foreign thread sends and flushes at once. Checked: bytes leave in the order in which they were appended, one
@@ -201,7 +201,7 @@ proctype peer() {
     od
 }
 
-/* connection_end in order, when nobody will append any more. */
+/* a graceful connection_end, when nobody will append any more. */
 proctype closer() {
     atomic {
         appended + left_over == TOTAL -> closing = true;

@@ -597,7 +597,7 @@ class TlsClient:
             return self._outgoing.read()
 
     def finish(self) -> None:
-        """End our side in order: close_notify, and a FIN."""
+        """End our side gracefully: close_notify, and a FIN."""
         with self._sending:
             self.client.send(self.close_notify())
             self.client.finish()
@@ -642,7 +642,7 @@ class TlsClient:
         return payload
 
     def receive_until_end(self) -> bytes:
-        """Everything until an end in order: close_notify, and then, with nothing between, the end of the connection."""
+        """Everything until a graceful end: close_notify, and then, with nothing between, the end of the connection."""
         while part := self._read():
             self._plaintext += part
         data = bytes(self._plaintext)
@@ -652,7 +652,7 @@ class TlsClient:
         return data
 
     def at_end(self) -> str:
-        """Read what is left; "end" for an end in order, "truncated" for one without close_notify, "reset"."""
+        """Read what is left; "end" for a graceful end, "truncated" for one without close_notify, "reset"."""
         try:
             self.receive_until_end()
         except (ConnectionResetError, BrokenPipeError):
@@ -667,7 +667,7 @@ class TlsClient:
         assert self.receive(len(data)) == data
 
     def close(self) -> None:
-        """End our side in order, read on until the peer's end, and close."""
+        """End our side gracefully, read on until the peer's end, and close."""
         self.finish()
         self.receive_until_end()
         self.client.close()

@@ -185,7 +185,7 @@ class Peer:
             self._lose()
 
     def end(self):
-        """End in order, unless the FIN was an edge that was lost; then by a reset."""
+        """End gracefully, unless the FIN was an edge that was lost; then by a reset."""
         if self.is_lost:
             return
         try:

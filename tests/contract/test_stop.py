@@ -22,7 +22,7 @@ def crowd(handler, connect, server, count):
 
 
 def leave(clients):
-    """Each reads its end, in order, and then closes; what each saw."""
+    """Each reads its end, a graceful one, and then closes; what each saw."""
     ends = []
     for client in clients:
         ends.append(client.at_end())

@@ -95,7 +95,7 @@ def sendings(case: Case) -> Iterator[tuple[bytes, bytes, list[bytes]]]:
 
 @by_framing
 def test_f04_split_at_every_position(start, connect, framing):
-    """Cases that end in order are joined, frame after frame on one connection, so that every split of every frame is met."""
+    """Cases that end gracefully are joined, frame after frame on one connection, so that every split of every frame is met."""
     for builder in {repr(case.builder): case.builder for case in FRAMINGS[framing]}.values():
         good = [case for case in FRAMINGS[framing] if repr(case.builder) == repr(builder) and not case.error and not case.rest]
         short = [case for case in good if 1 < len(case.wire) < 300]

@@ -120,7 +120,7 @@ def _judge_received(life: Life, link: Link, record: Record) -> None:
 
 
 def _judge_replies(life: Life, link: Link, record: Record) -> None:
-    """What the client got: a beginning of what was taken for it; all of it with an end in order, and that but for a reason."""
+    """What the client got: a beginning of what was taken for it; all of it with a graceful end, and that but for a reason."""
     for source, numbers in link.replies.items():
         taken = list(range(len(life.broadcasts))) if source == b"b0" else record.taken[source[:1]]
         if source == b"b0":
@@ -131,7 +131,7 @@ def _judge_replies(life: Life, link: Link, record: Record) -> None:
             life.fail(f"{link} got messages {numbers} of {source!r}, {taken} of {record} were taken")
     missing = link.missing(record)
     if link.seen == "end" and missing:
-        life.fail(f"{link} saw the end in order, and misses {missing}: {life.describe(link)}")
+        life.fail(f"{link} saw a graceful end, and misses {missing}: {life.describe(link)}")
     if link.seen == "reset" and not _may_be_reset(life, link, record):
         life.fail(f"{link} was reset: {life.describe(link)}")
 

@@ -153,7 +153,7 @@ class Crowd:
             member.fill()
             member.write()
             selector.modify(member.sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if member.out else 0), member)
-            if self.dice.random() < 0.002:  # some leave by themselves, in order or not
+            if self.dice.random() < 0.002:  # some leave by themselves, gracefully or not
                 if self.dice.random() < 0.5:
                     member.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 raise ConnectionResetError

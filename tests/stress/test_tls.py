@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(900)
 class Veiled:
     """A non-blocking socket whose `recv` gives plaintext. An end without close_notify fails, once the server has said anything.
 
-    (In TLS 1.3 the client's handshake is done before the server's is, and then the server has nothing to end in order.)
+    (In TLS 1.3 the client's handshake is done before the server's is, and then the server has nothing to end gracefully.)
     """
 
     def __init__(self, sock, context):

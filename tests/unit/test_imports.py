@@ -7,7 +7,7 @@ from support import ROOT
 
 HYDROGEN = ROOT / "hydrogen"
 
-ROOMS = ["sys", "slab", "buffer", "framing", "poller", "connection", "loop"]
+MODULES = ["sys", "slab", "buffer", "framing", "poller", "connection", "loop"]
 """Lowest first. There may be more; they count as part of those that name them."""
 
 FACADE = {"config", "errors", "handler", "stream", "frame", "connection", "report", "listener", "tls", "client", "proxy"}
@@ -38,17 +38,17 @@ def imports(path):
     return found
 
 
-PYTHON_ROOMS = {
+PYTHON_MODULES = {
     path.stem: {name.rpartition(".")[2] for name in imports(path) if name.startswith("hydrogen._py.")}
     for path in sorted((HYDROGEN / "_py").glob("*.py"))
     if path.stem != "__init__"
 }
-"""Room -> the rooms that it names, of the Python engine."""
+"""Module -> the modules that it names, of the Python engine."""
 
 
-def reached(graph, room):
-    """All rooms that `room` names, itself or through others."""
-    found, todo = set(), set(graph[room])
+def reached(graph, module):
+    """All modules that `module` names, itself or through others."""
+    found, todo = set(), set(graph[module])
     while todo:
         name = todo.pop()
         if name not in found:
@@ -57,26 +57,26 @@ def reached(graph, room):
     return found
 
 
-def test_the_python_engine_has_the_rooms_of_the_design():
-    assert set(ROOMS) <= set(PYTHON_ROOMS)
+def test_the_python_engine_has_the_modules_of_the_design():
+    assert set(MODULES) <= set(PYTHON_MODULES)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_names_only_those_before_it(room):
-    assert not reached(PYTHON_ROOMS, room) & set(ROOMS[ROOMS.index(room) :])
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_names_only_those_before_it(module):
+    assert not reached(PYTHON_MODULES, module) & set(MODULES[MODULES.index(module) :])
 
 
-def test_the_rooms_form_no_circle():
-    assert [room for room in PYTHON_ROOMS if room in reached(PYTHON_ROOMS, room)] == []
+def test_the_modules_form_no_circle():
+    assert [module for module in PYTHON_MODULES if module in reached(PYTHON_MODULES, module)] == []
 
 
 def test_no_folder_is_called_like_the_compiled_module():
     assert not (HYDROGEN / "_core").exists()
 
 
-@pytest.mark.parametrize("room", PYTHON_ROOMS)
-def test_a_python_room_names_nothing_of_the_facade_that_is_above_the_engines(room):
-    named = imports(HYDROGEN / "_py" / f"{room}.py")
+@pytest.mark.parametrize("module", PYTHON_MODULES)
+def test_a_python_module_names_nothing_of_the_facade_that_is_above_the_engines(module):
+    named = imports(HYDROGEN / "_py" / f"{module}.py")
     assert {name.split(".")[1] for name in named if not name.startswith("hydrogen._py.")} <= FACADE
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from support import child, finish
 
-from hydrogen import listener as room
+from hydrogen import listener as module
 from hydrogen.listener import PORT_TRIES, Listeners, listen_fds
 
 NOWHERE = ("192.0.2.1", "2001:db8::1")
@@ -90,7 +90,7 @@ def meddle(monkeypatch):
                 super().bind(before(address))
                 after(address)
 
-        monkeypatch.setattr(room.socket, "socket", Meddled)
+        monkeypatch.setattr(module.socket, "socket", Meddled)
 
     return meddle
 
@@ -242,7 +242,7 @@ def test_addresses_of_a_name_are_left_out_when_the_machine_does_not_know_their_f
                 raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
             super().__init__(family, *args, **kwargs)
 
-    monkeypatch.setattr(room.socket, "socket", WithoutIPv6)
+    monkeypatch.setattr(module.socket, "socket", WithoutIPv6)
     resolve("::1", "127.0.0.1")
     listeners = listen(addr="many.test")
     assert pairs(listeners) == [("127.0.0.1", listeners.addresses[0][1])]
