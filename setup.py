@@ -96,7 +96,7 @@ def extensions() -> list[Extension]:
             name,
             [source],
             depends=[path for kind in ("pxd", "h") for path in glob(f"hydrogen/**/*.{kind}", recursive=True)],
-            include_dirs=["hydrogen/_c"],
+            include_dirs=["hydrogen/_c", "hydrogen/_engine"],
             define_macros=MACROS,
             extra_compile_args=CFLAGS,
             extra_link_args=LDFLAGS,

@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.framing cimport framing_t
 from hydrogen._c.structs cimport acceptor_t, connection_t, loop_t, worker_t
+from hydrogen._codec cimport Framing
 
 
 cdef class HydrogenSocket:
@@ -11,12 +12,17 @@ cdef class HydrogenSocket:
     cdef connection_t *_connection
     cdef uint32_t _generation
     cdef uint64_t _id
+    cdef object __weakref__
 
     cdef bint _valid(self) noexcept
+    cdef object _unix_peername(self)
 
 
 cdef class _Callbacks:
     cdef object on_data, on_new, on_connected, on_eof, on_writable, on_disconnected, on_removed
+    cdef object context
+
+    cdef int renew_context(self) except -1
 
 
 cdef class Engine:
@@ -28,7 +34,7 @@ cdef class Engine:
     cdef object _listeners, _builder, _tls
     cdef object _proxy_versions, _proxy_allow
     cdef bint _debug  # each connection is told of in the log
-    cdef dict _framings  # every different framing there was, by its key: slots point into them
+    cdef Framing _framing
     cdef object _callbacks
     cdef framing_t _raw  # of bytes that are framed already
 
@@ -36,8 +42,9 @@ cdef class Engine:
     cdef bint _inert(self) noexcept
     cdef worker_t *_worker(self) noexcept
     cdef _prepare_acceptor(self, config, max_connections)
+    cdef _tell_events(self, uint32_t events)
 
 
 # What the modules of _engine/ use of Python, which a .pxd file cannot import: set in _core.pyx.
-cdef object AF_INET, AF_INET6, FrameDecoder, HeaderReader, Plain, Secure, Stream, StreamAdapter
+cdef object AF_INET, AF_INET6, check_timeout, FrameDecoder, HeaderReader, Plain, Secure, Stream, StreamAdapter
 cdef object TlsSession, begins_header, encode, errors, inet_pton, may_send

@@ -11,6 +11,7 @@ error it ends with) are counted references in its slot: see _engine/references.p
 """
 
 import logging
+import os
 import threading
 import time
 from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton
@@ -18,7 +19,7 @@ from types import MethodType
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.contextvars cimport PyContext_Enter, PyContext_Exit, PyContext_New
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.errno cimport EAGAIN, EBADF, ENOMEM
@@ -27,7 +28,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from hydrogen import errors
-from hydrogen.connection import HydrogenSocket as SocketContract
+from hydrogen.connection import HydrogenSocket as SocketContract, check_timeout
 from hydrogen.connection import extra_info
 from hydrogen.frame import FrameDecoder, encode
 from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header, may_send
@@ -65,9 +66,8 @@ from hydrogen._c.structs cimport *
 from hydrogen._c.worker cimport *
 from hydrogen._codec cimport Framing, framed
 from hydrogen._engine.broadcast cimport broadcast_send_other, broadcast_sockets
-from hydrogen._engine.builders cimport builders_framing
 from hydrogen._engine.dispatch cimport dispatch_iteration
-from hydrogen._engine.ending cimport ending_ask, ending_post
+from hydrogen._engine.ending cimport ending_ask
 from hydrogen._engine.references cimport references_held, references_socket
 from hydrogen._engine.sending cimport sending_drain, sending_send
 
@@ -89,6 +89,9 @@ kernel_watch_forks()
 cdef tuple _PROTOCOL_ERRORS = (CAUSE_BAD_FRAME, CAUSE_FRAME_TOO_LARGE, CAUSE_INCOMPLETE_FRAME, CAUSE_CHECKSUM_MISMATCH)
 
 
+cdef Engine _nobody
+
+
 cdef uint64_t _nanoseconds(seconds) except? 0:
     """A timeout of Config; 0: none."""
     return 0 if seconds is None else max(1, int(seconds * 1e9))
@@ -108,6 +111,9 @@ cdef object _name(name_t *name):
 cdef class HydrogenSocket:
     """A connection of the compiled engine; hydrogen.connection.HydrogenSocket is the contract. Slot and generation together are its identity."""
 
+    def __cinit__(self):
+        self._engine = _nobody  # of a socket that no server has made every method says that the connection is gone
+
     def __init__(self):
         raise TypeError("sockets are made by a server")
 
@@ -115,7 +121,10 @@ cdef class HydrogenSocket:
         cdef Py_buffer view
         if PyBytes_CheckExact(data):
             return sending_send(self._engine, self, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        except BufferError as error:
+            raise TypeError(f"a contiguous bytes-like object is expected: {error}") from None
         try:
             return sending_send(self._engine, self, <const char *>view.buf, view.len)
         finally:
@@ -135,11 +144,13 @@ cdef class HydrogenSocket:
 
     def pause_reading(self):
         if self._valid():
-            atomic_or32(&self._connection.pause, PAUSE_USER)
+            mailbox_pause(self._connection, self._generation, PAUSE_USER)
 
     def resume_reading(self):
-        if self._valid() and atomic_and32(&self._connection.pause, ~<uint32_t>PAUSE_USER) == PAUSE_USER:
-            ending_post(self._engine, self, RESUME)
+        if self._valid():
+            queues_resume(
+                &self._engine._loop, self._connection, self._generation, PAUSE_USER,
+                self._engine._worker() == NULL)
 
     cdef bint _valid(self) noexcept:
         return not self._engine._inert() and mailbox_generation(self._connection) == self._generation
@@ -206,11 +217,25 @@ cdef class HydrogenSocket:
             return header.source
         if not self._valid():
             return None
+        if self._connection.unix_domain:
+            return self._unix_peername()
         lock_take(&self._connection.lock)
         valid = mailbox_generation(self._connection) == self._generation
         name = self._connection.peer
         lock_give(&self._connection.lock)
-        return None if not valid else _name(&name) or ""
+        return _name(&name) if valid else None
+
+    cdef object _unix_peername(self):
+        """The kernel keeps it as long as the socket is open. As the socket module gives it: abstract names are bytes (unix(7))."""
+        cdef char path[UNIX_PATH_MOST]
+        cdef int size = -1
+        lock_take(&self._engine._loop.context.fd_lock)
+        if mailbox_generation(self._connection) == self._generation:
+            size = kernel_unix_peer(self._connection.poll_fd, path, UNIX_PATH_MOST)
+        lock_give(&self._engine._loop.context.fd_lock)
+        if size < 0:
+            return None
+        return path[:size] if size and path[0] == 0 else os.fsdecode(path[:size])
 
     @property
     def sockname(self):
@@ -222,10 +247,11 @@ cdef class HydrogenSocket:
         name.family = 0
         lock_take(&self._engine._loop.context.fd_lock)
         if mailbox_generation(self._connection) == self._generation:
-            if atomic_load32(&self._connection.state) >= STATE_GONE:
+            kernel_local_name(self._connection.poll_fd, &name)
+            lock_take(&self._connection.lock)
+            if self._connection.state >= STATE_GONE:
                 name = self._connection.local
-            else:
-                kernel_local_name(self._connection.poll_fd, &name)
+            lock_give(&self._connection.lock)
         lock_give(&self._engine._loop.context.fd_lock)
         return _name(&name)
 
@@ -252,6 +278,15 @@ cdef class HydrogenSocket:
     def __hash__(self):
         return hash((id(self._engine), self._id))
 
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        raise TypeError("a HydrogenSocket cannot be pickled: it names a connection of this process")
+
     def __repr__(self):
         return f"<HydrogenSocket {self._id} {'open' if self.is_open else 'closed'}>"
 
@@ -269,9 +304,12 @@ cdef class _Callbacks:
     """The handler's callbacks as one worker holds them: bound methods of its own, which it makes itself.
 
     Without a GIL references are cheap to count for the thread that made the object. All workers would count at the same ones for each message.
+    `context` is the one that its thread is in: see callbacks_leave.
     """
 
     def __cinit__(self, callbacks):
+        self.context = PyContext_New()
+        PyContext_Enter(self.context)
         self.on_data = _rebound(callbacks.on_data_received)
         self.on_new = _rebound(callbacks.on_new_connection)
         self.on_connected = _rebound(callbacks.on_connected)
@@ -280,16 +318,28 @@ cdef class _Callbacks:
         self.on_disconnected = _rebound(callbacks.on_disconnected)
         self.on_removed = _rebound(callbacks.on_connection_removed)
 
+    cdef int renew_context(self) except -1:
+        """Leave a context in which a variable was set for one that is empty."""
+        PyContext_Exit(self.context)
+        self.context = PyContext_New()
+        PyContext_Enter(self.context)
+        return 0
+
 
 @cython.final
 cdef class Engine:
     """The compiled engine, with one loop: backend.Engine is the contract. Several are one server's when the first one accepts for all (loops.py)."""
 
-    def __cinit__(self, server, callbacks, config, listeners, max_connections, Engine first=None):
-        cdef int failed
-        cdef context_t *context = &self._loop.context
+    def __cinit__(self):
+        # What __dealloc__ needs, also where __init__ is never called or fails.
         loop_clear(&self._loop)
         acceptor_clear(&self._own)
+
+    def __init__(self, server, callbacks, config, listeners, max_connections, Engine first=None):
+        cdef int failed
+        cdef context_t *context = &self._loop.context
+        if self._server is not None:
+            raise RuntimeError("an engine is made once")
         self._first = first
         self._acceptor = &self._own if first is None else &first._own
         self._server = server
@@ -328,8 +378,8 @@ cdef class Engine:
         self._loop.sweep_ns = max(TICK_NS, min([timeout for timeout in timeouts if timeout], default=4 * LINGER_SWEEP_NS) // 4)
         self._builder = config.builder
         self._tls = config.ssl
-        self._framings = {}
-        context.framing = builders_framing(self, config.builder)
+        self._framing = Framing(config.builder)
+        context.framing = &self._framing.value
 
     def __dealloc__(self):
         # In a forked child the threads to join are not there, and a lock may be held for ever: what is left goes with the process.
@@ -409,23 +459,23 @@ cdef class Engine:
         ]
 
     def end(self, HydrogenSocket socket not None):
-        ending_ask(socket._engine, socket, False, CAUSE_SERVER_STOPPED, 0)
+        if socket._valid():
+            queues_post(&socket._engine._loop, socket._connection, socket._generation, STOP, True)
 
     def close_all(self):
-        cdef uint64_t unsent = 0, count = 0
         if self._inert():
             return
         atomic_store32(&self._loop.stopping, 1)
         with nogil:
-            loop_end_all(&self._loop, False, &unsent, &count)
+            loop_stop_all(&self._loop)
 
     def abort_all(self):
-        cdef uint64_t unsent = 0, count = 0
+        cdef uint64_t count
         if self._inert():
             return 0
         atomic_store32(&self._loop.stopping, 1)
         with nogil:
-            loop_end_all(&self._loop, True, &unsent, &count)
+            count = loop_abort_all(&self._loop)
         return count
 
     def wait_drained(self, timeout):
@@ -468,7 +518,16 @@ cdef class Engine:
             return self._tls
 
     def forked(self):
-        """Nothing to do: `_inert` compares the count of forks."""
+        """In the child: its copies of fds go, or a peer would not see the parent close. No lock: a thread of the parent's may hold it."""
+        cdef connection_t *connection
+        cdef uint32_t index
+        for index in range(self._loop.slab.used):
+            connection = mailbox_at(&self._loop, index)
+            if connection.state != STATE_VACANT and connection.poll_fd >= 0:
+                kernel_close(connection.poll_fd)
+        loop_close_fds(&self._loop)
+        if self._first is None:
+            acceptor_close_fd(&self._own)
 
     cdef bint _inert(self) noexcept:
         return self._loop.forks != kernel_forks
@@ -480,49 +539,59 @@ cdef class Engine:
 
     def _tell(self):
         """The life of the log thread: what the accept thread and the monitor thread want in the log."""
-        cdef uint32_t news, state
+        cdef uint32_t events
         while not self._inert():
             with nogil:
-                news = queues_await_log(&self._loop)
-            if not news:
+                events = queues_await_log(&self._loop)
+            if not events:
                 break
-            if news & LOG_ALL_BLOCKED:
-                self._log.all_blocked(self._loop.worker_count)
-            if news & LOG_ACCEPTING:
-                state = atomic_load32(&self._acceptor.accepting)
-                if state == ACCEPTING:
-                    self._log.accepting()
-                else:
-                    self._log.accepting_paused(self._acceptor.max_connections if state == ACCEPT_FULL else None)
-            if news & LOG_TURNED_AWAY:
-                atomic_store32(&self._acceptor.turned_away_told, 0)
-                self._log.turned_away(atomic_load64(&self._acceptor.turned_away))
+            try:
+                self._tell_events(events)
+            except BaseException:  # no memory: the thread is needed again
+                pass
+
+    cdef _tell_events(self, uint32_t events):
+        cdef uint32_t state
+        if events & LOG_ALL_BLOCKED:
+            self._log.all_blocked(self._loop.worker_count)
+        if events & LOG_ACCEPTING:
+            state = atomic_load32(&self._acceptor.accepting)
+            if state == ACCEPTING:
+                self._log.accepting()
+            else:
+                self._log.accepting_paused(self._acceptor.max_connections if state == ACCEPT_FULL else None)
+        if events & LOG_TURNED_AWAY:
+            atomic_store32(&self._acceptor.turned_away_told, 0)
+            self._log.turned_away(atomic_load64(&self._acceptor.turned_away))
 
     # --- the dispatch role -----------------------------------------------------------------------------------------------------------------
 
     def _work(self, uint32_t index):
         """The life of a worker."""
         cdef worker_t *worker = &self._loop.workers[index]
-        cdef _Callbacks callbacks = _Callbacks(self._callbacks)
+        cdef _Callbacks callbacks
         cdef uint64_t asked
         cdef bint go_on
-        worker.callbacks = <void *>callbacks
-        kernel_worker_set(worker)
-        while not self._inert():
-            with nogil:
-                go_on = worker_next(worker)
-                asked = kernel_now()
-            if not go_on:
-                break
-            worker_enter(worker, asked)
-            dispatch_iteration(self, worker)
-            while not self._inert() and worker_refill(worker):
+        try:
+            callbacks = _Callbacks(self._callbacks)
+            worker.callbacks = <void *>callbacks
+            kernel_worker_set(worker)
+            while not self._inert():
+                with nogil:
+                    go_on = worker_next(worker)
+                    asked = kernel_now()
+                if not go_on:
+                    break
+                worker_enter(worker, asked)
                 dispatch_iteration(self, worker)
-            worker_leave(worker)
-        kernel_worker_set(NULL)
-        if not self._inert():
-            with nogil:
-                worker_left(worker)
+                while not self._inert() and worker_refill(worker):
+                    dispatch_iteration(self, worker)
+                worker_leave(worker)
+        finally:
+            kernel_worker_set(NULL)
+            if not self._inert():
+                with nogil:
+                    worker_left(worker)
 
     # --- what the server asks for --------------------------------------------------------------------------------------------------------------
 
@@ -623,3 +692,8 @@ cdef class Engine:
             gil_wait_seconds=sums.gil_wait_ns / 1e9,
             buffer_allocations=allocations,
         )
+
+
+# The engine of no server: inert from the start, as all engines are in a forked child.
+_nobody = Engine.__new__(Engine)
+_nobody._loop.forks = kernel_forks - 1

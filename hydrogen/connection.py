@@ -7,6 +7,7 @@ connection is gone its methods say so instead of acting on a stranger. All of it
 from __future__ import annotations
 
 import abc
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -118,6 +119,22 @@ class HydrogenSocket(abc.ABC):
         `peercert`, `cipher`, `compression`. `proxy`: the `ProxyHeader` with which the connection began. `default` for what there is none
         of, and when the connection is gone.
         """
+
+
+def check_timeout(name: str, value: object) -> float | None:
+    """`value` as seconds to wait, None for no limit, which infinity means too.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is negative, or not a number (nan).
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: seconds or None are expected, not {value!r}")
+    if not value >= 0:
+        raise ValueError(f"{name}: 0 or more seconds are allowed, not {value!r}")
+    return None if value == math.inf else float(value)
 
 
 def extra_info(socket: HydrogenSocket, session: TlsSession | None, header: ProxyHeader | None, name: str, default: Any) -> Any:

@@ -120,6 +120,10 @@ class RateLimitedLog:
         """Write what the callback `name` raised, with its traceback."""
         self.say(logging.ERROR, name, "%s raised %s", name, type(error).__name__, error=error)
 
+    def lost(self, number: int, error: BaseException) -> None:
+        """Connection `number` is aborted because of what nobody expects: want of memory, or a fault of ours."""
+        self.say(logging.ERROR, "lost", "connection %d is aborted", number, error=error)
+
     def flush(self) -> None:
         """Write how many lines of each kind were left out and not told of yet."""
         with self._lock:

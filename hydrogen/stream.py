@@ -102,7 +102,7 @@ class StreamAdapter:
     `blocked` and `ended` are written under it; `messages` belongs to the owner of the connection.
     """
 
-    __slots__ = ("_lock", "blocked", "ended", "messages", "pending", "stream")
+    __slots__ = ("blocked", "ended", "lock", "messages", "pending", "stream")
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -110,7 +110,7 @@ class StreamAdapter:
         self.blocked = False
         self.ended = False
         self.pending = 0
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def receive(self) -> bool:
         """One `Stream.recv`, checked; its messages are added to `messages`. False when there were none.
@@ -119,7 +119,7 @@ class StreamAdapter:
             HandlerError: what came is not a list of bytes.
             Exception: whatever the stream raises, but `BlockingIOError`, which is "none".
         """
-        with self._lock:
+        with self.lock:
             try:
                 messages = self.stream.recv()
             except BlockingIOError:
@@ -135,7 +135,7 @@ class StreamAdapter:
         Raises:
             Exception: whatever the stream raises, but `BlockingIOError`.
         """
-        with self._lock:
+        with self.lock:
             if self.ended:
                 return
             try:
@@ -149,19 +149,19 @@ class StreamAdapter:
 
     def resume(self) -> None:
         """The fd is writable: go on with what the stream has kept, if it has. Raises as `send`."""
-        with self._lock:
+        with self.lock:
             if self.blocked:
                 self.send(GO_ON)
 
     def shutdown(self) -> None:
         """End the stream both ways; from now on `send` does nothing."""
-        with self._lock:
+        with self.lock:
             self.ended = True
             self.stream.shutdown()
 
     def close(self) -> None:
         """Have the stream close its fd; the last call."""
-        with self._lock:
+        with self.lock:
             self.stream.close()
 
 

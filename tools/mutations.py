@@ -22,9 +22,9 @@ MUTATIONS = {
         "    atomic_store64(&connection.slot.word, word & ~<uint64_t>OWNED)\n    return True\n",
     ),
     "SILENT_RESUME": (
-        "hydrogen/_core.pyx",
-        "            self._engine._post(self, RESUME)\n",
-        "            pass\n",
+        "hydrogen/_c/mailbox.pxd",
+        "            connection.mail |= RESUME\n            return POST_OWNER\n",
+        "            return POST_OWNER\n",
     ),
     "NO_EVENTFD": (
         "hydrogen/_c/queues.pxd",

@@ -125,11 +125,12 @@ cdef inline void acceptor_take(loop_t *loop, connection_t *connection, int fd, n
         connection.mail |= NEW
         queues_serve_later(loop, connection, True)
         return
-    atomic_store32(&connection.ready, not loop.has_open_callbacks)
     if not failed:
         failed = loop_register(loop, connection)
+    # Now, not before: who sees it may send, and ask the poller for an edge.
+    atomic_store32(&connection.ready, not loop.has_open_callbacks)
     if failed:
-        connection.mail |= closing_end(&loop.context, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR, -failed)
+        connection.mail |= closing_end(&loop.context, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR, -failed, NULL)
     if not mailbox_let_go(connection):
         queues_serve_later(loop, connection, True)
 

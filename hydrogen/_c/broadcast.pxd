@@ -4,12 +4,11 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.buffer cimport block_of_shared, block_t, shared_t
-from hydrogen._c.connection cimport connection_framing
 from hydrogen._c.constants cimport (
     NOT_CORKED, SEND_NOTHING, SEND_NOW, SEND_REFUSED, STATE_CLOSING, STATE_OPEN, STATE_VACANT,
 )
 from hydrogen._c.counters cimport counters_count
-from hydrogen._c.flush cimport flush_whole
+from hydrogen._c.flush cimport flush_one
 from hydrogen._c.framing cimport FRAMING_PYTHON
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation
@@ -45,7 +44,7 @@ cdef inline void broadcast_send(
         lock_take(&connection.lock)
         generation = mailbox_generation(connection)
         wanted = connection.state in (STATE_OPEN, STATE_CLOSING) and atomic_load32(&connection.ready) and skip[index] != generation
-        other = connection.session != NULL or connection.adapter != NULL or connection_framing(connection) != loop.context.framing
+        other = connection.session != NULL or connection.adapter != NULL or connection.builder != NULL
         lock_give(&connection.lock)
         if not wanted:
             continue
@@ -62,7 +61,7 @@ cdef inline void broadcast_send(
             if block != NULL:
                 result = output_append(&loop.context, NULL, connection, generation, block, STATE_OPEN, NOT_CORKED, &bits)
         if result == SEND_NOW:
-            flush_whole(loop, io, connection, generation, wake)
+            flush_one(loop, io, connection, generation, wake)
         elif bits:
             queues_post(loop, connection, generation, bits, wake)
         queues_check_memory(loop)

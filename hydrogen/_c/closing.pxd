@@ -1,7 +1,12 @@
-"""The end of a connection: asked for by anybody, carried out by its owner."""
+"""The end of a connection: asked for by anyone, carried out by its owner.
+
+Gracefully: output is flushed, with TLS a close_notify behind it, then our FIN; what still arrives is
+read and thrown away all the while, until the peer's FIN or for LINGER_NS. At once: a reset. Then, off
+the poller, the last callbacks, and the slot is released.
+"""
 
 from libc.errno cimport EAGAIN
-from libc.stdint cimport int64_t, uint32_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from hydrogen._c.addresses cimport addresses_give
 from hydrogen._c.atomic cimport (
@@ -9,16 +14,17 @@ from hydrogen._c.atomic cimport (
 )
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_PEER_CLOSED,
-    CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, CAUSE_TRUNCATED, DEADLINE, FLAG_CLOSE_NOTIFY, FLAG_EOF,
-    FLAG_EOF_TOLD, FLAG_HUNG, FLAG_LINGERING, FLAG_PARTIAL, FLAG_POLLED, FLAG_TLS_END,
-    FLAG_TLS_FAILED, FLUSHED, FLUSH_DRAINED, HANGUP, LINGER_NS, LINGER_READS, NEXT_DISPATCH,
-    NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP, READABLE, STALL_NONE, STATE_ABORTING, STATE_CLOSING,
-    STATE_GONE, STATE_OPEN, STATE_VACANT, TODO_CLOSE_NOTIFY, TODO_EOF, TODO_FINISH,
+    CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, CAUSE_TRUNCATED, DISCARD_READS, FLAG_CLOSE_NOTIFY,
+    FLAG_EOF, FLAG_EOF_TOLD, FLAG_HANGUP, FLAG_LINGERING, FLAG_PARTIAL, FLAG_POLLED,
+    FLAG_READABLE, FLAG_TLS_END, FLAG_TLS_FAILED, FLUSHED, FLUSH_DRAINED, LINGER_NS,
+    NEXT_DISPATCH, NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP, STALL_NONE, STATE_ABORTING,
+    STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_VACANT, TODO_CLOSE_NOTIFY, TODO_EOF,
+    TODO_FINISH,
 )
 from hydrogen._c.input cimport input_drop
 from hydrogen._c.kernel cimport (
-    SHUT_RDWR, SHUT_WR, kernel_close, kernel_local_name, kernel_now, kernel_recv, kernel_reset,
-    kernel_shutdown,
+    SHUT_RDWR, SHUT_WR, kernel_close_socket, kernel_local_name, kernel_now, kernel_recv,
+    kernel_reset, kernel_shutdown, name_t,
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
@@ -28,8 +34,17 @@ from hydrogen._c.slab cimport slab_advance
 from hydrogen._c.structs cimport connection_t, context_t, io_t
 
 
-cdef inline uint32_t closing_end(context_t *context, connection_t *connection, uint32_t generation, bint abort, int cause, int code) noexcept nogil:
-    """Ask for the end, in order or at once; the first cause stands. Any thread. Returns the bits to post, and FLUSH_DRAINED."""
+cdef inline uint32_t closing_end(
+    context_t *context, connection_t *connection, uint32_t generation, bint abort, int cause, int code,
+    void **error,
+) noexcept nogil:
+    """Ask for the end, gracefully or at once; the first cause stands. Any thread.
+
+    `error`, unless it is NULL: a counted reference to the exception of that cause; it is NULL
+    afterwards when it was taken over. Generation, cause and error are compared and stored under one
+    lock, so that nothing of one connection lands on another. Returns the bits to post, and
+    FLUSH_DRAINED.
+    """
     cdef uint32_t last = STATE_CLOSING if abort else STATE_OPEN
     cdef uint32_t bits = 0
     lock_take(&connection.lock)
@@ -37,6 +52,9 @@ cdef inline uint32_t closing_end(context_t *context, connection_t *connection, u
         if connection.state == STATE_OPEN:
             connection.cause = <uint8_t>cause
             connection.code = code
+            if error != NULL:
+                connection.error = error[0]
+                error[0] = NULL
         if abort:
             atomic_store32(&connection.state, STATE_ABORTING)
             bits = ABORT | output_drop_locked(context, connection)
@@ -49,28 +67,36 @@ cdef inline uint32_t closing_end(context_t *context, connection_t *connection, u
 
 
 cdef inline int closing_finish(context_t *context, connection_t *connection) noexcept nogil:
-    """Take the connection off the poller and end it both ways; the fd stays open, so that its number is nobody else's during the last callbacks."""
+    """Take the connection off the poller and end it both ways.
+
+    The fd stays open, so that its number is nobody else's during the last callbacks.
+    """
     cdef bint aborted, needs_python, drainers
+    cdef name_t local
+    local.family = 0
+    if context.has_end_callbacks and not connection.unix_domain:
+        kernel_local_name(connection.poll_fd, &local)  # a reset makes the kernel forget it
     lock_take(&connection.lock)
     if connection.flushing:
         lock_give(&connection.lock)
         return NEXT_LET_GO  # output_flush posts ABORT when it is done
     aborted = connection.state == STATE_ABORTING
+    connection.local = local
     atomic_store32(&connection.state, STATE_GONE)
     connection.blocked = False
     drainers = output_drop_locked(context, connection) != 0
     relaxed_store32(&connection.stalled, STALL_NONE)
     needs_python = (
-        connection.user_data != NULL or connection.adapter != NULL or connection.error != NULL or connection.session != NULL or
-        connection.decoder != NULL or connection.header != NULL or connection.cause == CAUSE_SLOW_CONSUMER
+        connection.user_data != NULL or connection.adapter != NULL or connection.error != NULL or
+        connection.session != NULL or connection.decoder != NULL or connection.header != NULL or
+        connection.builder != NULL or connection.cause == CAUSE_SLOW_CONSUMER
     )
     lock_give(&connection.lock)
     if drainers:
         output_wake_drainers(context)
     if connection.flags & FLAG_POLLED:
+        # Needed although close(2) follows: a forked child may hold the open file.
         poller_remove(&context.poller, connection.poll_fd)
-    if context.has_end_callbacks and not connection.unix_domain:
-        kernel_local_name(connection.poll_fd, &connection.local)
     if aborted and not connection.unix_domain:
         kernel_reset(connection.poll_fd)
     elif connection.adapter == NULL:  # how a user's stream ends is its own affair
@@ -83,7 +109,12 @@ cdef inline int closing_finish(context_t *context, connection_t *connection) noe
 
 
 cdef inline void closing_release(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
-    """Close the fd and end the use of the slot; the slab gets it back from the caller. Python references are gone already."""
+    """Close the fd and end the use of the slot; the slab gets it back from the caller.
+
+    Python references are gone already. Nobody else uses the fd's number once it is -1 (fd_lock), so
+    close(2) needs no lock, however long it takes.
+    """
+    cdef int fd
     input_drop(context, io, connection)
     relaxed_add64(&io.counters.removed[connection.cause], 1)
     if connection.cause == CAUSE_TIMEOUT:
@@ -91,42 +122,58 @@ cdef inline void closing_release(context_t *context, io_t *io, connection_t *con
     if connection.counted:
         addresses_give(context.addresses, &connection.peer)
     lock_take(&context.fd_lock)
-    kernel_close(connection.poll_fd)
+    fd = connection.poll_fd
     connection.fd = connection.poll_fd = -1
     lock_give(&context.fd_lock)
+    kernel_close_socket(fd)
     lock_take(&connection.lock)
     atomic_store32(&connection.state, STATE_VACANT)
     slab_advance(&connection.slot)
     lock_give(&connection.lock)
 
 
-cdef inline bint closing_lingered(connection_t *connection) noexcept nogil:
-    return kernel_now() >= relaxed_load64(&connection.deadline)
+cdef inline bint closing_discard(io_t *io, connection_t *connection) noexcept nogil:
+    """Read and throw away what still arrives; True at its end, or when reading fails (`end_code`).
 
-
-cdef inline int closing_linger(context_t *context, io_t *io, connection_t *connection, uint32_t bits) noexcept nogil:
-    """Throw away what still arrives: closing with unread input would make the kernel reset the peer, and the tail of the reply be lost.
-
-    HANGUP is no reason to stop: now that our side has ended it comes with the peer's FIN too, and there may be input before that. recv(2) tells.
+    While output is pending a peer that sends before it reads would else wait for us, as we for it;
+    and closing with unread input makes the kernel reset the peer, so that the tail of our output is
+    lost.
     """
     cdef int64_t got
     cdef int k
-    if bits & DEADLINE and closing_lingered(connection):
-        return closing_finish(context, connection)
-    for k in range(LINGER_READS):
+    for k in range(DISCARD_READS):
         got = kernel_recv(connection.poll_fd, io.scratch, io.scratch_size)
-        if got == -EAGAIN:
-            return NEXT_LET_GO
         if got <= 0:
-            return closing_finish(context, connection)
-    connection.mail |= READABLE
-    return NEXT_STEP
+            connection.flags &= ~<uint32_t>FLAG_READABLE
+            if got == -EAGAIN:
+                return False
+            connection.flags |= FLAG_EOF
+            connection.end_code = <int>-got
+            return True
+        relaxed_add64(&io.counters.bytes_received, <uint64_t>got)
+        relaxed_store32(&connection.active, 1)
+    connection.mail |= AGAIN
+    return False
+
+
+cdef inline int closing_linger(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
+    """Our FIN is sent: wait for the peer's, for LINGER_NS at most.
+
+    HANGUP is no reason to stop: now that our side has ended it comes with the peer's FIN too, and
+    there may be input before that. recv(2) tells.
+    """
+    if kernel_now() >= relaxed_load64(&connection.deadline):
+        return closing_finish(context, connection)
+    if connection.flags & FLAG_READABLE and closing_discard(io, connection):
+        return closing_finish(context, connection)
+    return NEXT_STEP if connection.mail else NEXT_LET_GO
 
 
 cdef inline int closing_flushed(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
-    """Closing, and all output is flushed. With TLS a worker says goodbye first. Then end the sending side, and linger unless the peer has ended its own.
+    """Closing: if all output is flushed, our FIN is next, with TLS after a close_notify.
 
-    FLUSHED may be of earlier: records of TLS are queued also after it was posted. Who flushes those posts it again.
+    FLUSHED may be of earlier: records of TLS are queued also after it was posted. So the queue is
+    looked at; who flushes what is in it posts FLUSHED again.
     """
     cdef bint flushed
     lock_take(&connection.lock)
@@ -138,46 +185,16 @@ cdef inline int closing_flushed(context_t *context, io_t *io, connection_t *conn
         connection.todo |= TODO_CLOSE_NOTIFY
         return NEXT_DISPATCH
     input_drop(context, io, connection)
-    if connection.flags & (FLAG_EOF | FLAG_HUNG) or connection.adapter != NULL:
+    if connection.flags & (FLAG_EOF | FLAG_HANGUP) or connection.adapter != NULL:
         return closing_finish(context, connection)
     kernel_shutdown(connection.poll_fd, SHUT_WR)
-    connection.flags |= FLAG_LINGERING
+    connection.flags |= FLAG_LINGERING | FLAG_READABLE
     atomic_store64(&connection.deadline, kernel_now() + LINGER_NS)
-    return closing_linger(context, io, connection, 0)
+    return closing_linger(context, io, connection)
 
 
-cdef inline int closing_input_ended(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
-    """All input was delivered and there will be no more: act on it, once."""
-    cdef uint32_t generation = mailbox_generation(connection)
-    cdef uint32_t bits
-    cdef bint flushing
-    if not connection.end_code:
-        # A reset is reported once: to recv(2), or to the send(2) of a flusher. What looks like an end in order is one only if nobody is flushing.
-        lock_take(&connection.lock)
-        flushing = connection.flushing
-        lock_give(&connection.lock)
-        if flushing:
-            connection.mail |= AGAIN
-            return NEXT_STEP
-    connection.flags |= FLAG_EOF_TOLD
-    if connection.end_code:
-        bits = closing_end(context, connection, generation, True, CAUSE_OS_ERROR, connection.end_code)
-    elif connection.flags & FLAG_TLS_FAILED:
-        connection.todo |= TODO_EOF
-        return NEXT_DISPATCH
-    elif connection.session != NULL and not connection.flags & FLAG_TLS_END:
-        bits = closing_end(context, connection, generation, False, CAUSE_TRUNCATED, 0)
-    elif connection.input != NULL or connection.flags & FLAG_PARTIAL:
-        bits = closing_end(context, connection, generation, False, CAUSE_INCOMPLETE_FRAME, 0)
-    elif context.has_on_eof:
-        connection.todo |= TODO_EOF
-        if connection.flags & FLAG_HUNG and not connection.unix_domain:
-            # A reset came with the end, or after it, and recv(2) told of the end only: it is due after on_eof, and no edge will say so. (A Unix socket
-            # hangs up also when the peer has closed in order.)
-            connection.mail |= HANGUP
-        return NEXT_DISPATCH
-    else:
-        bits = closing_end(context, connection, generation, False, CAUSE_PEER_CLOSED, 0)
+cdef inline int closing_go_on(context_t *context, io_t *io, connection_t *connection, uint32_t bits) noexcept nogil:
+    """After `closing_end` by the owner: what is next, with the bits that it returned."""
     if bits & FLUSH_DRAINED:
         output_wake_drainers(context)
     if bits & ABORT:
@@ -187,8 +204,42 @@ cdef inline int closing_input_ended(context_t *context, io_t *io, connection_t *
     return NEXT_LET_GO
 
 
+cdef inline int closing_input_ended(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
+    """All input was delivered and there will be no more: act on it, once."""
+    cdef uint32_t generation = mailbox_generation(connection)
+    cdef bint abort = False
+    cdef bint flushing
+    cdef int cause = CAUSE_PEER_CLOSED
+    if not connection.end_code:
+        # A reset is reported once: to recv(2), or to the send(2) of a flusher. What looks like a
+        # graceful end is one only if nobody is flushing.
+        lock_take(&connection.lock)
+        flushing = connection.flushing
+        lock_give(&connection.lock)
+        if flushing:
+            connection.mail |= AGAIN
+            return NEXT_STEP
+    connection.flags |= FLAG_EOF_TOLD
+    if connection.end_code:
+        abort, cause = True, CAUSE_OS_ERROR
+    elif connection.flags & FLAG_TLS_FAILED:
+        connection.todo |= TODO_EOF
+        return NEXT_DISPATCH
+    elif connection.session != NULL and not connection.flags & FLAG_TLS_END:
+        cause = CAUSE_TRUNCATED
+    elif connection.input != NULL or connection.flags & FLAG_PARTIAL:
+        cause = CAUSE_INCOMPLETE_FRAME
+    elif context.has_on_eof:
+        connection.todo |= TODO_EOF
+        return NEXT_DISPATCH
+    return closing_go_on(context, io, connection, closing_end(
+        context, connection, generation, abort, cause, connection.end_code, NULL))
+
+
 cdef inline int closing_too_late(context_t *context, connection_t *connection, int code) noexcept nogil:
-    """A deadline has passed, and all was read that is there (else READABLE is in `mail`, and the next sweep tells again)."""
-    if closing_end(context, connection, mailbox_generation(connection), True, CAUSE_TIMEOUT, code) & FLUSH_DRAINED:
+    """A deadline has passed, and all was read that came in time."""
+    if closing_end(
+        context, connection, mailbox_generation(connection), True, CAUSE_TIMEOUT, code, NULL,
+    ) & FLUSH_DRAINED:
         output_wake_drainers(context)
     return closing_finish(context, connection)

@@ -7,20 +7,11 @@ and `decoder` (a user's frame builder: a worker feeds it with `input`).
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from hydrogen._c.atomic cimport atomic_store32, relaxed_load64, relaxed_store32, relaxed_store64
-from hydrogen._c.constants cimport CAUSE_NONE, NOT_CORKED, STALL_NONE, STATE_OPEN
-from hydrogen._c.framing cimport framing_t
+from hydrogen._c.atomic cimport atomic_store32, relaxed_store32
+from hydrogen._c.constants cimport CAUSE_NONE, FLAG_STICKY, NOT_CORKED, STALL_NONE, STATE_OPEN
 from hydrogen._c.kernel cimport name_t
 from hydrogen._c.lock cimport RANK_OUTPUT, lock_give, lock_init, lock_take
 from hydrogen._c.structs cimport connection_t, context_t
-
-
-cdef inline const framing_t *connection_framing(connection_t *connection) noexcept nogil:
-    return <const framing_t *>relaxed_load64(<uint64_t *>&connection.framing)
-
-
-cdef inline void connection_set_framing(connection_t *connection, const framing_t *framing) noexcept nogil:
-    relaxed_store64(<uint64_t *>&connection.framing, <uint64_t>framing)
 
 
 cdef inline void connection_open(
@@ -33,16 +24,16 @@ cdef inline void connection_open(
     connection.unix_domain = unix_domain
     connection.listener = listener
     connection.next = NULL
-    connection.mail = connection.todo = connection.flags = 0
+    connection.mail = connection.todo = 0
+    connection.flags = FLAG_STICKY if unix_domain else 0
     connection.end_code = 0
-    connection_set_framing(connection, context.framing)
+    connection.framing = context.framing
     connection.scanned = connection.held = 0
     connection.local.family = 0
     connection.counted = False
     connection.idle_unacknowledged = 0
     relaxed_store32(&connection.active, 1)
     relaxed_store32(&connection.stalled, STALL_NONE)
-    atomic_store32(&connection.pause, 0)
     atomic_store32(&connection.ready, 0)
     lock_take(&connection.lock)
     connection.id = id

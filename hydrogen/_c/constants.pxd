@@ -2,22 +2,29 @@
 
 from hydrogen._c.slab cimport SLOT_OWNED
 
-# Mailbox bits. They are handled in the order ABORT, NEW, LOW, READABLE, RDHUP, FLUSHED.
+# The low half of a mailbox word. What a step does with each bit in each state: step.pxd.
 cdef enum:
     OWNED = SLOT_OWNED
+    # Mail: posted by anyone, taken by the owner.
     READABLE = 1 << 1
-    LOW = 1 << 2   # output fell below the low watermark after it had been above the high one
-    RDHUP = 1 << 3        # EPOLLRDHUP
+    LOW = 1 << 2        # output fell below the low watermark after it had been above the high one
+    RDHUP = 1 << 3      # EPOLLRDHUP
     HANGUP = 1 << 4     # EPOLLHUP, EPOLLERR
     URGENT = 1 << 5     # EPOLLPRI
-    FLUSHED = 1 << 6      # closing, and all output is flushed
+    FLUSHED = 1 << 6    # closing, and all output is flushed
     ABORT = 1 << 7
     NEW = 1 << 8
     DEADLINE = 1 << 9   # a hint: the owner looks at the clock
-    RESUME = 1 << 10
-    AGAIN = 1 << 11    # input may be left: look again
+    RESUME = 1 << 10    # the last cause of a pause is gone
+    AGAIN = 1 << 11     # something is left to do: look again
     WRITABLE = 1 << 12  # an OUT edge, for a user's stream
-    WORD_BITS = 0xFFFFFFFE
+    STOP = 1 << 13      # the server stops: finish what was received, then end
+    MAIL_BITS = 0x00FFFFFE
+    # State: why the connection is neither read nor delivered to.
+    PAUSE_USER = 1 << 24
+    PAUSE_WATERMARK = 1 << 25
+    PAUSE_MEMORY = 1 << 26
+    PAUSE_BITS = 7 << 24
 
 cdef enum:
     POST_STALE
@@ -60,7 +67,7 @@ cdef enum:
     TIMEOUT_WRITE = 4
     TIMEOUTS
 
-# `stuck` of a connection.
+# `stalled` of a connection.
 cdef enum:
     STALL_NONE
     STALL_NEW  # output waits for the peer, who has taken some since the last sweep, or it waits only since then
@@ -71,18 +78,12 @@ cdef enum:
     WATCH_CONFIGURED = 1  # those of Config
     WATCH_LINGERING = 2
 
-# Causes of a pause of reading and delivering.
-cdef enum:
-    PAUSE_USER = 1
-    PAUSE_WATERMARK = 2
-    PAUSE_MEMORY = 4
-
 # What the owner knows.
 cdef enum:
     FLAG_EOF = 1 << 0         # recv(2) said 0, or `end_code`
     FLAG_EOF_TOLD = 1 << 1    # the end of input was acted on
-    FLAG_STICKY = 1 << 2      # RDHUP, HANGUP or URGENT was seen: a short read proves nothing, read to EAGAIN
-    FLAG_HUNG = 1 << 3        # HANGUP was seen
+    FLAG_STICKY = 1 << 2      # a short read proves nothing: read to EAGAIN (see input_read)
+    FLAG_HANGUP = 1 << 3      # HANGUP was seen
     FLAG_LINGERING = 1 << 4
     FLAG_POLLED = 1 << 5      # registered with the poller
     FLAG_HANDSHAKE = 1 << 6   # TLS, and its handshake is not done
@@ -93,7 +94,9 @@ cdef enum:
     FLAG_PARTIAL = 1 << 11    # `decoder` has the beginning of one
     FLAG_HEADER = 1 << 12     # the header of the PROXY protocol is not whole: nothing else happens before
     FLAG_FIRST = 1 << 13      # nothing was delivered yet of what came behind that header
-    FLAG_LATE = 1 << 14       # a deadline had passed when this went to the dispatch role: look again afterwards
+    FLAG_LATE = 1 << 14       # a deadline has passed; `grace` says what may still have come in time
+    FLAG_READABLE = 1 << 15   # an edge came, and it was not read to the end since
+    FLAG_STOP = 1 << 16       # STOP was seen: nothing more is read
     # No more input will come, for either reason.
     FLAGS_ENDED = (1 << 0) | (1 << 7)
     # It is not ready: what open_timeout is for.
@@ -119,7 +122,6 @@ cdef enum:
 
 # What functions of a connection want done beyond posting mailbox bits.
 cdef enum:
-    FLUSH_MORE = 1 << 30     # the budget is used up and output is left: flush again later
     FLUSH_DRAINED = 1 << 29  # somebody waits in drain()
 
 cdef enum:
@@ -128,8 +130,8 @@ cdef enum:
 cdef enum:
     # nginx's lingering_timeout is 5 s; 2 s cover a retransmission of the tail (RFC 6298: 1 s at first).
     LINGER_NS = 2000000000
-    # Reads that are thrown away in one turn.
-    LINGER_READS = 16
+    # Reads that are thrown away in one step.
+    DISCARD_READS = 16
 
 cdef enum:
     SEND_REFUSED
@@ -152,7 +154,7 @@ cdef enum:
     DRAIN_GONE
 
 cdef enum:
-    # One flush sends at most so much while others append, so that its thread comes back.
+    # One flush sends at most so much; then whoever polls goes on (output_flush), and its thread comes back.
     FLUSH_BUDGET = 1 << 20
 
 # What a worker does, published for the monitor thread.
@@ -228,6 +230,8 @@ cdef enum:
     CORK_NS = 200000
     # Replies up to this size are sent with the GIL held in eager mode: send(2) takes 2 to 3 us, giving the GIL away and waiting to get it back more.
     SEND_HELD_MOST = 16 << 10
+    # What a task could not do is tried again after so long.
+    TASK_RETRY_NS = 100000000
     # What OpenSSL encrypts or decrypts in some 100 us.
     TLS_SHORT_MOST = 256 << 10
     # A thread that waits in drain() looks for signals so often.

@@ -7,15 +7,16 @@ from hydrogen._c.atomic cimport (
     relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_TIMEOUT, DEADLINE, FLAGS_OPENING, FLAG_LINGERING, FLAG_PARTIAL, LINGER_SWEEP_NS,
-    STALL_NEW, STALL_SEEN, STATE_CLOSING, STATE_OPEN, STATE_VACANT, TIMEOUT_FRAME, TIMEOUT_IDLE,
-    TIMEOUT_OPEN, TIMEOUT_WRITE, WATCH_CONFIGURED, WATCH_LINGERING,
+    CAUSE_TIMEOUT, DEADLINE, FLAGS_OPENING, FLAG_LATE, FLAG_LINGERING, FLAG_PARTIAL,
+    FLAG_READABLE, LINGER_SWEEP_NS, STALL_NEW, STALL_SEEN, STATE_CLOSING, STATE_OPEN,
+    STATE_VACANT, TIMEOUT_FRAME, TIMEOUT_IDLE, TIMEOUT_OPEN, TIMEOUT_WRITE, WATCH_CONFIGURED,
+    WATCH_LINGERING,
 )
 from hydrogen._c.framing cimport FRAMING_RAW
 from hydrogen._c.input cimport input_count
 from hydrogen._c.kernel cimport kernel_now, kernel_unacknowledged, kernel_unread
 from hydrogen._c.lock cimport lock_give, lock_take
-from hydrogen._c.mailbox cimport mailbox_at
+from hydrogen._c.mailbox cimport mailbox_at, mailbox_pauses
 from hydrogen._c.output cimport output_is_stalled, output_unacknowledged
 from hydrogen._c.queues cimport queues_check_memory, queues_end, queues_post, queues_touch_monitor
 from hydrogen._c.slab cimport slab_used
@@ -31,6 +32,21 @@ cdef inline int deadlines_late(context_t *context, connection_t *connection) noe
     return TIMEOUT_IDLE if deadlines_is_idle(context, connection, now) else 0
 
 
+cdef inline int deadlines_passed(context_t *context, connection_t *connection) noexcept nogil:
+    """`deadlines_late`, with FLAG_LATE and `grace` kept: what came in time counts, however late we are.
+
+    What is in the kernel when it is found late may have come in time; not more than that, so that a
+    peer who never pauses gains nothing.
+    """
+    cdef int late = deadlines_late(context, connection)
+    if not late:
+        connection.flags &= ~<uint32_t>FLAG_LATE
+    elif not connection.flags & FLAG_LATE:
+        connection.flags |= FLAG_LATE | FLAG_READABLE  # its edge is perhaps on its way still
+        connection.grace = <size_t>kernel_unread(connection.poll_fd)
+    return late
+
+
 cdef inline bint deadlines_is_idle(context_t *context, connection_t *connection, uint64_t now) noexcept nogil:
     """Whether no byte came or went for idle_timeout. What the peer's kernel acknowledged meanwhile went; what may not be read, for a pause, came."""
     cdef int unacknowledged
@@ -44,7 +60,8 @@ cdef inline bint deadlines_is_idle(context_t *context, connection_t *connection,
     moves = connection.flushing or (connection.output.first != NULL and not connection.blocked)  # corked, say, by another worker
     lock_give(&connection.lock)
     unacknowledged = kernel_unacknowledged(connection.poll_fd)
-    moves = moves or unacknowledged != connection.idle_unacknowledged or (relaxed_load32(&connection.pause) and kernel_unread(connection.poll_fd) > 0)
+    moves = moves or unacknowledged != connection.idle_unacknowledged or (
+        mailbox_pauses(connection) and kernel_unread(connection.poll_fd) > 0)
     if not moves:
         return True
     connection.idle_unacknowledged = unacknowledged
@@ -60,20 +77,20 @@ cdef inline void deadlines_watch_frame(context_t *context, connection_t *connect
     cdef uint64_t deadline = relaxed_load64(&connection.deadline)
     if not partial and not deadline or connection.flags & FLAG_LINGERING:
         return
-    if not partial or relaxed_load32(&connection.state) != STATE_OPEN or relaxed_load32(&connection.pause):
+    if not partial or relaxed_load32(&connection.state) != STATE_OPEN or mailbox_pauses(connection):
         atomic_store64(&connection.deadline, 0)
     elif not deadline and timeout:
         atomic_store64(&connection.deadline, kernel_now() + timeout)
 
 
 cdef inline void deadlines_watch_output(loop_t *loop, connection_t *connection) noexcept nogil:
-    """After a flush: output that is stuck has a deadline, and whoever notices it sees that it is kept. See deadlines_watch."""
-    if relaxed_load32(&connection.stalled) and loop.context.write_timeout:
+    """After a flush: output that waits for the peer has a deadline, and whoever notices it sees that it is kept. See deadlines_watch."""
+    if loop.context.write_timeout and atomic_load32(&connection.stalled):
         deadlines_announce(loop, WATCH_CONFIGURED)
 
 
 cdef inline void deadlines_watch(loop_t *loop, connection_t *connection) noexcept nogil:
-    """Before letting go: count what stays of the input, and see that its deadline, if it has one, is kept.
+    """After each step and after the callbacks: count what stays of the input, and see that its deadline, if it has one, is kept.
 
     The monitor thread clears `watched` before it sweeps, and sets it again when a deadline is left. So either it was cleared before this thread looks, which
     then sets it and wakes the monitor thread, or the sweep comes after this deadline was stored, and sees it.
@@ -95,28 +112,28 @@ cdef inline void deadlines_announce(loop_t *loop, uint32_t kind) noexcept nogil:
 
 cdef inline bint deadlines_examine(loop_t *loop, connection_t *connection, uint64_t now, uint32_t *left) noexcept nogil:
     """Whether one of a connection's deadlines seems to have passed. `left`: the kinds that it has are added. Keeps the times since when it is idle, and
-    stuck; ends it if it is stuck for too long.
+    write-stalled; ends it if it is so for too long.
 
     A sweep that finds that bytes moved since the last one says that they moved now: a little late, never early. So nobody reads a clock for a message.
     """
     cdef context_t *context = &loop.context
     cdef uint32_t generation = <uint32_t>(atomic_load64(&connection.slot.word) >> 32)
     cdef uint64_t deadline = atomic_load64(&connection.deadline)
-    cdef uint32_t stuck = relaxed_load32(&connection.stalled)
+    cdef uint32_t stalled = atomic_load32(&connection.stalled)
     cdef int unacknowledged
     cdef bint late = deadline != 0 and now >= deadline
     if deadline:
         left[0] |= WATCH_LINGERING if relaxed_load32(&connection.state) == STATE_CLOSING else WATCH_CONFIGURED
-    if context.write_timeout and stuck:
+    if context.write_timeout and stalled:
         left[0] |= WATCH_CONFIGURED
         unacknowledged = output_unacknowledged(context, connection, generation)
-        if stuck == STALL_NEW or unacknowledged < connection.unacknowledged:
+        if stalled == STALL_NEW or unacknowledged < connection.unacknowledged:
             connection.unacknowledged = unacknowledged
             connection.stalled_since = now
             atomic_cas32(&connection.stalled, STALL_NEW, STALL_SEEN)
         elif now >= connection.stalled_since + context.write_timeout and output_is_stalled(connection, generation):
             # Not left to the owner: he may be in a handler that waits in drain() for this very output.
-            queues_end(loop, connection, generation, True, CAUSE_TIMEOUT, TIMEOUT_WRITE, True)
+            queues_end(loop, connection, generation, True, CAUSE_TIMEOUT, TIMEOUT_WRITE, NULL, True)
     if context.idle_timeout:
         left[0] |= WATCH_CONFIGURED
         if relaxed_load32(&connection.active):

@@ -6,10 +6,10 @@ from hydrogen._c.atomic cimport (
     atomic_store64, atomic_swap64, relaxed_load32, relaxed_load64, relaxed_store32,
 )
 from hydrogen._c.constants cimport (
-    CORKED_MOST, EDGE_ADAPTER, EDGE_FLUSH, FLUSH_MORE, WORKER_CALLBACK, WRITABLE,
+    CORKED_MOST, EDGE_ADAPTER, EDGE_FLUSH, EDGE_NOTHING, WORKER_CALLBACK, WRITABLE,
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
-from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_assert
+from hydrogen._c.kernel cimport HYDROGEN_GIL
 from hydrogen._c.mailbox cimport mailbox_of
 from hydrogen._c.output cimport output_flush, output_unblock
 from hydrogen._c.poller cimport EPOLLERR, EPOLLHUP, EPOLLOUT
@@ -17,31 +17,17 @@ from hydrogen._c.queues cimport queues_check_memory, queues_post
 from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
 
 
-cdef inline bint flush_one(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, bint wake) noexcept nogil:
-    """Flush one connection; True when there is more to flush."""
+cdef inline void flush_one(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, bint wake) noexcept nogil:
+    """Flush one connection, as far as the kernel or the budget goes."""
     cdef uint32_t bits = output_flush(&loop.context, io, connection, generation)
     if bits:
         queues_post(loop, connection, generation, bits, wake)
     deadlines_watch_output(loop, connection)
     queues_check_memory(loop)
-    return bits & FLUSH_MORE != 0
-
-
-cdef inline void flush_whole(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, bint wake) noexcept nogil:
-    """Flush one connection, whatever the budget."""
-    while flush_one(loop, io, connection, generation, wake):
-        pass
-
-
-cdef inline void flush_cork(worker_t *worker, uint64_t token) noexcept nogil:
-    """Remember to flush; there must be room."""
-    kernel_assert(worker.corked_count < CORKED_MOST)
-    atomic_store64(&worker.corked[worker.corked_count], token)
-    worker.corked_count += 1
 
 
 cdef inline void flush_corked(worker_t *worker) noexcept nogil:
-    """Flush what this worker has corked. What is not done within its budget is corked again."""
+    """Flush what this worker has corked."""
     cdef loop_t *loop = worker.loop
     cdef uint32_t count = worker.corked_count
     cdef uint32_t k
@@ -49,8 +35,17 @@ cdef inline void flush_corked(worker_t *worker) noexcept nogil:
     worker.corked_count = 0
     for k in range(count):
         token = atomic_swap64(&worker.corked[k], 0)
-        if token and flush_one(loop, &worker.io, mailbox_of(loop, token), <uint32_t>(token >> 32), False):
-            flush_cork(worker, token)
+        if token:
+            flush_one(loop, &worker.io, mailbox_of(loop, token), <uint32_t>(token >> 32), False)
+
+
+cdef inline bint flush_cork(worker_t *worker, uint64_t token) noexcept nogil:
+    """Remember to flush; False when the list is full: `flush_corked` comes first."""
+    if worker.corked_count == CORKED_MOST:
+        return False
+    atomic_store64(&worker.corked[worker.corked_count], token)
+    worker.corked_count += 1
+    return True
 
 
 cdef inline void flush_for(loop_t *loop, io_t *io, worker_t *worker, bint wake) noexcept nogil:
@@ -61,7 +56,7 @@ cdef inline void flush_for(loop_t *loop, io_t *io, worker_t *worker, bint wake) 
         if relaxed_load64(&worker.corked[k]):
             token = atomic_swap64(&worker.corked[k], 0)
             if token:
-                flush_whole(loop, io, mailbox_of(loop, token), <uint32_t>(token >> 32), wake)
+                flush_one(loop, io, mailbox_of(loop, token), <uint32_t>(token >> 32), wake)
 
 
 cdef inline void flush_take_over(worker_t *worker) noexcept nogil:
@@ -79,11 +74,10 @@ cdef inline void flush_take_over(worker_t *worker) noexcept nogil:
 
 
 cdef inline uint32_t flush_on_event(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, uint32_t events, bint wake) noexcept nogil:
-    """The output half of an event. Returns the bits that it means for the owner. FLUSH_MORE: the caller has to come again."""
-    cdef int meaning
-    if not events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
-        return 0
-    meaning = output_unblock(&loop.context, connection, generation)
-    if meaning == EDGE_ADAPTER:
-        return WRITABLE
-    return FLUSH_MORE if meaning == EDGE_FLUSH and flush_one(loop, io, connection, generation, wake) else 0
+    """The output half of an event. Returns the bits that it means for the owner."""
+    cdef int meaning = EDGE_NOTHING
+    if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+        meaning = output_unblock(&loop.context, connection, generation)
+    if meaning == EDGE_FLUSH:
+        flush_one(loop, io, connection, generation, wake)
+    return WRITABLE if meaning == EDGE_ADAPTER else 0

@@ -8,7 +8,7 @@ only of what is known to be there. A `frame_t` is set when the answer is FRAME_C
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memcpy, memchr, memcmp
 
 cdef enum:
     FRAMING_RAW = 0

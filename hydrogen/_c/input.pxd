@@ -5,23 +5,24 @@ worker gives what is complete to the handler; nothing here runs Python.
 """
 
 from libc.errno cimport EAGAIN, ENOMEM
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from hydrogen._c.atomic cimport (
-    atomic_add64, atomic_and32, atomic_load32, atomic_or32, relaxed_add64, relaxed_load32,
-    relaxed_load64, relaxed_store32, relaxed_store64,
+    atomic_add64, atomic_load32, relaxed_add64, relaxed_load32, relaxed_load64, relaxed_store32,
+    relaxed_store64,
 )
 from hydrogen._c.buffer cimport (
     BLOCK_POOLED, block_bytes, block_exact, block_free, block_length, block_new, block_t,
 )
 from hydrogen._c.constants cimport (
-    FLAG_EOF, FLAG_PARTIAL, FLAG_STICKY, FLAG_UNDECODED, HANGUP, PAUSE_MEMORY, READABLE,
-    STATE_OPEN,
+    AGAIN, FLAG_EOF, FLAG_HANGUP, FLAG_LATE, FLAG_PARTIAL, FLAG_READABLE, FLAG_STICKY,
+    FLAG_UNDECODED, PAUSE_MEMORY, STATE_OPEN,
 )
 from hydrogen._c.framing cimport FRAME_INCOMPLETE, frame_t, framing_find
 from hydrogen._c.kernel cimport kernel_recv, kernel_socket_error
 from hydrogen._c.lock cimport lock_give, lock_take
+from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pause, mailbox_pauses, mailbox_resume
 from hydrogen._c.structs cimport connection_t, context_t, io_t
 
 
@@ -62,7 +63,7 @@ cdef inline bint input_deliverable(connection_t *connection) noexcept nogil:
 
 
 cdef inline bint input_store(io_t *io, block_t **where, const char *data, size_t n, bint lasting) noexcept nogil:
-    """Add bytes to `wire` or `input`; False without memory.
+    """Add bytes to `ciphertext` or `input`; False without memory.
 
     What will be delivered in this turn lies in a pooled block; what has to wait for the rest of a frame, `lasting`, in one of about its own size, which
     grows by half, so that a frame that comes in drops costs neither much memory nor quadratic time.
@@ -127,20 +128,22 @@ cdef inline bint input_tidy(io_t *io, connection_t *connection) noexcept nogil:
 
 
 cdef inline void input_broken(connection_t *connection, int code) noexcept nogil:
-    """Reading ended with the errno `code`, or with 0 for an end in order."""
+    """Reading ended with the errno `code`, or with 0 for a graceful end."""
     connection.end_code = code
-    connection.flags |= FLAG_EOF
+    connection.flags = (connection.flags | FLAG_EOF) & ~<uint32_t>FLAG_READABLE
     lock_take(&connection.lock)
     if connection.state == STATE_OPEN:
         connection.code = code
     lock_give(&connection.lock)
 
 
-cdef inline void input_read(context_t *context, io_t *io, connection_t *connection, bint hangup) noexcept nogil:
-    """Read until the socket is drained or the budget is used up; then READABLE is in `mail` again. Sets FLAG_EOF and `end_code` at the end.
+cdef inline void input_read(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
+    """Read until the socket is drained, and FLAG_READABLE is cleared, or until the budget is used up.
 
-    A read shorter than asked for has drained the socket, and what comes later is a new edge; not so when RDHUP, HANGUP or URGENT was seen: those
-    come with no further edge, and a read stops at an urgent mark (tcp(7)).
+    Sets FLAG_EOF and `end_code` at the end. A read shorter than asked for has drained a TCP socket,
+    and what comes later is a new edge; not so when RDHUP, HANGUP or URGENT was seen: those come with
+    no further edge, and a read stops at an urgent mark (tcp(7)). On a Unix socket it stops behind a
+    descriptor that was passed (SCM_RIGHTS, unix(7)), or where the sender's credentials change.
     """
     cdef size_t budget = context.read_budget
     cdef size_t want
@@ -152,36 +155,37 @@ cdef inline void input_read(context_t *context, io_t *io, connection_t *connecti
             relaxed_add64(&io.counters.bytes_received, <uint64_t>got)
             relaxed_store32(&connection.active, 1)
             if not input_store_read(io, connection, <size_t>got):
-                connection.end_code = ENOMEM
-                break
+                input_broken(connection, ENOMEM)
+                return
             budget -= <size_t>got
+            if connection.flags & FLAG_LATE:
+                connection.grace -= min(connection.grace, <size_t>got)
             if <size_t>got < want and not connection.flags & FLAG_STICKY:
+                connection.flags &= ~<uint32_t>FLAG_READABLE
                 return
         elif got == 0:
-            connection.flags |= FLAG_EOF
+            connection.flags = (connection.flags | FLAG_EOF) & ~<uint32_t>FLAG_READABLE
             return
-        elif got == -EAGAIN:
-            if not hangup:
-                return
+        elif got != -EAGAIN:
+            input_broken(connection, <int>-got)
+            return
+        elif connection.flags & FLAG_HANGUP:
             input_broken(connection, kernel_socket_error(connection.poll_fd))
             return
         else:
-            connection.end_code = <int>-got
-            break
-    if connection.end_code:
-        input_broken(connection, connection.end_code)
-    else:
-        connection.mail |= READABLE | (HANGUP if hangup else 0)
+            connection.flags &= ~<uint32_t>FLAG_READABLE
+            return
+    connection.mail |= AGAIN
 
 
 cdef inline bint input_paused(context_t *context, connection_t *connection) noexcept nogil:
-    """Whether nothing may be read or delivered.
+    """Whether nothing may be read or delivered. By the owner.
 
-    The memory pause is set here: the monitor thread clears `full` first and then looks for the pauses to end; so either it sees this one, or this thread sees
-    `full` cleared.
+    The pause for memory is set here. The monitor thread clears `full` first and then ends the pauses;
+    so either it sees this one, or this thread sees `full` cleared.
     """
     if relaxed_load32(&context.full):
-        atomic_or32(&connection.pause, PAUSE_MEMORY)
+        mailbox_pause(connection, mailbox_generation(connection), PAUSE_MEMORY)
         if not atomic_load32(&context.full):
-            atomic_and32(&connection.pause, ~<uint32_t>PAUSE_MEMORY)
-    return atomic_load32(&connection.pause) != 0
+            mailbox_resume(connection, mailbox_generation(connection), PAUSE_MEMORY)
+    return mailbox_pauses(connection) != 0

@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +23,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -107,8 +109,30 @@ static inline void kernel_local_name(int fd, name_t *local) {
     if (getsockname(fd, (struct sockaddr *)&from, &size) == 0) kernel_name_from(local, &from);
     else memset(local, 0, sizeof *local);
 }
+/* The peer's name on a Unix socket, at most `most` bytes; the size, 0 for none. An abstract one begins with a NUL (unix(7)). */
+static inline int kernel_unix_peer(int fd, char *path, uint32_t most) {
+    struct sockaddr_un name;
+    socklen_t size = sizeof name;
+    if (getpeername(fd, (struct sockaddr *)&name, &size) < 0 || size <= offsetof(struct sockaddr_un, sun_path)) return 0;
+    size -= offsetof(struct sockaddr_un, sun_path);
+    if (size > most) size = most;
+    if (name.sun_path[0] != 0) size = (socklen_t)strnlen(name.sun_path, size);
+    memcpy(path, name.sun_path, size);
+    return (int)size;
+}
 static inline void kernel_shutdown(int fd, int how) { (void)shutdown(fd, how); }
 static inline void kernel_close(int fd) { (void)close(fd); }
+/* close(2) of a socket with SO_LINGER waits for the peer, also of a non-blocking one (socket(7)). What there was to wait for has been
+ * waited for, so it must not; a time of 0, which makes it a reset, stays. */
+static inline void kernel_close_socket(int fd) {
+    struct linger linger = {0, 0};
+    socklen_t size = sizeof linger;
+    if (getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &size) == 0 && linger.l_onoff && linger.l_linger) {
+        linger.l_onoff = 0;
+        (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    }
+    (void)close(fd);
+}
 /* Dissolve the association (connect(2), AF_UNSPEC): the peer is reset even while a forked child holds the open file. Not for Unix sockets. */
 static inline void kernel_reset(int fd) {
     struct sockaddr nobody;

@@ -33,6 +33,8 @@ cdef extern from "kernel.h" nogil:
     void kernel_local_name(int fd, name_t *local)
     void kernel_shutdown(int fd, int how)
     void kernel_close(int fd)
+    void kernel_close_socket(int fd)
+    int kernel_unix_peer(int fd, char *path, uint32_t most)
     void kernel_reset(int fd)
     int kernel_socket_error(int fd)
     int kernel_setsockopt(int fd, int level, int name, const void *value, uint32_t size)
@@ -54,3 +56,7 @@ cdef extern from "kernel.h" nogil:
     void kernel_watch_forks()
     void *kernel_worker_get()
     void kernel_worker_set(void *worker)
+
+# Bytes of a name on a Unix socket: unix(7).
+cdef enum:
+    UNIX_PATH_MOST = 108

@@ -15,12 +15,12 @@ from hydrogen._c.atomic cimport (
 from hydrogen._c.buffer cimport pool_destroy
 from hydrogen._c.closing cimport closing_end, closing_release
 from hydrogen._c.constants cimport (
-    ABORT, AGAIN, CAUSE_SERVER_STOPPED, CORKED_MOST, FLAGS_ENDED, FLAG_EOF_TOLD, FLAG_POLLED,
-    FLUSH_MORE, HANGUP, NEXT_DISPATCH, NEXT_RELEASE, NEXT_STEP, POST_OWNER, RDHUP, READABLE,
-    STATE_VACANT, TASK_DRAINED, URGENT,
+    ABORT, AGAIN, CAUSE_SERVER_STOPPED, FLAGS_ENDED, FLAG_EOF_TOLD, FLAG_HANGUP, FLAG_LATE,
+    FLAG_POLLED, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE, POST_OWNER, RDHUP, READABLE,
+    STATE_VACANT, STOP, TASK_DRAINED, URGENT,
 )
 from hydrogen._c.deadlines cimport deadlines_watch
-from hydrogen._c.flush cimport flush_cork, flush_on_event, flush_whole
+from hydrogen._c.flush cimport flush_on_event
 from hydrogen._c.kernel cimport kernel_event_set, kernel_forks
 from hydrogen._c.lock cimport (
     RANK_DRAIN, RANK_FD, RANK_MONITOR, RANK_QUEUE, cond_destroy, cond_init, cond_signal,
@@ -38,9 +38,7 @@ from hydrogen._c.queues cimport (
 )
 from hydrogen._c.slab cimport slab_destroy, slab_init, slab_release, slab_used
 from hydrogen._c.step cimport step_run
-from hydrogen._c.structs cimport (
-    acceptor_t, connection_t, io_t, loop_t, queue_of_connections_t, worker_t,
-)
+from hydrogen._c.structs cimport acceptor_t, conn_queue_t, connection_t, io_t, loop_t, worker_t
 
 
 cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) noexcept nogil:
@@ -55,27 +53,36 @@ cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) 
         kernel_event_set(loop.acceptor.event)
 
 
-cdef inline void loop_step(loop_t *loop, worker_t *worker, connection_t *connection, queue_of_connections_t *ready, queue_of_connections_t *service) noexcept nogil:
+cdef inline bint loop_let_go(loop_t *loop, connection_t *connection) noexcept nogil:
+    """The one exit of a step and of callbacks: deadlines and accounts hold for every way through.
+
+    False when there is something left to do: the connection stays owned, and needs another step.
+    """
+    deadlines_watch(loop, connection)
+    return mailbox_let_go(connection)
+
+
+cdef inline void loop_step(
+    loop_t *loop, worker_t *worker, connection_t *connection, conn_queue_t *ready, conn_queue_t *service,
+) noexcept nogil:
     """Do what can be done off the GIL for an owned connection; put it where it goes on."""
-    cdef int verdict = step_run(&loop.context, &worker.io, connection)
-    if verdict == NEXT_DISPATCH:
-        queues_push(ready, connection)
-    elif verdict == NEXT_RELEASE:
+    cdef int then = step_run(&loop.context, &worker.io, connection)
+    if then == NEXT_DISPATCH:
+        queues_push(ready, connection)  # loop_settle is its exit
+    elif then == NEXT_RELEASE:
         loop_release(loop, &worker.io, connection)
-    elif verdict == NEXT_STEP:
+    elif not loop_let_go(loop, connection):
         queues_push(service, connection)
-    else:
-        deadlines_watch(loop, connection)
-        if not mailbox_let_go(connection):
-            queues_push(service, connection)
 
 
 cdef inline void loop_settle(loop_t *loop, connection_t *connection) noexcept nogil:
     """After the callbacks: let go of the connection, or have it served if something is left to do for it."""
-    if connection.flags & FLAGS_ENDED and not connection.flags & FLAG_EOF_TOLD:
-        connection.mail |= AGAIN
-    deadlines_watch(loop, connection)
-    if not mailbox_let_go(connection):
+    if (
+        connection.flags & (FLAG_LATE | FLAG_STOP | FLAG_HANGUP) or
+        connection.flags & FLAGS_ENDED and not connection.flags & FLAG_EOF_TOLD
+    ):
+        connection.mail |= AGAIN  # facts that were not acted on, because there was something to deliver
+    if not loop_let_go(loop, connection):
         queues_serve_later(loop, connection, False)
 
 
@@ -92,7 +99,7 @@ cdef inline uint32_t loop_event_bits(uint32_t events) noexcept nogil:
     return bits
 
 
-cdef inline void loop_poll(loop_t *loop, worker_t *worker, int timeout, queue_of_connections_t *ready, queue_of_connections_t *service) noexcept nogil:
+cdef inline void loop_poll(loop_t *loop, worker_t *worker, int timeout, conn_queue_t *ready, conn_queue_t *service) noexcept nogil:
     """The event role: poll, and take each connection with news as far as it goes off the GIL."""
     cdef int count = poller_wait(&loop.context.poller, loop.events, timeout)
     cdef connection_t *connection
@@ -109,12 +116,6 @@ cdef inline void loop_poll(loop_t *loop, worker_t *worker, int timeout, queue_of
         connection = mailbox_of(loop, token)
         generation = <uint32_t>(token >> 32)
         bits = flush_on_event(loop, &worker.io, connection, generation, events, False)
-        if bits & FLUSH_MORE:
-            bits = 0
-            if worker.corked_count < CORKED_MOST:
-                flush_cork(worker, token)
-            else:
-                flush_whole(loop, &worker.io, connection, generation, False)
         bits |= loop_event_bits(events)
         if bits and mailbox_post(connection, generation, bits) == POST_OWNER:
             loop_step(loop, worker, connection, ready, service)
@@ -202,24 +203,30 @@ cdef inline int loop_register(loop_t *loop, connection_t *connection) noexcept n
     return failed
 
 
-cdef inline void loop_end_all(loop_t *loop, bint abort, uint64_t *unsent, uint64_t *count) noexcept nogil:
-    """End every connection, in order or at once. `unsent`: pending output of those that this reset; `count`: how many they are."""
+cdef inline void loop_stop_all(loop_t *loop) noexcept nogil:
+    """Have every connection finish what it has received, and end. After the accept thread has ended."""
+    cdef connection_t *connection
+    cdef uint32_t index
+    for index in range(slab_used(&loop.slab)):
+        connection = mailbox_at(loop, index)
+        if atomic_load32(&connection.state) != STATE_VACANT:
+            queues_post(loop, connection, mailbox_generation(connection), STOP, True)
+
+
+cdef inline uint64_t loop_abort_all(loop_t *loop) noexcept nogil:
+    """Reset every connection that is not being reset already; returns how many."""
     cdef connection_t *connection
     cdef uint32_t generation, bits, index
-    cdef size_t pending
+    cdef uint64_t count = 0
     for index in range(slab_used(&loop.slab)):
         connection = mailbox_at(loop, index)
         if atomic_load32(&connection.state) == STATE_VACANT:
             continue
-        lock_take(&connection.lock)
         generation = mailbox_generation(connection)
-        pending = connection.pending
-        lock_give(&connection.lock)
-        bits = closing_end(&loop.context, connection, generation, abort, CAUSE_SERVER_STOPPED, 0)
-        if bits & ABORT:
-            unsent[0] += pending
-            count[0] += 1
+        bits = closing_end(&loop.context, connection, generation, True, CAUSE_SERVER_STOPPED, 0, NULL)
+        count += bits & ABORT != 0
         queues_post(loop, connection, generation, bits, True)
+    return count
 
 
 cdef inline void loop_exit(loop_t *loop) noexcept nogil:

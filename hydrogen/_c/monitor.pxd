@@ -6,23 +6,23 @@ It sleeps when nothing is due; why it does not oversleep is argued in queues.pxd
 from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport (
-    atomic_and32, atomic_cas32, atomic_load32, atomic_load64, atomic_store32, atomic_store64,
-    atomic_swap32, relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64,
+    atomic_cas32, atomic_load32, atomic_load64, atomic_store32, atomic_store64, atomic_swap32,
+    relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_SLOW_CONSUMER, FLUSH_MORE, LOG_ALL_BLOCKED, MONITOR_ACTIVE, MONITOR_ASLEEP,
-    MONITOR_IDLE, PAUSE_MEMORY, RESUME, STATE_ABORTING, STATE_VACANT, TASK_TIMERS, TICKS_IDLE,
-    TICK_NS, TICK_QUIET, TICK_SLOWEST, WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL,
+    CAUSE_SLOW_CONSUMER, LOG_ALL_BLOCKED, MONITOR_ACTIVE, MONITOR_ASLEEP, MONITOR_IDLE,
+    PAUSE_MEMORY, STATE_ABORTING, STATE_VACANT, TASK_TIMERS, TICKS_IDLE, TICK_NS, TICK_QUIET,
+    TICK_SLOWEST, WORKER_CALLBACK, WORKER_FLUSH, WORKER_PARKED, WORKER_WANT_GIL,
 )
 from hydrogen._c.deadlines cimport deadlines_next_sweep, deadlines_sweep
-from hydrogen._c.flush cimport flush_for, flush_on_event, flush_whole
+from hydrogen._c.flush cimport flush_for, flush_on_event
 from hydrogen._c.kernel cimport HYDROGEN_PLANTED_RACE, kernel_now, kernel_thread_start, pthread_join
 from hydrogen._c.lock cimport cond_signal, cond_wait, cond_wait_until, lock_give, lock_take
 from hydrogen._c.loop cimport loop_event_bits
-from hydrogen._c.mailbox cimport mailbox_at, mailbox_of, mailbox_token
+from hydrogen._c.mailbox cimport mailbox_at, mailbox_of, mailbox_pauses, mailbox_token
 from hydrogen._c.poller cimport TOKEN_WAKE, poller_wait
 from hydrogen._c.queues cimport (
-    queues_add_task, queues_end, queues_log, queues_post, queues_wake_locked,
+    queues_add_task, queues_end, queues_log, queues_post, queues_resume, queues_wake_locked,
 )
 from hydrogen._c.slab cimport slab_used
 from hydrogen._c.structs cimport connection_t, loop_t, worker_t
@@ -51,20 +51,18 @@ cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
         connection = mailbox_of(loop, token)
         generation = <uint32_t>(token >> 32)
         bits = flush_on_event(loop, &loop.monitor_io, connection, generation, loop.events[k].events, False)
-        if bits & FLUSH_MORE:
-            bits = 0
-            flush_whole(loop, &loop.monitor_io, connection, generation, False)
         queues_post(loop, connection, generation, bits | loop_event_bits(loop.events[k].events), False)
 
 
-cdef inline bint monitor_stand_in(loop_t *loop) noexcept nogil:
-    """All workers are in callbacks: poll for them, if the role is vacant. Wake whoever parked meanwhile because the role was taken.
+cdef inline bint monitor_stand_in(loop_t *loop, bint may_wake) noexcept nogil:
+    """No worker gets on: poll for them, if the role is vacant. True when some connection waits for a worker.
 
-    True when some connection waits for a worker.
+    `may_wake`: whoever parked meanwhile because the role was taken. Not where somebody waits for the
+    GIL: another one would only wait beside him.
     """
     cdef bint waits
     lock_take(&loop.lock)
-    if loop.role_taken or loop.parked != NULL:
+    if loop.role_taken:
         lock_give(&loop.lock)
         return False
     loop.role_taken = True
@@ -72,55 +70,61 @@ cdef inline bint monitor_stand_in(loop_t *loop) noexcept nogil:
     monitor_poll(loop)
     lock_take(&loop.lock)
     loop.role_taken = False
-    queues_wake_locked(loop)
+    if may_wake:
+        queues_wake_locked(loop)
     waits = loop.ready.first != NULL or loop.service.first != NULL
     lock_give(&loop.lock)
     return waits
 
 
-cdef inline bint monitor_look(loop_t *loop, bint *busy, bint *all_blocked) noexcept nogil:
-    """Look at each worker; help those that stall. True when one does."""
+# What a look at the workers has found.
+ctypedef struct look_t:
+    bint busy         # somebody is in a callback, flushes, or waits for the GIL
+    bint stalled      # a callback lasts since the look before
+    bint waiting      # somebody waits for the GIL
+    bint helpless     # one stalls, and all others do, or wait for the GIL since the look before, or are parked
+    bint all_blocked  # all stall
+
+
+cdef inline void monitor_look(loop_t *loop, look_t *seen) noexcept nogil:
+    """Look at each worker; help those that stall."""
     cdef worker_t *worker
     cdef uint64_t progress
-    cdef uint32_t state
-    cdef uint32_t k
-    cdef uint32_t blocked = 0
-    cdef bint waiting = False
-    cdef bint stalled = False
-    busy[0] = False
+    cdef uint32_t state, k
+    cdef uint32_t blocked = 0, waiting = 0, parked = 0
+    cdef bint same
+    seen.busy = seen.waiting = False
     if HYDROGEN_PLANTED_RACE:
         loop.planted_race += 1
     for k in range(loop.worker_count):
         worker = &loop.workers[k]
         state = relaxed_load32(&worker.state)
-        if state == WORKER_CALLBACK:
-            busy[0] = True
-            progress = relaxed_load64(&worker.progress)
-            if worker.seen_callback and worker.seen_progress == progress:
-                stalled = True
-                blocked += 1
-                flush_for(loop, &loop.monitor_io, worker, True)
-                relaxed_store64(&loop.stalled_progress, progress)
-                relaxed_store32(&loop.stalled, k + 1)
-            worker.seen_callback = True
-            worker.seen_progress = progress
-        else:
-            worker.seen_callback = False
-            if state >= WORKER_FLUSH:
-                busy[0] = True
-            if state == WORKER_WANT_GIL:
-                waiting = True
-    all_blocked[0] = blocked == loop.worker_count
-    if not stalled:
+        progress = relaxed_load64(&worker.progress)
+        same = progress == worker.seen_progress
+        if state == WORKER_CALLBACK and worker.seen_callback and same:
+            blocked += 1
+            flush_for(loop, &loop.monitor_io, worker, True)
+            relaxed_store64(&loop.stalled_progress, progress)
+            relaxed_store32(&loop.stalled, k + 1)
+        waiting += state == WORKER_WANT_GIL and worker.seen_waiting and same
+        parked += state == WORKER_PARKED
+        worker.seen_callback = state == WORKER_CALLBACK
+        worker.seen_waiting = state == WORKER_WANT_GIL
+        worker.seen_progress = progress
+        seen.busy |= state >= WORKER_FLUSH
+        seen.waiting |= state == WORKER_WANT_GIL
+    seen.stalled = blocked != 0
+    seen.all_blocked = blocked == loop.worker_count
+    seen.helpless = seen.all_blocked or (waiting != 0 and blocked != 0 and blocked + waiting + parked == loop.worker_count)
+    if not blocked:
         relaxed_store32(&loop.stalled, 0)
-        return False
+        return
     relaxed_store64(&loop.stalls, relaxed_load64(&loop.stalls) + 1)
-    if not waiting:
+    if not seen.waiting:
         lock_take(&loop.lock)
         if loop.ready.first != NULL or loop.service.first != NULL or loop.tasks or not loop.role_taken:
             queues_wake_locked(loop)
         lock_give(&loop.lock)
-    return True
 
 
 cdef inline uint64_t monitor_worst(loop_t *loop, bint output) noexcept nogil:
@@ -149,14 +153,14 @@ cdef inline void monitor_memory(loop_t *loop) noexcept nogil:
     if atomic_load64(&loop.context.buffered) > loop.context.max_buffered:
         token = monitor_worst(loop, True) or monitor_worst(loop, False)
         if token:
-            queues_end(loop, mailbox_of(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER, 0, True)
+            queues_end(loop, mailbox_of(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER, 0, NULL, True)
         return
     atomic_store32(&loop.context.full, 0)
     for index in range(slab_used(&loop.slab)):
         connection = mailbox_at(loop, index)
         generation = <uint32_t>(atomic_load64(&connection.slot.word) >> 32)
-        if atomic_load32(&connection.pause) & PAUSE_MEMORY and atomic_and32(&connection.pause, ~<uint32_t>PAUSE_MEMORY) == PAUSE_MEMORY:
-            queues_post(loop, connection, generation, RESUME, True)
+        if mailbox_pauses(connection) & PAUSE_MEMORY:
+            queues_resume(loop, connection, generation, PAUSE_MEMORY, True)
 
 
 cdef inline void monitor_alarm(loop_t *loop) noexcept nogil:
@@ -191,24 +195,27 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
     cdef uint32_t tick = 1
     cdef uint32_t quiet = 0
     cdef uint32_t idle = 0
-    cdef uint32_t blocked_ticks = 0
     cdef bint said = False
     cdef uint32_t eager
-    cdef bint active, busy, all_blocked
+    cdef uint32_t helpless_ticks = 0
+    cdef bint active, waits
+    cdef look_t seen
     while not atomic_load32(&loop.monitor_stop):
         active = atomic_swap32(&loop.monitor_word, MONITOR_IDLE) == MONITOR_ACTIVE
-        if monitor_look(loop, &busy, &all_blocked):
+        monitor_look(loop, &seen)
+        if seen.stalled:
             tick = 1
             quiet = 0
         else:
             quiet += 1
             if quiet % TICK_QUIET == 0 and tick < TICK_SLOWEST:
                 tick *= 2
-        blocked_ticks = blocked_ticks + 1 if all_blocked else 0
-        if not all_blocked:
+        helpless_ticks = helpless_ticks + 1 if seen.helpless else 0
+        if not seen.all_blocked:
             said = False
-        if blocked_ticks >= 2:
-            if monitor_stand_in(loop) and not said:
+        if helpless_ticks >= 2:
+            waits = monitor_stand_in(loop, not seen.waiting)
+            if waits and seen.all_blocked and not said:
                 said = True
                 relaxed_store64(&loop.all_blocked, relaxed_load64(&loop.all_blocked) + 1)
                 queues_log(loop, LOG_ALL_BLOCKED)
@@ -223,7 +230,7 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
         if sweep_at and kernel_now() >= sweep_at:
             deadlines_sweep(loop)
             swept = kernel_now()
-        idle = 0 if active or busy else idle + 1
+        idle = 0 if active or seen.busy else idle + 1
         lock_take(&loop.monitor_lock)
         if atomic_load32(&loop.monitor_stop):
             pass

@@ -20,8 +20,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from hydrogen._c.atomic cimport (
-    atomic_add64, atomic_and32, atomic_or32, atomic_store32, relaxed_add64, relaxed_load32,
-    relaxed_store32,
+    atomic_add64, atomic_store32, relaxed_add64, relaxed_load32, relaxed_store32,
 )
 from hydrogen._c.buffer cimport (
     SEND_PARTS, block_bytes, block_free, block_length, block_new, block_t, pool_t, queue_clear,
@@ -29,16 +28,16 @@ from hydrogen._c.buffer cimport (
 )
 from hydrogen._c.constants cimport (
     ABORT, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_GONE, DRAIN_WAIT,
-    EDGE_ADAPTER, EDGE_FLUSH, EDGE_NOTHING, FLUSHED, FLUSH_BUDGET, FLUSH_DRAINED, FLUSH_MORE,
-    LOW, NOT_CORKED, PAUSE_WATERMARK, RESUME, SEND_CORKED, SEND_NOW, SEND_NO_MEMORY,
-    SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE, STALL_SEEN, STATE_ABORTING,
-    STATE_CLOSING, STATE_GONE, STATE_OPEN,
+    EDGE_ADAPTER, EDGE_FLUSH, EDGE_NOTHING, FLUSHED, FLUSH_BUDGET, FLUSH_DRAINED, LOW,
+    NOT_CORKED, PAUSE_WATERMARK, SEND_CORKED, SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED,
+    SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE, STALL_SEEN, STATE_ABORTING, STATE_CLOSING,
+    STATE_GONE, STATE_OPEN,
 )
 from hydrogen._c.framing cimport FRAME_COMPLETE, framing_encode, framing_overhead, framing_t
 from hydrogen._c.kernel cimport iovec, kernel_send, kernel_unacknowledged
 from hydrogen._c.lock cimport cond_broadcast, cond_wait_until, lock_give, lock_take
-from hydrogen._c.mailbox cimport mailbox_generation
-from hydrogen._c.poller cimport poller_want_out
+from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pause, mailbox_pauses, mailbox_token
+from hydrogen._c.poller cimport poller_change
 from hydrogen._c.structs cimport connection_t, context_t, io_t
 
 
@@ -69,7 +68,7 @@ cdef inline void output_wake_drainers(context_t *context) noexcept nogil:
 
 cdef inline void output_pause_locked(context_t *context, connection_t *connection) noexcept nogil:
     """Above the high watermark: do not read."""
-    if not atomic_or32(&connection.pause, PAUSE_WATERMARK) & PAUSE_WATERMARK:
+    if mailbox_pause(connection, mailbox_generation(connection), PAUSE_WATERMARK):
         atomic_add64(&context.reading_pauses, 1)
 
 
@@ -139,29 +138,45 @@ cdef inline int output_append(
 
 
 cdef inline uint32_t output_settle_locked(context_t *context, connection_t *connection) noexcept nogil:
-    """What follows from the output as it is now, with nobody flushing."""
+    """What follows from the output as it is now, with nobody flushing.
+
+    Returns bits to post, with FLUSH_DRAINED; LOW stands also for the end of the pause (queues_post).
+    """
     cdef uint32_t bits = 0
     if connection.state == STATE_ABORTING:
         return ABORT | output_drop_locked(context, connection)
     output_account_locked(context, connection)
     if not connection.blocked and relaxed_load32(&connection.stalled):
-        relaxed_store32(&connection.stalled, STALL_NONE)
+        atomic_store32(&connection.stalled, STALL_NONE)
     if connection.state == STATE_CLOSING and connection.output.first == NULL and not connection.blocked:
         bits = FLUSHED
     if connection.pending < context.low:
         bits |= output_drained_locked(connection)
-        if relaxed_load32(&connection.pause) & PAUSE_WATERMARK:
+        if mailbox_pauses(connection) & PAUSE_WATERMARK:
             bits |= LOW
-            atomic_add64(&context.reading_resumes, 1)
-            if atomic_and32(&connection.pause, ~<uint32_t>PAUSE_WATERMARK) == PAUSE_WATERMARK:
-                bits |= RESUME
     elif connection.pending > context.high:  # although the kernel was just given as much as it, or the budget, takes
         output_pause_locked(context, connection)
     return bits
 
 
+cdef inline bint output_block_locked(connection_t *connection, bint moved) noexcept nogil:
+    """The kernel takes no more: wait for an edge. False when one came meanwhile: try again. By the flusher."""
+    connection.asked_out = connection.unix_domain
+    if connection.edge:
+        return False
+    connection.blocked = True
+    if moved or not relaxed_load32(&connection.stalled):
+        atomic_store32(&connection.stalled, STALL_NEW)
+    return True
+
+
 cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *connection, uint32_t generation) noexcept nogil:
-    """Send what is queued until there is nothing, or the kernel takes no more. Any thread. Returns bits to post, FLUSH_MORE, FLUSH_DRAINED."""
+    """Send what is queued until there is nothing, the kernel takes no more, or the budget is used up.
+
+    In the last case it is as if the kernel took no more, and epoll_ctl(2) is asked to look at the
+    socket anew: if there is room an edge comes at once, and whoever polls goes on. So the kernel
+    queues the connections that have more to flush. Any thread. Returns bits to post, FLUSH_DRAINED.
+    """
     cdef iovec parts[SEND_PARTS]
     cdef queue_t taken
     cdef int64_t sent
@@ -180,12 +195,21 @@ cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *co
     if connection.asked_out:
         connection.asked_out = False
         lock_give(&connection.lock)
-        poller_want_out(&context.poller, connection.poll_fd, <uint64_t>generation << 32 | connection.slot.index, False)
+        poller_change(&context.poller, connection.poll_fd, mailbox_token(connection), False)
         lock_take(&connection.lock)
     while connection.output.first != NULL:
         if budget == 0:
-            bits = FLUSH_MORE
-            break
+            connection.edge = False
+            lock_give(&connection.lock)
+            poller_change(&context.poller, connection.poll_fd, mailbox_token(connection), True)
+            lock_take(&connection.lock)
+            if connection.state == STATE_ABORTING:
+                break
+            budget = FLUSH_BUDGET
+            sent = -EAGAIN
+            if output_block_locked(connection, True):
+                break
+            continue
         taken = connection.output
         connection.output.first = connection.output.last = NULL
         connection.edge = False
@@ -201,7 +225,7 @@ cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *co
             else:
                 relaxed_add64(&io.counters.bytes_sent, <uint64_t>sent)
         elif sent == -EAGAIN and connection.unix_domain:
-            poller_want_out(&context.poller, connection.poll_fd, <uint64_t>generation << 32 | connection.slot.index, True)
+            poller_change(&context.poller, connection.poll_fd, mailbox_token(connection), True)
         lock_take(&connection.lock)
         queue_put_back(&connection.output, &taken)
         if connection.state == STATE_ABORTING:
@@ -215,15 +239,10 @@ cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *co
                 connection.code = connection.code or <int>-sent
             atomic_store32(&connection.state, STATE_ABORTING)
             break
-        else:
-            connection.asked_out = connection.unix_domain
-            if not connection.edge:
-                connection.blocked = True
-                if moved or not relaxed_load32(&connection.stalled):
-                    relaxed_store32(&connection.stalled, STALL_NEW)
-                break
+        elif output_block_locked(connection, moved):
+            break
     connection.flushing = False
-    bits |= output_settle_locked(context, connection)
+    bits = output_settle_locked(context, connection)
     lock_give(&connection.lock)
     return bits
 
@@ -236,12 +255,12 @@ cdef inline int output_unblock(context_t *context, connection_t *connection, uin
         pass
     elif connection.adapter != NULL:
         meaning = EDGE_ADAPTER
+    elif connection.flushing:
+        connection.edge = True
     elif connection.blocked:
         connection.blocked = False
         output_account_locked(context, connection)
         meaning = EDGE_FLUSH
-    elif connection.flushing:
-        connection.edge = True
     lock_give(&connection.lock)
     return meaning
 
@@ -258,24 +277,30 @@ cdef inline int output_unacknowledged(context_t *context, connection_t *connecti
 
 cdef inline bint output_is_stalled(connection_t *connection, uint32_t generation) noexcept nogil:
     """Whether output waits for the peer, and did so at the last sweep."""
-    cdef bint stuck
+    cdef bint stalled
     lock_take(&connection.lock)
-    stuck = mailbox_generation(connection) == generation and connection.blocked and relaxed_load32(&connection.stalled) == STALL_SEEN
+    stalled = (
+        mailbox_generation(connection) == generation and connection.blocked and
+        relaxed_load32(&connection.stalled) == STALL_SEEN
+    )
     lock_give(&connection.lock)
-    return stuck
+    return stalled
 
 
 cdef inline uint32_t output_adapter_sent(
     context_t *context, connection_t *connection, uint32_t generation, bint blocked, size_t pending,
 ) noexcept nogil:
-    """A user's stream has written: take over what it says of its output. Returns bits to post, FLUSH_DRAINED."""
+    """A user's stream has written: take over what it says of its output. Returns bits to post, FLUSH_DRAINED.
+
+    Under the adapter's lock, by whoever has called the stream: so an older word never follows a newer.
+    """
     cdef uint32_t bits = 0
     relaxed_store32(&connection.active, 1)
     lock_take(&connection.lock)
     if mailbox_generation(connection) == generation and connection.state < STATE_GONE:
         connection.blocked = blocked
         if blocked and (pending < connection.pending or not relaxed_load32(&connection.stalled)):
-            relaxed_store32(&connection.stalled, STALL_NEW)
+            atomic_store32(&connection.stalled, STALL_NEW)
         connection.pending = pending
         bits = output_settle_locked(context, connection)
     lock_give(&connection.lock)

@@ -64,10 +64,13 @@ cdef inline int poller_add(poller_t *poller, int fd, uint64_t token, bint unix_d
     return -errno if epoll_ctl(poller.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 else 0
 
 
-cdef inline void poller_want_out(poller_t *poller, int fd, uint64_t token, bint want) noexcept nogil:
-    """For a Unix socket: ask for OUT while output is blocked. epoll_ctl(2) looks at the socket anew, so no edge is lost."""
+cdef inline void poller_change(poller_t *poller, int fd, uint64_t token, bint out) noexcept nogil:
+    """Ask for OUT or not. epoll_ctl(2) looks at the socket anew: what is there now comes as an edge.
+
+    For a Unix socket OUT is asked for while output is blocked; for any, to have an edge at once.
+    """
     cdef epoll_event event
-    event.events = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET | (EPOLLOUT if want else 0)
+    event.events = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET | (EPOLLOUT if out else 0)
     event.data.u64 = token
     epoll_ctl(poller.epoll_fd, EPOLL_CTL_MOD, fd, &event)
 

@@ -28,18 +28,19 @@ from hydrogen._c.atomic cimport (
 )
 from hydrogen._c.closing cimport closing_end
 from hydrogen._c.constants cimport (
-    FLUSH_DRAINED, FLUSH_MORE, MONITOR_ACTIVE, MONITOR_ASLEEP, POST_OWNER, WORD_BITS,
+    FLUSH_DRAINED, LOW, MAIL_BITS, MONITOR_ACTIVE, MONITOR_ASLEEP, PAUSE_WATERMARK, POST_OWNER,
+    POST_STALE,
 )
 from hydrogen._c.input cimport input_undelivered
 from hydrogen._c.kernel cimport HYDROGEN_PLANTED_RACE
 from hydrogen._c.lock cimport cond_signal, cond_wait, lock_give, lock_take
-from hydrogen._c.mailbox cimport mailbox_post
+from hydrogen._c.mailbox cimport mailbox_post, mailbox_resume
 from hydrogen._c.output cimport output_wake_drainers
 from hydrogen._c.poller cimport poller_wake
-from hydrogen._c.structs cimport connection_t, loop_t, queue_of_connections_t, worker_t
+from hydrogen._c.structs cimport conn_queue_t, connection_t, loop_t, worker_t
 
 
-cdef inline void queues_push(queue_of_connections_t *line, connection_t *connection) noexcept nogil:
+cdef inline void queues_push(conn_queue_t *line, connection_t *connection) noexcept nogil:
     connection.next = NULL
     if line.last == NULL:
         line.first = connection
@@ -49,7 +50,7 @@ cdef inline void queues_push(queue_of_connections_t *line, connection_t *connect
     line.length += 1
 
 
-cdef inline connection_t *queues_pop(queue_of_connections_t *line) noexcept nogil:
+cdef inline connection_t *queues_pop(conn_queue_t *line) noexcept nogil:
     cdef connection_t *connection = line.first
     if connection != NULL:
         line.first = connection.next
@@ -59,7 +60,7 @@ cdef inline connection_t *queues_pop(queue_of_connections_t *line) noexcept nogi
     return connection
 
 
-cdef inline void queues_append(queue_of_connections_t *line, queue_of_connections_t *more) noexcept nogil:
+cdef inline void queues_append(conn_queue_t *line, conn_queue_t *more) noexcept nogil:
     if more.first == NULL:
         return
     if line.last == NULL:
@@ -133,18 +134,43 @@ cdef inline void queues_serve_later(loop_t *loop, connection_t *connection, bint
     lock_give(&loop.lock)
 
 
-cdef inline void queues_post(loop_t *loop, connection_t *connection, uint32_t generation, uint32_t bits, bint wake) noexcept nogil:
+cdef inline void queues_post(
+    loop_t *loop, connection_t *connection, uint32_t generation, uint32_t bits, bint wake,
+) noexcept nogil:
     """Post mailbox bits, and do what output_flush and closing_end want done besides."""
+    cdef bint owner = False
+    cdef int resumed
     if bits & FLUSH_DRAINED:
         output_wake_drainers(&loop.context)
-    bits &= WORD_BITS & ~<uint32_t>(FLUSH_MORE | FLUSH_DRAINED)
-    if bits and mailbox_post(connection, generation, bits) == POST_OWNER:
+    if bits & LOW:
+        resumed = mailbox_resume(connection, generation, PAUSE_WATERMARK)
+        if resumed == POST_STALE:
+            bits &= ~<uint32_t>LOW  # somebody else has told it
+        else:
+            atomic_add64(&loop.context.reading_resumes, 1)
+        owner = resumed == POST_OWNER
+    if bits & MAIL_BITS and mailbox_post(connection, generation, bits & MAIL_BITS) == POST_OWNER:
+        owner = True
+    if owner:
         queues_serve_later(loop, connection, wake)
 
 
-cdef inline void queues_end(loop_t *loop, connection_t *connection, uint32_t generation, bint abort, int cause, int code, bint wake) noexcept nogil:
-    """Ask for the end of a connection. Any thread."""
-    queues_post(loop, connection, generation, closing_end(&loop.context, connection, generation, abort, cause, code), wake)
+cdef inline void queues_resume(
+    loop_t *loop, connection_t *connection, uint32_t generation, uint32_t cause, bint wake,
+) noexcept nogil:
+    """End a pause for `cause`."""
+    if mailbox_resume(connection, generation, cause) == POST_OWNER:
+        queues_serve_later(loop, connection, wake)
+
+
+cdef inline void queues_end(
+    loop_t *loop, connection_t *connection, uint32_t generation, bint abort, int cause, int code, void **error,
+    bint wake,
+) noexcept nogil:
+    """Ask for the end of a connection: `closing_end`. Any thread."""
+    queues_post(
+        loop, connection, generation,
+        closing_end(&loop.context, connection, generation, abort, cause, code, error), wake)
 
 
 cdef inline void queues_check_memory(loop_t *loop) noexcept nogil:
@@ -155,7 +181,7 @@ cdef inline void queues_check_memory(loop_t *loop) noexcept nogil:
         queues_touch_monitor(loop)
 
 
-cdef inline void queues_hand_over_locked(loop_t *loop, queue_of_connections_t *ready, queue_of_connections_t *service) noexcept nogil:
+cdef inline void queues_hand_over_locked(loop_t *loop, conn_queue_t *ready, conn_queue_t *service) noexcept nogil:
     cdef connection_t *connection = ready.first
     while connection != NULL:
         loop.undelivered += input_undelivered(connection)

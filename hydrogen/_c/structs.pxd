@@ -1,6 +1,6 @@
 """The structs of a loop and its connections. Each field says who writes it, under which lock."""
 
-from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from hydrogen._c.addresses cimport addresses_t
 from hydrogen._c.buffer cimport block_t, pool_t, queue_t
@@ -55,7 +55,7 @@ ctypedef struct connection_t:
     uint64_t deadline        # monotonic ns, 0: none; of lingering, the handshake, or an unfinished frame; atomic, written by the owner
     uint32_t state           # written under the lock
     uint32_t active          # bytes came or went since the last sweep; atomic, set by whoever moves them, cleared by the monitor thread
-    uint32_t stalled           # STUCK_...; atomic, set under the lock, STALL_SEEN by the monitor thread
+    uint32_t stalled         # STALL_...; atomic, set under the lock, STALL_SEEN by the monitor thread
     int unacknowledged       # bytes in the kernel when stuck output last moved; the monitor thread only
     uint64_t quiet_since     # monotonic ns of the sweep that found it active last; atomic, written by the monitor thread
     uint64_t stalled_since     # the same, of the sweep that found it stuck first, or that it had moved; the monitor thread only
@@ -65,15 +65,14 @@ ctypedef struct connection_t:
     uint64_t id
     bint unix_domain
     uint32_t listener  # its index
-    # constant from when it is ready to release: how it is coded. Points to what lives as long as the engine, so that whoever still sends to an earlier
-    # connection of the slot may follow it; others than the owner by connection_framing
-    const framing_t *framing
     # owner only
+    const framing_t *framing # constant from when it is ready: the server's, or that of `builder`
     connection_t *next       # in the ready or the service queue
     uint32_t mail            # bits handed over with the ownership
     uint32_t todo
     uint32_t flags
     int end_code             # errno with which reading ended
+    size_t grace             # with FLAG_LATE: bytes that were in the kernel when it was found late
     block_t *ciphertext      # ciphertext read and not decrypted
     block_t *input           # bytes (plaintext) read and not delivered
     size_t scanned           # of them, known to hold no delimiter: framing_find
@@ -83,7 +82,6 @@ ctypedef struct connection_t:
     uint64_t input_counted   # of all three, counted in context.buffered; atomic, the monitor thread reads it
     # atomic
     uint32_t ready           # on_new_connection has not refused it: others may see it, and on_disconnected is due; written by the owner
-    uint32_t pause           # set of PAUSE_...; whoever clears the last one posts RESUME
     # output side, under the lock
     lock_t lock
     uint8_t cause
@@ -104,6 +102,7 @@ ctypedef struct connection_t:
     void *adapter            # stream.StreamAdapter of a user's stream; constant once set, as are the next two
     void *session            # tls.TlsSession
     void *decoder            # frame.FrameDecoder of a user's frame builder
+    void *builder            # _codec.Framing of its own: `framing` points into it
     void *header             # proxy.ProxyHeader, or, before it is whole, proxy.HeaderReader
     void *error              # the exception of CAUSE_HANDLER_ERROR and its like
 
@@ -128,9 +127,10 @@ ctypedef struct worker_t:
     # the monitor thread only
     uint64_t seen_progress
     bint seen_callback
+    bint seen_waiting
 
 # Queue of owned connections.
-ctypedef struct queue_of_connections_t:
+ctypedef struct conn_queue_t:
     connection_t *first
     connection_t *last
     uint32_t length
@@ -180,8 +180,8 @@ ctypedef struct loop_t:
     slab_t slab
     # the queues and who waits for them, under `lock`
     lock_t lock
-    queue_of_connections_t ready
-    queue_of_connections_t service
+    conn_queue_t ready
+    conn_queue_t service
     size_t undelivered   # bytes of input in `ready`
     uint32_t tasks
     uint32_t log_events

@@ -21,7 +21,7 @@ from hydrogen._c.queues cimport (
     queues_append, queues_hand_over_locked, queues_pop, queues_touch_monitor,
     queues_wake_locked,
 )
-from hydrogen._c.structs cimport acceptor_t, connection_t, loop_t, queue_of_connections_t, worker_t
+from hydrogen._c.structs cimport acceptor_t, conn_queue_t, connection_t, loop_t, worker_t
 
 
 cdef inline bint worker_is_eager(loop_t *loop) noexcept nogil:
@@ -46,8 +46,8 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
     It holds nothing when it comes and when it returns. After a drain the sockets come first: a ready queue that never empties must not hide them.
     """
     cdef loop_t *loop = worker.loop
-    cdef queue_of_connections_t ready
-    cdef queue_of_connections_t service
+    cdef conn_queue_t ready
+    cdef conn_queue_t service
     cdef connection_t *connection
     cdef bint sleep
     cdef bint polled = False
@@ -58,9 +58,6 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
             flush_corked(worker)
         relaxed_store32(&worker.state, WORKER_POLL)
         lock_take(&loop.lock)
-        if loop.tasks:
-            lock_give(&loop.lock)
-            break
         if loop.service.first != NULL:
             # One turn of the service queue as it is now; what is put back comes after the next poll.
             queues_append(&service, &loop.service)
@@ -82,12 +79,13 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
             if <uint64_t>loop.ready.length * relaxed_load32(&loop.handler_ns) > WORK_NS and loop.parked != NULL:
                 relaxed_add64(&worker.io.counters.handoffs, 1)
                 queues_wake_locked(loop)
-        if loop.ready.first != NULL:
+        if loop.ready.first != NULL or loop.tasks:
+            # Tasks, too, come after a poll: a timer that is always due must not hide the sockets.
             lock_give(&loop.lock)
             if worker.corked_count:
                 flush_corked(worker)
             break
-        if loop.service.first == NULL and worker.corked_count == 0 and not loop.tasks and (loop.role_taken or loop.exiting):
+        if loop.service.first == NULL and worker.corked_count == 0 and (loop.role_taken or loop.exiting):
             if loop.exiting:
                 lock_give(&loop.lock)
                 return False
@@ -114,8 +112,8 @@ cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
     for each batch. So it is let go when a handler blocks, when there is nothing to do, or when the interpreter asks for it.
     """
     cdef loop_t *loop = worker.loop
-    cdef queue_of_connections_t ready
-    cdef queue_of_connections_t service
+    cdef conn_queue_t ready
+    cdef conn_queue_t service
     cdef bint more
     if not worker_is_eager(loop):
         return False
@@ -142,9 +140,9 @@ cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
     return more
 
 
-cdef inline void worker_serve(worker_t *worker, queue_of_connections_t *ready, queue_of_connections_t *service) noexcept nogil:
+cdef inline void worker_serve(worker_t *worker, conn_queue_t *ready, conn_queue_t *service) noexcept nogil:
     """A step for each connection of `service`; those that need another one are in it afterwards."""
-    cdef queue_of_connections_t again
+    cdef conn_queue_t again
     cdef connection_t *connection
     again.first = again.last = NULL
     again.length = 0

@@ -4,7 +4,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint32_t
 
 from hydrogen._c.atomic cimport atomic_load32
-from hydrogen._c.connection cimport connection_framing
 from hydrogen._c.constants cimport STATE_OPEN, STATE_VACANT
 from hydrogen._c.framing cimport FRAMING_PYTHON
 from hydrogen._c.lock cimport lock_give, lock_take
@@ -44,8 +43,10 @@ cdef inline bint broadcast_send_other(Engine engine, worker_t *worker, HydrogenS
     cdef connection_t *connection = socket._connection
     decoder = references_held(engine, socket, &connection.decoder)
     if (
-        connection_framing(connection).kind == FRAMING_PYTHON and (decoder is None or decoder.builder is engine._builder) and
-        references_held(engine, socket, &connection.session) is None and references_held(engine, socket, &connection.adapter) is None
+        engine._loop.context.framing.kind == FRAMING_PYTHON and connection.builder == NULL and
+        (decoder is None or decoder.builder is engine._builder) and
+        references_held(engine, socket, &connection.session) is None and
+        references_held(engine, socket, &connection.adapter) is None
     ):
         return sending_count(engine, worker, sending_append(engine, worker, socket, &engine._raw, wire, STATE_OPEN))
     try:

@@ -1,4 +1,4 @@
-"""Frame builders: the framings made of them, and those written by the user, the slow path."""
+"""Frame builders written by the user: the slow path."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t
@@ -8,34 +8,26 @@ from hydrogen._c.buffer cimport block_bytes, block_free, block_length, block_t
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, DELIVER_MOST, FLAG_PARTIAL, FLAG_UNDECODED, STATE_OPEN,
 )
-from hydrogen._c.framing cimport framing_t
+from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._codec cimport Framing
-from hydrogen._core cimport Engine, FrameDecoder, HydrogenSocket, _Callbacks, errors
-from hydrogen._engine.callbacks cimport callbacks_begin_message, callbacks_failed
+from hydrogen._core cimport Engine, FrameDecoder, HydrogenSocket, errors
+from hydrogen._engine.callbacks cimport callbacks_failed, callbacks_message, callbacks_run
 from hydrogen._engine.ending cimport ending_with
 from hydrogen._engine.references cimport references_hold
-
-
-cdef inline const framing_t *builders_framing(Engine engine, builder) except NULL:
-    cdef Framing framing = Framing(builder)
-    framing = engine._framings.setdefault(framing.key(), framing)
-    return &framing.value
 
 
 cdef inline object builders_decoder(Engine engine, connection_t *connection):
     """The decoder of a user's frame builder."""
     if connection.decoder == NULL:
-        references_hold(engine, connection, &connection.decoder, FrameDecoder(engine._builder))
+        references_hold(connection, &connection.decoder, FrameDecoder(engine._builder))
     return <object>connection.decoder
 
 
-cdef inline builders_deliver(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket):
+cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
     """Give to the handler what a user's frame builder makes of the input, until it has nothing, raises, or the budget is used up."""
     cdef block_t *input = connection.input
     cdef int budget = DELIVER_MOST
     decoder = builders_decoder(engine, connection)
-    on_data = (<_Callbacks>worker.callbacks).on_data
     if input != NULL:
         data = PyBytes_FromStringAndSize(block_bytes(input) + input.start, block_length(input))
         connection.input = NULL
@@ -43,18 +35,18 @@ cdef inline builders_deliver(Engine engine, worker_t *worker, connection_t *conn
         decoder.feed(data)
         connection.held = decoder.size
     connection.flags |= FLAG_UNDECODED
-    while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
+    while atomic_load32(&connection.state) == STATE_OPEN and not mailbox_pauses(connection):
         if budget == 0:
             connection.mail |= AGAIN
             break
         budget -= 1
         try:
-            data = decoder.next()
+            data = callbacks_run(engine, worker, decoder.next, None)
         except errors.ProtocolError as error:
-            ending_with(engine, connection, socket, CAUSE_BAD_FRAME, error)
+            ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
             break
         except BaseException as error:
-            callbacks_failed(engine, connection, socket, f"{type(decoder.builder).__name__}.from_bytes", error)
+            callbacks_failed(engine, socket, f"{type(decoder.builder).__name__}.from_bytes", error)
             break
         connection.held = decoder.size
         if data is None:
@@ -62,5 +54,5 @@ cdef inline builders_deliver(Engine engine, worker_t *worker, connection_t *conn
             if decoder.is_partial():
                 connection.flags |= FLAG_PARTIAL
             break
-        callbacks_begin_message(engine, worker, connection)
-        on_data(socket, data)
+        callbacks_message(engine, worker, connection, socket, data)
+    return 0

@@ -1,5 +1,12 @@
-"""Calls of the handler's callbacks."""
+"""The one way into user code: callbacks, streams, frame builders.
 
+Who calls it begins with `callbacks_begin` and ends with `callbacks_leave`. Whatever it did meanwhile is
+looked at there, once for all: it may have forked, and this is the child; somebody may have set an
+exception in this thread that comes too late; it may have set a context variable. What it raises is
+its own fault, whatever the class (`callbacks_failed`), but where the caller knows better.
+"""
+
+from cpython.object cimport PyObject_Size
 from libc.stdint cimport uint64_t
 
 from hydrogen._c.atomic cimport (
@@ -13,13 +20,16 @@ from hydrogen._c.flush cimport flush_corked, flush_take_over
 from hydrogen._c.kernel cimport kernel_now
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._c.worker cimport worker_is_eager
-from hydrogen._core cimport Engine, HydrogenSocket, errors
+from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, errors
+from hydrogen._engine.compat cimport compat_forget_async_exception
 from hydrogen._engine.ending cimport ending_with
 
 
 cdef inline void callbacks_begin(Engine engine, worker_t *worker) noexcept:
-    """Count a callback, or a step of TLS, which shows the monitor thread that this worker gets on; flush in time what the turn has corked, and what
-    another one had that blocks now."""
+    """Count a callback, which shows the monitor thread that this worker gets on.
+
+    Flush in time what this iteration has corked, and what another one had that blocks now.
+    """
     cdef uint64_t progress = relaxed_load64(&worker.progress) + 1
     relaxed_store64(&worker.progress, progress)
     flush_take_over(worker)
@@ -29,8 +39,23 @@ cdef inline void callbacks_begin(Engine engine, worker_t *worker) noexcept:
         callbacks_flush_corked(engine, worker)
 
 
+cdef inline int callbacks_leave(Engine engine, worker_t *worker) except -1:
+    """User code came back. Raises SystemExit in a forked child: what is left to do is the parent's.
+
+    Each callback runs in a context of its own (PEP 567), which is made anew only where the last one
+    has set a variable. `worker`: NULL for a thread of the user's, whose context is its own affair.
+    """
+    if engine._inert():
+        raise SystemExit
+    if worker != NULL:
+        compat_forget_async_exception()
+        if PyObject_Size((<_Callbacks>worker.callbacks).context):
+            (<_Callbacks>worker.callbacks).renew_context()
+    return 0
+
+
 cdef inline void callbacks_flush_corked(Engine engine, worker_t *worker) noexcept:
-    """In eager mode with the GIL held: it went to one of those that wait for it, and this turn would end in the middle."""
+    """In eager mode with the GIL held: it went to one of those that wait for it, and this iteration would end in the middle."""
     if worker_is_eager(&engine._loop):
         flush_corked(worker)
     else:
@@ -43,50 +68,73 @@ cdef inline void callbacks_flush_corked(Engine engine, worker_t *worker) noexcep
     worker.iteration_began = kernel_now()
 
 
-cdef inline void callbacks_begin_message(Engine engine, worker_t *worker, connection_t *connection) noexcept:
-    """A message is complete: whatever of another one is there has a deadline of its own."""
+cdef inline int callbacks_failed(Engine engine, HydrogenSocket socket, name, error) except -1:
+    """User code raised: end the connection with a HandlerError, then log it. Not in a forked child."""
+    if not engine._inert():
+        ending_with(engine, socket, False, CAUSE_HANDLER_ERROR, errors.handler_error(error))
+        engine._log.callback_error(name, error)
+    return 0
+
+
+cdef inline int callbacks_message(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, data) except -1:
+    """`on_data_received`. A message is complete: whatever of another one is there has a deadline of its own."""
     callbacks_begin(engine, worker)
     relaxed_add64(&worker.io.counters.messages_received, 1)
     if relaxed_load64(&connection.deadline):
         relaxed_store64(&connection.deadline, 0)
-
-
-cdef inline void callbacks_call(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, callback, name) noexcept:
-    """Run a callback that takes the socket alone."""
-    if atomic_load32(&connection.state) != STATE_OPEN:
-        return
     try:
-        callbacks_begin(engine, worker)
+        (<_Callbacks>worker.callbacks).on_data(socket, data)
+    except BaseException as error:
+        callbacks_failed(engine, socket, "on_data_received", error)
+    return callbacks_leave(engine, worker)
+
+
+cdef inline int callbacks_call(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, callback, name,
+) except -1:
+    """Run a callback that takes the socket alone, if it is overridden and the connection open."""
+    if callback is None or atomic_load32(&connection.state) != STATE_OPEN:
+        return 0
+    callbacks_begin(engine, worker)
+    try:
         callback(socket)
     except BaseException as error:
-        callbacks_failed(engine, connection, socket, name, error)
+        callbacks_failed(engine, socket, name, error)
+    return callbacks_leave(engine, worker)
 
 
-cdef inline void callbacks_failed(Engine engine, connection_t *connection, HydrogenSocket socket, name, error) noexcept:
-    """A callback raised: log it, and end the connection with a HandlerError. Not in a forked child, where the lock of the rate-limited log may be held."""
-    if engine._inert():
-        return
-    engine._log.callback_error(name, error)
-    ending_with(engine, connection, socket, CAUSE_HANDLER_ERROR, errors.handler_error(error))
-
-
-cdef inline void callbacks_quietly(Engine engine, worker_t *worker, callback, first=None, second=None) noexcept:
-    """Run one of the last callbacks: what it raises is only logged."""
-    try:
+cdef inline object callbacks_run(Engine engine, worker_t *worker, function, argument):
+    """What `function` of the user's returns, or raises; `argument` is left out when it is None."""
+    if worker != NULL:
         callbacks_begin(engine, worker)
+    try:
+        return function() if argument is None else function(argument)
+    finally:
+        callbacks_leave(engine, worker)
+
+
+cdef inline int callbacks_quietly(Engine engine, worker_t *worker, callback, name, first, second) except -1:
+    """Run one of the last callbacks, if it is there: what it raises is only logged."""
+    if callback is None:
+        return 0
+    callbacks_begin(engine, worker)
+    try:
         if second is None:
             callback()
         else:
             callback(first, second)
     except BaseException as error:
-        if engine._inert():
-            return
-        engine._log.callback_error(getattr(callback, "__name__", "callback"), error)
+        if not engine._inert():
+            engine._log.callback_error(name, error)
+    return callbacks_leave(engine, worker)
 
 
 cdef inline void callbacks_computing(Engine engine, worker_t *worker, bint briefly) noexcept:
-    """Around short records: OpenSSL lets go of the GIL for microseconds, and another worker may keep it for long. Who waits to have it back does not block
-    in a handler; did it count as that, more and more workers would be woken, and wait for it. A handshake or a long message counts: OpenSSL
-    takes a millisecond or more, in which others can work."""
+    """Around short records: OpenSSL lets go of the GIL for microseconds, and another worker may keep it for long.
+
+    Who waits to have it back does not block in a handler; did it count as that, more and more workers
+    would be woken, and wait for it. A handshake or a long message counts: OpenSSL takes a millisecond
+    or more, in which others can work.
+    """
     if worker != NULL:
         relaxed_store32(&worker.state, WORKER_WANT_GIL if briefly else WORKER_CALLBACK)

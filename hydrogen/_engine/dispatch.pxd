@@ -1,34 +1,36 @@
-"""The dispatch role: an iteration runs tasks and the callbacks of the connections that are ready."""
+"""The dispatch role: an iteration runs tasks, and the callbacks of the connections that are ready."""
 
 from libc.errno cimport ENOMEM
-from libc.stdint cimport uint32_t, uint64_t, uint8_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32, relaxed_add64
 from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.constants cimport (
-    AGAIN, CAUSE_BAD_FRAME, CAUSE_CHECKSUM_MISMATCH, CAUSE_FRAME_TOO_LARGE, CAUSE_OS_ERROR,
-    CAUSE_TIMEOUT, CAUSE_TLS_ERROR, CORK_CALLBACKS, CORK_NS, DELIVER_MOST, FLAGS_ENDED,
-    FLAG_FIRST, FLAG_LATE, FLAG_TLS_FAILED, READABLE, STATE_OPEN, TASK_DRAINED, TASK_TIMERS,
-    TODO_CLOSE_NOTIFY, TODO_DELIVER, TODO_EOF, TODO_FINISH, TODO_LOW, TODO_OPEN, TODO_READ,
-    TODO_WRITABLE,
+    AGAIN, CAUSE_BAD_FRAME, CAUSE_CHECKSUM_MISMATCH, CAUSE_FRAME_TOO_LARGE, CAUSE_HANDLER_ERROR,
+    CAUSE_OS_ERROR, CAUSE_TLS_ERROR, CORK_CALLBACKS, CORK_NS, DELIVER_MOST, FLAG_FIRST,
+    FLAG_TLS_FAILED, STATE_OPEN, TASK_DRAINED, TASK_RETRY_NS, TASK_TIMERS, TODO_CLOSE_NOTIFY,
+    TODO_DELIVER, TODO_EOF, TODO_FINISH, TODO_LOW, TODO_OPEN, TODO_READ, TODO_WRITABLE,
 )
-from hydrogen._c.deadlines cimport deadlines_late
 from hydrogen._c.framing cimport (
     FRAME_CHECKSUM, FRAME_COMPLETE, FRAME_OVERSIZE, FRAMING_PYTHON, frame_t, framing_next,
 )
 from hydrogen._c.input cimport input_tidy
-from hydrogen._c.kernel cimport kernel_now, kernel_unread
+from hydrogen._c.kernel cimport kernel_now
 from hydrogen._c.loop cimport loop_settle
-from hydrogen._c.queues cimport queues_begin_iteration, queues_has_ready, queues_pop_ready
+from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pauses
+from hydrogen._c.monitor cimport monitor_set_alarm
+from hydrogen._c.queues cimport (
+    queues_begin_iteration, queues_end, queues_has_ready, queues_pop_ready,
+)
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._codec cimport payload_of
 from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, errors
 from hydrogen._engine.builders cimport builders_deliver
 from hydrogen._engine.callbacks cimport (
-    callbacks_begin, callbacks_begin_message, callbacks_call, callbacks_failed,
+    callbacks_begin, callbacks_call, callbacks_leave, callbacks_message,
 )
 from hydrogen._engine.ending cimport ending_ask, ending_with
-from hydrogen._engine.finishing cimport finishing_finish
+from hydrogen._engine.finishing cimport finishing_callbacks, finishing_release
 from hydrogen._engine.opening cimport opening_look_at_first, opening_open
 from hydrogen._engine.references cimport references_socket
 from hydrogen._engine.streams cimport streams_read, streams_send
@@ -45,11 +47,11 @@ cdef inline int dispatch_cause(int result) noexcept:
 cdef inline void dispatch_iteration(Engine engine, worker_t *worker) noexcept:
     """One drain of the ready queue, at most as long as it was at the start."""
     cdef connection_t *connection
-    cdef uint32_t notices = 0
-    cdef uint32_t count = queues_begin_iteration(&engine._loop, &notices)
+    cdef uint32_t tasks = 0
+    cdef uint32_t count = queues_begin_iteration(&engine._loop, &tasks)
     relaxed_add64(&worker.io.counters.iterations, 1)
-    if notices:
-        dispatch_tasks(engine, worker, notices)
+    if tasks:
+        dispatch_tasks(engine, worker, tasks)
     while count and not engine._inert():
         connection = queues_pop_ready(&engine._loop)
         if connection == NULL:
@@ -58,97 +60,118 @@ cdef inline void dispatch_iteration(Engine engine, worker_t *worker) noexcept:
         dispatch_serve(engine, worker, connection)
 
 
-cdef inline void dispatch_tasks(Engine engine, worker_t *worker, uint32_t notices) noexcept:
-    if notices & TASK_DRAINED:
-        engine._drained.set()
-    if notices & TASK_TIMERS:
-        callbacks_begin(engine, worker)
-        engine._timers.run_due(engine.set_alarm)
+cdef inline void dispatch_tasks(Engine engine, worker_t *worker, uint32_t tasks) noexcept:
+    """What is to be done in Python for the loop as a whole."""
+    try:
+        if tasks & TASK_DRAINED:
+            engine._drained.set()
+        if tasks & TASK_TIMERS:
+            callbacks_begin(engine, worker)
+            engine._timers.run_due(engine.set_alarm)
+            callbacks_leave(engine, worker)
+    except BaseException:  # no memory, most likely; what was not done is asked for again
+        if not engine._inert():
+            monitor_set_alarm(&engine._loop, kernel_now() + TASK_RETRY_NS)
 
 
 cdef inline void dispatch_serve(Engine engine, worker_t *worker, connection_t *connection) noexcept:
-    """All that a connection needs of Python now. The calling worker owns it."""
+    """All that a connection needs of Python now. The calling worker owns it.
+
+    The outermost guard: whatever happens inside, the connection is settled or released here, unless
+    this is a forked child, where it is the parent's.
+    """
     cdef uint32_t todo = connection.todo
-    cdef HydrogenSocket socket
     connection.todo = 0
-    socket = references_socket(engine, connection)
-    if todo & TODO_FINISH:
-        finishing_finish(engine, worker, connection, socket)
+    try:
+        if todo & TODO_FINISH:
+            finishing_callbacks(engine, worker, connection)
+        else:
+            dispatch_do(engine, worker, connection, todo)
+    except BaseException as error:
+        dispatch_failed(engine, connection, error)
+    if engine._inert():
         return
+    if todo & TODO_FINISH:
+        finishing_release(engine, worker, connection)
+    else:
+        loop_settle(&engine._loop, connection)
+
+
+cdef inline void dispatch_failed(Engine engine, connection_t *connection, error) noexcept:
+    """Something was raised that nobody expects: want of memory, most likely. The connection is aborted."""
+    cdef bint memory = isinstance(error, MemoryError)
+    if engine._inert():
+        return
+    queues_end(
+        &engine._loop, connection, mailbox_generation(connection), True,
+        CAUSE_OS_ERROR if memory else CAUSE_HANDLER_ERROR, ENOMEM if memory else 0, NULL, False)
+    try:
+        engine._log.lost(connection.id, error)
+    except BaseException:
+        pass
+
+
+cdef inline int dispatch_do(Engine engine, worker_t *worker, connection_t *connection, uint32_t todo) except -1:
+    """What is in `todo`, in the order in which it happened."""
+    cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
+    cdef HydrogenSocket socket = references_socket(engine, connection)
     if todo & TODO_OPEN:
         opening_open(engine, worker, connection, socket)
     if todo & TODO_WRITABLE:
         streams_send(engine, socket, None)
     if todo & TODO_LOW:
-        callbacks_call(engine, worker, connection, socket, (<_Callbacks>worker.callbacks).on_writable, "on_writable")
-    if todo & TODO_READ:
-        streams_read(engine, worker, connection, socket)
-    if todo & TODO_DELIVER:
-        dispatch_deliver(engine, worker, connection, socket)
+        callbacks_call(engine, worker, connection, socket, callbacks.on_writable, "on_writable")
+    if todo & (TODO_READ | TODO_DELIVER):
+        if connection.adapter != NULL:
+            streams_read(engine, worker, connection, socket)
+        else:
+            dispatch_deliver(engine, worker, connection, socket)
     if todo & TODO_EOF and connection.flags & FLAG_TLS_FAILED:
-        ending_with(engine, connection, socket, CAUSE_TLS_ERROR, (<object>connection.session).failure)
+        ending_with(engine, socket, False, CAUSE_TLS_ERROR, (<object>connection.session).failure)
     elif todo & TODO_EOF:
-        callbacks_call(engine, worker, connection, socket, (<_Callbacks>worker.callbacks).on_eof, "on_eof")
+        callbacks_call(engine, worker, connection, socket, callbacks.on_eof, "on_eof")
     if todo & TODO_CLOSE_NOTIFY:
         tls_close_notify(engine, worker, connection, socket)
-    if connection.flags & FLAG_LATE:
-        dispatch_judge_deadline(engine, connection, socket)
-    if not engine._inert():
-        loop_settle(&engine._loop, connection)
+    return 0
 
 
-cdef inline void dispatch_judge_deadline(Engine engine, connection_t *connection, HydrogenSocket socket) noexcept:
-    """A deadline had passed when this connection came here. Has it still, with all that was there? What came since, perhaps in a long callback, counts."""
-    cdef int late
-    connection.flags &= ~<uint32_t>FLAG_LATE
-    if (
-        atomic_load32(&connection.state) != STATE_OPEN or connection.mail & (READABLE | AGAIN) or connection.flags & FLAGS_ENDED or
-        atomic_load32(&connection.pause) or kernel_unread(connection.poll_fd)
-    ):
-        return
-    late = deadlines_late(&engine._loop.context, connection)
-    if late:
-        ending_ask(engine, socket, True, CAUSE_TIMEOUT, late)
-
-
-cdef inline void dispatch_deliver(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
+cdef inline int dispatch_deliver(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
     """Give the complete messages of the input to the handler."""
-    cdef int verdict = FRAME_COMPLETE
-    try:
-        if connection.flags & FLAG_FIRST:
-            opening_look_at_first(engine, connection)
-        if connection.ciphertext != NULL:
-            tls_decrypt(engine, worker, connection, socket)
-        if connection.framing.kind == FRAMING_PYTHON:
-            builders_deliver(engine, worker, connection, socket)
-        else:
-            verdict = dispatch_frames(engine, worker, connection, socket)
-    except errors.ProtocolError as error:
-        ending_with(engine, connection, socket, CAUSE_BAD_FRAME, error)
-    except BaseException as error:
-        callbacks_failed(engine, connection, socket, "on_data_received", error)
-    if verdict > FRAME_COMPLETE:
-        ending_ask(engine, socket, False, dispatch_cause(verdict), 0)
+    cdef int result = FRAME_COMPLETE
+    if connection.flags & FLAG_FIRST:
+        try:
+            opening_look_at_first(connection)
+        except errors.ProtocolError as error:
+            ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
+            return 0
+    if connection.ciphertext != NULL:
+        tls_decrypt(engine, worker, connection, socket)
+    if connection.framing.kind == FRAMING_PYTHON:
+        builders_deliver(engine, worker, connection, socket)
+    else:
+        result = dispatch_frames(engine, worker, connection, socket)
+    if result > FRAME_COMPLETE:
+        ending_ask(engine, socket, False, dispatch_cause(result), 0)
     if not input_tidy(&worker.io, connection):
         ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
+    return 0
 
 
 cdef inline int dispatch_frames(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
-    """The built-in framings. Returns the verdict of the last look at the input."""
+    """The built-in framings. Returns the result of the last look at the input."""
     cdef block_t *input
     cdef frame_t frame
     cdef int budget = DELIVER_MOST
-    cdef int verdict = FRAME_COMPLETE
+    cdef int result = FRAME_COMPLETE
     cdef uint64_t until = worker.iteration_began + CORK_NS
     cdef const uint8_t *at
-    on_data = (<_Callbacks>worker.callbacks).on_data
-    while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
+    while atomic_load32(&connection.state) == STATE_OPEN and not mailbox_pauses(connection):
         input = connection.input
         if input == NULL:
             break
         at = <const uint8_t *>block_bytes(input) + input.start
-        verdict = framing_next(connection.framing, at, block_length(input), &connection.scanned, &frame)
-        if verdict != FRAME_COMPLETE:
+        result = framing_next(connection.framing, at, block_length(input), &connection.scanned, &frame)
+        if result != FRAME_COMPLETE:
             break
         if budget == 0:
             if queues_has_ready(&engine._loop) or kernel_now() >= until:
@@ -158,6 +181,5 @@ cdef inline int dispatch_frames(Engine engine, worker_t *worker, connection_t *c
         budget -= 1
         data = payload_of(&frame, at)
         input.start += frame.size
-        callbacks_begin_message(engine, worker, connection)
-        on_data(socket, data)
-    return verdict
+        callbacks_message(engine, worker, connection, socket, data)
+    return result

@@ -9,11 +9,10 @@ from libc.string cimport memcpy
 from hydrogen._c.addresses cimport addresses_take
 from hydrogen._c.atomic cimport atomic_load32, atomic_store32, relaxed_add64, relaxed_store32
 from hydrogen._c.buffer cimport block_bytes, block_length, block_t
-from hydrogen._c.connection cimport connection_set_framing
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_OVERLOAD,
     CAUSE_PEER_CLOSED, CAUSE_REJECT, FLAG_FIRST, FLAG_HANDSHAKE, FLAG_HEADER, FLAG_POLLED,
-    HEADER_PART, READABLE, STATE_ABORTING, STATE_CLOSING,
+    FLAG_READABLE, HEADER_PART, STATE_ABORTING, STATE_CLOSING, STATE_OPEN,
 )
 from hydrogen._c.framing cimport FRAMING_PYTHON
 from hydrogen._c.input cimport input_store
@@ -22,102 +21,115 @@ from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport loop_register
 from hydrogen._c.poller cimport poller_remove
 from hydrogen._c.structs cimport connection_t, worker_t
+from hydrogen._codec cimport Framing
 from hydrogen._core cimport (
     AF_INET, AF_INET6, Engine, FrameDecoder, HeaderReader, HydrogenSocket, Plain, Secure,
     Stream, StreamAdapter, TlsSession, _Callbacks, begins_header, errors, inet_pton, may_send,
 )
-from hydrogen._engine.builders cimport builders_framing
-from hydrogen._engine.callbacks cimport callbacks_begin, callbacks_call, callbacks_failed
+from hydrogen._engine.callbacks cimport callbacks_call, callbacks_failed, callbacks_run
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_hold
 from hydrogen._engine.sending cimport sending_append
 from hydrogen._engine.tls cimport tls_begin
 
 
-cdef inline opening_set_name(name_t *name, address):
+cdef inline int opening_set_name(name_t *name, address) except -1:
     """Undo `_name`: (host, port), or of IPv6 (host, port, flow, scope)."""
     cdef bytes packed
     name.family = AF_INET if len(address) == 2 else AF_INET6
     name.port, name.flow, name.scope = address[1], 0, 0
     packed = inet_pton(name.family, address[0])
     memcpy(name.bytes, PyBytes_AS_STRING(packed), len(packed))
+    return 0
 
 
-cdef inline void opening_open(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
-    """The header of the PROXY protocol, on_new_connection, then the poller, then on_connected."""
+cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+    """The header of the PROXY protocol, on_new_connection, then the poller, then on_connected.
+
+    It is polled before it is `ready`, and others see it: who sends may ask the poller for an edge.
+    """
     cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
-    stream = None
     if atomic_load32(&connection.state) >= STATE_ABORTING:
-        return
+        return 0
     if connection.flags & FLAG_HEADER and not opening_read_header(engine, worker, connection, socket):
-        opening_register(engine, connection, socket)
-        return
+        return opening_register(engine, connection, socket)
     if engine._debug:
         engine._log.accepted(connection.id, socket.peername)
     try:
-        if callbacks.on_new is not None:
-            callbacks_begin(engine, worker)
-            stream = callbacks.on_new(connection.fd)
-        context = engine._context() if stream is None else None
-        if stream is not None:
-            opening_adopt(engine, worker, connection, socket, stream)
-        elif context is not None:
-            tls_begin(engine, worker, connection, socket, TlsSession(context, server_side=True))
-        atomic_store32(&connection.ready, not connection.flags & FLAG_HANDSHAKE)
+        opening_settle_stream(engine, worker, connection, socket)
     except errors.Reject as error:
-        ending_with(engine, connection, socket, CAUSE_REJECT, error)
-        ending_ask(engine, socket, True, CAUSE_REJECT, 0)
-        return
+        ending_with(engine, socket, True, CAUSE_REJECT, error)
+        return 0
     except BaseException as error:
-        callbacks_failed(engine, connection, socket, "on_new_connection", error)
+        callbacks_failed(engine, socket, "on_new_connection", error)
     opening_register(engine, connection, socket)
-    if callbacks.on_connected is not None and atomic_load32(&connection.ready):
-        callbacks_call(engine, worker, connection, socket, callbacks.on_connected, "on_connected")
+    if atomic_load32(&connection.state) != STATE_OPEN or connection.flags & FLAG_HANDSHAKE:
+        return 0
+    atomic_store32(&connection.ready, 1)
+    return callbacks_call(engine, worker, connection, socket, callbacks.on_connected, "on_connected")
 
 
-cdef inline void opening_register(Engine engine, connection_t *connection, HydrogenSocket socket) noexcept:
-    """Have the connection polled, if it is not: before anything is sent, or nobody would ask for the OUT edge of a Unix socket."""
+cdef inline int opening_settle_stream(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+    """Who reads and writes: what on_new_connection returns, or the server's own stream."""
+    cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
+    stream = None
+    if callbacks.on_new is not None:
+        stream = callbacks_run(engine, worker, callbacks.on_new, connection.fd)
+    if stream is not None:
+        return opening_adopt(engine, worker, connection, socket, stream)
+    context = engine._context()
+    if context is not None:
+        return tls_begin(engine, worker, connection, socket, TlsSession(context, server_side=True))
+    return 0
+
+
+cdef inline int opening_register(Engine engine, connection_t *connection, HydrogenSocket socket) except -1:
+    """Have the connection polled, if it is not."""
     cdef int failed = 0 if connection.flags & FLAG_POLLED else loop_register(&engine._loop, connection)
     if failed:
         ending_ask(engine, socket, True, CAUSE_OS_ERROR, -failed)
+    return 0
 
 
-cdef inline opening_adopt(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, stream):
+cdef inline int opening_adopt(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, stream) except -1:
     """Take a stream of the user's: it owns the fd, the engine polls a duplicate. If its fd is none, ours stays ours."""
     cdef int duplicate
     if type(stream) in (Plain, Secure):
-        opening_take_over(engine, worker, connection, socket, stream)
-        return
+        return opening_take_over(engine, worker, connection, socket, stream)
     if not isinstance(stream, Stream):
-        raise TypeError(f"on_new_connection must return a hydrogen.Stream or None, not {stream!r}")
-    port = StreamAdapter(stream)
-    duplicate = kernel_duplicate(stream.fileno())
+        raise TypeError(f"on_new_connection must return a hydrogen.Stream or None, not a {type(stream).__name__}")
+    adapter = StreamAdapter(stream)
+    duplicate = kernel_duplicate(callbacks_run(engine, worker, stream.fileno, None))
     if duplicate == -EBADF:
         raise errors.removal_error(CAUSE_OS_ERROR, EBADF)
-    Py_INCREF(port)
     if connection.flags & FLAG_POLLED:
         # While its header was awaited.
         poller_remove(&engine._loop.context.poller, connection.fd)
         connection.flags &= ~<uint32_t>FLAG_POLLED
+    Py_INCREF(adapter)
     lock_take(&connection.lock)
-    connection.adapter = <void *>port
+    connection.adapter = <void *>adapter
     connection.poll_fd = max(duplicate, -1)
     lock_give(&connection.lock)
     if duplicate < 0:
         raise errors.removal_error(CAUSE_OS_ERROR, -duplicate)
+    return 0
 
 
-cdef inline opening_take_over(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, stream):
+cdef inline int opening_take_over(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, stream) except -1:
     """Use what a `Plain` or a `Secure` was made of; the fd stays, or becomes, the engine's."""
     cdef bytes received, unsent
+    cdef Framing framing
     if stream.fileno() != connection.fd:
         raise ValueError(f"on_new_connection({connection.fd}) returned a {type(stream).__name__} of another fd: {stream.fileno()}")
     handover = stream.hand_over()
     opening_register(engine, connection, socket)
-    connection_set_framing(connection, builders_framing(engine, handover.builder))
+    framing = Framing(handover.builder)
+    references_hold(connection, &connection.builder, framing)
+    connection.framing = &framing.value
     received, unsent = handover.received, handover.unsent
     if connection.framing.kind == FRAMING_PYTHON:
-        references_hold(engine, connection, &connection.decoder, FrameDecoder(handover.builder))
+        references_hold(connection, &connection.decoder, FrameDecoder(handover.builder))
     if unsent:
         sending_append(engine, worker, socket, &engine._raw, unsent, STATE_CLOSING)
     if received:
@@ -125,35 +137,34 @@ cdef inline opening_take_over(Engine engine, worker_t *worker, connection_t *con
             raise MemoryError
         connection.mail |= AGAIN
     if handover.session is not None:
-        tls_begin(engine, worker, connection, socket, handover.session)
+        return tls_begin(engine, worker, connection, socket, handover.session)
+    return 0
 
 
-cdef inline bint opening_read_header(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
+cdef inline bint opening_read_header(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
     """Read the header, not a byte more; False while it is not whole, and when the connection ends instead."""
     cdef name_t name
     try:
         header = opening_header(engine, worker, connection, socket)
-        if header is None:
-            return False
-        if isinstance(header.source, tuple):
-            opening_set_name(&name, header.source)
-            lock_take(&connection.lock)
-            connection.peer = name
-            lock_give(&connection.lock)
-            connection.counted = engine._loop.context.addresses.most and addresses_take(engine._loop.context.addresses, &connection.peer)
-            if engine._loop.context.addresses.most and not connection.counted:
-                engine._log.turned_away_from(header.source)
-                ending_ask(engine, socket, True, CAUSE_OVERLOAD, 0)
-                return False
     except errors.ProtocolError as error:
-        ending_with(engine, connection, socket, CAUSE_BAD_FRAME, error)
+        ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
         return False
-    except BaseException as error:
-        callbacks_failed(engine, connection, socket, "the PROXY header", error)
+    if header is None:
         return False
+    if isinstance(header.source, tuple):
+        opening_set_name(&name, header.source)
+        lock_take(&connection.lock)
+        connection.peer = name
+        lock_give(&connection.lock)
+        connection.counted = engine._loop.context.addresses.most and addresses_take(engine._loop.context.addresses, &connection.peer)
+        if engine._loop.context.addresses.most and not connection.counted:
+            ending_ask(engine, socket, True, CAUSE_OVERLOAD, 0)
+            engine._log.turned_away_from(header.source)
+            return False
     connection.flags &= ~<uint32_t>FLAG_HEADER
     # The edge that told of what is behind the header has come already.
-    connection.mail |= READABLE
+    connection.flags |= FLAG_READABLE
+    connection.mail |= AGAIN
     return True
 
 
@@ -165,26 +176,33 @@ cdef inline object opening_header(Engine engine, worker_t *worker, connection_t 
         peer = socket.peername
         if not may_send(engine._proxy_allow, peer):
             raise errors.ProtocolError(f"a PROXY header is not accepted from {peer!r} (proxy_allow_from)")
-        references_hold(engine, connection, &connection.header, HeaderReader(engine._proxy_versions))
+        references_hold(connection, &connection.header, HeaderReader(engine._proxy_versions))
     reader = <object>connection.header
     while True:
         got = kernel_recv(connection.poll_fd, part, min(<size_t>reader.wanted, <size_t>HEADER_PART))
         if got == -EAGAIN:
+            connection.flags &= ~<uint32_t>FLAG_READABLE
             return None
         if got <= 0:
-            ending_ask(engine, socket, got < 0, CAUSE_OS_ERROR if got < 0 else CAUSE_INCOMPLETE_FRAME if reader.is_begun else CAUSE_PEER_CLOSED, <int>-got)
+            ending_ask(
+                engine, socket, got < 0,
+                CAUSE_OS_ERROR if got < 0 else CAUSE_INCOMPLETE_FRAME if reader.is_begun else CAUSE_PEER_CLOSED,
+                <int>-got)
             return None
         relaxed_add64(&worker.io.counters.bytes_received, <uint64_t>got)
         relaxed_store32(&connection.active, 1)
         header = reader.feed(PyBytes_FromStringAndSize(part, got))
         if header is not None:
-            references_hold(engine, connection, &connection.header, header)
+            references_hold(connection, &connection.header, header)
             return header
 
 
-cdef inline opening_look_at_first(Engine engine, connection_t *connection):
+cdef inline int opening_look_at_first(connection_t *connection) except -1:
     """Raises: ProtocolError: what comes behind the header begins with another one."""
     cdef block_t *first = connection.ciphertext if connection.ciphertext != NULL else connection.input
     connection.flags &= ~<uint32_t>FLAG_FIRST
-    if first != NULL and begins_header(PyBytes_FromStringAndSize(block_bytes(first) + first.start, min(block_length(first), <size_t>16))):
+    if first != NULL and begins_header(
+        PyBytes_FromStringAndSize(block_bytes(first) + first.start, min(block_length(first), <size_t>16))
+    ):
         raise errors.ProtocolError("a second PROXY header behind the first one")
+    return 0

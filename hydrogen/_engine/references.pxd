@@ -14,6 +14,7 @@ from hydrogen._core cimport Engine, HydrogenSocket
 
 
 cdef inline HydrogenSocket references_socket(Engine engine, connection_t *connection):
+    """A socket that names this use of the slot. By the owner."""
     cdef HydrogenSocket socket = HydrogenSocket.__new__(HydrogenSocket)
     socket._engine = engine
     socket._connection = connection
@@ -22,7 +23,7 @@ cdef inline HydrogenSocket references_socket(Engine engine, connection_t *connec
     return socket
 
 
-cdef inline references_hold(Engine engine, connection_t *connection, void **field, value):
+cdef inline references_hold(connection_t *connection, void **field, value):
     """Store a reference, instead of the one that is there. By the owner."""
     cdef void *before
     Py_INCREF(value)

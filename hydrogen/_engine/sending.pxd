@@ -6,38 +6,44 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32
-from hydrogen._c.connection cimport connection_framing
 from hydrogen._c.constants cimport (
-    CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, CORKED_MOST, DRAIN_DONE, DRAIN_SLICE_NS, DRAIN_WAIT,
-    NOT_CORKED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING, SEND_NOW, SEND_NO_MEMORY,
-    SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN, TLS_SHORT_MOST,
+    CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_SLICE_NS, DRAIN_WAIT, NOT_CORKED,
+    SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING, SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED,
+    SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN, TLS_SHORT_MOST,
 )
 from hydrogen._c.counters cimport counters_count
-from hydrogen._c.flush cimport flush_cork, flush_take_over, flush_whole
+from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over
 from hydrogen._c.framing cimport FRAMING_PYTHON, FRAMING_RAW, framing_t
 from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now
 from hydrogen._c.output cimport output_send, output_wait_drained
 from hydrogen._c.queues cimport queues_check_memory, queues_post
 from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
 from hydrogen._c.worker cimport worker_is_eager
-from hydrogen._codec cimport framed, too_large, unfit
-from hydrogen._core cimport Engine, HydrogenSocket, encode
-from hydrogen._engine.callbacks cimport callbacks_computing, callbacks_flush_corked
+from hydrogen._codec cimport Framing, framed, too_large, unfit
+from hydrogen._core cimport Engine, HydrogenSocket, check_timeout, encode
+from hydrogen._engine.callbacks cimport callbacks_computing, callbacks_flush_corked, callbacks_leave
 from hydrogen._engine.ending cimport ending_ask
 from hydrogen._engine.references cimport references_held
 from hydrogen._engine.streams cimport streams_send
 
 
 cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSocket socket, bytes data) except -1:
-    """Send by a user's frame builder, by TLS, or by both."""
+    """Send by a frame builder of the user's or of the connection's own, by TLS, or by both."""
     cdef connection_t *connection = socket._connection
-    cdef const framing_t *framing = connection_framing(connection)
+    cdef Framing own = references_held(engine, socket, &connection.builder)
     session = references_held(engine, socket, &connection.session)
-    if framing.kind == FRAMING_PYTHON:
-        decoder = references_held(engine, socket, &connection.decoder)
-        data = encode(engine._builder if decoder is None else decoder.builder, data)
+    decoder = references_held(engine, socket, &connection.decoder)
+    if not socket._valid():
+        return SEND_REFUSED
+    if decoder is not None:
+        data = encode(decoder.builder, data)
+    elif own is not None:
+        data = framed(&own.value, data)
+    elif engine._loop.context.framing.kind == FRAMING_PYTHON:
+        data = encode(engine._builder, data)
     else:
-        data = framed(framing, data)
+        data = framed(engine._loop.context.framing, data)
+    callbacks_leave(engine, worker)
     if session is None:
         return sending_append(engine, worker, socket, &engine._raw, data, STATE_OPEN)
     with session.lock:
@@ -60,10 +66,11 @@ cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSock
             raise
 
 
-cdef inline object sending_send(Engine engine, HydrogenSocket socket, const char *data, size_t n):
+cdef inline bint sending_send(Engine engine, HydrogenSocket socket, const char *data, size_t n) except -1:
+    """`HydrogenSocket.send`."""
     cdef connection_t *connection = socket._connection
     cdef worker_t *worker = engine._worker()
-    cdef const framing_t *framing = connection_framing(connection)
+    cdef const framing_t *framing = engine._loop.context.framing
     cdef int result = SEND_REFUSED
     if not socket._valid():
         pass
@@ -72,7 +79,7 @@ cdef inline object sending_send(Engine engine, HydrogenSocket socket, const char
             result = SEND_QUEUED if streams_send(engine, socket, PyBytes_FromStringAndSize(data, n)) else SEND_REFUSED
         elif atomic_load32(&connection.state) == STATE_OPEN:
             ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
-    elif connection.session != NULL or framing.kind == FRAMING_PYTHON:
+    elif connection.session != NULL or connection.builder != NULL or framing.kind == FRAMING_PYTHON:
         result = sending_send_coded(engine, worker, socket, PyBytes_FromStringAndSize(data, n))
     elif framing.kind != FRAMING_RAW and n > framing.max_size:
         raise too_large(framing, n)
@@ -92,7 +99,9 @@ cdef inline int sending_append(Engine engine, worker_t *worker, HydrogenSocket s
     return sending_append_framed(engine, worker, socket, framing, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), last_state)
 
 
-cdef inline int sending_append_framed(Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, const char *data, size_t n, uint32_t last_state,
+cdef inline int sending_append_framed(
+    Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, const char *data, size_t n,
+    uint32_t last_state,
 ) except -1:
     """Frame and queue; then flush, or cork, as the policy says. SEND_REFUSED, SEND_NOTHING, or another value: it was queued."""
     cdef loop_t *loop = &engine._loop
@@ -109,12 +118,12 @@ cdef inline int sending_append_framed(Engine engine, worker_t *worker, HydrogenS
         worker.index if cork else NOT_CORKED, &bits)
     if result == SEND_NOW:
         with nogil:
-            flush_whole(loop, io, connection, socket._generation, worker == NULL)
+            flush_one(loop, io, connection, socket._generation, worker == NULL)
     elif result == SEND_CORKED:
-        if worker.corked_count == CORKED_MOST:
-            callbacks_flush_corked(engine, worker)
         flush_take_over(worker)
-        flush_cork(worker, <uint64_t>socket._generation << 32 | connection.slot.index)
+        if not flush_cork(worker, <uint64_t>socket._generation << 32 | connection.slot.index):
+            callbacks_flush_corked(engine, worker)
+            flush_cork(worker, <uint64_t>socket._generation << 32 | connection.slot.index)
     elif result == SEND_NO_MEMORY:
         raise MemoryError(f"no memory for a message of {n} bytes")
     elif result == SEND_UNFIT:
@@ -129,8 +138,9 @@ cdef inline object sending_drain(Engine engine, HydrogenSocket socket, timeout):
     cdef worker_t *worker = engine._worker()
     cdef uint64_t until, deadline = <uint64_t>-1
     cdef int state
+    timeout = check_timeout("timeout", timeout)
     if timeout is not None:
-        deadline = kernel_now() + <uint64_t>(max(0.0, min(float(timeout), 1e9)) * 1e9)
+        deadline = kernel_now() + <uint64_t>(min(timeout, 1e9) * 1e9)
     if engine._inert():
         return False
     if worker != NULL and worker.corked_count:

@@ -1,79 +1,111 @@
-"""Streams written by the user: the slow path."""
+"""Streams written by the user: the slow path.
+
+Messages that the stream gave out and that were not delivered are in the adapter; FLAG_UNDECODED says
+off the GIL that there are some.
+"""
 
 from libc.stdint cimport uint32_t
 
 from hydrogen._c.atomic cimport atomic_load32, relaxed_add64, relaxed_store32
 from hydrogen._c.constants cimport (
-    CAUSE_HANDLER_ERROR, CAUSE_OS_ERROR, DELIVER_MOST, FLAG_EOF, READABLE, STATE_OPEN,
+    AGAIN, CAUSE_HANDLER_ERROR, CAUSE_OS_ERROR, DELIVER_MOST, FLAG_EOF, FLAG_READABLE,
+    FLAG_STOP, FLAG_UNDECODED, STATE_CLOSING, STATE_OPEN,
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
+from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.output cimport output_adapter_sent
 from hydrogen._c.queues cimport queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, errors
-from hydrogen._engine.callbacks cimport callbacks_begin, callbacks_failed
-from hydrogen._engine.ending cimport ending_ask, ending_with
+from hydrogen._core cimport Engine, HydrogenSocket, errors
+from hydrogen._engine.callbacks cimport callbacks_message, callbacks_run
+from hydrogen._engine.ending cimport ending_with
 from hydrogen._engine.references cimport references_held
 
 
-cdef inline void streams_read(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) noexcept:
-    """Deliver what a user's stream has, until it has nothing, raises, or the budget is used up."""
+cdef inline int streams_read(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+    """Deliver what a user's stream has, until it has nothing, raises, or the budget is used up.
+
+    While the connection closes, what it has is thrown away; while the server stops, nothing more is
+    asked of it.
+    """
     cdef int budget = DELIVER_MOST
-    port = <object>connection.adapter
-    on_data = (<_Callbacks>worker.callbacks).on_data
-    while atomic_load32(&connection.state) == STATE_OPEN and not atomic_load32(&connection.pause):
-        if not port.messages:
-            if budget <= 0:
-                connection.mail |= READABLE
-                break
-            try:
-                if not port.receive():
-                    break
-            except BaseException as error:
-                streams_failed(engine, connection, socket, port, "recv", error)
-                break
-        data = port.messages.popleft()
+    cdef bint closing
+    adapter = <object>connection.adapter
+    while True:
+        closing = atomic_load32(&connection.state) == STATE_CLOSING
+        if not closing and (atomic_load32(&connection.state) != STATE_OPEN or mailbox_pauses(connection)):
+            break
+        if budget <= 0:
+            connection.mail |= AGAIN
+            break
         budget -= 1
-        relaxed_store32(&connection.active, 1)
-        relaxed_add64(&worker.io.counters.messages_received, 1)
+        if closing:
+            adapter.messages.clear()
+        if not adapter.messages:
+            if not connection.flags & FLAG_READABLE or (connection.flags & FLAG_STOP and not closing):
+                break
+            if not streams_receive(engine, worker, connection, socket, adapter):
+                break
+            continue
+        data = adapter.messages.popleft()
         relaxed_add64(&worker.io.counters.bytes_received, len(data))
-        try:
-            callbacks_begin(engine, worker)
-            on_data(socket, data)
-        except BaseException as error:
-            callbacks_failed(engine, connection, socket, "on_data_received", error)
+        callbacks_message(engine, worker, connection, socket, data)
+    connection.flags &= ~<uint32_t>FLAG_UNDECODED
+    if adapter.messages:
+        connection.flags |= FLAG_UNDECODED
+    return 0
 
 
-cdef inline void streams_failed(Engine engine, connection_t *connection, HydrogenSocket socket, port, name, error) noexcept:
-    if isinstance(error, EOFError):
-        if name == "recv":
-            connection.flags |= FLAG_EOF
-            return
+cdef inline bint streams_receive(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, adapter,
+) except -1:
+    """One `Stream.recv`; False when there is nothing more, or it raised."""
+    try:
+        if callbacks_run(engine, worker, adapter.receive, None):
+            relaxed_store32(&connection.active, 1)
+            return True
+    except EOFError:
+        connection.flags |= FLAG_EOF
+    except BaseException as error:
+        streams_failed(engine, socket, adapter, "recv", error)
+    connection.flags &= ~<uint32_t>FLAG_READABLE
+    return False
+
+
+cdef inline int streams_failed(Engine engine, HydrogenSocket socket, adapter, name, error) except -1:
+    """`Stream.recv` or `send` raised."""
+    if engine._inert():
+        return 0
     cause, shown = errors.cause_of(error)
+    ending_with(engine, socket, cause == CAUSE_OS_ERROR or name == "send", cause, shown)
     if cause == CAUSE_HANDLER_ERROR:
-        engine._log.callback_error(f"{type(port.stream).__name__}.{name}", error)
-    ending_with(engine, connection, socket, cause, shown)
-    if cause == CAUSE_OS_ERROR or name == "send":
-        ending_ask(engine, socket, True, cause, 0)
+        engine._log.callback_error(f"{type(adapter.stream).__name__}.{name}", error)
+    return 0
 
 
-cdef inline object streams_send(Engine engine, HydrogenSocket socket, data):
-    """Have a user's stream write; None: go on with what it has kept. False when it raised."""
+cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except -1:
+    """Have a user's stream write; None: go on with what it has kept. False when it raised. Any thread.
+
+    What the stream says of its output is published under the adapter's lock, so that an older word
+    never follows a newer one.
+    """
     cdef connection_t *connection = socket._connection
-    cdef uint32_t bits
-    # Of any thread: the connection may be gone, and its stream with it.
-    port = references_held(engine, socket, &connection.adapter)
-    if port is None:
+    cdef worker_t *worker = engine._worker()
+    cdef uint32_t bits = 0
+    adapter = references_held(engine, socket, &connection.adapter)  # None: the connection is gone
+    if adapter is None:
         return False
     try:
-        if data is None:
-            port.resume()
-        else:
-            port.send(data)
+        with adapter.lock:
+            if data is None:
+                callbacks_run(engine, worker, adapter.resume, None)
+            else:
+                callbacks_run(engine, worker, adapter.send, data)
+            bits = output_adapter_sent(
+                &engine._loop.context, connection, socket._generation, adapter.blocked, adapter.pending)
     except BaseException as error:
-        streams_failed(engine, connection, socket, port, "send", error)
+        streams_failed(engine, socket, adapter, "send", error)
         return False
-    bits = output_adapter_sent(&engine._loop.context, connection, socket._generation, port.blocked, port.pending)
     deadlines_watch_output(&engine._loop, connection)
-    queues_post(&engine._loop, connection, socket._generation, bits, engine._worker() == NULL)
+    queues_post(&engine._loop, connection, socket._generation, bits, worker == NULL)
     return True
