@@ -18,20 +18,12 @@ from hydrogen.backend import CHOICES
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import HydrogenError
-from hydrogen.frame import Checksum32FrameBuilder, LengthFrameBuilder, LineFrameBuilder, SimpleFrameBuilder, WebSocketFrameBuilder
+from hydrogen.frame import BUILT_IN, FrameBuilder
 from hydrogen.handler import Handler
 from hydrogen.listener import listen_fds
 from hydrogen.server import Server, run
 
-FRAMINGS = {
-    "raw": None,
-    "simple": SimpleFrameBuilder,
-    "checksum32": Checksum32FrameBuilder,
-    "length": LengthFrameBuilder,
-    "line": LineFrameBuilder,
-    "websocket": WebSocketFrameBuilder,
-}
-
+FRAMINGS: dict[str, type[FrameBuilder] | None] = {"raw": None, **BUILT_IN}
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 

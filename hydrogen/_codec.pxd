@@ -24,3 +24,4 @@ cdef inline object payload_of(const frame_t *frame, const uint8_t *data):
 cdef bytes framed(const framing_t *framing, bytes payload)
 cdef object too_large(const framing_t *framing, size_t n)
 cdef object unfit()
+cdef object refusal(const framing_t *framing, const uint8_t *data, size_t n)

@@ -9,30 +9,27 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
 from hydrogen import errors
-from hydrogen.frame import Checksum32FrameBuilder, LengthFrameBuilder, LineFrameBuilder, SimpleFrameBuilder, WebSocketFrameBuilder
+from hydrogen.frame import BUILT_IN, UNFIT, copy_of
 
 cimport cython
 
 from hydrogen._c.framing cimport *
 
 cdef dict _KINDS = {
-    Checksum32FrameBuilder: FRAMING_CHECKSUM32,
-    LengthFrameBuilder: FRAMING_LENGTH,
-    LineFrameBuilder: FRAMING_LINE,
-    SimpleFrameBuilder: FRAMING_SIMPLE,
-    WebSocketFrameBuilder: FRAMING_WEBSOCKET,
+    BUILT_IN["simple"]: FRAMING_SIMPLE,
+    BUILT_IN["checksum32"]: FRAMING_CHECKSUM32,
+    BUILT_IN["length"]: FRAMING_LENGTH,
+    BUILT_IN["line"]: FRAMING_LINE,
+    BUILT_IN["websocket"]: FRAMING_WEBSOCKET,
 }
-
-cdef dict _ERRORS = {
-    FRAME_BAD: errors.ProtocolError,
-    FRAME_OVERSIZE: errors.FrameTooLarge,
-    FRAME_CHECKSUM: errors.ChecksumMismatch,
-}
-
 
 @cython.final
 cdef class Framing:
-    """A frame builder as C knows it; None: raw chunks. Of a user's builder, and any subclass is one, no more than that it is one."""
+    """A frame builder as C knows it; None: raw chunks. Of a user's builder, and any subclass is one, no more than that it is one.
+
+    Raises:
+        AttributeError, TypeError, ValueError: a built-in builder whose fields are none.
+    """
 
     def __cinit__(self, builder):
         if builder is None:
@@ -40,6 +37,7 @@ cdef class Framing:
         self.value.kind = _KINDS.get(type(builder), FRAMING_PYTHON)
         if self.value.kind == FRAMING_PYTHON:
             return
+        builder = copy_of(builder)
         self.value.max_size = builder.max_size
         if self.value.kind == FRAMING_LENGTH:
             self.value.width = builder.width
@@ -72,7 +70,23 @@ cdef object too_large(const framing_t *framing, size_t n):
 
 
 cdef object unfit():
-    return ValueError("the payload contains the delimiter, or would be cut where one begins")
+    return ValueError(UNFIT)
+
+
+cdef object refusal(const framing_t *framing, const uint8_t *data, size_t n):
+    """The exception for bytes that framing_next refused: what the builder in frame.py raises, so that there is one sentence for each reason."""
+    builders = {kind: builder for builder, kind in _KINDS.items()}
+    if framing.kind == FRAMING_LENGTH:
+        builder = builders[FRAMING_LENGTH](framing.width, "little" if framing.little else "big", framing.max_size)
+    elif framing.kind == FRAMING_LINE:
+        builder = builders[FRAMING_LINE](framing.delimiter[:framing.delimiter_size], framing.max_size)
+    else:
+        builder = builders[framing.kind](framing.max_size)
+    try:
+        builder.from_bytes(bytearray(data[:n]))
+    except errors.ProtocolError as error:
+        return error.with_traceback(None)
+    return errors.ProtocolError("bytes that can never become a frame")
 
 
 cdef Framing _built_in(builder):
@@ -88,7 +102,7 @@ def encode(builder, bytes payload):
 
 
 def decode(builder, bytes data):
-    """All that is in `data`: the payloads of its frames, the class of the error that ends them or None, and how many bytes are left without one."""
+    """All that is in `data`: the payloads of its frames, the error that ends them or None, and how many bytes are left without one."""
     cdef Framing framing = _built_in(builder)
     cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(data)
     cdef size_t left = len(data)
@@ -105,4 +119,4 @@ def decode(builder, bytes data):
         left -= frame.size
     if verdict == FRAME_INCOMPLETE:
         return payloads, None, left
-    return payloads, _ERRORS[verdict], 0
+    return payloads, refusal(&framing.value, at, left), 0

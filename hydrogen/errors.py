@@ -11,6 +11,7 @@ import enum
 import errno
 import os
 import ssl
+from types import TracebackType
 
 
 class HydrogenError(Exception):
@@ -86,20 +87,30 @@ class Cause(enum.IntEnum):
 
 
 class Timeout(enum.IntEnum):
-    """Which deadline passed: the `code` of `Cause.TIMEOUT`. The names are those of the fields of `Config`."""
+    """Which deadline passed: the `code` of `Cause.TIMEOUT`. The one table of them: value, name, and what is said of it.
 
-    OPEN_TIMEOUT = 1
-    FRAME_TIMEOUT = 2
-    IDLE_TIMEOUT = 3
-    WRITE_TIMEOUT = 4
+    `field` is the field of `Config` that sets it, and what `Stats` counts it by (`removed_` before it).
+    """
 
+    message: str
 
-_TIMEOUTS = {
-    Timeout.OPEN_TIMEOUT: "the connection was not ready for use in time",
-    Timeout.FRAME_TIMEOUT: "a frame was begun and not finished in time",
-    Timeout.IDLE_TIMEOUT: "no byte came or went for too long",
-    Timeout.WRITE_TIMEOUT: "the peer took nothing of the output for too long",
-}
+    OPEN_TIMEOUT = 1, "the connection was not ready for use in time"
+    FRAME_TIMEOUT = 2, "a frame was begun and not finished in time"
+    IDLE_TIMEOUT = 3, "no byte came or went for too long"
+    WRITE_TIMEOUT = 4, "the peer took nothing of the output for too long"
+
+    def __new__(cls, value: int, message: str = "") -> Timeout:
+        """Args: value: the compiled engine's `TIMEOUT_...` constant. message: of the `ConnectionTimeout`."""
+        timeout = int.__new__(cls, value)
+        timeout._value_ = value
+        timeout.message = message
+        return timeout
+
+    @property
+    def field(self) -> str:
+        """The name in `Config`."""
+        return self.name.lower()
+
 
 _MESSAGES: dict[Cause, tuple[type[Exception], str]] = {
     Cause.PEER_CLOSED: (PeerClosed, "the peer closed the connection"),
@@ -109,7 +120,7 @@ _MESSAGES: dict[Cause, tuple[type[Exception], str]] = {
     Cause.HANDLER_ERROR: (HandlerError, "a callback raised"),
     Cause.REJECT: (Reject, "refused by on_new_connection"),
     Cause.BAD_FRAME: (ProtocolError, "bytes that can never become a frame"),
-    Cause.FRAME_TOO_LARGE: (FrameTooLarge, "the declared length is over max_size"),
+    Cause.FRAME_TOO_LARGE: (FrameTooLarge, "a frame is longer than max_size"),
     Cause.INCOMPLETE_FRAME: (IncompleteFrame, "the end came inside a frame"),
     Cause.CHECKSUM_MISMATCH: (ChecksumMismatch, "the checksum is not that of the payload"),
     Cause.TLS_ERROR: (ssl.SSLError, "TLS failed"),
@@ -126,7 +137,8 @@ def removal_error(cause: int, code: int = 0) -> Exception:
             a `Timeout`.
     """
     if cause == Cause.TIMEOUT:
-        return ConnectionTimeout(f"{Timeout(code).name.lower()}: {_TIMEOUTS[Timeout(code)]}")
+        timeout = Timeout(code)
+        return ConnectionTimeout(f"{timeout.field}: {timeout.message}")
     if cause == Cause.TRUNCATED:
         return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection ended without close_notify: what came may be cut off")
     if cause == Cause.OS_ERROR:
@@ -138,9 +150,11 @@ def removal_error(cause: int, code: int = 0) -> Exception:
 def cause_of(error: BaseException) -> tuple[Cause, Exception]:
     """The cause and the removal error for an exception raised by code of the user's: a callback or a stream.
 
-    `OSError` and hydrogen's own errors speak of the connection and stand for themselves, `EOFError` is how a stream says that the
-    peer is gone; anything else is a fault of that code and comes as `HandlerError`.
+    `OSError` and hydrogen's own errors speak of the connection and stand for themselves, `EOFError`
+    is how a stream says that the peer is gone; anything else is a fault of that code and comes as
+    `HandlerError`. Of its traceback the last raise is left, see `cut_traceback`.
     """
+    cut_traceback(error)
     if isinstance(error, EOFError):
         return Cause.PEER_CLOSED, removal_error(Cause.PEER_CLOSED)
     if isinstance(error, ProtocolError):
@@ -153,9 +167,57 @@ def cause_of(error: BaseException) -> tuple[Cause, Exception]:
 
 
 def handler_error(error: BaseException) -> HandlerError:
-    """A `HandlerError` whose `__cause__` is `error`; or `error` itself, if it is one: it says already what user code did wrong."""
+    """A `HandlerError` whose `__cause__` is `error`; or `error` itself, if it is one.
+
+    (It says already what user code did wrong.) Whatever `__str__` of `error` does, this does not
+    raise. Of its traceback the last raise is left, see `cut_traceback`.
+    """
+    cut_traceback(error)
     if isinstance(error, HandlerError):
         return error
-    wrapped = HandlerError(f"a callback raised {type(error).__name__}: {error}")
+    name = type(error).__name__
+    try:
+        message = f"a callback raised {name}: {error}"
+    except BaseException:
+        message = f"a callback raised {name}, whose __str__ raises"
+    wrapped = HandlerError(message)
     wrapped.__cause__ = error
     return wrapped
+
+
+def cut_traceback(error: BaseException) -> None:
+    """Leave of the traceback of `error`, which one of our functions has just caught, the last raise.
+
+    An exception object that is raised again goes on with the traceback it has, so that one that a
+    handler keeps and raises for each message would grow for ever. What was raised before is told by
+    the function that caught it, whose entry comes first: none of ours that catches what user code
+    raises lets it pass, so an entry of the same function further down is of an earlier raise.
+    Tracebacks that somebody else holds stay whole: they begin at, or behind, the cut.
+    """
+    last = error.__traceback__
+    if last is None or not _is_ours(last):
+        return
+    code = last.tb_frame.f_code
+    while (following := last.tb_next) is not None:
+        found = following.tb_frame.f_code
+        if found.co_name == code.co_name and found.co_filename == code.co_filename:
+            last.tb_next = None
+            return
+        last = following
+
+
+def _is_ours(entry: TracebackType) -> bool:
+    name = entry.tb_frame.f_globals.get("__name__")
+    return isinstance(name, str) and name.startswith("hydrogen.")
+
+
+def described(value: object, most: int = 80) -> str:
+    """`repr(value)` for a message, at most so many characters of it.
+
+    `value` is the user's, and so is its `__repr__`: when that raises, this names the class instead.
+    """
+    try:
+        text = str.__str__(repr(value))
+    except BaseException:
+        return f"<{type(value).__name__}, whose __repr__ raises>"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -1,20 +1,18 @@
 """Frames: how messages are told apart in a stream of bytes. Sans-I/O: bytes in, frames out; no fd is ever seen here.
 
 A *builder* takes frames off the front of a buffer; it keeps no state between calls (the state is the buffer), so one
-instance serves all connections. The compiled engine knows the built-in builders by their `kind`, copies their other
-fields, and does the same work off the GIL (_c/framing.pxd), in the same order of checks: each as soon as its bytes are
-there, so that what is refused does not depend on how the bytes came in. tests/corpus holds the bytes on which the two
-must agree.
-
-Fields of builders are not to be changed once they are in use: the engines copy them.
+instance serves all connections. Of the built-in builders (`BUILT_IN`) the compiled engine copies the fields, which are
+read-only therefore, and does the same work off the GIL (_c/framing.pxd), in the same order of checks: each as soon as
+its bytes are there, so that what is refused does not depend on how the bytes came in. tests/corpus holds the bytes on
+which the two must agree. A subclass of a built-in builder is a builder of the user's.
 """
 
 from __future__ import annotations
 
 import abc
-from typing import Literal
+from typing import ClassVar, Literal, TypeGuard
 
-from hydrogen.errors import ChecksumMismatch, FrameTooLarge, HandlerError, ProtocolError
+from hydrogen.errors import ChecksumMismatch, FrameTooLarge, HandlerError, ProtocolError, described
 
 MAX_PAYLOAD = (1 << 63) - 1
 """What no length may exceed, in any format: the most that fits a signed 64-bit size (and what RFC 6455 allows)."""
@@ -47,6 +45,8 @@ class Frame(abc.ABC):
 class FrameBuilder(abc.ABC):
     """Makes frames of bytes and of payloads. Stateless, so safe from any thread."""
 
+    __slots__ = ("__weakref__",)  # a built-in builder has no __dict__; a subclass that says nothing has one
+
     @abc.abstractmethod
     def from_bytes(self, buf: bytearray) -> Frame | None:
         """Take the first frame off `buf`, or return None when it is not complete yet.
@@ -72,11 +72,14 @@ def builder_of(framing: object) -> FrameBuilder | None:
 
     Raises:
         TypeError: it is none of these, or the class cannot be instantiated without arguments.
+        AttributeError, TypeError, ValueError: a built-in builder whose fields are none.
     """
+    if is_built_in(framing):
+        copy_of(framing)
     if framing is None or isinstance(framing, FrameBuilder):
         return framing
     if not (isinstance(framing, type) and issubclass(framing, FrameBuilder)):
-        raise TypeError(f"framing: a FrameBuilder (class or instance) or None is expected, not {framing!r}")
+        raise TypeError(f"framing: a FrameBuilder (class or instance) or None is expected, not {described(framing)}")
     try:
         return framing()
     except TypeError as error:
@@ -94,10 +97,10 @@ def encode(builder: FrameBuilder | None, data: bytes) -> bytes:
         return data
     frame = builder.frame(data)
     if not isinstance(frame, Frame):
-        raise TypeError(f"{type(builder).__name__}.frame() returned {_described(frame)}, not a Frame")
+        raise TypeError(f"{type(builder).__name__}.frame() returned {described(frame, 60)}, not a Frame")
     wire = frame.to_bytes()
     if not isinstance(wire, bytes):
-        raise TypeError(f"{type(frame).__name__}.to_bytes() returned {_described(wire)}, not bytes")
+        raise TypeError(f"{type(frame).__name__}.to_bytes() returned {described(wire, 60)}, not bytes")
     return wire
 
 
@@ -107,16 +110,17 @@ class FrameDecoder:
     It is asked for one frame after the other, so that a bad one is met only after the good ones before it were delivered.
     A builder takes each frame off the front of the buffer. That is not quadratic: a bytearray keeps an offset to its first
     byte and moves the rest only when half of its memory is unused (measured: 1.3 us a frame, whether 100,000 or 800,000
-    are fed at once).
+    are fed at once). Of a line that comes in pieces each byte is searched once: `_scanned`.
 
     The builder may be a user's, so what it does is checked; what it raises passes through.
     """
 
-    __slots__ = ("_buffer", "builder")
+    __slots__ = ("_buffer", "_scanned", "builder")
 
     def __init__(self, builder: FrameBuilder) -> None:
         self.builder = builder
         self._buffer = bytearray()
+        self._scanned = 0  # no delimiter of a `LineFrameBuilder` begins in so many bytes
 
     @property
     def size(self) -> int:
@@ -140,14 +144,19 @@ class FrameDecoder:
         before = len(self._buffer)
         if not before:
             return None
-        frame = self.builder.from_bytes(self._buffer)
-        name = type(self.builder).__name__
+        builder = self.builder
+        name = type(builder).__name__
+        if isinstance(builder, LineFrameBuilder) and type(builder).from_bytes is LineFrameBuilder.from_bytes:
+            frame: Frame | None = builder.take_line(self._buffer, self._scanned)
+            self._scanned = 0 if frame is not None else max(0, before - len(builder.delimiter) + 1)
+        else:
+            frame = builder.from_bytes(self._buffer)
         if len(self._buffer) > before:
             raise HandlerError(f"{name}.from_bytes() put bytes into the buffer")
         if frame is None:
             return None
         if not isinstance(frame, Frame):
-            raise HandlerError(f"{name}.from_bytes() returned {_described(frame)}, neither a Frame nor None")
+            raise HandlerError(f"{name}.from_bytes() returned {described(frame, 60)}, neither a Frame nor None")
         if len(self._buffer) == before:  # it would be found for ever
             raise HandlerError(f"{name}.from_bytes() returned a frame and took nothing off the buffer")
         return frame
@@ -159,18 +168,12 @@ class FrameDecoder:
             return None
         payload = frame.payload()
         if not isinstance(payload, bytes):
-            raise HandlerError(f"{type(frame).__name__}.payload() returned {_described(payload)}, not bytes")
+            raise HandlerError(f"{type(frame).__name__}.payload() returned {described(payload, 60)}, not bytes")
         return payload
 
     def is_partial(self) -> bool:
         """Whether an unfinished frame is held, once `next` has returned None."""
         return bool(self._buffer)
-
-
-def _described(value: object) -> str:
-    """`value` for a message: it may be long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # ---------------------------------------------------------------------------------------------------- what the formats share
@@ -183,7 +186,7 @@ def _copied(payload: Payload) -> bytes:
 
 def _check_max_size(max_size: int, limit: int) -> int:
     if not isinstance(max_size, int) or isinstance(max_size, bool):
-        raise TypeError(f"max_size: an int is expected, not {max_size!r}")
+        raise TypeError(f"max_size: an int is expected, not {described(max_size)}")
     if not 0 <= max_size <= limit:
         raise ValueError(f"max_size: 0 to {limit} is allowed, not {max_size}")
     return max_size
@@ -233,16 +236,44 @@ class _PayloadFrame(Frame):
         return f"{type(self).__name__}({self._payload!r})"
 
 
-class _SizedBuilder(FrameBuilder):
+class BuiltIn(FrameBuilder):
+    """What the built-in builders share: their fields are what they were made of, and read-only.
+
+    An engine copies the fields: what is changed later would be so in one engine and not in the other.
+    """
+
+    __slots__ = ()
+
+    _fields: ClassVar[tuple[str, ...]]
+    """The names of the fields, in the order of the arguments."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in self._fields and hasattr(self, name):
+            self._refuse(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._fields:
+            self._refuse(name)
+        super().__delattr__(name)
+
+    def _refuse(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name} is read-only: engines copy it; make another builder")
+
+    def __repr__(self) -> str:
+        fields = ", ".join([f"{name}={getattr(self, name)!r}" for name in self._fields])
+        return f"{type(self).__name__}({fields})"
+
+
+class _SizedBuilder(BuiltIn):
     """A builder with no field but `max_size`."""
 
     __slots__ = ("max_size",)
 
+    _fields = ("max_size",)
+
     def __init__(self, max_size: int, limit: int) -> None:
         self.max_size = _check_max_size(max_size, limit)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(max_size={self.max_size})"
 
 
 # ---------------------------------------------------------------------------------------------------- no framing
@@ -313,8 +344,6 @@ class SimpleFrameBuilder(_SizedBuilder):
 
     __slots__ = ()
 
-    kind = "simple"
-
     def __init__(self, max_size: int = SIMPLE_MAX_PAYLOAD) -> None:
         super().__init__(max_size, SIMPLE_MAX_PAYLOAD)
 
@@ -377,8 +406,6 @@ class Checksum32FrameBuilder(_SizedBuilder):
 
     __slots__ = ()
 
-    kind = "checksum32"
-
     def __init__(self, max_size: int = MIB) -> None:
         super().__init__(max_size, CHECKSUM32_MAX_PAYLOAD)
 
@@ -412,11 +439,11 @@ LENGTH_WIDTHS = (1, 2, 4, 8)
 def _length_limit(width: int, byteorder: ByteOrder) -> int:
     """The longest payload that a length of `width` bytes can declare, and the check of both fields."""
     if not isinstance(width, int) or isinstance(width, bool):
-        raise TypeError(f"width: an int is expected, not {width!r}")
+        raise TypeError(f"width: an int is expected, not {described(width)}")
     if width not in LENGTH_WIDTHS:
         raise ValueError(f"width: 1, 2, 4 or 8 is allowed, not {width}")
     if byteorder not in ("big", "little"):
-        raise ValueError(f"byteorder: 'big' or 'little' is allowed, not {byteorder!r}")
+        raise ValueError(f"byteorder: 'big' or 'little' is allowed, not {described(byteorder)}")
     return min((1 << 8 * width) - 1, MAX_PAYLOAD)
 
 
@@ -450,7 +477,7 @@ class LengthFrame(_PayloadFrame):
         return f"LengthFrame({self._payload!r}, width={self.width}, byteorder={self.byteorder!r})"
 
 
-class LengthFrameBuilder(FrameBuilder):
+class LengthFrameBuilder(BuiltIn):
     """Builder of `LengthFrame`.
 
     Args:
@@ -462,7 +489,7 @@ class LengthFrameBuilder(FrameBuilder):
 
     __slots__ = ("byteorder", "max_size", "width")
 
-    kind = "length"
+    _fields = ("width", "byteorder", "max_size")
 
     def __init__(self, width: int = 4, byteorder: ByteOrder = "big", max_size: int | None = None) -> None:
         limit = _length_limit(width, byteorder)
@@ -487,19 +514,18 @@ class LengthFrameBuilder(FrameBuilder):
         """The frame that carries `payload`; `FrameTooLarge` when it is longer than `max_size`."""
         return LengthFrame(_fitting(payload, self.max_size), self.width, self.byteorder)
 
-    def __repr__(self) -> str:
-        return f"LengthFrameBuilder(width={self.width}, byteorder={self.byteorder!r}, max_size={self.max_size})"
-
 
 # ---------------------------------------------------------------------------------------------------- lines
 
 DELIMITER_MOST = 64
 LINE_END = b"\n"
+UNFIT = "the payload contains the delimiter, or ends with a part that makes one"
+"""Why a line cannot carry a payload; both engines say so."""
 
 
 def _check_delimiter(delimiter: bytes) -> bytes:
     if not isinstance(delimiter, bytes):
-        raise TypeError(f"delimiter: bytes are expected, not {delimiter!r}")
+        raise TypeError(f"delimiter: bytes are expected, not {described(delimiter)}")
     if not 1 <= len(delimiter) <= DELIMITER_MOST:
         raise ValueError(f"delimiter: 1 to {DELIMITER_MOST} bytes are allowed, not {len(delimiter)}")
     return delimiter
@@ -523,7 +549,7 @@ class LineFrame(_PayloadFrame):
         super().__init__(payload)
         self.delimiter = _check_delimiter(delimiter)
         if self.to_bytes().find(delimiter) != len(self._payload):
-            raise ValueError(f"a payload of a LineFrame must not contain the delimiter {delimiter!r}, nor end with a part that makes one")
+            raise ValueError(UNFIT)
 
     def to_bytes(self) -> bytes:
         """The frame as on the wire."""
@@ -541,7 +567,7 @@ class LineFrame(_PayloadFrame):
         return f"LineFrame({self._payload!r}, delimiter={self.delimiter!r})"
 
 
-class LineFrameBuilder(FrameBuilder):
+class LineFrameBuilder(BuiltIn):
     """Builder of `LineFrame`.
 
     Args:
@@ -552,7 +578,7 @@ class LineFrameBuilder(FrameBuilder):
 
     __slots__ = ("delimiter", "max_size")
 
-    kind = "line"
+    _fields = ("delimiter", "max_size")
 
     def __init__(self, delimiter: bytes = LINE_END, max_size: int = 65_536) -> None:
         self.delimiter = _check_delimiter(delimiter)
@@ -564,9 +590,13 @@ class LineFrameBuilder(FrameBuilder):
         Raises:
             FrameTooLarge: the line is longer than `max_size`, also while its end is not there yet.
         """
+        return self.take_line(buf, 0)
+
+    def take_line(self, buf: bytearray, scanned: int) -> LineFrame | None:
+        """As `from_bytes`, of a `buf` in whose first `scanned` bytes no delimiter begins. For `FrameDecoder`."""
         # Where the delimiter of the longest line ends; one that comes later is not looked for.
         most = self.max_size + (self.delimiter == LINE_END) + len(self.delimiter)
-        end = buf.find(self.delimiter, 0, most)
+        end = buf.find(self.delimiter, scanned, most)
         if end < 0:
             if len(buf) >= most:
                 raise FrameTooLarge(f"a line is over max_size {self.max_size}")
@@ -586,9 +616,6 @@ class LineFrameBuilder(FrameBuilder):
             ValueError: it contains the delimiter, or the line would end before its end.
         """
         return LineFrame(_fitting(payload, self.max_size), self.delimiter)
-
-    def __repr__(self) -> str:
-        return f"LineFrameBuilder(delimiter={self.delimiter!r}, max_size={self.max_size})"
 
 
 # ---------------------------------------------------------------------------------------------------- WebSocket
@@ -627,11 +654,11 @@ class WebSocketFrame(_PayloadFrame):
         """
         super().__init__(payload)
         if opcode not in WEBSOCKET_OPCODES:
-            raise ValueError(f"opcode: one of {WEBSOCKET_OPCODES} is allowed, not {opcode!r}")
+            raise ValueError(f"opcode: one of {WEBSOCKET_OPCODES} is allowed, not {described(opcode)}")
         if opcode & WEBSOCKET_CONTROL and not (fin and len(self._payload) <= WEBSOCKET_CONTROL_MOST):
             raise ValueError(f"a control frame is a single one with at most {WEBSOCKET_CONTROL_MOST} bytes of payload")
         if mask is not None and not (isinstance(mask, bytes) and len(mask) == 4):
-            raise ValueError(f"mask: 4 bytes or None is allowed, not {mask!r}")
+            raise ValueError(f"mask: 4 bytes or None is allowed, not {described(mask)}")
         self.opcode = opcode
         self.fin = fin
         self.mask = mask
@@ -668,8 +695,6 @@ class WebSocketFrameBuilder(_SizedBuilder):
     """
 
     __slots__ = ()
-
-    kind = "websocket"
 
     def __init__(self, max_size: int = MIB) -> None:
         super().__init__(max_size, MAX_PAYLOAD)
@@ -714,3 +739,30 @@ class WebSocketFrameBuilder(_SizedBuilder):
     def frame(self, payload: Payload) -> WebSocketFrame:
         """An unmasked binary frame that carries `payload` whole; `FrameTooLarge` when it is longer than `max_size`."""
         return WebSocketFrame(_fitting(payload, self.max_size), WEBSOCKET_BINARY)
+
+
+# ---------------------------------------------------------------------------------------------------- all of them
+
+BUILT_IN: dict[str, type[BuiltIn]] = {
+    "simple": SimpleFrameBuilder,
+    "checksum32": Checksum32FrameBuilder,
+    "length": LengthFrameBuilder,
+    "line": LineFrameBuilder,
+    "websocket": WebSocketFrameBuilder,
+}
+"""The built-in framings by the names of the command line: the one table of them."""
+
+
+def is_built_in(framing: object) -> TypeGuard[BuiltIn]:
+    """Whether it is a builder that the engines know, and no subclass of one."""
+    return type(framing) in BUILT_IN.values()
+
+
+def copy_of(builder: BuiltIn) -> BuiltIn:
+    """Another builder of the same fields, which are checked so, and which nobody else can change.
+
+    Raises:
+        AttributeError: a field is not there, for `__init__` was never called.
+        TypeError, ValueError: as `__init__`: a field was changed in spite of all.
+    """
+    return type(builder)(*[getattr(builder, name) for name in builder._fields])

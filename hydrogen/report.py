@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hydrogen.errors import Cause, Timeout
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,26 @@ class BroadcastReport:
     dropped: int
 
 
+def _counter(metric: str, help: str, default: float = 0) -> Any:
+    """A field of `Stats` that only grows.
+
+    Args:
+        metric: its name for Prometheus, without prefix and suffix.
+        help: what it counts, as a sentence.
+    """
+    return field(default=default, metadata={"kind": "counter", "metric": metric, "help": help})
+
+
+def _gauge(metric: str, help: str) -> Any:
+    """A field of `Stats` that may fall."""
+    return field(default=0, metadata={"kind": "gauge", "metric": metric, "help": help})
+
+
+def _removal(help: str) -> Any:
+    """A field of `Stats` that counts removals of one kind."""
+    return field(default=0, metadata={"kind": "removal", "help": help})
+
+
 @dataclass(frozen=True)
 class Stats:
     """Counters of a server since its start, summed at the moment of the call. All only grow, but `connections` and `queued_bytes`.
@@ -44,91 +68,106 @@ class Stats:
     `accepted` is `connections` and `removed` together.
 
     Attributes:
-        connections: open now.
-        accepted: connections accepted.
-        removed_peer_closed: removed because the peer closed; and so on for each cause.
-        removed_protocol_error: `ProtocolError` and its subclasses.
-        removed_open_timeout: `ConnectionTimeout` of `open_timeout`; and so on for each timeout. `removed_timeout` is their sum.
-        removed_overload: turned away, without callbacks, by `max_connections` ("close") or `max_connections_per_ip`.
-        removed_tls_error: `ssl.SSLError`: a failed handshake, a bad record, an end without close_notify.
-        removed_os_error: `ConnectionResetError` and every other `OSError`.
-        messages_received: messages given to `on_data_received`.
-        messages_sent: messages that `send` took.
-        messages_refused: messages for which `send` returned False.
-        bytes_received: bytes read from sockets.
-        bytes_sent: bytes that the kernel took.
-        queued_bytes: output queued now on connections whose peer does not read, with input not delivered yet.
-        handoffs: times that the event role was passed on to another worker because a handler blocked.
-        stalls: times that a callback was found still running a tick later.
-        all_blocked: times that all workers were found blocked in callbacks.
-        slow_callbacks: callbacks that ran for `slow_callback` seconds or longer.
-        accept_pauses: waits of accepting: for want of fds or memory (ten a second while that lasts), or at `max_connections`.
-        reading_pauses: times that a connection was above its high watermark, so that reading from it paused.
-        reading_resumes: times that its output fell below the low one, so that reading went on.
-        memory_pauses: times that all reading was paused because more than `max_buffered` was buffered.
-        sweeps: sweeps over all connections to look for deadlines (0 on the Python engine, which keeps a heap).
-        polls: calls of `epoll_wait` that returned events.
-        iterations: iterations in which a worker ran callbacks.
-        gil_acquisitions: times that a worker took the GIL (0 on the Python engine, where nobody counts them).
-        gil_wait_seconds: seconds spent waiting for it.
-        buffer_allocations: blocks of memory asked of the C allocator on the message path (0 on the Python engine).
     """
 
-    connections: int = 0
-    accepted: int = 0
-    removed_peer_closed: int = 0
-    removed_local_closed: int = 0
-    removed_server_stopped: int = 0
-    removed_slow_consumer: int = 0
-    removed_handler_error: int = 0
-    removed_reject: int = 0
-    removed_protocol_error: int = 0
-    removed_open_timeout: int = 0
-    removed_idle_timeout: int = 0
-    removed_frame_timeout: int = 0
-    removed_write_timeout: int = 0
-    removed_tls_error: int = 0
-    removed_os_error: int = 0
-    removed_overload: int = 0
-    messages_received: int = 0
-    messages_sent: int = 0
-    messages_refused: int = 0
-    bytes_received: int = 0
-    bytes_sent: int = 0
-    queued_bytes: int = 0
-    handoffs: int = 0
-    stalls: int = 0
-    all_blocked: int = 0
-    slow_callbacks: int = 0
-    accept_pauses: int = 0
-    reading_pauses: int = 0
-    reading_resumes: int = 0
-    memory_pauses: int = 0
-    sweeps: int = 0
-    polls: int = 0
-    iterations: int = 0
-    gil_acquisitions: int = 0
-    gil_wait_seconds: float = 0.0
-    buffer_allocations: int = 0
+    connections: int = _gauge("connections", "Connections open now.")
+    accepted: int = _counter("connections_accepted", "Connections accepted, those turned away included.")
+    removed_peer_closed: int = _removal("Removed because the peer closed.")
+    removed_local_closed: int = _removal("Removed by `close` or `abort`.")
+    removed_server_stopped: int = _removal("Removed by the stop of the server.")
+    removed_slow_consumer: int = _removal("Removed because too much output was pending.")
+    removed_handler_error: int = _removal("Removed because a callback, a stream or a builder raised.")
+    removed_reject: int = _removal("Refused by `on_new_connection`.")
+    removed_protocol_error: int = _removal("`ProtocolError` and its subclasses.")
+    removed_open_timeout: int = _removal("`ConnectionTimeout` of `open_timeout`.")
+    removed_idle_timeout: int = _removal("`ConnectionTimeout` of `idle_timeout`.")
+    removed_frame_timeout: int = _removal("`ConnectionTimeout` of `frame_timeout`.")
+    removed_write_timeout: int = _removal("`ConnectionTimeout` of `write_timeout`.")
+    removed_tls_error: int = _removal("`ssl.SSLError`: a failed handshake, a bad record, an end without close_notify.")
+    removed_os_error: int = _removal("`ConnectionResetError` and every other `OSError`.")
+    removed_overload: int = _removal('Turned away, without callbacks, by `max_connections` ("close") or `max_connections_per_ip`.')
+    messages_received: int = _counter("messages_received", "Messages given to `on_data_received`.")
+    messages_sent: int = _counter("messages_sent", "Messages that `send` took.")
+    messages_refused: int = _counter("messages_refused", "Messages for which `send` returned False.")
+    bytes_received: int = _counter("received_bytes", "Bytes read from sockets.")
+    bytes_sent: int = _counter("sent_bytes", "Bytes that the kernel took.")
+    queued_bytes: int = _gauge("queued_bytes", "Output queued for peers that do not read, and input not delivered yet.")
+    handoffs: int = _counter("handoffs", "Times that polling was passed on to another worker because a callback blocked.")
+    stalls: int = _counter("stalls", "Times that a callback was found still running a tick later.")
+    all_blocked: int = _counter("all_blocked", "Times that all workers were found blocked in callbacks.")
+    slow_callbacks: int = _counter("slow_callbacks", "Callbacks that ran for `slow_callback` seconds or longer.")
+    accept_pauses: int = _counter(
+        "accept_pauses",
+        "Waits of accepting: for want of fds or memory (ten a second while that lasts), or at `max_connections`.",
+    )
+    reading_pauses: int = _counter(
+        "reading_pauses", "Times that a connection was above its high watermark, so that reading from it paused."
+    )
+    reading_resumes: int = _counter("reading_resumes", "Times that its output fell below the low one, so that reading went on.")
+    memory_pauses: int = _counter("memory_pauses", "Times that all reading was paused because more than `max_buffered` was buffered.")
+    sweeps: int = _counter("sweeps", "Sweeps over all connections to look for deadlines (0 on the Python engine, which keeps a heap).")
+    polls: int = _counter("polls", "Calls of `epoll_wait` that returned events.")
+    iterations: int = _counter("iterations", "Iterations in which a worker ran callbacks.")
+    gil_acquisitions: int = _counter(
+        "gil_acquisitions", "Times that a worker took the GIL (0 on the Python engine, where nobody counts them)."
+    )
+    gil_wait_seconds: float = _counter("gil_wait_seconds", "Seconds spent waiting for the GIL.", 0.0)
+    buffer_allocations: int = _counter(
+        "buffer_allocations", "Blocks of memory asked of the C allocator on the message path (0 on the Python engine)."
+    )
 
     @property
     def removed_timeout(self) -> int:
         """Connections removed with `ConnectionTimeout`, whichever it was."""
-        return self.removed_open_timeout + self.removed_idle_timeout + self.removed_frame_timeout + self.removed_write_timeout
+        return sum([getattr(self, removed_by(Cause.TIMEOUT, timeout)) for timeout in Timeout])
 
     @property
     def removed(self) -> int:
         """Connections removed, whatever the cause."""
-        return (
-            self.removed_peer_closed
-            + self.removed_local_closed
-            + self.removed_server_stopped
-            + self.removed_slow_consumer
-            + self.removed_handler_error
-            + self.removed_reject
-            + self.removed_protocol_error
-            + self.removed_timeout
-            + self.removed_tls_error
-            + self.removed_os_error
-            + self.removed_overload
-        )
+        return sum([getattr(self, name) for name in REMOVALS])
+
+
+if Stats.__doc__ is not None:  # it is under -OO
+    Stats.__doc__ += "".join([f"    {item.name}: {item.metadata['help']}\n" for item in fields(Stats)]) + "    "
+
+REMOVALS = tuple([item.name for item in fields(Stats) if item.metadata["kind"] == "removal"])
+"""The fields of `Stats` that count removals: each removal is counted by one of them."""
+
+_SUMMED = {
+    Cause.BAD_FRAME: "removed_protocol_error",
+    Cause.FRAME_TOO_LARGE: "removed_protocol_error",
+    Cause.INCOMPLETE_FRAME: "removed_protocol_error",
+    Cause.CHECKSUM_MISMATCH: "removed_protocol_error",
+    Cause.TRUNCATED: "removed_tls_error",
+}
+"""The causes that have no field of their own."""
+
+
+def removed_by(cause: Cause, code: int = 0) -> str:
+    """The field of `Stats` that counts the removals of that cause.
+
+    `code`: as for `errors.removal_error`; it matters for `Cause.TIMEOUT` only.
+    """
+    if cause == Cause.TIMEOUT:
+        return f"removed_{Timeout(code).field}"
+    return _SUMMED.get(cause, f"removed_{cause.name.lower()}")
+
+
+Counts = Mapping[int, int] | Sequence[int]
+"""Counters by a `Cause` or a `Timeout`: a mapping that answers for each (a `Counter`, say), or a sequence (an array of C)."""
+
+
+def removals(removed: Counts, timed_out: Counts) -> dict[str, int]:
+    """What an engine has counted, as fields of `Stats`: `Stats(**removals(...), ...)`.
+
+    Args:
+        removed: by `Cause`; of `Cause.TIMEOUT` it is not looked at.
+        timed_out: by `Timeout`.
+    """
+    found = dict.fromkeys(REMOVALS, 0)
+    for cause in Cause:
+        if cause != Cause.TIMEOUT:
+            found[removed_by(cause)] += removed[cause]
+    for timeout in Timeout:
+        found[removed_by(Cause.TIMEOUT, timeout)] += timed_out[timeout]
+    return found

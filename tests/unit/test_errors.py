@@ -2,11 +2,12 @@
 
 import errno
 import ssl
+import traceback
 
 import pytest
 
 import hydrogen
-from hydrogen.errors import Cause, Timeout, cause_of, handler_error, removal_error
+from hydrogen.errors import Cause, Timeout, cause_of, cut_traceback, described, handler_error, removal_error
 
 BASES = {
     "PeerClosed": ConnectionError,
@@ -111,3 +112,87 @@ def test_a_handler_error_tells_what_was_raised():
     assert error.__cause__ is mine
     assert "ZeroDivisionError" in str(error)
     assert "mine" in str(error)
+
+
+class Silent(Exception):
+    """Whose own code raises when it is formatted, and no `Exception` at that."""
+
+    def __str__(self):
+        raise SystemExit("no str")
+
+    __repr__ = __str__
+
+
+def test_an_exception_that_cannot_be_formatted_is_a_handler_error_like_any_other():
+    silent = Silent()
+    error = handler_error(silent)
+    assert error.__cause__ is silent
+    assert "Silent" in str(error)
+    assert cause_of(silent)[0] == Cause.HANDLER_ERROR
+
+
+def test_a_value_is_described_within_bounds_whatever_its_repr_does():
+    class Text(str):
+        __slots__ = ()
+
+        def __len__(self):
+            raise AssertionError
+
+    class Strange:
+        def __repr__(self):
+            return Text("strange")
+
+    assert described(7) == "7"
+    assert described(bytes(100), 60) == repr(bytes(100))[:57] + "..."
+    assert described(Silent()) == "<Silent, whose __repr__ raises>"
+    assert described(Strange()) == "strange"
+
+
+@pytest.mark.parametrize("convert", [handler_error, lambda error: cause_of(error)[1], lambda error: cut_traceback(error)])
+@pytest.mark.parametrize("kind", [KeyError, OSError, hydrogen.HandlerError])
+def test_an_exception_that_is_raised_again_keeps_the_traceback_of_the_last_raise_only(convert, kind):
+    # As an engine calls a callback: a function of a module of ours, which lets nothing pass.
+    code = "def call(callback, convert):\n    try:\n        callback()\n    except BaseException as error:\n        convert(error)\n"
+    scope = {"__name__": "hydrogen.fake"}
+    exec(code, scope)
+    kept = kind("kept")
+
+    def callback(depth=3):
+        if depth:
+            callback(depth - 1)  # a recursion of the user's is no earlier raise
+        raise kept
+
+    lengths = set()
+    held = None
+    for _ in range(5):
+        scope["call"](callback, convert)
+        names = [frame.name for frame in traceback.extract_tb(kept.__traceback__)]
+        assert names == ["call", *["callback"] * 4]
+        if held is not None:
+            assert len(traceback.extract_tb(held)) == 5  # what somebody has kept is whole still
+        held = kept.__traceback__
+        lengths.add(len(names))
+    assert lengths == {5}
+
+
+def test_a_traceback_that_begins_with_the_users_code_is_left_alone():
+    kept = KeyError("kept")
+
+    def callback():
+        raise kept
+
+    for _ in range(3):
+        with pytest.raises(KeyError):
+            callback()
+    before = len(traceback.extract_tb(kept.__traceback__))
+    cut_traceback(kept)
+    assert len(traceback.extract_tb(kept.__traceback__)) == before == 6
+
+
+@pytest.mark.parametrize("timeout", Timeout)
+def test_the_table_of_timeouts_names_the_field_and_the_message(timeout):
+    assert Timeout(int(timeout)) is timeout
+    assert timeout.field == timeout.name.lower()
+    assert hasattr(hydrogen.Config, timeout.field)
+    assert hasattr(hydrogen.Stats, f"removed_{timeout.field}")
+    assert str(removal_error(Cause.TIMEOUT, timeout)) == f"{timeout.field}: {timeout.message}"

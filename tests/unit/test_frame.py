@@ -1,7 +1,10 @@
 """Frames, their builders and what the engines use of them, without any socket; the bytes are in tests/corpus."""
 
+import copy
 import functools
+import pickle
 import re
+import weakref
 
 import hypothesis
 import pytest
@@ -22,7 +25,7 @@ from hydrogen import (
     WebSocketFrame,
     WebSocketFrameBuilder,
 )
-from hydrogen.frame import ChunkFrameBuilder, FrameDecoder, builder_of, encode
+from hydrogen.frame import BUILT_IN, ChunkFrameBuilder, FrameDecoder, builder_of, copy_of, encode, is_built_in
 
 payloads = st.binary(max_size=400)
 lines = payloads.map(lambda payload: payload.replace(b"\n", b"").rstrip(b"\r"))
@@ -488,3 +491,169 @@ def test_a_builder_that_keeps_a_view_of_the_buffer_does_not_stop_it_from_growing
     assert decoder.next() is None
     assert decoder.size == 2
     assert [bytes(view) for view in views] == [b"a", b"ab"]
+
+
+# ---------------------------------------------------------------------------------------------------- what engines copy
+
+CHANGES = {"delimiter": b"-" * 100_000, "width": 3, "byteorder": "middle", "max_size": 1 << 80}
+built_in = pytest.mark.parametrize("kind", BUILT_IN.values(), ids=BUILT_IN)
+
+
+@built_in
+def test_the_fields_of_a_built_in_builder_are_read_only(kind):
+    builder = kind()
+    before = repr(builder)
+    for name in kind._fields:
+        with pytest.raises(AttributeError, match=f"{kind.__name__}.{name} is read-only.*make another builder"):
+            setattr(builder, name, getattr(builder, name))
+        with pytest.raises(AttributeError, match=f"{kind.__name__}.{name} is read-only"):
+            delattr(builder, name)
+    with pytest.raises(AttributeError, match="read-only"):
+        builder.__init__()
+    for name in ("from_bytes", "frame", "anything"):  # which one engine would look at, and the other not
+        with pytest.raises(AttributeError):
+            setattr(builder, name, None)
+    assert repr(builder) == before
+
+
+@built_in
+def test_a_built_in_builder_is_copied_pickled_and_referred_to_weakly(kind):
+    builder = kind()
+    for other in (copy.copy(builder), copy.deepcopy(builder), pickle.loads(pickle.dumps(builder)), copy_of(builder)):
+        assert type(other) is kind
+        assert repr(other) == repr(builder)
+    assert weakref.ref(builder)() is builder
+
+
+@built_in
+def test_a_builder_whose_fields_were_changed_by_force_is_refused(kind):
+    for name in kind._fields:
+        builder = kind()
+        object.__setattr__(builder, name, CHANGES[name])
+        with pytest.raises(ValueError, match=name):
+            hydrogen.Config(framing=builder)
+        object.__setattr__(builder, name, object())
+        with pytest.raises((TypeError, ValueError), match=name):
+            hydrogen.Config(framing=builder)
+    with pytest.raises(AttributeError):
+        hydrogen.Config(framing=kind.__new__(kind))
+
+
+def test_the_compiled_codec_checks_what_it_copies(engine):
+    if engine != "compiled":
+        return
+    from hydrogen import _codec
+
+    for kind in BUILT_IN.values():
+        for name in kind._fields:
+            builder = kind()
+            object.__setattr__(builder, name, CHANGES[name])
+            with pytest.raises(ValueError, match=name):
+                _codec.Framing(builder)
+        with pytest.raises(AttributeError):
+            _codec.Framing(kind.__new__(kind))
+
+
+@built_in
+def test_a_subclass_of_a_built_in_builder_is_the_users_and_may_have_state(kind):
+    class Mine(kind):
+        def __init__(self):
+            super().__init__()
+            self.count = 0
+
+    builder = Mine()
+    builder.count += 1
+    assert is_built_in(kind())
+    assert not is_built_in(builder)
+    assert builder_of(Mine).count == 0
+    with pytest.raises(AttributeError, match=r"Mine\.max_size is read-only"):
+        builder.max_size = 7
+    assert copy.copy(builder).count == 1
+
+
+# ---------------------------------------------------------------------------------------------------- lines that come in pieces
+
+
+class Counted(LineFrameBuilder):
+    """Notes how many bytes each search looks at."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.searched = []
+
+    def take_line(self, buf, scanned):
+        self.searched.append(len(buf) - scanned)
+        return super().take_line(buf, scanned)
+
+
+@pytest.mark.parametrize("delimiter", [b"\n", b"\r\n", b"aab"])
+def test_of_a_line_that_comes_in_pieces_each_byte_is_searched_about_once(delimiter):
+    builder = Counted(delimiter, 1 << 30)
+    decoder = FrameDecoder(builder)
+    piece = bytes(1000)
+    for _ in range(200):
+        decoder.feed(piece)
+        assert decoder.next() is None
+    for at in range(len(delimiter)):
+        decoder.feed(delimiter[at : at + 1])
+        assert (decoder.next() is None) == (at < len(delimiter) - 1)
+    assert sum(builder.searched) <= 200 * (1000 + len(delimiter)) + 3 * 3
+    decoder.feed(b"a" + delimiter + b"b")  # from the start again
+    assert decoder.next() == b"a"
+    assert decoder.next() is None
+    assert decoder.size == 1
+
+
+def test_a_line_over_max_size_is_refused_again_and_again():
+    decoder = FrameDecoder(LineFrameBuilder(max_size=10))
+    for piece in (b"12345", b"67890", b"1"):
+        decoder.feed(piece)
+        assert decoder.next() is None
+    decoder.feed(b"2")
+    for _ in range(3):
+        with pytest.raises(hydrogen.FrameTooLarge, match="a line is over max_size 10"):
+            decoder.next()
+        decoder.feed(b"\n")
+
+
+@unhurried
+@hypothesis.given(st.lists(st.text("ab\r\n", max_size=5).map(str.encode)), st.sampled_from([b"\n", b"\r\n", b"aab", b"aa"]))
+def test_lines_are_the_same_however_they_come(pieces, delimiter):
+    def outcome(parts):
+        decoder = FrameDecoder(LineFrameBuilder(delimiter, 6))
+        found = []
+        try:
+            for part in parts:
+                decoder.feed(part)
+                while (payload := decoder.next()) is not None:
+                    found.append(payload)
+        except hydrogen.FrameTooLarge:
+            return found, "too large"
+        return found, decoder.size
+
+    assert outcome(pieces) == outcome([b"".join(pieces)])
+
+
+def test_a_user_whose_objects_cannot_be_described_gets_the_error_all_the_same():
+    class Strange:
+        def __repr__(self):
+            raise SystemExit
+
+    class Nonsense(hydrogen.FrameBuilder):
+        def from_bytes(self, buf):
+            return Strange()
+
+        def frame(self, payload):
+            return Strange()
+
+    with pytest.raises(TypeError, match="whose __repr__ raises"):
+        encode(Nonsense(), b"x")
+    decoder = FrameDecoder(Nonsense())
+    decoder.feed(b"x")
+    with pytest.raises(hydrogen.HandlerError, match="whose __repr__ raises"):
+        decoder.next()
+    for kind in BUILT_IN.values():
+        with pytest.raises(TypeError, match="whose __repr__ raises"):
+            kind(max_size=Strange())
+    with pytest.raises(TypeError, match="whose __repr__ raises"):
+        builder_of(Strange())
