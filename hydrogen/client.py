@@ -14,7 +14,8 @@ from types import EllipsisType, TracebackType
 from typing import Any
 
 from hydrogen.config import Framing
-from hydrogen.connection import BytesLike
+from hydrogen.connection import BytesLike, check_timeout, contiguous
+from hydrogen.errors import described
 from hydrogen.frame import ChunkFrameBuilder, FrameBuilder, builder_of
 from hydrogen.stream import CHUNK, Plain, Secure, deadline_of, seconds_left
 from hydrogen.tls import check_context
@@ -40,7 +41,7 @@ def connect(
             socket.
         framing: a frame builder, class or instance; None: chunks as read.
         ssl: a client-side context: TLS. `OP_NO_RENEGOTIATION` is set on it.
-        server_hostname: the name that the server's certificate must have; None: the host.
+        server_hostname: the name that the server's certificate must have; None: the host, without the zone of an IPv6 address.
         timeout: seconds for all of it together (but looking up the name is as slow as the resolver), and the default of each
             `Client.recv`. None: no limit.
 
@@ -54,8 +55,12 @@ def connect(
         check_context("ssl", ssl, server_side=False)
         if server_hostname is None and isinstance(address, tuple):
             server_hostname = address[0]
+            if isinstance(server_hostname, str):
+                # The zone of an IPv6 address is this host's own affair (RFC 4007, 6): no certificate names it.
+                server_hostname = server_hostname.partition("%")[0]
     elif server_hostname is not None:
-        raise ValueError(f"server_hostname: only with ssl, not {server_hostname!r} alone")
+        raise ValueError(f"server_hostname: only with ssl, not {described(server_hostname)} alone")
+    timeout = check_timeout("timeout", timeout)
     deadline = deadline_of(timeout)
     sock = _connected(address, deadline)
     try:
@@ -76,7 +81,7 @@ def _connected(address: Address, deadline: float | None) -> socket.socket:
     if len(address) == 4:  # of IPv6, as the kernel gives it
         return _connected_to(socket.AF_INET6, address, deadline)
     if len(address) != 2:
-        raise ValueError(f"address: (host, port) or a path is expected, not {address!r}")
+        raise ValueError(f"address: (host, port) or a path is expected, not {described(address)}")
     *others, last = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
     for family, _, _, _, found in others:
         with contextlib.suppress(OSError):
@@ -130,11 +135,11 @@ class Client:
             data: any contiguous bytes-like object.
 
         Raises:
-            TypeError: it is not bytes-like.
+            TypeError: it is not bytes-like, or not contiguous.
             FrameTooLarge, ValueError: the framing cannot carry it; nothing was sent.
             ssl.SSLError, OSError: the connection is broken, or closed.
         """
-        frame = self._builder.frame(bytes(memoryview(data)))
+        frame = self._builder.frame(contiguous(data))
         with self._sending:
             self._stream.b_send(frame)
 

@@ -7,8 +7,10 @@ connection is gone its methods say so instead of acting on a stranger. All of it
 from __future__ import annotations
 
 import abc
-import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from hydrogen.config import MAX_SECONDS
+from hydrogen.errors import described
 
 if TYPE_CHECKING:
     from hydrogen.proxy import ProxyHeader
@@ -17,11 +19,79 @@ if TYPE_CHECKING:
 
 BytesLike = bytes | bytearray | memoryview
 
+T = TypeVar("T")
+
+NOT_CONTIGUOUS = "a contiguous bytes-like object is expected"
+"""What is said of a buffer whose bytes do not lie one after the other, as those of `memoryview(data)[::2]`."""
+
+
+def contiguous(data: BytesLike) -> bytes:
+    """The bytes of `data`, which every `send` takes: `data` itself when it is bytes, else a copy.
+
+    Raises:
+        TypeError: it is not bytes-like, or not contiguous.
+        ValueError: it is a memoryview that was released.
+    """
+    if type(data) is bytes:
+        return data
+    view = memoryview(data)
+    if not view.c_contiguous:
+        raise TypeError(NOT_CONTIGUOUS)
+    return bytes(view)
+
+
+def check_timeout(name: str, value: object) -> float | None:
+    """A timeout that a method was given, in seconds; None: no limit, which infinity means, too.
+
+    So does what is over `MAX_SECONDS`: nobody sees the end of that, and clocks cannot count it.
+
+    Args:
+        name: of the argument, for the message.
+
+    Raises:
+        TypeError: it is neither None nor a number.
+        ValueError: it is negative, or no number in spite of its type (nan).
+    """
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: seconds or None are expected, not {described(value)}")
+    if not value >= 0:
+        raise ValueError(f"{name}: 0 or more seconds are allowed, not {described(value)}")
+    return None if value > MAX_SECONDS else float(value)
+
+
+def same(socket: T) -> T:
+    """`__copy__` of a socket, which names a connection: a copy would be the same."""
+    return socket
+
+
+def same_deeply(socket: T, memo: object) -> T:
+    """`__deepcopy__` of a socket."""
+    return socket
+
+
+def refuse_to_pickle(socket: object) -> NoReturn:
+    """`__reduce__` of a socket, which means nothing to another process, or later.
+
+    Raises:
+        TypeError: always.
+    """
+    raise TypeError(f"a {type(socket).__name__} cannot be pickled: it names a connection of this process")
+
 
 class HydrogenSocket(abc.ABC):
-    """A connection, as its handler sees it. Two of one connection are equal and hash alike; they need not be the same object."""
+    """A connection, as its handler sees it. Two of one connection are equal and hash alike; they need not be the same object.
 
-    __slots__ = ()
+    It can be referred to weakly. `copy.copy` and `copy.deepcopy` return the socket itself; pickle
+    raises TypeError.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    __copy__ = same
+    __deepcopy__ = same_deeply
+    __reduce__ = refuse_to_pickle
 
     @abc.abstractmethod
     def send(self, data: BytesLike) -> bool:
@@ -30,12 +100,19 @@ class HydrogenSocket(abc.ABC):
         Messages of one thread stay in order; messages never interleave. One message may be larger than `max_write_buffer`; a send
         while that much is pending already removes the connection with `SlowConsumer`.
 
+        While the server stops, a connection whose callback runs, or of which complete messages were
+        read, is still open: what they send is taken, and flushed before the connection is closed.
+
+        May be called at any moment, also by a signal handler or a `__del__` that runs while this very
+        thread is in a method of the same connection; a message that cannot be queued at once is then
+        queued by a worker, in its turn.
+
         Args:
             data: any contiguous bytes-like object; it is copied before `send` returns.
         Returns:
             False when the connection is closed or closing: nothing was queued.
         Raises:
-            TypeError: `data` is not bytes-like.
+            TypeError: `data` is not bytes-like, or not contiguous.
             FrameTooLarge: the framing cannot carry so long a message.
             ValueError: the framing cannot carry this message, as a line that contains the delimiter.
         """
@@ -45,30 +122,45 @@ class HydrogenSocket(abc.ABC):
         """Block (with the GIL released) until pending output is below the low watermark.
 
         Args:
-            timeout: seconds; None: no limit.
+            timeout: seconds, 0 or more; None or infinity: no limit.
         Returns:
             False when the timeout passed or the connection is gone.
+        Raises:
+            TypeError, ValueError: `timeout` is no number of seconds, is negative or nan; also when the connection is gone.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Flush, end the sending side, discard what still arrives for up to 2 s, close. No further message is delivered."""
+        """Flush, end the sending side, discard what still arrives for up to 2 s, close.
+
+        After it nothing more is delivered, even if it was already buffered. While output is pending,
+        what the peer sends is read and discarded, so that a peer that sends before it reads gets all
+        of it; for how long is up to `write_timeout`. The 2 s begin with the end of the sending side,
+        and are cut short by the peer's own end, or by a reset.
+        """
 
     def shutdown(self) -> None:
-        """The seed's name of `close`."""
+        """The name of `close` in the Rust crate hydrogen."""
         self.close()
 
     @abc.abstractmethod
     def abort(self) -> None:
-        """Reset the connection at once; pending output is lost. No further message is delivered."""
+        """Reset the connection at once; pending output is lost. After it nothing more is delivered."""
 
     @abc.abstractmethod
     def pause_reading(self) -> None:
-        """Deliver no further message until `resume_reading`; the peer is held back by TCP's window once buffers are full."""
+        """Deliver no further message until `resume_reading`; the peer is held back by TCP's window once buffers are full.
+
+        It acts on this connection only, also while that goes and another one takes its place. On TCP
+        a reset ends the connection in spite of it, and what was not delivered is dropped. On a Unix
+        socket the peer's close is an orderly end, which is met after the resume, behind all that the
+        peer sent. When the server stops, a paused connection is closed at once if no complete
+        message was read of it; else it may be resumed within `stop_timeout`, and is aborted then.
+        """
 
     @abc.abstractmethod
     def resume_reading(self) -> None:
-        """Undo `pause_reading`. However often that was called, once suffices."""
+        """Undo `pause_reading`. However often that was called, once suffices. It acts on this connection only."""
 
     @property
     @abc.abstractmethod
@@ -78,7 +170,7 @@ class HydrogenSocket(abc.ABC):
     @property
     @abc.abstractmethod
     def is_open(self) -> bool:
-        """True until the connection is closing or gone: whether `send` would queue."""
+        """True until the connection is closing or gone: whether `send` would queue. See `send` for what a stop changes of it."""
 
     @property
     @abc.abstractmethod
@@ -119,22 +211,6 @@ class HydrogenSocket(abc.ABC):
         `peercert`, `cipher`, `compression`. `proxy`: the `ProxyHeader` with which the connection began. `default` for what there is none
         of, and when the connection is gone.
         """
-
-
-def check_timeout(name: str, value: object) -> float | None:
-    """`value` as seconds to wait, None for no limit, which infinity means too.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is negative, or not a number (nan).
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: seconds or None are expected, not {value!r}")
-    if not value >= 0:
-        raise ValueError(f"{name}: 0 or more seconds are allowed, not {value!r}")
-    return None if value == math.inf else float(value)
 
 
 def extra_info(socket: HydrogenSocket, session: TlsSession | None, header: ProxyHeader | None, name: str, default: Any) -> Any:

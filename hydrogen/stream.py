@@ -1,4 +1,5 @@
-"""Streams: how one connection is read and written. `Stream` is the seed's trait, `Plain` and `Secure` are the library's own.
+"""Streams: how one connection is read and written. `Stream` is the trait of the Rust crate hydrogen;
+`Plain` and `Secure` are the library's own.
 
 `Plain` and `Secure` serve in three places: returned from `on_new_connection`, where an engine takes them over (`hand_over`) and does their
 work itself; non-blocking by hand (`nb_...`); blocking (`b_...`). They never touch O_NONBLOCK, which belongs to the open file and so may be
@@ -22,10 +23,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from ssl import SSLContext
+from types import TracebackType
 from typing import TypeVar
 
 from hydrogen.config import Framing
-from hydrogen.errors import Cause, HandlerError, removal_error
+from hydrogen.connection import check_timeout, contiguous
+from hydrogen.errors import Cause, HandlerError, described, removal_error
 from hydrogen.frame import ChunkFrameBuilder, Frame, FrameBuilder, FrameDecoder, builder_of, encode
 from hydrogen.tls import TlsSession, check_context
 
@@ -44,8 +47,9 @@ T = TypeVar("T")
 class _GoOn(bytes):
     """The `b""` that asks a stream to go on with what it has kept: a type of its own, to be told from an empty message.
 
-    The seed's example makes a frame of whatever it is given and has `nb_send` write that. A frame keeps the very object it was made of
-    (this one survives `bytes(...)`), and `nb_send` knows it again: no empty message goes on the wire that nobody sent, and none is lost.
+    The example of the Rust crate makes a frame of whatever it is given and has `nb_send` write that.
+    A frame keeps the very object it was made of (this one survives `bytes(...)`), and `nb_send` knows
+    it again: no empty message goes on the wire that nobody sent, and none is lost.
     """
 
     __slots__ = ()
@@ -95,14 +99,34 @@ class Stream(abc.ABC):
         os.close(self.fileno())
 
 
+Publish = Callable[[bool, int], None]
+"""Tells an engine of `blocked` and `pending` of an adapter, in the order in which they changed."""
+
+NESTED_MOST = 1000
+"""Sends that one call into a stream may bring about; a stream whose `send` always sends would go on for ever."""
+
+
 class StreamAdapter:
     """A user's stream as an engine uses it: one call at a time, answers checked, output counted.
 
-    The lock is a Python lock and is held over calls into the user's code; no engine lock may be held by who calls here. `pending`,
-    `blocked` and `ended` are written under it; `messages` belongs to the owner of the connection.
+    The lock is a Python lock and is held over calls into the user's code; no engine lock may be held
+    by who calls here. Code of the user's that runs while it is held (the stream itself, a signal
+    handler, a `__del__`) may send on this connection again: that message waits in `_waiting` until
+    the call that is on (`_is_busy`) is over, so that the stream is called once at a time and messages
+    keep their order.
+
+    Attributes:
+        stream: the user's.
+        messages: what `receive` got; it belongs to the owner of the connection.
+        blocked: the last `send` of the stream raised `BlockingIOError`: it has kept something.
+        pending: bytes that it was given since it last had nothing; an upper bound of what it keeps.
+        ended: `shutdown` was called.
+
+    The last three change under the lock. Who acts on the first two reads them there, as `publish`
+    does: an old pair must not be told after a new one.
     """
 
-    __slots__ = ("blocked", "ended", "lock", "messages", "pending", "stream")
+    __slots__ = ("_failure", "_is_busy", "_lock", "_waiting", "blocked", "ended", "messages", "pending", "stream")
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -110,7 +134,10 @@ class StreamAdapter:
         self.blocked = False
         self.ended = False
         self.pending = 0
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
+        self._is_busy = False
+        self._waiting: deque[tuple[bytes, Publish | None]] = deque()
+        self._failure: BaseException | None = None  # of what `recv` has sent, for the next `receive`
 
     def receive(self) -> bool:
         """One `Stream.recv`, checked; its messages are added to `messages`. False when there were none.
@@ -119,49 +146,92 @@ class StreamAdapter:
             HandlerError: what came is not a list of bytes.
             Exception: whatever the stream raises, but `BlockingIOError`, which is "none".
         """
-        with self.lock:
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            self._is_busy = True
             try:
                 messages = self.stream.recv()
             except BlockingIOError:
-                return False
+                messages = []
+            finally:
+                self._is_busy = False
+                try:
+                    self._write_waiting()
+                except BaseException as error:
+                    self._failure = error
+            if not messages and self._failure is not None:
+                raise self._failure
         if type(messages) is not list or not all(type(message) is bytes for message in messages):
-            raise HandlerError(f"{type(self.stream).__name__}.recv() must return a list of bytes, not {messages!r:.80}")
+            raise HandlerError(f"{type(self.stream).__name__}.recv() must return a list of bytes, not {described(messages)}")
         self.messages.extend(messages)
         return bool(messages)
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes, publish: Publish | None = None) -> None:
         """Write `data`; sets `blocked` and `pending`. Nothing when the stream has ended.
+
+        Called from within a call into the stream, it is written at the end of that.
+
+        Args:
+            data: one message, or `GO_ON`.
+            publish: called with the new `blocked` and `pending` while the lock is held, and not when
+                the stream raises. It must not raise.
 
         Raises:
             Exception: whatever the stream raises, but `BlockingIOError`.
         """
-        with self.lock:
-            if self.ended:
-                return
-            try:
-                self.stream.send(data)
-            except BlockingIOError:
-                self.blocked = True
-                self.pending += len(data)
-            else:
-                self.blocked = False
-                self.pending = 0
+        with self._lock:
+            if not self.ended:
+                self._waiting.append((data, publish))
+                self._write_waiting()
 
-    def resume(self) -> None:
-        """The fd is writable: go on with what the stream has kept, if it has. Raises as `send`."""
-        with self.lock:
+    def _write_waiting(self) -> None:
+        """Under the lock, unless a call into the stream is on: all that waits."""
+        # A signal handler that sends just before `_is_busy` is cleared leaves its message to the next look.
+        while self._waiting and not self._is_busy:
+            self._is_busy = True
+            try:
+                for _ in range(NESTED_MOST):
+                    if not self._waiting:
+                        break
+                    self._write(*self._waiting.popleft())
+                else:
+                    raise RecursionError(f"{type(self.stream).__name__}.send() sends on its own connection, for ever")
+            except BaseException:
+                self._waiting.clear()
+                raise
+            finally:
+                self._is_busy = False
+
+    def _write(self, data: bytes, publish: Publish | None) -> None:
+        try:
+            self.stream.send(data)
+        except BlockingIOError:
+            self.blocked = True
+            self.pending += len(data)
+        else:
+            self.blocked = False
+            self.pending = 0
+        if publish is not None:
+            publish(self.blocked, self.pending)
+
+    def resume(self, publish: Publish | None = None) -> None:
+        """The fd is writable: go on with what the stream has kept, if it has. Raises, and publishes, as `send`."""
+        with self._lock:
             if self.blocked:
-                self.send(GO_ON)
+                self.send(GO_ON, publish)
+            elif publish is not None:
+                publish(False, self.pending)
 
     def shutdown(self) -> None:
         """End the stream both ways; from now on `send` does nothing."""
-        with self.lock:
+        with self._lock:
             self.ended = True
             self.stream.shutdown()
 
     def close(self) -> None:
         """Have the stream close its fd; the last call."""
-        with self.lock:
+        with self._lock:
             self.stream.close()
 
 
@@ -209,7 +279,7 @@ def _socket_of(sock_or_fd: socket.socket | int) -> socket.socket:
     elif isinstance(sock_or_fd, int) and not isinstance(sock_or_fd, bool):
         sock = _Numbered(fileno=sock_or_fd)
     else:
-        raise TypeError(f"sock_or_fd: a socket.socket or an int is expected, not {sock_or_fd!r}")
+        raise TypeError(f"sock_or_fd: a socket.socket or an int is expected, not {described(sock_or_fd)}")
     if sock.type != socket.SOCK_STREAM:
         raise ValueError(f"sock_or_fd: a stream socket is expected, not {sock!r}")
     if sock.gettimeout():
@@ -224,13 +294,8 @@ def deadline_of(timeout: float | None) -> float | None:
     Raises:
         TypeError, ValueError: it is no number of seconds, or negative.
     """
-    if timeout is None:
-        return None
-    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
-        raise TypeError(f"timeout: seconds or None are expected, not {timeout!r}")
-    if not timeout >= 0:
-        raise ValueError(f"timeout: 0 or more seconds are allowed, not {timeout!r}")
-    return time.monotonic() + timeout
+    seconds = check_timeout("timeout", timeout)
+    return None if seconds is None else time.monotonic() + seconds
 
 
 def seconds_left(deadline: float | None) -> float:
@@ -263,7 +328,10 @@ class _SocketStream(Stream):
         _is_shut: `shutdown` was called: this side has ended the input, also when what the peer still sends makes the kernel reset.
         _broken: what send(2) failed with. Nothing more is sent: what comes after a gap is nonsense to the peer.
         _end: why nothing more comes in; an `EOFError` for a graceful end. It is raised once all frames before it were given out.
-        _failure: what `_decoder` raised. Like `_end`, each call raises it again.
+        _failure: what `_decoder` raised, with its traceback of then in `_failed_at`.
+
+    `_broken`, `_end` and `_failure` are raised by each call again. An exception that is raised adds to the traceback it has:
+    each time it is given the one it had when it was stored, or none.
     """
 
     _session: TlsSession | None = None
@@ -283,6 +351,7 @@ class _SocketStream(Stream):
         self._broken: OSError | None = None
         self._end: Exception | None = None
         self._failure: Exception | None = None
+        self._failed_at: TracebackType | None = None
 
     def _open(self, data: bytes) -> bytes:
         """Under `_lock`: what was read, as plaintext. b"" is the peer's FIN. May set `_end`, and add to `_unsent`."""
@@ -367,10 +436,12 @@ class _SocketStream(Stream):
         """`nb_send` of the frame that carries `buf`; without framing, of `buf` itself. `send(b"")` goes on with what is kept.
 
         Raises:
+            TypeError: it is not bytes-like, or not contiguous.
             FrameTooLarge, ValueError: the framing cannot carry it.
             Exception: as `nb_send`.
         """
-        self._push(encode(self._builder, bytes(buf)) if buf else b"")
+        data = contiguous(buf)
+        self._push(encode(self._builder, data) if data else b"")
 
     def shutdown(self) -> None:
         """End both ways; with TLS, close_notify goes first. Does not wait: what is kept of output and the kernel does not take is lost.
@@ -411,16 +482,16 @@ class _SocketStream(Stream):
     def _next(self, take: Callable[[], T | None]) -> T | None:
         """The next frame or payload of what was read; None when none is complete. Raises what comes instead of one."""
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.with_traceback(self._failed_at)
         end = self._end  # set after what came before it was fed
         try:
             item = take()
         except Exception as error:
-            self._failure = error
+            self._failure, self._failed_at = error, error.__traceback__
             raise
         if item is None and end is not None:
             if type(end) is not EOFError:
-                raise end
+                raise end.with_traceback(None)
             if self._decoder.is_partial():
                 raise removal_error(Cause.INCOMPLETE_FRAME)
             raise EOFError("the connection has ended")
@@ -477,7 +548,7 @@ class _SocketStream(Stream):
             and self._broken is not None
             and self._broken.errno not in (errno.EPIPE, errno.ENOBUFS, errno.ENOMEM)
         ):
-            # The kernel reports a reset once. When send(2) has had it, this looks like a graceful end.
+            # The kernel reports a reset once. When send(2) has had it, this looks like an end in order.
             self._end = self._broken
         return True
 
@@ -488,7 +559,7 @@ class _SocketStream(Stream):
         self._shake_hands_nb()
         with self._lock:
             if not self._is_ready and self._end is not None:
-                raise self._end
+                raise self._end.with_traceback(None)
             if data:
                 self._waiting.append(data)
             if not self._flush() or self._waiting:
@@ -498,7 +569,7 @@ class _SocketStream(Stream):
         """Under `_lock`: write until nothing is left for the wire, or the kernel takes no more. Whether nothing is left."""
         if self._broken is not None:
             self._waiting.clear()
-            raise self._broken
+            raise self._broken.with_traceback(None)
         while self._waiting and self._is_ready:
             self._unsent += self._seal(self._waiting.popleft())
         while self._unsent:
@@ -536,7 +607,7 @@ class _SocketStream(Stream):
         self._shake_hands_nb()
         while not self._is_ready:
             if self._end is not None:
-                raise self._end
+                raise self._end.with_traceback(None)
             if not self._hands.acquire(timeout=seconds_left(deadline)):
                 continue
             try:
@@ -563,7 +634,7 @@ class _SocketStream(Stream):
     @staticmethod
     def _checked(frame: Frame) -> Frame:
         if not isinstance(frame, Frame):
-            raise TypeError(f"frame: a Frame is expected, not {frame!r:.80}")
+            raise TypeError(f"frame: a Frame is expected, not {described(frame)}")
         return frame
 
 

@@ -41,7 +41,7 @@ cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *
             break
         budget -= 1
         try:
-            data = callbacks_run(engine, worker, decoder.next, None)
+            data = callbacks_run(engine, worker, decoder.next)
         except errors.ProtocolError as error:
             ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
             break

@@ -103,12 +103,14 @@ cdef inline int callbacks_call(
     return callbacks_leave(engine, worker)
 
 
-cdef inline object callbacks_run(Engine engine, worker_t *worker, function, argument):
-    """What `function` of the user's returns, or raises; `argument` is left out when it is None."""
+cdef inline object callbacks_run(Engine engine, worker_t *worker, function, first=None, second=None):
+    """What `function` of the user's returns, or raises. Arguments are left out when they are None."""
     if worker != NULL:
         callbacks_begin(engine, worker)
     try:
-        return function() if argument is None else function(argument)
+        if second is not None:
+            return function(first, second)
+        return function() if first is None else function(first)
     finally:
         callbacks_leave(engine, worker)
 

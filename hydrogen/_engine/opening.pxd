@@ -99,7 +99,7 @@ cdef inline int opening_adopt(Engine engine, worker_t *worker, connection_t *con
     if not isinstance(stream, Stream):
         raise TypeError(f"on_new_connection must return a hydrogen.Stream or None, not a {type(stream).__name__}")
     adapter = StreamAdapter(stream)
-    duplicate = kernel_duplicate(callbacks_run(engine, worker, stream.fileno, None))
+    duplicate = kernel_duplicate(callbacks_run(engine, worker, stream.fileno))
     if duplicate == -EBADF:
         raise errors.removal_error(CAUSE_OS_ERROR, EBADF)
     if connection.flags & FLAG_POLLED:

@@ -61,7 +61,7 @@ cdef inline bint streams_receive(
 ) except -1:
     """One `Stream.recv`; False when there is nothing more, or it raised."""
     try:
-        if callbacks_run(engine, worker, adapter.receive, None):
+        if callbacks_run(engine, worker, adapter.receive):
             relaxed_store32(&connection.active, 1)
             return True
     except EOFError:
@@ -86,26 +86,30 @@ cdef inline int streams_failed(Engine engine, HydrogenSocket socket, adapter, na
 cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except -1:
     """Have a user's stream write; None: go on with what it has kept. False when it raised. Any thread.
 
-    What the stream says of its output is published under the adapter's lock, so that an older word
-    never follows a newer one.
+    What the stream says of its output is published under the adapter's lock (`streams_publish`), so
+    that an older word never follows a newer one.
     """
-    cdef connection_t *connection = socket._connection
     cdef worker_t *worker = engine._worker()
-    cdef uint32_t bits = 0
-    adapter = references_held(engine, socket, &connection.adapter)  # None: the connection is gone
+    adapter = references_held(engine, socket, &socket._connection.adapter)  # None: the connection is gone
     if adapter is None:
         return False
     try:
-        with adapter.lock:
-            if data is None:
-                callbacks_run(engine, worker, adapter.resume, None)
-            else:
-                callbacks_run(engine, worker, adapter.send, data)
-            bits = output_adapter_sent(
-                &engine._loop.context, connection, socket._generation, adapter.blocked, adapter.pending)
+        if data is None:
+            callbacks_run(engine, worker, adapter.resume, socket._publish)
+        else:
+            callbacks_run(engine, worker, adapter.send, data, socket._publish)
     except BaseException as error:
         streams_failed(engine, socket, adapter, "send", error)
         return False
-    deadlines_watch_output(&engine._loop, connection)
-    queues_post(&engine._loop, connection, socket._generation, bits, worker == NULL)
     return True
+
+
+cdef inline void streams_publish(Engine engine, HydrogenSocket socket, bint blocked, size_t pending) noexcept:
+    """What a stream says of its output, under its adapter's lock."""
+    cdef connection_t *connection = socket._connection
+    cdef uint32_t bits
+    if not socket._valid():
+        return
+    bits = output_adapter_sent(&engine._loop.context, connection, socket._generation, blocked, pending)
+    deadlines_watch_output(&engine._loop, connection)
+    queues_post(&engine._loop, connection, socket._generation, bits, engine._worker() == NULL)

@@ -208,7 +208,54 @@ def test_one_thread_sends_while_another_receives(both_tls):
             client.send(message)
 
 
+def test_a_message_that_is_not_contiguous_is_a_type_error_and_nothing_is_sent(both):
+    client, peer = both(framing=hydrogen.SimpleFrameBuilder)
+    for wrong in (memoryview(b"abcdef")[::2], "text", 5):
+        with pytest.raises(TypeError):
+            client.send(wrong)
+    client.send(memoryview(b"abc"))
+    assert peer.recv(100) == simple(b"abc")
+
+
+def test_an_error_that_comes_again_does_not_grow(both):
+    client, peer = both(framing=hydrogen.SimpleFrameBuilder)
+    peer.sendall(b"nonsense")
+    lengths = []
+    for _ in range(10):
+        with pytest.raises(hydrogen.ProtocolError) as raised:
+            client.recv()
+        lengths.append(len(raised.traceback))
+    assert max(lengths[1:]) <= lengths[0] + 1
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), -1, "1", True])
+def test_a_timeout_that_is_none_is_refused_before_anything_is_opened(timeout):
+    with pytest.raises((TypeError, ValueError), match="timeout"):
+        connect(("127.0.0.1", 1), timeout=timeout)
+
+
+def test_an_infinite_timeout_is_none(both):
+    client, peer = both(timeout=float("inf"))
+    peer.sendall(b"hello")
+    assert client.recv() == b"hello"
+    peer.sendall(b"hello")
+    assert client.recv(float("inf")) == b"hello"
+
+
 # ---------------------------------------------------------------------------------------------------- where to
+
+
+@pytest.mark.parametrize("zone", ["", "%1"])
+def test_the_zone_of_an_address_is_no_part_of_the_name_in_the_certificate(listen, zone):
+    listener = listen("::1")
+
+    def serve():
+        sock, _ = listener.accept()
+        with certificates.server_context().wrap_socket(sock, server_side=True) as peer:
+            peer.sendall(b"hello")
+
+    with running(serve), connect((f"::1{zone}", listener.getsockname()[1]), ssl=certificates.client_context(), timeout=PATIENCE) as client:
+        assert client.recv() == b"hello"
 
 
 def test_connect_takes_what_getsockname_gives(listen):

@@ -891,3 +891,254 @@ def test_a_stream_that_makes_a_frame_of_what_it_is_given_sends_no_message_that_n
     port.send(b"end")
     read_all(other, found)
     assert found == [b"x" * 60_000, b"", b"end"]
+
+
+# ---------------------------------------------------------------------------------------------------- a user's stream, as an engine uses it
+
+
+class Scripted(hydrogen.Stream):
+    """A stream without an fd: `received` and `sending` are called by `recv` and `send`; `written` is what was sent."""
+
+    def __init__(self, received=list, sending=lambda data: None):
+        self.received, self.sending = received, sending
+        self.written = []
+        self.inside = 0
+
+    def recv(self):
+        with self.called():
+            return self.received()
+
+    def send(self, buf):
+        with self.called():
+            self.written.append(bytes(buf))
+            self.sending(buf)
+
+    @contextlib.contextmanager
+    def called(self):
+        assert not self.inside, "two of its methods are called at once"
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+    def shutdown(self):
+        pass
+
+    def fileno(self):
+        return -1
+
+
+def full(data):
+    """As `sending`: the kernel takes no more."""
+    raise BlockingIOError
+
+
+def test_what_an_adapter_publishes_is_told_in_the_order_in_which_it_changed():
+    adapter = StreamAdapter(Scripted(sending=full))
+    published = []
+
+    def publish(blocked, pending):
+        # Nobody else gets in between the change and this: the lock is held still.
+        with running(lambda: taken.append(adapter._lock.acquire(blocking=False))):
+            pass
+        published.append((blocked, pending))
+
+    taken = []
+    adapter.send(b"123", publish)
+    adapter.send(b"45", publish)
+    adapter.stream.sending = lambda data: None
+    adapter.resume(publish)
+    adapter.resume(publish)
+    assert published == [(True, 3), (True, 5), (False, 0), (False, 0)]
+    assert taken == [False] * 4
+    assert (adapter.blocked, adapter.pending) == (False, 0)
+
+
+def test_many_threads_that_send_leave_the_last_state_published():
+    seen = []
+    flip = iter(range(10_000))
+
+    def sometimes(data):
+        if next(flip) % 3:
+            raise BlockingIOError
+
+    adapter = StreamAdapter(Scripted(sending=sometimes))
+
+    def send():
+        for _ in range(200):
+            adapter.send(b"x", lambda *state: seen.append(state))
+
+    with running(*[send] * 4):
+        pass
+    assert len(seen) == 800
+    assert seen[-1] == (adapter.blocked, adapter.pending)
+    steps = zip([(False, 0), *seen], seen, strict=False)
+    assert all(after == (False, 0) or after == (True, before[1] + 1) for before, after in steps)
+
+
+def test_what_a_streams_send_sends_on_its_own_connection_follows_what_it_was_given():
+    def more(data):
+        if data == b"a":
+            adapter.send(b"b", lambda *state: seen.append("b"))
+            adapter.send(b"c", lambda *state: seen.append("c"))
+        elif data == b"b":
+            adapter.send(b"d", lambda *state: seen.append("d"))
+
+    seen = []
+    adapter = StreamAdapter(Scripted(sending=more))
+    adapter.send(b"a", lambda *state: seen.append("a"))
+    assert adapter.stream.written == [b"a", b"b", b"c", b"d"]
+    assert seen == ["a", "b", "c", "d"]
+
+
+def test_what_a_streams_recv_sends_is_written_after_it():
+    def receive():
+        adapter.send(b"pong", lambda *state: seen.append(state))
+        assert adapter.stream.written == []
+        return [b"ping"]
+
+    seen = []
+    adapter = StreamAdapter(Scripted(receive))
+    assert adapter.receive()
+    assert list(adapter.messages) == [b"ping"]
+    assert adapter.stream.written == [b"pong"]
+    assert seen == [(False, 0)]
+
+
+def test_what_a_streams_recv_sends_before_it_raises_is_written_all_the_same():
+    def receive():
+        adapter.send(b"bye")
+        raise EOFError
+
+    adapter = StreamAdapter(Scripted(receive))
+    with pytest.raises(EOFError):
+        adapter.receive()
+    assert adapter.stream.written == [b"bye"]
+
+
+@pytest.mark.parametrize("messages", [[], [b"last"]])
+def test_an_error_of_what_recv_has_sent_comes_behind_the_messages(messages):
+    def receive():
+        adapter.send(b"pong")
+        return list(messages)
+
+    def broken(data):
+        raise BrokenPipeError("broken")
+
+    adapter = StreamAdapter(Scripted(receive, broken))
+    if messages:
+        assert adapter.receive()
+        assert list(adapter.messages) == messages
+    with pytest.raises(BrokenPipeError):
+        adapter.receive()
+
+
+def test_a_stream_whose_send_always_sends_fails_and_does_not_go_on_for_ever():
+    adapter = StreamAdapter(Scripted(sending=lambda data: adapter.send(b"again")))
+    with pytest.raises(RecursionError, match=r"Scripted\.send\(\)"):
+        adapter.send(b"first")
+    adapter.stream.sending = lambda data: None
+    adapter.send(b"then")
+    assert adapter.stream.written[-1] == b"then"
+    assert adapter.stream.written.count(b"again") < 2000
+
+
+def test_after_an_error_nothing_of_the_same_call_is_written():
+    def broken(data):
+        adapter.send(b"behind it")
+        raise BrokenPipeError("broken")
+
+    adapter = StreamAdapter(Scripted(sending=broken))
+    with pytest.raises(BrokenPipeError):
+        adapter.send(b"first", lambda *state: pytest.fail("nothing is published of it"))
+    assert adapter.stream.written == [b"first"]
+
+
+def test_a_signal_handler_that_sends_within_any_call_of_a_stream_changes_no_order():
+    adapter = StreamAdapter(Scripted(sending=lambda data: signal.raise_signal(signal.SIGUSR1) if data != b"signal" else None))
+    earlier = signal.signal(signal.SIGUSR1, lambda *_: adapter.send(b"signal"))
+    try:
+        adapter.send(b"a")
+        adapter.send(b"b")
+    finally:
+        signal.signal(signal.SIGUSR1, earlier)
+    assert adapter.stream.written == [b"a", b"signal", b"b", b"signal"]
+
+
+def test_nonsense_that_cannot_be_described_is_a_handler_error():
+    class Strange:
+        def __repr__(self):
+            raise SystemExit
+
+    with pytest.raises(hydrogen.HandlerError, match="whose __repr__ raises"):
+        StreamAdapter(Scripted(lambda: [Strange()])).receive()
+
+
+# ---------------------------------------------------------------------------------------------------- errors that come again, arguments
+
+
+def entries(error):
+    """How many entries its traceback has."""
+    count, entry = 0, error.__traceback__
+    while entry is not None:
+        count, entry = count + 1, entry.tb_next
+    return count
+
+
+def caught(call):
+    """What it raises, and the number of entries."""
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        call()
+    return raised.value, entries(raised.value)
+
+
+@pytest.mark.parametrize("how", ["nb_recv", "recv", "b_recv"])
+@pytest.mark.parametrize("what", ["bad frame", "own builder", "reset"])
+def test_an_error_that_comes_again_does_not_grow(pair, how, what):
+    class Fails(hydrogen.SimpleFrameBuilder):
+        def from_bytes(self, buf):
+            raise KeyError("mine")
+
+    ours, theirs = pair(family=socket.AF_INET)
+    stream = hydrogen.Plain(ours, Fails if what == "own builder" else hydrogen.SimpleFrameBuilder)
+    if what == "reset":
+        reset(theirs)
+    else:
+        theirs.sendall(b"nonsense")
+    wait_until(lambda: readable(ours), "there is something to read")
+    found = [caught(getattr(stream, how)) for _ in range(5)]
+    assert len({id(error) for error, _ in found}) == 1
+    assert max(count for _, count in found[1:]) == found[1][1] <= found[0][1] + 1
+    if what == "own builder":  # where it came from is told each time
+        last = found[-1][0].__traceback__
+        while last.tb_next is not None:
+            last = last.tb_next
+        assert last.tb_frame.f_code is Fails.from_bytes.__code__
+
+
+def test_an_error_of_sending_that_comes_again_does_not_grow(pair):
+    ours, theirs = pair(family=socket.AF_INET)
+    stream = hydrogen.Plain(ours)
+    reset(theirs)
+    wait_until(lambda: readable(ours), "the reset is there")
+    found = []
+    while len(found) < 6:
+        with contextlib.suppress(BlockingIOError):
+            try:
+                stream.send(b"x")
+            except OSError as error:
+                found.append(entries(error))
+    assert max(found[2:]) <= found[1]
+
+
+@pytest.mark.parametrize(("framing", "wire"), [(None, b"abc"), (hydrogen.SimpleFrameBuilder, simple(b"abc"))])
+def test_a_buffer_that_is_not_contiguous_is_a_type_error_and_nothing_is_sent(pair, framing, wire):
+    ours, theirs = pair()
+    stream = hydrogen.Plain(ours, framing)
+    for wrong in (memoryview(b"abcdef")[::2], "text", 5, None, 0):
+        with pytest.raises(TypeError):
+            stream.send(wrong)
+    stream.send(memoryview(b"abc"))
+    stream.send(b"")  # goes on, with nothing
+    assert theirs.recv(100) == wire
