@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
-from typing import Any
+from typing import Any, cast
 
+from hydrogen.errors import Timeout, described
 from hydrogen.frame import FrameBuilder, builder_of
-from hydrogen.proxy import Allowed, allowed_networks
+from hydrogen.proxy import Allowed, allowed_networks, is_several
 from hydrogen.tls import check_context
 
 MAX_SLOTS = 1 << 24
@@ -26,31 +29,33 @@ Framing = FrameBuilder | type[FrameBuilder] | None
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: an int is expected, not {value!r}")
+        raise TypeError(f"{name}: an int is expected, not {described(value)}")
     if not low <= value <= high:
-        raise ValueError(f"{name}: {low} to {high} is allowed, not {value}")
+        raise ValueError(f"{name}: {low} to {high} is allowed, not {described(value)}")
 
 
 def _flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{name}: True or False is expected, not {value!r}")
+        raise TypeError(f"{name}: True or False is expected, not {described(value)}")
 
 
 def _choice(name: str, value: object, *allowed: str) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}: {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r} is allowed, not {value!r}")
+        raise ValueError(f"{name}: {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r} is allowed, not {described(value)}")
 
 
 def _seconds(name: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name}: seconds are expected, not {value!r}")
+        raise TypeError(f"{name}: seconds are expected, not {described(value)}")
     if not 0 < value <= MAX_SECONDS:
-        raise ValueError(f"{name}: more than 0 and at most {MAX_SECONDS} seconds are allowed, not {value!r}")
+        raise ValueError(f"{name}: more than 0 and at most {MAX_SECONDS} seconds are allowed, not {described(value)}")
 
 
 @dataclass(frozen=True)
 class Config:
     """How a server listens, and its limits. Sizes are in bytes, times in seconds. Immutable, so safe from any thread.
+
+    Sequences are kept as tuples, so that it can be hashed (a framing or a context of the user's that cannot be is the exception).
 
     Attributes:
         addr: IPv4 or IPv6 address, or a host name (all its addresses), to listen on; or several of them.
@@ -61,7 +66,7 @@ class Config:
         pre_allocated: connection slots that exist from the start; not a limit.
         framing: a frame builder, class or instance (a class is instantiated); None: raw chunks as read.
         ssl: a server-side context: connections speak TLS. `OP_NO_RENEGOTIATION` is set on it.
-        path: listen on a Unix socket of that name instead.
+        path: listen on a Unix socket of that name instead; what is not UTF-8 as `os.fsdecode` gives it. Kept as a str.
         path_mode: permissions of that socket, as 0o660; None: what the umask leaves.
         sock: listen on this bound stream socket, or on these, instead; the server takes them over and closes them when it stops.
         backlog: queue of connections not yet accepted, see listen(2).
@@ -93,7 +98,7 @@ class Config:
         TypeError, ValueError: at construction; the message names the field, the value and what is allowed.
     """
 
-    addr: str | tuple[str, ...] = "127.0.0.1"
+    addr: str | Sequence[str] = "127.0.0.1"
     port: int = 1337
     max_threads: int = 32
     pre_allocated: int = 1024
@@ -101,14 +106,14 @@ class Config:
     loops: int = 1
     framing: Framing = None
     ssl: SSLContext | None = None
-    path: str | None = None
+    path: str | os.PathLike[str] | None = None
     path_mode: int | None = None
-    sock: socket.socket | tuple[socket.socket, ...] | None = None
+    sock: socket.socket | Sequence[socket.socket] | None = None
     backlog: int = 4096
     reuse_port: bool = False
     nodelay: bool = True
     keepalive: tuple[int, int, int] | None = (60, 10, 6)
-    socket_options: tuple[tuple[int, int, int | bytes], ...] = ()
+    socket_options: Sequence[tuple[int, int, int | bytes]] = ()
     max_connections: int | None = None
     max_connections_per_ip: int | None = None
     overload: str = "pause"
@@ -121,7 +126,7 @@ class Config:
     frame_timeout: float | None = 60.0
     write_timeout: float | None = 60.0
     proxy_protocol: str = "off"
-    proxy_allow_from: tuple[Allowed, ...] = ()
+    proxy_allow_from: Sequence[Allowed | str] = ()
     stop_timeout: float = 8.0
     slow_callback: float | None = None
     handoff: str = "auto"
@@ -140,60 +145,63 @@ class Config:
         self._check_socket_options()
         self._check_buffers()
         self._check_limits()
-        for name in ("open_timeout", "idle_timeout", "frame_timeout", "write_timeout", "slow_callback"):
+        for name in (*[timeout.field for timeout in Timeout], "slow_callback"):
             if getattr(self, name) is not None:
                 _seconds(name, getattr(self, name))
         if not isinstance(self.stop_timeout, (int, float)) or isinstance(self.stop_timeout, bool):
-            raise TypeError(f"stop_timeout: seconds are expected, not {self.stop_timeout!r}")
+            raise TypeError(f"stop_timeout: seconds are expected, not {described(self.stop_timeout)}")
         if not 0 <= self.stop_timeout <= MAX_SECONDS:
-            raise ValueError(f"stop_timeout: 0 or more seconds, at most {MAX_SECONDS}, are allowed, not {self.stop_timeout!r}")
+            raise ValueError(f"stop_timeout: 0 or more seconds, at most {MAX_SECONDS}, are allowed, not {described(self.stop_timeout)}")
         _choice("handoff", self.handoff, "auto", "inline", "eager")
 
     def _check_listener(self) -> None:
-        if isinstance(self.addr, (tuple, list)):
+        if is_several(self.addr):
             object.__setattr__(self, "addr", tuple(self.addr))
         for addr in self.addresses:
             if not isinstance(addr, str):
-                raise TypeError(f"addr: a str, or several, are expected, not {self.addr!r}")
+                raise TypeError(f"addr: a str, or several, are expected, not {described(self.addr)}")
             if not addr or "\0" in addr:
-                raise ValueError(f"addr: an address or a name is expected, not {addr!r}")
+                raise ValueError(f"addr: an address or a name is expected, not {described(addr)}")
         if not self.addresses or len(set(self.addresses)) < len(self.addresses):
-            raise ValueError(f"addr: one address or several different ones are expected, not {self.addr!r}")
+            raise ValueError(f"addr: one address or several different ones are expected, not {described(self.addr)}")
         _whole("port", self.port, 0, 65_535)
         _whole("backlog", self.backlog, 1, 1 << 30)
         if self.path is not None:
-            if not isinstance(self.path, str):
-                raise TypeError(f"path: a str is expected, not {self.path!r}")
-            if not 1 <= len(self.path.encode()) <= 107 or "\0" in self.path:
-                raise ValueError(f"path: 1 to 107 bytes without a NUL are allowed (unix(7)), not {self.path!r}")
+            path = os.fspath(self.path) if isinstance(self.path, os.PathLike) else self.path
+            if not isinstance(path, str):
+                raise TypeError(f"path: a str, or a path of str, is expected, not {described(self.path)}")
+            object.__setattr__(self, "path", path)
+            if not 1 <= len(os.fsencode(path)) <= 107 or "\0" in path:
+                raise ValueError(f"path: 1 to 107 bytes without a NUL are allowed (unix(7)), not {described(self.path)}")
         if self.path_mode is not None:
             _whole("path_mode", self.path_mode, 0, 0o777)
             if self.path is None:
                 raise ValueError(f"path_mode: allowed with path only, not {self.path_mode:#o} without it")
-        if isinstance(self.sock, (tuple, list)):
+        if is_several(self.sock):
             object.__setattr__(self, "sock", tuple(self.sock))
             if not self.sock:
                 raise ValueError("sock: one socket or several are expected, not none")
         for sock in self.socks:
             if not isinstance(sock, socket.socket):
-                raise TypeError(f"sock: a socket.socket, or several, are expected, not {self.sock!r}")
+                raise TypeError(f"sock: a socket.socket, or several, are expected, not {described(self.sock)}")
             if sock.type != socket.SOCK_STREAM:
-                raise ValueError(f"sock: a stream socket is expected, not {sock!r}")
+                raise ValueError(f"sock: a stream socket is expected, not {described(sock)}")
         own_address = (self.addr, self.port) != (type(self).addr, type(self).port)
         if sum((own_address, self.path is not None, self.sock is not None)) > 1:
             raise ValueError(
-                f"addr/port, path, sock: one of them is allowed, not {(self.addr, self.port)!r}, {self.path!r} and {self.sock!r}"
+                "addr/port, path, sock: one of them is allowed, not "
+                f"{described((self.addr, self.port))}, {described(self.path)} and {described(self.sock)}"
             )
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """`addr`, as a tuple in any case."""
-        return self.addr if isinstance(self.addr, tuple) else (self.addr,)
+        return self.addr if isinstance(self.addr, tuple) else (cast(str, self.addr),)
 
     @property
     def socks(self) -> tuple[socket.socket, ...]:
         """`sock`, as a tuple in any case; empty when there is none."""
-        return () if self.sock is None else self.sock if isinstance(self.sock, tuple) else (self.sock,)
+        return () if self.sock is None else self.sock if isinstance(self.sock, tuple) else (cast(socket.socket, self.sock),)
 
     def _check_limits(self) -> None:
         if self.max_connections is not None:
@@ -206,7 +214,7 @@ class Config:
         if (self.proxy_protocol == "off") is not (self.proxy_allow_from == ()):
             raise ValueError(
                 "proxy_allow_from: networks are expected with proxy_protocol, and none without it, "
-                f"not {self.proxy_allow_from!r} with {self.proxy_protocol!r}"
+                f"not {described(self.proxy_allow_from)} with {described(self.proxy_protocol)}"
             )
 
     def _check_socket_options(self) -> None:
@@ -214,8 +222,9 @@ class Config:
             _triple("keepalive", self.keepalive)
             for name, value in zip(("idle", "interval", "probes"), self.keepalive, strict=True):
                 _whole(f"keepalive ({name})", value, 1, 32_767 if name != "probes" else 127)
-        if not isinstance(self.socket_options, (tuple, list)):
-            raise TypeError(f"socket_options: a sequence of (level, name, value) is expected, not {self.socket_options!r}")
+            object.__setattr__(self, "keepalive", tuple(self.keepalive))
+        if not is_several(self.socket_options):
+            raise TypeError(f"socket_options: a sequence of (level, name, value) is expected, not {described(self.socket_options)}")
         for option in self.socket_options:
             _triple("socket_options", option)
             _whole("socket_options (level)", option[0], 0, (1 << 31) - 1)
@@ -230,11 +239,11 @@ class Config:
         _whole("read_budget", self.read_budget, 1, 1 << 30)
         limits = self.write_buffer_limits
         if not isinstance(limits, (tuple, list)) or len(limits) != 2:
-            raise TypeError(f"write_buffer_limits: (low, high) is expected, not {limits!r}")
+            raise TypeError(f"write_buffer_limits: (low, high) is expected, not {described(limits)}")
         _whole("write_buffer_limits (low)", limits[0], 1, 1 << 40)
         _whole("write_buffer_limits (high)", limits[1], 1, 1 << 40)
         if limits[0] > limits[1]:
-            raise ValueError(f"write_buffer_limits: low must not be over high, not {limits!r}")
+            raise ValueError(f"write_buffer_limits: low must not be over high, not {described(limits)}")
         object.__setattr__(self, "write_buffer_limits", tuple(limits))
 
 
@@ -251,4 +260,4 @@ def default_max_connections() -> int:
 
 def _triple(name: str, value: Any) -> None:
     if not isinstance(value, (tuple, list)) or len(value) != 3:
-        raise TypeError(f"{name}: a tuple of three is expected, not {value!r}")
+        raise TypeError(f"{name}: a tuple of three is expected, not {described(value)}")

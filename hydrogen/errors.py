@@ -211,7 +211,7 @@ def _is_ours(entry: TracebackType) -> bool:
     return isinstance(name, str) and name.startswith("hydrogen.")
 
 
-def described(value: object, most: int = 80) -> str:
+def described(value: object, most: int = 200) -> str:
     """`repr(value)` for a message, at most so many characters of it.
 
     `value` is the user's, and so is its `__repr__`: when that raises, this names the class instead.

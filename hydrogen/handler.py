@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from hydrogen.errors import described
+
 if TYPE_CHECKING:
     from hydrogen.connection import HydrogenSocket
     from hydrogen.server import Server
@@ -85,7 +87,7 @@ def callbacks_of(handler: Handler) -> Callbacks:
     if isinstance(handler, type):
         raise TypeError(f"handler: an instance is expected, not the class {handler.__name__}")
     if not isinstance(handler, Handler):
-        raise TypeError(f"handler: a hydrogen.Handler is expected, not {handler!r}")
+        raise TypeError(f"handler: a hydrogen.Handler is expected, not {described(handler)}")
     known = {name for name in vars(Handler) if name.startswith("on_")}
     for name in dir(handler):
         if not name.startswith("on_"):

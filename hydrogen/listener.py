@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from hydrogen.config import Config
+from hydrogen.errors import described
 
 PORT_TRIES = 16
 """How often the kernel is asked for a port that is free on all addresses. One try is nearly always enough: it picks among some 28,000."""
@@ -52,10 +53,11 @@ class Listeners:
         self._file: _SocketFile | None = None
         try:
             if config.sock is not None:
-                self.sockets.extend(config.sock if isinstance(config.sock, tuple) else (config.sock,))
+                self.sockets.extend(config.socks)
             elif config.path is not None:
-                with _naming(config.path):
-                    sock, self._file = _bound_unix(config.path)
+                path = os.fspath(config.path)
+                with _naming(path):
+                    sock, self._file = _bound_unix(path)
                     self.sockets.append(sock)
                     if config.path_mode is not None:
                         self._file.set_mode(config.path_mode)
@@ -155,7 +157,7 @@ def _resolved(addr: str, port: int) -> _Addresses:
 
 def _bound_tcp(config: Config) -> list[socket.socket]:
     """A bound socket for each address, all with the same port."""
-    wanted = [_resolved(addr, config.port) for addr in ((config.addr,) if isinstance(config.addr, str) else config.addr)]
+    wanted = [_resolved(addr, config.port) for addr in config.addresses]
     for _ in range(PORT_TRIES - 1):
         try:
             return _bound_to(wanted, config)
@@ -278,12 +280,30 @@ def _bound_unix(path: str) -> tuple[socket.socket, _SocketFile]:
     try:
         with contextlib.suppress(OSError):  # what could not be removed is in the way of bind(2), and so is what was left alone
             _remove_stale(path)
-        sock.bind(path)
+        try:
+            sock.bind(path)
+        except OSError as error:
+            # The kernel says "address already in use" of whatever has that name.
+            found = _found_at(path) if error.errno == errno.EADDRINUSE else None
+            raise error if found is None else OSError(error.errno, f"there is {found}") from error
         status = os.lstat(path)  # at once: see the debts above
         return sock, _SocketFile(path, status)
     except BaseException:
         sock.close()
         raise
+
+
+def _found_at(path: str) -> str | None:
+    """What is in the way of a socket, for a message; None when it is another socket, or nothing any more."""
+    with contextlib.suppress(OSError):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISLNK(mode):
+            return "a symbolic link, which is left alone" if os.path.exists(path) else "a symbolic link that leads to nothing"
+        if stat.S_ISDIR(mode):
+            return "a directory"
+        if not stat.S_ISSOCK(mode):
+            return "a file that is no socket"
+    return None
 
 
 def _remove_stale(path: str) -> None:
@@ -339,7 +359,7 @@ def listen_fds(names: Collection[str] | None = None) -> list[socket.socket]:
         ValueError: a variable is nonsense, or one of the fds is not open or no stream socket; names the variable and the fd.
     """
     if isinstance(names, str):
-        raise TypeError(f"names: a collection of names is expected, not {names!r}")
+        raise TypeError(f"names: a collection of names is expected, not {described(names)}")
     try:
         _left.extend(_inherited())
     finally:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import Literal
+from typing import Any, Literal, TypeGuard
 
-from hydrogen.errors import ProtocolError
+from hydrogen.errors import ProtocolError, described
 
 Versions = Literal["v1", "v2", "auto"]
 Address = tuple[str, int] | tuple[str, int, int, int] | str | bytes
@@ -31,23 +32,28 @@ def allowed_networks(value: object) -> tuple[Allowed, ...]:
     """`Config.proxy_allow_from`, normalised: what `may_send` takes.
 
     Args:
-        value: a tuple or list of networks, as str ("10.0.0.0/8"; an address alone is a network of one) or of `ipaddress`, or the word
+        value: a sequence of networks, as str ("10.0.0.0/8"; an address alone is a network of one) or of `ipaddress`, or the word
             "unix" for all peers on Unix sockets. A network of IPv4-mapped IPv6 addresses becomes that of IPv4.
 
     Raises:
         TypeError: it is no such sequence.
         ValueError: a str that is no network, that has bits set beyond its prefix, or a scope id, which networks do not have.
     """
-    if not isinstance(value, (tuple, list)):
-        raise TypeError(f"proxy_allow_from: a sequence of networks, or 'unix', is expected, not {value!r}")
+    if not is_several(value):
+        raise TypeError(f"proxy_allow_from: a sequence of networks, or 'unix', is expected, not {described(value)}")
     return tuple(_allowed(entry) for entry in value)
+
+
+def is_several(value: object) -> TypeGuard[Sequence[Any]]:
+    """Whether `value` is a sequence of things, and not one text, whose characters would be meant."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
 
 
 def _allowed(entry: object) -> Allowed:
     if entry == "unix":
         return "unix"
     if not isinstance(entry, (str, ipaddress.IPv4Network, ipaddress.IPv6Network)):
-        raise TypeError(f"proxy_allow_from: a network (str, IPv4Network, IPv6Network) or 'unix' is expected, not {entry!r}")
+        raise TypeError(f"proxy_allow_from: a network (str, IPv4Network, IPv6Network) or 'unix' is expected, not {described(entry)}")
     try:
         network = ipaddress.ip_network(entry)
     except ValueError as error:
@@ -61,7 +67,7 @@ def _allowed(entry: object) -> Allowed:
     return network if mapped is None else ipaddress.IPv4Network((mapped, network.prefixlen - 96))
 
 
-def may_send(allow: tuple[Allowed, ...], peername: Address) -> bool:
+def may_send(allow: Collection[Allowed | str], peername: Address) -> bool:
     """Whether the peer may send a header.
 
     Args:
@@ -74,7 +80,7 @@ def may_send(allow: tuple[Allowed, ...], peername: Address) -> bool:
     address = ipaddress.ip_address(peername[0].partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         address = address.ipv4_mapped or address
-    return any(address in network for network in allow if network != "unix")
+    return any(address in network for network in allow if not isinstance(network, str))
 
 
 # ---------------------------------------------------------------------------------------------------- the header

@@ -13,6 +13,8 @@ import ssl
 import threading
 from typing import Any
 
+from hydrogen.errors import described
+
 RECORD = 1 << 14
 """The longest plaintext of one record (RFC 8446, 5.1)."""
 
@@ -25,7 +27,7 @@ def check_context(name: str, context: object, *, server_side: bool) -> ssl.SSLCo
         ValueError: it is one for the other side.
     """
     if not isinstance(context, ssl.SSLContext):
-        raise TypeError(f"{name}: an ssl.SSLContext is expected, not {context!r}")
+        raise TypeError(f"{name}: an ssl.SSLContext is expected, not {described(context)}")
     wrong = ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER
     if context.protocol == wrong:
         raise ValueError(f"{name}: a context for the {'server' if server_side else 'client'} side is expected, not {context.protocol!r}")

@@ -2,9 +2,11 @@
 
 import dataclasses
 import ipaddress
+import os
 import resource
 import socket
 import ssl
+from pathlib import Path
 
 import pytest
 
@@ -418,3 +420,69 @@ def test_a_builder_of_the_user_s_is_taken_as_class_and_as_instance():
 def test_a_builder_class_that_cannot_be_instantiated_is_a_type_error_that_names_the_field(framing):
     with pytest.raises(TypeError, match=r"^framing: "):
         hydrogen.Config(framing=framing)
+
+
+SEQUENCES = {
+    "addr": ["127.0.0.1", "::1"],
+    "keepalive": [60, 10, 6],
+    "socket_options": [[1, 9, 1], [1, 13, b"\0" * 8]],
+    "write_buffer_limits": [1, 2],
+    "proxy_allow_from": ["127.0.0.1", "10.0.0.0/8"],
+}
+
+
+def as_tuple(value):
+    """`value` with tuples in the place of lists."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("field", SEQUENCES)
+def test_a_config_made_of_lists_equals_and_hashes_as_one_of_tuples(field):
+    options = {"proxy_protocol": "v1"} if field == "proxy_allow_from" else {}
+    of_lists = hydrogen.Config(**{field: SEQUENCES[field]}, **options)
+    of_tuples = hydrogen.Config(**{field: as_tuple(SEQUENCES[field])}, **options)
+    assert of_lists == of_tuples
+    assert hash(of_lists) == hash(of_tuples)
+    assert type(getattr(of_lists, field)) is tuple
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in ALLOWED.items() for value in values])
+def test_every_config_can_be_hashed_and_is_a_key(field, value):
+    config = hydrogen.Config(**{field: value})
+    assert {config: 1}[hydrogen.Config(**{field: value})] == 1
+
+
+def test_a_config_with_sockets_can_be_hashed():
+    with socket.socket() as first, socket.socket() as second:
+        assert hash(hydrogen.Config(sock=[first, second])) == hash(hydrogen.Config(sock=(first, second)))
+
+
+def test_a_path_may_be_an_object_and_need_not_be_utf_8():
+    assert hydrogen.Config(path=Path("/run/x")).path == "/run/x"
+    assert hydrogen.Config(path=Path("/run/x")) == hydrogen.Config(path="/run/x")
+    name = os.fsdecode(b"/run/\xff\xfe")
+    assert hydrogen.Config(path=name).path == name
+    assert hydrogen.Config(path=os.fsdecode(b"\xff" * 107)).path
+    with pytest.raises(ValueError, match="1 to 107 bytes"):
+        hydrogen.Config(path=os.fsdecode(b"\xff" * 108))
+
+    class OfBytes:
+        def __fspath__(self):
+            return b"/run/x"
+
+    with pytest.raises(TypeError, match="path: a str, or a path of str"):
+        hydrogen.Config(path=OfBytes())
+
+
+class Strange:
+    """An object that cannot be shown."""
+
+    def __repr__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(hydrogen.Config) if field.init])
+def test_of_a_value_that_cannot_be_shown_the_message_names_the_class(field):
+    for value in (Strange(), [Strange()]):
+        with pytest.raises((TypeError, ValueError), match=f"^{field}.*(__repr__ raises|expected, not)"):
+            hydrogen.Config(**{field: value}, **({"path": "x"} if field == "path_mode" else {}))

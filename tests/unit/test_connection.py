@@ -14,7 +14,7 @@ from hydrogen.connection import HydrogenSocket, check_timeout, contiguous, refus
 
 class Strange:
     def __repr__(self):
-        raise SystemExit
+        raise RuntimeError
 
 
 @pytest.mark.parametrize(

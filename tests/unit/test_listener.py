@@ -555,8 +555,17 @@ def test_f30_a_stale_socket_is_replaced_when_its_path_is_as_long_as_can_be(tmp_p
     listeners.close()
 
 
-@pytest.mark.parametrize("what", ["file", "directory", "link to a file", "link to nothing", "link to a stale socket"])
-def test_f30_what_is_no_socket_is_left_alone(tmp_path, what):
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("file", "there is a file that is no socket"),
+        ("directory", "there is a directory"),
+        ("link to a file", "there is a symbolic link, which is left alone"),
+        ("link to nothing", "there is a symbolic link that leads to nothing"),
+        ("link to a stale socket", "there is a symbolic link, which is left alone"),
+    ],
+)
+def test_f30_what_is_no_socket_is_left_alone_and_named(tmp_path, what, said):
     path, other = tmp_path / "there", tmp_path / "other"
     if what == "file":
         path.touch()
@@ -570,7 +579,7 @@ def test_f30_what_is_no_socket_is_left_alone(tmp_path, what):
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.bind(str(other))
     before = [os.lstat(tmp_path / name) for name in sorted(os.listdir(tmp_path))]
-    with pytest.raises(OSError, match="there") as raised:
+    with pytest.raises(OSError, match=f"cannot listen on {path}: {said}$") as raised:
         listen(path=str(path))
     assert raised.value.errno == errno.EADDRINUSE
     assert [(s.st_ino, s.st_mode) for s in before] == [
