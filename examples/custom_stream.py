@@ -19,10 +19,11 @@ CHUNK = 1 << 16
 
 class ZlibStream(hydrogen.Stream):
     def __init__(self, fd):
-        self.sock = socket.socket(fileno=fd)  # which is non-blocking
         self.packer = zlib.compressobj()
         self.unpacker = zlib.decompressobj()
         self.kept = bytearray()  # compressed, and not taken by the kernel yet
+        # Last: from here on this object closes the fd, and nothing may raise before the server knows this stream.
+        self.sock = socket.socket(fileno=fd)  # which is non-blocking
 
     def recv(self):
         """A chunk of plain bytes: at most `CHUNK`, however far compressed ones unfold. Raises BlockingIOError: there is nothing."""
