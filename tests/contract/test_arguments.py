@@ -1,9 +1,12 @@
-"""What sockets answer to strange arguments, and to copy, pickle and weak references: the same on both engines, and after the end too."""
+"""What sockets and servers answer to strange arguments, and to copy, pickle and weak references: the same on both engines."""
 
 import copy
+import logging
 import math
+import os
 import pickle
 import weakref
+from pathlib import Path
 
 import pytest
 from support import echo, recorder
@@ -77,3 +80,33 @@ def test_a_socket_is_its_own_copy_and_is_referred_to_weakly_and_not_pickled(sock
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             with pytest.raises(TypeError, match="pickle"):
                 pickle.dumps(socket, protocol)
+
+
+@pytest.mark.parametrize("name", [b"socket", b"\xff\xfe", "\N{EURO SIGN}".encode()], ids=ascii)
+@pytest.mark.parametrize("kind", [Path, os.fsdecode], ids=["Path", "str"])
+def test_a_path_is_an_object_or_a_str_and_of_any_bytes(start, tmp_path, caplog, name, kind):
+    caplog.set_level(logging.WARNING, logger="hydrogen")  # pytest cannot pass on a line that is not UTF-8
+    path = kind(os.fsdecode(bytes(tmp_path) + b"/" + name))
+    handler = recorder(data_received=echo)
+    server = start(handler, path=path)
+    assert server.address == os.fspath(path)
+    with hydrogen.connect(path, timeout=30) as client:
+        client.send(b"hello")
+        assert client.recv() == b"hello"
+        (socket,) = server.connections
+        assert socket.sockname == os.fspath(path)
+    server.stop()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_server_takes_lists_where_it_keeps_tuples(start, connect):
+    server = start(
+        recorder(data_received=echo),
+        addr=["127.0.0.1", "::1"],
+        keepalive=[60, 10, 6],
+        socket_options=[[6, 1, 1]],
+        write_buffer_limits=[1, 9],
+    )
+    assert len(server.addresses) == 2
+    for address in server.addresses:
+        connect(address).echo(b"hello")
