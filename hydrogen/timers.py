@@ -1,84 +1,142 @@
-"""Timers: what `Server.call_later` was asked for, in the order in which it is due. The engine says when; a worker of its runs them.
+"""Timers: what `Server.call_later` was asked for, in the order in which it is due. The engine says
+when; a worker of its runs them.
 
-An engine keeps one *alarm*: the time at which a worker is to call `run_due`. Invariant: while a timer stands, the alarm is set to its time
-or an earlier one. `add` sets it; who takes a timer out of the heap sets it for the next one, before the callback, so that a callback that
-blocks delays itself only.
+An engine keeps one *alarm*: the time at which a worker is to call `run_due`. Invariant: while a
+timer stands, the alarm is set to its time or an earlier one. `add` sets it; who takes a timer out
+sets it for the next one, before the callback, so that a callback that blocks delays itself only.
+
+`add` and `cancel` may be called at any moment, also by a signal handler or `__del__` that interrupts
+one of the functions here in its own thread. So they do nothing but single operations of a dict and
+a deque, each of which is one step. The heap is for workers only, one at a time: it is in `_sorting`.
 """
 
 from __future__ import annotations
 
 import heapq
-import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from hydrogen.log import RateLimitedLog
+
+SLACK = 64
+"""Timers that were cancelled and are not dropped yet, beside as many as stand."""
+
+RETRY = 0.1
+"""Seconds until the timers are looked at again after a look that failed, for want of memory."""
 
 
 class Timer:
     """A call that is due later; see `Server.call_later`."""
 
-    __slots__ = ("_callback", "_lock", "_on_cancel")
+    __slots__ = ("_timers",)
 
-    def __init__(self, callback: Callable[[], object], on_cancel: Callable[[], None]) -> None:
-        self._lock = threading.Lock()
-        self._callback: Callable[[], object] | None = callback
-        self._on_cancel = on_cancel
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
 
     def cancel(self) -> bool:
-        """Do not call. Safe from any thread; False when it has been called, or is being called now, or was cancelled before."""
-        cancelled = self._take() is not None
-        if cancelled:
-            self._on_cancel()
-        return cancelled
+        """Do not call. From any thread, and from any signal handler or `__del__`.
 
-    def _take(self) -> Callable[[], object] | None:
-        """The callback, for whoever asks first."""
-        with self._lock:
-            callback, self._callback = self._callback, None
-            return callback
+        Returns:
+            False when it has been called, or is being called now, or was cancelled before.
+        """
+        return self._timers.cancel(self)
 
 
 class Timers:
-    """The timers of one server. Safe from any thread; its lock is a leaf."""
+    """The timers of one server. Safe from any thread."""
 
     def __init__(self, log: RateLimitedLog) -> None:
         self._log = log
-        self._lock = threading.Lock()
+        self._standing: dict[Timer, Callable[[], object]] = {}  # who takes one out may call it
+        self._added: deque[tuple[float, Timer]] = deque()  # not in the heap yet
         self._heap: list[tuple[float, int, Timer]] = []
-        self._numbers = itertools.count()
-        self._cancelled = 0  # in the heap, at most
+        self._number = 0  # of those in the heap: of two that are due at once the first comes first
+        self._sorting = threading.Lock()  # nobody waits for it: see _take_due
+        self._missed = False  # somebody found it taken
+        self._set_alarm: Callable[[float], None] = _no_alarm
 
-    def add(self, when: float, callback: Callable[[], object], set_alarm: Callable[[float], None]) -> Timer:
-        """Have `callback` called at the monotonic time `when`, in seconds. `set_alarm`: of the engine, see `backend.Engine`."""
-        timer = Timer(callback, self._on_cancel)
-        with self._lock:
-            heapq.heappush(self._heap, (when, next(self._numbers), timer))
+    def add(
+        self, when: float, callback: Callable[[], object], set_alarm: Callable[[float], None]
+    ) -> Timer:
+        """Have `callback` called at the monotonic time `when`, in seconds.
+
+        Args:
+            set_alarm: of the engine, see `backend.Engine`.
+        """
+        timer = Timer(self)
+        self._set_alarm = set_alarm
+        self._standing[timer] = callback
+        self._added.append((when, timer))
         set_alarm(when)
         return timer
 
-    def _on_cancel(self) -> None:
-        """Drop what was cancelled when it is more than half: a timeout that is set and cancelled for each message must not pile up."""
-        with self._lock:
-            self._cancelled += 1
-            if 2 * self._cancelled > len(self._heap):
-                self._heap = [entry for entry in self._heap if entry[2]._callback is not None]
-                heapq.heapify(self._heap)
-                self._cancelled = 0
+    def cancel(self, timer: Timer) -> bool:
+        """See `Timer.cancel`."""
+        if self._standing.pop(timer, None) is None:
+            return False
+        # A timeout that is set and cancelled for each message must not pile up. A worker drops them:
+        # this may be the main thread, where an interrupt could leave the work half done.
+        if len(self._heap) + len(self._added) > 2 * len(self._standing) + SLACK:
+            self._set_alarm(time.monotonic())
+        return True
 
     def run_due(self, set_alarm: Callable[[float], None]) -> None:
-        """Run the first timer that is due, if one is, and see that the next one is not forgotten. By a worker; what it raises is logged."""
-        now = time.monotonic()
-        callback = None
-        with self._lock:
-            while self._heap and self._heap[0][0] <= now and callback is None:
-                callback = heapq.heappop(self._heap)[2]._take()
-            following = self._heap[0][0] if self._heap else None
-        if following is not None:
-            set_alarm(following)
+        """Run the first timer that is due, if one is, and see that the next one is not forgotten.
+
+        By a worker. Raises nothing: what a timer raises is logged.
+        """
+        try:
+            callback = self._take_due(set_alarm)
+        except BaseException as error:
+            set_alarm(time.monotonic() + RETRY)
+            self._log.callback_error("call_later", error)
+            return
         if callback is not None:
             try:
                 callback()
             except BaseException as error:
                 self._log.callback_error("call_later", error)
+
+    def _take_due(self, set_alarm: Callable[[float], None]) -> Callable[[], object] | None:
+        """The first that is due, taken out; the alarm is set for the next one.
+
+        While another worker does this, nothing: that one looks at `_missed` when it is done, and has
+        the alarm rung once more. Either it sees `_missed`, or it was done before it was set, and then
+        the lock was free.
+        """
+        self._missed = True
+        if not self._sorting.acquire(blocking=False):
+            return None
+        try:
+            self._missed = False
+            self._sort()
+            now = time.monotonic()
+            callback = None
+            while self._heap and callback is None and self._heap[0][0] <= now:
+                callback = self._standing.pop(heapq.heappop(self._heap)[2], None)
+            following = self._heap[0][0] if self._heap else None
+        finally:
+            self._sorting.release()
+        if self._missed:
+            set_alarm(now)
+        elif following is not None:
+            set_alarm(following)
+        return callback
+
+    def _sort(self) -> None:
+        """Move what was added into the heap, without those that were cancelled."""
+        while self._added:
+            when, timer = self._added[0]
+            if timer in self._standing:
+                self._number += 1
+                heapq.heappush(self._heap, (when, self._number, timer))
+            self._added.popleft()
+        if len(self._heap) > 2 * len(self._standing) + SLACK:
+            self._heap = [entry for entry in self._heap if entry[2] in self._standing]
+            heapq.heapify(self._heap)
+
+
+def _no_alarm(when: float) -> None:
+    """Before the first timer there is no alarm."""
