@@ -1,8 +1,14 @@
 """The rate-limited log of one server: what it has to say to its operator, at a rate that fills no disk.
 
-Lines are of *kinds*; of each kind at most `LINES` are written in one second, the rest are counted, and the count is written with the next
-line, or a second later. So a handler that raises for each message costs a bounded number of lines, and nothing is left out silently. What
-both engines have to say has its words, kind and level here. Knows nothing of engines.
+Lines are of *kinds*; of each kind at most `LINES` are written in one second (of those in `SELDOM` one
+in so many seconds), the rest are counted, and the count is written with the next line, or when the
+second is over. So a handler that raises for each message costs a bounded number of lines, and nothing
+is left out silently. What both engines have to say has its words, kind and level here. Knows nothing
+of engines.
+
+Filters, formatters and handlers of logging are code of the user's: they may raise anything, hang, or
+call anything of ours, also this log again. No lock of the log is held meanwhile, and nothing that
+they raise comes out of here.
 """
 
 from __future__ import annotations
@@ -13,40 +19,65 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hydrogen.connection import HydrogenSocket
 
 log = logging.getLogger("hydrogen")
 
 LINES = 10
 """Lines of one kind in one second."""
 
+ALL_BLOCKED = "all workers blocked"
+
+SELDOM = {ALL_BLOCKED: 10.0}
+"""Kind -> seconds in which one line of it is written. That all workers are blocked comes and goes many
+times a second, and says the same each time."""
+
 
 class _Kind:
-    """One kind: when its second began, how many lines were written in it, and how many were left out."""
+    """One kind: when its period began, how many lines were written in it, and how many left out."""
 
-    __slots__ = ("began", "left_out", "level", "written")
+    __slots__ = ("began", "left_out", "level", "most", "name", "period", "written")
 
-    def __init__(self, level: int) -> None:
+    def __init__(self, name: str, level: int) -> None:
+        self.name = name
         self.level = level
-        self.began = 0.0
+        self.most = 1 if name in SELDOM else LINES
+        self.period = SELDOM.get(name, 1.0)
+        self.began = float("-inf")
         self.written = 0
         self.left_out = 0
 
 
 class RateLimitedLog:
-    """Writes to the logger `hydrogen`. Safe from any thread; nothing is logged while its lock is held."""
+    """Writes to the logger `hydrogen`. Safe from any thread, signal handler and `__del__`."""
 
-    def __init__(self, later: Callable[[float, Callable[[], None]], object], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        later: Callable[[float, Callable[[], None]], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Args:
         later: calls a function after so many seconds; may raise RuntimeError when there is no later.
         clock: seconds.
         """
         self._later = later
         self._clock = clock
-        self._lock = threading.Lock()
         self._kinds: dict[str, _Kind] = {}
+        # Re-entrant, for signal handlers. Nothing is called and nothing allocated that the collector
+        # counts while it is held, so that no `__del__` runs there either.
+        self._lock = threading.RLock()
 
-    def say(self, level: int, kind: str, message: str, *arguments: object, error: BaseException | None = None) -> None:
-        """Write a line, or count it when too many of its kind have been written in this second.
+    def forked(self) -> None:
+        """In the child after fork(2): a thread that exists in the parent only may hold the lock."""
+        self._lock = threading.RLock()
+
+    def say(
+        self, level: int, kind: str, message: str, *arguments: object, error: BaseException | None = None
+    ) -> None:
+        """Write a line, or count it when too many of its kind have been written in this period.
 
         Args:
             level: of `logging`.
@@ -54,25 +85,44 @@ class RateLimitedLog:
             message, arguments: as `logging.log` takes them.
             error: to be written with its traceback.
         """
-        if not log.isEnabledFor(level):
-            return
+        try:
+            if log.isEnabledFor(level):
+                self._say(level, kind, message, arguments, error)
+        except BaseException as raised:
+            _survive(raised)
+
+    def _say(
+        self, level: int, name: str, message: str, arguments: tuple[object, ...], error: BaseException | None
+    ) -> None:
+        kind = self._kinds.get(name) or self._kinds.setdefault(name, _Kind(name, level))
+        now = self._clock()
+        left_out = 0
+        first_left_out = False
         with self._lock:
-            entry = self._kinds.setdefault(kind, _Kind(level))
-            now = self._clock()
-            left_out = 0
-            if now - entry.began >= 1:
-                entry.began, entry.written = now, 0
-                left_out, entry.left_out = entry.left_out, 0
-            silent = entry.written >= LINES
-            first_left_out = silent and not entry.left_out
-            entry.left_out += silent
-            entry.written += not silent
-        self._tell_left_out(level, kind, left_out)
+            if now - kind.began >= kind.period:
+                kind.began, kind.written = now, 0
+                left_out, kind.left_out = kind.left_out, 0
+            silent = kind.written >= kind.most
+            if silent:
+                first_left_out = not kind.left_out
+                kind.left_out += 1
+            else:
+                kind.written += 1
+        self._tell_left_out(kind, left_out)
         if not silent:
             _write(level, message, *arguments, error=error)
         elif first_left_out:
             with contextlib.suppress(RuntimeError):  # the server stops, and flushes at the end of that
-                self._later(1.0, self.flush)
+                self._later(kind.period, self._tell_overdue)
+
+    def serving(self, where: str, engine: str, workers: int, most: int) -> None:
+        """The server has started. `where`: the addresses."""
+        message = "serving on %s with the %s engine, %d workers, at most %d connections"
+        _write(logging.INFO, message, where, engine, workers, most)
+
+    def stopped(self, accepted: int, report: object) -> None:
+        """The server has stopped."""
+        _write(logging.INFO, "stopped after %d connections: %s", accepted, report)
 
     def accepted(self, number: int, peername: object) -> None:
         """Connection `number` has begun."""
@@ -94,7 +144,7 @@ class RateLimitedLog:
     def all_blocked(self, workers: int) -> None:
         """No worker is left for those who wait."""
         message = "all %d workers are blocked in callbacks, and other connections wait; max_threads may be too small"
-        self.say(logging.WARNING, "all workers blocked", message, workers)
+        self.say(logging.WARNING, ALL_BLOCKED, message, workers)
 
     def accepting_paused(self, most: int | None) -> None:
         """Accepting has paused. `most`: that many connections are open; None: for want of something."""
@@ -116,9 +166,20 @@ class RateLimitedLog:
         """A connection was turned away when its PROXY header named a client that has too many."""
         self.say(logging.WARNING, "overload", "overload: a connection from %s was turned away (max_connections_per_ip)", peername)
 
-    def callback_error(self, name: str, error: BaseException) -> None:
-        """Write what the callback `name` raised, with its traceback."""
-        self.say(logging.ERROR, name, "%s raised %s", name, type(error).__name__, error=error)
+    def callback_error(
+        self, name: str, error: BaseException, socket: HydrogenSocket | None = None
+    ) -> None:
+        """Write what the callback `name` raised, with its traceback.
+
+        Args:
+            socket: the connection that it was called for; the line names it and its peer.
+        """
+        if socket is None:
+            self.say(logging.ERROR, name, "%s raised %s", name, type(error).__name__, error=error)
+            return
+        message = "%s raised %s on connection %d from %s"
+        kind = type(error).__name__
+        self.say(logging.ERROR, name, message, name, kind, socket.id, socket.peername, error=error)
 
     def lost(self, number: int, error: BaseException) -> None:
         """Connection `number` is aborted because of what nobody expects: want of memory, or a fault of ours."""
@@ -126,21 +187,38 @@ class RateLimitedLog:
 
     def flush(self) -> None:
         """Write how many lines of each kind were left out and not told of yet."""
-        with self._lock:
-            left_out = [(entry.level, kind, entry.left_out) for kind, entry in self._kinds.items()]
-            for entry in self._kinds.values():
-                entry.left_out = 0
-        for item in left_out:
-            self._tell_left_out(*item)
+        self._tell_all(None)
 
-    def _tell_left_out(self, level: int, kind: str, count: int) -> None:
+    def _tell_overdue(self) -> None:
+        """The same, of the kinds whose period is over."""
+        self._tell_all(self._clock())
+
+    def _tell_all(self, now: float | None) -> None:
+        for kind in list(self._kinds.values()):
+            left_out = 0
+            with self._lock:
+                if now is None or now - kind.began >= kind.period:
+                    left_out, kind.left_out = kind.left_out, 0
+            self._tell_left_out(kind, left_out)
+
+    def _tell_left_out(self, kind: _Kind, count: int) -> None:
         if count:
-            _write(level, "%s: %d more lines of this kind were left out", kind, count)
+            message = "%s: %d more lines of this kind were left out"
+            _write(kind.level, message, kind.name, count)
 
 
 def _write(level: int, message: str, *arguments: object, error: BaseException | None = None) -> None:
-    """Log, whatever becomes of it: a filter or a handler of the user's that raises must not cost a thread of the engine."""
     try:
         log.log(level, message, *arguments, exc_info=error)
-    except Exception:
-        traceback.print_exc()
+    except BaseException as raised:
+        _survive(raised)
+
+
+def _survive(error: BaseException) -> None:
+    """Write on stderr what came out of logging. An interrupt of the main thread goes on: it is the
+    user's Ctrl-C, which only happened to come here."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and isinstance(error, KeyboardInterrupt):
+        raise error
+    with contextlib.suppress(BaseException):
+        traceback.print_exception(type(error), error, error.__traceback__)
