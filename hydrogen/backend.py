@@ -31,8 +31,14 @@ CHOICES = ("compiled", "python", "auto")
 class Engine(Protocol):
     """The contract of the two engines, as `Server` uses them. Used for one start and one stop.
 
-    An engine logs by `server.log`, and runs what is due in `server.timers`. DEBUG lines of single connections are written if the logger
-    `hydrogen` was enabled for DEBUG when the engine was made.
+    An engine logs by `server.log`, and runs what is due in `server.timers`. DEBUG lines of single
+    connections are written if the logger `hydrogen` was enabled for DEBUG when the engine was made.
+
+    Who calls what: `start`, `stop_accepting`, `end`, `close_all`, `wait_drained`, `abort_all`,
+    `unsent` and `release` are called by one thread, the one of `lifecycle.Life`, in which no signal
+    handler runs and no KeyboardInterrupt comes. All others may be called by any thread at any moment
+    between `start` and the end of the process, also by a signal handler or `__del__` that interrupts
+    one of them in its own thread: they wait for no lock which the interrupted call may hold.
     """
 
     def __init__(
@@ -41,7 +47,10 @@ class Engine(Protocol):
         """Allocate; nothing runs yet. `server` is what `HydrogenSocket.server` answers."""
 
     def start(self) -> None:
-        """Start the threads: from now on connections are accepted and served."""
+        """Start the threads: from now on connections are accepted and served.
+
+        When it raises it has released everything: no thread of it runs, no fd is open.
+        """
 
     def stop_accepting(self) -> None:
         """Accept nothing more; when it returns the listeners are not used by the engine. May be called again."""
@@ -53,15 +62,19 @@ class Engine(Protocol):
         """Go on accepting."""
 
     def end(self, socket: HydrogenSocket) -> None:
-        """Ask one connection of this engine to end, as `close_all` does."""
+        """Ask one connection of this engine to end gracefully, as `close_all` does."""
 
     def close_all(self) -> None:
-        """Ask every connection to end with `ServerStopped`: output flushed, then closed. After `stop_accepting`."""
+        """Ask every connection to end gracefully, with `ServerStopped`. After `stop_accepting`.
+
+        Nothing more is read from it. What is under way is finished first: the callback that runs,
+        complete messages that were read, the opening callbacks. Then it is closed as by `close`.
+        """
 
     def abort_all(self) -> int:
         """Reset every connection that is still there, with `ServerStopped`; returns how many, without those that were being reset already.
 
-        After `stop_accepting`; may be called from any thread.
+        After `stop_accepting`.
         """
 
     def wait_drained(self, timeout: float) -> bool:
@@ -71,10 +84,16 @@ class Engine(Protocol):
         """Bytes of output pending over all connections, now."""
 
     def release(self) -> int:
-        """End the threads; returns how many workers are still in a callback and were left behind. Call once, last."""
+        """End the threads; returns how many workers are still in a callback and were left behind. Call once, last.
+
+        Waits for no code of the user's longer than a second, a log handler's included.
+        """
 
     def in_worker(self) -> bool:
-        """Whether the calling thread is one of this engine that runs code of the user's: a worker, or who writes the log."""
+        """Whether the calling thread is one of this engine that runs code of the user's: a worker, or who writes the log.
+
+        May be called before `start`, too.
+        """
 
     def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
         """Send `data` to every open connection but those of `exclude`: framed once for each framing, its bytes shared."""
@@ -98,7 +117,10 @@ class Engine(Protocol):
         """Use `context` for connections accepted from now on. Only when `Config.ssl` was given."""
 
     def forked(self) -> None:
-        """Called in the child after fork(2): this engine must not act any more, its threads exist in the parent only."""
+        """Called in the child after fork(2): this engine must not act any more, its threads exist in the parent only.
+
+        Takes no lock, which such a thread may hold, and closes the child's copies of the engine's fds.
+        """
 
 
 def _import_compiled() -> Any:
@@ -120,7 +142,7 @@ def default_engine() -> str:
         EngineUnavailable: it is `compiled`, which cannot be imported.
     """
     global _default
-    choice = os.environ.get("HYDROGEN_ENGINE", "auto")
+    choice = os.environ.get("HYDROGEN_ENGINE") or "auto"  # an empty variable is one that is not set
     if choice not in CHOICES:
         raise ValueError(f"HYDROGEN_ENGINE: {', '.join(CHOICES)} are allowed, not {choice!r}")
     if choice == "compiled":

@@ -11,13 +11,16 @@ from hydrogen.errors import Cause, Timeout
 
 @dataclass(frozen=True)
 class StopReport:
-    """What a stop did to the connections that were there when it began.
+    """What a stop did to the connections that were there when it began: each of them is `closed`,
+    `aborted` or `abandoned`.
 
     Attributes:
-        closed: connections that ended gracefully: output flushed, then closed.
+        closed: connections that ended gracefully (output flushed, then closed), or by themselves.
         aborted: connections reset because the timeout passed or `abort()` was called.
         abandoned: connections whose handler still blocks, or that wait because all workers do; each is removed when a handler returns.
         unsent_bytes: output that was pending on the connections that were aborted or abandoned.
+        refused: messages for which `send` returned False while the server was stopping, since their
+            connection was closing already; none of them reached a peer.
         seconds: how long the stop took.
     """
 
@@ -25,6 +28,7 @@ class StopReport:
     aborted: int
     abandoned: int
     unsent_bytes: int
+    refused: int
     seconds: float
 
 

@@ -1,50 +1,47 @@
-"""`Server`, `serve` and `begin`: the life of a server, from the listening socket to the report of its stop. Knows no engine by name.
+"""`Server`, `serve` and `begin`: the life of a server as its user sees it, and signals.
 
-States go one way: NEW, RUNNING, STOPPING, STOPPED. `_lock` guards the state; it is never held while waiting. Whoever moves the state to
-STOPPING carries the stop out; all others wait for `_stopped`.
+Knows no engine by name. Start and stop are carried out by `lifecycle.Life`; what `Server` says of
+its state is read from there, and no lock is taken for it.
 """
 
 from __future__ import annotations
 
+import _thread
 import atexit
+import contextlib
 import dataclasses
-import logging
+import math
 import os
+import queue
+import select
 import signal
 import ssl
 import threading
 import time
-import weakref
-from collections.abc import Callable, Collection
-from types import FrameType, TracebackType
+from collections.abc import Callable, Collection, Sequence
+from socket import socket
+from types import BuiltinFunctionType, FrameType, TracebackType
 from typing import Any
 
 from hydrogen import backend
 from hydrogen.config import MAX_SECONDS, Config, default_max_connections
 from hydrogen.connection import BytesLike, HydrogenSocket
 from hydrogen.handler import Handler, callbacks_of
-from hydrogen.listener import Listeners
+from hydrogen.lifecycle import LOG_PATIENCE, NOTHING, Latch, Life
 from hydrogen.log import RateLimitedLog
 from hydrogen.report import BroadcastReport, Stats, StopReport
 from hydrogen.timers import Timer, Timers
 from hydrogen.tls import check_context
-from hydrogen.watchdog import Watchdog
 
-log = logging.getLogger("hydrogen")
-
-NEW, RUNNING, STOPPING, STOPPED = range(4)
-
-ABORT_GRACE = 0.5
-"""Seconds that aborted connections have for their last callbacks; then the handlers that still block count as abandoned."""
-
-ABORT_LOOK = 0.05
-"""Seconds between two looks of a stop whether `abort` was called meanwhile."""
-
-_running: weakref.WeakSet[Server] = weakref.WeakSet()
+_running: set[Server] = set()
+"""Servers that start, run or stop. A plain set: each of its operations is one step, also for a
+signal handler and after a fork."""
 
 
 class Server:
     """A server on one listening socket or several. All methods may be called from any thread.
+
+    They may also be called by signal handlers, `__del__` and weakref callbacks at any moment.
 
     Attributes:
         config: as given.
@@ -66,199 +63,204 @@ class Server:
         self._handler = handler
         self._callbacks = callbacks_of(handler)
         self.engine, self._engine_class = backend.engine_class(engine)
-        self._engine: backend.Engine | None = None
-        self._listeners: Listeners | None = None
-        self._addresses: list[Any] = []
         self.log = RateLimitedLog(self.call_later)
         self.timers = Timers(self.log)
-        self._watchdog: Watchdog | None = None
+        self._startable = threading.Lock()  # nobody waits for it
+        self._life: Life | None = None
+        self._stopped = Latch()
+        self._on_stopped: Callable[[], object] | None = None
         self._suspended = False
-        self._reset_locks()
-        self._state = NEW
-        self._report: StopReport | None = None
-        self._aborted = 0
-        self._unsent = 0
-
-    def _reset_locks(self) -> None:
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._abort_asked = threading.Event()
+        self._most = 0
 
     def start(self) -> None:
         """Listen and serve, and return.
 
+        A `stop` or `abort` meanwhile is carried out as soon as the start is over, or before anything
+        is accepted. KeyboardInterrupt, or whatever else interrupts this, leaves nothing open.
+
         Raises:
-            RuntimeError: it was started before.
+            RuntimeError: it was started before; gevent or eventlet has replaced threads.
             OSError: the address cannot be listened on. Nothing is left open.
         """
-        with self._lock:
-            if self._state != NEW:
-                raise RuntimeError("a server is started once; make another one")
-            self._handler.server = self
-            self._listeners = Listeners(self.config, self._handler.on_server_created)
-            self._addresses = self._listeners.addresses
-            most = self.config.max_connections or default_max_connections()
-            try:
-                self._engine = backend.make_engine(self._engine_class, self, self._callbacks, self.config, self._listeners.sockets, most)
-                self._state = RUNNING  # before the first callback, which may ask for anything
-                self._engine.start()
-                if self.config.slow_callback is not None:
-                    self._watchdog = Watchdog(self.config.slow_callback, self._engine.running, self.log)
-                    self._watchdog.start()
-            except BaseException:
-                self._undo_start()
-                raise
-            _running.add(self)
-        where = ", ".join(map(str, self._addresses))
-        log.info("serving on %s with the %s engine, %d workers, at most %d connections", where, self.engine, self.config.max_threads, most)
+        _check_threads()
+        if not self._startable.acquire(blocking=False):
+            raise RuntimeError("a server is started once; make another one")
+        life = self._life = Life(self)
+        _running.add(self)
+        life.begin()
+        if life.error is not None:
+            raise life.error
 
-    def _undo_start(self) -> None:
-        """Back to where it was before `start`."""
-        if self._engine is not None and self._watchdog is not None:
-            self._engine.stop_accepting()
-            self._engine.abort_all()
-            self._engine.release()
-        assert self._listeners is not None
-        self._listeners.undo()
-        self._state, self._engine, self._watchdog, self._addresses = NEW, None, None, []
+    def _make_engine(self, listeners: Sequence[socket]) -> backend.Engine:
+        """By `Life`: the engine, which does not run yet."""
+        self._most = self.config.max_connections or default_max_connections()
+        return backend.make_engine(
+            self._engine_class, self, self._callbacks, self.config, listeners, self._most
+        )
+
+    def _tell_start(self) -> None:
+        """By `Life`: the start is over."""
+        where = ", ".join(map(str, self.addresses))
+        self.log.serving(where, self.engine, self.config.max_threads, self._most)
+
+    def _not_started(self) -> None:
+        """By `Life`: nothing is left of the start; there may be another one."""
+        self._life = None
+        _running.discard(self)
+        self._startable.release()
+
+    def _ended(self) -> None:
+        """By `Life`: the stop is over."""
+        _running.discard(self)
+        self._stopped.set()
+        if self._on_stopped is not None:
+            self._on_stopped()
 
     def stop(self, timeout: float | None = None, spread: float = 0.0) -> StopReport:
-        """Stop: no new connections, running callbacks finish, queued output is flushed, connections are closed.
+        """Shut down gracefully, and return when that is done.
 
-        At the timeout the rest is reset; a handler that still blocks then is abandoned, its connection is removed when it returns.
-        Called again it waits for the stop that is under way and returns its report. Called from a callback it only asks for the stop
-        and returns an empty report at once; `wait()` and a later `stop()` tell the rest.
+        1. Nothing more is accepted, and nothing more is read.
+        2. What has arrived is finished: a callback that runs, the complete messages that were read,
+           and a connection whose first callbacks are due or running. `send` works as before.
+        3. A connection for which none of this is left is closed: from now on `send` refuses, queued
+           output is flushed, and its callbacks get `ServerStopped`. An incomplete message, and a
+           handshake or PROXY header that is not done, are dropped. Messages that are held back by
+           `pause_reading` or by the watermarks wait until reading is resumed.
+        4. At the timeout the rest is reset. A handler that still blocks is abandoned; its connection
+           is removed when it returns.
+
+        Called again it waits for the stop that is under way and returns its report. Called from a
+        callback, or during the start by the thread that starts, it only asks for the stop and
+        returns an empty report at once; `wait()` and a later `stop()` tell the rest.
 
         Args:
             timeout: seconds; None: `config.stop_timeout`.
-            spread: seconds over which the connections are closed, evenly, so that their clients do not all come back in one moment. Part of
+            spread: seconds over which the connections are closed, evenly, so that their clients do
+                not all come back in one moment. Until its turn comes each is served. Part of
                 `timeout`: what is left of that is for the last ones to be flushed.
+        Raises:
+            TypeError, ValueError: wrong seconds; a `spread` over the timeout.
+            KeyboardInterrupt, SystemExit: raised by a signal handler meanwhile; the stop becomes an
+                `abort`, and goes on without the caller.
         """
         if timeout is None:
             timeout = self.config.stop_timeout
         _check_seconds("timeout", timeout)
         _check_seconds("spread", spread)
         if spread > timeout:
-            raise ValueError(f"spread: at most the timeout, {timeout!r} seconds, is allowed, not {spread!r}")
-        return self._begin_stop(timeout, spread)
-
-    def _begin_stop(self, timeout: float | None, spread: float = 0.0) -> StopReport:
-        """Carry the stop out, or wait for the one under way. `timeout` None: reset every connection at once."""
-        with self._lock:
-            engine = self._engine
-            if engine is None:
-                return StopReport(0, 0, 0, 0, 0.0)
-            first = self._state == RUNNING
-            if first:
-                self._state = STOPPING
-        if engine.in_worker() or (self._watchdog is not None and self._watchdog.is_mine()):
-            if first:
-                threading.Thread(target=self._stop, args=(engine, timeout, spread), name="hydrogen-stop", daemon=True).start()
-            return StopReport(0, 0, 0, 0, 0.0)
-        if first:
-            return self._stop(engine, timeout, spread)
-        self._stopped.wait()
-        assert self._report is not None
-        return self._report
-
-    def _stop(self, engine: backend.Engine, timeout: float | None, spread: float) -> StopReport:
-        began = time.monotonic()
-        before = engine.stats()
-        engine.stop_accepting()
-        assert self._listeners is not None
-        self._listeners.close()
-        there = before.connections + _admitted(engine.stats()) - _admitted(before)
-        if timeout is not None:
-            self._close_evenly(engine, began, spread)
-            engine.close_all()
-        if timeout is None or not self._drained(engine, began + timeout):
-            self._abort_rest(engine)
-            engine.wait_drained(ABORT_GRACE)
-        abandoned = engine.stats().connections
-        if self._watchdog is not None:
-            self._watchdog.end()
-        engine.release()
-        self.log.flush()
-        with self._lock:
-            aborted = max(0, self._aborted - abandoned)
-            seconds = time.monotonic() - began
-            # A connection that was accepted while the counters were read may be in none of them.
-            self._report = StopReport(max(0, there - aborted - abandoned), aborted, abandoned, self._unsent, seconds)
-            self._state = STOPPED
-        _running.discard(self)
-        self._stopped.set()
-        log.info("stopped after %d connections: %s", before.accepted, self._report)
-        return self._report
-
-    def _close_evenly(self, engine: backend.Engine, began: float, spread: float) -> None:
-        """Close those there are now one after the other, the last one at `began` + `spread`, or sooner when `abort` asks for it."""
-        sockets = engine.connections() if spread else []
-        for number, socket in enumerate(sockets, 1):
-            if socket.is_open:  # it may have left by itself
-                self._abort_asked.wait(max(0.0, began + spread * number / len(sockets) - time.monotonic()))
-                engine.end(socket)
-
-    def _drained(self, engine: backend.Engine, deadline: float) -> bool:
-        """Wait until no connection is left; False at the deadline, and as soon as `abort` asks for it."""
-        while not engine.wait_drained(max(0.0, min(ABORT_LOOK, deadline - time.monotonic()))):
-            if self._abort_asked.is_set() or time.monotonic() >= deadline:
-                return False
-        return True
-
-    def _abort_rest(self, engine: backend.Engine) -> None:
-        with self._lock:
-            self._unsent += engine.unsent()
-            self._aborted += engine.abort_all()
+            raise ValueError(
+                f"spread: at most the timeout, {timeout!r} seconds, is allowed, not {spread!r}"
+            )
+        life = self._life
+        if life is None:
+            return NOTHING
+        life.ask(timeout, spread)
+        return self._await_stop(life)
 
     def abort(self) -> None:
-        """Stop at once: every connection is reset. Also cuts short a stop that is under way."""
-        self._abort_asked.set()
-        self._begin_stop(None)
+        """Stop at once: every connection is reset. Also cuts short a stop that is under way.
+
+        Before the start it does nothing.
+        """
+        life = self._life
+        if life is not None:
+            life.abort()
+            self._await_stop(life)
+
+    def _await_stop(self, life: Life) -> StopReport:
+        if life.is_waited_for():
+            return NOTHING
+        try:
+            life.ended.wait()
+            life.told.wait(LOG_PATIENCE)
+        except (KeyboardInterrupt, SystemExit):  # whoever interrupts a stop does not want to wait
+            life.abort()
+            raise
+        return life.report
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the server has stopped, at most `timeout` seconds; False if it has not."""
-        return self._stopped.wait(timeout)
+        """Wait until the server has stopped, at most `timeout` seconds; False if it has not.
+
+        Args:
+            timeout: seconds, 0 or more; None or infinity: no limit.
+        Raises:
+            TypeError, ValueError: a wrong timeout.
+        """
+        if timeout is not None:
+            if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+                raise TypeError(f"timeout: seconds are expected, not {timeout!r}")
+            if math.isnan(timeout) or timeout < 0:
+                raise ValueError(f"timeout: 0 or more seconds are allowed, not {timeout!r}")
+        return self._stopped.wait(None if timeout == math.inf else timeout)
 
     @property
     def ready(self) -> bool:
-        """True while connections are accepted: False while suspended, and as soon as stopping begins."""
-        return self._state == RUNNING and not self._suspended
+        """True while connections are accepted: False while suspended, and once stopping begins."""
+        life = self._life
+        if life is None or life.stopping or self._suspended:
+            return False
+        return life.usable_engine() is not None
 
     def suspend(self) -> None:
-        """Accept no connection until `resume`: those that come wait in the kernel's backlog. Open ones are served as before.
+        """Accept no connection until `resume`: those that come wait in the kernel's backlog.
+
+        Open ones are served as before.
 
         Raises:
             RuntimeError: the server does not run.
         """
-        with self._lock:
-            self._running_engine().suspend()
-            self._suspended = True
+        self._suspend(True)
 
     def resume(self) -> None:
         """Undo `suspend`. Raises: RuntimeError: the server does not run."""
-        with self._lock:
-            self._suspended = False
-            self._running_engine().resume()
+        self._suspend(False)
+
+    def _suspend(self, wanted: bool) -> None:
+        """Store what is wanted, then tell the engine until that is what it was told last.
+
+        Without a lock: whoever tells the engine last looks afterwards, and if somebody wants
+        something else by then, that one tells it once more.
+        """
+        engine = self._running_engine()
+        self._suspended = wanted
+        while True:
+            told = self._suspended
+            if told:
+                engine.suspend()
+            else:
+                engine.resume()
+            if self._suspended is told:
+                return
 
     def _running_engine(self) -> backend.Engine:
-        if self._engine is None or self._state != RUNNING:
+        life = self._life
+        engine = None if life is None or life.stopping else life.usable_engine()
+        if engine is None:
             raise RuntimeError("the server does not run")
-        return self._engine
+        return engine
+
+    def _any_engine(self) -> backend.Engine | None:
+        """The engine also while it stops, and after."""
+        life = self._life
+        return None if life is None else life.usable_engine()
 
     @property
     def address(self) -> Any:
         """What `getsockname` gives for the first listener: a tuple, or the path; None before the start."""
-        return self._addresses[0] if self._addresses else None
+        addresses = self.addresses
+        return addresses[0] if addresses else None
 
     @property
     def addresses(self) -> list[Any]:
         """The addresses of all listeners."""
-        return list(self._addresses)
+        life = self._life
+        return [] if life is None else list(life.addresses)
 
     @property
     def connections(self) -> list[HydrogenSocket]:
         """A snapshot of the open connections."""
-        return [] if self._engine is None else self._engine.connections()
+        engine = self._any_engine()
+        return [] if engine is None else engine.connections()
 
     def reload_tls(self, context: ssl.SSLContext) -> None:
         """Use `context`, with a renewed certificate say, for new connections; those that are open keep theirs.
@@ -288,9 +290,10 @@ class Server:
                 Connections whose own framing cannot are `dropped`.
         """
         message = data if type(data) is bytes else bytes(memoryview(data))
-        if self._engine is None or self._state == STOPPED:
+        engine = self._any_engine()
+        if engine is None or self._stopped.is_set():
             return BroadcastReport(0, 0)
-        return self._engine.broadcast(message, exclude)
+        return engine.broadcast(message, exclude)
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Have a worker call `callback` when so many seconds have passed. It may block, as any callback; what it raises is logged.
@@ -304,39 +307,46 @@ class Server:
         _check_seconds("seconds", seconds)
         if not callable(callback):
             raise TypeError(f"callback: something to call is expected, not {callback!r}")
-        return self.timers.add(time.monotonic() + seconds, callback, self._running_engine().set_alarm)
+        engine = self._running_engine()
+        return self.timers.add(time.monotonic() + float(seconds), callback, engine.set_alarm)
 
     def stats(self) -> Stats:
         """Counters since the start, summed now."""
-        if self._engine is None:
+        life = self._life
+        engine = self._any_engine()
+        if life is None or engine is None:
             return Stats()
-        return dataclasses.replace(self._engine.stats(), slow_callbacks=0 if self._watchdog is None else self._watchdog.slow)
+        return dataclasses.replace(engine.stats(), slow_callbacks=life.slow_callbacks)
 
     def __enter__(self) -> Server:
-        """Start, if it has not been started."""
-        if self._state == NEW:
+        """Start, if it has not been started.
+
+        Raises:
+            RuntimeError: it has been stopped, or is being stopped.
+        """
+        life = self._life
+        if life is None:
             self.start()
+        elif life.stopping:
+            raise RuntimeError("this server was stopped; a server is started once, make another one")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def _forked(self) -> None:
-        """In the child after fork(2): the threads are gone, and the sockets are the parent's to use; the port is not kept busy."""
-        self._reset_locks()
-        if self._listeners is not None:
-            for sock in self._listeners.sockets:
-                sock.close()
-        if self._engine is not None:
-            self._engine.forked()
-        self._engine = None
-        self._state = STOPPED
+        """In the child after fork(2): the threads are gone, and the sockets are the parent's to use;
+        the port is not kept busy. Takes no lock."""
+        life = self._life
+        if life is not None:
+            life.forked()
+        self.log.forked()
         self._stopped.set()
-
-
-def _admitted(stats: Stats) -> int:
-    """Connections accepted, and not turned away."""
-    return stats.accepted - stats.removed_overload
 
 
 def _check_seconds(name: str, value: object) -> None:
@@ -346,10 +356,33 @@ def _check_seconds(name: str, value: object) -> None:
         raise ValueError(f"{name}: 0 or more seconds, at most {MAX_SECONDS}, are allowed, not {value!r}")
 
 
+def _check_threads() -> None:
+    """Raise RuntimeError where threads, locks or epoll are not the interpreter's own."""
+    if not (
+        isinstance(_thread.start_new_thread, BuiltinFunctionType)
+        and isinstance(_thread.allocate_lock, BuiltinFunctionType)
+        and queue.SimpleQueue.__module__ == "_queue"
+        and hasattr(select, "epoll")
+    ):
+        raise RuntimeError(
+            "hydrogen needs real threads, and something, such as gevent.monkey.patch_all() or "
+            "eventlet.monkey_patch(), has replaced threading, queue or select in this process"
+        )
+
+
 def _stop_at_exit() -> None:
-    """At interpreter exit: a bounded stop of what still runs, before Python takes the workers' world away."""
-    for server in list(_running):
-        server.stop()
+    """At interpreter exit: a bounded stop of what still runs, before Python takes the workers' world
+    away. All at the same time; who interrupts that does not want to wait."""
+    servers = list(_running)
+    try:
+        for server in servers:
+            if server._life is not None:
+                server._life.ask(server.config.stop_timeout)
+        for server in servers:
+            server.stop()
+    except (KeyboardInterrupt, SystemExit):
+        for server in servers:
+            server.abort()
 
 
 def _after_fork_in_child() -> None:
@@ -371,61 +404,151 @@ def serve(handler: Handler, config: Config | None = None, *, engine: str | None 
         engine: `"compiled"`, `"python"`, `"auto"`; None: the default, see `hydrogen.engine`.
         options: replace fields of `config`.
     Raises:
-        TypeError, ValueError, OSError: as `Config`, `Server` and `Server.start`.
+        TypeError, ValueError, OSError, RuntimeError: as `Config`, `Server` and `Server.start`.
     """
     if options:
         config = dataclasses.replace(config if config is not None else Config(), **options)
     server = Server(handler, config, engine=engine)
-    server.start()
-    return server
+    try:
+        server.start()
+        return server
+    except BaseException:  # also between the start and the return: nobody else could stop it
+        server.abort()
+        raise
 
 
 def begin(handler: Handler, config: Config | None = None) -> StopReport:
-    """The seed's call: serve until stopped, and return the report of the stop.
+    """Serve until stopped, and return the report of the stop.
 
-    In the main thread the first SIGINT or SIGTERM stops within `stop_timeout`, a second one aborts; the signal handlers there were
-    before are restored. In another thread it returns when somebody calls `stop`.
+    In the main thread the first SIGINT or SIGTERM stops within `stop_timeout`, a second one aborts.
+    The signal handlers there were before are restored, also those that C code had installed. A
+    SIGINT that is ignored, as in a background job of a shell, stays ignored. In another thread it
+    returns when somebody calls `stop`.
+
+    Raises:
+        TypeError, ValueError, OSError, RuntimeError: as `Server` and `Server.start`.
+        RuntimeError: this is a subinterpreter, which cannot handle signals.
     """
     return run(Server(handler, config))
 
 
 def run(server: Server, started: Callable[[], None] = lambda: None) -> StopReport:
-    """Start `server`, call `started`, and wait until a signal (see `begin`) or anybody else has stopped it."""
-    # A signal may be delivered to any thread, and then interrupts no wait of this one: Python's wakeup fd is written to wherever it
-    # arrives. The handlers run in this thread, between two bytecodes, and only count.
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signals = 0
+    """Start `server`, call `started`, and wait until a signal (see `begin`) or anybody stops it."""
+    if threading.current_thread() is not threading.main_thread():
+        return _run(server, started, server.wait)
+    with _Signals(server) as signals:
+        return _run(server, started, signals.wait)
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal signals
-        signals += 1
 
-    def follow() -> None:
-        server.wait()
-        os.write(writer, b"\0")
-
-    main = threading.current_thread() is threading.main_thread()
-    earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    earlier_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False) if main else -1
-    follower = threading.Thread(target=follow, name="hydrogen-follow", daemon=True)
+def _run(server: Server, started: Callable[[], None], wait: Callable[[], object]) -> StopReport:
     try:
         server.start()
-        follower.start()
         started()
-        actions: list[Callable[[], object]] = [server.abort, server.stop]
-        while not server.wait(0):
-            os.read(reader, 1)
-            while actions and signals > 2 - len(actions):
-                threading.Thread(target=actions.pop(), name="hydrogen-stop", daemon=True).start()
-    finally:
-        if follower.is_alive():
-            server.abort()
-            follower.join()
-        for number, previous in earlier.items():
-            signal.signal(number, previous)
-        if main:
-            signal.set_wakeup_fd(earlier_fd)
-        os.close(reader)
-        os.close(writer)
+        wait()
+    except BaseException:
+        server.abort()
+        raise
     return server.stop()
+
+
+class _Signals:
+    """SIGINT and SIGTERM of the process, for as long as one server runs. For the main thread."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._count = 0
+        self._restore: dict[int, Callable[[], object]] = {}
+        self._earlier_fd: int | None = None
+        self._fds: list[int] = []
+
+    def __enter__(self) -> _Signals:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._take(number)
+            # A signal may be delivered to any thread, and then interrupts no wait of this one: but
+            # Python's wakeup fd is written to wherever it arrives.
+            self._fds.extend(os.pipe())
+            os.set_blocking(self._fds[1], False)
+            self._earlier_fd = signal.set_wakeup_fd(self._fds[1], warn_on_full_buffer=False)
+            self._server._on_stopped = self._wake
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """SIGINT last: up to there no KeyboardInterrupt comes."""
+        self._server._on_stopped = None
+        if self._earlier_fd is not None:
+            signal.set_wakeup_fd(self._earlier_fd)
+        for fd in self._fds:
+            os.close(fd)
+        for number in reversed(list(self._restore)):
+            self._restore.pop(number)()
+
+    def _take(self, number: int) -> None:
+        earlier = signal.getsignal(number)
+        if number == signal.SIGINT and earlier is signal.SIG_IGN:
+            return
+        restore = _action_of_c(number) if earlier is None else lambda: signal.signal(number, earlier)
+        self._restore[number] = restore
+        try:
+            signal.signal(number, self._on_signal)
+        except ValueError as error:
+            del self._restore[number]
+            raise RuntimeError(
+                "signals can only be handled in the main interpreter: use hydrogen.serve() here"
+            ) from error
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        self._act()
+
+    def _act(self) -> None:
+        """Ask for what the signals so far mean; asking again changes nothing."""
+        life = self._server._life
+        if life is not None and self._count == 1:
+            life.ask(self._server.config.stop_timeout)
+        elif life is not None and self._count > 1:
+            life.abort()
+
+    def wait(self) -> None:
+        """Wait until the server has stopped."""
+        self._act()  # one may have come before the start
+        while not self._server.wait(0):
+            os.read(self._fds[0], 1)
+
+    def _wake(self) -> None:
+        """By another thread, when `Server.wait` has become true."""
+        while True:
+            with contextlib.suppress(BlockingIOError):  # full of signals, and read
+                os.write(self._fds[1], b"\0")
+                return
+            time.sleep(0.001)
+
+
+def _action_of_c(number: int) -> Callable[[], object]:
+    """What restores the handler that C code has installed for a signal, which Python does not know.
+
+    sigaction(2) gives it and takes it back. Where that cannot be called the default comes instead:
+    ours must not stay, the process would be deaf to the signal.
+    """
+
+    def default() -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    try:
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        action = ctypes.create_string_buffer(1024)  # a struct sigaction has some 150 bytes
+        if libc.sigaction(number, None, action):
+            return default
+    except (ImportError, OSError, AttributeError):
+        return default
+
+    def restore() -> None:
+        default()
+        libc.sigaction(number, action, None)
+
+    return restore

@@ -319,7 +319,7 @@ def test_a_call_may_stop_its_server(start, connect):
     client.close()
     assert server.wait(PATIENCE)
     wait_until(lambda: reports, "the call has its answer")
-    assert reports == [hydrogen.StopReport(0, 0, 0, 0, 0.0)]
+    assert reports == [hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)]
     assert server.stop().closed == 1
 
 

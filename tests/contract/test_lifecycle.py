@@ -56,7 +56,7 @@ def test_a_server_opens_nothing_before_its_start(engine):
 @pytest.mark.clause("S28")
 def test_a_stop_before_the_start_reports_nothing_and_wrong_timeouts_raise(engine):
     server = make(engine)
-    assert server.stop() == hydrogen.StopReport(0, 0, 0, 0, 0.0)
+    assert server.stop() == hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)
     for wrong in ("1", True, [1]):
         with pytest.raises(TypeError, match="timeout"):
             server.stop(wrong)
@@ -193,7 +193,7 @@ def test_stop_from_a_callback_requests_it_and_returns_at_once(start, connect, wh
     client.send(b"x")
     client.close()
     assert server.wait(PATIENCE)
-    assert reports == [hydrogen.StopReport(0, 0, 0, 0, 0.0)] * len(reports)
+    assert reports == [hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)] * len(reports)
     assert reports
     assert server.stop().abandoned == 0
 

@@ -93,7 +93,7 @@ def test_a_callback_may_ask_for_a_stop_that_is_spread(start, connect):
     clients[3].echo(b"stop")
     assert leave(clients) == ["end"] * 6
     assert server.wait(PATIENCE)
-    assert reports == [hydrogen.StopReport(0, 0, 0, 0, 0.0)]
+    assert reports == [hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)]
     assert server.stop().closed == 6
 
 

@@ -1,0 +1,366 @@
+"""One start of a server and its stop, carried out by a thread of its own. Knows no engine by name.
+
+The thread exists from the start on, so a stop needs no new one: none can be had once the main
+thread has ended (CPython 3.12), or when the system is out of them. It is never the main thread, so
+no signal handler runs in it and no KeyboardInterrupt reaches it: what it has begun it finishes.
+Everybody else asks and waits, and may be interrupted while waiting; nobody has to take over.
+
+A signal handler, `__del__` and weakref callbacks may call anything here at any moment, also while
+their own thread is inside the same function. So nobody waits for a lock here: what is asked for
+goes through a SimpleQueue, whose `put` is re-entrant, and what is waited for is a `Latch`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from hydrogen import backend
+from hydrogen.listener import Listeners
+from hydrogen.report import Stats, StopReport
+from hydrogen.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from hydrogen.server import Server
+
+ABORT_GRACE = 0.5
+"""Seconds that aborted connections have for their last callbacks; then the handlers that still
+block count as abandoned."""
+
+ABORT_LOOK = 0.05
+"""Seconds between two looks of a stop whether an abort was asked for meanwhile."""
+
+LOG_PATIENCE = 1.0
+"""Seconds that `stop` waits until its end is logged; a log handler may hang."""
+
+NOTHING = StopReport(0, 0, 0, 0, 0, 0.0)
+"""The report of a stop that found nothing to do, or was only asked for."""
+
+
+class Latch:
+    """An event that is set once. Any thread and any signal handler may wait for it and set it.
+
+    `threading.Event` holds a lock while `wait` and `set` work on it; a signal handler that calls
+    either of them in the thread that holds it would wait for ever. Here each waiter has a lock of
+    its own. A waiter puts it into the list and then looks at the flag; who sets stores the flag and
+    then empties the list. One of the two sees the other.
+    """
+
+    __slots__ = ("_is_set", "_waiting")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: deque[_thread.LockType] = deque()
+
+    def is_set(self) -> bool:
+        """Whether it was set."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Let everybody go on who waits."""
+        self._is_set = True
+        with contextlib.suppress(IndexError):
+            while True:
+                self._waiting.popleft().release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, at most `timeout` seconds (None: no limit); whether it is."""
+        if self._is_set or timeout == 0:
+            return self._is_set
+        mine = _thread.allocate_lock()
+        mine.acquire()
+        self._waiting.append(mine)
+        try:
+            if not self._is_set:
+                mine.acquire(True, -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+            return self._is_set
+        finally:
+            with contextlib.suppress(ValueError):  # who set it has taken it out
+                self._waiting.remove(mine)
+
+
+class Life:
+    """One start of a server and its stop.
+
+    Attributes:
+        engine: from when its threads start; it remains after the stop, for its counters.
+        addresses: of the listeners, once they exist.
+        starting: the start is not over. Only callbacks may use the engine then.
+        stopping: a stop was asked for.
+        ended: set when the start has failed, or the stop is over and `report` stands.
+        told: set when that is logged, too.
+        report: of the stop.
+        error: why the start failed.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.engine: backend.Engine | None = None
+        self.addresses: list[Any] = []
+        self.starting = True
+        self.stopping = False
+        self.ended = Latch()
+        self.told = Latch()
+        self.report = NOTHING
+        self.error: BaseException | None = None
+        self._server = server
+        self._listeners: Listeners | None = None
+        self._watchdog: Watchdog | None = None
+        self._thread: threading.Thread | None = None
+        self._starter = threading.get_ident()
+        self._unclaimed = [None]  # who takes it out decides whether there is a start at all
+        self._asked: SimpleQueue[tuple[float | None, float]] = SimpleQueue()
+        self._abort_asked = Latch()
+        self._created: SimpleQueue[int | None] = SimpleQueue()
+        self._called: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._serves = False
+        self._cancelled = False
+        self._forked = False
+
+    # ------------------------------------------------------------------ for anybody
+
+    def begin(self) -> None:
+        """Start; returns when the server runs, or the start has failed with `error`.
+
+        `on_server_created` is called here, in the thread that starts the server.
+
+        Raises:
+            RuntimeError: no thread can be started.
+            BaseException: what interrupted it, as KeyboardInterrupt. Nothing is left behind.
+        """
+        try:
+            # Not by threading.Thread.start, which waits for the new thread by an Event: an interrupt
+            # in there may leave the Event's lock taken, and the new thread waits for it for ever.
+            _thread.start_new_thread(self._launch, ())
+            while (fd := self._created.get()) is not None:
+                self._called.put(self._call(fd))
+            if self._forked:
+                raise RuntimeError("the process was forked during the start: the server is the parent's")
+            if self.engine is not None and self.error is None:
+                self._server._tell_start()
+        except BaseException as error:
+            self.cancel(error)
+            raise
+
+    def cancel(self, error: BaseException) -> None:
+        """Undo a start that was interrupted, however far it has come, and wait for that."""
+        self._cancelled = True
+        if self._claim():  # the thread does not run, or will find that there is nothing to do
+            self._fail(error)
+        else:
+            self._called.put(error)  # should the thread wait for `on_server_created`
+            self.abort()
+            self.ended.wait()
+
+    def ask(self, timeout: float | None, spread: float = 0.0) -> None:
+        """Ask for a stop, by the terms of who asks first. `timeout` None: reset everything at once."""
+        self.stopping = True
+        if not self.ended.is_set():
+            self._asked.put((timeout, spread))
+
+    def abort(self) -> None:
+        """Ask for a stop that resets everything at once; one that is under way does so then."""
+        self._abort_asked.set()
+        self.ask(None)
+
+    def is_waited_for(self) -> bool:
+        """Whether the stop may wait for the calling thread, which must not wait for the stop then."""
+        engine, watchdog, me = self.engine, self._watchdog, threading.get_ident()
+        return (
+            (engine is not None and engine.in_worker())
+            or (watchdog is not None and watchdog.is_mine())
+            or (self._thread is not None and self._thread.ident == me)
+            or (self.starting and self._starter == me)
+        )
+
+    def usable_engine(self) -> backend.Engine | None:
+        """The engine for the caller: while it starts it is there for its own callbacks only."""
+        engine = self.engine
+        if engine is not None and self.starting and not engine.in_worker():
+            return None
+        return engine
+
+    @property
+    def slow_callbacks(self) -> int:
+        """See `Stats`."""
+        return 0 if self._watchdog is None else self._watchdog.slow
+
+    def forked(self) -> None:
+        """In the child after fork(2), without the threads: give back the fds, and let everybody go on
+        who waits. Takes no lock: a thread that exists in the parent only may hold it."""
+        self._forked = self.stopping = True
+        self.starting = False
+        if self._listeners is not None:
+            for sock in self._listeners.sockets:
+                sock.close()
+        if self.engine is not None:
+            self.engine.forked()
+        self.engine, self.report = None, NOTHING
+        self._created.put(None)
+        self.ended.set()
+        self.told.set()
+
+    # ------------------------------------------------------------------ by who starts the server
+
+    def _call(self, fd: int) -> BaseException | None:
+        """Call `on_server_created`; what it raised."""
+        try:
+            self._server._handler.on_server_created(fd)
+        except BaseException as error:
+            return error
+        return None
+
+    # ------------------------------------------------------------------ by the thread
+
+    def _claim(self) -> bool:
+        try:
+            self._unclaimed.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _launch(self) -> None:
+        """Start the thread from one that no signal interrupts either."""
+        if not self._claim():
+            return
+        try:
+            self._thread = threading.Thread(target=self._run, name="hydrogen-lifecycle", daemon=True)
+            self._thread.start()
+        except BaseException as error:
+            self._fail(error)
+
+    def _run(self) -> None:
+        try:
+            self._start()
+        except BaseException as error:
+            self._undo()
+            self._fail(error)
+            return
+        self.starting = False
+        self._created.put(None)
+        timeout, spread = self._wait_for_stop()
+        accepted = self._stop(timeout, spread)
+        self._server._ended()
+        self.ended.set()
+        if not self._cancelled:
+            self._server.log.flush()
+            self._server.log.stopped(accepted, self.report)
+        self.told.set()
+
+    def _start(self) -> None:
+        server, config = self._server, self._server.config
+        server._handler.server = server
+        self._listeners = Listeners(config, self._have_called)
+        self.addresses = self._listeners.addresses
+        if self.stopping:  # asked for meanwhile: nothing is accepted at all
+            return
+        # Known before the first callback, which may ask for anything.
+        engine = self.engine = server._make_engine(self._listeners.sockets)
+        engine.start()
+        self._serves = True
+        if config.slow_callback is not None:
+            watchdog = Watchdog(config.slow_callback, engine.running, server.log)
+            self._watchdog = watchdog
+            watchdog.start()
+
+    def _have_called(self, fd: int) -> None:
+        """Have `begin` call `on_server_created`. Raises what that raises."""
+        self._created.put(fd)
+        error = self._called.get()
+        if error is not None:
+            raise error
+
+    def _undo(self) -> None:
+        """Back to where it was. An engine that did not start has released itself."""
+        if self._serves and self.engine is not None:
+            self.engine.stop_accepting()
+            self.engine.abort_all()
+            self.engine.release()
+        if self._listeners is not None:
+            self._listeners.undo()
+
+    def _fail(self, error: BaseException) -> None:
+        self.error = error
+        self.starting = False
+        self._server._not_started()
+        self._created.put(None)
+        self.ended.set()
+        self.told.set()
+
+    def _wait_for_stop(self) -> tuple[float | None, float]:
+        while True:
+            # Libraries that raise in other threads (PyThreadState_SetAsyncExc) do not end a server.
+            with contextlib.suppress(BaseException):
+                return self._asked.get()
+
+    def _stop(self, timeout: float | None, spread: float) -> int:
+        """Carry the stop out. Returns how many connections were accepted before it."""
+        engine = self.engine
+        if engine is None:
+            self._close_listeners()
+            return 0
+        before = Stats()
+        try:
+            before = engine.stats()
+            self.report = self._drain(engine, before, timeout, spread)
+        except BaseException as error:  # want of memory, or a fault of ours: nobody is to wait for ever
+            self._server.log.say(logging.ERROR, "stop", "the stop failed", error=error)
+        return before.accepted
+
+    def _drain(self, engine: backend.Engine, before: Stats, timeout: float | None, spread: float) -> StopReport:
+        began = time.monotonic()
+        aborted = unsent = 0
+        engine.stop_accepting()
+        self._close_listeners()
+        there = before.connections + _admitted(engine.stats()) - _admitted(before)
+        if timeout is not None:
+            self._close_evenly(engine, began, spread)
+            engine.close_all()
+        if timeout is None or not self._is_drained(engine, began + timeout):
+            unsent = engine.unsent()
+            aborted = engine.abort_all()
+            engine.wait_drained(ABORT_GRACE)
+        abandoned = engine.stats().connections
+        if self._watchdog is not None:
+            self._watchdog.end()
+        engine.release()
+        refused = engine.stats().messages_refused - before.messages_refused
+        aborted = max(0, aborted - abandoned)
+        # A connection that was accepted while the counters were read may be in none of them.
+        closed = max(0, there - aborted - abandoned)
+        return StopReport(closed, aborted, abandoned, unsent, refused, time.monotonic() - began)
+
+    def _close_listeners(self) -> None:
+        """A start that was interrupted leaves sockets that were given to it to their owner."""
+        if self._listeners is not None:
+            if self._cancelled:
+                self._listeners.undo()
+            else:
+                self._listeners.close()
+
+    def _close_evenly(self, engine: backend.Engine, began: float, spread: float) -> None:
+        """Close those there are now one after the other, the last one at `began` + `spread`, or
+        sooner when an abort is asked for."""
+        sockets = engine.connections() if spread else []
+        for number, socket in enumerate(sockets, 1):
+            if socket.is_open:  # it may have left by itself
+                when = began + spread * number / len(sockets)
+                self._abort_asked.wait(max(0.0, when - time.monotonic()))
+                engine.end(socket)
+
+    def _is_drained(self, engine: backend.Engine, deadline: float) -> bool:
+        """Wait until no connection is left; False at the deadline, or when an abort is asked for."""
+        while not engine.wait_drained(max(0.0, min(ABORT_LOOK, deadline - time.monotonic()))):
+            if self._abort_asked.is_set() or time.monotonic() >= deadline:
+                return False
+        return True
+
+
+def _admitted(stats: Stats) -> int:
+    """Connections accepted, and not turned away."""
+    return stats.accepted - stats.removed_overload
