@@ -127,28 +127,21 @@ class Life:
     def begin(self) -> None:
         """Start; returns when the server runs, or the start has failed with `error`.
 
-        `on_server_created` is called here, in the thread that starts the server.
-
-        Raises:
-            RuntimeError: no thread can be started.
-            BaseException: what interrupted it, as KeyboardInterrupt. Nothing is left behind.
+        `on_server_created` is called here, in the thread that starts the server. Whatever comes out
+        of this, such as KeyboardInterrupt, or RuntimeError because there is no thread: `cancel`.
         """
-        try:
-            # Not by threading.Thread.start, which waits for the new thread by an Event: an interrupt
-            # in there may leave the Event's lock taken, and the new thread waits for it for ever.
-            _thread.start_new_thread(self._launch, ())
-            while (fd := self._created.get()) is not None:
-                self._called.put(self._call(fd))
-            if self._forked:
-                raise RuntimeError("the process was forked during the start: the server is the parent's")
-            if self.engine is not None and self.error is None:
-                self._server._tell_start()
-        except BaseException as error:
-            self.cancel(error)
-            raise
+        # Not by threading.Thread.start, which waits for the new thread by an Event: an interrupt in
+        # there may leave the Event's lock taken, and the new thread waits for it for ever.
+        _thread.start_new_thread(self._launch, ())
+        while (fd := self._created.get()) is not None:
+            self._called.put(self._call(fd))
+        if self._forked:
+            raise RuntimeError("the process was forked during the start: the server is the parent's")
+        if self.error is None and self.engine is not None:
+            self._server._tell_start()
 
     def cancel(self, error: BaseException) -> None:
-        """Undo a start that was interrupted, however far it has come, and wait for that."""
+        """Undo a start out of which `error` came, however far it has come, and wait for that."""
         self._cancelled = True
         if self._claim():  # the thread does not run, or will find that there is nothing to do
             self._fail(error)

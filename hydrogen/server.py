@@ -83,11 +83,16 @@ class Server:
             OSError: the address cannot be listened on. Nothing is left open.
         """
         _check_threads()
+        life = Life(self)
         if not self._startable.acquire(blocking=False):
             raise RuntimeError("a server is started once; make another one")
-        life = self._life = Life(self)
-        _running.add(self)
-        life.begin()
+        try:
+            self._life = life
+            _running.add(self)
+            life.begin()
+        except BaseException as error:
+            life.cancel(error)
+            raise
         if life.error is not None:
             raise life.error
 

@@ -1,0 +1,304 @@
+"""A start that is interrupted or stopped at any moment: nothing stays behind, and nobody waits for ever."""
+
+import threading
+
+import pytest
+from reentry import interrupted
+from support import PATIENCE, Client, Echo, child, finish, open_fds, recorder, running, threads, wait_event, wait_until
+
+import hydrogen
+
+
+def make(engine, handler=None, **options):
+    options.setdefault("port", 0)
+    config = hydrogen.Config(max_threads=2, pre_allocated=4, **options)
+    return hydrogen.Server(handler or Echo(), config, engine=engine)
+
+
+def raise_interrupt():
+    raise KeyboardInterrupt
+
+
+def every_line(call):
+    """`call(number)` for each number, until it says that there are no more lines."""
+    number = 0
+    while call(number):
+        number += 1
+    assert number > 20, "it was interrupted nowhere"
+
+
+# ---------------------------------------------------------------------------------------------------- Ctrl-C
+
+
+@pytest.mark.slow
+@pytest.mark.clause("S53")
+def test_ctrl_c_between_any_two_lines_of_serve_leaves_no_thread_and_no_fd(engine):
+    fds, tasks = open_fds(), threads()
+
+    def start(number):
+        servers = []
+        config = hydrogen.Config(port=0, max_threads=2, pre_allocated=4, slow_callback=5.0)
+
+        def serve():
+            servers.append(hydrogen.serve(Echo(), config, engine=engine))
+
+        try:
+            came = interrupted(serve, number, raise_interrupt)
+        except KeyboardInterrupt:
+            assert servers == []
+            came = True
+        for server in servers:
+            server.stop()
+        wait_until(lambda: len(threads()) == len(tasks), f"no thread is left, interrupted before line {number}")
+        assert open_fds() == fds, f"interrupted before line {number}"
+        return came
+
+    every_line(start)
+
+
+@pytest.mark.slow
+@pytest.mark.clause("S53")
+def test_an_interrupted_start_leaves_no_file_of_a_unix_socket(engine, tmp_path):
+    path = str(tmp_path / "socket")
+
+    def start(number):
+        server = hydrogen.Server(Echo(), hydrogen.Config(path=path, max_threads=2), engine=engine)
+        try:
+            came = interrupted(server.start, number, raise_interrupt)
+        except KeyboardInterrupt:
+            came = True
+        server.stop()
+        assert not (tmp_path / "socket").exists(), f"interrupted before line {number}"
+        return came
+
+    every_line(start)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+import hydrogen
+from support import Echo
+
+hurry = threading.Event()
+
+def interrupt():
+    hurry.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt, daemon=True).start()
+
+class Hurries(Echo):
+    def on_server_created(self, fd):
+        hurry.set()
+        while sys.argv[2] == "inside":
+            threading.Event().wait(0.001)
+
+try:
+    while True:
+        with hydrogen.serve(Hurries(), port=0, engine=sys.argv[1], max_threads=3):
+            pass
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.clause("S53")
+@pytest.mark.parametrize("where", ["inside", "around"])
+def test_a_process_that_gets_ctrl_c_while_it_starts_a_server_ends(engine, where):
+    out, err = finish(child(INTERRUPTED, engine, where), 0)
+    assert (out, err) == ("interrupted\n", "")
+
+
+# ---------------------------------------------------------------------------------------------------- stop during start
+
+
+@pytest.mark.slow
+@pytest.mark.clause("S54")
+@pytest.mark.parametrize("how", ["stop", "abort"])
+def test_a_signal_handler_may_stop_a_server_between_any_two_lines_of_its_start(engine, how):
+    def start(number):
+        server = make(engine)
+        came = interrupted(server.start, number, getattr(server, how))
+        server.stop()
+        assert server.wait(0) or not came
+        return came
+
+    every_line(start)
+
+
+@pytest.mark.clause("S54")
+@pytest.mark.parametrize("how", ["stop", "abort"])
+def test_on_server_created_may_stop_the_server(engine, how):
+    reports = []
+    handler = recorder(server_created=lambda fd: reports.append(getattr(handler.server, how)()))
+    server = make(engine, handler)
+    server.start()
+    assert reports == [hydrogen.StopReport(0, 0, 0, 0, 0, 0.0) if how == "stop" else None]
+    assert server.wait(PATIENCE)
+    assert not server.ready
+    assert server.stop() == hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)
+    with pytest.raises(ConnectionRefusedError):
+        Client(server.address)
+
+
+@pytest.mark.clause("S54")
+@pytest.mark.parametrize("what", ["suspend", "resume", "call_later", "with"])
+def test_on_server_created_is_told_that_the_server_does_not_run(engine, what):
+    raised = []
+
+    def created(fd):
+        server = handler.server
+        call = {"call_later": lambda: server.call_later(0, print), "with": server.__enter__}.get(what) or getattr(server, what)
+        try:
+            call()
+        except RuntimeError as error:
+            raised.append(error)
+        assert not server.ready
+        assert server.connections == []
+        assert server.stats() == hydrogen.Stats()
+        assert not server.wait(0)
+
+    handler = recorder(server_created=created)
+    server = make(engine, handler)
+    server.start()
+    assert len(raised) == (what != "with")
+    with Client(server.address) as client:
+        client.send(b"x")
+        handler.wait_for("data_received")
+    server.stop()
+
+
+@pytest.mark.clause("S54")
+def test_another_thread_that_stops_the_server_during_its_start_gets_the_report(engine):
+    inside, go, reports = threading.Event(), threading.Event(), []
+    handler = recorder(server_created=lambda fd: (inside.set(), wait_event(go, "let go")))
+    server = make(engine, handler)
+
+    def stop():
+        wait_event(inside, "it starts")
+        reports.append(server.stop())
+
+    with running(stop, stop, server.abort, server.start):
+        wait_event(inside, "it starts")
+        go.set()
+    assert server.wait(0)
+    assert reports == [hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)] * 2
+
+
+@pytest.mark.clause("S54", "S22")
+def test_who_stops_a_server_whose_start_fails_gets_an_empty_report_and_it_may_be_started_again(engine):
+    inside, go, asked, reports = threading.Event(), threading.Event(), threading.Event(), []
+
+    def created(fd):
+        if not asked.is_set():
+            inside.set()
+            wait_event(go, "let go")
+            raise LookupError("mine")
+
+    handler = recorder(server_created=created)
+    server = make(engine, handler)
+
+    def stop():
+        wait_event(inside, "it starts")
+        asked.set()
+        reports.append(server.stop())
+
+    def start():
+        with pytest.raises(LookupError, match="mine"):
+            server.start()
+
+    with running(stop, start):
+        wait_event(asked, "a stop is asked for")
+        go.set()
+    assert reports == [hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)]
+    assert not server.wait(0)
+    with server:
+        assert server.ready
+
+
+@pytest.mark.clause("S55")
+def test_an_abort_before_the_start_does_not_taint_the_stop(engine):
+    server = make(engine)
+    server.abort()
+    assert not server.wait(0)
+    server.start()
+    with Client(server.address, receive_buffer=65_536) as client:
+        client.echo(b"x")
+        (socket,) = server.connections
+        assert socket.send(bytes(4 << 20))
+        reports = []
+        with running(lambda: reports.append(server.stop(PATIENCE))):
+            assert client.receive_until_end() == bytes(4 << 20)
+            client.close()
+    assert (reports[0].closed, reports[0].aborted) == (1, 0)
+
+
+@pytest.mark.clause("S6")
+def test_with_on_a_server_that_was_stopped_says_so(engine):
+    server = make(engine)
+    with server:
+        pass
+    with pytest.raises(RuntimeError, match="was stopped"), server:
+        raise AssertionError("it does not serve")
+
+
+@pytest.mark.clause("S53", "S22")
+def test_when_a_thread_cannot_be_started_the_start_fails_and_leaves_nothing(engine, monkeypatch):
+    """Each of them in turn; the last round starts all."""
+    fds, tasks = open_fds(), threads()
+    original = threading.Thread.start
+    allowed = failed = 0
+    while True:
+        left = allowed
+
+        def start(thread):
+            nonlocal left
+            if left == 0:
+                raise RuntimeError("can't start new thread")
+            left -= 1
+            original(thread)
+
+        server = make(engine, slow_callback=5.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            try:
+                server.start()
+            except RuntimeError as error:
+                assert "can't start" in str(error)
+                failed += 1
+            else:
+                break
+        wait_until(lambda: len(threads()) == len(tasks), f"no thread is left, with {allowed} of them started")
+        assert open_fds() == fds
+        allowed += 1
+    server.stop()
+    assert failed >= 4
+
+
+REPLACED = """
+import sys, _thread
+import hydrogen
+from support import Echo, open_fds
+
+real = _thread.start_new_thread
+_thread.start_new_thread = lambda *args: real(*args)  # as gevent does, among other things
+before = open_fds()
+server = hydrogen.Server(Echo(), hydrogen.Config(port=0), engine=sys.argv[1])
+try:
+    server.start()
+except RuntimeError as error:
+    print(error)
+assert open_fds() == before
+_thread.start_new_thread = real
+with server:
+    print(server.ready)
+"""
+
+
+@pytest.mark.clause("S60")
+def test_where_threads_are_not_real_the_start_says_so_at_once(engine):
+    out, err = finish(child(REPLACED, engine), 0)
+    assert err == ""
+    assert "needs real threads" in out
+    assert "gevent" in out
+    assert out.endswith("\nTrue\n")
