@@ -15,6 +15,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -38,6 +39,10 @@ ABORT_LOOK = 0.05
 
 LOG_PATIENCE = 1.0
 """Seconds that `stop` waits until its end is logged; a log handler may hang."""
+
+SIGNAL_LOOK = 0.5
+"""Seconds after which the main thread stops waiting for a moment. A signal that arrives in another
+thread, or just before this one sleeps, does not wake it, and its handler runs only when it is awake."""
 
 NOTHING = StopReport(0, 0, 0, 0, 0, 0.0)
 """The report of a stop that found nothing to do, or was only asked for."""
@@ -73,12 +78,15 @@ class Latch:
         """Wait until it is set, at most `timeout` seconds (None: no limit); whether it is."""
         if self._is_set or timeout == 0:
             return self._is_set
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        is_main = threading.current_thread() is threading.main_thread()
+        most = SIGNAL_LOOK if is_main else threading.TIMEOUT_MAX
         mine = _thread.allocate_lock()
         mine.acquire()
         self._waiting.append(mine)
         try:
-            if not self._is_set:
-                mine.acquire(True, -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+            while not self._is_set and (left := end - time.monotonic()) > 0:
+                mine.acquire(True, min(left, most))
             return self._is_set
         finally:
             with contextlib.suppress(ValueError):  # who set it has taken it out

@@ -1,0 +1,170 @@
+"""`begin` and the command line, where the signals of the process are not as one expects."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from support import Client, child, finish
+
+import hydrogen
+
+IGNORED = """
+import os, signal, socket, sys, threading
+import hydrogen
+
+class Serves(hydrogen.Handler):
+    def on_server_created(self, fd):
+        with socket.socket(fileno=os.dup(fd)) as listener:
+            self.port = listener.getsockname()[1]
+        threading.Thread(target=self.tell, daemon=True).start()
+
+    def tell(self):
+        while not self.server.ready:
+            self.server.wait(0.001)
+        print(self.port, flush=True)
+
+    def on_data_received(self, socket, data):
+        socket.send(data)
+
+assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+report = hydrogen.begin(Serves(), hydrogen.Config(port=0, max_threads=2))
+assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+print(report.closed)
+"""
+
+
+def ignoring(code):
+    """The program, as a shell runs it that has ignored SIGINT for a background job."""
+    return f"import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.executable, [sys.executable, '-c', {code!r}])"
+
+
+@pytest.mark.clause("S58", "S2")
+def test_a_sigint_that_was_ignored_before_begin_stays_ignored(engine):
+    process = child(ignoring(IGNORED), HYDROGEN_ENGINE=engine)
+    with Client(("127.0.0.1", int(process.stdout.readline()))) as client:
+        client.echo(b"x")
+        for _ in range(5):
+            process.send_signal(signal.SIGINT)
+            client.echo(b"still served")
+        process.send_signal(signal.SIGTERM)
+        assert client.receive_until_end() == b""
+    out, err = finish(process, 0)
+    assert (out, err) == ("1\n", "")
+
+
+@pytest.mark.clause("S58", "L1")
+def test_a_background_job_of_a_shell_is_not_ended_by_the_ctrl_c_of_another_one(engine):
+    """A shell without job control ignores SIGINT for what it starts with `&` (POSIX, 2.11)."""
+    command = f"{sys.executable} -m hydrogen echo --port 0 --engine {engine} & echo $!; wait $!"
+    process = child(f"import os; os.execv('/bin/sh', ['/bin/sh', '-c', {command!r}])")
+    lines = [process.stdout.readline() for _ in range(2)]
+    (pid,) = [int(line) for line in lines if line.strip().isdigit()]
+    (listening,) = [line for line in lines if line.startswith("listening on ")]
+    with Client(("127.0.0.1", int(listening.rpartition(":")[2]))) as client:
+        client.echo(b"x")
+        subprocess.run(["/bin/kill", "-INT", str(pid)], check=True)
+        client.echo(b"still served")
+        subprocess.run(["/bin/kill", "-TERM", str(pid)], check=True)
+        assert client.receive_until_end() == b""
+    out, err = finish(process, 0)
+    assert (out, err) == ("", "")
+
+
+FOREIGN = """
+import ctypes, os, signal, sys
+import hydrogen
+from support import Echo
+
+libc = ctypes.CDLL(None)
+libc.signal.restype = ctypes.c_void_p
+libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+harmless = ctypes.cast(libc.abs, ctypes.c_void_p).value  # takes an int, as a handler does
+libc.signal(signal.SIGTERM, harmless)
+
+# What an interpreter says that was started with that handler in place, as an embedded one is.
+known = signal.getsignal
+signal.getsignal = lambda number: None if number == signal.SIGTERM else known(number)
+
+class Stops(Echo):
+    def on_server_created(self, fd):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+fds = os.listdir("/proc/self/fd")
+interrupt = known(signal.SIGINT)
+print(hydrogen.begin(Stops(), hydrogen.Config(port=0, max_threads=2)).closed)
+assert os.listdir("/proc/self/fd") == fds
+assert known(signal.SIGINT) is interrupt
+assert signal.set_wakeup_fd(-1) == -1
+os.kill(os.getpid(), signal.SIGTERM)  # the C handler's again
+print(libc.signal(signal.SIGTERM, None) == harmless)
+"""
+
+
+@pytest.mark.clause("S58", "S4")
+def test_a_handler_that_c_code_had_installed_is_restored(engine):
+    out, err = finish(child(FOREIGN, HYDROGEN_ENGINE=engine), 0)
+    assert (out, err) == ("0\nTrue\n", "")
+
+
+@pytest.mark.clause("S58", "S4")
+def test_without_ctypes_the_default_takes_the_place_of_a_handler_of_c_code(engine):
+    code = FOREIGN.replace("fds = ", "sys.modules['ctypes'] = None\nfds = ").replace("os.kill(os.getpid(), signal.SIGTERM)  #", "#")
+    out, err = finish(child(code, HYDROGEN_ENGINE=engine), 0)
+    assert (out, err) == ("0\nFalse\n", "")
+
+
+SUB = """
+import os, sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+
+code = '''
+import os
+import hydrogen
+class Echo(hydrogen.Handler):
+    def on_data_received(self, socket, data):
+        socket.send(data)
+fds = os.listdir("/proc/self/fd")
+try:
+    hydrogen.begin(Echo(), hydrogen.Config(port=0, max_threads=2))
+except RuntimeError as error:
+    print(error, flush=True)
+print(os.listdir("/proc/self/fd") == fds, flush=True)
+'''
+sub = interpreters.create() if sys.version_info < (3, 13) else interpreters.create("legacy")
+interpreters.run_string(sub, code)
+"""
+
+
+@pytest.mark.clause("S58")
+def test_begin_in_a_subinterpreter_says_that_it_cannot_handle_signals(engine):
+    out, err = finish(child(SUB, HYDROGEN_ENGINE=engine), 0)
+    assert "main interpreter" in out
+    assert out.endswith("\nTrue\n")
+    assert err == ""
+
+
+EARLY = """
+import os, signal, sys
+import hydrogen
+from support import Echo
+
+class Early(Echo):
+    def on_server_created(self, fd):
+        for number in map(int, sys.argv[1].split()):
+            os.kill(os.getpid(), number)
+
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+print(hydrogen.begin(Early(), hydrogen.Config(port=0, max_threads=2, stop_timeout=3600)))
+assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+"""
+
+
+@pytest.mark.clause("S54", "S2", "S3")
+@pytest.mark.parametrize("numbers", ["2", "15", "15 2", "2 2 2"])
+def test_signals_during_the_start_stop_it(engine, numbers):
+    out, err = finish(child(EARLY, numbers, HYDROGEN_ENGINE=engine), 0)
+    assert (out, err) == (f"{hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)}\n", "")
