@@ -28,11 +28,13 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from hydrogen import errors
-from hydrogen.connection import HydrogenSocket as SocketContract, check_timeout
+from hydrogen.connection import HydrogenSocket as SocketContract
+from hydrogen.connection import check_timeout
+from hydrogen.connection import refuse_to_pickle, same, same_deeply
 from hydrogen.connection import extra_info
 from hydrogen.frame import FrameDecoder, encode
 from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header, may_send
-from hydrogen.report import BroadcastReport, Stats
+from hydrogen.report import BroadcastReport, Stats, removals
 from hydrogen.stream import Plain, Secure, Stream, StreamAdapter
 from hydrogen.tls import TlsSession
 
@@ -85,9 +87,6 @@ LOG_THREAD_SECONDS = 1.0
 cdef dict _HANDOFFS = {"auto": HANDOFF_AUTO, "inline": HANDOFF_INLINE, "eager": HANDOFF_EAGER}
 
 kernel_watch_forks()
-
-
-cdef tuple _PROTOCOL_ERRORS = (CAUSE_BAD_FRAME, CAUSE_FRAME_TOO_LARGE, CAUSE_INCOMPLETE_FRAME, CAUSE_CHECKSUM_MISMATCH)
 
 
 cdef Engine _nobody
@@ -284,13 +283,13 @@ cdef class HydrogenSocket:
         return hash((id(self._engine), self._id))
 
     def __copy__(self):
-        return self
+        return same(self)
 
     def __deepcopy__(self, memo):
-        return self
+        return same_deeply(self, memo)
 
     def __reduce__(self):
-        raise TypeError("a HydrogenSocket cannot be pickled: it names a connection of this process")
+        return refuse_to_pickle(self)
 
     def __repr__(self):
         return f"<HydrogenSocket {self._id} {'open' if self.is_open else 'closed'}>"
@@ -660,23 +659,12 @@ cdef class Engine:
             allocations += relaxed_load64(&self._loop.workers[k].io.pool.allocations)
         counters_add(&sums, &self._loop.monitor_io.counters)
         counters_add(&sums, &self._loop.outside_io.counters)
+        sums.removed[CAUSE_OVERLOAD] += atomic_load64(&acceptor.turned_away)
+        removed = removals(sums.removed, sums.timeouts)
         return Stats(
             connections=atomic_load64(&self._loop.live),
             accepted=atomic_load64(&acceptor.accepted),
-            removed_peer_closed=sums.removed[CAUSE_PEER_CLOSED],
-            removed_local_closed=sums.removed[CAUSE_LOCAL_CLOSED],
-            removed_server_stopped=sums.removed[CAUSE_SERVER_STOPPED],
-            removed_slow_consumer=sums.removed[CAUSE_SLOW_CONSUMER],
-            removed_handler_error=sums.removed[CAUSE_HANDLER_ERROR],
-            removed_reject=sums.removed[CAUSE_REJECT],
-            removed_protocol_error=sum(sums.removed[cause] for cause in _PROTOCOL_ERRORS),
-            removed_open_timeout=sums.timeouts[TIMEOUT_OPEN],
-            removed_idle_timeout=sums.timeouts[TIMEOUT_IDLE],
-            removed_frame_timeout=sums.timeouts[TIMEOUT_FRAME],
-            removed_write_timeout=sums.timeouts[TIMEOUT_WRITE],
-            removed_tls_error=sums.removed[CAUSE_TLS_ERROR] + sums.removed[CAUSE_TRUNCATED],
-            removed_os_error=sums.removed[CAUSE_OS_ERROR],
-            removed_overload=sums.removed[CAUSE_OVERLOAD] + atomic_load64(&acceptor.turned_away),
+            **removed,
             messages_received=sums.messages_received,
             messages_sent=sums.messages_sent,
             messages_refused=sums.messages_refused,

@@ -74,9 +74,7 @@ class RateLimitedLog:
         """In the child after fork(2): a thread that exists in the parent only may hold the lock."""
         self._lock = threading.RLock()
 
-    def say(
-        self, level: int, kind: str, message: str, *arguments: object, error: BaseException | None = None
-    ) -> None:
+    def say(self, level: int, kind: str, message: str, *arguments: object, error: BaseException | None = None) -> None:
         """Write a line, or count it when too many of its kind have been written in this period.
 
         Args:
@@ -91,9 +89,7 @@ class RateLimitedLog:
         except BaseException as raised:
             _survive(raised)
 
-    def _say(
-        self, level: int, name: str, message: str, arguments: tuple[object, ...], error: BaseException | None
-    ) -> None:
+    def _say(self, level: int, name: str, message: str, arguments: tuple[object, ...], error: BaseException | None) -> None:
         kind = self._kinds.get(name) or self._kinds.setdefault(name, _Kind(name, level))
         now = self._clock()
         left_out = 0
@@ -166,9 +162,7 @@ class RateLimitedLog:
         """A connection was turned away when its PROXY header named a client that has too many."""
         self.say(logging.WARNING, "overload", "overload: a connection from %s was turned away (max_connections_per_ip)", peername)
 
-    def callback_error(
-        self, name: str, error: BaseException, socket: HydrogenSocket | None = None
-    ) -> None:
+    def callback_error(self, name: str, error: BaseException, socket: HydrogenSocket | None = None) -> None:
         """Write what the callback `name` raised, with its traceback.
 
         Args:

@@ -99,9 +99,7 @@ class Server:
     def _make_engine(self, listeners: Sequence[socket]) -> backend.Engine:
         """By `Life`: the engine, which does not run yet."""
         self._most = self.config.max_connections or default_max_connections()
-        return backend.make_engine(
-            self._engine_class, self, self._callbacks, self.config, listeners, self._most
-        )
+        return backend.make_engine(self._engine_class, self, self._callbacks, self.config, listeners, self._most)
 
     def _tell_start(self) -> None:
         """By `Life`: the start is over."""
@@ -153,9 +151,7 @@ class Server:
         _check_seconds("timeout", timeout)
         _check_seconds("spread", spread)
         if spread > timeout:
-            raise ValueError(
-                f"spread: at most the timeout, {timeout!r} seconds, is allowed, not {spread!r}"
-            )
+            raise ValueError(f"spread: at most the timeout, {timeout!r} seconds, is allowed, not {spread!r}")
         life = self._life
         if life is None:
             return NOTHING
@@ -501,9 +497,7 @@ class _Signals:
             signal.signal(number, self._on_signal)
         except ValueError as error:
             del self._restore[number]
-            raise RuntimeError(
-                "signals can only be handled in the main interpreter: use hydrogen.serve() here"
-            ) from error
+            raise RuntimeError("signals can only be handled in the main interpreter: use hydrogen.serve() here") from error
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._count += 1

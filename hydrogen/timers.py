@@ -57,9 +57,7 @@ class Timers:
         self._missed = False  # somebody found it taken
         self._set_alarm: Callable[[float], None] = _no_alarm
 
-    def add(
-        self, when: float, callback: Callable[[], object], set_alarm: Callable[[float], None]
-    ) -> Timer:
+    def add(self, when: float, callback: Callable[[], object], set_alarm: Callable[[float], None]) -> Timer:
         """Have `callback` called at the monotonic time `when`, in seconds.
 
         Args:

@@ -72,7 +72,7 @@ cdef inline int callbacks_failed(Engine engine, HydrogenSocket socket, name, err
     """User code raised: end the connection with a HandlerError, then log it. Not in a forked child."""
     if not engine._inert():
         ending_with(engine, socket, False, CAUSE_HANDLER_ERROR, errors.handler_error(error))
-        engine._log.callback_error(name, error)
+        engine._log.callback_error(name, error, socket)
     return 0
 
 
@@ -115,7 +115,9 @@ cdef inline object callbacks_run(Engine engine, worker_t *worker, function, firs
         callbacks_leave(engine, worker)
 
 
-cdef inline int callbacks_quietly(Engine engine, worker_t *worker, callback, name, first, second) except -1:
+cdef inline int callbacks_quietly(
+    Engine engine, worker_t *worker, HydrogenSocket socket, callback, name, first, second,
+) except -1:
     """Run one of the last callbacks, if it is there: what it raises is only logged."""
     if callback is None:
         return 0
@@ -127,7 +129,8 @@ cdef inline int callbacks_quietly(Engine engine, worker_t *worker, callback, nam
             callback(first, second)
     except BaseException as error:
         if not engine._inert():
-            engine._log.callback_error(name, error)
+            errors.cut_traceback(error)
+            engine._log.callback_error(name, error, socket)
     return callbacks_leave(engine, worker)
 
 

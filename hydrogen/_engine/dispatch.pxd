@@ -23,7 +23,7 @@ from hydrogen._c.queues cimport (
     queues_begin_iteration, queues_end, queues_has_ready, queues_pop_ready,
 )
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._codec cimport payload_of
+from hydrogen._codec cimport payload_of, refusal
 from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, errors
 from hydrogen._engine.builders cimport builders_deliver
 from hydrogen._engine.callbacks cimport (
@@ -35,13 +35,6 @@ from hydrogen._engine.opening cimport opening_look_at_first, opening_open
 from hydrogen._engine.references cimport references_socket
 from hydrogen._engine.streams cimport streams_read, streams_send
 from hydrogen._engine.tls cimport tls_close_notify, tls_decrypt
-
-
-cdef inline int dispatch_cause(int result) noexcept:
-    """Why a connection ends whose input can never become a frame."""
-    if result == FRAME_OVERSIZE:
-        return CAUSE_FRAME_TOO_LARGE
-    return CAUSE_CHECKSUM_MISMATCH if result == FRAME_CHECKSUM else CAUSE_BAD_FRAME
 
 
 cdef inline void dispatch_iteration(Engine engine, worker_t *worker) noexcept:
@@ -151,9 +144,23 @@ cdef inline int dispatch_deliver(Engine engine, worker_t *worker, connection_t *
     else:
         result = dispatch_frames(engine, worker, connection, socket)
     if result > FRAME_COMPLETE:
-        ending_ask(engine, socket, False, dispatch_cause(result), 0)
+        dispatch_refuse(engine, connection, socket, result)
     if not input_tidy(&worker.io, connection):
         ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
+    return 0
+
+
+cdef inline int dispatch_refuse(Engine engine, connection_t *connection, HydrogenSocket socket, int result) except -1:
+    """The input can never become a frame."""
+    cdef block_t *input = connection.input
+    cdef int cause = CAUSE_BAD_FRAME
+    if result == FRAME_OVERSIZE:
+        cause = CAUSE_FRAME_TOO_LARGE
+    elif result == FRAME_CHECKSUM:
+        cause = CAUSE_CHECKSUM_MISMATCH
+    ending_with(
+        engine, socket, False, cause,
+        refusal(connection.framing, <const uint8_t *>block_bytes(input) + input.start, block_length(input)))
     return 0
 
 

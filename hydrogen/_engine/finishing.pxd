@@ -21,20 +21,20 @@ cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_
     adapter = <object>connection.adapter if connection.adapter != NULL else None
     error = <object>connection.error if connection.error != NULL else errors.removal_error(connection.cause, connection.code)
     if adapter is not None:
-        callbacks_quietly(engine, worker, adapter.shutdown, "shutdown", None, None)
+        callbacks_quietly(engine, worker, socket, adapter.shutdown, f"{type(adapter.stream).__name__}.shutdown", None, None)
     if connection.cause == CAUSE_SLOW_CONSUMER:
         engine._log.slow_consumer(connection.id, socket.peername)
     if engine._debug:
         engine._log.removed(connection.id, error)
     if atomic_load32(&connection.ready):
-        callbacks_quietly(engine, worker, callbacks.on_disconnected, "on_disconnected", socket, error)
+        callbacks_quietly(engine, worker, socket, callbacks.on_disconnected, "on_disconnected", socket, error)
     if not turned_away:
-        callbacks_quietly(engine, worker, callbacks.on_removed, "on_connection_removed", connection.fd, error)
+        callbacks_quietly(engine, worker, socket, callbacks.on_removed, "on_connection_removed", connection.fd, error)
     if adapter is not None:
         lock_take(&engine._loop.context.fd_lock)
         connection.fd = -1  # its number may be a stranger's from now on
         lock_give(&engine._loop.context.fd_lock)
-        callbacks_quietly(engine, worker, adapter.close, "close", None, None)
+        callbacks_quietly(engine, worker, socket, adapter.close, f"{type(adapter.stream).__name__}.close", None, None)
     return 0
 
 

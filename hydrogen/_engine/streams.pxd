@@ -79,7 +79,7 @@ cdef inline int streams_failed(Engine engine, HydrogenSocket socket, adapter, na
     cause, shown = errors.cause_of(error)
     ending_with(engine, socket, cause == CAUSE_OS_ERROR or name == "send", cause, shown)
     if cause == CAUSE_HANDLER_ERROR:
-        engine._log.callback_error(f"{type(adapter.stream).__name__}.{name}", error)
+        engine._log.callback_error(f"{type(adapter.stream).__name__}.{name}", error, socket)
     return 0
 
 
