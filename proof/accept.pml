@@ -1,9 +1,12 @@
-/* `live` of two loops and those who wait for it to fall: the accept thread at `max_connections` of both together, and a stop that waits until all
- * are gone.
+/* `live` of two loops and those who wait for it to fall: the accept thread at `max_connections` of
+ * both together, and a stop that waits until all are gone.
  *
- * Checked: there are never more than `max_connections`; the accept thread does not wait while there is room; a stop that waits is told of the last
- * release of each loop.
- * Mutation: WAIT_LATE looks at `live` before it sets `waits`, and not after it. */
+ * Checked: there are never more than `max_connections`; the accept thread does not wait while
+ * there is room; a stop that waits is told of the last release of each loop, and not before.
+ *
+ * Mutations: WAIT_LATE looks at `live` before it sets `waits`, and not after it. OWN_COUNT has a
+ * release go by what it made of `live` itself: it may have been the last one before others were
+ * accepted. */
 
 #define MOST 2        /* max_connections */
 #define CLIENTS 4
@@ -60,12 +63,13 @@ proctype acceptor() {
         :: else -> event; event = false
         fi
     od;
-    stopping = true;                     /* close_all, wait_drained */
+    stopping = true;                     /* the accept thread has ended; wait_drained */
     for (loop : 0 .. 1) {
         if
         :: live[loop] == 0
         :: else -> waits_drained = true; drained[loop]; waits_drained = false
-        fi
+        fi;
+        assert(live[loop] == 0)
     }
 }
 
@@ -78,7 +82,14 @@ proctype releaser() {
     :: open?loop ->
         atomic { live[loop]--; last = (live[loop] == 0) }
         if
-        :: last && stopping -> drained[loop] = true
+        :: stopping ->
+#ifndef OWN_COUNT
+            last = (live[loop] == 0);
+#endif
+            if
+            :: last -> drained[loop] = true
+            :: else
+            fi
         :: else
         fi;
         if

@@ -1,8 +1,12 @@
-/* `watched`, the sweeps and the monitor thread's sleep: no deadline is overslept, whoever stored it, and when.
+/* `watched`, the sweeps and the monitor thread's sleep: no deadline is overslept, whoever stored
+ * it, and when.
  *
- * Two owners store a deadline and see that it is watched; the monitor thread sweeps when something is watched, and sleeps when nothing is and
- * nothing has touched it. Checked: each deadline is met by a sweep.
- * Mutations: CLEAR_LATE clears `watched` behind the sweep; STORE_LATE has the owner look at `watched` before it stores the deadline. */
+ * Two owners store a deadline and see that it is watched; the monitor thread sweeps when something
+ * is watched, and sleeps when nothing is and nothing has touched it. Checked: each deadline is met
+ * by a sweep.
+ *
+ * Mutations: CLEAR_LATE clears `watched` behind the sweep. STORE_LATE has the owner look at
+ * `watched` before it stores the deadline. */
 
 #define OWNERS 2
 
@@ -24,7 +28,7 @@ inline touch() {
     }
 }
 
-/* loop_watch, loop_watch_all */
+/* deadlines_watch, deadlines_announce */
 proctype owner(byte me) {
     bool was;
 #ifdef STORE_LATE
@@ -47,7 +51,7 @@ proctype monitor() {
 tick:
     atomic { touched = (word == ACTIVE); word = IDLE }
     if
-    :: watched ->                        /* monitor_sweep */
+    :: watched ->                        /* deadlines_sweep */
 #ifndef CLEAR_LATE
         watched = false;
 #endif
@@ -83,7 +87,7 @@ tick:
         fi
     }
 
-    signalled || watched;                /* it sleeps until the next sweep when something is watched */
+    signalled || watched;                /* it sleeps until the next sweep */
     goto tick
 }
 

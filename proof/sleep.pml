@@ -1,13 +1,16 @@
 /* The monitor thread's word and its sleep: it is awake as long as anybody is in a callback.
  *
- * A worker begins each turn with loop_touch, and may then stay in a callback for ever; the monitor thread ticks, counts idle ticks, and sleeps. An alarm is
- * set by a foreign thread. Checked: when nothing can happen any more the monitor thread does not sleep while a worker is in a callback, and the alarm has rung.
- * Mutations: DEAF_TOUCH does not signal a monitor that is asleep; STORE_WORD has it store ASLEEP instead of comparing and swapping;
- * TOUCH_FIRST has a worker touch before it says that it wants the GIL;
- * SILENT_ALARM does not signal. */
+ * A worker begins each iteration with queues_touch_monitor, and may then stay in a callback for
+ * ever; the monitor thread ticks, counts idle ticks, and sleeps. An alarm is set by a foreign
+ * thread. Checked: when nothing can happen any more the monitor thread does not sleep while a
+ * worker is in a callback, and the alarm has rung.
+ *
+ * Mutations: DEAF_TOUCH does not signal a monitor thread that is asleep. STORE_WORD has it store
+ * ASLEEP instead of comparing and swapping. TOUCH_FIRST has a worker touch before it says that it
+ * wants the GIL. SILENT_ALARM does not signal. */
 
 #define WORKERS 2
-#define TURNS 2       /* of a worker; the last one may not end */
+#define ITERATIONS 2  /* of a worker; the last one may not end */
 #define TICKS 1       /* TICKS_IDLE */
 
 mtype = { IDLE, ACTIVE, ASLEEP };
@@ -17,7 +20,8 @@ bool sleeping;        /* in cond_wait; who signals ends that */
 bool alarm;
 bool rung;
 
-/* loop_touch. The signal is given under monitor_lock: not between the monitor thread's compare-and-swap and its wait, which are one step below. */
+/* queues_touch_monitor. The signal is given under monitor_lock: not between the monitor thread's
+ * compare-and-swap and its wait, which are one step below. */
 inline touch() {
     atomic { before = word; word = ACTIVE }
     if
@@ -32,10 +36,10 @@ inline touch() {
 
 proctype worker(byte me) {
     mtype before;
-    byte turns = TURNS;
+    byte iterations = ITERATIONS;
     do
-    :: turns ->
-        turns--;
+    :: iterations ->
+        iterations--;
 #ifdef TOUCH_FIRST
         touch();
         callback[me] = true;
@@ -45,13 +49,13 @@ proctype worker(byte me) {
 #endif
         if
         :: callback[me] = false
-        :: turns == 0 -> break
+        :: iterations == 0 -> break
         fi
     :: else -> break
     od
 }
 
-/* loop_set_alarm */
+/* monitor_set_alarm */
 proctype foreign() {
     atomic {
         alarm = true;
@@ -61,7 +65,8 @@ proctype foreign() {
     }
 }
 
-/* monitor_main. A tick that would find all as the last one did is left out, or nothing would ever be at rest. */
+/* monitor_main. A tick that would find all as the last one did is left out, or nothing would ever
+ * be at rest. */
 proctype monitor() {
     bool touched, busy;
     byte idle;

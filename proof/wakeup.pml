@@ -1,16 +1,20 @@
 /* The two queues, and who sleeps and is woken: parking, the eventfd, the event role, stalls.
  *
- * `lock` is an atomic block. Handlers may block for ever, one worker fewer than there are. Checked: when nothing can happen any more, whatever came
- * (an edge, a connection that somebody else posted, or a worker in its turn, a notice) is handled; at most one worker is in the event role.
- * Mutations: NO_STALL wakes nobody for a handler that blocks; TWO_POLLERS does not look at `role_taken`; NO_EVENTFD leaves out the eventfd; SILENT_NOTICE wakes nobody for a notice. */
+ * `lock` is an atomic block. Handlers may block for ever, one worker fewer than there are.
+ * Checked: when nothing can happen any more, whatever came (an edge, a connection that somebody
+ * else posted, or a worker in its iteration, a worker task) is handled; at most one worker is in
+ * the event role.
+ *
+ * Mutations: NO_STALL wakes nobody for a handler that blocks. TWO_POLLERS does not look at
+ * `role_taken`. NO_EVENTFD leaves out the eventfd. SILENT_TASK wakes nobody for a worker task. */
 
 #define WORKERS 2
 #define FOREVER 1     /* handlers that may block for ever */
 
 #define EVENTS 2
 #define POSTS 1       /* by a foreign thread */
-#define TURN_POSTS 1  /* by a worker in its turn, which wakes nobody */
-#define NOTICES 1
+#define ITERATION_POSTS 1  /* by a worker in its iteration, which wakes nobody */
+#define TASKS 1
 
 mtype = { PARKED, POLL, FLUSH, WANT_GIL, CALLBACK };
 mtype state[WORKERS] = POLL;
@@ -21,18 +25,18 @@ bool role_taken;
 bool polling;
 byte pollers;
 bool eventfd;
-byte kernel;          /* connections with news, which epoll_wait has not told of */
+byte kernel;          /* connections with events, which epoll_wait has not reported */
 byte ready;
 byte service;
-bool notice;
+bool task;
 byte blocked;
 
 byte to_come = EVENTS;
 byte to_post = POSTS;
-byte turn_posts = TURN_POSTS;
-byte to_notice = NOTICES;
+byte iteration_posts = ITERATION_POSTS;
+byte to_task = TASKS;
 
-/* loop_wake_locked */
+/* queues_wake_locked */
 inline wake_locked() {
     if
     :: is_parked[0] -> is_parked[0] = false; woken[0] = true
@@ -46,7 +50,7 @@ inline wake_locked() {
     fi
 }
 
-/* loop_next, then a turn. */
+/* worker_next, then an iteration. */
 proctype worker(byte me) {
     byte mine, count;
     bool sleep, polled, found;
@@ -54,7 +58,7 @@ next:
     state[me] = POLL;
     atomic {
         if
-        :: notice -> goto turn
+        :: task -> goto iterate
         :: else
         fi;
         mine = service;
@@ -72,7 +76,7 @@ next:
 #endif
             pollers++;
             assert(pollers == 1);
-            sleep = (ready == 0 && service == 0 && !notice);
+            sleep = (ready == 0 && service == 0 && !task);
             role_taken = true;
             polling = sleep;
             goto poll
@@ -94,8 +98,8 @@ poll:
         polling = false
     look:
         if
-        :: ready -> goto turn
-        :: !ready && (service || notice || !role_taken) -> goto next
+        :: ready -> goto iterate
+        :: !ready && (service || task || !role_taken) -> goto next
         :: else
         fi;
         state[me] = PARKED;       /* worker_park_locked */
@@ -106,20 +110,20 @@ poll:
     polled = false;
     goto next;
 
-turn:
+iterate:
     polled = false;
     state[me] = WANT_GIL;
     atomic { !gil -> gil = true }
     state[me] = CALLBACK;
-    atomic {          /* loop_turn */
+    atomic {          /* queues_begin_iteration */
         count = ready;
-        notice = false
+        task = false
     }
     do
     :: count == 0 -> break
     :: count ->
         count--;
-        atomic {      /* loop_pop_ready */
+        atomic {      /* queues_pop_ready */
             found = (ready > 0);
             if
             :: found -> ready--
@@ -133,7 +137,7 @@ turn:
             :: skip
             :: atomic { blocked < FOREVER -> blocked++; gil = false }
             false
-            :: atomic { turn_posts -> turn_posts--; service++ }
+            :: atomic { iteration_posts -> iteration_posts--; service++ }
             fi
         fi
     od;
@@ -152,16 +156,17 @@ proctype kernel_() {
 proctype foreign() {
     do
     :: atomic { to_post -> to_post--; service++; wake_locked() }
-    :: atomic { to_notice -> to_notice--; notice = true;
-#ifndef SILENT_NOTICE
+    :: atomic { to_task -> to_task--; task = true;
+#ifndef SILENT_TASK
         wake_locked()
 #endif
     }
-    :: to_post == 0 && to_notice == 0 -> break
+    :: to_post == 0 && to_task == 0 -> break
     od
 }
 
-/* monitor_look: it is awake as long as somebody is in a callback (sleep.pml), and finds those that stay there. A tick that would wake nobody is left out. */
+/* monitor_look: it is awake as long as somebody is in a callback (sleep.pml), and finds those that
+ * stay there. A tick that would wake nobody is left out. */
 #define IN_CALLBACK (state[0] == CALLBACK || state[1] == CALLBACK)
 #define WAITS_FOR_GIL (state[0] == WANT_GIL || state[1] == WANT_GIL)
 #define CAN_BE_WOKEN (is_parked[0] || is_parked[1] || polling)
@@ -171,17 +176,23 @@ proctype monitor() {
 #ifdef NO_STALL
     :: false
 #else
-    :: atomic { IN_CALLBACK && !WAITS_FOR_GIL && CAN_BE_WOKEN && (ready || service || notice || !role_taken) -> wake_locked() }
+    :: atomic {
+            IN_CALLBACK && !WAITS_FOR_GIL && CAN_BE_WOKEN &&
+            (ready || service || task || !role_taken) ->
+            wake_locked()
+        }
 #endif
     od
 }
 
 proctype judge() {
     timeout;
-    assert(to_come == 0 && to_post == 0 && to_notice == 0);
-    assert(kernel == 0 && ready == 0 && service == 0 && !notice)
+    assert(to_come == 0 && to_post == 0 && to_task == 0);
+    assert(kernel == 0 && ready == 0 && service == 0 && !task)
 }
 
 init {
-    atomic { run worker(0); run worker(1); run kernel_(); run foreign(); run monitor(); run judge() }
+    atomic {
+        run worker(0); run worker(1); run kernel_(); run foreign(); run monitor(); run judge()
+    }
 }
