@@ -1,4 +1,4 @@
-"""Whole servers under random steps: connects, frames whole and in parts, half-closes, resets, sends, closes, stops; see `machine/`.
+"""Whole servers under random steps: connects, frames whole and in parts, half-closes, resets, sends, closes, stops; see `state_machine/`.
 
 hypothesis chooses the steps, from the model alone and never from what happened: a seed stands for steps, and comes with the same ones each
 time. How the threads meet in between is the kernel's choice each time, so a failure may need its seed more than once. The journal in a
@@ -19,9 +19,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-from machine.life import Life, Setup
-from machine.server import Boom
-from machine.wires import WIRES
+from state_machine.life import Life, Setup
+from state_machine.server import Boom
+from state_machine.wires import WIRES
 from support import open_fds, threads, wait_until
 
 SECONDS = float(os.environ.get("HYDROGEN_MACHINE") or 0)

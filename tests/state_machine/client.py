@@ -8,14 +8,14 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from machine.server import Gate, Record
-from machine.wires import HEADER, PATTERN, reply
+from state_machine.server import Gate, Record
+from state_machine.wires import HEADER, PATTERN, reply
 from support import Client
 
 import hydrogen
 
 if TYPE_CHECKING:
-    from machine.life import Life
+    from state_machine.life import Life
 
 RESETS = {ConnectionResetError, BrokenPipeError}
 ACTION_ENDS: dict[str, type[Exception]] = {"close": hydrogen.LocalClosed, "abort": hydrogen.LocalClosed, "raise": hydrogen.HandlerError}

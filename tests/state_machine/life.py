@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from machine import oracle
-from machine.client import Link
-from machine.server import Attended, Foreign, Gate, Record, Script, on_eof
-from machine.wires import OVERHEAD, WIRES, reply
+from state_machine import oracle
+from state_machine.client import Link
+from state_machine.server import Attended, Foreign, Gate, Record, Script, on_eof
+from state_machine.wires import OVERHEAD, WIRES, reply
 from support import PATIENCE, wait_until
 
 import hydrogen

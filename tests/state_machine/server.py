@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from machine.wires import OVERHEAD, reply
+from state_machine.wires import OVERHEAD, reply
 from support import PATIENCE, wait_event
 
 import hydrogen
 
 if TYPE_CHECKING:
-    from machine.life import Life
+    from state_machine.life import Life
 
 
 class Boom(Exception):

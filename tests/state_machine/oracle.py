@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from machine.client import RESETS, Link
-from machine.server import Boom, Record
+from state_machine.client import RESETS, Link
+from state_machine.server import Boom, Record
 
 import hydrogen
 
 if TYPE_CHECKING:
-    from machine.life import Life
+    from state_machine.life import Life
 
 GRAMMARS = {True: re.compile("N?(C[DW]*(EW*)?X|X?)R"), False: re.compile("[DW]*(EW*)?XR")}
 """The callbacks of a connection, whether it is attended or not: New, Connected, Data, Writable, Eof, disconnected (X), Removed."""
