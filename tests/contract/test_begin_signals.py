@@ -36,9 +36,8 @@ print(report.closed)
 
 def ignoring(code):
     """The program, as a shell runs it that has ignored SIGINT for a background job."""
-    return (
-        f"import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.executable, [sys.executable, '-c', {code!r}])"
-    )
+    ignore = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+    return f"{ignore}; os.execv(sys.executable, [sys.executable, '-c', {code!r}])"
 
 
 @pytest.mark.clause("S58", "S2")

@@ -194,6 +194,78 @@ def test_a_logger_that_logs_again_by_the_log_does_not_block(log, clock):
         logger.removeHandler(handler)
 
 
+@pytest.mark.clause("S51", "S52")
+def test_that_all_workers_are_blocked_is_written_once_in_ten_seconds(log, clock, lines):
+    for _ in range(50):
+        log.all_blocked(4)
+        clock.advance(0.1)
+    say(log, 12)
+    clock.advance(1.0)  # what is left out of another kind is told, and nothing of this one
+    assert [line for line in lines() if "blocked" in line] == [lines()[0]]
+    clock.advance(4.5)
+    assert left_out(lines()) == {"kind": 2, "all workers blocked": 49}
+    log.all_blocked(4)
+    assert lines()[-1] == lines()[0]
+
+
+@pytest.mark.clause("S51")
+def test_an_error_of_a_connection_names_it_and_its_peer(log, lines, error_log):
+    class Socket:
+        id = 17
+        peername = ("192.0.2.1", 5000)
+
+    log.callback_error("on_eof", ZeroDivisionError(), Socket())
+    assert lines() == ["on_eof raised ZeroDivisionError on connection 17 from ('192.0.2.1', 5000)"]
+
+
+@pytest.mark.clause("S59")
+@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), BaseException()], ids=repr)
+@pytest.mark.parametrize("where", ["enabled", "clock", "later", "write"])
+def test_nothing_that_is_raised_while_a_line_is_written_comes_out(clock, monkeypatch, capsys, error, where):
+    def fail(*args, **more):
+        raise error
+
+    log = RateLimitedLog(fail if where == "later" else clock.call_later, fail if where == "clock" else clock)
+    logger = logging.getLogger("hydrogen")
+    with monkeypatch.context() as patch:
+        if where in ("enabled", "write"):
+            patch.setattr(logger, {"enabled": "isEnabledFor", "write": "log"}[where], fail)
+        thread = threading.Thread(target=say, args=(log, 11))
+        thread.start()
+        thread.join()
+    assert type(error).__name__ in capsys.readouterr().err
+
+
+@pytest.mark.clause("S59", "S53")
+def test_an_interrupt_of_the_main_thread_comes_out(log, monkeypatch):
+    def interrupt(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logging.getLogger("hydrogen"), "log", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        say(log, 1)
+
+
+@pytest.mark.clause("S61")
+def test_in_a_forked_child_the_lock_of_the_log_is_free(log, lines):
+    """Another thread may have held it, which does not exist in the child."""
+    held, go = threading.Event(), threading.Event()
+
+    def hold():
+        with log._lock:
+            held.set()
+            go.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    log.forked()
+    say(log, 1)
+    go.set()
+    thread.join()
+    assert len(lines()) == 1
+
+
 def test_a_filter_that_raises_costs_the_line_and_not_the_thread(log, capsys):
     def refuse(record):
         raise LookupError("no such field")

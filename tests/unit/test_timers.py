@@ -5,9 +5,10 @@ import threading
 import time
 
 import pytest
+from reentry import interrupted
 
 from hydrogen.log import RateLimitedLog
-from hydrogen.timers import Timers
+from hydrogen.timers import SLACK, Timers
 
 
 class Engine:
@@ -140,3 +141,108 @@ def test_what_a_callback_raises_is_logged_and_the_next_one_is_run(clockwork, err
     assert record.levelno == logging.ERROR
     assert record.exc_info[1] is error
     assert "call_later" in record.getMessage()
+
+
+# ---------------------------------------------------------------------------------------------------- re-entry
+
+
+def storm(clockwork, calls):
+    """What a signal handler may do."""
+
+    def interrupt():
+        for number in range(3):
+            timer = clockwork.add(-1, lambda: calls.append("inner"))
+            if number:
+                assert timer.cancel()
+        clockwork.add(1000, print).cancel()
+
+    return interrupt
+
+
+@pytest.mark.clause("S57", "S42", "S43")
+@pytest.mark.parametrize("inside", ["add", "cancel", "ring"])
+def test_timers_may_be_added_and_cancelled_between_any_two_lines_of_what_their_thread_does(clockwork, inside):
+    number, came = 0, True
+    while came:
+        calls = []
+        timer = clockwork.add(-1, lambda calls=calls: calls.append("outer"))
+        call = {
+            "add": lambda calls=calls: clockwork.add(-1, lambda: calls.append("added")),
+            "cancel": timer.cancel,
+            "ring": clockwork.ring,
+        }[inside]
+        came = interrupted(call, number, storm(clockwork, calls))
+        while clockwork.ring():
+            pass
+        expected = {"add": ["outer", "added"], "cancel": [], "ring": ["outer"]}[inside]
+        assert sorted(calls) == sorted(expected + ["inner"] * came), f"interrupted before line {number}"
+        number += 1
+    assert number > 3
+
+
+@pytest.mark.clause("S57", "S42")
+def test_a_ring_that_finds_another_one_at_work_is_not_lost(clockwork):
+    """A worker comes while the other one sorts: what it came for is run at the next ring."""
+    number, came = 0, True
+    while came:
+        calls = []
+        clockwork.add(-3, lambda calls=calls: calls.append("first"))
+
+        def another(calls=calls):
+            clockwork.add(-2, lambda: calls.append("second"))
+            clockwork.ring()
+
+        came = interrupted(clockwork.ring, number, another)
+        while clockwork.ring():
+            pass
+        assert sorted(calls) == ["first", "second"][: 1 + came], f"interrupted before line {number}"
+        number += 1
+
+
+@pytest.mark.clause("S57")
+def test_an_interrupt_out_of_any_line_of_add_or_cancel_spoils_no_other_timer(clockwork):
+    def raise_interrupt():
+        raise KeyboardInterrupt
+
+    for inside in ("add", "cancel"):
+        number, came = 0, True
+        while came:
+            calls = []
+            doomed = clockwork.add(-1, lambda: None)
+            call = doomed.cancel if inside == "cancel" else lambda: clockwork.add(-1, lambda: None)
+            try:
+                came = interrupted(call, number, raise_interrupt)
+            except KeyboardInterrupt:
+                clockwork.add(-1, lambda calls=calls: calls.append("other"))
+                while clockwork.ring():
+                    pass
+                assert calls == ["other"]
+            number += 1
+
+
+@pytest.mark.clause("S43")
+def test_what_was_cancelled_does_not_pile_up_though_the_alarm_is_far_off(clockwork):
+    clockwork.add(1000, print)
+    for _ in range(10_000):
+        clockwork.add(1000, print).cancel()
+        clockwork.ring()
+        assert len(clockwork.timers._heap) + len(clockwork.timers._added) <= 2 + SLACK + 1
+    assert len(clockwork.timers._standing) == 1
+
+
+@pytest.mark.clause("S43", "S44")
+def test_a_look_that_fails_for_want_of_memory_is_made_again(clockwork, error_log, monkeypatch):
+    calls = []
+    clockwork.add(-1, lambda: calls.append("called"))
+    with monkeypatch.context() as patch:
+
+        def fail(*args):
+            raise MemoryError
+
+        patch.setattr("heapq.heappush", fail)
+        assert clockwork.ring()
+    assert calls == []
+    assert clockwork.alarm is not None
+    clockwork.timers.run_due(clockwork.set_alarm)
+    assert calls == ["called"]
+    assert len(error_log()) == 1
