@@ -1,0 +1,98 @@
+"""Child processes that callbacks start, by each way there is: they keep neither the port nor a connection, they touch neither, and
+their exit status reaches who waits for them.
+"""
+
+import pytest
+from support import child, finish
+
+CHILDREN = """
+import multiprocessing, os, subprocess, sys, threading, warnings
+import hydrogen
+from support import Client, recorder, running, wait_event
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+engine, how = sys.argv[1:]
+go_reader, go_writer = os.pipe()  # a child lives until the other end is closed
+os.set_inheritable(go_reader, True)
+statuses = []
+forked = threading.Semaphore(0)
+
+def until_told():
+    os.close(go_writer)
+    os.read(go_reader, 1)
+
+def begin():
+    # Start a child that lives until it is told to go; what waits for its status.
+    if how == "subprocess":
+        code = f"import os, sys; os.read({go_reader}, 1); sys.exit(7)"
+        process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[go_reader])
+        return process.wait
+    if how == "multiprocessing":
+        process = multiprocessing.get_context("fork").Process(target=lambda: (until_told(), os._exit(7)))
+        process.start()
+        return lambda: (process.join(), process.exitcode)[1]
+    pid = os.fork()
+    if pid == 0:
+        until_told()
+        if how == "os._exit":
+            os._exit(7)
+        return None  # the child goes on as if it were the server
+    return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def received(socket, data):
+    if data != b"fork":
+        socket.send(data)
+        return
+    wait = begin()
+    if wait is None:
+        # In the child nothing acts any more; the process ends by its own will.
+        assert socket.send(b"from the child") is False
+        assert socket.server.stop() == hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)
+        assert not socket.server.ready and socket.server.wait(1) and socket.server.connections == []
+        os._exit(7)
+    forked.release()
+    statuses.append(wait())
+
+handler = recorder(data_received=received)
+server = hydrogen.serve(handler, addr="127.0.0.85", port=0, engine=engine, max_threads=6)
+bystander = Client(server.address)
+clients = [Client(server.address) for _ in range(4)]
+for client in [bystander, *clients]:
+    client.echo(b"before")
+for client in clients:
+    client.send(b"fork")
+    assert forked.acquire(timeout=30)
+bystander.echo(b"served")
+closed = Client(server.address)
+closed.echo(b"x")
+bystander.finish()
+assert bystander.at_end() == "end"  # though the children live, which had a copy of its socket
+bystander.close()
+stop = lambda: server.stop(20)
+with running(stop):
+    while server.ready:
+        server.wait(0.001)
+    for _ in range(3000):
+        try:
+            Client(server.address).close()
+        except ConnectionRefusedError:
+            break
+        server.wait(0.01)
+    else:
+        raise AssertionError("the port is kept")
+    assert closed.at_end() == "end"
+    closed.close()
+    os.close(go_writer)
+    for client in clients:
+        client.at_end()
+        client.close()
+print(statuses)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.clause("S61", "P4")
+@pytest.mark.parametrize("how", ["subprocess", "multiprocessing", "os._exit", "os.fork"])
+def test_children_that_callbacks_start_keep_nothing_and_their_status_is_told(engine, how):
+    out, err = finish(child(CHILDREN, engine, how), 0)
+    assert (out, err) == ("[7, 7, 7, 7]\n", "")
