@@ -10,7 +10,7 @@ which the two must agree. A subclass of a built-in builder is a builder of the u
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, Literal, TypeGuard
+from typing import ClassVar, Literal, TypeGuard, cast
 
 from hydrogen.errors import ChecksumMismatch, FrameTooLarge, HandlerError, ProtocolError, described
 
@@ -146,9 +146,10 @@ class FrameDecoder:
             return None
         builder = self.builder
         name = type(builder).__name__
-        if isinstance(builder, LineFrameBuilder) and type(builder).from_bytes is LineFrameBuilder.from_bytes:
-            frame: Frame | None = builder.take_line(self._buffer, self._scanned)
-            self._scanned = 0 if frame is not None else max(0, before - len(builder.delimiter) + 1)
+        if type(builder).from_bytes is LineFrameBuilder.from_bytes:  # it would search from the start each time
+            line_builder = cast(LineFrameBuilder, builder)
+            frame: Frame | None = line_builder.take_line(self._buffer, self._scanned)
+            self._scanned = 0 if frame is not None else max(0, before - len(line_builder.delimiter) + 1)
         else:
             frame = builder.from_bytes(self._buffer)
         if len(self._buffer) > before:
