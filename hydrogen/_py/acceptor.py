@@ -1,7 +1,7 @@
 """The acceptor: one thread that accepts on all listeners. It never waits for anything but them, and never runs code of the user's.
 
 It is one for all of them, so that there is one who looks at `max_connections` and adds. A listener with a long backlog gives way to the
-others after `TURN` connections. What it has to say a worker writes into the rate-limited log: a logging handler is code of the user's.
+others after `BATCH` connections. What it has to say a worker writes into the rate-limited log: a logging handler is code of the user's.
 
 Accepting *pauses* in three cases, in which the listeners are not polled: they stay readable, and would spin. While suspended, until
 `resume`. At `max_connections`, if the policy is to wait, until a connection is released. When the kernel is out of something, for
@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hydrogen._py import sys
+from hydrogen._py import kernel
 
 if TYPE_CHECKING:
     from hydrogen.log import RateLimitedLog
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PAUSE_MS = 100
 """How long accepting pauses when the kernel is out of something: short enough to go unnoticed, long enough not to be a load."""
 
-TURN = 64
+BATCH = 64
 """Connections accepted from one listener before the others come."""
 
 
@@ -59,7 +59,7 @@ class Acceptor:
         self._most = most
         self._log = log
         self._by_worker = by_worker
-        self._wakeup = sys.Wakeup()
+        self._wakeup = kernel.Wakeup()
         self._suspended = False
         self._hungry = False  # see the module
         self._paused_for: str | None = None  # so that it is told once
@@ -99,7 +99,7 @@ class Acceptor:
         self._wakeup.close()
 
     def _run(self) -> None:
-        sys.block_signals()
+        kernel.block_signals()
         asleep, waiting = select.poll(), select.poll()
         asleep.register(self._wakeup.fileno(), select.POLLIN)
         for fd in (self._wakeup.fileno(), *self._listeners):
@@ -123,13 +123,13 @@ class Acceptor:
             self._wakeup.clear()
 
     def _accept_from(self, ready: list[int]) -> bool:
-        """A turn for each listener that is ready; False when the kernel is out of something."""
+        """A batch of each listener that is ready; False when the kernel is out of something."""
         self._wakeup.clear()
         return all(self._accept_some(self._listeners[fd]) for fd in ready)
 
     def _accept_some(self, listener: socket.socket) -> bool:
         """Accept until EAGAIN, or until others are to come; False when the kernel is out of something."""
-        for _ in range(TURN):
+        for _ in range(BATCH):
             if self._ended or self._suspended or self._must_wait():
                 break
             try:
@@ -137,9 +137,9 @@ class Acceptor:
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno in sys.TRANSIENT:
+                if error.errno in kernel.TRANSIENT:
                     continue
-                if error.errno not in sys.EXHAUSTED:
+                if error.errno not in kernel.EXHAUSTED:
                     self._by_worker(self._log.say, logging.ERROR, "accept", "accept: %s", error)
                 self._pause("want", None)
                 return False

@@ -1,10 +1,10 @@
 """A connection: input, callbacks and the end, all by its owner.
 
-`turn` is the heart: the worker that took the connection from the ready queue owns it, does what its bits ask for, and lets go. Only in
+`step` is the heart: the worker that took the connection from the ready queue owns it, does what its bits ask for, and lets go. Only in
 there is input touched, and only there do callbacks run: this alone makes them come one at a time and in order.
 
 What is read goes through TLS, if the connection has a session, into the decoder, and from there message by message to the handler. A
-connection is *introduced* when it is known who reads and writes, and the handshake is done: until then the handler knows no more of it
+connection is *ready* when it is known who reads and writes, and the handshake is done: until then the handler knows no more of it
 than its fd. With PROXY protocol it knows not even that before the header is there, which is read exactly: what follows may be somebody
 else's to read.
 
@@ -17,9 +17,9 @@ Invariants of the deadlines:
    Also with those that the peer takes from the kernel's send queue: while there may be some the queue is looked at every now and then
    (`look_every`), and counts as moving when it got shorter, or was written to since the look before and is not empty.
 3. When the owner lets go, a reminder stands at the monitor thread that is due by the earliest of these. An earlier one that stands already is
-   left, and the turn that it brings about asks for the next: so frames that are begun and finished, and bytes that come and go, cost the
+   left, and the step that it brings about asks for the next: so frames that are begun and finished, and bytes that come and go, cost the
    monitor nothing.
-4. They end the connection only in a turn that has seen the socket drained: what came in time counts, however late we are. While reading is
+4. They end the connection only in a step that has seen the socket drained: what came in time counts, however late we are. While reading is
    paused, bytes that wait in the kernel show that the peer is not idle.
 
 The deadline of output, `write_timeout`, is not the owner's affair: see `output`.
@@ -40,11 +40,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from hydrogen._py import mailbox, poller, sys
+from hydrogen._py import kernel, mailbox, poller
 from hydrogen._py.framing import ChunkDecoder, Decoder, decoder_for, explain
 from hydrogen._py.output import Output, OutputLoop, Work
 from hydrogen._py.poller import Poller
-from hydrogen._py.transport import CHUNK, SocketTransport, StreamTransport
+from hydrogen._py.streams import CHUNK, SocketTransport, StreamTransport
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause, IncompleteFrame, PeerClosed, ProtocolError, Reject, Timeout, handler_error
 from hydrogen.handler import Callbacks
@@ -59,11 +59,11 @@ LINGER = 2.0
 """Seconds that input is discarded after our FIN: closing with unread input resets the peer, and the tail of the reply is lost."""
 
 MESSAGE_BUDGET = 256
-"""Messages delivered in one turn before the others come."""
+"""Messages delivered in one step before the others come."""
 
 
 class Runner(Protocol):
-    """The worker that gives a turn.
+    """The worker that takes a step.
 
     Attributes:
         progress: to be another number in each callback.
@@ -112,11 +112,11 @@ class Connection(Output):
         socket: what callbacks get.
         user_data: the handler's.
         builder: of what is sent, and received; None: chunks.
-        is_introduced: see the module; `on_disconnected` is due only from then on.
+        ready: see the module; `on_disconnected` is due only from then on.
         is_paused: by `pause_reading`.
         peername, sockname: as at the start; a connection that was reset has forgotten them. `peername` is what the PROXY header says.
         proxy: that header; None: none has come.
-        address: at which the connection is counted, see `limits`; None: at none. Written before it is let go first, then by the owner.
+        address: at which the connection is counted, see `addresses`; None: at none. Written before it is let go first, then by the owner.
     """
 
     __slots__ = (
@@ -135,7 +135,7 @@ class Connection(Output):
         "_readable",
         "_reminder",
         "_runner",
-        "_said_goodbye",
+        "_said_close_notify",
         "_shaking",
         "_told_eof",
         "_undelivered",
@@ -143,7 +143,7 @@ class Connection(Output):
         "builder",
         "counted",
         "fd",
-        "is_introduced",
+        "ready",
         "is_paused",
         "peername",
         "proxy",
@@ -189,12 +189,12 @@ class Connection(Output):
         self._header = None if versions == "off" else HeaderReader(cast(Versions, versions))  # None: none is to come, or it is here
         self._first_bytes: bytes | None = None  # after the header, as long as they may become another one
         unattended = loop.callbacks.on_new_connection is None and loop.callbacks.on_connected is None
-        self.is_introduced = unattended and context is None and self._header is None
-        self._runner: Runner | None = None  # of the turn of now
+        self.ready = unattended and context is None and self._header is None
+        self._runner: Runner | None = None  # of the step of now
         self._looked_at = self.last_byte  # when the send queue was looked at, see invariant 2
         self._looked_sent = 0  # bytes sent until then
         self._looked_unsent = 0  # bytes that were in it
-        self._said_goodbye = False  # close_notify was queued
+        self._said_close_notify = False  # close_notify was queued
         self._ended_output = False
         self._deadline = math.inf  # see the invariants
         self._reminder = math.inf  # when the reminder that stands is due
@@ -205,7 +205,7 @@ class Connection(Output):
 
     def begin(self) -> None:
         """After accepting, by the first owner: have a worker go on, or be polled."""
-        if not self.is_introduced:
+        if not self.ready:
             self.post(mailbox.NEW)
         elif self.error is None:
             self.register()
@@ -227,7 +227,7 @@ class Connection(Output):
         elif events & poller.READ:
             self.post(mailbox.READABLE)
 
-    def turn(self, runner: Runner) -> bool:
+    def step(self, runner: Runner) -> bool:
         """Do what the bits ask for, and let go; True when there is more to do, and the connection still owned. By the owner."""
         self._runner = runner
         bits = self.take()
@@ -240,7 +240,7 @@ class Connection(Output):
             self._take_up()
         if bits & mailbox.WRITABLE:
             self.flush()
-        if bits & mailbox.LOW and self.error is None and self.is_introduced and self.loop.callbacks.on_writable is not None:
+        if bits & mailbox.LOW and self.error is None and self.ready and self.loop.callbacks.on_writable is not None:
             self._call("on_writable", self.loop.callbacks.on_writable, self.socket)
         if self._header is not None:
             self._serve_header(self._header)
@@ -388,7 +388,7 @@ class Connection(Output):
 
     def _connected(self) -> None:
         """Ready for use: messages may come and go."""
-        self.is_introduced = True
+        self.ready = True
         self._deadline = math.inf
         if self.loop.is_verbose and self.session is not None:
             self._tell_of_handshake(self.session)
@@ -436,7 +436,7 @@ class Connection(Output):
                 self._take_in(chunk)
         except BaseException as error:
             self._reading_failed(error)
-        if self.error is None and not self.is_introduced and not self._shaking:
+        if self.error is None and not self.ready and not self._shaking:
             self._connected()
         return sum(map(len, chunks))
 
@@ -515,8 +515,8 @@ class Connection(Output):
     def _watch(self, pause_ended: bool) -> None:
         """Keep the deadline of what the peer has begun: the handshake, or a frame."""
         config = self.loop.config
-        seconds, code = (config.frame_timeout, Timeout.FRAME_TIMEOUT) if self.is_introduced else (config.open_timeout, Timeout.OPEN_TIMEOUT)
-        if seconds is None or (self.is_introduced and not self._decoder.is_partial()) or self._must_not_read():
+        seconds, code = (config.frame_timeout, Timeout.FRAME_TIMEOUT) if self.ready else (config.open_timeout, Timeout.OPEN_TIMEOUT)
+        if seconds is None or (self.ready and not self._decoder.is_partial()) or self._must_not_read():
             self._deadline = math.inf
         elif pause_ended or self._deadline == math.inf:
             self._deadline = time.monotonic() + seconds
@@ -524,18 +524,18 @@ class Connection(Output):
             self.end(Cause.TIMEOUT, code=code, at_once=True)
 
     def _watch_idleness(self) -> None:
-        """In a turn that a reminder has brought about, and so has read what there is, unless it must not: see invariants 2 and 4."""
+        """in a step that a reminder has brought about, and so has read what there is, unless it must not: see invariants 2 and 4."""
         if self.loop.config.idle_timeout is None:
             return
         now = time.monotonic()
-        unsent = sys.unsent(self.transport.poll_fd)
+        unsent = kernel.unsent(self.transport.poll_fd)
         if unsent < self._looked_unsent or (unsent and self.tally.bytes_sent != self._looked_sent):
             self.last_byte = now
         self._looked_at, self._looked_sent, self._looked_unsent = now, self.tally.bytes_sent, unsent
         if now < self.last_byte + self.loop.config.idle_timeout:
             return
         if self._must_not_read():
-            if sys.unread(self.transport.poll_fd):
+            if kernel.unread(self.transport.poll_fd):
                 self.last_byte = now
                 return
         elif self._readable and not self._input_ended:
@@ -572,8 +572,8 @@ class Connection(Output):
             return self._remove()
         if not self.is_flushed():
             return False
-        if self.session is not None and not self._said_goodbye:
-            self._say_goodbye(self.session)
+        if self.session is not None and not self._said_close_notify:
+            self._send_close_notify(self.session)
             if not self.is_flushed():
                 return False
         if not self._ended_output:
@@ -584,9 +584,9 @@ class Connection(Output):
             return self._remove()
         return (self._eof or time.monotonic() >= self._deadline) and self._remove()
 
-    def _say_goodbye(self, session: TlsSession) -> None:
+    def _send_close_notify(self, session: TlsSession) -> None:
         """Queue close_notify: no message follows, for `error` is set."""
-        self._said_goodbye = True
+        self._said_close_notify = True
         with session.lock:
             work = self.append(session.close())
         self.carry_out(work)
@@ -617,7 +617,7 @@ class Connection(Output):
         self._decoder = ChunkDecoder()
         self._account_input()
         self.loop.removing(self)
-        if callbacks.on_disconnected is not None and self.is_introduced:
+        if callbacks.on_disconnected is not None and self.ready:
             self._call("on_disconnected", callbacks.on_disconnected, self.socket, self.error)
         if callbacks.on_connection_removed is not None and self.cause != Cause.OVERLOAD:
             self._call("on_connection_removed", callbacks.on_connection_removed, self.fd, self.error)

@@ -1,16 +1,16 @@
 """The Python engine: `Engine` ties the threads to the slab. Start reading here.
 
-    accept thread ---------new, notice-------> ready queue ----> workers: read, split, call back, write
+    accept thread ---------new, task---------> ready queue ----> workers: read, split, call back, write
                                                 ^    ^              |
-    monitor --------deadline, notice---------+    |              | EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    monitor --------deadline, task-----------+    |              | EPOLL_CTL_ADD, EPOLL_CTL_DEL
                                                      |              v
     event thread: flush what blocked ----readable----+ <--------- epoll
 
 There are `max_threads` threads and three, whatever the number of connections. Locks, in the order in which they may be taken:
 `Engine._lock`, or, of one connection, the lock of its TLS session and then its output lock; then the leaves: mailbox, memory, slab,
-monitor, limits.
+monitor, addresses.
 
-What the accept thread has to log it gives to a worker as a notice: a logging handler is code of the user's, and may block. The monitor thread
+What the accept thread has to log it gives to a worker as a worker task: a logging handler is code of the user's, and may block. The monitor thread
 writes one line itself, that all workers are blocked: nobody else could while it is true.
 
 It is the reference, clear before fast: every message takes a hop from the event thread to a worker, which the compiled engine does without.
@@ -30,18 +30,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hydrogen._py import mailbox, sys
+from hydrogen._py import kernel, mailbox
 from hydrogen._py.acceptor import Acceptor
 from hydrogen._py.buffer import Memory
 from hydrogen._py.connection import Connection
-from hydrogen._py.handle import Socket
-from hydrogen._py.limits import Limits, address_of
+from hydrogen._py.socket import Socket
+from hydrogen._py.addresses import Limits, address_of
 from hydrogen._py.monitor import Monitor
 from hydrogen._py.output import Output, Tally
 from hydrogen._py.poller import Poller
-from hydrogen._py.pool import Pool
+from hydrogen._py.worker import Pool
 from hydrogen._py.slab import Slab
-from hydrogen._py.stuck import StuckOutput, StuckWorkers
+from hydrogen._py.stalls import StalledOutput, StalledWorkers
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause, Timeout
@@ -62,7 +62,7 @@ RELEASE_PATIENCE = 1.0
 
 
 class Engine:
-    """See `backend.Engine`. What it has beyond that contract is for its connections (`connection.Loop`, `handle.Directory`)."""
+    """See `backend.Engine`. What it has beyond that contract is for its connections (`connection.Loop`, `socket.Directory`)."""
 
     def __init__(
         self, server: Server, callbacks: Callbacks, config: Config, listeners: Sequence[socket.socket], max_connections: int
@@ -95,8 +95,8 @@ class Engine:
         self._timers = self._monitor.alarm(lambda: self._pool.ready.put(self._run_timers))
         timeouts = (config.open_timeout, config.idle_timeout, config.frame_timeout, config.write_timeout)
         self.look_every = min((timeout for timeout in timeouts if timeout is not None), default=math.inf) / 4
-        self._stuck_output = StuckOutput(self._monitor, config.write_timeout, self.look_every)
-        self._stuck_workers = StuckWorkers(self._monitor, self._pool, self._on_all_blocked)
+        self._stalled_output = StalledOutput(self._monitor, config.write_timeout, self.look_every)
+        self._stalled_workers = StalledWorkers(self._monitor, self._pool, self._on_all_blocked)
         self._event_thread = threading.Thread(target=self._watch, name="hydrogen-event", daemon=True)
 
     def start(self) -> None:
@@ -188,7 +188,7 @@ class Engine:
                 raise TypeError(f"exclude: sockets are expected, not {other!r}")
         sent = dropped = 0
         for connection in self._slab.snapshot():
-            if not connection.is_introduced or connection.at_once or connection.socket in excluded:
+            if not connection.ready or connection.at_once or connection.socket in excluded:
                 continue
             builder = connection.builder
             if id(builder) not in frames:
@@ -229,7 +229,7 @@ class Engine:
         """Those that are introduced, and do not end yet."""
         if self.forked_away:
             return []
-        return [connection.socket for connection in self._slab.snapshot() if connection.is_introduced and connection.error is None]
+        return [connection.socket for connection in self._slab.snapshot() if connection.ready and connection.error is None]
 
     def stats(self) -> Stats:
         """The counters of connections that are gone, and of those that are there."""
@@ -268,13 +268,13 @@ class Engine:
             bytes_received=total.bytes_received,
             bytes_sent=total.bytes_sent,
             queued_bytes=self.memory.total,
-            all_blocked=self._stuck_workers.times,
+            all_blocked=self._stalled_workers.times,
             accept_pauses=self._acceptor.pauses,
             reading_pauses=total.reading_pauses,
             reading_resumes=total.reading_resumes,
             memory_pauses=self.memory.pauses,
             polls=self._polls,
-            iterations=self._pool.turns(),
+            iterations=self._pool.steps(),
         )
 
     def reload_tls(self, context: ssl.SSLContext) -> None:
@@ -296,11 +296,11 @@ class Engine:
     # For connections and their sockets.
 
     def find(self, token: int) -> Connection | None:
-        """See `handle.Directory`."""
+        """See `socket.Directory`."""
         return None if self.forked_away else self._slab.find(token)
 
     def refused(self) -> None:
-        """See `handle.Directory`."""
+        """See `socket.Directory`."""
         if not self.forked_away:
             with self._lock:
                 self._refused += 1
@@ -316,7 +316,7 @@ class Engine:
 
     def watch_output(self, connection: Output) -> None:
         """See `output.OutputLoop`."""
-        self._stuck_output.watch(connection)
+        self._stalled_output.watch(connection)
 
     def remind(self, token: int, when: float) -> None:
         """See `connection.Loop`."""
@@ -389,8 +389,8 @@ class Engine:
         with self._lock:
             self._accepted += 1
             self._removed[Cause.OVERLOAD] += 1
-        sys.turn_away(sock)
-        if not self._tells_of_overload:  # one notice at a time: a flood must not fill the queue while all workers block
+        kernel.turn_away(sock)
+        if not self._tells_of_overload:  # one line at a time: a flood must not fill the queue while all workers block
             self._tells_of_overload = True
             self._by_worker(self._tell_of_overload)
 
@@ -429,7 +429,7 @@ class Engine:
     # The event thread.
 
     def _watch(self) -> None:
-        sys.block_signals()
+        kernel.block_signals()
         while not self._ended:
             ready = self.poller.wait(block=not self._unfinished)
             self._polls += bool(ready)
@@ -476,7 +476,7 @@ class Engine:
         self.log.turned_away(self._removed[Cause.OVERLOAD])
 
     def _on_all_busy(self) -> None:
-        self._stuck_workers.begin()
+        self._stalled_workers.begin()
 
     def _run_timers(self) -> None:
         self.server.timers.run_due(self.set_alarm)

@@ -27,10 +27,10 @@ LOW = 16
 RESUME = 32
 """Go on with the input: a pause has ended."""
 AGAIN = 64
-"""Go on with the input: the budget of a turn was used up."""
+"""Go on with the input: the budget of a step was used up."""
 DEADLINE = 128
 """A deadline may have passed."""
-CLOSE = 256
+CLOSING = 256
 """The end was asked for, or output that delayed it is gone."""
 
 

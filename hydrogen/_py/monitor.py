@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from hydrogen._py import sys
+from hydrogen._py import kernel
 
 
 class Alarm:
@@ -91,7 +91,7 @@ class Monitor:
         return threading.current_thread() is self._thread
 
     def _run(self) -> None:
-        sys.block_signals()
+        kernel.block_signals()
         while True:
             with self._changed:
                 while not self._ended and (left := self._next() - time.monotonic()) > 0:

@@ -9,7 +9,7 @@ Invariants:
    finds when he wants to set `_blocked`: then he tries again instead.
 3. Once `error` is set no message is taken; what is queued is written, unless `at_once`. The first cause wins. With TLS a message that was
    taken before is still queued, and so are handshake and alerts; the owner's close_notify, when all is written, is the last.
-4. Who empties the queue of a connection that is ending posts CLOSE. So does a flusher that finds `at_once`: the owner waits for him.
+4. Who empties the queue of a connection that is ending posts CLOSING. So does a flusher that finds `at_once`: the owner waits for him.
 5. Output that is blocked is *watched* for `write_timeout`: whoever sets `_blocked` hands the connection to the loop, once (`_watched`),
    which calls `look_at_progress` now and then until nothing is pending. It is not the owner who looks: he may be in the handler, waiting in
    `drain` for the very peer that takes nothing.
@@ -22,10 +22,10 @@ import threading
 import time
 from typing import Any, NamedTuple, Protocol
 
-from hydrogen._py import mailbox, sys
+from hydrogen._py import kernel, mailbox
 from hydrogen._py.buffer import Memory, SendQueue
 from hydrogen._py.mailbox import Mailbox, Queue
-from hydrogen._py.transport import Transport
+from hydrogen._py.streams import Transport
 from hydrogen.config import Config
 from hydrogen.errors import Cause, Timeout, removal_error
 from hydrogen.tls import TlsSession
@@ -257,13 +257,13 @@ class Output(Mailbox):
                 self._queued.clear()
                 self._changed.notify_all()
             bits, change = self._settle_locked()
-        self._tell(bits | mailbox.CLOSE, change)
+        self._tell(bits | mailbox.CLOSING, change)
         return True
 
     def flush(self) -> None:
         """Write what the kernel takes, unless somebody is doing so or it takes nothing."""
         with self._lock:
-            if self._flushing or self._blocked or not (self._queued or self.transport.is_stuck):
+            if self._flushing or self._blocked or not (self._queued or self.transport.is_stalled):
                 return
             self._flushing = True
         self._flush()
@@ -295,10 +295,10 @@ class Output(Mailbox):
         Returns:
             When that may be so at the earliest; None when nothing is to be watched any more.
         """
-        unsent = sys.unsent(self.transport.poll_fd)
+        unsent = kernel.unsent(self.transport.poll_fd)
         with self._lock:
             progress = self._progress
-            if progress is None or self._sealed or self.at_once or not (self._queued or self.transport.is_stuck):
+            if progress is None or self._sealed or self.at_once or not (self._queued or self.transport.is_stalled):
                 self._watched = False
                 return None
             # What is given to a stream of the user's is not taken by anybody yet.
@@ -327,7 +327,7 @@ class Output(Mailbox):
             return self._flushing
 
     def seal(self) -> bool:
-        """Let nobody write any more; False when somebody still does, he will post CLOSE. By the owner, before the transport is closed."""
+        """Let nobody write any more; False when somebody still does, he will post CLOSING. By the owner, before the transport is closed."""
         with self._lock:
             if self._flushing:
                 return False
@@ -358,7 +358,7 @@ class Output(Mailbox):
         return Work(flush, *self._settle_locked())
 
     def _is_flushed_locked(self) -> bool:
-        return not self._flushing and (self.at_once or not (self._queued or self.transport.is_stuck))
+        return not self._flushing and (self.at_once or not (self._queued or self.transport.is_stalled))
 
     def _flush(self) -> None:
         """Write until nothing is left, the kernel takes no more, or the budget is used up. `_flushing` was set by the caller."""
@@ -379,7 +379,7 @@ class Output(Mailbox):
             # Cleared before writing: an edge from here on belongs to a later state of the kernel's buffer than the write will find.
             edge, self._edge = self._edge, False
             messages = [] if self.at_once else self._queued.front()
-            go_on = bool(messages) or (edge and self.transport.is_stuck and not self.at_once)
+            go_on = bool(messages) or (edge and self.transport.is_stalled and not self.at_once)
             if go_on and left > 0:
                 if messages and self.transport.is_stream:
                     # It is the stream's from here on: pending is what the stream says it kept.
@@ -419,7 +419,7 @@ class Output(Mailbox):
     def _begin_to_watch(self) -> None:
         """See invariant 5. `_watched` was set by the caller."""
         progress = Progress()
-        progress.unsent = sys.unsent(self.transport.poll_fd)
+        progress.unsent = kernel.unsent(self.transport.poll_fd)
         progress.since = time.monotonic()
         with self._lock:
             progress.sent, progress.kept = self.tally.bytes_sent, self.transport.kept
@@ -452,7 +452,7 @@ class Output(Mailbox):
         if pending < low:
             self._changed.notify_all()
         if self.error is not None and self._is_flushed_locked():
-            bits |= mailbox.CLOSE
+            bits |= mailbox.CLOSING
         if not self._flushing:
             bits |= self._when_flushed
             self._when_flushed = 0

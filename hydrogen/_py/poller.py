@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import select
 
-from hydrogen._py.sys import Wakeup
+from hydrogen._py.kernel import Wakeup
 
 READ = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLHUP | select.EPOLLERR
 """Events after which reading tells something new. PRI: a read had stopped at an urgent mark."""

@@ -7,7 +7,7 @@ from support import ROOT
 
 HYDROGEN = ROOT / "hydrogen"
 
-MODULES = ["sys", "slab", "buffer", "framing", "poller", "connection", "loop"]
+MODULES = ["kernel", "slab", "buffer", "framing", "poller", "connection", "loop"]
 """Lowest first. There may be more; they count as part of those that name them."""
 
 FACADE = {"config", "errors", "handler", "stream", "frame", "connection", "report", "listener", "tls", "client", "proxy"}

@@ -13,7 +13,7 @@ import os
 import socket
 from typing import Protocol
 
-from hydrogen._py import sys
+from hydrogen._py import kernel
 from hydrogen._py.framing import Complain
 from hydrogen.errors import Cause, cause_of, removal_error
 from hydrogen.stream import Stream, StreamAdapter
@@ -29,7 +29,7 @@ class Transport(Protocol):
         poll_fd: to be polled.
         is_stream: runs code of the user's, so that only workers and senders may use it, and the end is left to it.
         kept: bytes of output that the transport holds back.
-        is_stuck: whether it holds something back, and must be written to, with nothing, when the kernel takes more.
+        is_stalled: whether it holds something back, and must be written to, with nothing, when the kernel takes more.
     """
 
     poll_fd: int
@@ -39,7 +39,7 @@ class Transport(Protocol):
     def kept(self) -> int: ...
 
     @property
-    def is_stuck(self) -> bool: ...
+    def is_stalled(self) -> bool: ...
 
     def receive(self, most: int = CHUNK) -> list[bytes]:
         """What can be read now, of a socket at most so many bytes; `[]` when there is nothing.
@@ -85,7 +85,7 @@ class SocketTransport:
 
     is_stream = False
     kept = 0
-    is_stuck = False
+    is_stalled = False
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -140,8 +140,8 @@ class SocketTransport:
         self._sock.detach()
 
     def reset(self, placeholder: int) -> None:
-        """See `sys.reset`."""
-        sys.reset(self._sock, placeholder)
+        """See `kernel.reset`."""
+        kernel.reset(self._sock, placeholder)
 
     def close(self) -> None:
         """The number may go to a new connection from now on."""
@@ -176,7 +176,7 @@ class StreamTransport:
         return self._port.pending
 
     @property
-    def is_stuck(self) -> bool:
+    def is_stalled(self) -> bool:
         """Whether its last `send` raised `BlockingIOError`."""
         return self._port.blocked
 
@@ -204,7 +204,7 @@ class StreamTransport:
 
     def pending_error(self) -> int:
         """SO_ERROR of what is polled."""
-        with contextlib.suppress(OSError), sys.borrowed(self.poll_fd) as sock:
+        with contextlib.suppress(OSError), kernel.borrowed(self.poll_fd) as sock:
             return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         return 0
 
@@ -222,8 +222,8 @@ class StreamTransport:
     def reset(self, placeholder: int) -> None:
         """Make the stream's own `close` a reset. Its fd is not replaced: it may have closed it, and the number be another's."""
         if self.poll_fd >= 0:
-            with contextlib.suppress(OSError), sys.borrowed(self.poll_fd) as sock:
-                sys.reset_on_close(sock)
+            with contextlib.suppress(OSError), kernel.borrowed(self.poll_fd) as sock:
+                kernel.reset_on_close(sock)
         try:
             self._port.shutdown()
         except OSError:  # the peer may be gone, that is why we are here

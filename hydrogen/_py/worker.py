@@ -1,6 +1,6 @@
-"""The pool: workers that take connections from the ready queue and give each a turn. All code of the user's runs here.
+"""Workers: that take connections from the ready queue and give each a turn. All code of the user's runs here.
 
-What other threads have to do that may run such code, as timers do and logging may, they put into the same queue: a *notice*.
+What other threads have to do that may run such code, as timers do and logging may, they put into the same queue: a *worker task*.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from queue import SimpleQueue
 
 from hydrogen._py.connection import Connection
 
-Notice = Callable[[], None]
+Task = Callable[[], None]
 
 _JOIN_SLICE = 0.005
 
@@ -22,9 +22,9 @@ class Worker(threading.Thread):
 
     Attributes:
         pool: whose.
-        busy: whether it is in a turn, or with a notice.
+        busy: whether it is in a step, or with a task.
         progress: grows with each of these, and with each callback.
-        turns: turns so far.
+        steps: steps so far.
     """
 
     def __init__(self, pool: Pool, number: int) -> None:
@@ -32,10 +32,10 @@ class Worker(threading.Thread):
         self.pool = pool
         self.busy = False
         self.progress = 0
-        self.turns = 0
+        self.steps = 0
 
     def run(self) -> None:
-        """Give turns until the pool ends."""
+        """take steps until the pool ends."""
         while True:
             item = self.pool.ready.get()
             if item is None:
@@ -47,15 +47,15 @@ class Worker(threading.Thread):
             if self.pool.all_are_busy():
                 self.pool.on_all_busy()
             if isinstance(item, Connection):
-                self._turn(item)
+                self._step(item)
             else:
                 item()
             self.busy = False
 
-    def _turn(self, connection: Connection) -> None:
-        self.turns += 1
+    def _step(self, connection: Connection) -> None:
+        self.steps += 1
         try:
-            if connection.turn(self):
+            if connection.step(self):
                 self.pool.ready.put(connection)
         except Exception as error:
             # Want of memory, or a fault of ours. It must not cost a worker; to go on with that connection would be guessing.
@@ -68,7 +68,7 @@ class Pool:
     After `end` the last worker stays while connections are left: a handler that still blocks leaves a connection to remove.
 
     Attributes:
-        ready: owned connections, each at most once, and notices; None tells a worker to leave.
+        ready: owned connections, each at most once, and tasks; None tells a worker to leave.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class Pool:
         """Args:
         is_empty: whether no connection is left.
         on_all_busy: called by a worker that has something to do and finds that all others have.
-        on_lost: called with a connection whose turn raised, and what it raised.
+        on_lost: called with a connection whose step raised, and what it raised.
         on_last: called when the last worker leaves after `end`.
         """
-        self.ready: SimpleQueue[Connection | Notice | None] = SimpleQueue()
+        self.ready: SimpleQueue[Connection | Task | None] = SimpleQueue()
         self.on_all_busy = on_all_busy
         self.on_lost = on_lost
         self._lock = threading.Lock()
@@ -103,9 +103,9 @@ class Pool:
             self._started += 1
             self._present += 1
 
-    def turns(self) -> int:
-        """Turns so far."""
-        return sum(worker.turns for worker in self._workers)
+    def steps(self) -> int:
+        """Steps so far."""
+        return sum(worker.steps for worker in self._workers)
 
     def running(self) -> list[tuple[int, int]]:
         """Of each worker that is busy: its ident, and its progress."""

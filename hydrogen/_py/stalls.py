@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 from hydrogen._py.monitor import Alarm, Monitor
 from hydrogen._py.output import Output
-from hydrogen._py.pool import Pool
+from hydrogen._py.worker import Pool
 
 TICK = 0.01
 """Seconds between two looks at workers that are all busy: two switch intervals of the interpreter, so that who computes gets on."""
 
 
-class StuckOutput:
+class StalledOutput:
     """Connections whose output is blocked, for `write_timeout`. Invariant: while there are some, the alarm is set."""
 
     def __init__(self, monitor: Monitor, timeout: float | None, look_every: float) -> None:
@@ -52,7 +52,7 @@ class StuckOutput:
             self._alarm.set(soonest)
 
 
-class StuckWorkers:
+class StalledWorkers:
     """Notices that all workers are in the same callbacks as at the look before.
 
     It looks from when a worker finds that all are busy (`begin`) until one is not. No such moment is missed: a worker is busy before it
