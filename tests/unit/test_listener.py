@@ -7,11 +7,11 @@ import socket
 import stat
 import struct
 import sys
-from types import SimpleNamespace
 
 import pytest
 from support import child, finish
 
+from hydrogen import Config
 from hydrogen import listener as module
 from hydrogen.listener import PORT_TRIES, Listeners, listen_fds
 
@@ -25,19 +25,9 @@ def nothing(fd):
 
 def listen(created=nothing, **options):
     """Listeners for these fields of Config."""
-    config = {
-        "addr": "127.0.0.1",
-        "port": 0,
-        "path": None,
-        "path_mode": None,
-        "sock": None,
-        "backlog": 128,
-        "reuse_port": False,
-        "nodelay": True,
-        "keepalive": (60, 10, 6),
-    }
-    assert options.keys() <= config.keys()
-    return Listeners(SimpleNamespace(**{**config, **options}), created)
+    if not options.keys() & {"path", "sock"}:
+        options.setdefault("port", 0)
+    return Listeners(Config(**{"backlog": 128, **options}), created)
 
 
 def listening(sock):
@@ -272,7 +262,7 @@ def test_f30_an_address_of_a_name_that_is_in_use_is_an_error_and_is_not_left_out
 
 def test_several_addresses_are_listened_on_and_one_that_comes_twice_once(resolve):
     resolve("::1", "127.0.0.1")
-    listeners = listen(addr=("127.0.0.1", "many.test", "127.0.0.2", "127.0.0.1"))
+    listeners = listen(addr=("127.0.0.1", "many.test", "127.0.0.2"))
     port = listeners.addresses[0][1]
     assert pairs(listeners) == [("127.0.0.1", port), ("::1", port), ("127.0.0.2", port)]
     listeners.close()
@@ -720,11 +710,10 @@ def test_listen_fds_of_the_same_name_come_together_and_those_without_are_unknown
 
 def test_sockets_of_systemd_are_listened_on(given):
     code = """
-from types import SimpleNamespace
+from hydrogen import Config
 from hydrogen.listener import Listeners
 fds = []
-sockets = tuple(listen_fds())
-listeners = Listeners(SimpleNamespace(sock=sockets, backlog=9, nodelay=True, keepalive=None, path=None), fds.append)
+listeners = Listeners(Config(sock=listen_fds(), backlog=9, keepalive=None), fds.append)
 print(fds, listeners.addresses)
 for sock in listeners.sockets:
     sock.setblocking(True)
