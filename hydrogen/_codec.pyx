@@ -9,18 +9,18 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
 from hydrogen import errors
-from hydrogen.frame import BUILT_IN, UNFIT, copy_of
+from hydrogen import frame as frames
 
 cimport cython
 
 from hydrogen._c.framing cimport *
 
 cdef dict _KINDS = {
-    BUILT_IN["simple"]: FRAMING_SIMPLE,
-    BUILT_IN["checksum32"]: FRAMING_CHECKSUM32,
-    BUILT_IN["length"]: FRAMING_LENGTH,
-    BUILT_IN["line"]: FRAMING_LINE,
-    BUILT_IN["websocket"]: FRAMING_WEBSOCKET,
+    frames.BUILT_IN["simple"]: FRAMING_SIMPLE,
+    frames.BUILT_IN["checksum32"]: FRAMING_CHECKSUM32,
+    frames.BUILT_IN["length"]: FRAMING_LENGTH,
+    frames.BUILT_IN["line"]: FRAMING_LINE,
+    frames.BUILT_IN["websocket"]: FRAMING_WEBSOCKET,
 }
 
 @cython.final
@@ -37,7 +37,7 @@ cdef class Framing:
         self.value.kind = _KINDS.get(type(builder), FRAMING_PYTHON)
         if self.value.kind == FRAMING_PYTHON:
             return
-        builder = copy_of(builder)
+        builder = frames.copy_of(builder)
         self.value.max_size = builder.max_size
         if self.value.kind == FRAMING_LENGTH:
             self.value.width = builder.width
@@ -70,7 +70,7 @@ cdef object too_large(const framing_t *framing, size_t n):
 
 
 cdef object unfit():
-    return ValueError(UNFIT)
+    return ValueError(frames.UNFIT)
 
 
 cdef object refusal(const framing_t *framing, const uint8_t *data, size_t n):
