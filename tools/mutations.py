@@ -18,8 +18,8 @@ from instrumented import ROOT, environment
 MUTATIONS = {
     "BLIND_LET_GO": (
         "hydrogen/_c/mailbox.pxd",
-        "    return connection.mail == 0 and atomic_cas64(&connection.slot.word, &word, word & ~<uint64_t>OWNED)\n",
-        "    atomic_store64(&connection.slot.word, word & ~<uint64_t>OWNED)\n    return True\n",
+        "    while not word & MAIL_BITS:\n",
+        "    while True:\n",
     ),
     "SILENT_RESUME": (
         "hydrogen/_c/mailbox.pxd",
