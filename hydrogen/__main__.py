@@ -1,7 +1,8 @@
 """`python -m hydrogen`: a demonstration server (`echo`), or a server of the user's own handler (`run module:name`).
 
-Prints `listening on ADDRESS`, a line for each, when connections are accepted, serves until SIGINT or SIGTERM, and exits with 0 after a full
-stop, with 1 when anything was aborted or abandoned, with 2 when it could not start. It logs on stderr.
+Prints `listening on ADDRESS`, a line for each, when connections are accepted, serves until SIGINT or SIGTERM, and exits with 0
+after a full stop, with 1 when anything was aborted or abandoned, with 2 when it could not start. It logs on stderr. A SIGINT that
+is ignored, as in a background job of a shell, stays ignored.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--loops", type=int, default=Config.loops, help="among which they and the connections are dealt out (%(default)s)")
     options.add_argument("--engine", choices=CHOICES, default=None, help="(HYDROGEN_ENGINE, or auto)")
     options.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto", help="who is woken when (%(default)s)")
-    options.add_argument("--stop-timeout", type=float, default=Config.stop_timeout, help="seconds for a graceful stop (%(default)s)")
+    options.add_argument("--stop-timeout", type=float, default=Config.stop_timeout, help="seconds for a graceful shutdown (%(default)s)")
     options.add_argument("--slow-callback", type=float, metavar="SECONDS", help="log the stack of a callback that runs for so long")
     options.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="what to log from (%(default)s)")
     options.add_argument("--verbose", "-v", action="store_const", dest="log_level", const="info", help="the same as --log-level info")
