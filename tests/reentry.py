@@ -2,19 +2,24 @@
 line after the other."""
 
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydrogen
 
-_OURS = str(Path(hydrogen.__file__).parent)
+_OURS = (str(Path(hydrogen.__file__).parent), str(threading.__file__))
+"""Where: an Event and a Condition are Python, too, and hold locks."""
 
 
 def interrupted(call: Callable[[], object], number: int, action: Callable[[], object]) -> bool:
-    """Call `call`, and `action` before line `number` of hydrogen's that it comes to, in this thread; whether it came so far.
+    """Call `call`, and `action` before line `number` that it comes to of hydrogen's modules and threading's, in this thread.
 
     What `action` raises comes out of that line, as the exception of a signal handler does.
+
+    Returns:
+        Whether it came so far.
     """
     left = number
     came = False
