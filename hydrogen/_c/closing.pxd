@@ -47,6 +47,7 @@ cdef inline uint32_t closing_end(
     """
     cdef uint32_t last = STATE_CLOSING if abort else STATE_OPEN
     cdef uint32_t bits = 0
+    cdef bint pending
     lock_take(&connection.lock)
     if mailbox_generation(connection) == generation and STATE_OPEN <= connection.state <= last:
         if connection.state == STATE_OPEN:
@@ -60,8 +61,10 @@ cdef inline uint32_t closing_end(
             bits = ABORT | output_drop_locked(context, connection)
         else:
             atomic_store32(&connection.state, STATE_CLOSING)
-            if connection.output.first == NULL and not connection.flushing and not connection.blocked:
-                bits = FLUSHED
+            # With output pending, too, a step is due: what a pause held back is to be thrown away,
+            # or a peer that sends before it reads waits for us as we for it, and no edge comes.
+            pending = connection.output.first != NULL or connection.flushing or connection.blocked
+            bits = AGAIN if pending else FLUSHED
     lock_give(&connection.lock)
     return bits
 
@@ -201,7 +204,8 @@ cdef inline int closing_go_on(context_t *context, io_t *io, connection_t *connec
         return closing_finish(context, connection)
     if bits & FLUSHED:
         return closing_flushed(context, io, connection)
-    return NEXT_LET_GO
+    connection.mail |= bits & AGAIN
+    return NEXT_STEP if connection.mail else NEXT_LET_GO
 
 
 cdef inline int closing_input_ended(context_t *context, io_t *io, connection_t *connection) noexcept nogil:

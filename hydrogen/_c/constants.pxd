@@ -123,6 +123,7 @@ cdef enum:
 # What functions of a connection want done beyond posting mailbox bits.
 cdef enum:
     FLUSH_DRAINED = 1 << 29  # somebody waits in drain()
+    FLUSH_OWNER = 1 << 30    # the caller has become the owner, and has to queue the connection
 
 cdef enum:
     NOT_CORKED = 0xFFFFFFFF

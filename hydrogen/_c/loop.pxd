@@ -10,7 +10,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from hydrogen._c.atomic cimport (
-    atomic_add32, atomic_add64, atomic_load32, atomic_store32, atomic_swap32, relaxed_add64,
+    atomic_add32, atomic_add64, atomic_load32, atomic_load64, atomic_store32, atomic_swap32,
+    relaxed_add64,
 )
 from hydrogen._c.buffer cimport pool_destroy
 from hydrogen._c.closing cimport closing_end, closing_release
@@ -45,9 +46,12 @@ cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) 
     """The last of a connection: fd closed, slot back."""
     closing_release(&loop.context, io, connection)
     slab_release(&loop.slab, &connection.slot)
-    # `stopping` is set before `live` is looked at, in loop_close_all; here it is the other way round: one of the two sees the other. So it is with
-    # the acceptor's `waits`, which the accept thread sets before it looks at each `live` a last time.
-    if atomic_add64(&loop.live, <uint64_t>-1) == 1 and atomic_load32(&loop.stopping):
+    # `stopping` is set, after the accept thread has ended, before `live` is looked at; here it is the
+    # other way round: one of the two sees the other. `live` is looked at anew, for this thread may have
+    # been delayed while another connection was accepted. So it is with the acceptor's `waits`, which
+    # the accept thread sets before it looks at each `live` a last time.
+    atomic_add64(&loop.live, <uint64_t>-1)
+    if atomic_load32(&loop.stopping) and atomic_load64(&loop.live) == 0:
         queues_add_task(loop, TASK_DRAINED)
     if atomic_load32(&loop.acceptor.waits) and atomic_swap32(&loop.acceptor.waits, 0):
         kernel_event_set(loop.acceptor.event)

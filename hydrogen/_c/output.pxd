@@ -28,15 +28,15 @@ from hydrogen._c.buffer cimport (
 )
 from hydrogen._c.constants cimport (
     ABORT, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_GONE, DRAIN_WAIT,
-    EDGE_ADAPTER, EDGE_FLUSH, EDGE_NOTHING, FLUSHED, FLUSH_BUDGET, FLUSH_DRAINED, LOW,
-    NOT_CORKED, PAUSE_WATERMARK, SEND_CORKED, SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED,
-    SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE, STALL_SEEN, STATE_ABORTING, STATE_CLOSING,
-    STATE_GONE, STATE_OPEN,
+    EDGE_ADAPTER, EDGE_FLUSH, EDGE_NOTHING, FLUSHED, FLUSH_BUDGET, FLUSH_DRAINED, FLUSH_OWNER,
+    LOW, NOT_CORKED, PAUSE_WATERMARK, POST_OWNER, POST_STALE, SEND_CORKED, SEND_NOW,
+    SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE, STALL_SEEN,
+    STATE_ABORTING, STATE_CLOSING, STATE_GONE, STATE_OPEN,
 )
 from hydrogen._c.framing cimport FRAME_COMPLETE, framing_encode, framing_overhead, framing_t
 from hydrogen._c.kernel cimport iovec, kernel_send, kernel_unacknowledged
 from hydrogen._c.lock cimport cond_broadcast, cond_wait_until, lock_give, lock_take
-from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pause, mailbox_pauses, mailbox_token
+from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pause, mailbox_resume, mailbox_token
 from hydrogen._c.poller cimport poller_change
 from hydrogen._c.structs cimport connection_t, context_t, io_t
 
@@ -140,9 +140,10 @@ cdef inline int output_append(
 cdef inline uint32_t output_settle_locked(context_t *context, connection_t *connection) noexcept nogil:
     """What follows from the output as it is now, with nobody flushing.
 
-    Returns bits to post, with FLUSH_DRAINED; LOW stands also for the end of the pause (queues_post).
+    Returns bits to post, with FLUSH_DRAINED and FLUSH_OWNER.
     """
     cdef uint32_t bits = 0
+    cdef int resumed
     if connection.state == STATE_ABORTING:
         return ABORT | output_drop_locked(context, connection)
     output_account_locked(context, connection)
@@ -152,8 +153,11 @@ cdef inline uint32_t output_settle_locked(context_t *context, connection_t *conn
         bits = FLUSHED
     if connection.pending < context.low:
         bits |= output_drained_locked(connection)
-        if mailbox_pauses(connection) & PAUSE_WATERMARK:
-            bits |= LOW
+        # Under the lock: who appends meanwhile would else find the pause standing, and add none.
+        resumed = mailbox_resume(connection, mailbox_generation(connection), PAUSE_WATERMARK)
+        if resumed != POST_STALE:
+            atomic_add64(&context.reading_resumes, 1)
+            bits |= LOW | (FLUSH_OWNER if resumed == POST_OWNER else 0)
     elif connection.pending > context.high:  # although the kernel was just given as much as it, or the budget, takes
         output_pause_locked(context, connection)
     return bits
@@ -175,7 +179,7 @@ cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *co
 
     In the last case it is as if the kernel took no more, and epoll_ctl(2) is asked to look at the
     socket anew: if there is room an edge comes at once, and whoever polls goes on. So the kernel
-    queues the connections that have more to flush. Any thread. Returns bits to post, FLUSH_DRAINED.
+    queues the connections that have more to flush. Any thread. Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER.
     """
     cdef iovec parts[SEND_PARTS]
     cdef queue_t taken
@@ -290,7 +294,7 @@ cdef inline bint output_is_stalled(connection_t *connection, uint32_t generation
 cdef inline uint32_t output_adapter_sent(
     context_t *context, connection_t *connection, uint32_t generation, bint blocked, size_t pending,
 ) noexcept nogil:
-    """A user's stream has written: take over what it says of its output. Returns bits to post, FLUSH_DRAINED.
+    """A user's stream has written: take over what it says of its output. Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER.
 
     Under the adapter's lock, by whoever has called the stream: so an older word never follows a newer.
     """

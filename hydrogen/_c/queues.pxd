@@ -28,8 +28,7 @@ from hydrogen._c.atomic cimport (
 )
 from hydrogen._c.closing cimport closing_end
 from hydrogen._c.constants cimport (
-    FLUSH_DRAINED, LOW, MAIL_BITS, MONITOR_ACTIVE, MONITOR_ASLEEP, PAUSE_WATERMARK, POST_OWNER,
-    POST_STALE,
+    FLUSH_DRAINED, FLUSH_OWNER, MAIL_BITS, MONITOR_ACTIVE, MONITOR_ASLEEP, POST_OWNER,
 )
 from hydrogen._c.input cimport input_undelivered
 from hydrogen._c.kernel cimport HYDROGEN_PLANTED_RACE
@@ -138,17 +137,9 @@ cdef inline void queues_post(
     loop_t *loop, connection_t *connection, uint32_t generation, uint32_t bits, bint wake,
 ) noexcept nogil:
     """Post mailbox bits, and do what output_flush and closing_end want done besides."""
-    cdef bint owner = False
-    cdef int resumed
+    cdef bint owner = bits & FLUSH_OWNER != 0
     if bits & FLUSH_DRAINED:
         output_wake_drainers(&loop.context)
-    if bits & LOW:
-        resumed = mailbox_resume(connection, generation, PAUSE_WATERMARK)
-        if resumed == POST_STALE:
-            bits &= ~<uint32_t>LOW  # somebody else has told it
-        else:
-            atomic_add64(&loop.context.reading_resumes, 1)
-        owner = resumed == POST_OWNER
     if bits & MAIL_BITS and mailbox_post(connection, generation, bits & MAIL_BITS) == POST_OWNER:
         owner = True
     if owner:

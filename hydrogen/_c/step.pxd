@@ -127,16 +127,13 @@ cdef inline int step_closing(context_t *context, io_t *io, connection_t *connect
 
 
 cdef inline bint step_reset(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
-    """HANGUP, and no read will tell: because of a pause, or since the end of input was met already.
+    """A reset, or HANGUP and no read will tell: because of a pause, or since the end of input was met already.
 
     On TCP it is a reset. A Unix socket hangs up also when the peer has closed gracefully, so there
     only an error that waits in the socket is one. Then no pause holds any more; what a pause of the
     user's held back is dropped, for nobody could resume in time. True: act on the end of input.
     """
-    cdef int code
-    if connection.end_code:
-        return False
-    code = kernel_socket_error(connection.poll_fd)
+    cdef int code = connection.end_code or kernel_socket_error(connection.poll_fd)
     if not code and connection.unix_domain:
         return False
     if mailbox_pauses(connection) & PAUSE_USER:
@@ -217,6 +214,6 @@ cdef inline int step_run(context_t *context, io_t *io, connection_t *connection)
     if connection.flags & FLAG_STOP and step_discards(io, connection):
         return step_broken(context, io, connection)
     if input_paused(context, connection):
-        if not connection.flags & FLAG_HANGUP or not step_reset(context, io, connection):
+        if not (connection.flags & FLAG_HANGUP or connection.end_code) or not step_reset(context, io, connection):
             return step_paused(context, io, connection, late)
     return step_open(context, io, connection, late)

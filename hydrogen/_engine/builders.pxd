@@ -43,6 +43,7 @@ cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *
         try:
             data = callbacks_run(engine, worker, decoder.next)
         except errors.ProtocolError as error:
+            errors.cut_traceback(error)
             ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
             break
         except BaseException as error:

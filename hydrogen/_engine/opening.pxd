@@ -58,6 +58,7 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
     try:
         opening_settle_stream(engine, worker, connection, socket)
     except errors.Reject as error:
+        errors.cut_traceback(error)
         ending_with(engine, socket, True, CAUSE_REJECT, error)
         return 0
     except BaseException as error:
