@@ -1,7 +1,13 @@
 """A crowd of clients in one thread: each message says whose it is and which, each reply is checked, and who is thrown out comes back.
 
-What is checked is that no client ever sees another's bytes, that its replies come in order and without a gap, and that what other threads
-sent it was meant for it, and broadcasts of one thread come in order. How long anything takes is nobody's business here.
+What is checked is that no client ever sees another's bytes, that its replies come in order and
+without a gap, that what other threads sent it was meant for it, that broadcasts of one thread come
+in order, and that whoever ends its side sees the other one end. How long anything takes is nobody's
+business here.
+
+They have bad manners. They go on sending while they should read, until nothing moves in either
+direction; they freeze, and then read again, or leave without having read; they half-close and go on
+reading, or reset the connection while the server is closing it.
 """
 
 from __future__ import annotations
@@ -15,15 +21,19 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from support import family_of, running, simple
+from support import PATIENCE, family_of, running, simple
 
 LONG = 800.0
 """Seconds that conversations may take: they are many, and sanitizers slow."""
 
+READS, WRITES = selectors.EVENT_READ, selectors.EVENT_WRITE
+
 _ids = itertools.count(1)
 
 
-def beside(done: threading.Event, meddle: Callable[[], object], *conversations: Callable[[], object]) -> None:
+def beside(
+    done: threading.Event, meddle: Callable[[], object], *conversations: Callable[[], object]
+) -> None:
     """Run `meddle`, which goes on until `done` is set, beside all `conversations`; setting it is done here, whatever becomes of them."""
 
     def all_converse() -> None:
@@ -37,6 +47,10 @@ def beside(done: threading.Event, meddle: Callable[[], object], *conversations: 
         pass
 
 
+class EndOfInput(ConnectionError):
+    """The other side has ended gracefully."""
+
+
 class Member:
     """One connection, for as long as it lives; the next one has another id."""
 
@@ -44,13 +58,17 @@ class Member:
         self.id = next(_ids)
         self.depth = depth
         self.sent = self.received = self.foreign = 0
+        self.thaws_at = 0  # the round of the crowd in which it reads again
+        self.is_finishing = self.is_finished = self.is_reset = False
         self.broadcast: dict[bytes, int] = {}  # the last one of each who broadcasts
         self.dice = dice
         self.out = bytearray()
         self.into = bytearray()
         self.sock = socket.socket(family_of(address), socket.SOCK_STREAM)
         if dice.random() < 0.3:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that replies are sent in parts
+            self.sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, 4096
+            )  # so that replies are sent in parts
         try:
             self.sock.connect(address)
         except OSError:
@@ -59,9 +77,13 @@ class Member:
         self.sock.setblocking(False)
 
     def fill(self) -> None:
-        """Have as many messages under way as `depth` says."""
-        while self.sent - self.received < self.depth:
-            self.out += simple(b"%d:%d:" % (self.id, self.sent) + b"." * self.dice.choice((0, 0, 10, 100, 3000)))
+        """Have as many messages under way as `depth` says; as many as go while it is frozen."""
+        if self.is_finishing:
+            return
+        while self.sent - self.received < self.depth or (self.thaws_at and len(self.out) < 4000):
+            self.out += simple(
+                b"%d:%d:" % (self.id, self.sent) + b"." * self.dice.choice((0, 0, 10, 100, 3000))
+            )
             self.sent += 1
 
     def write(self) -> None:
@@ -71,6 +93,22 @@ class Member:
                 del self.out[: self.sock.send(self.out)]
             except BlockingIOError:
                 return
+        if self.is_finishing and not self.is_finished and not self.has_output:
+            self.is_finished = True
+            try:
+                self.sock.shutdown(socket.SHUT_WR)
+            except OSError as error:  # it is not connected any more
+                raise ConnectionResetError from error
+
+    @property
+    def has_output(self) -> bool:
+        """There is something that the kernel has not taken."""
+        return bool(self.out)
+
+    def reset(self) -> None:
+        """Have `close` reset the connection."""
+        self.is_reset = True
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def read(self) -> int:
         """Check what has come; the number of replies. An end is a ConnectionError."""
@@ -79,7 +117,7 @@ class Member:
         except BlockingIOError:
             return 0
         if not part:
-            raise ConnectionResetError
+            raise EndOfInput
         self.into += part
         before, at = self.received, 0
         while len(self.into) - at >= 4:
@@ -97,11 +135,15 @@ class Member:
         """A reply is the next one of mine; what somebody else sent was meant for me, and is in order."""
         name, number, dots = payload.split(b":")
         if name.startswith(b"all "):
-            assert int(number) > self.broadcast.get(name, -1), f"{self.id} got {number!r} of {name!r} after {self.broadcast[name]}"
+            assert int(number) > self.broadcast.get(name, -1), (
+                f"{self.id} got {number!r} of {name!r} after {self.broadcast[name]}"
+            )
             self.broadcast[name] = int(number)
         elif name.startswith(b"foreign "):
             assert int(name[8:]) == self.id, f"{self.id} got what was sent to {name!r}"
-            assert int(number) >= self.foreign, f"foreign message {number!r} to {self.id} came after {self.foreign}"
+            assert int(number) >= self.foreign, (
+                f"foreign message {number!r} to {self.id} came after {self.foreign}"
+            )
             self.foreign = int(number)
         else:
             assert int(name) == self.id, f"{self.id} got a message of {name!r}"
@@ -111,54 +153,134 @@ class Member:
 
 
 class Crowd:
-    """`members` connections in the thread that calls `run`."""
+    """`members` connections in the thread that calls `run`.
 
-    def __init__(self, members: int, seed: int, depth: int = 4) -> None:
+    Args:
+        depth: messages that each member has under way, unless it freezes.
+        is_whole: nobody but they end connections: whoever half-closes gets each reply first.
+        rudeness: how many times as often as usual they misbehave.
+    """
+
+    def __init__(
+        self, members: int, seed: int, depth: int = 4, is_whole: bool = False, rudeness: int = 1
+    ) -> None:
         self.members = members
         self.depth = depth
+        self.is_whole = is_whole
+        self.rudeness = rudeness
         self.dice = random.Random(seed)
         self.answered = 0
         self.thrown_out = 0
+        self.froze = 0
         self.done = threading.Event()
+        self.round = 0
+        self.frozen: list[Member] = []
 
     def run(self, address: Any, messages: int) -> None:
-        """Until so many replies came, or `done` is set, or the server is gone."""
+        """Until so many replies came, or `done` is set, or the server is gone; then all leave."""
         selector = selectors.DefaultSelector()
         try:
             for _ in range(self.members):
                 self.join(selector, address)
             while self.answered < messages and not self.done.is_set() and selector.get_map():
-                for key, _ in selector.select(0.05):
-                    self.serve(selector, key.data, address)
-        except ConnectionRefusedError:
+                self.take_turns(selector, address)
+            self.leave(selector)
+        except (ConnectionRefusedError, FileNotFoundError):
             return  # stopped meanwhile
         finally:
             for key in list(selector.get_map().values()):
-                key.fileobj.close()
+                key.data.sock.close()
             selector.close()
+
+    def take_turns(self, selector: selectors.BaseSelector, address: Any) -> None:
+        """Each that is ready once; those whose time has come thaw."""
+        self.round += 1
+        for member in [member for member in self.frozen if member.thaws_at <= self.round]:
+            self.thaw(selector, member, address)
+        for key, _ in selector.select(0.01 if self.frozen else 0.05):
+            self.serve(selector, key.data, address)
+
+    def leave(self, selector: selectors.BaseSelector) -> None:
+        """Each ends its side, and must see the other one end, whatever it did before."""
+        self.frozen.clear()
+        for key in list(selector.get_map().values()):
+            key.data.thaws_at = 0
+            key.data.is_finishing = True
+            selector.modify(key.fileobj, READS | WRITES, key.data)
+        while selector.get_map():
+            ready = selector.select(PATIENCE)
+            left = [key.data for key in selector.get_map().values()]
+            assert ready, f"no end for {[(m.id, m.sent, m.received, m.is_finished) for m in left]}"
+            for key, _ in ready:
+                self.serve(selector, key.data, None)
 
     def join(self, selector: selectors.BaseSelector, address: Any) -> None:
         """One more connection."""
         try:
-            member = Member(address, self.depth, self.dice)
+            member = self.member(address)
         except ConnectionResetError:
             return
         member.fill()
-        selector.register(member.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, member)
+        selector.register(member.sock, READS | WRITES, member)
+
+    def member(self, address: Any) -> Member:
+        """A new one."""
+        return Member(address, self.depth, self.dice)
 
     def serve(self, selector: selectors.BaseSelector, member: Member, address: Any) -> None:
-        """One connection that is ready."""
+        """One connection that is ready. `address`: where to come back to; None: nowhere."""
         try:
-            self.answered += member.read()
+            if not member.thaws_at:
+                self.answered += member.read()
             member.fill()
             member.write()
-            selector.modify(member.sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if member.out else 0), member)
-            if self.dice.random() < 0.002:  # some leave by themselves, gracefully or not
-                if self.dice.random() < 0.5:
-                    member.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                raise ConnectionResetError
-        except ConnectionError:
-            self.thrown_out += 1
-            selector.unregister(member.sock)
-            member.sock.close()
+            self.misbehave(selector, member, address)
+        except ConnectionError as error:
+            self.judge(member, error)
+            self.replace(selector, member, address)
+
+    def judge(self, member: Member, error: ConnectionError) -> None:
+        """Who has ended its side, and no more, gets all that it is owed, and then the end."""
+        if self.is_whole and member.is_finished and not member.is_reset:
+            assert isinstance(error, EndOfInput), f"{member.id} was reset"
+            assert member.received == member.sent, f"{member.id} misses replies at the end"
+
+    def replace(self, selector: selectors.BaseSelector, member: Member, address: Any) -> None:
+        """It is gone; another one comes, if there is an address."""
+        self.thrown_out += 1
+        if member in self.frozen:
+            self.frozen.remove(member)
+        selector.unregister(member.sock)
+        member.sock.close()
+        if address is not None:
             self.join(selector, address)
+
+    def misbehave(self, selector: selectors.BaseSelector, member: Member, address: Any) -> None:
+        """Now and then, and say what is waited for next."""
+        chance = self.dice.random() / self.rudeness
+        if address is not None and not member.thaws_at:
+            if chance < 0.001 or (member.is_finished and chance < 0.05):
+                member.reset()
+                raise ConnectionResetError
+            if chance < 0.002:
+                member.is_reset = True
+                raise ConnectionResetError
+            if chance < 0.004:
+                member.is_finishing = True
+            elif chance < 0.007:
+                self.froze += 1
+                member.thaws_at = self.round + self.dice.choice((3, 10, 50))
+                self.frozen.append(member)
+        is_due = member.has_output or (member.is_finishing and not member.is_finished)
+        # Frozen, it goes on writing until nothing moves in either direction.
+        waits_for = (0 if member.thaws_at else READS) | (WRITES if is_due or member.thaws_at else 0)
+        selector.modify(member.sock, waits_for, member)
+
+    def thaw(self, selector: selectors.BaseSelector, member: Member, address: Any) -> None:
+        """It reads again; or leaves, and what it has not read makes that a reset."""
+        self.frozen.remove(member)
+        member.thaws_at = 0
+        if self.dice.random() < 0.3:
+            self.replace(selector, member, address)
+            return
+        selector.modify(member.sock, READS | WRITES, member)

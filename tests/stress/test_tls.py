@@ -6,7 +6,6 @@ HYDROGEN_STRESS_MESSAGES: see test_threads.py.
 import contextlib
 import itertools
 import random
-import selectors
 import ssl
 import threading
 
@@ -79,6 +78,7 @@ class TlsMember(Member):
     def __init__(self, address, depth, dice):
         super().__init__(address, depth, dice)
         self.plain = bytearray()
+        self.is_notified = False  # close_notify is in `out`, or was
         self.sock = Veiled(self.sock, certificates.client_context())
         self.sock.step()
 
@@ -92,20 +92,24 @@ class TlsMember(Member):
         if self.sock.is_ready:
             while self.plain:
                 del self.plain[: self.sock.tls.write(self.plain)]
+            if self.is_finishing and not self.is_notified:
+                self.is_notified = True
+                with contextlib.suppress(ssl.SSLError):  # the peer's own has not come yet
+                    self.sock.tls.unwrap()
         self.out += self.sock.outgoing.read()
         super().write()
+
+    @property
+    def has_output(self):
+        is_sealing = self.sock.is_ready and self.plain
+        return bool(self.out or is_sealing or (self.is_finishing and not self.is_notified))
 
 
 class TlsCrowd(Crowd):
     """Members that speak TLS."""
 
-    def join(self, selector, address):
-        try:
-            member = TlsMember(address, self.depth, self.dice)
-        except ConnectionResetError:
-            return
-        member.fill()
-        selector.register(member.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, member)
+    def member(self, address):
+        return TlsMember(address, self.depth, self.dice)
 
 
 class Introduced(Restless):
