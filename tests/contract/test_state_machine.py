@@ -1,7 +1,7 @@
 """Whole servers under random steps: connects, frames whole and in parts, half-closes, resets, sends, closes, stops; see `state_machine/`.
 
 hypothesis chooses the steps, from the model alone and never from what happened: a seed stands for steps, and comes with the same ones each
-time. How the threads meet in between is the kernel's choice each time, so a failure may need its seed more than once. The journal in a
+time. How the threads meet in between is the kernel's choice each time, so a failure may need its seed more than once. The log in a
 failure's message says how they met.
 
 HYDROGEN_MACHINE: seconds for which to go on, with a new seed each time (`make machine`); HYDROGEN_MACHINE_SEED: that seed, again and again.
@@ -42,6 +42,7 @@ WORKERS = [{"max_threads": threads, "loops": loops} for threads, loops in ((1, 1
 SETUPS = st.builds(
     Setup,
     wire=st.sampled_from(sorted(WIRES)),
+    transport=st.sampled_from(["tcp", "tcp", "unix"]),
     attended=st.booleans(),
     eof=st.sampled_from([None, "close", "leave", "raise", "reply"]),
     options=st.builds(
@@ -60,8 +61,12 @@ SETUPS = st.builds(
         ),
     ),
 )
-# Their receive buffers, until they begin to read.
-CLIENTS = st.lists(st.sampled_from([None, 4096, 65_536]), min_size=1, max_size=3)
+# Their receive buffers, until they begin to read, and their send buffers.
+CLIENTS = st.lists(
+    st.tuples(st.sampled_from([None, 4096, 65_536]), st.sampled_from([None, 4096])),
+    min_size=1,
+    max_size=3,
+)
 # Where a frame is cut. (Not st.floats: it would look for constants in whatever modules are loaded, and a seed stand for other steps then.)
 CUTS = st.sampled_from([0.0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.9, 0.999, 1.0])
 # What ends a connection is rare, or nothing else would come to pass.
@@ -156,7 +161,7 @@ class Machine(RuleBasedStateMachine):
 
     @there_is("terse")
     @rule(link=of("terse"))
-    def say_more_than_a_turn_delivers(self, link):
+    def say_more_than_a_step_delivers(self, link):
         self.life.note(f"step: {link} says much")
         link.say([["reply 1 0"]] * 300, 0, None)
 
@@ -173,6 +178,21 @@ class Machine(RuleBasedStateMachine):
         if how in ("leave", "reset") or (link.is_speaking and (arguments or how == "finish")):
             self.life.note(f"step: {link} {how} {arguments!r:.40}")
             getattr(link, how)(*arguments)
+
+    @there_is("terse")
+    @rule(link=of("terse"), size=st.sampled_from(SIZES[2:]))
+    def go_on_saying_while_it_should_read(self, link, size):
+        """Both directions fill up: nobody of the two reads."""
+        self.life.note(f"step: {link} goes on with {size}")
+        for _ in range(8):
+            link.say([[f"reply 3 {size}"]] * 4, size, None)
+
+    @there_is("present")
+    @rule(link=of("present"))
+    def read_a_little(self, link):
+        self.life.note(f"step: {link} reads a little")
+        if link.client.sock.fileno() >= 0:
+            link.sip_a_little()
 
     @there_is("present")
     @rule(link=of("present"))

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from state_machine.server import Gate, Record
 from state_machine.wires import HEADER, PATTERN, reply
@@ -28,6 +28,23 @@ EOF_ENDS: dict[str | None, type[Exception] | None] = {
 }
 
 
+class NamedClient(Client):
+    """One of a Unix socket, with a name of its own."""
+
+    def __init__(self, address: str, *, source: str, **options: Any) -> None:
+        self._source = source
+        super().__init__(address, **options)
+
+    @property
+    def sock(self) -> socket.socket:
+        return self._sock
+
+    @sock.setter
+    def sock(self, sock: socket.socket) -> None:
+        self._sock = sock
+        sock.bind(self._source)
+
+
 class Link:
     """A client, and the model of its connection. It writes without waiting (`push`), and reads when it is told to (`sip`).
 
@@ -38,15 +55,27 @@ class Link:
         fate: the error in which what it said ends, once it is delivered; None: none. `fate_bytes`, `fate_payloads`: how much that is.
         gates: of its messages.
         gone: "closed" or "reset", once it is.
+        is_cut_off: it is, and nobody knows how much of what it said had been sent.
         seen: how the server's side ended, "end" or "reset".
         replies: what came, by source.
     """
 
-    def __init__(self, life: Life, number: int, receive_buffer: int | None) -> None:
+    def __init__(
+        self, life: Life, number: int, receive_buffer: int | None, send_buffer: int | None
+    ) -> None:
         self.life = life
         self.number = number
         # An address of its own, for a port may be used again.
-        self.client = Client(life.server.address, source=f"127.1.0.{number + 1}", receive_buffer=receive_buffer)
+        if life.setup.transport == "unix":
+            source, kind = f"{life.folder.name}/{number}", NamedClient
+        else:
+            source, kind = f"127.1.0.{number + 1}", Client
+        self.client = kind(
+            life.server.address,
+            source=source,
+            receive_buffer=receive_buffer,
+            send_buffer=send_buffer,
+        )
         self.name = self.client.name
         self.client.sock.setblocking(False)
         self.stream = b""
@@ -58,6 +87,7 @@ class Link:
         self.finished = False
         self.gone: str | None = None
         self.gone_at = 0.0
+        self.is_cut_off = False
         self.seen = "reset" if self.client.refused else None
         self.replies: dict[bytes, list[int]] = defaultdict(list)
         self._unsent = bytearray()
@@ -120,12 +150,20 @@ class Link:
         if self._unsent:
             self.reset()
             return
+        self._close()
+
+    def _close(self) -> None:
         self.gone, self.gone_at = "closed", time.monotonic()
         if not self.finished:
             self._end_stream()
         self.client.close()
 
     def reset(self) -> None:
+        """A Unix socket knows none: it closes, and all that was sent is delivered."""
+        if self.life.setup.transport == "unix":
+            self.is_cut_off = bool(self._unsent)
+            self._close()
+            return
         self.gone, self.gone_at = "reset", time.monotonic()
         with contextlib.suppress(OSError):  # it has seen the end, and closed
             self.client.reset()
@@ -172,6 +210,13 @@ class Link:
             # The kernel tells of a reset once, and has told now; who has finished and seen the end is not connected any more.
             self._was_reset |= type(error) in RESETS
             self._unsent.clear()
+
+    def sip_a_little(self) -> None:
+        """Read some of what is there, so that what is full becomes full again."""
+        if self.seen is None:
+            with contextlib.suppress(OSError):  # `sip` will see it
+                self._unparsed += self.client.sock.recv(3000)
+            self._parse()
 
     def sip(self) -> None:
         """Read what is there."""

@@ -5,12 +5,13 @@ and did. Messages are lists of actions that the handler performs ("reply 3 1000"
 it is, and how long; so what each side must have got follows from what the other did.
 
 What may be asked without waiting is asked at once (`Life.fault`), the rest when the life is over, by `oracle`. A failure comes with the
-journal: steps, callbacks and calls, in the order in which they were noted.
+log: steps, callbacks and calls, in the order in which they were noted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -33,12 +34,14 @@ class Setup:
 
     Attributes:
         wire: which of `WIRES`.
+        transport: "tcp" or "unix".
         attended: on_new_connection and on_connected are overridden; an engine may do without Python otherwise.
         eof: what on_eof does, see `EOF_ENDS`; None: it is not overridden.
         options: of `Config`.
     """
 
     wire: str
+    transport: str
     attended: bool
     eof: str | None
     options: dict[str, Any]
@@ -51,7 +54,7 @@ class Life:
         self.setup = setup
         self.wire = WIRES[setup.wire]
         self.began = time.monotonic()
-        self.journal: list[str] = []
+        self.log: list[str] = []
         self.faults: list[str] = []
         self.failure: AssertionError | None = None
         self.changed = threading.RLock()
@@ -70,15 +73,18 @@ class Life:
         self.lasting: set[Link] | None = None  # those that nothing but the stop ends; None: the stop came in the midst of all
         base = Attended if setup.attended else Script
         handler = type("Handler", (base,), {} if setup.eof is None else {"on_eof": on_eof})(self)
-        self.server = hydrogen.serve(handler, engine=engine, port=0, framing=self.wire.framing, **setup.options)
+        # Unix sockets have their names here: the server's, and the clients', by which they are told.
+        self.folder = tempfile.TemporaryDirectory(prefix="hydrogen-")
+        where = {"path": f"{self.folder.name}/server"} if setup.transport == "unix" else {"port": 0}
+        self.server = hydrogen.serve(handler, engine=engine, framing=self.wire.framing, **where, **setup.options)
         self.foreign = Foreign(self)
         self.note(f"{engine} server at {self.server.address}: {setup}")
 
-    # ------------------------------------------------------------------ the journal
+    # ------------------------------------------------------------------ the log
 
     def note(self, what: str) -> None:
         with self.changed:
-            self.journal.append(f"{(time.monotonic() - self.began) * 1000:9.2f} {threading.current_thread().name:18} {what}")
+            self.log.append(f"{(time.monotonic() - self.began) * 1000:9.2f} {threading.current_thread().name:18} {what}")
 
     def fault(self, what: str) -> None:
         """Something is wrong: the next look finds it."""
@@ -87,7 +93,7 @@ class Life:
 
     def fail(self, what: str) -> NoReturn:
         with self.changed:
-            lines = [what, *self.faults, "The journal (ms, thread, what):", *self.journal[-1000:], f"So: {what}"]
+            lines = [what, *self.faults, "The log (ms, thread, what):", *self.log[-1000:], f"So: {what}"]
         self.failure = AssertionError("\n".join(lines))
         raise self.failure
 
@@ -159,9 +165,9 @@ class Life:
         options = self.setup.options
         return sum(gate.holds and not gate.event.is_set() for gate in self.gates) < options["max_threads"] // options["loops"]
 
-    def connect(self, receive_buffers: list[int | None]) -> None:
-        for size in receive_buffers:
-            self.links.append(Link(self, len(self.links), size))
+    def connect(self, buffers: list[tuple[int | None, int | None]]) -> None:
+        for receive, send in buffers:
+            self.links.append(Link(self, len(self.links), receive, send))
 
     def gate(self, link: Link, holds: bool) -> Gate:
         gate = Gate(len(self.gates), holds)
@@ -292,3 +298,4 @@ class Life:
         self.foreign.end()
         for link in self.links:
             link.client.close()
+        self.folder.cleanup()
