@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import socket
 import threading
 
 import certificates
@@ -16,11 +17,47 @@ import pytest
 from stress.crowd import Crowd, beside
 from stress.test_threads import MESSAGES
 from stress.test_tls import TlsCrowd
-from support import child, finish, wait_until
+from support import Client, TlsClient, child, finish, running, simple, wait_until
+
+import hydrogen
 
 pytestmark = pytest.mark.timeout(900)
 
 REPLIES = MESSAGES // 2
+
+
+class Chunks(hydrogen.Stream):
+    """Frames as they are read: the user's own stream."""
+
+    def __init__(self, fd):
+        self.fd, self.kept, self.read = fd, bytearray(), bytearray()
+
+    def recv(self):
+        part = os.read(self.fd, 4096)
+        if not part:
+            raise EOFError
+        self.read += part
+        messages = []
+        while len(self.read) >= 4:
+            size = int.from_bytes(self.read[1:3], "big") + 4
+            if len(self.read) < size:
+                break
+            messages.append(bytes(self.read[3 : size - 1]))
+            del self.read[:size]
+        return messages
+
+    def send(self, buf):
+        if buf:
+            self.kept += b"\x01" + len(buf).to_bytes(2, "big") + buf + b"\x17"
+        while self.kept:
+            del self.kept[: os.write(self.fd, self.kept)]
+
+    def shutdown(self):
+        pass
+
+    def fileno(self):
+        return self.fd
+
 
 SERVER = """
 import json, os, sys
@@ -36,33 +73,7 @@ class Echo(hydrogen.Handler):
     def on_data_received(self, socket, data):
         socket.send(data)
 
-class Chunks(hydrogen.Stream):
-    # Frames as they are read, through a stream of the user's.
-    def __init__(self, fd):
-        self.fd, self.kept, self.read = fd, bytearray(), bytearray()
-
-    def recv(self):
-        part = os.read(self.fd, 4096)
-        if not part:
-            raise EOFError
-        self.read += part
-        messages = []
-        while len(self.read) >= 4 and len(self.read) >= (size := int.from_bytes(self.read[1:3], "big") + 4):
-            messages.append(bytes(self.read[3 : size - 1]))
-            del self.read[:size]
-        return messages
-
-    def send(self, buf):
-        if buf:
-            self.kept += b"\\x01" + len(buf).to_bytes(2, "big") + buf + b"\\x17"
-        while self.kept:
-            del self.kept[: os.write(self.fd, self.kept)]
-
-    def shutdown(self):
-        pass
-
-    def fileno(self):
-        return self.fd
+from stress.test_manners import Chunks
 
 class Streams(Echo):
     def on_new_connection(self, fd):
@@ -158,3 +169,56 @@ def test_whoever_half_closes_gets_all_replies_whatever_froze_and_however_it_misb
     assert left == [0, 0, 0, 0]  # connections, bytes, connections not removed, timeouts
     assert pauses, "no output was ever pending"
     finish(server.process, 0, "stop\n")
+
+
+class Closes(hydrogen.Handler):
+    """Answers a first message with a large one, in the way it asks for, and closes."""
+
+    def on_new_connection(self, fd):
+        return Chunks(fd) if self.has_streams else None
+
+    def on_data_received(self, socket, data):
+        if data == b"pause":
+            socket.pause_reading()
+        socket.send(REPLY)
+        socket.close()
+
+
+REPLY = random.Random(1).randbytes(60_000)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "unix", "tls", "stream"])
+@pytest.mark.parametrize("handoff", ["auto", "eager"])
+def test_a_reply_before_a_close_arrives_whole_at_peers_that_send_on_before_they_read(
+    start, transport, handoff, tmp_path
+):
+    """More than all buffers hold: what nobody wants any more is read and dropped meanwhile."""
+    handler = Closes()
+    handler.has_streams = transport == "stream"
+    where = {"path": str(tmp_path / "socket")} if transport == "unix" else {}
+    if transport == "tls":
+        where["ssl"] = certificates.server_context()
+    server = start(
+        handler,
+        framing=hydrogen.SimpleFrameBuilder,
+        handoff=handoff,
+        socket_options=((socket.SOL_SOCKET, socket.SO_SNDBUF, 4096),),
+        write_buffer_limits=(2000, 8000),
+        **where,
+    )
+
+    def converse(first):
+        with Client(server.address, receive_buffer=4096, send_buffer=4096) as client:
+            peer = client
+            if transport == "tls":
+                peer = TlsClient(client, certificates.client_context()).handshake()
+            peer.send(simple(first))
+            for _ in range(1500):
+                peer.send(simple(bytes(3000)))
+            # With a window that is less than a segment, the kernel would take its time.
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            assert peer.receive_frame() == REPLY
+            assert peer.receive_until_end() == b""
+
+    with running(*(lambda f=first: converse(f) for first in (b"go", b"pause", b"go"))):
+        pass

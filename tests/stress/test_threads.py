@@ -105,14 +105,22 @@ def meddle(server, handler, done, seed):
 
 
 @pytest.mark.clause("H2", "K6", "K18")
-@pytest.mark.parametrize(("handoff", "loops"), [("auto", 1), ("inline", 1), ("eager", 1), ("auto", 3)])
-def test_no_client_sees_another_s_bytes_whatever_all_threads_do_at_once(start, handoff, loops):
+@pytest.mark.parametrize(
+    ("handoff", "loops", "transport"),
+    [("auto", 1, "tcp"), ("inline", 1, "unix"), ("eager", 1, "tcp"), ("auto", 3, "unix")],
+)
+def test_no_client_sees_another_s_bytes_whatever_all_threads_do_at_once(
+    start, handoff, loops, transport, tmp_path
+):
     seeds = itertools.count(1)
     answered = life = 0
     while answered < MESSAGES // 3:
         life += 1
         handler = Restless(next(seeds))
-        # The limits are low, so that pauses and partial sends happen; the slab is small, so that slots are used again.
+        # The limits and the kernel's buffers are low, so that pauses and partial sends happen; the
+        # slab is small, so that slots are used again.
+        where = {"path": str(tmp_path / f"socket{life}")} if transport == "unix" else {}
+        small = (socket_module.SOL_SOCKET, socket_module.SO_SNDBUF, 4096)
         server = start(
             handler,
             framing=hydrogen.SimpleFrameBuilder,
@@ -122,6 +130,8 @@ def test_no_client_sees_another_s_bytes_whatever_all_threads_do_at_once(start, h
             pre_allocated=2,
             write_buffer_limits=(2000, 8000),
             read_budget=4096,
+            socket_options=(small,) if life % 2 else (),
+            **where,
         )
         crowds = [Crowd(12, next(seeds)) for _ in range(2)]
         done = threading.Event()
