@@ -192,7 +192,6 @@ def press(server, number):
         server.limit(None)
 
 
-@pytest.mark.clause("P2")
 def test_memory_that_runs_out_and_comes_back_costs_connections_and_nothing_else(limited):
     staying = [Client(limited.address) for _ in range(3)]
     try:
