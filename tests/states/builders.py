@@ -92,6 +92,7 @@ def idle(scene: Scene) -> None:
 
 
 def in_callback(scene: Scene) -> None:
+    scene.guard()
     scene.open()
     scene.say(b"hold")
     scene.handler.wait(lambda: scene.messages() == scene.sent, "the callback runs")
@@ -104,6 +105,7 @@ def paused(scene: Scene) -> None:
 
 
 def paused_with_messages(scene: Scene) -> None:
+    scene.guard()
     scene.open()
     scene.say(b"pause", b"second", b"third")
     scene.handler.wait(lambda: scene.messages() == scene.sent[:-2], "the pause began")

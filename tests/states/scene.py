@@ -171,6 +171,7 @@ class Scene:
         self._start = start
         self._connect = connect
         self._stack = contextlib.ExitStack()
+        self._hogging = contextlib.ExitStack()
         self.go = gate()
         self.done = gate()
         self.hogs: list[hydrogen.HydrogenSocket] = []
@@ -191,6 +192,7 @@ class Scene:
         self._clients: list[Client] = []
         self._socket: hydrogen.HydrogenSocket | None = None
         self._neighbour: Peer | None = None
+        self._guards: list[Peer] = []
         hooks: dict[str, Any] = {
             "server_created": None if family == "unix" else use_small_segments,
             "connected": None,
@@ -198,11 +200,9 @@ class Scene:
         }
         if on_eof:
             hooks["eof"] = None
-        sizes = [
-            (stdlib_socket.SOL_SOCKET, name, BUFFER) for name in (7, 8)
-        ]  # SO_SNDBUF, SO_RCVBUF
+        names = (stdlib_socket.SO_SNDBUF, stdlib_socket.SO_RCVBUF)
         options = {
-            "socket_options": sizes,
+            "socket_options": [(stdlib_socket.SOL_SOCKET, name, BUFFER) for name in names],
             "write_buffer_limits": (HIGH // 2, HIGH),
             "open_timeout": None,
             "frame_timeout": None,
@@ -277,11 +277,12 @@ class Scene:
     def error(self) -> Exception | None:
         """With which the connection was removed; None: it was not."""
         ended = self.handler.of("disconnected")
-        if self._socket is None:
-            known = [call.value for call in ended]
-            removed = [call.value for call in self.handler.of("connection_removed")]
-            return next((error for error in removed if error not in known), None)
-        return next((call.value for call in ended if call.socket == self._socket), None)
+        socket = self._socket or self._find()
+        if socket is not None:
+            return next((call.value for call in ended if call.socket == socket), None)
+        known = [call.value for call in ended]
+        removed = [call.value for call in self.handler.of("connection_removed")]
+        return next((error for error in removed if error not in known), None)
 
     def wait_removed(self) -> Exception:
         """The error of the removal, of which both callbacks are told."""
@@ -342,7 +343,6 @@ class Scene:
         self.read()
         self.handler.wait(lambda: self.messages() == self.sent, f"{self.sent} are delivered")
         wait_until(lambda: self.answered == len(self.sent), "all is answered")
-        assert self.socket.id
         self.read()
 
     def read(self, most: int | None = None) -> None:
@@ -393,16 +393,28 @@ class Scene:
         """Run something in a thread of its own, which must have ended when the scene does."""
         self._stack.enter_context(running(action))
 
+    def guard(self) -> None:
+        """Open an idle neighbour: the end of all of them shows that a stop has come to everybody.
+
+        Whatever the order of that, one that was opened before the connection and one after do.
+        """
+        self._guards.append(self.opened())
+
     def stop(self, timeout: float = PATIENCE) -> None:
-        """Ask for a graceful stop."""
+        """Ask for a graceful stop, of which the connection is told when this returns."""
+        if self.server.ready:
+            self.guard()
         self.meanwhile(lambda: self.reports.append(self.server.stop(timeout)))
-        wait_until(lambda: not self.server.ready, "the stop has begun")
+        for guard in self._guards:
+            guard.wait_for_end()
+            guard.client.close()
+        self._guards.clear()
 
     def exceed(self) -> None:
         """One neighbour after the other gets more than `max_buffered`, and is removed for it."""
 
         def hogs() -> None:
-            while not self.done.is_set():
+            while not self.done.is_set() and self.server.ready:
                 try:
                     self.overflow()
                 except (OSError, AssertionError):
@@ -410,7 +422,7 @@ class Scene:
                         raise
 
         self.overflow()
-        self.meanwhile(hogs)
+        self._hogging.enter_context(running(hogs))
 
     def overflow(self) -> None:
         """A neighbour gets more than `max_buffered`, and is removed for it."""
@@ -428,6 +440,7 @@ class Scene:
         """Let go of everything; what went wrong in a thread is raised."""
         self.go.set()
         self.done.set()
-        for client in self._clients:
-            client.close()
-        self._stack.close()
+        with self._stack:
+            self._hogging.close()
+            for client in self._clients:
+                client.close()

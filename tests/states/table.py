@@ -282,7 +282,7 @@ TABLE: dict[str, dict[str, Cell | dict[str, Cell]]] = {
         "user-close": (closed, released, *LOCAL_END),
         "user-abort": (closed, released, *LOCAL_RESET),
         "stop": (still_open, released, *SERVER_END),
-        "stop-timeout": (closed, released, *SERVER_RESET),
+        "stop-timeout": (still_open, released, *SERVER_END),
         "server-abort": (closed, released, *SERVER_RESET),
     },
     "closing": {
