@@ -36,7 +36,7 @@ from hydrogen._c.closing cimport (
     closing_input_ended, closing_linger, closing_too_late,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_OS_ERROR, CAUSE_SERVER_STOPPED, DEADLINE, FLAGS_ENDED, FLAG_EOF, FLAG_EOF_TOLD,
+    AGAIN, CAUSE_OS_ERROR, CAUSE_SERVER_STOPPED, DEADLINE, FLAGS_ENDED, FLAG_EOF, FLAG_EOF_TOLD,
     FLAG_HANDSHAKE, FLAG_HANGUP, FLAG_HEADER, FLAG_LATE, FLAG_LINGERING, FLAG_READABLE,
     FLAG_STICKY, FLAG_STOP, HANGUP, LOW, NEW, NEXT_DISPATCH, NEXT_LET_GO, NEXT_STEP, PAUSE_USER,
     RDHUP, READABLE, RESUME, STATE_ABORTING, STATE_CLOSING, STOP, TIMEOUT_IDLE, TODO_DELIVER,
@@ -117,6 +117,7 @@ cdef inline int step_closing(context_t *context, io_t *io, connection_t *connect
         elif closing_discard(io, connection) and connection.end_code:
             return step_broken(context, io, connection)
     if connection.todo:
+        connection.mail |= AGAIN  # afterwards the rest of this
         return NEXT_DISPATCH
     then = closing_flushed(context, io, connection)
     if then != NEXT_LET_GO:

@@ -6,15 +6,15 @@ off the GIL that there are some.
 
 from libc.stdint cimport uint32_t
 
-from hydrogen._c.atomic cimport atomic_load32, relaxed_add64, relaxed_store32
+from hydrogen._c.atomic cimport atomic_load32, atomic_load64, relaxed_add64, relaxed_store32
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_HANDLER_ERROR, CAUSE_OS_ERROR, DELIVER_MOST, FLAG_EOF, FLAG_READABLE,
-    FLAG_STOP, FLAG_UNDECODED, STATE_CLOSING, STATE_OPEN,
+    FLAG_STOP, FLAG_UNDECODED, STATE_CLOSING, STATE_OPEN, STOP,
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
 from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.output cimport output_adapter_sent
-from hydrogen._c.queues cimport queues_post
+from hydrogen._c.queues cimport queues_check_memory, queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._core cimport Engine, HydrogenSocket, errors
 from hydrogen._engine.callbacks cimport callbacks_message, callbacks_run
@@ -42,7 +42,7 @@ cdef inline int streams_read(Engine engine, worker_t *worker, connection_t *conn
         if closing:
             adapter.messages.clear()
         if not adapter.messages:
-            if not connection.flags & FLAG_READABLE or (connection.flags & FLAG_STOP and not closing):
+            if not connection.flags & FLAG_READABLE or (streams_stops(connection) and not closing):
                 break
             if not streams_receive(engine, worker, connection, socket, adapter):
                 break
@@ -51,9 +51,16 @@ cdef inline int streams_read(Engine engine, worker_t *worker, connection_t *conn
         relaxed_add64(&worker.io.counters.bytes_received, len(data))
         callbacks_message(engine, worker, connection, socket, data)
     connection.flags &= ~<uint32_t>FLAG_UNDECODED
+    connection.held = 0
     if adapter.messages:
         connection.flags |= FLAG_UNDECODED
+        connection.held = sum([len(message) for message in adapter.messages])
     return 0
+
+
+cdef inline bint streams_stops(connection_t *connection) noexcept:
+    """Whether the server stops, be STOP taken or not: the callback of now may have lasted."""
+    return connection.flags & FLAG_STOP or atomic_load64(&connection.slot.word) & STOP
 
 
 cdef inline bint streams_receive(
@@ -112,4 +119,5 @@ cdef inline void streams_publish(Engine engine, HydrogenSocket socket, bint bloc
         return
     bits = output_adapter_sent(&engine._loop.context, connection, socket._generation, blocked, pending)
     deadlines_watch_output(&engine._loop, connection)
+    queues_check_memory(&engine._loop)
     queues_post(&engine._loop, connection, socket._generation, bits, engine._worker() == NULL)
