@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import threading
+from collections import deque
 from typing import Any
 
 from hydrogen.errors import described
@@ -42,16 +43,20 @@ class TlsSession:
         lock: see the module.
         is_ready: the handshake is done: `encrypt` may be called.
         is_ended: the peer has sent close_notify: it will send no more, and that is no truncation.
+        waiting: messages that were taken, to be encrypted by whoever gets the lock (compiled engine).
+        wanted: the owner of the connection wants the lock, and is told when it is given back.
         failure: what OpenSSL found wrong; nothing more can be received.
     """
 
-    __slots__ = ("_incoming", "_is_closed", "_object", "_outgoing", "failure", "is_ended", "is_ready", "lock")
+    __slots__ = ("_incoming", "_is_closed", "_object", "_outgoing", "failure", "is_ended", "is_ready", "lock", "waiting", "wanted")
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
         if context.check_hostname and not server_side and not server_hostname:
             # ssl.SSLSocket refuses this; an SSLObject would check no name at all.
             raise ValueError("server_hostname: a name is expected, for the context checks it")
         self.lock = threading.Lock()
+        self.waiting: deque[bytes] = deque()
+        self.wanted = False
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname)

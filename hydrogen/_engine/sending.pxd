@@ -7,9 +7,9 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
-    CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_SLICE_NS, DRAIN_WAIT, NOT_CORKED,
-    SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING, SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED,
-    SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN, TLS_SHORT_MOST,
+    AGAIN, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_SLICE_NS, DRAIN_WAIT,
+    NOT_CORKED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING, SEND_NOW, SEND_NO_MEMORY,
+    SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN, TLS_SHORT_MOST,
 )
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over
@@ -46,24 +46,71 @@ cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSock
     callbacks_leave(engine, worker)
     if session is None:
         return sending_append(engine, worker, socket, &engine._raw, data, STATE_OPEN)
-    with session.lock:
-        if not socket.is_open or not session.is_writable:
-            return SEND_REFUSED
-        if socket.pending >= engine._loop.context.max_write_buffer:
-            ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
-            return SEND_REFUSED
-        if not data:
-            return SEND_NOTHING
+    if not socket.is_open or not session.is_writable:
+        return SEND_REFUSED
+    if socket.pending >= engine._loop.context.max_write_buffer:
+        ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
+        return SEND_REFUSED
+    if not data:
+        return SEND_NOTHING
+    session.waiting.append(data)
+    sending_encrypt(engine, worker, socket, session)
+    return SEND_QUEUED
+
+
+cdef inline int sending_encrypt(Engine engine, worker_t *worker, HydrogenSocket socket, session) except -1:
+    """Encrypt and queue all messages that wait for it.
+
+    Nobody waits for a session's lock: a thread may hold it further out, for the collector may run
+    inside ssl, and run code that sends; or it may hold another session's, whose holder wants this
+    one. Who does not get it leaves; who had it looks again after giving it back.
+    """
+    while session.waiting and session.lock.acquire(False):
         try:
+            sending_encrypt_held(engine, worker, socket, session)
+        finally:
+            sending_give_back(engine, socket, session)
+    return 0
+
+
+cdef inline int sending_encrypt_held(Engine engine, worker_t *worker, HydrogenSocket socket, session) except -1:
+    """The same, with the lock. Records are numbered: what was encrypted is queued before the lock is given back."""
+    try:
+        while session.waiting:
+            data = session.waiting.popleft()
+            if not session.is_writable:  # close() came between: this one is too late
+                sending_count(engine, worker, SEND_REFUSED)
+                continue
             callbacks_computing(engine, worker, len(data) <= TLS_SHORT_MOST)
             try:
                 data = session.encrypt(data)
             finally:
                 callbacks_computing(engine, worker, False)
-            return sending_append(engine, worker, socket, &engine._raw, data, STATE_CLOSING)
-        except BaseException:  # a record may be missing: what came after it would be nonsense to the peer
-            ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
-            raise
+            sending_append(engine, worker, socket, &engine._raw, data, STATE_CLOSING)
+    except BaseException:  # a record may be missing: what came after it would be nonsense to the peer
+        ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
+        raise
+    return 0
+
+
+cdef inline bint sending_take_session(session) except -1:
+    """The lock of a session, for the owner; False: somebody has it, and will post AGAIN when it is given back."""
+    if session.lock.acquire(False):
+        return True
+    session.wanted = True
+    if not session.lock.acquire(False):
+        return False
+    session.wanted = False
+    return True
+
+
+cdef inline int sending_give_back(Engine engine, HydrogenSocket socket, session) except -1:
+    """Give the lock of a session back, and see to it that the owner comes again if he wanted it."""
+    session.lock.release()
+    if session.wanted:
+        session.wanted = False
+        queues_post(&engine._loop, socket._connection, socket._generation, AGAIN, engine._worker() == NULL)
+    return 0
 
 
 cdef inline bint sending_send(Engine engine, HydrogenSocket socket, const char *data, size_t n) except -1:

@@ -1,4 +1,4 @@
-"""TLS by Python's ssl: the slow path. A session's lock, a Python lock, comes before anything of the connection."""
+"""TLS by Python's ssl: the slow path. A session's lock comes before anything of the connection, and nobody waits for it."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t
@@ -16,17 +16,19 @@ from hydrogen._engine.callbacks cimport (
     callbacks_begin, callbacks_call, callbacks_computing, callbacks_leave,
 )
 from hydrogen._engine.references cimport references_hold
-from hydrogen._engine.sending cimport sending_append
+from hydrogen._engine.sending cimport (
+    sending_append, sending_encrypt, sending_encrypt_held, sending_give_back,
+    sending_take_session,
+)
 
 
 cdef inline int tls_begin(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, session) except -1:
-    """From now on the connection speaks TLS; it is ready when the handshake is done."""
+    """From now on the connection speaks TLS; it is ready when the handshake is done. Nobody else knows it yet."""
     references_hold(connection, &connection.session, session)
-    with session.lock:
-        if not session.is_ready:
-            connection.flags |= FLAG_HANDSHAKE
-            session.start()
-        sending_append(engine, worker, socket, &engine._raw, session.take(), STATE_CLOSING)
+    if not session.is_ready:
+        connection.flags |= FLAG_HANDSHAKE
+        session.start()
+    sending_append(engine, worker, socket, &engine._raw, session.take(), STATE_CLOSING)
     tls_note_end(connection, session)
     return 0
 
@@ -41,21 +43,17 @@ cdef inline void tls_note_end(connection_t *connection, session):
 
 cdef inline int tls_decrypt(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
     """Have TLS make input of what was read, and go on with the handshake; when that is done the connection is ready."""
-    cdef block_t *block = connection.ciphertext
-    cdef bytes ciphertext, plaintext
+    cdef bytes plaintext
     session = <object>connection.session
     callbacks_begin(engine, worker)
-    ciphertext = PyBytes_FromStringAndSize(block_bytes(block) + block.start, block_length(block))
-    connection.ciphertext = NULL
-    block_free(&worker.io.pool, block)
-    with session.lock:
-        callbacks_computing(engine, worker, not connection.flags & FLAG_HANDSHAKE and len(ciphertext) <= TLS_SHORT_MOST)
-        try:
-            plaintext = session.receive(ciphertext)  # may run user code: servername_callback, say
-        finally:
-            callbacks_computing(engine, worker, False)
-        sending_append(engine, worker, socket, &engine._raw, session.take(), STATE_CLOSING)
+    if not sending_take_session(session):
+        return 0
+    try:
+        plaintext = tls_receive(engine, worker, connection, socket, session)
+    finally:
+        sending_give_back(engine, socket, session)
     callbacks_leave(engine, worker)
+    sending_encrypt(engine, worker, socket, session)
     if plaintext and not input_store(&worker.io, &connection.input, PyBytes_AS_STRING(plaintext), len(plaintext), False):
         raise MemoryError
     tls_note_end(connection, session)
@@ -70,12 +68,33 @@ cdef inline int tls_decrypt(Engine engine, worker_t *worker, connection_t *conne
     return callbacks_call(engine, worker, connection, socket, (<_Callbacks>worker.callbacks).on_connected, "on_connected")
 
 
+cdef inline bytes tls_receive(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, session):
+    """The plaintext of `ciphertext`, with the session's lock. May run user code: `sni_callback`, say."""
+    cdef block_t *block = connection.ciphertext
+    cdef bytes ciphertext, plaintext
+    ciphertext = PyBytes_FromStringAndSize(block_bytes(block) + block.start, block_length(block))
+    connection.ciphertext = NULL
+    block_free(&worker.io.pool, block)
+    callbacks_computing(engine, worker, not connection.flags & FLAG_HANDSHAKE and len(ciphertext) <= TLS_SHORT_MOST)
+    try:
+        plaintext = session.receive(ciphertext)
+    finally:
+        callbacks_computing(engine, worker, False)
+    sending_append(engine, worker, socket, &engine._raw, session.take(), STATE_CLOSING)
+    return plaintext
+
+
 cdef inline int tls_close_notify(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
     """All output is flushed: close_notify is the last of it. When that is flushed, FLUSHED is posted again."""
     session = <object>connection.session
     callbacks_begin(engine, worker)
-    connection.flags |= FLAG_CLOSE_NOTIFY
-    with session.lock:
+    if not sending_take_session(session):
+        return 0
+    try:
+        sending_encrypt_held(engine, worker, socket, session)
+        connection.flags |= FLAG_CLOSE_NOTIFY
         if sending_append(engine, worker, socket, &engine._raw, session.close(), STATE_CLOSING) == SEND_NOTHING:
             connection.mail |= FLUSHED
+    finally:
+        sending_give_back(engine, socket, session)
     return 0
