@@ -10,8 +10,8 @@ There are `max_threads` threads and three, whatever the number of connections. L
 `Engine._lock`, or, of one connection, the lock of its TLS session and then its output lock; then the leaves: mailbox, memory, slab,
 monitor, addresses.
 
-What the accept thread has to log it gives to a worker as a worker task: a logging handler is code of the user's, and may block. The monitor thread
-writes one line itself, that all workers are blocked: nobody else could while it is true.
+What the accept thread has to log it gives to a worker as a worker task: a logging handler is code of the user's, and may block. The
+monitor thread writes one line itself, that all workers are blocked: nobody else could while it is true.
 
 It is the reference, clear before fast: every message takes a hop from the event thread to a worker, which the compiled engine does without.
 """
@@ -30,18 +30,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hydrogen._py import kernel, mailbox
+from hydrogen._py import kernel, mailbox, opening
 from hydrogen._py.acceptor import Acceptor
+from hydrogen._py.addresses import Limits, address_of
 from hydrogen._py.buffer import Memory
 from hydrogen._py.connection import Connection
-from hydrogen._py.socket import Socket
-from hydrogen._py.addresses import Limits, address_of
 from hydrogen._py.monitor import Monitor
 from hydrogen._py.output import Output, Tally
 from hydrogen._py.poller import Poller
-from hydrogen._py.worker import Pool
 from hydrogen._py.slab import Slab
+from hydrogen._py.socket import Socket
 from hydrogen._py.stalls import StalledOutput, StalledWorkers
+from hydrogen._py.worker import Pool
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause, Timeout
@@ -422,7 +422,7 @@ class Engine:
                 sock.setsockopt(level, name, value)
         except OSError as error:
             connection.fail(error.errno or 0)
-        connection.begin()
+        opening.begin(connection)
         if not connection.let_go():
             self.enqueue(connection)
 

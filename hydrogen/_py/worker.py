@@ -11,6 +11,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from hydrogen._py.connection import Connection
+from hydrogen._py.step import step
 
 Task = Callable[[], None]
 
@@ -55,7 +56,7 @@ class Worker(threading.Thread):
     def _step(self, connection: Connection) -> None:
         self.steps += 1
         try:
-            if connection.step(self):
+            if step(connection, self):
                 self.pool.ready.put(connection)
         except Exception as error:
             # Want of memory, or a fault of ours. It must not cost a worker; to go on with that connection would be guessing.

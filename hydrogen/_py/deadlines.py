@@ -1,0 +1,65 @@
+"""The deadlines of one connection, by its owner; the invariants are in `connection`."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from hydrogen._py import kernel
+from hydrogen._py.connection import Connection
+from hydrogen.errors import Cause, Timeout
+
+
+def watch(connection: Connection, pause_ended: bool) -> None:
+    """Keep the deadline of what the peer has begun: the handshake, or a frame."""
+    config = connection.loop.config
+    seconds, code = (config.frame_timeout, Timeout.FRAME_TIMEOUT) if connection.ready else (config.open_timeout, Timeout.OPEN_TIMEOUT)
+    if seconds is None or (connection.ready and not connection.decoder.is_partial()) or must_not_read(connection):
+        connection.deadline = math.inf
+    elif pause_ended or connection.deadline == math.inf:
+        connection.deadline = time.monotonic() + seconds
+    elif not connection.readable and time.monotonic() >= connection.deadline:
+        connection.end(Cause.TIMEOUT, code=code, at_once=True)
+
+
+def watch_idleness(connection: Connection) -> None:
+    """in a step that a reminder has brought about, and so has read what there is, unless it must not: see invariants 2 and 4."""
+    if connection.loop.config.idle_timeout is None:
+        return
+    now = time.monotonic()
+    unsent = kernel.unsent(connection.transport.poll_fd)
+    if unsent < connection.looked_unsent or (unsent and connection.tally.bytes_sent != connection.looked_sent):
+        connection.last_byte = now
+    connection.looked_at, connection.looked_sent, connection.looked_unsent = now, connection.tally.bytes_sent, unsent
+    if now < connection.last_byte + connection.loop.config.idle_timeout:
+        return
+    if must_not_read(connection):
+        if kernel.unread(connection.transport.poll_fd):
+            connection.last_byte = now
+            return
+    elif connection.readable and not connection.input_ended:
+        return  # there is more to read: AGAIN was posted, and the next reminder follows
+    connection.end(Cause.TIMEOUT, code=Timeout.IDLE_TIMEOUT, at_once=True)
+
+
+def next_look(connection: Connection) -> float:
+    """When `_watch_idleness` is to be called, see invariant 2."""
+    seconds = connection.loop.config.idle_timeout
+    if seconds is None:
+        return math.inf
+    idle_at = connection.last_byte + seconds
+    moves = connection.looked_unsent or connection.tally.bytes_sent != connection.looked_sent
+    return min(idle_at, connection.looked_at + connection.loop.look_every) if moves else idle_at
+
+
+def must_not_read(connection: Connection) -> bool:
+    """Whether reading is paused, by anybody. If it is for want of memory, RESUME will come."""
+    return connection.is_paused or connection.is_held_back or connection.loop.memory.must_wait(connection.token)
+
+
+def ask_for_reminder(connection: Connection) -> None:
+    """See invariant 3 of the deadlines."""
+    due = connection.deadline if connection.error is not None else min(connection.deadline, next_look(connection))
+    if due < connection.reminder:
+        connection.reminder = due
+        connection.loop.remind(connection.token, due)

@@ -1,0 +1,143 @@
+"""How a connection begins: the PROXY header, `on_new_connection`, and who reads and writes. By its owner."""
+
+from __future__ import annotations
+
+import time
+
+from hydrogen._py import callbacks, deadlines, input, mailbox, tls
+from hydrogen._py.connection import Connection
+from hydrogen._py.framing import ChunkDecoder, decoder_for
+from hydrogen._py.streams import SocketTransport, StreamTransport
+from hydrogen.errors import Cause, IncompleteFrame, PeerClosed, ProtocolError, Reject, handler_error
+from hydrogen.proxy import V2_SIGNATURE, HeaderReader, ProxyHeader, may_send
+from hydrogen.stream import Plain, Secure, Stream
+from hydrogen.tls import TlsSession
+
+
+def begin(connection: Connection) -> None:
+    """After accepting, by the first owner: have a worker go on, or be polled."""
+    if not connection.ready:
+        connection.post(mailbox.NEW)
+    elif connection.error is None:
+        connection.register()
+        deadlines.ask_for_reminder(connection)
+
+
+def take_up(connection: Connection) -> None:
+    """A worker has come to the connection, perhaps late: its time begins now."""
+    connection.last_byte = time.monotonic()
+    if connection.header is None:
+        introduce(connection)
+        return
+    connection.register()
+    if not may_send(connection.loop.config.proxy_allow_from, connection.peername):
+        connection.end(
+            Cause.BAD_FRAME, ProtocolError(f"{connection.peername} is not allowed to connect: it is no proxy of proxy_allow_from")
+        )
+
+
+def serve_header(connection: Connection, reader: HeaderReader) -> None:
+    """Read the PROXY header, and not a byte more, until it is there or nothing is left."""
+    header = None
+    while connection.readable and connection.error is None and header is None:
+        try:
+            header = reader.feed(b"".join(input.receive(connection, reader.wanted)))
+        except ProtocolError as error:
+            connection.end(Cause.BAD_FRAME, error)
+    if connection.error is not None:
+        return
+    if header is not None:
+        connection.header = None
+        follow_header(connection, header)
+    elif connection.has_eof and reader.is_begun:
+        connection.end(Cause.INCOMPLETE_FRAME, IncompleteFrame("the end came inside the PROXY header"))
+    elif connection.has_eof:
+        connection.end(Cause.PEER_CLOSED, PeerClosed("the peer closed the connection before its PROXY header"))
+
+
+def follow_header(connection: Connection, header: ProxyHeader) -> None:
+    """Go on as the connection of the client that `header` speaks of."""
+    assert isinstance(connection.transport, SocketTransport)
+    connection.proxy = header
+    if header.source is not None:
+        connection.peername = header.source
+        if not connection.loop.admit(connection):
+            connection.end(Cause.OVERLOAD, at_once=True)
+            return
+    # Here for those who read by themselves; what is read by us is looked at again as it comes.
+    connection.first_bytes = b""
+    if input.is_second_header(connection, connection.transport.peek(len(V2_SIGNATURE))):
+        return
+    connection.first_bytes = b""
+    began = time.monotonic()
+    connection.loop.poller.remove(connection.transport.poll_fd)  # a stream may poll its own, and be given what is said of this one
+    introduce(connection)
+    connection.deadline += time.monotonic() - began  # see invariant 1
+
+
+def introduce(connection: Connection) -> None:
+    """Settle who reads and writes, and be polled. `on_connected` comes now, or when the handshake is done."""
+    settled = settle_streams(connection)
+    callbacks.leave_if_forked(connection)
+    if not connection.at_once:
+        connection.register()
+    if settled and not connection.shaking:
+        callbacks.connected(connection)
+
+
+def settle_streams(connection: Connection) -> bool:
+    """Ask `on_new_connection`, and set up what it wants; False when it refuses or fails, then the connection ends."""
+    stream = None
+    try:
+        if connection.loop.callbacks.on_new_connection is not None:
+            callbacks.count_progress(connection)
+            stream = connection.loop.callbacks.on_new_connection(connection.fd)
+        if connection.loop.forked_away:
+            return False
+        if type(stream) is Plain or type(stream) is Secure:
+            take_over(connection, stream)
+        elif isinstance(stream, Stream):
+            return adopt(connection, stream)
+        elif stream is not None:
+            raise TypeError(f"on_new_connection must return None or a hydrogen.Stream, not {stream!r:.80}")
+        elif connection.context is not None:
+            tls.secure(connection, TlsSession(connection.context, server_side=True))
+    except Reject as error:
+        connection.end(Cause.REJECT, error, at_once=True)
+        return False
+    except BaseException as error:
+        connection.loop.complain("on_new_connection", error)
+        connection.end(Cause.HANDLER_ERROR, handler_error(error))
+        return False
+    return True
+
+
+def take_over(connection: Connection, stream: Plain | Secure) -> None:
+    """Go on where a stream of the library's own stands. It was made of our fd, which stays ours."""
+    if stream.fileno() != connection.fd:
+        raise ValueError(f"on_new_connection({connection.fd}) returned a {type(stream).__name__} of another fd: {stream.fileno()}")
+    handover = stream.hand_over()
+    connection.builder = handover.builder
+    connection.decoder = decoder_for(connection.builder)
+    if handover.received:
+        connection.decoder.feed(handover.received)
+    connection.carry_out(connection.append(handover.unsent))
+    if handover.session is not None:
+        tls.secure(connection, handover.session)
+
+
+def adopt(connection: Connection, stream: Stream) -> bool:
+    """Use a stream of the user's, which owns the fd from now on; False when that fails, then the connection ends."""
+    transport = StreamTransport(stream, connection.loop.complain)
+    assert isinstance(connection.transport, SocketTransport)
+    connection.transport.abandon()
+    connection.transport = transport
+    connection.builder = None
+    connection.decoder = ChunkDecoder()
+    try:
+        transport.open()
+    except BaseException as error:
+        cause, reason = transport.explain(error, "fileno")
+        connection.end(cause, reason, at_once=True)
+        return False
+    return True
