@@ -221,6 +221,5 @@ def extra_info(socket: HydrogenSocket, session: TlsSession | None, header: Proxy
     elif name == "proxy":
         value = header
     elif session is not None:
-        with session.lock:
-            value = session.info(name)
+        value = session.info(name)
     return default if value is None else value

@@ -19,6 +19,9 @@ from hydrogen.errors import described
 RECORD = 1 << 14
 """The longest plaintext of one record (RFC 8446, 5.1)."""
 
+SLICE = 1 << 24
+"""Bytes of a long message that are encrypted at a time."""
+
 
 def check_context(name: str, context: object, *, server_side: bool) -> ssl.SSLContext:
     """`context`, made to refuse renegotiation, which only costs servers CPU (CVE-2011-1473; TLS 1.3 has none).
@@ -37,7 +40,9 @@ def check_context(name: str, context: object, *, server_side: bool) -> ssl.SSLCo
 
 
 class TlsSession:
-    """The TLS of one connection. Every method and attribute but `lock` is for whoever holds `lock`.
+    """The TLS of one connection. Every method but `info` is for one thread at a time: whoever holds `lock`.
+
+    The Python engine has a way of its own to see to that, see `_py.role`.
 
     Attributes:
         lock: see the module.
@@ -48,7 +53,19 @@ class TlsSession:
         failure: what OpenSSL found wrong; nothing more can be received.
     """
 
-    __slots__ = ("_incoming", "_is_closed", "_object", "_outgoing", "failure", "is_ended", "is_ready", "lock", "waiting", "wanted")
+    __slots__ = (
+        "_facts",
+        "_incoming",
+        "_is_closed",
+        "_object",
+        "_outgoing",
+        "failure",
+        "is_ended",
+        "is_ready",
+        "lock",
+        "waiting",
+        "wanted",
+    )
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
         if context.check_hostname and not server_side and not server_hostname:
@@ -63,6 +80,7 @@ class TlsSession:
         self.is_ready = False
         self.is_ended = False
         self._is_closed = False
+        self._facts: dict[str, Any] = {}
         self.failure: ssl.SSLError | None = None
 
     def receive(self, ciphertext: bytes) -> bytes:
@@ -78,7 +96,10 @@ class TlsSession:
         try:
             if not self.is_ready:
                 self._object.do_handshake()
+                self._find_facts()
                 self.is_ready = True
+            elif self._object.context.post_handshake_auth:  # a certificate may come any time
+                self._find_facts()
             # What OpenSSL holds already does not show at the socket any more: read on until there is nothing.
             while not self.is_ended:
                 plaintext = self._object.read(size)
@@ -102,17 +123,27 @@ class TlsSession:
             self.failure = error.with_traceback(None)  # that refers to this session: a cycle, which would keep OpenSSL's memory
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def _find_facts(self) -> None:
+        tls = self._object
+        self._facts = {"peercert": tls.getpeercert(), "cipher": tls.cipher(), "compression": tls.compression()}
+
     def start(self) -> None:
         """Begin the handshake, as a client does; a server waits for what it will `receive`. Then `take`."""
         self.receive(b"")
 
     def encrypt(self, plaintext: bytes) -> bytes:
         """The records that carry `plaintext`, and whatever else is to be sent. The handshake must be done, and `close` not called."""
+        if len(plaintext) <= SLICE:
+            return self._encrypt(plaintext)
+        # A memory BIO of OpenSSL holds less than 2 GiB: what is encrypted is taken out at once.
+        view = memoryview(plaintext)
+        return b"".join(self._encrypt(view[at : at + SLICE]) for at in range(0, len(view), SLICE))
+
+    def _encrypt(self, plaintext: bytes | memoryview) -> bytes:
         written = self._object.write(plaintext)
-        if written < len(plaintext):
-            view = memoryview(plaintext)
-            while written < len(plaintext):
-                written += self._object.write(view[written:])
+        while written < len(plaintext):
+            plaintext = plaintext[written:]
+            written = self._object.write(plaintext)
         return self._outgoing.read()
 
     def take(self) -> bytes:
@@ -133,15 +164,12 @@ class TlsSession:
         return self.take()
 
     def info(self, name: str) -> Any:
-        """What `asyncio.BaseTransport.get_extra_info` gives by that name; None: nothing."""
+        """What `asyncio.BaseTransport.get_extra_info` gives by that name; None: nothing.
+
+        From any thread, at any moment, without the lock: it was found out when the handshake was done.
+        """
         if name == "ssl_object":
             return self._object
         if name == "sslcontext":
             return self._object.context
-        if not self.is_ready:
-            return None
-        if name == "peercert":
-            return self._object.getpeercert()
-        if name == "cipher":
-            return self._object.cipher()
-        return self._object.compression() if name == "compression" else None
+        return self._facts.get(name)

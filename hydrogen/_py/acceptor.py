@@ -1,11 +1,11 @@
 """The acceptor: one thread that accepts on all listeners. It never waits for anything but them, and never runs code of the user's.
 
 It is one for all of them, so that there is one who looks at `max_connections` and adds. A listener with a long backlog gives way to the
-others after `BATCH` connections. What it has to say a worker writes into the rate-limited log: a logging handler is code of the user's.
+others after `BATCH` connections. What it has to say the log thread writes: a logging handler is code of the user's.
 
 Accepting *pauses* in three cases, in which the listeners are not polled: they stay readable, and would spin. While suspended, until
 `resume`. At `max_connections`, if the policy is to wait, until a connection is released. When the kernel is out of something, for
-`PAUSE_MS`, or until a connection is released, whichever comes first.
+`PAUSE_MS`, or until a connection is released, whichever comes first; and so it does after any other error, which may go on.
 
 No release is slept through: this thread sets `_hungry`, then looks whether there is room, then sleeps; a worker releases the slot, then
 looks at `_hungry`. Either the thread sees the room, or the worker sees that it is hungry, and wakes it.
@@ -13,6 +13,7 @@ looks at `_hungry`. Either the thread sees the room, or the worker sees that it 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import socket
@@ -46,19 +47,19 @@ class Acceptor:
         welcome: Callable[[socket.socket, Any], None],
         most: int,
         log: RateLimitedLog,
-        by_worker: Callable[..., None],
+        tell: Callable[..., None],
     ) -> None:
         """Args:
         must_wait: asked before each accept(2): whether no more may be accepted until a connection is released.
         most: `max_connections`.
-        by_worker: has a worker call a function with arguments.
+        tell: has the log thread call a function with arguments.
         """
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._must_wait = must_wait
         self._welcome = welcome
         self._most = most
         self._log = log
-        self._by_worker = by_worker
+        self._tell = tell
         self._wakeup = kernel.Wakeup()
         self._suspended = False
         self._hungry = False  # see the module
@@ -96,7 +97,7 @@ class Acceptor:
 
     def forget(self) -> None:
         """In a forked child: close this process's copies of fds."""
-        self._wakeup.close()
+        self._wakeup.forget()
 
     def _run(self) -> None:
         kernel.block_signals()
@@ -105,22 +106,38 @@ class Acceptor:
         for fd in (self._wakeup.fileno(), *self._listeners):
             waiting.register(fd, select.POLLIN)
         while not self._ended:
+            try:
+                self._iterate(asleep, waiting)
+            except BaseException as error:
+                self._survive(error, asleep)
+
+    def _iterate(self, asleep: select.poll, waiting: select.poll) -> None:
+        """Wait until there is something to accept, and accept."""
+        self._hungry = True
+        if self._suspended:
+            asleep.poll()
+        elif self._must_wait():
+            self._pause("limit", self._most)
+            asleep.poll()
+        else:
+            self._hungry = False
+            if self._paused_for == "limit":
+                self._go_on()
+            ready = waiting.poll()
+            if self._suspended or self._accept_from([fd for fd, _ in ready if fd in self._listeners]):
+                return
             self._hungry = True
-            if self._suspended:
-                asleep.poll()
-            elif self._must_wait():
-                self._pause("limit", self._most)
-                asleep.poll()
+            asleep.poll(PAUSE_MS)
+        self._wakeup.clear()
+
+    def _survive(self, error: BaseException, asleep: select.poll) -> None:
+        """Want of memory, or an fd that somebody else has closed: it concerns one connection, and may do so again at once."""
+        with contextlib.suppress(BaseException):
+            if isinstance(error, MemoryError):
+                self._pause("want", None)
             else:
-                self._hungry = False
-                if self._paused_for == "limit":
-                    self._go_on()
-                ready = waiting.poll()
-                if self._suspended or self._accept_from([fd for fd, _ in ready if fd in self._listeners]):
-                    continue
-                self._hungry = True
-                asleep.poll(PAUSE_MS)
-            self._wakeup.clear()
+                self._tell(self._log.say, logging.ERROR, "accept", "accept: %r", error)
+            asleep.poll(PAUSE_MS)
 
     def _accept_from(self, ready: list[int]) -> bool:
         """A batch of each listener that is ready; False when the kernel is out of something."""
@@ -140,12 +157,16 @@ class Acceptor:
                 if error.errno in kernel.TRANSIENT:
                     continue
                 if error.errno not in kernel.EXHAUSTED:
-                    self._by_worker(self._log.say, logging.ERROR, "accept", "accept: %s", error)
+                    self._tell(self._log.say, logging.ERROR, "accept", "accept: %s", error)
                 self._pause("want", None)
                 return False
+            try:
+                sock.setblocking(False)
+                self._welcome(sock, peername)
+            except BaseException:  # it is in no slot
+                sock.close()
+                raise
             self._go_on()
-            sock.setblocking(False)
-            self._welcome(sock, peername)
         return True
 
     def _pause(self, reason: str, most: int | None) -> None:
@@ -153,10 +174,10 @@ class Acceptor:
         self.pauses += 1
         if self._paused_for != reason:
             self._paused_for = reason
-            self._by_worker(self._log.accepting_paused, most)
+            self._tell(self._log.accepting_paused, most)
 
     def _go_on(self) -> None:
         """Accepting goes on: there is room, or, after want of something, a connection was accepted."""
         if self._paused_for is not None:
             self._paused_for = None
-            self._by_worker(self._log.accepting)
+            self._tell(self._log.accepting)

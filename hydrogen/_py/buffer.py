@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
+
+from hydrogen._py.role import Role
 
 BATCH = 64
 """Messages given to one sendmsg(2); the kernel's own limit (UIO_MAXIOV) is 1024, and beyond some dozens nothing is gained."""
@@ -60,16 +61,17 @@ class SendQueue:
 
 
 class Memory:
-    """Bytes buffered over all connections: blocked output and input not delivered. Safe from any thread; its lock is a leaf.
+    """Bytes buffered over all connections: blocked output and input not delivered.
 
-    Above the limit nobody reads. Who wanted to is remembered, and told when the total is back under the limit.
+    Safe from any thread, at any moment. Above the limit nobody reads. Who wanted to is remembered, and told when the total is back under
+    the limit: who waits adds itself, then looks at the total; who lowers the total looks for those who wait afterwards.
 
     Attributes:
         total: bytes now.
         pauses: times that the total went over the limit.
     """
 
-    __slots__ = ("_limit", "_lock", "_on_excess", "_resume", "_waiting", "pauses", "total")
+    __slots__ = ("_changes", "_limit", "_on_excess", "_resume", "_role", "_waiting", "pauses", "total")
 
     def __init__(self, limit: int, resume: Callable[[int], None], on_excess: Callable[[], None]) -> None:
         """Args:
@@ -77,7 +79,8 @@ class Memory:
         resume: called with the token of each connection that may read again.
         on_excess: called by `add` whenever the total is over the limit.
         """
-        self._lock = threading.Lock()
+        self._role = Role()
+        self._changes: deque[int] = deque()
         self._limit = limit
         self._resume = resume
         self._on_excess = on_excess
@@ -89,18 +92,24 @@ class Memory:
         """Count `count` bytes more, or fewer when it is negative."""
         if not count:
             return
-        with self._lock:
-            was_over = self.total > self._limit
-            self.total += count
-            over = self.total > self._limit
-            self.pauses += over and not was_over
-            waiting: set[int] = set()
-            if not over and self._waiting:
-                waiting, self._waiting = self._waiting, waiting
-        if over:
+        self._changes.append(count)
+        while self._changes and self._role.run(self._sum):
+            pass
+        if self.is_over():
             self._on_excess()
-        for token in waiting:
+            return
+        while self._waiting:
+            try:
+                token = self._waiting.pop()
+            except KeyError:  # another thread resumes them, too
+                return
             self._resume(token)
+
+    def _sum(self) -> None:
+        while self._changes:
+            was_over = self.is_over()
+            self.total += self._changes.popleft()
+            self.pauses += self.is_over() and not was_over
 
     def is_over(self) -> bool:
         """Whether the total is over the limit."""
@@ -110,8 +119,8 @@ class Memory:
         """Whether the connection of `token` may not read now; then it is resumed later."""
         if not self.is_over():
             return False
-        with self._lock:
-            if not self.is_over():
-                return False
-            self._waiting.add(token)
+        self._waiting.add(token)
+        if self.is_over():
             return True
+        self._waiting.discard(token)
+        return False

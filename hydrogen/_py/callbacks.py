@@ -1,13 +1,44 @@
-"""The way into the handler's callbacks, by the owner of a connection."""
+"""The one way into code of the user's that handles a connection, by its owner.
+
+It runs in a context of its own (`contextvars`), so that what one callback sets no other one sees. What it raises, of whatever class, is a
+fault of that code: logged, and the connection ends with it as the `__cause__` of a `HandlerError`.
+"""
 
 from __future__ import annotations
 
+import contextvars
 import math
 from collections.abc import Callable
+from typing import Any
 
 from hydrogen._py.connection import Connection
-from hydrogen.errors import Cause, handler_error
-from hydrogen.tls import TlsSession
+from hydrogen.errors import Cause, Reject, handler_error
+
+
+def call(connection: Connection, name: str, callback: Callable[..., Any] | None, *arguments: object) -> Any:
+    """Run the callback `name`, None if the handler has none, and return what it returns; None also when it raised."""
+    if callback is None:
+        return None
+    runner = connection.runner
+    assert runner is not None
+    result = None
+    try:
+        with runner.calling:
+            result = contextvars.Context().run(callback, *arguments)
+    except Reject as error:
+        if name == "on_new_connection":
+            connection.end(Cause.REJECT, error, at_once=True)
+        else:
+            _failed(connection, name, error)
+    except BaseException as error:
+        _failed(connection, name, error)
+    leave_if_forked(connection)
+    return result
+
+
+def _failed(connection: Connection, name: str, error: BaseException) -> None:
+    connection.loop.complain(name, error, connection)
+    connection.end(Cause.HANDLER_ERROR, handler_error(error))
 
 
 def connected(connection: Connection) -> None:
@@ -15,32 +46,9 @@ def connected(connection: Connection) -> None:
     connection.ready = True
     connection.deadline = math.inf
     if connection.loop.is_verbose and connection.session is not None:
-        tell_of_handshake(connection, connection.session)
-    if connection.loop.callbacks.on_connected is not None and connection.error is None:
+        connection.loop.log.shaken(connection.socket.id, connection.session.info("cipher"))
+    if connection.error is None:
         call(connection, "on_connected", connection.loop.callbacks.on_connected, connection.socket)
-
-
-def call(connection: Connection, name: str, callback: Callable[..., None], *arguments: object) -> None:
-    """Run a callback; what it raises ends the connection, if it has not ended."""
-    count_progress(connection)
-    try:
-        callback(*arguments)
-    except BaseException as error:
-        connection.loop.complain(name, error)
-        connection.end(Cause.HANDLER_ERROR, handler_error(error))
-    leave_if_forked(connection)
-
-
-def count_progress(connection: Connection) -> None:
-    """The worker is about to run another callback."""
-    assert connection.runner is not None
-    connection.runner.progress += 1
-
-
-def tell_of_handshake(connection: Connection, session: TlsSession) -> None:
-    with session.lock:
-        cipher = session.info("cipher")
-    connection.loop.log.shaken(connection.socket.id, cipher)
 
 
 def leave_if_forked(connection: Connection) -> None:

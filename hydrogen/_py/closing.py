@@ -1,13 +1,12 @@
-"""The end of a connection, by its owner, from the moment that `Output.end` has set `error`."""
+"""The end of a connection, by its owner, from the moment that `Output.end` was called."""
 
 from __future__ import annotations
 
 import math
 import time
 
-from hydrogen._py import callbacks, input, tls
+from hydrogen._py import callbacks, input
 from hydrogen._py.connection import Connection
-from hydrogen._py.framing import ChunkDecoder
 from hydrogen.errors import Cause
 
 LINGER = 2.0
@@ -22,40 +21,64 @@ def wind_up(connection: Connection) -> bool:
         input.discard(connection)
     if connection.at_once:
         return remove(connection)
-    if not connection.is_flushed():
-        return False
-    if connection.session is not None and not connection.said_close_notify:
-        tls.send_close_notify(connection, connection.session)
-        if not connection.is_flushed():
-            return False
     if not connection.ended_output:
-        connection.ended_output = True
-        if connection.transport.end_output() and not connection.has_eof:
-            connection.deadline = time.monotonic() + LINGER
+        if not connection.end_messages():
             return False
-        return remove(connection)
+        connection.ended_output = True
+        if not connection.transport.end_output():
+            return remove(connection)
+        connection.deadline = time.monotonic() + LINGER
     return (connection.has_eof or time.monotonic() >= connection.deadline) and remove(connection)
 
 
 def remove(connection: Connection) -> bool:
-    """The end itself; False when it must wait for a flusher."""
+    """The end itself; False when it must wait for who is at the output.
+
+    It may be left at any point by an exception (want of memory, or an asynchronous one) and is entered again then: each part is done once.
+    """
     if not connection.seal():
         return False
-    assert connection.error is not None
-    handler = connection.loop.callbacks
+    parts = connection.removal
+    if parts is None:
+        parts = connection.removal = [_gone, _close, _tell_removed, _tell_disconnected, _count, _drop, _cut]
+    while parts:
+        parts.pop()(connection)
+    return True
+
+
+def _cut(connection: Connection) -> None:
     connection.loop.poller.remove(connection.transport.poll_fd)
     if connection.at_once:
         connection.transport.reset(connection.loop.placeholder)
     else:
         connection.transport.shutdown()
-    connection.decoder = ChunkDecoder()
+
+
+def _drop(connection: Connection) -> None:
+    input.drop(connection)
     connection.account_input()
+
+
+def _count(connection: Connection) -> None:
     connection.loop.removing(connection)
-    if handler.on_disconnected is not None and connection.ready:
+
+
+def _tell_disconnected(connection: Connection) -> None:
+    if connection.ready:
+        handler = connection.loop.callbacks
         callbacks.call(connection, "on_disconnected", handler.on_disconnected, connection.socket, connection.error)
-    if handler.on_connection_removed is not None and connection.cause != Cause.OVERLOAD:
+
+
+def _tell_removed(connection: Connection) -> None:
+    if connection.cause != Cause.OVERLOAD:
+        handler = connection.loop.callbacks
         callbacks.call(connection, "on_connection_removed", handler.on_connection_removed, connection.fd, connection.error)
+
+
+def _close(connection: Connection) -> None:
     connection.user_data = None
     connection.transport.close()
+
+
+def _gone(connection: Connection) -> None:
     connection.loop.gone(connection)
-    return True

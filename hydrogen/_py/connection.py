@@ -24,18 +24,24 @@ Invariants of the deadlines:
 
 The deadline of output, `write_timeout`, is not the owner's affair: see `output`.
 
-The end, whatever its cause, begins with `Output.end`, which sets `error`. In order: the queue is flushed; with TLS close_notify is queued,
-and flushed; FIN, input discarded until EOF or `LINGER`, shutdown. At once: a reset. Then in both cases the last callbacks, close, and the
-slot is released. The fd is closed after the callbacks, so that its number cannot belong to a new connection while a handler still files
-by it.
+The end, whatever its cause, begins with `Output.end`, after which there is an `error`. Gracefully: the queue is flushed, with TLS and
+close_notify behind it, while input is discarded, or the peer's writes would get stuck and it would not come to read ours; FIN, input
+discarded until EOF or `closing.LINGER`, shutdown. At once: a reset. Then in both cases the last callbacks, close, and the slot is released.
+The fd is closed after the callbacks, so that its number cannot belong to a new connection while a handler still files by it.
+
+A graceful stop posts STOP, and its connection goes on as before, but that nothing more is read: what was read is delivered and answered.
+Only then, and at once where nothing was read or the connection is not ready, does the owner let it end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import socket
 import ssl
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from hydrogen._py import mailbox, poller
@@ -56,10 +62,12 @@ class Runner(Protocol):
     """The worker that takes a step.
 
     Attributes:
-        progress: to be another number in each callback.
+        hands: what it holds: the connection, until that is let go or gone.
+        calling: is entered around each call of a callback.
     """
 
-    progress: int
+    hands: mailbox.Hands
+    calling: contextlib.AbstractContextManager[None]
 
 
 class Loop(OutputLoop, Protocol):
@@ -77,8 +85,8 @@ class Loop(OutputLoop, Protocol):
     is_verbose: bool
     look_every: float
 
-    def complain(self, name: str, error: BaseException) -> None:
-        """See `framing.Complain`."""
+    def complain(self, name: str, error: BaseException, connection: Any = None) -> None:
+        """See `framing.Complain`. connection: None: of no single one."""
 
     def admit(self, connection: Any) -> bool:
         """Count `connection` at the address of its client; False, and that is told, when there are too many of there."""
@@ -112,8 +120,8 @@ class Connection(Output):
     __slots__ = (
         "address",
         "builder",
+        "ciphertext",
         "context",
-        "counted",
         "deadline",
         "decoder",
         "ended_output",
@@ -124,19 +132,22 @@ class Connection(Output):
         "hung_up",
         "input_ended",
         "is_paused",
+        "is_settled",
         "looked_at",
         "looked_sent",
         "looked_unsent",
+        "next_message",
         "peername",
         "proxy",
         "readable",
         "ready",
         "reminder",
+        "removal",
         "runner",
-        "said_close_notify",
         "shaking",
         "socket",
         "sockname",
+        "stopping",
         "token",
         "told_eof",
         "undelivered",
@@ -162,9 +173,10 @@ class Connection(Output):
         self.socket = handle
         self.user_data: Any = None
         self.is_paused = False
-        self.counted = False  # by `Engine.abort_all`, under its lock
         self.builder = loop.config.builder
         self.decoder: Decoder = decoder_for(self.builder)
+        self.next_message: bytes | None = None  # out of the decoder, not delivered
+        self.ciphertext: deque[bytes] = deque()  # read, not decrypted
         self.undelivered = 0  # bytes of ours in `loop.memory`
         self.readable = False  # an edge came, and EAGAIN has not been seen since
         self.hung_up = False
@@ -172,7 +184,9 @@ class Connection(Output):
         self.input_ended = False  # nothing more will come into the decoder
         self.told_eof = False
         self.context = context
+        self.is_settled = False  # who reads and writes
         self.shaking = False  # hands, for TLS
+        self.stopping = False  # a graceful stop has asked for the end
         self.proxy: ProxyHeader | None = None
         self.address: str | None = None
         versions = loop.config.proxy_protocol
@@ -184,8 +198,8 @@ class Connection(Output):
         self.looked_at = self.last_byte  # when the send queue was looked at, see invariant 2
         self.looked_sent = 0  # bytes sent until then
         self.looked_unsent = 0  # bytes that were in it
-        self.said_close_notify = False  # close_notify was queued
         self.ended_output = False
+        self.removal: list[Callable[[Any], None]] | None = None  # what is left of it, the first last; None: it has not begun
         self.deadline = math.inf  # see the invariants
         self.reminder = math.inf  # when the reminder that stands is due
 
@@ -209,6 +223,12 @@ class Connection(Output):
         elif events & poller.READ:
             self.post(mailbox.READABLE)
 
+    def complain(self, name: str, error: BaseException) -> None:
+        """See `framing.Complain`."""
+        self.loop.complain(name, error, self)
+
     def account_input(self) -> None:
-        before, self.undelivered = self.undelivered, self.decoder.size
+        """Count what came in and was not delivered. By the owner."""
+        held = self.decoder.size + len(self.next_message or b"") + sum(map(len, self.ciphertext))
+        before, self.undelivered = self.undelivered, held
         self.loop.memory.add(self.undelivered - before)

@@ -36,15 +36,21 @@ def serve_input(connection: Connection) -> None:
         if not messages or budget <= 0:
             connection.post(mailbox.AGAIN)
             return
-        message = next_message(connection)
+        if connection.ciphertext and not tls.decrypt(connection):
+            return
+        if not connection.ready and connection.is_settled and not connection.shaking:
+            callbacks.connected(connection)
+            continue
+        message = take_message(connection)
         if message is not None:
             messages -= 1
             connection.deadline = math.inf
             connection.tally.messages_received += 1
-            callbacks.call(connection, "on_data_received", connection.loop.callbacks.on_data_received, connection.socket, message)
+            on_data_received = connection.loop.callbacks.on_data_received
+            callbacks.call(connection, "on_data_received", on_data_received, connection.socket, message)
         elif connection.input_ended and not connection.told_eof:
             end_of_input(connection)
-        elif connection.readable and not connection.input_ended and not connection.loop.memory.must_wait(connection.token):
+        elif may_read(connection) and not connection.loop.memory.must_wait(connection.token):
             budget -= read(connection)
         else:
             break
@@ -52,39 +58,72 @@ def serve_input(connection: Connection) -> None:
         check_hangup(connection)
 
 
-def next_message(connection: Connection) -> bytes | None:
+def may_read(connection: Connection) -> bool:
+    """Whether there may be something to read, and it is wanted: nothing is once a graceful stop has asked for the end."""
+    return connection.readable and not connection.input_ended and not connection.stopping
+
+
+def end_gracefully(connection: Connection) -> None:
+    """A graceful stop has asked for the end: it comes when all that was read is delivered. What a pause holds back waits for its end."""
+    if connection.error is not None:
+        return
+    if connection.ready and (connection.ciphertext or has_message(connection)):
+        return
+    if connection.error is None:
+        connection.end(Cause.SERVER_STOPPED)
+
+
+def has_message(connection: Connection) -> bool:
+    """Whether a message is complete."""
+    if connection.next_message is None:
+        connection.next_message = decode(connection)
+    return connection.next_message is not None
+
+
+def take_message(connection: Connection) -> bytes | None:
+    """The next message; None also when there can be none, then the connection ends."""
+    message = connection.next_message
+    if message is None:
+        return decode(connection)
+    connection.next_message = None
+    return message
+
+
+def decode(connection: Connection) -> bytes | None:
     """What the decoder has; None also when it raises, then the connection ends."""
     try:
         message = connection.decoder.next()
     except BaseException as error:
         message = None
-        cause, reason = explain(connection.builder, error, connection.loop.complain)
+        cause, reason = explain(connection.builder, error, connection.complain)
         connection.end(cause, reason, at_once=cause == Cause.OS_ERROR)
     callbacks.leave_if_forked(connection)
     return message if connection.error is None else None
 
 
 def read(connection: Connection) -> int:
-    """Read once, into the decoder; returns how many bytes came."""
+    """Read once; returns how much that counts of a budget."""
     chunks = receive(connection, CHUNK)
     try:
         for chunk in chunks:
             take_in(connection, chunk)
     except BaseException as error:
         reading_failed(connection, error)
-    if connection.error is None and not connection.ready and not connection.shaking:
-        callbacks.connected(connection)
-    return sum(map(len, chunks))
+    return sum(map(len, chunks)) + len(chunks)  # messages of a stream may be empty
 
 
 def receive(connection: Connection, most: int) -> list[bytes]:
     """What came, of a socket at most so many bytes; `[]` also at the end, or when reading fails."""
     chunks: list[bytes] = []
     try:
-        chunks = connection.transport.receive(most)
+        if not connection.transport.is_stream:
+            chunks = connection.transport.receive(most)
+        elif not connection.in_role(lambda: chunks.extend(connection.transport.receive(most)), mailbox.READABLE):
+            connection.readable = False
+            return []
     except EOFError:
-        # A flusher may have met a reset first: the kernel tells of it once, and to us it looks like an orderly end.
-        connection.has_eof = not connection.waits_for_flusher(mailbox.READABLE)
+        # Who writes may have met a reset first: the kernel tells of it once, and to us it looks like an orderly end.
+        connection.has_eof = connection.transport.is_stream or connection.in_role(_nothing, mailbox.READABLE)
         connection.input_ended |= connection.has_eof
     except BaseException as error:
         reading_failed(connection, error)
@@ -96,20 +135,26 @@ def receive(connection: Connection, most: int) -> list[bytes]:
     return chunks
 
 
+def _nothing() -> None: ...
+
+
 def reading_failed(connection: Connection, error: BaseException) -> None:
+    """Nothing more can be read: the connection ends. If it ends already it goes on writing, unless it is reset."""
     cause, reason = connection.transport.explain(error, "recv")
+    connection.has_eof = True
     connection.end(cause, reason, at_once=cause == Cause.OS_ERROR)
 
 
 def take_in(connection: Connection, data: bytes) -> None:
     """What was read, on its way to the decoder. When the connection ends nobody wants it."""
-    if connection.error is not None or (
-        connection.first_bytes is not None and not connection.transport.is_stream and is_second_header(connection, data)
-    ):
+    is_stream = connection.transport.is_stream
+    if connection.error is not None:
+        return
+    if connection.first_bytes is not None and not is_stream and is_second_header(connection, data):
         return
     if connection.session is not None:
-        data = tls.decrypt(connection, connection.session, data)
-    if data or connection.transport.is_stream:  # whose messages may be empty
+        connection.ciphertext.append(data)
+    else:
         connection.decoder.feed(data)
 
 
@@ -128,17 +173,18 @@ def end_of_input(connection: Connection) -> None:
 
 def ended_in_order(connection: Connection, session: TlsSession) -> bool:
     """Whether TLS says so. Otherwise, and in the middle of a handshake, the connection ends."""
-    with session.lock:
-        failure, in_order = session.failure, session.is_ended
-    if failure is not None:
-        connection.end(Cause.TLS_ERROR, failure)
-    elif not in_order or connection.shaking:
+    if session.failure is not None:
+        connection.end(Cause.TLS_ERROR, session.failure)
+    elif not session.is_ended or connection.shaking:
         connection.end(Cause.TRUNCATED)
     return connection.error is None
 
 
 def check_hangup(connection: Connection) -> None:
-    """Ask for the error that reading meets, unless a pause or the end of input keeps it from reading. A reset ends any pause."""
+    """Ask for the error that reading meets, unless a pause or the end of input keeps it from reading. A reset ends any pause.
+
+    The peer of a Unix socket hangs up in an orderly end, and there is no error then: what it sent is read first.
+    """
     code = connection.transport.pending_error()
     if code:
         connection.fail(code)
@@ -146,12 +192,17 @@ def check_hangup(connection: Connection) -> None:
 
 def discard(connection: Connection) -> None:
     """Read and drop what the peer still sends. Its own writes must not get stuck, or it would not come to read ours."""
-    connection.decoder = ChunkDecoder()
-    if connection.transport.is_stream:
-        return
+    drop(connection)
     budget = connection.loop.config.read_budget
-    while connection.readable and not connection.has_eof:
+    while connection.readable and not connection.has_eof and not connection.at_once:
         if budget <= 0:
             connection.post(mailbox.AGAIN)
             return
         budget -= read(connection)
+
+
+def drop(connection: Connection) -> None:
+    """Drop what came in and was not delivered."""
+    connection.decoder = ChunkDecoder()
+    connection.next_message = None
+    connection.ciphertext.clear()

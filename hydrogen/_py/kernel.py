@@ -14,8 +14,10 @@ import socket
 import struct
 import sys
 import termios
-import threading
+from collections import deque
 from collections.abc import Iterator
+
+from hydrogen._py.role import Role
 
 TRANSIENT = frozenset(
     {
@@ -100,13 +102,18 @@ def block_signals() -> None:
 
 
 class Wakeup:
-    """An eventfd that ends somebody's poll. May be signalled from any thread, also after it was closed: then nobody is to be woken."""
+    """An eventfd that ends somebody's poll.
 
-    __slots__ = ("_fd", "_lock")
+    May be signalled from any thread, at any moment, also after it was closed: then nobody is to be woken. Writing and closing are done by
+    one thread at a time, so nobody writes to a number that is a stranger's by then.
+    """
+
+    __slots__ = ("_asked", "_fd", "_role")
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._lock = threading.Lock()
+        self._asked: deque[bool] = deque()  # to signal, or, if true, to close
+        self._role = Role()
 
     def fileno(self) -> int:
         """The fd to poll."""
@@ -114,20 +121,35 @@ class Wakeup:
 
     def signal(self) -> None:
         """Wake whoever polls it, or will."""
-        with self._lock:
-            if self._fd >= 0:
-                os.eventfd_write(self._fd, 1)
+        self._ask(False)
 
     def clear(self) -> None:
         """Forget the signals so far. By the poller, before it looks at what was asked."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._fd)
-        except BlockingIOError:
-            return
 
     def close(self) -> None:
         """Give the fd back."""
-        with self._lock:
+        self._ask(True)
+
+    def forget(self) -> None:
+        """As `close`, in a forked child, where a thread that does not exist may be at it."""
+        self._do(True)
+
+    def _ask(self, closing: bool) -> None:
+        self._asked.append(closing)
+        while self._asked and self._role.run(self._do_all):
+            pass
+
+    def _do_all(self) -> None:
+        while self._asked:
+            self._do(self._asked.popleft())
+
+    def _do(self, closing: bool) -> None:
+        if self._fd < 0:
+            return
+        if closing:
             fd, self._fd = self._fd, -1
-        if fd >= 0:
             os.close(fd)
+        else:
+            os.eventfd_write(self._fd, 1)

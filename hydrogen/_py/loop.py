@@ -1,17 +1,16 @@
 """The Python engine: `Engine` ties the threads to the slab. Start reading here.
 
-    accept thread ---------new, task---------> ready queue ----> workers: read, split, call back, write
+    accept thread -------------new-----------> ready queue ----> workers: read, split, call back, write
                                                 ^    ^              |
     monitor --------deadline, task-----------+    |              | EPOLL_CTL_ADD, EPOLL_CTL_DEL
                                                      |              v
     event thread: flush what blocked ----readable----+ <--------- epoll
 
-There are `max_threads` threads and three, whatever the number of connections. Locks, in the order in which they may be taken:
-`Engine._lock`, or, of one connection, the lock of its TLS session and then its output lock; then the leaves: mailbox, memory, slab,
-monitor, addresses.
+There are `max_threads` threads and four, whatever the number of connections; the fourth is the log thread, which writes what the accept
+thread and the monitor thread have to say: a logging handler is code of the user's, and may block.
 
-What the accept thread has to log it gives to a worker as a worker task: a logging handler is code of the user's, and may block. The
-monitor thread writes one line itself, that all workers are blocked: nobody else could while it is true.
+Nothing that a method of `Server` or of a socket reaches is guarded by a lock that anybody waits for: see `role`. What is left is
+`Engine._lock` and the lock of the addresses, which the accept thread and workers take to count those who come and go, and no one else.
 
 It is the reference, clear before fast: every message takes a hop from the event thread to a worker, which the compiled engine does without.
 """
@@ -19,15 +18,16 @@ It is the reference, clear before fast: every message takes a hop from the event
 from __future__ import annotations
 
 import contextlib
-import functools
+import errno
 import logging
 import math
 import os
 import socket
 import ssl
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydrogen._py import kernel, mailbox, opening
@@ -35,16 +35,18 @@ from hydrogen._py.acceptor import Acceptor
 from hydrogen._py.addresses import Limits, address_of
 from hydrogen._py.buffer import Memory
 from hydrogen._py.connection import Connection
+from hydrogen._py.log import LogThread
 from hydrogen._py.monitor import Monitor
 from hydrogen._py.output import Output, Tally
 from hydrogen._py.poller import Poller
+from hydrogen._py.role import Total, Waiters
 from hydrogen._py.slab import Slab
 from hydrogen._py.socket import Socket
 from hydrogen._py.stalls import StalledOutput, StalledWorkers
 from hydrogen._py.worker import Pool
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
-from hydrogen.errors import Cause, Timeout
+from hydrogen.errors import Cause, Timeout, handler_error
 from hydrogen.frame import FrameBuilder, encode
 from hydrogen.handler import Callbacks
 from hydrogen.proxy import may_send
@@ -56,6 +58,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("hydrogen")
 
 _PROTOCOL_ERRORS = (Cause.BAD_FRAME, Cause.FRAME_TOO_LARGE, Cause.CHECKSUM_MISMATCH, Cause.INCOMPLETE_FRAME)
+
+OVERLOOKED = 0.05
+"""Seconds after which a connection that could not be queued, for want of memory, is tried again."""
+
+READS = 100
+"""Times that `stats` reads the counters again because they were changed meanwhile; in the end by a call that this one has interrupted."""
 
 RELEASE_PATIENCE = 1.0
 """Seconds that `release` waits for workers that are in no callback. They need microseconds, or, on a machine that swaps, longer."""
@@ -76,23 +84,28 @@ class Engine:
         self._slab: Slab[Connection] = Slab(config.pre_allocated)
         self.memory = Memory(config.max_buffered, self._resume, self._on_excess)
         self._lock = threading.Lock()
-        self._drained = threading.Condition(self._lock)
+        self._version = 0  # of the counters: odd while somebody changes them, under `_lock`
+        self._drained = Waiters()
         self._accepted = 0
         self._removed: Counter[Cause] = Counter()
         self._timed_out: Counter[int] = Counter()  # by `Timeout`
         self._tells_of_overload = False
+        self._counted: dict[int, object] = {}  # by `abort_all`, tokens
         self._limits = Limits(max_connections, config.max_connections_per_ip, self._slab.__len__)
         self._total = Tally()
-        self._refused = 0
+        self._refused = Total()
         self._polls = 0
         self._unfinished: deque[Output] = deque()
         self._ended = False
         self._tls = config.ssl
         self._listeners = listeners
-        self._pool = Pool(config.max_threads, self._is_empty, self._on_all_busy, self._on_lost, self._close_fds)
+        self._pool = Pool(config.max_threads, self._is_empty, self._on_all_busy, self._on_lost, self._close_fds, lambda: self.forked_away)
+        self.ready = self._pool.ready
+        self._log_thread = LogThread()
         self._monitor = Monitor(self._on_deadline)
         self._excess = self._monitor.alarm(self._shed)
-        self._timers = self._monitor.alarm(lambda: self._pool.ready.put(self._run_timers))
+        self._overlooked = self._monitor.alarm(self._claim_all)
+        self._timers = self._monitor.alarm(lambda: self.ready.put(self._run_timers))
         timeouts = (config.open_timeout, config.idle_timeout, config.frame_timeout, config.write_timeout)
         self.look_every = min((timeout for timeout in timeouts if timeout is not None), default=math.inf) / 4
         self._stalled_output = StalledOutput(self._monitor, config.write_timeout, self.look_every)
@@ -106,9 +119,10 @@ class Engine:
             undo.callback(os.close, self.placeholder)
             self.poller = Poller()
             undo.callback(self.poller.close)
-            self._acceptor = Acceptor(self._listeners, self._must_wait, self._welcome, self._limits.most, self.log, self._by_worker)
+            self._acceptor = Acceptor(self._listeners, self._must_wait, self._welcome, self._limits.most, self.log, self._log_thread.say)
             undo.pop_all()
         try:
+            self._log_thread.start()
             self._pool.start()
             self._monitor.start()
             self._event_thread.start()
@@ -131,48 +145,47 @@ class Engine:
         self._acceptor.resume()
 
     def end(self, socket: HydrogenSocket) -> None:
-        """Ask one connection to end in order."""
+        """Ask one connection to end gracefully."""
         connection = self.find(socket.token) if isinstance(socket, Socket) else None
         if connection is not None:
-            connection.end(Cause.SERVER_STOPPED)
+            connection.post(mailbox.STOP)
 
     def close_all(self) -> None:
-        """Ask every connection to end in order."""
+        """Ask every connection to end gracefully."""
         for connection in self._slab.snapshot():
-            connection.end(Cause.SERVER_STOPPED)
+            connection.post(mailbox.STOP)
 
     def abort_all(self) -> int:
         """End every connection at once. Each that is there is counted, once: also those that end already, their handlers may block."""
         connections = self._slab.snapshot()
-        with self._lock:
-            fresh = [connection for connection in connections if not connection.counted]
-            for connection in fresh:
-                connection.counted = True
+        mine = object()
+        fresh = [connection for connection in connections if self._counted.setdefault(connection.token, mine) is mine]
         for connection in connections:
             connection.end(Cause.SERVER_STOPPED, at_once=True)
         return len(fresh)
 
     def wait_drained(self, timeout: float) -> bool:
         """Wait until the slab is empty."""
-        with self._drained:
-            return self._drained.wait_for(self._is_empty, timeout)
+        return self._drained.wait_for(self._is_empty, timeout)
 
     def unsent(self) -> int:
         """Output pending now."""
         return sum(connection.pending for connection in self._slab.snapshot())
 
     def release(self) -> int:
-        """End the event thread, the monitor thread and the workers."""
+        """End the event thread, the monitor thread, the workers and the log thread."""
         self._ended = True
         self.poller.wake()
         if self._event_thread.ident is not None:
             self._event_thread.join()
         self._monitor.end()
-        return self._pool.end(RELEASE_PATIENCE)
+        abandoned = self._pool.end(RELEASE_PATIENCE)
+        self._log_thread.end()
+        return abandoned
 
     def in_worker(self) -> bool:
-        """Whether this is a worker, or the monitor thread, who writes some lines of the log."""
-        return not self.forked_away and (self._pool.is_mine(threading.current_thread()) or self._monitor.is_mine())
+        """Whether this is a worker, or the log thread."""
+        return not self.forked_away and (self._pool.is_mine(threading.current_thread()) or self._log_thread.is_mine())
 
     def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
         """Send to all that are introduced, and are not being reset. What the server's framing cannot carry is raised, before anything is
@@ -235,8 +248,9 @@ class Engine:
         """The counters of connections that are gone, and of those that are there."""
         if self.forked_away:
             return Stats()
-        total = Tally()
-        with self._lock:
+        for _ in range(READS):
+            version = self._version
+            total = Tally()
             connections = self._slab.snapshot()
             total.add(self._total)
             for connection in connections:
@@ -244,7 +258,9 @@ class Engine:
             removed = self._removed.copy()
             timed_out = self._timed_out.copy()
             accepted = self._accepted
-            refused = self._refused
+            if version == self._version and not version % 2:
+                break
+            time.sleep(0)
         return Stats(
             connections=len(connections),
             accepted=accepted,
@@ -264,7 +280,7 @@ class Engine:
             removed_overload=removed[Cause.OVERLOAD],
             messages_received=total.messages_received,
             messages_sent=total.messages_sent,
-            messages_refused=refused,
+            messages_refused=self._refused.value,
             bytes_received=total.bytes_received,
             bytes_sent=total.bytes_sent,
             queued_bytes=self.memory.total,
@@ -288,10 +304,11 @@ class Engine:
         the parent only may hold it.
         """
         self.forked_away = True
-        for connection in self._slab.tenants_unlocked():
+        for connection in self._slab.snapshot():
             connection.transport.forget()
         self._acceptor.forget()
-        self._close_fds()
+        self.poller.forget()
+        os.close(self.placeholder)
 
     # For connections and their sockets.
 
@@ -302,14 +319,13 @@ class Engine:
     def refused(self) -> None:
         """See `socket.Directory`."""
         if not self.forked_away:
-            with self._lock:
-                self._refused += 1
+            self._refused.add(1)
 
-    def enqueue(self, connection: Connection) -> None:
+    def overlooked(self) -> None:
         """See `mailbox.Queue`."""
-        self._pool.ready.put(connection)
+        self._overlooked.set(time.monotonic() + OVERLOOKED)
 
-    def flush_later(self, connection: Output) -> None:
+    def tend_later(self, connection: Output) -> None:
         """See `output.OutputLoop`."""
         self._unfinished.append(connection)
         self.poller.wake()
@@ -322,12 +338,13 @@ class Engine:
         """See `connection.Loop`."""
         self._monitor.set(token, when)
 
-    def complain(self, name: str, error: BaseException) -> None:
-        """See `framing.Complain`."""
-        if self.forked_away:  # the log's lock may be held by a thread that exists in the parent only
-            log.error("%s raised %s", name, type(error).__name__, exc_info=error)
-        else:
-            self.log.callback_error(name, error)
+    def complain(self, name: str, error: BaseException, connection: Connection | None = None) -> None:
+        """See `framing.Complain`. What a log handler raises, whatever it is, is none of the engine's."""
+        with contextlib.suppress(BaseException):
+            if self.forked_away:  # the log's lock may be held by a thread that exists in the parent only
+                log.error("%s raised %s", name, type(error).__name__, exc_info=error)
+            else:
+                self.log.callback_error(name, error, None if connection is None else connection.socket)
 
     def admit(self, connection: Connection) -> bool:
         """See `connection.Loop`."""
@@ -345,35 +362,39 @@ class Engine:
         """See `connection.Loop`. Counted before the last callbacks, so that they find themselves in `stats`."""
         if connection.cause != Cause.OVERLOAD:
             with self._lock:
+                self._version += 1
                 self._removed[connection.cause] += 1
                 if connection.cause == Cause.TIMEOUT:
                     self._timed_out[connection.code] += 1
+                self._version += 1
         if connection.cause == Cause.SLOW_CONSUMER:
             self.log.slow_consumer(connection.socket.id, connection.peername)
         if self.is_verbose and connection.error is not None:
             self.log.removed(connection.socket.id, connection.error)
 
     def gone(self, connection: Connection) -> None:
-        """See `connection.Loop`."""
+        """See `connection.Loop`. Called again when an exception kept it from returning."""
         self._monitor.cancel(connection.token)
         self._leave(connection)
-        with self._lock:
-            self._total.add(connection.tally)
-            if connection.cause == Cause.OVERLOAD:  # which has no callbacks
-                self._removed[Cause.OVERLOAD] += 1
-            self._slab.release(connection.token)
-            empty = self._is_empty()
-            if empty:
-                self._drained.notify_all()
+        self._counted.pop(connection.token, None)
+        if self._slab.find(connection.token) is connection:
+            with self._lock:
+                self._version += 1
+                self._total.add(connection.tally)
+                if connection.cause == Cause.OVERLOAD:  # which has no callbacks
+                    self._removed[Cause.OVERLOAD] += 1
+                self._slab.release(connection.token)
+                self._version += 1
         self._acceptor.released()
-        if empty:
+        if self._is_empty():
+            self._drained.wake()
             self._pool.emptied()
 
     def _leave(self, connection: Connection) -> None:
         """`connection` counts at its address no more."""
-        if connection.address is not None:
-            self._limits.leave(connection.address)
-            connection.address = None
+        address, connection.address = connection.address, None
+        if address is not None:
+            self._limits.leave(address)
 
     # The accept thread.
 
@@ -381,21 +402,23 @@ class Engine:
         """Whether accepting is to wait for a connection to be released; otherwise what is too much is turned away."""
         return self.config.overload == "pause" and self._limits.is_full()
 
-    def _by_worker(self, function: Callable[..., None], *arguments: object) -> None:
-        """Have a worker call `function`."""
-        self._pool.ready.put(functools.partial(function, *arguments))
-
     def _turn_away(self, sock: socket.socket) -> None:
         with self._lock:
+            self._version += 1
             self._accepted += 1
             self._removed[Cause.OVERLOAD] += 1
+            self._version += 1
         kernel.turn_away(sock)
-        if not self._tells_of_overload:  # one line at a time: a flood must not fill the queue while all workers block
+        if not self._tells_of_overload:  # one line at a time: a flood must not fill the queue while the log takes none
             self._tells_of_overload = True
-            self._by_worker(self._tell_of_overload)
+            self._log_thread.say(self._tell_of_overload)
+
+    def _tell_of_overload(self) -> None:
+        self._tells_of_overload = False
+        self.log.turned_away(self._removed[Cause.OVERLOAD])
 
     def _welcome(self, sock: socket.socket, peername: Any) -> None:
-        """A connection was accepted: it is born owned, and handed to a worker if it is to be introduced, or has failed."""
+        """A connection was accepted: it is born owned, and handed to a worker if it is to be made ready, or has failed."""
         if self._limits.is_full():
             self._turn_away(sock)
             return
@@ -405,45 +428,71 @@ class Engine:
         if address is not None and not self._limits.enter(address):
             self._turn_away(sock)
             return
-        names = (peername, sock.getsockname())
-        tls = self._tls
-
-        def make(token: int) -> Connection:
-            return Connection(self, sock, names, token, Socket(self, token, self._accepted), tls)
-
-        with self._lock:  # `stats` never sees an accepted connection that is neither there nor removed
-            self._accepted += 1
-            connection = self._slab.acquire(make)
-        connection.address = address
-        if self.is_verbose:
-            self._by_worker(self.log.accepted, connection.socket.id, peername)
         try:
+            connection = self._take_in(sock, peername)
+        except BaseException:
+            if address is not None:
+                self._limits.leave(address)
+            raise
+        hands: mailbox.Hands = deque((connection,))
+        try:
+            connection.address = address
+            if self.is_verbose:
+                self._log_thread.say(self.log.accepted, connection.socket.id, peername)
             for level, name, value in self.config.socket_options:
                 sock.setsockopt(level, name, value)
-        except OSError as error:
-            connection.fail(error.errno or 0)
-        opening.begin(connection)
-        if not connection.let_go():
-            self.enqueue(connection)
+            opening.begin(connection)
+        except BaseException as error:
+            code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+            connection.fail(code or errno.EIO)
+        finally:
+            connection.let_go(hands)
+
+    def _take_in(self, sock: socket.socket, peername: Any) -> Connection:
+        """The connection, in its slot. `stats` never sees an accepted connection that is neither there nor removed."""
+        names = (peername, sock.getsockname())
+        tls, number = self._tls, self._accepted + 1
+
+        def make(token: int) -> Connection:
+            return Connection(self, sock, names, token, Socket(self, token, number), tls)
+
+        with self._lock:
+            self._version += 1
+            try:
+                connection = self._slab.acquire(make)
+                self._accepted = number
+            finally:
+                self._version += 1
+        return connection
 
     # The event thread.
 
     def _watch(self) -> None:
         kernel.block_signals()
         while not self._ended:
-            ready = self.poller.wait(block=not self._unfinished)
-            self._polls += bool(ready)
-            for token, events in ready:
-                connection = self._slab.find(token)
-                if connection is not None:
-                    connection.on_events(events)
-            self._finish()
+            try:
+                self._poll()
+            except BaseException as error:  # want of memory, or a fault of ours: it must not cost this thread
+                self._log_thread.say(self.complain, "the event thread", error)
+                time.sleep(OVERLOOKED)
+        self._finish()
+
+    def _poll(self) -> None:
+        """One poll. An exception loses no edge: each of them is looked at by all of those connections."""
+        ready = self.poller.wait(block=not self._unfinished)
+        self._polls += bool(ready)
+        while ready:
+            token, events = ready[-1]
+            connection = self._slab.find(token)
+            if connection is not None:
+                connection.on_events(events)
+            ready.pop()
         self._finish()
 
     def _finish(self) -> None:
         """Another portion for each flusher that has left its work to this thread."""
         for _ in range(len(self._unfinished)):
-            self._unfinished.popleft().go_on_flushing()
+            self._unfinished.popleft().tend()
 
     # The monitor thread.
 
@@ -467,13 +516,14 @@ class Engine:
                 return
 
     def _on_all_blocked(self) -> None:
-        self.log.all_blocked(self.config.max_threads)
+        self._log_thread.say(self.log.all_blocked, self.config.max_threads)
+
+    def _claim_all(self) -> None:
+        """Queue what could not be queued for want of memory."""
+        for connection in self._slab.snapshot():
+            connection.claim()
 
     # The workers.
-
-    def _tell_of_overload(self) -> None:
-        self._tells_of_overload = False
-        self.log.turned_away(self._removed[Cause.OVERLOAD])
 
     def _on_all_busy(self) -> None:
         self._stalled_workers.begin()
@@ -483,8 +533,12 @@ class Engine:
         if self.forked_away:  # a callback has forked, and this is the child: see `Connection._leave_if_forked`
             raise SystemExit
 
-    def _on_lost(self, connection: Connection, error: Exception) -> None:
-        self.log.say(logging.ERROR, "lost", "connection %d is lost", connection.socket.id, error=error)
+    def _on_lost(self, connection: Connection, error: BaseException) -> None:
+        """A step of `connection` was left by an exception: nobody knows how far it got."""
+        if isinstance(error, MemoryError):
+            connection.end(Cause.OS_ERROR, code=errno.ENOMEM, at_once=True)
+        elif connection.end(Cause.HANDLER_ERROR, handler_error(error), at_once=True):
+            self.complain("a step", error, connection)
 
     # Anybody's.
 

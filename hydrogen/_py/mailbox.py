@@ -1,17 +1,21 @@
 """The mailbox of a connection: what has happened to it, and who owns it.
 
-Invariants, on which everything in `connection.py` rests:
+Invariants, on which everything else rests:
 
-1. A connection is *owned* by at most one thread. It is born owned; whoever posts to one that nobody owns makes it owned and puts it into
-   the ready queue, and the worker that takes it out is the owner. So it is in the queue at most once.
-2. The owner lets go only when no bit is left. Otherwise it keeps the connection and puts it at the back of the queue: no wake-up is lost,
-   and a busy connection does not hold a worker.
-3. A removed connection stays owned for ever: nobody can claim it again.
+1. A connection is in exactly one place: idle, in the ready queue, or in the *hands* of one thread,
+   its owner. It is born in the hands of the accept thread. Who posts to an idle one moves it into
+   the ready queue, and the worker that takes it out of there is the owner.
+2. It changes places inside one call of C code (see `role`): no exception loses it on the way.
+3. No posted bit is forgotten: who posts adds the bits, then looks whether the connection is idle;
+   who lets go makes it idle, then looks whether there are bits. One of the two sees the other.
+   So one that has more to do goes to the back of the queue: it does not hold a worker.
+4. A removed connection stays owned for ever: nobody can claim it again.
 """
 
 from __future__ import annotations
 
-import threading
+from collections import deque
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 NEW = 1
@@ -27,50 +31,83 @@ LOW = 16
 RESUME = 32
 """Go on with the input: a pause has ended."""
 AGAIN = 64
-"""Go on with the input: the budget of a step was used up."""
+"""Look again: the budget of a step was used up, or somebody was at the output."""
 DEADLINE = 128
 """A deadline may have passed."""
-CLOSING = 256
+STOP = 256
+"""A graceful stop asks for the end."""
+CLOSING = 512
 """The end was asked for, or output that delayed it is gone."""
+
+Hands = deque[Any]
+"""What one thread holds: at most one thing."""
+
+_take_one = deque.pop
 
 
 class Queue(Protocol):
-    """What a mailbox needs of the loop it belongs to."""
+    """What a mailbox needs of the loop it belongs to.
 
-    def enqueue(self, connection: Any) -> None:
-        """Put a connection at the back of the ready queue."""
+    Attributes:
+        ready: the ready queue.
+    """
+
+    ready: SimpleQueue[Any]
+
+    def overlooked(self) -> None:
+        """Have `claim` called soon, of every connection: for want of memory one was not queued."""
 
 
 class Mailbox:
     """Bits and ownership."""
 
-    __slots__ = ("_bits", "_mail_lock", "_owned", "_queue")
+    __slots__ = ("__weakref__", "_idle", "_mail", "_queue")
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._mail_lock = threading.Lock()
-        self._bits = 0
-        self._owned = True
+        self._mail: deque[int] = deque()
+        self._idle: Hands = deque()
 
     def post(self, bits: int) -> None:
-        """Set `bits`, from any thread. No lock is needed and any may be held: the lock here is a leaf."""
-        with self._mail_lock:
-            self._bits |= bits
-            if self._owned:
-                return
-            self._owned = True
-        self._queue.enqueue(self)
+        """Set `bits`. From any thread, at any moment."""
+        try:
+            self._mail.append(bits)
+        finally:
+            if self._idle:
+                self.claim()
+
+    def claim(self) -> None:
+        """Put the connection into the ready queue, if it is idle and has mail."""
+        if not self._mail:
+            return
+        hands: Hands = deque()
+        try:
+            hands.extend(map(_take_one, (self._idle,)))
+        except IndexError:  # somebody else was faster
+            return
+        finally:
+            try:
+                if hands:
+                    self._queue.ready.put(hands[0])
+            except MemoryError:
+                self._idle.extend(hands)
+                self._queue.overlooked()
 
     def take(self) -> int:
         """The bits set since the last call. By the owner."""
-        with self._mail_lock:
-            bits, self._bits = self._bits, 0
-            return bits
+        bits = 0
+        while self._mail:
+            bits |= self._mail.popleft()
+        return bits
 
-    def let_go(self) -> bool:
-        """Give the ownership up; False when there are bits, then the owner still is. By the owner."""
-        with self._mail_lock:
-            if self._bits:
-                return False
-            self._owned = False
-            return True
+    def let_go(self, hands: Hands) -> None:
+        """Make the connection idle, which is in `hands`, or, if it has mail, put it at the back of the queue. By the owner."""
+        try:
+            self._idle.extend(map(_take_one, (hands,)))
+        finally:
+            self.claim()
+
+
+def receive(queue: SimpleQueue[Any], hands: Hands) -> None:
+    """Wait for something in `queue`, and take it into `hands`."""
+    hands.extend(map(queue.get, (True,)))

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import heapq
 import math
+import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from hydrogen._py import kernel
+
+MANY = 1000
+"""Requests that may wait for a thread which is asleep: many a connection comes and goes long before a deadline."""
+
+LONGEST_WAIT = 3600.0
+"""Seconds; it looks more often than it must, so that no wait is too long for the kernel."""
 
 
 class Alarm:
@@ -22,15 +31,18 @@ class Alarm:
     def __init__(self, monitor: Monitor, action: Callable[[], None]) -> None:
         self._monitor = monitor
         self.action = action
-        self.when = math.inf  # under the monitor thread's lock
+        self.when = math.inf  # the monitor thread's
 
     def set(self, when: float) -> None:
         """Do it at `when`, by the monotonic clock, or earlier: an earlier time that stands is kept. It is done once. From any thread."""
-        self._monitor.set_alarm(self, when)
+        self._monitor.ask(self, when)
 
 
 class Monitor:
-    """The thread, the reminders and the alarms. Safe from any thread; its lock is a leaf.
+    """The thread, the reminders and the alarms. Safe from any thread, at any moment.
+
+    What is asked for lies in `_asked`. Who asks for something earlier than the thread will wake up rings `_bell`; the thread says when it
+    will (`_until`), and then looks at `_asked` once more: one of the two sees the other.
 
     `_due` says which reminders stand; `_order` is a heap of them, and of some that do not stand any more, which are passed over when their
     time comes. These are at most one more than those that stand: many a connection is gone long before its deadline.
@@ -39,7 +51,9 @@ class Monitor:
     def __init__(self, remind: Callable[[int], None]) -> None:
         """Args: remind: called with each token that is due."""
         self._remind = remind
-        self._changed = threading.Condition()
+        self._asked: deque[tuple[Any, float | None]] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._until = -math.inf
         self._due: dict[int, float] = {}
         self._order: list[tuple[float, int]] = []
         self._alarms: list[Alarm] = []
@@ -47,7 +61,7 @@ class Monitor:
         self._thread = threading.Thread(target=self._run, name="hydrogen-monitor", daemon=True)
 
     def alarm(self, action: Callable[[], None]) -> Alarm:
-        """A new one, for `action`, which this thread will call without a lock. Before `start`."""
+        """A new one, for `action`, which this thread will call. Before `start`."""
         alarm = Alarm(self, action)
         self._alarms.append(alarm)
         return alarm
@@ -58,75 +72,80 @@ class Monitor:
 
     def set(self, token: int, when: float) -> None:
         """Remind of `token` at `when`, by the monotonic clock, and not at the time said before."""
-        with self._changed:
-            self._due[token] = when
-            heapq.heappush(self._order, (when, token))
-            self._tidy()
-            if self._order[0] == (when, token):
-                self._changed.notify()
+        self.ask(token, when)
 
     def cancel(self, token: int) -> None:
         """Do not remind of `token`; it is gone."""
-        with self._changed:
-            if self._due.pop(token, None) is not None:
-                self._tidy()
+        self.ask(token, None)
 
-    def set_alarm(self, alarm: Alarm, when: float) -> None:
-        """See `Alarm.set`."""
-        with self._changed:
-            if when < alarm.when:
-                alarm.when = when
-                self._changed.notify()
+    def ask(self, what: int | Alarm, when: float | None) -> None:
+        """Of a token, or of an alarm; None: it is cancelled."""
+        self._asked.append((what, when))
+        if (when is not None and when < self._until) or len(self._asked) > MANY:
+            self._bell.put(None)
 
     def end(self) -> None:
         """End the thread, and wait for that."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
+        self._ended = True
+        self._bell.put(None)
         if self._thread.ident is not None:
             self._thread.join()
 
-    def is_mine(self) -> bool:
-        """Whether the calling thread is the monitor thread."""
-        return threading.current_thread() is self._thread
-
     def _run(self) -> None:
         kernel.block_signals()
-        while True:
-            with self._changed:
-                while not self._ended and (left := self._next() - time.monotonic()) > 0:
-                    self._changed.wait(min(left, threading.TIMEOUT_MAX))
-                if self._ended:
-                    return
-                actions, tokens = self._take_alarms(), self._take_due()
-            for action in actions:
-                action()
-            for token in tokens:
-                self._remind(token)
+        while not self._ended:
+            try:
+                self._iterate()
+            except MemoryError:  # it may come back; what is due stays so
+                time.sleep(0.01)
+
+    def _iterate(self) -> None:
+        """Do what is due, and wait for the next thing."""
+        self._take_over()
+        self._do_what_is_due()
+        self._until = self._next()
+        if not self._asked and not self._ended:
+            left = min(self._until - time.monotonic(), LONGEST_WAIT)
+            try:
+                if left > 0:
+                    self._bell.get(timeout=left)
+            except queue.Empty:
+                pass
+        self._until = -math.inf
+        while not self._bell.empty():
+            self._bell.get_nowait()
+
+    def _take_over(self) -> None:
+        """What was asked for."""
+        while self._asked:
+            what, when = self._asked[0]
+            if isinstance(what, Alarm):
+                what.when = min(what.when, math.inf if when is None else when)
+            elif when is None:
+                self._due.pop(what, None)
+            else:
+                heapq.heappush(self._order, (when, what))
+                self._due[what] = when
+            self._asked.popleft()
+            self._tidy()
 
     def _next(self) -> float:
         """When the next thing is due."""
         first = self._order[0][0] if self._order else math.inf
         return min([first, *(alarm.when for alarm in self._alarms)])
 
-    def _take_alarms(self) -> list[Callable[[], None]]:
-        """What is to be done now; these alarms stand no more."""
+    def _do_what_is_due(self) -> None:
         now = time.monotonic()
-        ringing = [alarm for alarm in self._alarms if alarm.when <= now]
-        for alarm in ringing:
-            alarm.when = math.inf
-        return [alarm.action for alarm in ringing]
-
-    def _take_due(self) -> list[int]:
-        """The tokens whose time has come; their reminders stand no more."""
-        now = time.monotonic()
-        tokens = []
+        for alarm in self._alarms:
+            if alarm.when <= now:
+                alarm.when = math.inf
+                alarm.action()
         while self._order and self._order[0][0] <= now:
-            when, token = heapq.heappop(self._order)
+            when, token = self._order[0]
             if self._due.get(token) == when:
+                self._remind(token)
                 del self._due[token]
-                tokens.append(token)
-        return tokens
+            heapq.heappop(self._order)
 
     def _tidy(self) -> None:
         """Drop what does not stand, when it is more than what does: so each call pays for few."""

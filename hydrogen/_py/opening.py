@@ -8,7 +8,7 @@ from hydrogen._py import callbacks, deadlines, input, mailbox, tls
 from hydrogen._py.connection import Connection
 from hydrogen._py.framing import ChunkDecoder, decoder_for
 from hydrogen._py.streams import SocketTransport, StreamTransport
-from hydrogen.errors import Cause, IncompleteFrame, PeerClosed, ProtocolError, Reject, handler_error
+from hydrogen.errors import Cause, IncompleteFrame, PeerClosed, ProtocolError, handler_error
 from hydrogen.proxy import V2_SIGNATURE, HeaderReader, ProxyHeader, may_send
 from hydrogen.stream import Plain, Secure, Stream
 from hydrogen.tls import TlsSession
@@ -77,23 +77,20 @@ def follow_header(connection: Connection, header: ProxyHeader) -> None:
 
 def introduce(connection: Connection) -> None:
     """Settle who reads and writes, and be polled. `on_connected` comes now, or when the handshake is done."""
-    settled = settle_streams(connection)
+    connection.is_settled = settle_streams(connection)
     callbacks.leave_if_forked(connection)
     if not connection.at_once:
         connection.register()
-    if settled and not connection.shaking:
+    if connection.is_settled and not connection.shaking:
         callbacks.connected(connection)
 
 
 def settle_streams(connection: Connection) -> bool:
     """Ask `on_new_connection`, and set up what it wants; False when it refuses or fails, then the connection ends."""
-    stream = None
+    stream = callbacks.call(connection, "on_new_connection", connection.loop.callbacks.on_new_connection, connection.fd)
+    if connection.error is not None:
+        return False
     try:
-        if connection.loop.callbacks.on_new_connection is not None:
-            callbacks.count_progress(connection)
-            stream = connection.loop.callbacks.on_new_connection(connection.fd)
-        if connection.loop.forked_away:
-            return False
         if type(stream) is Plain or type(stream) is Secure:
             take_over(connection, stream)
         elif isinstance(stream, Stream):
@@ -102,11 +99,8 @@ def settle_streams(connection: Connection) -> bool:
             raise TypeError(f"on_new_connection must return None or a hydrogen.Stream, not {stream!r:.80}")
         elif connection.context is not None:
             tls.secure(connection, TlsSession(connection.context, server_side=True))
-    except Reject as error:
-        connection.end(Cause.REJECT, error, at_once=True)
-        return False
     except BaseException as error:
-        connection.loop.complain("on_new_connection", error)
+        connection.complain("on_new_connection", error)
         connection.end(Cause.HANDLER_ERROR, handler_error(error))
         return False
     return True
@@ -121,14 +115,15 @@ def take_over(connection: Connection, stream: Plain | Secure) -> None:
     connection.decoder = decoder_for(connection.builder)
     if handover.received:
         connection.decoder.feed(handover.received)
-    connection.carry_out(connection.append(handover.unsent))
+    connection.append(handover.unsent)
+    connection.tend()
     if handover.session is not None:
         tls.secure(connection, handover.session)
 
 
 def adopt(connection: Connection, stream: Stream) -> bool:
     """Use a stream of the user's, which owns the fd from now on; False when that fails, then the connection ends."""
-    transport = StreamTransport(stream, connection.loop.complain)
+    transport = StreamTransport(stream, connection.complain)
     assert isinstance(connection.transport, SocketTransport)
     connection.transport.abandon()
     connection.transport = transport

@@ -1,15 +1,17 @@
-"""The output half of a connection, and how its end begins. Any thread may send, close or abort.
+"""The output half of a connection, and how its end begins. Any thread may send, close or abort, at any moment.
 
-One lock guards all of it. No system call, no code of the user's and no other lock is inside it. With TLS the queue holds ciphertext, and
-the lock of the session comes before that one: records are numbered, so whatever makes one queues it before it gives the session back.
-Invariants:
+One thread at a time is in the *role* of the output (see `role`): it alone touches the send queue, the TLS session, the stream adapter's
+`send`, and what hangs on them. Nobody waits for it. Who has something to be done leaves it where it is found (a message in `_waiting`, an
+edge in `_edge`, an end in `_ends`) and calls `tend`; who is in the role looks again after giving it back. Invariants:
 
-1. There is one *flusher* at a time: who sets `_flushing` writes, without the lock; all others append and leave.
-2. `_blocked` means: the kernel takes no more and owes an edge. An edge that comes while somebody writes leaves a note, `_edge`, that he
-   finds when he wants to set `_blocked`: then he tries again instead.
-3. Once `error` is set no message is taken; what is queued is written, unless `at_once`. The first cause wins. With TLS a message that was
-   taken before is still queued, and so are handshake and alerts; the owner's close_notify, when all is written, is the last.
-4. Who empties the queue of a connection that is ending posts CLOSING. So does a flusher that finds `at_once`: the owner waits for him.
+1. `_asked` is set after what is asked for, and cleared in the role before that is looked at: nothing that was asked for is overlooked.
+2. `_blocked` means: the kernel takes no more and owes an edge. An edge is noted in `_edge`, which is cleared before each write: it belongs
+   to a later state of the kernel's buffer than the write will find.
+3. Once there is an end (`error`) no message is taken; what is queued is written, unless `at_once`. The first end wins. The owner ends the
+   messages (`end_messages`) when all are written, which it knows in the role; close_notify is the last. A message that comes later finds
+   that, and is taken back by who sent it.
+4. When the queue of a connection that is ending becomes empty, CLOSING is posted. The owner who needs the role and does not get it leaves
+   bits, which are posted when the role is given back.
 5. Output that is blocked is *watched* for `write_timeout`: whoever sets `_blocked` hands the connection to the loop, once (`_watched`),
    which calls `look_at_progress` now and then until nothing is pending. It is not the owner who looks: he may be in the handler, waiting in
    `drain` for the very peer that takes nothing.
@@ -18,13 +20,16 @@ Invariants:
 from __future__ import annotations
 
 import errno
-import threading
+import ssl
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from hydrogen._py import kernel, mailbox
 from hydrogen._py.buffer import Memory, SendQueue
 from hydrogen._py.mailbox import Mailbox, Queue
+from hydrogen._py.role import Role, Waiters
 from hydrogen._py.streams import Transport
 from hydrogen.config import Config
 from hydrogen.errors import Cause, Timeout, removal_error
@@ -35,7 +40,7 @@ FLUSH_BUDGET = 256 << 10
 
 
 class Tally:
-    """Counters of one connection, added up when it is gone. Each is written by its owner or under its output lock."""
+    """Counters of one connection, added up when it is gone. Each is written by its owner or in the role of its output."""
 
     __slots__ = (
         "bytes_received",
@@ -60,21 +65,18 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-class Work(NamedTuple):
-    """What a change under the lock leaves to be done without it, by `Output.carry_out`.
+class End(NamedTuple):
+    """Why a connection ends.
 
     Attributes:
-        flush: the caller has become the flusher.
-        bits: to post.
-        change: of the account, in bytes.
+        cause: of `error`.
+        code: the errno or `Timeout` of `cause`, 0 if it has none.
+        error: what the callbacks get.
     """
 
-    flush: bool
-    bits: int
-    change: int
-
-
-NOTHING = Work(flush=False, bits=0, change=0)
+    cause: Cause
+    code: int
+    error: Exception
 
 
 class OutputLoop(Queue, Protocol):
@@ -87,8 +89,8 @@ class OutputLoop(Queue, Protocol):
     def refused(self) -> None:
         """Count a message that was not taken: not in the tally, for somebody may still send when that of the connection was added up."""
 
-    def flush_later(self, connection: Any) -> None:
-        """Have the event thread call `go_on_flushing`."""
+    def tend_later(self, connection: Any) -> None:
+        """Have the event thread call `tend`."""
 
     def watch_output(self, connection: Any) -> None:
         """Call `look_at_progress` now and then, until it says that nothing is pending."""
@@ -112,35 +114,34 @@ class Progress:
 
 
 class Output(Mailbox):
-    """Send queue, flusher, watermarks, and the state of the end.
+    """Send queue, watermarks, and the beginning of the end.
 
     Attributes:
-        error: why the connection ends; None while it is open.
-        cause: the same as a `Cause`; meaningful when `error` is set, as is the next.
-        code: the errno or `Timeout` of `cause`, 0 if it has none.
         at_once: the end is a reset; pending output is dropped.
-        session: TLS; None: none. Set by the owner before anybody else can send.
+        session: TLS; None: none. Set by the owner before anybody else can send; used in the role.
         tally: counters.
-        last_byte: when the last byte came or went, by the monotonic clock. Written by the owner and by the flusher, each the time of now.
+        last_byte: when the last byte came or went, by the monotonic clock. Written by the owner and in the role, each the time of now.
     """
 
     __slots__ = (
         "_accounted",
+        "_asked",
         "_blocked",
-        "_changed",
+        "_draining",
         "_edge",
-        "_flushing",
-        "_lock",
+        "_ended_messages",
+        "_ends",
+        "_left",
         "_over_high",
         "_progress",
         "_queued",
+        "_role",
         "_sealed",
+        "_told_flushed",
+        "_waiting",
+        "_waiting_size",
         "_watched",
-        "_when_flushed",
         "at_once",
-        "cause",
-        "code",
-        "error",
         "last_byte",
         "loop",
         "session",
@@ -154,23 +155,40 @@ class Output(Mailbox):
         self.transport = transport
         self.session: TlsSession | None = None
         self.tally = Tally()
-        self.error: Exception | None = None
-        self.cause = Cause.LOCAL_CLOSED
-        self.code = 0
         self.at_once = False
         self.last_byte = time.monotonic()
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)  # for those in `drain`
+        self._role = Role()
+        self._asked = False  # see invariant 1
+        self._left: deque[int] = deque()  # bits to post when the role is given back
+        self._ends: deque[End] = deque()
+        self._waiting: deque[bytes] = deque()  # messages that were sent; they are queued in the role
+        self._waiting_size = 0  # bytes in it, about: exact when nobody sends
         self._queued = SendQueue()
-        self._flushing = False  # see invariant 1
+        self._draining = Waiters()
         self._blocked = False  # see invariant 2
         self._edge = False  # see invariant 2
         self._over_high = False  # pending was over the high watermark, and has not been below the low one since
+        self._ended_messages = False  # see invariant 3
+        self._told_flushed = False  # see invariant 4
         self._sealed = False  # the transport is being closed
         self._accounted = 0  # bytes of ours in `loop.memory`
-        self._when_flushed = 0  # bits to post when the flusher is done
         self._watched = False  # see invariant 5
-        self._progress: Progress | None = None  # from when it was first watched
+        self._progress = Progress()
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the connection ends; None while it is open."""
+        return self._ends[0].error if self._ends else None
+
+    @property
+    def cause(self) -> Cause:
+        """The same as a `Cause`. When it ends."""
+        return self._ends[0].cause
+
+    @property
+    def code(self) -> int:
+        """The errno or `Timeout` of `cause`. When it ends."""
+        return self._ends[0].code
 
     @property
     def blocked_output(self) -> int:
@@ -180,7 +198,7 @@ class Output(Mailbox):
     @property
     def pending(self) -> int:
         """Bytes not yet taken by the kernel."""
-        return 0 if self.at_once else self._queued.size + self.transport.kept
+        return 0 if self.at_once or self._sealed else self._waiting_size + self._queued.size + self.transport.kept
 
     @property
     def is_held_back(self) -> bool:
@@ -189,102 +207,77 @@ class Output(Mailbox):
 
     def send(self, data: bytes) -> bool:
         """Queue the message `data`, framed, and write what the kernel takes now; False when the connection ends, or must end for this."""
-        work = NOTHING
-        if self.session is None:
-            with self._lock:
-                taken, slow = self._admit_locked()
-                if taken:
-                    work = self._append_locked(data)
-        else:
-            with self.session.lock:
-                with self._lock:
-                    taken, slow = self._admit_locked(is_able=self.session.is_writable)
-                if taken and data:
-                    try:
-                        work = self.append(self.session.encrypt(data))
-                    except BaseException:  # a record may be missing: what came after it would be nonsense to the peer
-                        self.end(Cause.OS_ERROR, removal_error(Cause.OS_ERROR, errno.ENOMEM), at_once=True)
-                        raise
-        if not taken:
+        session = self.session
+        if self._ends or self._sealed or (session is not None and not session.is_writable):
             self.loop.refused()
-        if slow:
+            return False
+        if self.pending >= self.loop.config.max_write_buffer:
+            self.loop.refused()
             self.end(Cause.SLOW_CONSUMER, at_once=True)
-        self.carry_out(work)
-        return taken
+            return False
+        self._waiting.append(data)
+        self._waiting_size += len(data)
+        self.tend()
+        if self._ended_messages and self._take_back(data):
+            self.loop.refused()
+            return False
+        return True
 
-    def append(self, data: bytes) -> Work:
-        """Queue `data`, as it goes on the wire, also during an end in order. The caller holds the lock of the session, if there is one."""
-        with self._lock:
-            return self._append_locked(data)
+    def tend(self) -> None:
+        """See to the output. If somebody is at it, he does. Of a stream of the user's only where code of the user's may run."""
+        self._asked = True
+        self._catch_up()
 
-    def carry_out(self, work: Work) -> None:
-        """Do what is left of a change. Without any lock."""
-        self._tell(work.bits, work.change)
-        if work.flush:
-            self._flush()
+    def in_role(self, work: Callable[[], object], bits: int) -> bool:
+        """Do `work` in the role; False when somebody else is in it, then `bits` are posted when he is done. By the owner."""
+        try:
+            if self._role.run(work):
+                return True
+            self._left.append(bits)
+            return self._role.run(work)
+        finally:
+            self._catch_up()
 
     def drain(self, timeout: float | None) -> bool:
         """Wait until pending output is below the low watermark; False when the connection ends at once or the time is over."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            with self._lock:
-                if self._sealed or self.at_once:
-                    return False
-                if self.pending < self.loop.config.write_buffer_limits[0]:
-                    return True
-                # After an edge a stream waits for a worker to go on with it. That may be the very thread that is waiting here.
-                resume = self.transport.is_stream and self._edge and not self._flushing
-                if not resume:
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        return False
-                    self._changed.wait(left)
-            if resume:
-                self.flush()
+        low = self.loop.config.write_buffer_limits[0]
+
+        def is_over() -> bool:
+            # After an edge a stream waits for a worker to go on with it. That may be the very thread that is waiting here.
+            if self.transport.is_stream and self._edge:
+                self.tend()
+            return self._sealed or self.at_once or self.pending < low
+
+        if self._role.is_mine():  # this call has interrupted who writes, and would wait for itself
+            timeout = 0
+        return self._draining.wait_for(is_over, timeout) and not (self._sealed or self.at_once)
 
     def end(self, cause: Cause, error: Exception | None = None, *, code: int = 0, at_once: bool = False) -> bool:
         """Let the connection end because of `cause` and `code`; False when that changes nothing. `error`: None: the usual one of these."""
-        if self.loop.forked_away:
-            return False  # the lock may be held by a thread that exists in the parent only
-        with self._lock:
-            if self._sealed or self.at_once or (self.error is not None and not at_once):
-                return False
-            if self.error is None:
-                self.cause, self.code = cause, code
-                self.error = error if error is not None else removal_error(cause, code)
-            self.at_once = at_once
-            if at_once:
-                self._queued.clear()
-                self._changed.notify_all()
-            bits, change = self._settle_locked()
-        self._tell(bits | mailbox.CLOSING, change)
-        return True
-
-    def flush(self) -> None:
-        """Write what the kernel takes, unless somebody is doing so or it takes nothing."""
-        with self._lock:
-            if self._flushing or self._blocked or not (self._queued or self.transport.is_stalled):
-                return
-            self._flushing = True
-        self._flush()
+        if self.loop.forked_away or self._sealed or self.at_once or (self._ends and not at_once):
+            return False
+        end = End(cause, code, error if error is not None else removal_error(cause, code))
+        try:
+            self._ends.append(end)
+            self.at_once |= at_once
+        finally:
+            self.post(mailbox.CLOSING)
+        if at_once:
+            self._draining.wake()
+            self.tend()  # no code of the user's runs: everything is dropped
+        return at_once or self._ends[0] is end
 
     def on_writable(self) -> None:
         """An edge of OUT came. By the event thread: a socket is flushed here, so that output moves while all workers block in handlers."""
-        with self._lock:
-            self._edge = True
-            if not self._blocked:
-                return
-            self._blocked = False
-            if self.transport.is_stream:
-                self._changed.notify_all()
+        self._edge = True
+        if not self._blocked:
+            # Who writes finds it. If nobody does, it is of no interest.
+            return
         if self.transport.is_stream:
+            self._draining.wake()
             self.post(mailbox.WRITABLE)
         else:
-            self.flush()
-
-    def go_on_flushing(self) -> None:
-        """By the event thread, to which a flusher has left the rest of his work."""
-        self._flush()
+            self.tend()
 
     def look_at_progress(self, now: float, timeout: float) -> float | None:
         """End the connection, at once, if the peer has taken nothing of its output for `timeout` seconds. By the loop, see invariant 5.
@@ -295,150 +288,131 @@ class Output(Mailbox):
         Returns:
             When that may be so at the earliest; None when nothing is to be watched any more.
         """
-        unsent = kernel.unsent(self.transport.poll_fd)
-        with self._lock:
-            progress = self._progress
-            if progress is None or self._sealed or self.at_once or not (self._queued or self.transport.is_stalled):
-                self._watched = False
+        if self.at_once or not self._is_stalled():
+            self._watched = False
+            if self.at_once or not self._is_stalled():
                 return None
-            # What is given to a stream of the user's is not taken by anybody yet.
-            sent = self.tally.bytes_sent != progress.sent and not self.transport.is_stream
-            if sent or self.transport.kept < progress.kept or unsent < progress.unsent:
-                progress.since = now
-            progress.sent, progress.kept, progress.unsent = self.tally.bytes_sent, self.transport.kept, unsent
-            until = progress.since + timeout
+            self._watched = True
+        progress = self._progress
+        unsent = kernel.unsent(self.transport.poll_fd)
+        sent, kept = self.tally.bytes_sent, self.transport.kept
+        # What is given to a stream of the user's is not taken by anybody yet.
+        is_sent = sent != progress.sent and not self.transport.is_stream
+        if is_sent or kept < progress.kept or unsent < progress.unsent:
+            progress.since = now
+        progress.sent, progress.kept, progress.unsent = sent, kept, unsent
+        until = progress.since + timeout
         if now < until:
             return until
         self.end(Cause.TIMEOUT, code=Timeout.WRITE_TIMEOUT, at_once=True)
         return None
 
-    def is_flushed(self) -> bool:
-        """Whether all output is written, or dropped, and nobody writes."""
-        with self._lock:
-            return self._is_flushed_locked()
-
-    def waits_for_flusher(self, bits: int) -> bool:
-        """Whether somebody writes to the socket now; then `bits` are posted when he is done. By the owner."""
-        if self.transport.is_stream:
-            return False
-        with self._lock:
-            if self._flushing:
-                self._when_flushed |= bits
-            return self._flushing
+    def end_messages(self) -> bool:
+        """Write what is left, and close_notify behind it; True when all is written, and nobody sends any more. By the owner, at the end."""
+        self._asked = True
+        return self.in_role(self._end_messages, mailbox.CLOSING) and self._ended_messages and self._is_flushed()
 
     def seal(self) -> bool:
         """Let nobody write any more; False when somebody still does, he will post CLOSING. By the owner, before the transport is closed."""
-        with self._lock:
-            if self._flushing:
-                return False
-            self._sealed = True
-            self._blocked = False
-            self._queued.clear()
-            self._changed.notify_all()
-            change, self._accounted = -self._accounted, 0
-        self.loop.memory.add(change)
-        return True
+        return self._sealed or self.in_role(self._seal, mailbox.CLOSING)
 
-    def _admit_locked(self, is_able: bool = True) -> tuple[bool, bool]:
-        """Whether a message is taken, which is counted; and if not, whether because the peer is a slow consumer. `is_able`: TLS could."""
-        is_open = self.error is None and is_able
-        slow = is_open and self.pending >= self.loop.config.max_write_buffer
-        taken = is_open and not slow
-        self.tally.messages_sent += taken
-        return taken, slow
+    # ---------------------------------------------------------------- in the role
 
-    def _append_locked(self, data: bytes) -> Work:
-        # An empty message is one for a stream; on a socket there is nothing to it.
-        if self.at_once or self._sealed or not (data or self.transport.is_stream):
-            return NOTHING
-        self._queued.append(data)
-        # A stream is given its messages at once; what it cannot write it keeps itself.
-        flush = not self._flushing and (self.transport.is_stream or not self._blocked)
-        self._flushing |= flush
-        return Work(flush, *self._settle_locked())
+    def append(self, data: bytes) -> None:
+        """Queue what goes on the wire as it is: handshake, alerts. In the role, or before anybody else knows of the connection."""
+        if data:
+            self._queued.append(data)
+            self._told_flushed = False
+            self._asked = True
 
-    def _is_flushed_locked(self) -> bool:
-        return not self._flushing and (self.at_once or not (self._queued or self.transport.is_stalled))
+    def _catch_up(self) -> None:
+        """Do what is asked for, unless somebody else is in the role; then tell what there is to tell."""
+        while self._asked and self._role.run(self._tend):
+            pass
+        while self._left:
+            try:
+                bits = self._left.popleft()
+            except IndexError:
+                return
+            self.post(bits)
 
-    def _flush(self) -> None:
-        """Write until nothing is left, the kernel takes no more, or the budget is used up. `_flushing` was set by the caller."""
+    def _tend(self) -> None:
+        self._asked = False
+        try:
+            self._collect()
+            self._write()
+        except BaseException as error:
+            # Half of something may be written: what came after it would be nonsense to the peer.
+            out_of_memory = isinstance(error, MemoryError)
+            self.end(Cause.OS_ERROR, code=errno.ENOMEM if out_of_memory else errno.EIO, at_once=True)
+            if not out_of_memory:
+                raise
+        finally:
+            self._settle()
+
+    def _collect(self) -> None:
+        """Take the messages that wait into the queue, with TLS encrypted."""
+        while self._waiting and not self._ended_messages:
+            data = self._waiting.popleft()
+            self.tally.messages_sent += 1
+            if self.at_once or self._sealed:
+                continue
+            if self.session is not None:
+                self._encrypt(self.session, data)
+            elif data or self.transport.is_stream:  # on a socket there is nothing to an empty one
+                self._queued.append(data)
+            self._told_flushed = False
+        self._waiting_size = 0
+
+    def _encrypt(self, session: TlsSession, data: bytes) -> None:
+        if not data or not session.is_writable:
+            return
+        try:
+            self._queued.append(session.encrypt(data))
+        except ssl.SSLError as error:  # a record may be missing
+            self.end(Cause.TLS_ERROR, error.with_traceback(None), at_once=True)
+
+    def _write(self) -> None:
+        """Write until nothing is left, the kernel takes no more, or the budget is used up."""
         left = FLUSH_BUDGET
-        while (messages := self._next_batch(left)) is not None:
+        is_stream = self.transport.is_stream
+        while not (self.at_once or self._sealed):
+            edge, self._edge = self._edge, False
+            self._blocked &= not edge
+            if is_stream:
+                # A stream is given its messages at once; what it cannot write it keeps itself, and that is pending then.
+                if not self._queued and not (edge and self.transport.is_stalled):
+                    return
+            elif self._blocked or not self._queued:
+                return
+            if left <= 0:
+                self._edge |= edge
+                if is_stream:
+                    self.post(mailbox.WRITABLE)
+                else:
+                    self.loop.tend_later(self)
+                return
+            messages = [self._queued.take()] if is_stream and self._queued else self._queued.front()
             try:
                 written, full = self.transport.write(messages)
             except BaseException as error:
-                self._write_failed(error)
+                cause, reason = self.transport.explain(error, "send")
+                self.end(cause, reason, at_once=True)
                 return
+            if written or not full:
+                self.last_byte = time.monotonic()
             left -= written
-            if not self._written(written, full):
-                return
+            self.tally.bytes_sent += written
+            if not is_stream:
+                self._queued.consume(written)
+            self._blocked = full
 
-    def _next_batch(self, left: int) -> list[bytes | memoryview] | None:
-        """What to write next, empty for a stream that is to go on by itself. None: the flusher is done, and is none any more."""
-        with self._lock:
-            # Cleared before writing: an edge from here on belongs to a later state of the kernel's buffer than the write will find.
-            edge, self._edge = self._edge, False
-            messages = [] if self.at_once else self._queued.front()
-            go_on = bool(messages) or (edge and self.transport.is_stalled and not self.at_once)
-            if go_on and left > 0:
-                if messages and self.transport.is_stream:
-                    # It is the stream's from here on: pending is what the stream says it kept.
-                    messages = [self._queued.take()]
-                return messages
-            hand_over = go_on and not self.transport.is_stream
-            self._edge = edge
-            self._flushing = hand_over
-            bits, change = self._settle_locked(attempted=True)
-            if go_on and not hand_over:
-                bits |= mailbox.WRITABLE
-        self._tell(bits, change)
-        if hand_over:
-            self.loop.flush_later(self)
-        return None
-
-    def _written(self, count: int, full: bool) -> bool:
-        """Take `count` bytes off the queue; False when the kernel takes no more: the flusher is none any more."""
-        if count or not full:
-            self.last_byte = time.monotonic()
-        with self._lock:
-            self.tally.bytes_sent += count
-            if not self.at_once and not self.transport.is_stream:
-                self._queued.consume(count)
-            self._blocked = full and not self._edge
-            if not self._blocked or self.at_once or (self.transport.is_stream and self._queued):
-                return True
-            self._flushing = False
-            bits, change = self._settle_locked()
-            watch = self.loop.config.write_timeout is not None and not self._watched
-            self._watched |= watch
-        self._tell(bits, change)
-        if watch:
-            self._begin_to_watch()
-        return False
-
-    def _begin_to_watch(self) -> None:
-        """See invariant 5. `_watched` was set by the caller."""
-        progress = Progress()
-        progress.unsent = kernel.unsent(self.transport.poll_fd)
-        progress.since = time.monotonic()
-        with self._lock:
-            progress.sent, progress.kept = self.tally.bytes_sent, self.transport.kept
-            self._progress = progress
-        self.loop.watch_output(self)
-
-    def _write_failed(self, error: BaseException) -> None:
-        cause, reason = self.transport.explain(error, "send")
-        self.end(cause, reason, at_once=True)
-        with self._lock:
-            self._flushing = False
-            bits, change = self._settle_locked()
-        self._tell(bits, change)
-
-    def _settle_locked(self, *, attempted: bool = False) -> tuple[int, int]:
-        """After any change: watermarks, those who wait, the account. Returns bits to post and the change of the account.
-
-        `attempted`: what is pending now is so although the kernel has just been given as much as it, or the budget, allowed.
-        """
+    def _settle(self) -> None:
+        """After any change: watermarks, those who wait, the account."""
+        if self.at_once or self._sealed:
+            self._queued.clear()
+            self._waiting_size = 0
+            self._blocked = False
         bits = 0
         pending = self.pending
         low, high = self.loop.config.write_buffer_limits
@@ -446,20 +420,63 @@ class Output(Mailbox):
             self._over_high = False
             self.tally.reading_resumes += 1
             bits = mailbox.LOW
-        elif (self._blocked or attempted) and pending > high and not self._over_high:
+        elif pending > high and not self._over_high:
             self._over_high = True
             self.tally.reading_pauses += 1
         if pending < low:
-            self._changed.notify_all()
-        if self.error is not None and self._is_flushed_locked():
+            self._draining.wake()
+        if self._ends and not self._told_flushed and self._is_flushed():
+            self._told_flushed = True
             bits |= mailbox.CLOSING
-        if not self._flushing:
-            bits |= self._when_flushed
-            self._when_flushed = 0
         before, self._accounted = self._accounted, pending if self._blocked else 0
-        return bits, self._accounted - before
-
-    def _tell(self, bits: int, change: int) -> None:
-        self.loop.memory.add(change)
+        self.loop.memory.add(self._accounted - before)
         if bits:
             self.post(bits)
+        if self._blocked and not self._watched and self.loop.config.write_timeout is not None:
+            self._watched = True
+            self._begin_to_watch()
+
+    def _begin_to_watch(self) -> None:
+        """See invariant 5."""
+        progress = Progress()
+        progress.unsent = kernel.unsent(self.transport.poll_fd)
+        progress.since = time.monotonic()
+        progress.sent, progress.kept = self.tally.bytes_sent, self.transport.kept
+        self._progress = progress
+        self.loop.watch_output(self)
+
+    def _end_messages(self) -> None:
+        self._told_flushed = True  # the owner sees it
+        self._tend()
+        if not self._ended_messages and self._is_flushed():
+            self._ended_messages = True
+            if self._waiting:  # it was sent before that could be known
+                self._ended_messages = False
+                self._asked = True
+            elif self.session is not None and (last := self.session.close()):
+                self._queued.append(last)
+                self._tend()
+        self._told_flushed = self._is_flushed()
+
+    def _seal(self) -> None:
+        self._sealed = self._ended_messages = True
+        self._settle()
+        self._draining.wake()
+
+    def _is_flushed(self) -> bool:
+        """Whether all output is written, or dropped."""
+        return self.at_once or not (self._waiting or self._queued or self.transport.is_stalled)
+
+    # ---------------------------------------------------------------- anybody's
+
+    def _is_stalled(self) -> bool:
+        """Whether output waits for the peer. A hint."""
+        return self._blocked and not self._sealed and (bool(self._queued) or self.transport.is_stalled)
+
+    def _take_back(self, data: bytes) -> bool:
+        """Whether the message `data` was still waiting when no more were to be written."""
+        try:
+            self._waiting.remove(data)
+        except ValueError:
+            return False
+        return True

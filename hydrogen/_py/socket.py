@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hydrogen._py import mailbox
 from hydrogen._py.connection import Connection
 from hydrogen.config import Config
-from hydrogen.connection import BytesLike, HydrogenSocket, extra_info
+from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous, extra_info
 from hydrogen.errors import Cause
 from hydrogen.frame import encode
 
@@ -44,7 +44,7 @@ class Socket(HydrogenSocket):
     def send(self, data: BytesLike) -> bool:
         """Frame and send; the arguments are checked whether or not there is a connection."""
         connection = self._find()
-        encoded = encode(self._engine.config.builder if connection is None else connection.builder, _copied(data))
+        encoded = encode(self._engine.config.builder if connection is None else connection.builder, contiguous(data))
         if connection is None:
             self._engine.refused()
             return False
@@ -52,8 +52,9 @@ class Socket(HydrogenSocket):
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until little output is pending."""
+        seconds = check_timeout("timeout", timeout)
         connection = self._find()
-        return connection is not None and connection.drain(timeout)
+        return connection is not None and connection.drain(seconds)
 
     def close(self) -> None:
         """End in order."""
@@ -150,13 +151,3 @@ class Socket(HydrogenSocket):
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
         return f"<HydrogenSocket {self._id} {state} peername={self.peername!r}>"
-
-
-def _copied(data: BytesLike) -> bytes:
-    """`data` in bytes of our own."""
-    if type(data) is bytes:
-        return data
-    view = memoryview(data)
-    if not view.c_contiguous:
-        raise TypeError("a contiguous bytes-like object is expected")
-    return bytes(view)

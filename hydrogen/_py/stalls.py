@@ -6,13 +6,16 @@ Neither looks at what moves: output is watched only while it is blocked, and wor
 from __future__ import annotations
 
 import math
-import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from hydrogen._py.monitor import Alarm, Monitor
 from hydrogen._py.output import Output
 from hydrogen._py.worker import Pool
+
+TICKS = 5
+"""Looks at which all workers are in the same callbacks, until that is told."""
 
 TICK = 0.01
 """Seconds between two looks at workers that are all busy: two switch intervals of the interpreter, so that who computes gets on."""
@@ -25,38 +28,37 @@ class StalledOutput:
         """Args: look_every: seconds that progress may be seen late."""
         self._timeout = math.inf if timeout is None else timeout
         self._look_every = look_every
-        self._lock = threading.Lock()
-        self._watched: list[Output] = []
+        self._new: deque[Output] = deque()
+        self._watched: list[Output] = []  # the monitor thread's
         self._alarm: Alarm = monitor.alarm(self._look)
 
     def watch(self, connection: Output) -> None:
         """Look at `connection` until it says that there is nothing to see. It asks once. From any thread."""
-        with self._lock:
-            self._watched.append(connection)
+        self._new.append(connection)
         self._alarm.set(time.monotonic() + self._look_every)
 
     def _look(self) -> None:
-        with self._lock:
-            watched, self._watched = self._watched, []
+        while self._new:
+            self._watched.append(self._new.popleft())
         now = time.monotonic()
         still = []
         soonest = now + self._look_every
-        for connection in watched:
+        for connection in self._watched:
             until = connection.look_at_progress(now, self._timeout)
             if until is not None:
                 still.append(connection)
                 soonest = min(soonest, until)
+        self._watched = still
         if still:
-            with self._lock:
-                self._watched += still
             self._alarm.set(soonest)
 
 
 class StalledWorkers:
-    """Notices that all workers are in the same callbacks as at the look before.
+    """Notices that all workers are in the same callbacks for `TICKS` looks, and others wait.
 
     It looks from when a worker finds that all are busy (`begin`) until one is not. No such moment is missed: a worker is busy before it
-    looks at `_looking`, which is cleared here before the workers are looked at.
+    looks at `_looking`, which is cleared here before the workers are looked at. One look is not enough: a worker that only waits for the
+    GIL, or a process that was stopped for a while, has not got on either.
 
     Attributes:
         times: how often; a time lasts until one of them got on.
@@ -68,8 +70,8 @@ class StalledWorkers:
         self._tell = tell
         self._alarm: Alarm = monitor.alarm(self._look)
         self._looking = False
-        self._seen: list[tuple[int, int]] = []
-        self._told = False
+        self._seen: list[int] | None = None
+        self._ticks = 0
         self.times = 0
 
     def begin(self) -> None:
@@ -80,12 +82,14 @@ class StalledWorkers:
 
     def _look(self) -> None:
         self._looking = False
-        seen, self._seen = self._seen, self._pool.running()
-        blocked = self._pool.all_are_busy() and self._seen == seen
-        if blocked and not self._told:
-            self.times += 1
-            self._tell()
-        self._told = blocked
+        seen, self._seen = self._seen, self._pool.blocked()
+        if self._seen is None or self._seen != seen:
+            self._ticks = 0
+        else:
+            self._ticks += 1
+            if self._ticks == TICKS:
+                self.times += 1
+                self._tell()
         if self._pool.all_are_busy():
             self._looking = True
             self._alarm.set(time.monotonic() + TICK)

@@ -8,30 +8,46 @@ from hydrogen._py import callbacks, closing, deadlines, input, mailbox, opening
 from hydrogen._py.connection import Connection, Runner
 
 
-def step(connection: Connection, runner: Runner) -> bool:
-    """Do what the bits ask for, and let go; True when there is more to do, and the connection still owned. By the owner."""
+def step(connection: Connection, runner: Runner) -> None:
+    """Do what the bits ask for, and let go. By the owner.
+
+    | bit | while open | once there is an end |
+    |---|---|---|
+    | NEW | `on_new_connection`, be polled | the same, unless at once: what was begun is told its end |
+    | READABLE, AGAIN, RESUME | deliver and read | read and discard |
+    | HANGUP | ask for the error after reading | discarding meets it |
+    | WRITABLE | go on writing | the same |
+    | LOW | `on_writable`; deliver and read | dropped: nothing is delivered any more |
+    | DEADLINE | read what came in time, then look at the clock | the time of lingering |
+    | STOP | the end, when what was read is delivered | dropped: it ends |
+    | CLOSING | (none is posted) | one step further towards the end |
+    """
     connection.runner = runner
     bits = connection.take()
     connection.readable |= bool(bits & mailbox.READABLE)
     connection.hung_up |= bool(bits & mailbox.HANGUP)
+    connection.stopping |= bool(bits & mailbox.STOP)
     if bits & mailbox.DEADLINE:
         connection.reminder = math.inf
         connection.readable = True  # perhaps the edge of what came in time is on its way still
     if bits & mailbox.NEW and not connection.at_once:
         opening.take_up(connection)
     if bits & mailbox.WRITABLE:
-        connection.flush()
-    if bits & mailbox.LOW and connection.error is None and connection.ready and connection.loop.callbacks.on_writable is not None:
+        connection.tend()
+    if bits & mailbox.LOW and connection.error is None and connection.ready:
         callbacks.call(connection, "on_writable", connection.loop.callbacks.on_writable, connection.socket)
-    if connection.header is not None:
+    if connection.header is not None and not connection.stopping:
         opening.serve_header(connection, connection.header)
     input.serve_input(connection)
+    if connection.stopping:
+        input.end_gracefully(connection)
     if connection.error is None:
         deadlines.watch(connection, pause_ended=bool(bits & (mailbox.RESUME | mailbox.LOW)))
     if bits & mailbox.DEADLINE and connection.error is None:
         deadlines.watch_idleness(connection)
     if connection.error is not None and closing.wind_up(connection):
-        return False
+        runner.hands.clear()
+        return
     connection.account_input()
     deadlines.ask_for_reminder(connection)
-    return not connection.let_go()
+    connection.let_go(runner.hands)

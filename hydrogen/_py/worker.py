@@ -1,15 +1,21 @@
-"""Workers: that take connections from the ready queue and give each a turn. All code of the user's runs here.
+"""Workers: they take connections from the ready queue, and a step of each. All code of the user's runs here.
 
-What other threads have to do that may run such code, as timers do and logging may, they put into the same queue: a *worker task*.
+What other threads have to do that may run such code, as timers do, they put into the same queue: a *worker task*.
+
+A worker is not lost, whatever is raised in it. An exception that leaves a step ends that connection at once; so its state does not matter
+any more. An asynchronous one that comes between two steps costs nobody anything: what the worker has in its hands it has still.
 """
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from hydrogen._py import mailbox
 from hydrogen._py.connection import Connection
 from hydrogen._py.step import step
 
@@ -17,50 +23,102 @@ Task = Callable[[], None]
 
 _JOIN_SLICE = 0.005
 
+MEMORY_PAUSE = 0.01
+"""Seconds that a worker waits for memory to come back."""
+
+
+class Calling:
+    """Entered by a worker around each call of code of the user's."""
+
+    __slots__ = ("now", "progress")
+
+    def __init__(self) -> None:
+        self.now = False
+        self.progress = 0
+
+    def __enter__(self) -> None:
+        self.progress += 1
+        self.now = True
+
+    def __exit__(self, *exc: object) -> None:
+        self.now = False
+        self.progress += 1
+
 
 class Worker(threading.Thread):
     """One worker.
 
     Attributes:
         pool: whose.
-        busy: whether it is in a step, or with a task.
-        progress: grows with each of these, and with each callback.
+        hands: the item it is at.
+        calling: whether it is in code of the user's; `progress` grows with each such call.
+        busy: whether it is at an item.
         steps: steps so far.
     """
 
     def __init__(self, pool: Pool, number: int) -> None:
         super().__init__(name=f"hydrogen-worker-{number}", daemon=True)
         self.pool = pool
+        self.hands: mailbox.Hands = deque()
+        self.calling = Calling()
         self.busy = False
-        self.progress = 0
         self.steps = 0
+        self._stepping: Connection | None = None
 
     def run(self) -> None:
-        """take steps until the pool ends."""
+        """Take steps until the pool ends. The outermost guard: see the module."""
+        error: BaseException | None = None
         while True:
-            item = self.pool.ready.get()
-            if item is None:
-                if self.pool.leave():
-                    return
-                continue
-            self.busy = True
-            self.progress += 1
-            if self.pool.all_are_busy():
-                self.pool.on_all_busy()
-            if isinstance(item, Connection):
-                self._step(item)
-            else:
-                item()
-            self.busy = False
+            try:
+                if error is not None:
+                    self._recover(error)
+                    error = None
+                while self._iterate():
+                    pass
+                return
+            except BaseException as raised:
+                if self.pool.is_forked_away():
+                    raise
+                error = raised
 
-    def _step(self, connection: Connection) -> None:
-        self.steps += 1
-        try:
-            if step(connection, self):
-                self.pool.ready.put(connection)
-        except Exception as error:
-            # Want of memory, or a fault of ours. It must not cost a worker; to go on with that connection would be guessing.
-            self.pool.on_lost(connection, error)
+    def _iterate(self) -> bool:
+        """The next item; False: leave."""
+        self.busy = False
+        if not self.hands:
+            mailbox.receive(self.pool.ready, self.hands)
+        item = self.hands[0]
+        if item is None:
+            self.hands.clear()
+            return not self.pool.leave()
+        self.busy = True
+        self.calling.progress += 1
+        if self.pool.all_are_busy():
+            self.pool.on_all_busy()
+        if isinstance(item, Connection):
+            self.steps += 1
+            self._stepping = item
+            contextvars.Context().run(step, item, self)
+            self._stepping = None
+        else:
+            self.hands.clear()
+            with self.calling:
+                contextvars.Context().run(item)
+        return True
+
+    def _recover(self, error: BaseException) -> None:
+        """See that what this worker is at goes on, or ends."""
+        self.calling.now = False
+        if isinstance(error, MemoryError):
+            time.sleep(MEMORY_PAUSE)
+        connection = self._stepping
+        if connection is not None:
+            if self.hands:
+                self.pool.on_lost(connection, error)
+                connection.post(mailbox.CLOSING)
+                connection.let_go(self.hands)
+            else:
+                connection.claim()  # it was let go, perhaps with mail
+            self._stepping = None
 
 
 class Pool:
@@ -77,18 +135,21 @@ class Pool:
         size: int,
         is_empty: Callable[[], bool],
         on_all_busy: Callable[[], None],
-        on_lost: Callable[[Connection, Exception], None],
+        on_lost: Callable[[Connection, BaseException], None],
         on_last: Callable[[], None],
+        is_forked_away: Callable[[], bool],
     ) -> None:
         """Args:
         is_empty: whether no connection is left.
         on_all_busy: called by a worker that has something to do and finds that all others have.
-        on_lost: called with a connection whose step raised, and what it raised.
+        on_lost: called with a connection whose step raised, and what it raised, until it does not raise.
         on_last: called when the last worker leaves after `end`.
+        is_forked_away: whether this is a child, and its threads are none of ours.
         """
         self.ready: SimpleQueue[Connection | Task | None] = SimpleQueue()
         self.on_all_busy = on_all_busy
         self.on_lost = on_lost
+        self.is_forked_away = is_forked_away
         self._lock = threading.Lock()
         self._is_empty = is_empty
         self._on_last = on_last
@@ -110,7 +171,13 @@ class Pool:
 
     def running(self) -> list[tuple[int, int]]:
         """Of each worker that is busy: its ident, and its progress."""
-        return [(worker.ident, worker.progress) for worker in self._workers if worker.busy and worker.ident is not None]
+        return [(worker.ident, worker.calling.progress) for worker in self._workers if worker.busy and worker.ident is not None]
+
+    def blocked(self) -> list[int] | None:
+        """The progress of all workers, if all are in code of the user's; else None."""
+        if all(worker.calling.now for worker in self._workers):
+            return [worker.calling.progress for worker in self._workers]
+        return None
 
     def all_are_busy(self) -> bool:
         """Whether no worker is free. Seldom looks at more than a few of them."""

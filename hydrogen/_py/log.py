@@ -1,0 +1,58 @@
+"""The log thread: it writes into the log what the accept thread and the monitor thread have to say.
+
+A logging handler is code of the user's: it may block for ever, as a full pipe does, and raise anything. It keeps this thread then, and
+nobody else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
+
+from hydrogen._py import kernel
+
+MANY = 1000
+"""Lines that may wait; what comes while the log takes none is left out."""
+
+PATIENCE = 1.0
+"""Seconds that `end` waits for a log handler."""
+
+
+class LogThread:
+    """The thread, and the lines that wait for it."""
+
+    def __init__(self) -> None:
+        self._lines: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="hydrogen-log", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def say(self, write: Callable[..., None], *arguments: object) -> None:
+        """Have `write` called with `arguments`. From any thread, at any moment."""
+        if self._lines.qsize() < MANY:
+            self._lines.put(partial(write, *arguments))
+
+    def is_mine(self) -> bool:
+        """Whether the calling thread is the log thread."""
+        return threading.current_thread() is self._thread
+
+    def end(self) -> None:
+        """End the thread when it has written what waits, and wait for that, but not for ever."""
+        self._lines.put(None)
+        if self._thread.ident is not None and not self.is_mine():
+            self._thread.join(PATIENCE)
+
+    def _run(self) -> None:
+        kernel.block_signals()
+        while True:
+            try:
+                write = self._lines.get()
+                if write is None:
+                    return
+                write()
+            except BaseException:
+                continue
