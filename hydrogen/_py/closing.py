@@ -25,10 +25,11 @@ def wind_up(connection: Connection) -> bool:
         if not connection.end_messages():
             return False
         connection.ended_output = True
-        if not connection.transport.end_output():
-            return remove(connection)
+        connection.lingers = connection.transport.end_output()
         connection.deadline = time.monotonic() + LINGER
-    return (connection.has_eof or time.monotonic() >= connection.deadline) and remove(connection)
+    # What cannot end one direction only is closed when nothing is left to read: that would reset the peer, too.
+    is_over = connection.has_eof or not (connection.lingers or connection.readable)
+    return (is_over or time.monotonic() >= connection.deadline) and remove(connection)
 
 
 def remove(connection: Connection) -> bool:

@@ -133,6 +133,7 @@ class Connection(Output):
         "input_ended",
         "is_paused",
         "is_settled",
+        "lingers",
         "looked_at",
         "looked_sent",
         "looked_unsent",
@@ -199,6 +200,7 @@ class Connection(Output):
         self.looked_sent = 0  # bytes sent until then
         self.looked_unsent = 0  # bytes that were in it
         self.ended_output = False
+        self.lingers = False  # until the peer ends its side, too
         self.removal: list[Callable[[Any], None]] | None = None  # what is left of it, the first last; None: it has not begun
         self.deadline = math.inf  # see the invariants
         self.reminder = math.inf  # when the reminder that stands is due
