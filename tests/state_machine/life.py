@@ -73,10 +73,11 @@ class Life:
         self.lasting: set[Link] | None = None  # those that nothing but the stop ends; None: the stop came in the midst of all
         base = Attended if setup.attended else Script
         handler = type("Handler", (base,), {} if setup.eof is None else {"on_eof": on_eof})(self)
-        # Unix sockets have their names here: the server's, and the clients', by which they are told.
+        # Names of Unix sockets: the server's, and those by which clients are told apart.
         self.folder = tempfile.TemporaryDirectory(prefix="hydrogen-")
         where = {"path": f"{self.folder.name}/server"} if setup.transport == "unix" else {"port": 0}
-        self.server = hydrogen.serve(handler, engine=engine, framing=self.wire.framing, **where, **setup.options)
+        options = {"framing": self.wire.framing, **where, **setup.options}
+        self.server = hydrogen.serve(handler, engine=engine, **options)
         self.foreign = Foreign(self)
         self.note(f"{engine} server at {self.server.address}: {setup}")
 

@@ -149,5 +149,6 @@ def _may_be_reset(life: Life, link: Link, record: Record) -> bool:
         ended_at = life.stopped_at
     else:
         said = zip(record.times, record.calls, strict=True)
-        ended_at = max((time for time, letter in said if letter not in "XR"), default=record.times[0])
+        times = [time for time, letter in said if letter not in "XR"]
+        ended_at = max(times, default=record.times[0])
     return record.times[-1] - ended_at >= LINGER

@@ -2,8 +2,8 @@
 
 What is checked is that no client ever sees another's bytes, that its replies come in order and
 without a gap, that what other threads sent it was meant for it, that broadcasts of one thread come
-in order, and that whoever ends its side sees the other one end. How long anything takes is nobody's
-business here.
+in order, and that whoever ends its side sees the other one end. How long anything takes is not
+checked.
 
 They have bad manners. They go on sending while they should read, until nothing moves in either
 direction; they freeze, and then read again, or leave without having read; they half-close and go on

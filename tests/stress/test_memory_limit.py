@@ -86,7 +86,8 @@ while orders.readinto(order):
     hog.clear()
     stats = server.stats()
     pauses = stats.accept_pauses
-    print(json.dumps([stats.connections, stats.accepted - stats.removed, next(failed) + pauses, died]), flush=True)
+    counts = [stats.connections, stats.accepted - stats.removed, next(failed) + pauses]
+    print(json.dumps([*counts, died]), flush=True)
 """
 
 
