@@ -59,6 +59,7 @@ class Member:
         self.depth = depth
         self.sent = self.received = self.foreign = 0
         self.thaws_at = 0  # the round of the crowd in which it reads again
+        self.is_content = False  # it says no more
         self.is_finishing = self.is_finished = self.is_reset = False
         self.broadcast: dict[bytes, int] = {}  # the last one of each who broadcasts
         self.dice = dice
@@ -78,7 +79,7 @@ class Member:
 
     def fill(self) -> None:
         """Have as many messages under way as `depth` says; as many as go while it is frozen."""
-        if self.is_finishing:
+        if self.is_finishing or self.is_content:
             return
         while self.sent - self.received < self.depth or (self.thaws_at and len(self.out) < 4000):
             self.out += simple(
@@ -201,16 +202,30 @@ class Crowd:
             self.serve(selector, key.data, address)
 
     def leave(self, selector: selectors.BaseSelector) -> None:
-        """Each ends its side, and must see the other one end, whatever it did before."""
+        """Each says no more, is answered or thrown out, ends its side, and sees the other one end.
+
+        Answered first: the end is an edge too, and would wake whoever had been forgotten.
+        """
         self.frozen.clear()
+        self.set_for_all(selector, "thaws_at", 0)
+        self.set_for_all(selector, "is_content", True)
+        self.serve_while(selector, lambda member: member.received < member.sent)
+        self.set_for_all(selector, "is_finishing", True)
+        self.serve_while(selector, lambda member: True)
+
+    def set_for_all(self, selector: selectors.BaseSelector, name: str, value: object) -> None:
+        """Set an attribute of all members; each is looked at once more."""
         for key in list(selector.get_map().values()):
-            key.data.thaws_at = 0
-            key.data.is_finishing = True
+            setattr(key.data, name, value)
             selector.modify(key.fileobj, READS | WRITES, key.data)
-        while selector.get_map():
+
+    def serve_while(
+        self, selector: selectors.BaseSelector, is_due: Callable[[Member], bool]
+    ) -> None:
+        """Serve all until none of those that are there is due."""
+        while left := [key.data for key in selector.get_map().values() if is_due(key.data)]:
             ready = selector.select(PATIENCE)
-            left = [key.data for key in selector.get_map().values()]
-            assert ready, f"no end for {[(m.id, m.sent, m.received, m.is_finished) for m in left]}"
+            assert ready, f"forgotten: {[(m.id, m.sent, m.received, m.is_finished) for m in left]}"
             for key, _ in ready:
                 self.serve(selector, key.data, None)
 
