@@ -46,5 +46,5 @@ cdef class Engine:
 
 
 # What the modules of _engine/ use of Python, which a .pxd file cannot import: set in _core.pyx.
-cdef object AF_INET, AF_INET6, check_timeout, FrameDecoder, HeaderReader, Plain, Secure, Stream, StreamAdapter
+cdef object AF_INET, AF_INET6, check_timeout, class_name, FrameDecoder, HeaderReader, Plain, Secure, Stream, StreamAdapter
 cdef object TlsSession, begins_header, encode, errors, inet_pton, may_send

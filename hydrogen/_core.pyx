@@ -28,6 +28,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from hydrogen import errors
+from hydrogen.errors import class_name
 from hydrogen.connection import HydrogenSocket as SocketContract
 from hydrogen.connection import check_timeout
 from hydrogen.connection import refuse_to_pickle, same, same_deeply

@@ -155,13 +155,14 @@ def cause_of(error: BaseException) -> tuple[Cause, Exception]:
     `HandlerError`. Of its traceback the last raise is left, see `cut_traceback`.
     """
     cut_traceback(error)
-    if isinstance(error, EOFError):
+    kind = type(error)  # not isinstance(), which asks the exception for its class, and it may be the user's
+    if issubclass(kind, EOFError):
         return Cause.PEER_CLOSED, removal_error(Cause.PEER_CLOSED)
-    if isinstance(error, ProtocolError):
+    if issubclass(kind, ProtocolError):
         return Cause.BAD_FRAME, error
-    if isinstance(error, ssl.SSLError):
+    if issubclass(kind, ssl.SSLError):
         return Cause.TLS_ERROR, error
-    if isinstance(error, OSError):
+    if issubclass(kind, OSError):
         return Cause.OS_ERROR, error
     return Cause.HANDLER_ERROR, handler_error(error)
 
@@ -173,9 +174,9 @@ def handler_error(error: BaseException) -> HandlerError:
     raise. Of its traceback the last raise is left, see `cut_traceback`.
     """
     cut_traceback(error)
-    if isinstance(error, HandlerError):
+    if issubclass(type(error), HandlerError):
         return error
-    name = type(error).__name__
+    name = class_name(error)
     try:
         message = f"a callback raised {name}: {error}"
     except BaseException:
@@ -183,6 +184,12 @@ def handler_error(error: BaseException) -> HandlerError:
     wrapped = HandlerError(message)
     wrapped.__cause__ = error
     return wrapped
+
+
+def class_name(value: object) -> str:
+    """The name of the class of `value`, whatever its metaclass answers."""
+    name: str = type.__dict__["__name__"].__get__(type(value))
+    return name
 
 
 def cut_traceback(error: BaseException) -> None:
@@ -219,5 +226,5 @@ def described(value: object, most: int = 200) -> str:
     try:
         text = str.__str__(repr(value))
     except BaseException:
-        return f"<{type(value).__name__}, whose __repr__ raises>"
+        return f"<{class_name(value)}, whose __repr__ raises>"
     return text if len(text) <= most else f"{text[: most - 3]}..."

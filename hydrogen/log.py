@@ -21,6 +21,8 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from hydrogen.errors import class_name
+
 if TYPE_CHECKING:
     from hydrogen.connection import HydrogenSocket
 
@@ -169,10 +171,10 @@ class RateLimitedLog:
             socket: the connection that it was called for; the line names it and its peer.
         """
         if socket is None:
-            self.say(logging.ERROR, name, "%s raised %s", name, type(error).__name__, error=error)
+            self.say(logging.ERROR, name, "%s raised %s", name, class_name(error), error=error)
             return
         message = "%s raised %s on connection %d from %s"
-        kind = type(error).__name__
+        kind = class_name(error)
         self.say(logging.ERROR, name, message, name, kind, socket.id, socket.peername, error=error)
 
     def lost(self, number: int, error: BaseException) -> None:
@@ -202,8 +204,10 @@ class RateLimitedLog:
 
 
 def _write(level: int, message: str, *arguments: object, error: BaseException | None = None) -> None:
+    # A triple: logging would ask an exception whether it is true, and for its class.
+    shown = None if error is None else (type(error), error, error.__traceback__)
     try:
-        log.log(level, message, *arguments, exc_info=error)
+        log.log(level, message, *arguments, exc_info=shown)
     except BaseException as raised:
         _survive(raised)
 

@@ -160,7 +160,7 @@ class StreamAdapter:
                     self._write_waiting()
                 except BaseException as error:
                     self._failure = error
-            if not messages and self._failure is not None:
+            if self._failure is not None and type(messages) is list and not messages:
                 raise self._failure
         if type(messages) is not list or not all(type(message) is bytes for message in messages):
             raise HandlerError(f"{type(self.stream).__name__}.recv() must return a list of bytes, not {described(messages)}")

@@ -10,7 +10,7 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._core cimport Engine, FrameDecoder, HydrogenSocket, errors
+from hydrogen._core cimport Engine, FrameDecoder, HydrogenSocket, class_name, errors
 from hydrogen._engine.callbacks cimport callbacks_failed, callbacks_message, callbacks_run
 from hydrogen._engine.ending cimport ending_with
 from hydrogen._engine.references cimport references_hold
@@ -47,7 +47,7 @@ cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *
             ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
             break
         except BaseException as error:
-            callbacks_failed(engine, socket, f"{type(decoder.builder).__name__}.from_bytes", error)
+            callbacks_failed(engine, socket, f"{class_name(decoder.builder)}.from_bytes", error)
             break
         connection.held = decoder.size
         if data is None:

@@ -72,8 +72,16 @@ cdef inline int callbacks_failed(Engine engine, HydrogenSocket socket, name, err
     """User code raised: end the connection with a HandlerError, then log it. Not in a forked child."""
     if not engine._inert():
         ending_with(engine, socket, False, CAUSE_HANDLER_ERROR, errors.handler_error(error))
-        engine._log.callback_error(name, error, socket)
+        callbacks_log(engine, socket, name, error)
     return 0
+
+
+cdef inline void callbacks_log(Engine engine, HydrogenSocket socket, name, error) noexcept:
+    """Write down what user code raised; whatever comes of it is of no consequence for the connection."""
+    try:
+        engine._log.callback_error(name, error, socket)
+    except BaseException:
+        pass
 
 
 cdef inline int callbacks_message(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, data) except -1:
@@ -130,7 +138,7 @@ cdef inline int callbacks_quietly(
     except BaseException as error:
         if not engine._inert():
             errors.cut_traceback(error)
-            engine._log.callback_error(name, error, socket)
+            callbacks_log(engine, socket, name, error)
     return callbacks_leave(engine, worker)
 
 

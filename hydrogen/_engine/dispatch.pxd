@@ -92,7 +92,7 @@ cdef inline void dispatch_serve(Engine engine, worker_t *worker, connection_t *c
 
 cdef inline void dispatch_failed(Engine engine, connection_t *connection, error) noexcept:
     """Something was raised that nobody expects: want of memory, most likely. The connection is aborted."""
-    cdef bint memory = isinstance(error, MemoryError)
+    cdef bint memory = issubclass(type(error), MemoryError)
     if engine._inert():
         return
     queues_end(

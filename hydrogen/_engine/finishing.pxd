@@ -8,7 +8,7 @@ from hydrogen._c.constants cimport CAUSE_OVERLOAD, CAUSE_SLOW_CONSUMER
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport loop_release
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, errors
+from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, class_name, errors
 from hydrogen._engine.callbacks cimport callbacks_quietly
 from hydrogen._engine.references cimport references_socket
 
@@ -21,7 +21,7 @@ cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_
     adapter = <object>connection.adapter if connection.adapter != NULL else None
     error = <object>connection.error if connection.error != NULL else errors.removal_error(connection.cause, connection.code)
     if adapter is not None:
-        callbacks_quietly(engine, worker, socket, adapter.shutdown, f"{type(adapter.stream).__name__}.shutdown", None, None)
+        callbacks_quietly(engine, worker, socket, adapter.shutdown, f"{class_name(adapter.stream)}.shutdown", None, None)
     if connection.cause == CAUSE_SLOW_CONSUMER:
         engine._log.slow_consumer(connection.id, socket.peername)
     if engine._debug:
@@ -34,7 +34,7 @@ cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_
         lock_take(&engine._loop.context.fd_lock)
         connection.fd = -1  # its number may be a stranger's from now on
         lock_give(&engine._loop.context.fd_lock)
-        callbacks_quietly(engine, worker, socket, adapter.close, f"{type(adapter.stream).__name__}.close", None, None)
+        callbacks_quietly(engine, worker, socket, adapter.close, f"{class_name(adapter.stream)}.close", None, None)
     return 0
 
 

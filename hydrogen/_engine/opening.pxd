@@ -24,7 +24,8 @@ from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._codec cimport Framing
 from hydrogen._core cimport (
     AF_INET, AF_INET6, Engine, FrameDecoder, HeaderReader, HydrogenSocket, Plain, Secure,
-    Stream, StreamAdapter, TlsSession, _Callbacks, begins_header, errors, inet_pton, may_send,
+    Stream, StreamAdapter, TlsSession, _Callbacks, begins_header, class_name, errors, inet_pton,
+    may_send,
 )
 from hydrogen._engine.callbacks cimport callbacks_call, callbacks_failed, callbacks_run
 from hydrogen._engine.ending cimport ending_ask, ending_with
@@ -98,7 +99,7 @@ cdef inline int opening_adopt(Engine engine, worker_t *worker, connection_t *con
     if type(stream) in (Plain, Secure):
         return opening_take_over(engine, worker, connection, socket, stream)
     if not isinstance(stream, Stream):
-        raise TypeError(f"on_new_connection must return a hydrogen.Stream or None, not a {type(stream).__name__}")
+        raise TypeError(f"on_new_connection must return a hydrogen.Stream or None, not a {class_name(stream)}")
     adapter = StreamAdapter(stream)
     duplicate = kernel_duplicate(callbacks_run(engine, worker, stream.fileno))
     if duplicate == -EBADF:
@@ -122,7 +123,7 @@ cdef inline int opening_take_over(Engine engine, worker_t *worker, connection_t 
     cdef bytes received, unsent
     cdef Framing framing
     if stream.fileno() != connection.fd:
-        raise ValueError(f"on_new_connection({connection.fd}) returned a {type(stream).__name__} of another fd: {stream.fileno()}")
+        raise ValueError(f"on_new_connection({connection.fd}) returned a {class_name(stream)} of another fd: {stream.fileno()}")
     handover = stream.hand_over()
     opening_register(engine, connection, socket)
     framing = Framing(handover.builder)

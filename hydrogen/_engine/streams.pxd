@@ -16,8 +16,8 @@ from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.output cimport output_adapter_sent
 from hydrogen._c.queues cimport queues_check_memory, queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._core cimport Engine, HydrogenSocket, errors
-from hydrogen._engine.callbacks cimport callbacks_message, callbacks_run
+from hydrogen._core cimport Engine, HydrogenSocket, class_name, errors
+from hydrogen._engine.callbacks cimport callbacks_log, callbacks_message, callbacks_run
 from hydrogen._engine.ending cimport ending_with
 from hydrogen._engine.references cimport references_held
 
@@ -86,7 +86,7 @@ cdef inline int streams_failed(Engine engine, HydrogenSocket socket, adapter, na
     cause, shown = errors.cause_of(error)
     ending_with(engine, socket, cause == CAUSE_OS_ERROR or name == "send", cause, shown)
     if cause == CAUSE_HANDLER_ERROR:
-        engine._log.callback_error(f"{type(adapter.stream).__name__}.{name}", error, socket)
+        callbacks_log(engine, socket, f"{class_name(adapter.stream)}.{name}", error)
     return 0
 
 
