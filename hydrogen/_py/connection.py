@@ -13,7 +13,7 @@ Invariants of the deadlines:
 1. `_deadline` is of one thing at a time: of the PROXY header and the handshake, then of the frame that the peer has begun; when the
    connection ends, of lingering. There is none (`inf`) while nothing is begun, or while reading is paused: after a pause the time begins
    anew. The time that `on_new_connection` takes is not the peer's, and does not count.
-2. While the connection is open there is a second one, `idle_timeout` after `last_byte`. It is not kept anywhere: it moves with every byte.
+2. Until its output has ended there is a second one, `idle_timeout` after `last_byte`. It is not kept anywhere: it moves with every byte.
    Also with those that the peer takes from the kernel's send queue: while there may be some the queue is looked at every now and then
    (`look_every`), and counts as moving when it got shorter, or was written to since the look before and is not empty.
 3. When the owner lets go, a reminder stands at the monitor thread that is due by the earliest of these. An earlier one that stands
@@ -102,7 +102,7 @@ class Loop(OutputLoop, Protocol):
 
 
 class Connection(Output):
-    """One connection. All fields here but `user_data` and `is_paused` are its owner's.
+    """One connection. All fields here but `user_data`, `is_paused` and `stopping` are its owner's.
 
     Attributes:
         token: see `slab`.
@@ -208,6 +208,11 @@ class Connection(Output):
     def fail(self, code: int) -> None:
         """End at once: the kernel said `code`, an errno."""
         self.end(Cause.OS_ERROR, code=code, at_once=True)
+
+    def stop(self) -> None:
+        """End when what was read is delivered. Nothing more is read from now on. From any thread."""
+        self.stopping = True
+        self.post(mailbox.STOP)
 
     def register(self) -> None:
         """Be polled from now on. By the owner."""

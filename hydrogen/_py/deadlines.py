@@ -23,7 +23,7 @@ def watch(connection: Connection, pause_ended: bool) -> None:
 
 
 def watch_idleness(connection: Connection) -> None:
-    """in a step that a reminder has brought about, and so has read what there is, unless it must not: see invariants 2 and 4."""
+    """In a step that a reminder has brought about, and so has read what there is, unless it must not: see invariants 2 and 4."""
     if connection.loop.config.idle_timeout is None:
         return
     now = time.monotonic()
@@ -33,7 +33,7 @@ def watch_idleness(connection: Connection) -> None:
     connection.looked_at, connection.looked_sent, connection.looked_unsent = now, connection.tally.bytes_sent, unsent
     if now < connection.last_byte + connection.loop.config.idle_timeout:
         return
-    if must_not_read(connection):
+    if connection.error is None and must_not_read(connection):
         if kernel.unread(connection.transport.poll_fd):
             connection.last_byte = now
             return
@@ -59,7 +59,7 @@ def must_not_read(connection: Connection) -> bool:
 
 def ask_for_reminder(connection: Connection) -> None:
     """See invariant 3 of the deadlines."""
-    due = connection.deadline if connection.error is not None else min(connection.deadline, next_look(connection))
+    due = connection.deadline if connection.ended_output else min(connection.deadline, next_look(connection))
     if due < connection.reminder:
         connection.reminder = due
         connection.loop.remind(connection.token, due)

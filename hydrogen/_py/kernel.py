@@ -6,6 +6,7 @@ No connection is known here, only fds and sockets.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -40,6 +41,9 @@ TRANSIENT = frozenset(
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of accept(2) that stay until somebody gives something back: asking again at once would spin."""
 
+_libc = ctypes.CDLL(None)
+"""For connect(2) to AF_UNSPEC, which the socket module cannot say."""
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -51,11 +55,15 @@ def reset_on_close(sock: socket.socket) -> None:
         return
 
 
+def disconnect(fd: int) -> None:
+    """Reset the connection of `fd` now, whoever else holds it open: connect(2) to AF_UNSPEC. Unix sockets do not mind."""
+    _libc.connect(fd, bytes(16), 16)
+
+
 def reset(sock: socket.socket, placeholder: int) -> None:
     """Reset the connection of `sock` now, and keep its fd number taken until `sock` is closed.
 
-    connect(2) to AF_UNSPEC would do it in one call, but the socket module cannot say AF_UNSPEC. So the socket is made to reset on its
-    last close, and a duplicate of `placeholder` is put in its place: dup3(2) closes it, and in the same step occupies the number that the
+    The socket is made to reset on its last close, and a duplicate of `placeholder` is put in its place: dup3(2) closes it, and in the same step occupies the number that the
     handler still files by. A forked child closes its copies (`Engine.forked`), so this close is the last one.
     """
     reset_on_close(sock)

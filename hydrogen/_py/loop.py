@@ -148,12 +148,12 @@ class Engine:
         """Ask one connection to end gracefully."""
         connection = self.find(socket.token) if isinstance(socket, Socket) else None
         if connection is not None:
-            connection.post(mailbox.STOP)
+            connection.stop()
 
     def close_all(self) -> None:
         """Ask every connection to end gracefully."""
         for connection in self._slab.snapshot():
-            connection.post(mailbox.STOP)
+            connection.stop()
 
     def abort_all(self) -> int:
         """End every connection at once. Each that is there is counted, once: also those that end already, their handlers may block."""

@@ -18,7 +18,7 @@ def step(connection: Connection, runner: Runner) -> None:
     | HANGUP | ask for the error after reading | discarding meets it |
     | WRITABLE | go on writing | the same |
     | LOW | `on_writable`; deliver and read | dropped: nothing is delivered any more |
-    | DEADLINE | read what came in time, then look at the clock | the time of lingering |
+    | DEADLINE | read what came in time, then look at the clock | the same, or the time of lingering |
     | STOP | the end, when what was read is delivered | dropped: it ends |
     | CLOSING | (none is posted) | one step further towards the end |
     """
@@ -26,7 +26,6 @@ def step(connection: Connection, runner: Runner) -> None:
     bits = connection.take()
     connection.readable |= bool(bits & mailbox.READABLE)
     connection.hung_up |= bool(bits & mailbox.HANGUP)
-    connection.stopping |= bool(bits & mailbox.STOP)
     if bits & mailbox.DEADLINE:
         connection.reminder = math.inf
         connection.readable = True  # perhaps the edge of what came in time is on its way still
@@ -43,11 +42,11 @@ def step(connection: Connection, runner: Runner) -> None:
         input.end_gracefully(connection)
     if connection.error is None:
         deadlines.watch(connection, pause_ended=bool(bits & (mailbox.RESUME | mailbox.LOW)))
-    if bits & mailbox.DEADLINE and connection.error is None:
-        deadlines.watch_idleness(connection)
     if connection.error is not None and closing.wind_up(connection):
         runner.hands.clear()
         return
+    if bits & mailbox.DEADLINE and not connection.ended_output:
+        deadlines.watch_idleness(connection)
     connection.account_input()
     deadlines.ask_for_reminder(connection)
     connection.let_go(runner.hands)

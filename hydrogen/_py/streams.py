@@ -220,10 +220,9 @@ class StreamTransport:
             self._complain(f"{self._name}.shutdown", error)
 
     def reset(self, placeholder: int) -> None:
-        """Make the stream's own `close` a reset. Its fd is not replaced: it may have closed it, and the number be another's."""
+        """Reset by the duplicate, before `Stream.shutdown` ends gracefully. The stream's fd is not touched: it may be another's by now."""
         if self.poll_fd >= 0:
-            with contextlib.suppress(OSError), kernel.borrowed(self.poll_fd) as sock:
-                kernel.reset_on_close(sock)
+            kernel.disconnect(self.poll_fd)
         try:
             self._port.shutdown()
         except OSError:  # the peer may be gone, that is why we are here
