@@ -123,7 +123,7 @@ if peer is not None:
     peer.close()
 handler.wait_removed(total + 1)
 assert server.stop(5).aborted == 0
-print(number > 3)
+print(engine == "compiled" or number > 3)  # whose methods have no lines of Python
 """
 
 
