@@ -142,6 +142,13 @@ def test_the_python_names_that_these_modules_share_are_set_in_the_core():
     assert all(any(re.search(rf"\b{name}\b", text) for text in ENGINE_MODULES.values()) for name in shared)
 
 
+def test_architecture_prints_the_tables_of_a_step():
+    document = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    printed = re.search(r"<!-- step.pxd -->\n(.*)\n<!-- /step.pxd -->", document, re.S)[1]
+    docstring = MODULES["step"].split('"""')[1]
+    assert printed == docstring[docstring.index("| bit |") :].strip()
+
+
 def test_framing_never_sees_an_fd():
     assert not cimports(MODULES["framing"]) & {"kernel", "poller"}
 
