@@ -1,0 +1,149 @@
+"""Whatever is raised around a connection, and whenever, costs at most that connection: no worker, and nobody else.
+
+Exceptions of callbacks, streams, builders and log handlers: test_exceptions_everywhere.py; failed
+allocations: test_nomemory.py. Here: asynchronous exceptions, which libraries for timeouts set from
+outside (PyThreadState_SetAsyncExc) and which may come a moment late, and contexts.
+"""
+
+import contextvars
+import ctypes
+import decimal
+import threading
+
+import pytest
+from families import FAMILIES, connect_to, options_of, stream_of
+from support import PATIENCE, Echo, recorder, wait_event, wait_until
+
+import hydrogen
+
+families = pytest.mark.parametrize("family", FAMILIES)
+
+WORKERS = 2
+ROUNDS = 5 * WORKERS
+
+
+class Late(BaseException):
+    """What a library for timeouts sets."""
+
+
+def set_in(ident):
+    """Have `Late` raised in a thread, at its next line of Python."""
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Late)) == 1
+
+
+@pytest.mark.clause("H16")
+@families
+def test_an_exception_set_in_a_worker_that_waits_costs_neither_it_nor_anybody(start, tmp_path, family, error_log):
+    """The callback that it was meant for has ended. At most the connection that comes next may go."""
+    idents = set()
+
+    def received(socket, data):
+        idents.add(threading.get_ident())
+        socket.send(data)
+
+    handler = recorder(new_connection=lambda fd: stream_of(family, fd), data_received=received)
+    server = start(handler, **options_of(family, str(tmp_path / "s")), max_threads=WORKERS)
+    stays = connect_to(server, family)
+    gone = 0
+    for _ in range(ROUNDS):
+        victim = connect_to(server, family)
+        victim.send(b"x\n")
+        assert victim.receive(2) == b"x\n"
+        wait_until(lambda: len(idents) >= 1, "a worker is known")
+        for ident in tuple(idents):
+            set_in(ident)
+        for _ in range(WORKERS):
+            try:
+                victim.send(b"y\n")
+                assert victim.receive(2) == b"y\n"
+            except (OSError, AssertionError):  # it was that one's turn
+                gone += 1
+                break
+        victim.close()
+    handler.wait_removed(ROUNDS)
+    if not handler.socket(0).is_open:
+        stays.close()
+        stays = connect_to(server, family)
+    for number in range(2 * WORKERS):
+        stays.send(b"%d\n" % number)
+        assert stays.receive(2) == b"%d\n" % number
+    stays.close()
+    names = [thread.name for thread in threading.enumerate()]
+    assert len([name for name in names if name.startswith("hydrogen-worker")]) == WORKERS
+
+
+@pytest.mark.clause("H16")
+@families
+def test_an_exception_set_in_a_worker_during_its_callback_ends_that_connection(start, tmp_path, family, error_log):
+    inside = threading.Event()
+    idents = []
+
+    def received(socket, data):
+        if data == b"late":
+            idents.append(threading.get_ident())
+            inside.set()
+            while True:
+                threading.Event().wait(0.001)
+        socket.send(data)
+
+    handler = recorder(new_connection=lambda fd: stream_of(family, fd), data_received=received)
+    server = start(handler, **options_of(family, str(tmp_path / "s")), max_threads=WORKERS)
+    stays = connect_to(server, family)
+    for number in range(ROUNDS):
+        inside.clear()
+        victim = connect_to(server, family)
+        victim.send(b"late\n")
+        wait_event(inside, "the callback runs")
+        set_in(idents[-1])
+        error = handler.wait_removed(number + 1)[number]
+        assert type(error) is hydrogen.HandlerError
+        assert type(error.__cause__) is Late
+        victim.close()
+        stays.send(b"%d\n" % number)
+        assert stays.receive(2) == b"%d\n" % number
+    stays.close()
+    assert server.stats().removed_handler_error == ROUNDS
+
+
+mine = contextvars.ContextVar("mine", default="nothing")
+
+
+@pytest.mark.clause("H16")
+@pytest.mark.parametrize("name", ["connected", "data_received", "eof", "disconnected"])
+def test_what_a_callback_sets_in_its_context_no_other_one_sees(start, connect, name):
+    seen = []
+
+    def callback(socket, *arguments):
+        seen.append((mine.get(), decimal.getcontext().prec))
+        mine.set("set")
+        decimal.getcontext().prec = 5
+        if name == "eof":
+            socket.close()
+
+    handler = recorder(**{"data_received": None, name: callback})
+    server = start(handler, max_threads=1)
+    usual = ("nothing", decimal.DefaultContext.prec)
+    for number in range(3):
+        with connect(server) as client:
+            client.send(b"x")
+            handler.wait(lambda number=number: handler.data() == b"x" * (number + 1), "a message")
+            client.finish()
+            client.at_end()
+        handler.wait_removed(number + 1)
+    assert seen == [usual] * 3
+
+
+@pytest.mark.clause("H16")
+def test_what_a_timer_sets_in_its_context_no_other_one_sees(start):
+    server = start(Echo(), max_threads=1)
+    seen, called = [], threading.Semaphore(0)
+
+    def callback():
+        seen.append(mine.get())
+        mine.set("set")
+        called.release()
+
+    for _ in range(3):
+        server.call_later(0, callback)
+        assert called.acquire(timeout=PATIENCE)
+    assert seen == ["nothing"] * 3
