@@ -35,6 +35,9 @@ cdef class Engine:
     cdef object _proxy_versions, _proxy_allow
     cdef bint _debug  # each connection is told of in the log
     cdef Framing _framing
+    cdef bint _is_made
+    cdef object _no_memory
+    cdef HydrogenSocket _spare_socket
     cdef object _callbacks
     cdef framing_t _raw  # of bytes that are framed already
 

@@ -82,6 +82,9 @@ _log = logging.getLogger("hydrogen")
 # How long a stop waits for workers to come out of their callbacks when the connections are gone.
 JOIN_SECONDS = 0.1
 
+# The same for workers that are elsewhere: they need microseconds, or, on a machine that swaps, longer.
+ELSEWHERE_SECONDS = 1.0
+
 # How long it waits for the log thread, whom a log handler may keep.
 LOG_THREAD_SECONDS = 1.0
 
@@ -163,11 +166,14 @@ cdef class HydrogenSocket:
     @property
     def pending(self):
         cdef size_t pending = 0
+        session = None if self._connection == NULL else references_held(self._engine, self, &self._connection.session)
+        if session is not None:
+            pending = session.waiting_size
         if not self._valid():
             return 0
         lock_take(&self._connection.lock)
         if mailbox_generation(self._connection) == self._generation:
-            pending = self._connection.pending
+            pending += self._connection.pending
         lock_give(&self._connection.lock)
         return pending
 
@@ -245,20 +251,21 @@ cdef class HydrogenSocket:
     @property
     def sockname(self):
         cdef name_t name
+        cdef int listener = -1
         if not self._valid():
             return None
-        if self._connection.unix_domain:
-            return self._engine._addresses[self._connection.listener]
         name.family = 0
         lock_take(&self._engine._loop.context.fd_lock)
         if mailbox_generation(self._connection) == self._generation:
+            if self._connection.unix_domain:
+                listener = self._connection.listener
             kernel_local_name(self._connection.poll_fd, &name)
             lock_take(&self._connection.lock)
             if self._connection.state >= STATE_GONE:
                 name = self._connection.local
             lock_give(&self._connection.lock)
         lock_give(&self._engine._loop.context.fd_lock)
-        return _name(&name)
+        return _name(&name) if listener < 0 else self._engine._addresses[listener]
 
     def fileno(self):
         cdef int fd = -1
@@ -301,7 +308,8 @@ SocketContract.register(HydrogenSocket)
 
 cdef object _rebound(callback):
     """A bound method anew; anything else as it is."""
-    return MethodType(callback.__func__, callback.__self__) if isinstance(callback, MethodType) else callback
+    # Not isinstance(), which would take a wrapper that says it is one for it, and leave the wrapper out.
+    return MethodType(callback.__func__, callback.__self__) if type(callback) is MethodType else callback
 
 
 @cython.final
@@ -325,9 +333,10 @@ cdef class _Callbacks:
 
     cdef int renew_context(self) except -1:
         """Leave a context in which a variable was set for one that is empty."""
+        fresh = PyContext_New()
         PyContext_Exit(self.context)
-        self.context = PyContext_New()
-        PyContext_Enter(self.context)
+        self.context = fresh
+        PyContext_Enter(fresh)
         return 0
 
 
@@ -339,6 +348,7 @@ cdef class Engine:
         # What __dealloc__ needs, also where __init__ is never called or fails.
         loop_clear(&self._loop)
         acceptor_clear(&self._own)
+        self._acceptor = &self._own
 
     def __init__(self, server, callbacks, config, listeners, max_connections, Engine first=None):
         cdef int failed
@@ -385,10 +395,14 @@ cdef class Engine:
         self._tls = config.ssl
         self._framing = Framing(config.builder)
         context.framing = &self._framing.value
+        # What the end of a connection needs where there is no memory.
+        self._no_memory = errors.removal_error(CAUSE_OS_ERROR, ENOMEM)
+        self._spare_socket = HydrogenSocket.__new__(HydrogenSocket)
+        self._is_made = True
 
     def __dealloc__(self):
         # In a forked child the threads to join are not there, and a lock may be held for ever: what is left goes with the process.
-        if not self._inert():
+        if self._loop.forks == kernel_forks:
             acceptor_end(&self._own)
             monitor_end(&self._loop)
             loop_destroy(&self._loop)
@@ -500,12 +514,15 @@ cdef class Engine:
             worker_left(&self._loop.workers[index])
         if self._log_thread.ident is not None:
             self._log_thread.join(LOG_THREAD_SECONDS)
-        deadline = time.monotonic() + JOIN_SECONDS
+        began = time.monotonic()
         for index, thread in enumerate(self._threads):
-            # A worker that is not in a callback ends by itself; one that is may be about to come out of it.
+            # A worker that is not in a callback ends by itself, but for code of the user's that runs elsewhere: in
+            # a collection, or as the thread ends. One that is in a callback may be about to come out of it.
             while thread.is_alive():
                 thread.join(JOIN_SECONDS / 10)
-                if thread.is_alive() and relaxed_load32(&self._loop.workers[index].state) == WORKER_CALLBACK and time.monotonic() >= deadline:
+                in_callback = relaxed_load32(&self._loop.workers[index].state) == WORKER_CALLBACK
+                patience = JOIN_SECONDS if in_callback else ELSEWHERE_SECONDS
+                if thread.is_alive() and time.monotonic() >= began + patience:
                     abandoned += 1
                     break
         return abandoned
@@ -535,7 +552,8 @@ cdef class Engine:
             acceptor_close_fd(&self._own)
 
     cdef bint _inert(self) noexcept:
-        return self._loop.forks != kernel_forks
+        """Whether this engine must not act: it was not made to the end, or it is a forked child's copy."""
+        return not self._is_made or self._loop.forks != kernel_forks
 
     cdef worker_t *_worker(self) noexcept:
         """The worker of this loop that the calling thread is; NULL: none."""
@@ -688,6 +706,5 @@ cdef class Engine:
         )
 
 
-# The engine of no server: inert from the start, as all engines are in a forked child.
+# The engine of no server: inert for ever.
 _nobody = Engine.__new__(Engine)
-_nobody._loop.forks = kernel_forks - 1

@@ -49,11 +49,13 @@ class TlsSession:
         is_ready: the handshake is done: `encrypt` may be called.
         is_ended: the peer has sent close_notify: it will send no more, and that is no truncation.
         waiting: messages that were taken, to be encrypted by whoever gets the lock (compiled engine).
+        waiting_size: bytes of these.
         wanted: the owner of the connection wants the lock, and is told when it is given back.
         failure: what OpenSSL found wrong; nothing more can be received.
     """
 
     __slots__ = (
+        "_counting",
         "_facts",
         "_incoming",
         "_is_closed",
@@ -64,6 +66,7 @@ class TlsSession:
         "is_ready",
         "lock",
         "waiting",
+        "waiting_size",
         "wanted",
     )
 
@@ -73,6 +76,8 @@ class TlsSession:
             raise ValueError("server_hostname: a name is expected, for the context checks it")
         self.lock = threading.Lock()
         self.waiting: deque[bytes] = deque()
+        self.waiting_size = 0
+        self._counting = threading.RLock()
         self.wanted = False
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -122,6 +127,11 @@ class TlsSession:
         except ssl.SSLError as error:
             self.failure = error.with_traceback(None)  # that refers to this session: a cycle, which would keep OpenSSL's memory
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def count_waiting(self, size: int) -> None:
+        """So many bytes more of `waiting`, or fewer. From any thread."""
+        with self._counting:
+            self.waiting_size += size
 
     def _find_facts(self) -> None:
         tls = self._object

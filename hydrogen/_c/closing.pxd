@@ -24,7 +24,7 @@ from hydrogen._c.constants cimport (
 from hydrogen._c.input cimport input_drop
 from hydrogen._c.kernel cimport (
     SHUT_RDWR, SHUT_WR, kernel_close_socket, kernel_local_name, kernel_now, kernel_recv,
-    kernel_reset, kernel_shutdown, name_t,
+    kernel_reset, kernel_reset_error, kernel_shutdown, name_t,
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
@@ -188,7 +188,9 @@ cdef inline int closing_flushed(context_t *context, io_t *io, connection_t *conn
         connection.todo |= TODO_CLOSE_NOTIFY
         return NEXT_DISPATCH
     input_drop(context, io, connection)
-    if connection.flags & (FLAG_EOF | FLAG_HANGUP) or connection.adapter != NULL:
+    if connection.flags & FLAG_EOF or connection.adapter != NULL or (
+        connection.flags & FLAG_HANGUP and kernel_reset_error(connection.poll_fd)
+    ):
         return closing_finish(context, connection)
     kernel_shutdown(connection.poll_fd, SHUT_WR)
     connection.flags |= FLAG_LINGERING | FLAG_READABLE

@@ -97,6 +97,7 @@ cdef enum:
     FLAG_LATE = 1 << 14       # a deadline has passed; `grace` says what may still have come in time
     FLAG_READABLE = 1 << 15   # an edge came, and it was not read to the end since
     FLAG_STOP = 1 << 16       # STOP was seen: nothing more is read
+    FLAG_BUSY = 1 << 17       # what the owner needs is with another thread, who posts AGAIN when it gives it back
     # No more input will come, for either reason.
     FLAGS_ENDED = (1 << 0) | (1 << 7)
     # It is not ready: what open_timeout is for.
@@ -199,7 +200,7 @@ cdef enum:
     LOOPS_MOST = 64
     # Connections that one worker has corked; a 65th is flushed with the rest.
     CORKED_MOST = 64
-    # Undelivered input above which nobody polls, so that a queue behind slow handlers does not grow with the network's speed.
+    # Undelivered input above which nothing is read, so that a queue behind slow handlers does not grow with the network's speed.
     UNDELIVERED_MOST = 4 << 20
     TICK_NS = 1000000
     # Without a stall the tick slows down by a factor of two each 16 ticks, to 4 ms at most: a 1 kHz tick costs 3 % on a busy machine (design.md).
@@ -235,6 +236,10 @@ cdef enum:
     TASK_RETRY_NS = 100000000
     # What OpenSSL encrypts or decrypts in some 100 us.
     TLS_SHORT_MOST = 256 << 10
+    # Messages that one thread encrypts for others in a row, ...
+    ENCRYPT_MOST = 64
+    # ... and how long drain() waits for it before it looks again.
+    ENCRYPT_NS = 1000000
     # A thread that waits in drain() looks for signals so often.
     DRAIN_SLICE_NS = 50000000
     # What one recv(2) asks for.

@@ -137,9 +137,10 @@ cdef inline bint deadlines_examine(loop_t *loop, connection_t *connection, uint6
     if context.idle_timeout:
         left[0] |= WATCH_CONFIGURED
         if relaxed_load32(&connection.active):
-            # The clock is read after that, so that no byte is dated before it came.
+            # Before, so that nobody sees it quiet since long ago; after, so that no byte is dated before it came.
+            atomic_store64(&connection.quiet_since, kernel_now())
             atomic_store32(&connection.active, 0)
-            relaxed_store64(&connection.quiet_since, kernel_now())
+            atomic_store64(&connection.quiet_since, kernel_now())
         else:
             late |= now >= relaxed_load64(&connection.quiet_since) + context.idle_timeout
     return late

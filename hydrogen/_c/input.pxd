@@ -20,7 +20,7 @@ from hydrogen._c.constants cimport (
     FLAG_UNDECODED, PAUSE_MEMORY, STATE_OPEN,
 )
 from hydrogen._c.framing cimport FRAME_INCOMPLETE, frame_t, framing_find
-from hydrogen._c.kernel cimport kernel_recv, kernel_socket_error
+from hydrogen._c.kernel cimport kernel_recv, kernel_reset_error
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pause, mailbox_pauses, mailbox_resume
 from hydrogen._c.structs cimport connection_t, context_t, io_t
@@ -29,6 +29,12 @@ from hydrogen._c.structs cimport connection_t, context_t, io_t
 cdef inline size_t input_undelivered(connection_t *connection) noexcept nogil:
     """Bytes read that no Python has seen yet."""
     return (block_length(connection.input) if connection.input != NULL else 0) + (block_length(connection.ciphertext) if connection.ciphertext != NULL else 0)
+
+
+cdef inline size_t input_uncounted(connection_t *connection) noexcept nogil:
+    """The bytes of `input_undelivered` that are not in `buffered` already."""
+    cdef size_t held = input_undelivered(connection)
+    return held - min(held, <size_t>relaxed_load64(&connection.input_counted))
 
 
 cdef inline void input_count(context_t *context, connection_t *connection) noexcept nogil:
@@ -148,6 +154,7 @@ cdef inline void input_read(context_t *context, io_t *io, connection_t *connecti
     cdef size_t budget = context.read_budget
     cdef size_t want
     cdef int64_t got
+    cdef int code
     while budget:
         want = min(budget, io.scratch_size)
         got = kernel_recv(connection.poll_fd, io.scratch, want)
@@ -169,11 +176,11 @@ cdef inline void input_read(context_t *context, io_t *io, connection_t *connecti
         elif got != -EAGAIN:
             input_broken(connection, <int>-got)
             return
-        elif connection.flags & FLAG_HANGUP:
-            input_broken(connection, kernel_socket_error(connection.poll_fd))
-            return
         else:
-            connection.flags &= ~<uint32_t>FLAG_READABLE
+            code = kernel_reset_error(connection.poll_fd) if connection.flags & FLAG_HANGUP else 0
+            connection.flags &= ~<uint32_t>(FLAG_READABLE | FLAG_HANGUP)
+            if code:
+                input_broken(connection, code)
             return
     connection.mail |= AGAIN
 

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -52,6 +53,11 @@ static inline uint64_t kernel_now(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static inline void kernel_sleep(uint64_t ns) {
+    struct timespec time = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
+    (void)nanosleep(&time, NULL);
 }
 
 static inline int64_t kernel_recv(int fd, void *to, size_t n) {
@@ -144,6 +150,16 @@ static inline int kernel_socket_error(int fd) {
     int error = 0;
     socklen_t size = sizeof error;
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 ? errno : error;
+}
+/* After EPOLLHUP or EPOLLERR: the errno of a reset, or 0, for both come also without one: when both sides have ended gracefully, on a Unix
+ * socket when the peer has, and for what lies in the error queue (MSG_ERRQUEUE). An error is told once; then the state tells of it. */
+static inline int kernel_reset_error(int fd) {
+    struct tcp_info info;
+    socklen_t size = sizeof info;
+    int error = kernel_socket_error(fd);
+    if (error) return error;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && info.tcpi_state == TCP_CLOSE) return ECONNRESET;
+    return 0;
 }
 static inline int kernel_setsockopt(int fd, int level, int name, const void *value, uint32_t size) {
     return setsockopt(fd, level, name, value, (socklen_t)size) < 0 ? -errno : 0;

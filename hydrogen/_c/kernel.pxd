@@ -15,6 +15,7 @@ cdef extern from "kernel.h" nogil:
     int kernel_bit_length(uint32_t v)
 
     uint64_t kernel_now()
+    void kernel_sleep(uint64_t ns)
 
     struct iovec:
         void *iov_base
@@ -37,6 +38,7 @@ cdef extern from "kernel.h" nogil:
     int kernel_unix_peer(int fd, char *path, uint32_t most)
     void kernel_reset(int fd)
     int kernel_socket_error(int fd)
+    int kernel_reset_error(int fd)
     int kernel_setsockopt(int fd, int level, int name, const void *value, uint32_t size)
     int kernel_eventfd()
     void kernel_event_set(int fd)

@@ -16,9 +16,9 @@ from hydrogen._c.atomic cimport (
 from hydrogen._c.buffer cimport pool_destroy
 from hydrogen._c.closing cimport closing_end, closing_release
 from hydrogen._c.constants cimport (
-    ABORT, AGAIN, CAUSE_SERVER_STOPPED, FLAGS_ENDED, FLAG_EOF_TOLD, FLAG_HANGUP, FLAG_LATE,
-    FLAG_POLLED, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE, POST_OWNER, RDHUP, READABLE,
-    STATE_VACANT, STOP, TASK_DRAINED, URGENT,
+    ABORT, AGAIN, CAUSE_SERVER_STOPPED, FLAGS_ENDED, FLAG_BUSY, FLAG_EOF_TOLD, FLAG_HANGUP,
+    FLAG_LATE, FLAG_POLLED, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE, POST_OWNER, RDHUP,
+    READABLE, STATE_VACANT, STOP, TASK_DRAINED, URGENT,
 )
 from hydrogen._c.deadlines cimport deadlines_watch
 from hydrogen._c.flush cimport flush_on_event
@@ -81,7 +81,7 @@ cdef inline void loop_step(
 
 cdef inline void loop_settle(loop_t *loop, connection_t *connection) noexcept nogil:
     """After the callbacks: let go of the connection, or have it served if something is left to do for it."""
-    if (
+    if not connection.flags & FLAG_BUSY and (
         connection.flags & (FLAG_LATE | FLAG_STOP | FLAG_HANGUP) or
         connection.flags & FLAGS_ENDED and not connection.flags & FLAG_EOF_TOLD
     ):

@@ -127,18 +127,24 @@ cdef inline void monitor_look(loop_t *loop, look_t *seen) noexcept nogil:
         lock_give(&loop.lock)
 
 
-cdef inline uint64_t monitor_worst(loop_t *loop, bint output) noexcept nogil:
-    """Token of the connection with the most pending output, or with the most input left; 0: none has any."""
+cdef inline uint64_t monitor_worst(loop_t *loop, bint output, uint64_t *leaving) noexcept nogil:
+    """Token of the connection with the most pending output, or with the most input left; 0: none has any.
+
+    `leaving`: what those have counted still that are being aborted already.
+    """
     cdef connection_t *connection
     cdef uint64_t weight, token = 0, most = 0
     cdef uint32_t index
+    leaving[0] = 0
     for index in range(slab_used(&loop.slab)):
         connection = mailbox_at(loop, index)
         if atomic_load32(&connection.state) == STATE_VACANT:
             continue
         lock_take(&connection.lock)
         weight = connection.pending_counted if output else relaxed_load64(&connection.input_counted)
-        if weight > most and connection.state < STATE_ABORTING:
+        if connection.state >= STATE_ABORTING:
+            leaving[0] += connection.pending_counted + relaxed_load64(&connection.input_counted)
+        elif weight > most:
             most = weight
             token = mailbox_token(connection)
         lock_give(&connection.lock)
@@ -146,13 +152,16 @@ cdef inline uint64_t monitor_worst(loop_t *loop, bint output) noexcept nogil:
 
 
 cdef inline void monitor_memory(loop_t *loop) noexcept nogil:
-    """Too much is buffered: the connection with the most output goes; where there is none, the one with the most input. Else reading goes on."""
+    """Too much is buffered: the connection with the most output goes; where there is none, the one with the most input. Else reading goes on.
+
+    One whose callback blocks keeps what it has counted until it comes back: no other goes for that.
+    """
     cdef connection_t *connection
-    cdef uint64_t token
+    cdef uint64_t token, leaving
     cdef uint32_t generation, index
     if atomic_load64(&loop.context.buffered) > loop.context.max_buffered:
-        token = monitor_worst(loop, True) or monitor_worst(loop, False)
-        if token:
+        token = monitor_worst(loop, True, &leaving) or monitor_worst(loop, False, &leaving)
+        if token and atomic_load64(&loop.context.buffered) > loop.context.max_buffered + leaving:
             queues_end(loop, mailbox_of(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER, 0, NULL, True)
         return
     atomic_store32(&loop.context.full, 0)

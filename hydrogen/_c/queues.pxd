@@ -24,13 +24,14 @@ Who sleeps, who wakes, why nothing is lost:
 from libc.stdint cimport uint32_t
 
 from hydrogen._c.atomic cimport (
-    atomic_add32, atomic_add64, atomic_swap32, relaxed_load32, relaxed_load64,
+    atomic_add32, atomic_add64, atomic_swap32, relaxed_load32, relaxed_load64, relaxed_store32,
 )
 from hydrogen._c.closing cimport closing_end
 from hydrogen._c.constants cimport (
     FLUSH_DRAINED, FLUSH_OWNER, MAIL_BITS, MONITOR_ACTIVE, MONITOR_ASLEEP, POST_OWNER,
+    UNDELIVERED_MOST,
 )
-from hydrogen._c.input cimport input_undelivered
+from hydrogen._c.input cimport input_uncounted
 from hydrogen._c.kernel cimport HYDROGEN_PLANTED_RACE
 from hydrogen._c.lock cimport cond_signal, cond_wait, lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_post, mailbox_resume
@@ -175,8 +176,9 @@ cdef inline void queues_check_memory(loop_t *loop) noexcept nogil:
 cdef inline void queues_hand_over_locked(loop_t *loop, conn_queue_t *ready, conn_queue_t *service) noexcept nogil:
     cdef connection_t *connection = ready.first
     while connection != NULL:
-        loop.undelivered += input_undelivered(connection)
+        loop.undelivered += input_uncounted(connection)
         connection = connection.next
+    relaxed_store32(&loop.context.crowded, loop.undelivered > UNDELIVERED_MOST)
     queues_append(&loop.ready, ready)
     queues_append(&loop.service, service)
 
@@ -187,7 +189,8 @@ cdef inline connection_t *queues_pop_ready(loop_t *loop) noexcept nogil:
     lock_take(&loop.lock)
     connection = queues_pop(&loop.ready)
     if connection != NULL:
-        loop.undelivered -= input_undelivered(connection)
+        loop.undelivered -= input_uncounted(connection)
+        relaxed_store32(&loop.context.crowded, loop.undelivered > UNDELIVERED_MOST)
     lock_give(&loop.lock)
     return connection
 

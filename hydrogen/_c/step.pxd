@@ -27,10 +27,9 @@ can drop a bit. Then the state says what is done about them. A fact stays until 
 | gone | no step comes: the callbacks run, and the slot's generation makes what is posted stale |
 """
 
-from libc.errno cimport ECONNRESET
 from libc.stdint cimport uint32_t
 
-from hydrogen._c.atomic cimport atomic_load32, atomic_store64, relaxed_store32
+from hydrogen._c.atomic cimport atomic_add64, atomic_load32, atomic_store64, relaxed_store32
 from hydrogen._c.closing cimport (
     closing_discard, closing_end, closing_finish, closing_flushed, closing_go_on,
     closing_input_ended, closing_linger, closing_too_late,
@@ -39,12 +38,12 @@ from hydrogen._c.constants cimport (
     AGAIN, CAUSE_OS_ERROR, CAUSE_SERVER_STOPPED, DEADLINE, FLAGS_ENDED, FLAG_EOF, FLAG_EOF_TOLD,
     FLAG_HANDSHAKE, FLAG_HANGUP, FLAG_HEADER, FLAG_LATE, FLAG_LINGERING, FLAG_READABLE,
     FLAG_STICKY, FLAG_STOP, HANGUP, LOW, NEW, NEXT_DISPATCH, NEXT_LET_GO, NEXT_STEP, PAUSE_USER,
-    RDHUP, READABLE, RESUME, STATE_ABORTING, STATE_CLOSING, STOP, TIMEOUT_IDLE, TODO_DELIVER,
-    TODO_LOW, TODO_OPEN, TODO_READ, TODO_WRITABLE, URGENT, WRITABLE,
+    PAUSE_WATERMARK, RDHUP, READABLE, RESUME, STATE_ABORTING, STATE_CLOSING, STOP, TIMEOUT_IDLE,
+    TODO_DELIVER, TODO_LOW, TODO_OPEN, TODO_READ, TODO_WRITABLE, URGENT, WRITABLE,
 )
 from hydrogen._c.deadlines cimport deadlines_is_idle, deadlines_passed
 from hydrogen._c.input cimport input_broken, input_deliverable, input_drop, input_paused, input_read
-from hydrogen._c.kernel cimport kernel_now, kernel_socket_error
+from hydrogen._c.kernel cimport kernel_now, kernel_reset_error
 from hydrogen._c.mailbox cimport (
     mailbox_end_pauses, mailbox_generation, mailbox_pauses, mailbox_take,
 )
@@ -67,7 +66,7 @@ cdef inline void step_absorb(context_t *context, connection_t *connection, uint3
         connection.todo |= TODO_WRITABLE
     if bits & LOW and context.has_on_writable:
         connection.todo |= TODO_LOW
-    if bits & RESUME and not connection.flags & FLAG_HANDSHAKE:
+    if bits & RESUME and not connection.flags & (FLAG_HANDSHAKE | FLAG_LINGERING):
         atomic_store64(&connection.deadline, 0)
         relaxed_store32(&connection.active, 1)
 
@@ -111,6 +110,10 @@ cdef inline int step_closing(context_t *context, io_t *io, connection_t *connect
     connection.todo &= ~<uint32_t>TODO_LOW
     if connection.flags & FLAG_LINGERING:
         return closing_linger(context, io, connection)
+    if connection.adapter != NULL:
+        then = closing_flushed(context, io, connection)
+        if then != NEXT_LET_GO:
+            return then
     if connection.flags & FLAG_READABLE and not connection.flags & FLAG_EOF:
         if connection.adapter != NULL:
             connection.todo |= TODO_READ
@@ -130,16 +133,20 @@ cdef inline int step_closing(context_t *context, io_t *io, connection_t *connect
 cdef inline bint step_reset(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
     """A reset, or HANGUP and no read will tell: because of a pause, or since the end of input was met already.
 
-    On TCP it is a reset. A Unix socket hangs up also when the peer has closed gracefully, so there
-    only an error that waits in the socket is one. Then no pause holds any more; what a pause of the
-    user's held back is dropped, for nobody could resume in time. True: act on the end of input.
+    HANGUP comes also without a reset: then it is forgotten. After one no pause holds any more; what a
+    pause of the user's held back is dropped, for nobody could resume in time. True: act on the end of
+    input.
     """
-    cdef int code = connection.end_code or kernel_socket_error(connection.poll_fd)
-    if not code and connection.unix_domain:
+    cdef int code = connection.end_code or kernel_reset_error(connection.poll_fd)
+    cdef uint32_t pauses = mailbox_pauses(connection)
+    if not code:
+        connection.flags &= ~<uint32_t>FLAG_HANGUP
         return False
-    if mailbox_pauses(connection) & PAUSE_USER:
+    if pauses & PAUSE_USER:
         input_drop(context, io, connection)
-    input_broken(connection, code or ECONNRESET)
+    if pauses & PAUSE_WATERMARK:
+        atomic_add64(&context.reading_resumes, 1)
+    input_broken(connection, code)
     connection.flags &= ~<uint32_t>FLAG_EOF_TOLD
     mailbox_end_pauses(connection)
     return True
@@ -159,11 +166,14 @@ cdef inline int step_paused(context_t *context, io_t *io, connection_t *connecti
 cdef inline int step_open(context_t *context, io_t *io, connection_t *connection, int late) noexcept nogil:
     """Read, see whether there is something for a worker, act on the end of input, on STOP, on deadlines."""
     cdef bint stops = connection.flags & FLAG_STOP != 0
+    cdef bint too_late = late and connection.grace == 0
     cdef int then
     if stops and connection.flags & FLAG_HANDSHAKE:
         return step_stop(context, io, connection)
-    if connection.flags & FLAG_READABLE and not connection.flags & FLAGS_ENDED and not stops:
-        if connection.adapter != NULL:
+    if connection.flags & FLAG_READABLE and not connection.flags & FLAGS_ENDED and not stops and not too_late:
+        if context.crowded or input_deliverable(connection):
+            connection.mail |= AGAIN  # who sends faster than it is delivered waits, in the kernel's buffers
+        elif connection.adapter != NULL:
             connection.todo |= TODO_READ
         else:
             input_read(context, io, connection)
@@ -179,7 +189,7 @@ cdef inline int step_open(context_t *context, io_t *io, connection_t *connection
         return NEXT_DISPATCH
     if stops:
         return step_stop(context, io, connection)
-    if late and (not connection.flags & FLAG_READABLE or connection.grace == 0):
+    if late and (too_late or not connection.flags & FLAG_READABLE or connection.flags & FLAGS_ENDED):
         if deadlines_passed(context, connection) == late:
             return closing_too_late(context, connection, late)
     return step_next(connection)

@@ -41,6 +41,7 @@ ctypedef struct context_t:
     # atomic
     uint64_t reading_pauses, reading_resumes, memory_pauses
     uint64_t buffered    # blocked output and input left over, of all connections
+    uint32_t crowded     # so much input waits for workers that no more is read; under the loop's lock, read without
     uint32_t full        # `buffered` is over `max_buffered`: nothing is read
     uint32_t watched     # WATCH_...: which kinds of deadlines some connection may have: deadlines_watch
     # held while an fd number is used outside ownership, and while one is closed

@@ -10,8 +10,8 @@ from hydrogen._c.atomic cimport (
     atomic_add32, relaxed_add64, relaxed_load32, relaxed_load64, relaxed_store32,
 )
 from hydrogen._c.constants cimport (
-    BLOCKS_NS, EAGER_MS, HANDOFF_AUTO, HANDOFF_EAGER, UNDELIVERED_MOST, WORKER_CALLBACK,
-    WORKER_FLUSH, WORKER_PARKED, WORKER_POLL, WORKER_WANT_GIL, WORK_NS,
+    BLOCKS_NS, EAGER_MS, HANDOFF_AUTO, HANDOFF_EAGER, WORKER_CALLBACK, WORKER_FLUSH,
+    WORKER_PARKED, WORKER_POLL, WORKER_WANT_GIL, WORK_NS,
 )
 from hydrogen._c.flush cimport flush_corked
 from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now
@@ -65,7 +65,7 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
             worker_serve(worker, &ready, &service)
             lock_take(&loop.lock)
             queues_hand_over_locked(loop, &ready, &service)
-        if not loop.role_taken and loop.undelivered <= UNDELIVERED_MOST and not (polled and loop.ready.first != NULL) and not loop.exiting:
+        if not loop.role_taken and not (polled and loop.ready.first != NULL) and not loop.exiting:
             sleep = loop.ready.first == NULL and loop.service.first == NULL and worker.corked_count == 0 and not loop.tasks
             loop.role_taken = True
             loop.polling = sleep
@@ -124,7 +124,7 @@ cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
     ready.length = service.length = 0
     lock_take(&loop.lock)
     more = loop.ready.first != NULL
-    if not loop.role_taken and not loop.exiting and loop.undelivered <= UNDELIVERED_MOST:
+    if not loop.role_taken and not loop.exiting:
         loop.role_taken = True
         queues_append(&service, &loop.service)
         lock_give(&loop.lock)

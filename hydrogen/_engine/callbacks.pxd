@@ -1,20 +1,20 @@
 """The one way into user code: callbacks, streams, frame builders.
 
-Who calls it begins with `callbacks_begin` and ends with `callbacks_leave`. Whatever it did meanwhile is
-looked at there, once for all: it may have forked, and this is the child; somebody may have set an
-exception in this thread that comes too late; it may have set a context variable. What it raises is
-its own fault, whatever the class (`callbacks_failed`), but where the caller knows better.
+Who calls it begins with `callbacks_begin` and looks at `callbacks_check` afterwards: it may have
+forked, and this is the child. Callbacks of the handler, between which nothing may pass, end with
+`callbacks_leave`. What they raise is their own fault, whatever the class (`callbacks_failed`), but
+where the caller knows better.
 """
 
 from cpython.object cimport PyObject_Size
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport (
     atomic_load32, relaxed_add64, relaxed_load64, relaxed_store32, relaxed_store64,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_HANDLER_ERROR, CORK_CALLBACKS, CORK_NS, STATE_OPEN, WORKER_CALLBACK, WORKER_FLUSH,
-    WORKER_WANT_GIL,
+    CAUSE_HANDLER_ERROR, CORK_CALLBACKS, CORK_NS, FLAG_LATE, STATE_OPEN, WORKER_CALLBACK,
+    WORKER_FLUSH, WORKER_WANT_GIL,
 )
 from hydrogen._c.flush cimport flush_corked, flush_take_over
 from hydrogen._c.kernel cimport kernel_now
@@ -25,32 +25,41 @@ from hydrogen._engine.compat cimport compat_forget_async_exception
 from hydrogen._engine.ending cimport ending_with
 
 
-cdef inline void callbacks_begin(Engine engine, worker_t *worker) noexcept:
+cdef inline int callbacks_check(Engine engine) except -1:
+    """Raises SystemExit in a forked child: what is left to do is the parent's."""
+    if engine._inert():
+        raise SystemExit
+    return 0
+
+
+cdef inline int callbacks_begin(Engine engine, worker_t *worker) except -1:
     """Count a callback, which shows the monitor thread that this worker gets on.
 
-    Flush in time what this iteration has corked, and what another one had that blocks now.
+    Flush in time what this iteration has corked, and what another one had that blocks now. An
+    exception that somebody has set in this thread is for a callback that has ended: it is dropped.
     """
     cdef uint64_t progress = relaxed_load64(&worker.progress) + 1
+    callbacks_check(engine)
+    compat_forget_async_exception()
     relaxed_store64(&worker.progress, progress)
     flush_take_over(worker)
     if worker.corked_count and progress & 7 == 0 and (
         worker.corked_count >= CORK_CALLBACKS or kernel_now() - worker.iteration_began > CORK_NS
     ):
         callbacks_flush_corked(engine, worker)
+    return 0
 
 
 cdef inline int callbacks_leave(Engine engine, worker_t *worker) except -1:
-    """User code came back. Raises SystemExit in a forked child: what is left to do is the parent's.
+    """A callback of the handler's came back. Not after what one calls itself, as `send` does.
 
-    Each callback runs in a context of its own (PEP 567), which is made anew only where the last one
-    has set a variable. `worker`: NULL for a thread of the user's, whose context is its own affair.
+    Each runs in a context of its own (PEP 567), which is made anew only where the last one has set a
+    variable.
     """
-    if engine._inert():
-        raise SystemExit
-    if worker != NULL:
-        compat_forget_async_exception()
-        if PyObject_Size((<_Callbacks>worker.callbacks).context):
-            (<_Callbacks>worker.callbacks).renew_context()
+    callbacks_check(engine)
+    compat_forget_async_exception()
+    if PyObject_Size((<_Callbacks>worker.callbacks).context):
+        (<_Callbacks>worker.callbacks).renew_context()
     return 0
 
 
@@ -69,10 +78,10 @@ cdef inline void callbacks_flush_corked(Engine engine, worker_t *worker) noexcep
 
 
 cdef inline int callbacks_failed(Engine engine, HydrogenSocket socket, name, error) except -1:
-    """User code raised: end the connection with a HandlerError, then log it. Not in a forked child."""
-    if not engine._inert():
-        ending_with(engine, socket, False, CAUSE_HANDLER_ERROR, errors.handler_error(error))
-        callbacks_log(engine, socket, name, error)
+    """User code raised: end the connection with a HandlerError, then log it. Raises SystemExit in a forked child."""
+    callbacks_check(engine)
+    ending_with(engine, socket, False, CAUSE_HANDLER_ERROR, errors.handler_error(error))
+    callbacks_log(engine, socket, name, error)
     return 0
 
 
@@ -90,6 +99,7 @@ cdef inline int callbacks_message(Engine engine, worker_t *worker, connection_t 
     relaxed_add64(&worker.io.counters.messages_received, 1)
     if relaxed_load64(&connection.deadline):
         relaxed_store64(&connection.deadline, 0)
+    connection.flags &= ~<uint32_t>FLAG_LATE  # what made it late has come
     try:
         (<_Callbacks>worker.callbacks).on_data(socket, data)
     except BaseException as error:
@@ -120,7 +130,7 @@ cdef inline object callbacks_run(Engine engine, worker_t *worker, function, firs
             return function(first, second)
         return function() if first is None else function(first)
     finally:
-        callbacks_leave(engine, worker)
+        callbacks_check(engine)
 
 
 cdef inline int callbacks_quietly(
@@ -136,9 +146,9 @@ cdef inline int callbacks_quietly(
         else:
             callback(first, second)
     except BaseException as error:
-        if not engine._inert():
-            errors.cut_traceback(error)
-            callbacks_log(engine, socket, name, error)
+        callbacks_check(engine)
+        errors.cut_traceback(error)
+        callbacks_log(engine, socket, name, error)
     return callbacks_leave(engine, worker)
 
 

@@ -33,6 +33,7 @@ from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.finishing cimport finishing_callbacks, finishing_release
 from hydrogen._engine.opening cimport opening_look_at_first, opening_open
 from hydrogen._engine.references cimport references_socket
+from hydrogen._engine.sending cimport sending_encrypt
 from hydrogen._engine.streams cimport streams_read, streams_send
 from hydrogen._engine.tls cimport tls_close_notify, tls_decrypt
 
@@ -88,6 +89,10 @@ cdef inline void dispatch_serve(Engine engine, worker_t *worker, connection_t *c
         finishing_release(engine, worker, connection)
     else:
         loop_settle(&engine._loop, connection)
+    try:
+        callbacks_leave(engine, worker)  # of what ran besides: `__del__` of what was dropped, a stream
+    except BaseException:
+        pass
 
 
 cdef inline void dispatch_failed(Engine engine, connection_t *connection, error) noexcept:
@@ -110,8 +115,10 @@ cdef inline int dispatch_do(Engine engine, worker_t *worker, connection_t *conne
     cdef HydrogenSocket socket = references_socket(engine, connection)
     if todo & TODO_OPEN:
         opening_open(engine, worker, connection, socket)
-    if todo & TODO_WRITABLE:
+    if todo & TODO_WRITABLE and connection.adapter != NULL:
         streams_send(engine, socket, None)
+    elif todo & TODO_WRITABLE and connection.session != NULL:
+        sending_encrypt(engine, worker, socket, <object>connection.session)
     if todo & TODO_LOW:
         callbacks_call(engine, worker, connection, socket, callbacks.on_writable, "on_writable")
     if todo & (TODO_READ | TODO_DELIVER):

@@ -1,4 +1,8 @@
-"""The last of a connection in Python: callbacks, then references dropped and the slot released."""
+"""The last of a connection in Python: callbacks, then references dropped and the slot released.
+
+Each step stands for itself: what goes wrong in one, for want of memory say, keeps no other from
+being done.
+"""
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
@@ -8,33 +12,69 @@ from hydrogen._c.constants cimport CAUSE_OVERLOAD, CAUSE_SLOW_CONSUMER
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport loop_release
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, class_name, errors
-from hydrogen._engine.callbacks cimport callbacks_quietly
+from hydrogen._core cimport Engine, HydrogenSocket, Stream, _Callbacks, errors
+from hydrogen._engine.callbacks cimport callbacks_check, callbacks_quietly
 from hydrogen._engine.references cimport references_socket
 
 
 cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_t *connection) except -1:
-    """The last callbacks. What they raise is only logged."""
+    """The last callbacks. What they raise is only logged. Raises SystemExit in a forked child."""
     cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
-    cdef HydrogenSocket socket = references_socket(engine, connection)
-    cdef bint turned_away = connection.cause == CAUSE_OVERLOAD
+    cdef HydrogenSocket socket = finishing_socket(engine, connection)
+    error = finishing_error(engine, connection)
     adapter = <object>connection.adapter if connection.adapter != NULL else None
-    error = <object>connection.error if connection.error != NULL else errors.removal_error(connection.cause, connection.code)
     if adapter is not None:
-        callbacks_quietly(engine, worker, socket, adapter.shutdown, f"{class_name(adapter.stream)}.shutdown", None, None)
-    if connection.cause == CAUSE_SLOW_CONSUMER:
-        engine._log.slow_consumer(connection.id, socket.peername)
-    if engine._debug:
-        engine._log.removed(connection.id, error)
+        finishing_step(engine, worker, socket, adapter.shutdown, "Stream.shutdown", None, None)
+    finishing_log(engine, connection, socket, error)
     if atomic_load32(&connection.ready):
-        callbacks_quietly(engine, worker, socket, callbacks.on_disconnected, "on_disconnected", socket, error)
-    if not turned_away:
-        callbacks_quietly(engine, worker, socket, callbacks.on_removed, "on_connection_removed", connection.fd, error)
+        finishing_step(engine, worker, socket, callbacks.on_disconnected, "on_disconnected", socket, error)
+    if connection.cause != CAUSE_OVERLOAD:
+        finishing_step(engine, worker, socket, callbacks.on_removed, "on_connection_removed", connection.fd, error)
     if adapter is not None:
         lock_take(&engine._loop.context.fd_lock)
         connection.fd = -1  # its number may be a stranger's from now on
         lock_give(&engine._loop.context.fd_lock)
-        callbacks_quietly(engine, worker, socket, adapter.close, f"{class_name(adapter.stream)}.close", None, None)
+        finishing_step(engine, worker, socket, adapter.close, "Stream.close", None, None)
+    return 0
+
+
+cdef inline HydrogenSocket finishing_socket(Engine engine, connection_t *connection):
+    """The socket for the last callbacks; for want of memory one whose methods say that it is gone."""
+    try:
+        return references_socket(engine, connection)
+    except MemoryError:
+        return engine._spare_socket
+
+
+cdef inline object finishing_error(Engine engine, connection_t *connection):
+    """Why the connection ends; for want of memory, that."""
+    if connection.error != NULL:
+        return <object>connection.error
+    try:
+        return errors.removal_error(connection.cause, connection.code)
+    except BaseException:
+        return engine._no_memory
+
+
+cdef inline void finishing_log(Engine engine, connection_t *connection, HydrogenSocket socket, error) noexcept:
+    """What the log is told of an end."""
+    try:
+        if connection.cause == CAUSE_SLOW_CONSUMER:
+            engine._log.slow_consumer(connection.id, socket.peername)
+        if engine._debug:
+            engine._log.removed(connection.id, error)
+    except BaseException:
+        pass
+
+
+cdef inline int finishing_step(
+    Engine engine, worker_t *worker, HydrogenSocket socket, callback, name, first, second,
+) except -1:
+    """One of the last callbacks. Raises SystemExit in a forked child, and nothing else."""
+    try:
+        callbacks_quietly(engine, worker, socket, callback, name, first, second)
+    except BaseException:
+        callbacks_check(engine)
     return 0
 
 

@@ -27,7 +27,9 @@ from hydrogen._core cimport (
     Stream, StreamAdapter, TlsSession, _Callbacks, begins_header, class_name, errors, inet_pton,
     may_send,
 )
-from hydrogen._engine.callbacks cimport callbacks_call, callbacks_failed, callbacks_run
+from hydrogen._engine.callbacks cimport (
+    callbacks_call, callbacks_failed, callbacks_leave, callbacks_run,
+)
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_hold
 from hydrogen._engine.sending cimport sending_append
@@ -54,6 +56,7 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
         return 0
     if connection.flags & FLAG_HEADER and not opening_read_header(engine, worker, connection, socket):
         return opening_register(engine, connection, socket)
+    relaxed_store32(&connection.active, 1)  # it may have waited for a worker
     if engine._debug:
         engine._log.accepted(connection.id, socket.peername)
     try:
@@ -64,6 +67,7 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
         return 0
     except BaseException as error:
         callbacks_failed(engine, socket, "on_new_connection", error)
+    callbacks_leave(engine, worker)
     opening_register(engine, connection, socket)
     if atomic_load32(&connection.state) != STATE_OPEN or connection.flags & FLAG_HANDSHAKE:
         return 0
@@ -87,7 +91,9 @@ cdef inline int opening_settle_stream(Engine engine, worker_t *worker, connectio
 
 cdef inline int opening_register(Engine engine, connection_t *connection, HydrogenSocket socket) except -1:
     """Have the connection polled, if it is not."""
-    cdef int failed = 0 if connection.flags & FLAG_POLLED else loop_register(&engine._loop, connection)
+    cdef int failed = 0
+    if not connection.flags & FLAG_POLLED and connection.poll_fd >= 0:
+        failed = loop_register(&engine._loop, connection)
     if failed:
         ending_ask(engine, socket, True, CAUSE_OS_ERROR, -failed)
     return 0
@@ -113,8 +119,8 @@ cdef inline int opening_adopt(Engine engine, worker_t *worker, connection_t *con
     connection.adapter = <void *>adapter
     connection.poll_fd = max(duplicate, -1)
     lock_give(&connection.lock)
-    if duplicate < 0:
-        raise errors.removal_error(CAUSE_OS_ERROR, -duplicate)
+    if duplicate < 0:  # for want of fds, say: no fault of the handler's
+        ending_ask(engine, socket, True, CAUSE_OS_ERROR, -duplicate)
     return 0
 
 

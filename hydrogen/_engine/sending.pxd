@@ -8,20 +8,21 @@ from libc.stdint cimport uint32_t, uint64_t
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_SLICE_NS, DRAIN_WAIT,
-    NOT_CORKED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING, SEND_NOW, SEND_NO_MEMORY,
-    SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN, TLS_SHORT_MOST,
+    ENCRYPT_MOST, ENCRYPT_NS, NOT_CORKED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING, SEND_NOW,
+    SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN,
+    TLS_SHORT_MOST, WRITABLE,
 )
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over
 from hydrogen._c.framing cimport FRAMING_PYTHON, FRAMING_RAW, framing_t
-from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now
+from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now, kernel_sleep
 from hydrogen._c.output cimport output_send, output_wait_drained
 from hydrogen._c.queues cimport queues_check_memory, queues_post
 from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
 from hydrogen._c.worker cimport worker_is_eager
 from hydrogen._codec cimport Framing, framed, too_large, unfit
 from hydrogen._core cimport Engine, HydrogenSocket, check_timeout, encode
-from hydrogen._engine.callbacks cimport callbacks_computing, callbacks_flush_corked, callbacks_leave
+from hydrogen._engine.callbacks cimport callbacks_check, callbacks_computing, callbacks_flush_corked
 from hydrogen._engine.ending cimport ending_ask
 from hydrogen._engine.references cimport references_held
 from hydrogen._engine.streams cimport streams_send
@@ -43,16 +44,17 @@ cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSock
         data = encode(engine._builder, data)
     else:
         data = framed(engine._loop.context.framing, data)
-    callbacks_leave(engine, worker)
+    callbacks_check(engine)
     if session is None:
         return sending_append(engine, worker, socket, &engine._raw, data, STATE_OPEN)
     if not socket.is_open or not session.is_writable:
         return SEND_REFUSED
-    if socket.pending >= engine._loop.context.max_write_buffer:
+    if socket.pending >= engine._loop.context.max_write_buffer:  # `waiting` included
         ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
         return SEND_REFUSED
     if not data:
         return SEND_NOTHING
+    session.count_waiting(len(data))
     session.waiting.append(data)
     sending_encrypt(engine, worker, socket, session)
     return SEND_QUEUED
@@ -63,21 +65,31 @@ cdef inline int sending_encrypt(Engine engine, worker_t *worker, HydrogenSocket 
 
     Nobody waits for a session's lock: a thread may hold it further out, for the collector may run
     inside ssl, and run code that sends; or it may hold another session's, whose holder wants this
-    one. Who does not get it leaves; who had it looks again after giving it back.
+    one. Who does not get it leaves; who had it looks again after giving it back, but does not stay
+    for ever: after ENCRYPT_MOST messages the rest is left to a worker.
     """
+    cdef int left = ENCRYPT_MOST
     while session.waiting and session.lock.acquire(False):
         try:
-            sending_encrypt_held(engine, worker, socket, session)
+            left = sending_encrypt_held(engine, worker, socket, session, left)
         finally:
             sending_give_back(engine, socket, session)
+        if left == 0 and session.waiting:
+            queues_post(&engine._loop, socket._connection, socket._generation, WRITABLE, worker == NULL)
+            break
     return 0
 
 
-cdef inline int sending_encrypt_held(Engine engine, worker_t *worker, HydrogenSocket socket, session) except -1:
-    """The same, with the lock. Records are numbered: what was encrypted is queued before the lock is given back."""
+cdef inline int sending_encrypt_held(Engine engine, worker_t *worker, HydrogenSocket socket, session, int most) except -1:
+    """The same, with the lock, for `most` messages; how many more there might have been.
+
+    Records are numbered: what was encrypted is queued before the lock is given back.
+    """
     try:
-        while session.waiting:
+        while session.waiting and most:
+            most -= 1
             data = session.waiting.popleft()
+            session.count_waiting(-len(data))
             if not session.is_writable:  # close() came between: this one is too late
                 sending_count(engine, worker, SEND_REFUSED)
                 continue
@@ -90,7 +102,7 @@ cdef inline int sending_encrypt_held(Engine engine, worker_t *worker, HydrogenSo
     except BaseException:  # a record may be missing: what came after it would be nonsense to the peer
         ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
         raise
-    return 0
+    return most
 
 
 cdef inline bint sending_take_session(session) except -1:
@@ -196,7 +208,10 @@ cdef inline object sending_drain(Engine engine, HydrogenSocket socket, timeout):
         until = min(deadline, kernel_now() + DRAIN_SLICE_NS)
         with nogil:
             state = output_wait_drained(&engine._loop.context, socket._connection, socket._generation, until)
-        if state != DRAIN_WAIT:
+        if state == DRAIN_DONE and socket.pending >= engine._loop.context.low:  # with TLS: it is being encrypted
+            with nogil:
+                kernel_sleep(ENCRYPT_NS)
+        elif state != DRAIN_WAIT:
             return state == DRAIN_DONE
         PyErr_CheckSignals()
         if kernel_now() >= deadline:

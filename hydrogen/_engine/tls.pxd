@@ -6,14 +6,14 @@ from libc.stdint cimport uint32_t
 from hydrogen._c.atomic cimport atomic_load32, atomic_store32, atomic_store64
 from hydrogen._c.buffer cimport block_bytes, block_free, block_length, block_t
 from hydrogen._c.constants cimport (
-    FLAG_CLOSE_NOTIFY, FLAG_HANDSHAKE, FLAG_TLS_END, FLAG_TLS_FAILED, FLUSHED, SEND_NOTHING,
-    STATE_CLOSING, STATE_OPEN, TLS_SHORT_MOST,
+    ENCRYPT_MOST, FLAG_BUSY, FLAG_CLOSE_NOTIFY, FLAG_HANDSHAKE, FLAG_TLS_END, FLAG_TLS_FAILED,
+    FLUSHED, SEND_NOTHING, STATE_CLOSING, STATE_OPEN, TLS_SHORT_MOST,
 )
 from hydrogen._c.input cimport input_store
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks
 from hydrogen._engine.callbacks cimport (
-    callbacks_begin, callbacks_call, callbacks_computing, callbacks_leave,
+    callbacks_begin, callbacks_call, callbacks_check, callbacks_computing,
 )
 from hydrogen._engine.references cimport references_hold
 from hydrogen._engine.sending cimport (
@@ -46,13 +46,15 @@ cdef inline int tls_decrypt(Engine engine, worker_t *worker, connection_t *conne
     cdef bytes plaintext
     session = <object>connection.session
     callbacks_begin(engine, worker)
+    connection.flags &= ~<uint32_t>FLAG_BUSY
     if not sending_take_session(session):
+        connection.flags |= FLAG_BUSY
         return 0
     try:
         plaintext = tls_receive(engine, worker, connection, socket, session)
     finally:
         sending_give_back(engine, socket, session)
-    callbacks_leave(engine, worker)
+    callbacks_check(engine)
     sending_encrypt(engine, worker, socket, session)
     if plaintext and not input_store(&worker.io, &connection.input, PyBytes_AS_STRING(plaintext), len(plaintext), False):
         raise MemoryError
@@ -88,13 +90,16 @@ cdef inline int tls_close_notify(Engine engine, worker_t *worker, connection_t *
     """All output is flushed: close_notify is the last of it. When that is flushed, FLUSHED is posted again."""
     session = <object>connection.session
     callbacks_begin(engine, worker)
+    connection.flags &= ~<uint32_t>FLAG_BUSY
     if not sending_take_session(session):
+        connection.flags |= FLAG_BUSY
         return 0
     try:
-        sending_encrypt_held(engine, worker, socket, session)
+        while session.waiting:
+            sending_encrypt_held(engine, worker, socket, session, ENCRYPT_MOST)
         connection.flags |= FLAG_CLOSE_NOTIFY
         if sending_append(engine, worker, socket, &engine._raw, session.close(), STATE_CLOSING) == SEND_NOTHING:
             connection.mail |= FLUSHED
     finally:
         sending_give_back(engine, socket, session)
-    return 0
+    return sending_encrypt(engine, worker, socket, session)  # what came meanwhile is too late, and counted so

@@ -102,7 +102,7 @@ def test_the_prefix_of_a_function_is_the_name_of_its_module(module):
 
 @pytest.mark.parametrize("module", ORDER)
 def test_a_module_fits_a_head(module):
-    assert len(MODULES[module].splitlines()) <= 340
+    assert len(MODULES[module].splitlines()) <= 350
 
 
 @pytest.mark.parametrize("module", ORDER)
