@@ -18,8 +18,6 @@ import termios
 from collections import deque
 from collections.abc import Iterator
 
-from hydrogen._py.role import Role
-
 TRANSIENT = frozenset(
     {
         errno.EINTR,
@@ -63,8 +61,8 @@ def disconnect(fd: int) -> None:
 def reset(sock: socket.socket, placeholder: int) -> None:
     """Reset the connection of `sock` now, and keep its fd number taken until `sock` is closed.
 
-    The socket is made to reset on its last close, and a duplicate of `placeholder` is put in its place: dup3(2) closes it, and in the same step occupies the number that the
-    handler still files by. A forked child closes its copies (`Engine.forked`), so this close is the last one.
+    The socket is made to reset on its last close, and a duplicate of `placeholder` is put in its place: dup3(2) closes it, and in the same
+    step occupies the number that the handler still files by. A forked child closes its copies (`Engine.forked`), so this close is the last.
     """
     reset_on_close(sock)
     os.dup2(placeholder, sock.fileno(), inheritable=False)
@@ -112,16 +110,18 @@ def block_signals() -> None:
 class Wakeup:
     """An eventfd that ends somebody's poll.
 
-    May be signalled from any thread, at any moment, also after it was closed: then nobody is to be woken. Writing and closing are done by
-    one thread at a time, so nobody writes to a number that is a stranger's by then.
+    May be signalled from any thread, at any moment, also after it was closed: then nobody is to be woken. A signal is written by who
+    gives it, who may be waited for by who polls. Closing is left to the last one who is `_inside`, so nobody writes to a number that is a
+    stranger's by then: who comes in is counted, then looks at `_is_closed`; who closes sets that, then looks who is inside.
     """
 
-    __slots__ = ("_asked", "_fd", "_role")
+    __slots__ = ("_fd", "_inside", "_is_closed", "_open")
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._asked: deque[bool] = deque()  # to signal, or, if true, to close
-        self._role = Role()
+        self._open = deque((self._fd,))  # who takes it out closes it
+        self._inside: deque[None] = deque()
+        self._is_closed = False
 
     def fileno(self) -> int:
         """The fd to poll."""
@@ -129,7 +129,14 @@ class Wakeup:
 
     def signal(self) -> None:
         """Wake whoever polls it, or will."""
-        self._ask(False)
+        self._inside.append(None)
+        try:
+            if not self._is_closed:
+                os.eventfd_write(self._fd, 1)
+        finally:
+            self._inside.pop()
+            if self._is_closed:
+                self.close()
 
     def clear(self) -> None:
         """Forget the signals so far. By the poller, before it looks at what was asked."""
@@ -138,26 +145,12 @@ class Wakeup:
 
     def close(self) -> None:
         """Give the fd back."""
-        self._ask(True)
+        self._is_closed = True
+        if not self._inside:
+            self.forget()
 
     def forget(self) -> None:
-        """As `close`, in a forked child, where a thread that does not exist may be at it."""
-        self._do(True)
-
-    def _ask(self, closing: bool) -> None:
-        self._asked.append(closing)
-        while self._asked and self._role.run(self._do_all):
-            pass
-
-    def _do_all(self) -> None:
-        while self._asked:
-            self._do(self._asked.popleft())
-
-    def _do(self, closing: bool) -> None:
-        if self._fd < 0:
-            return
-        if closing:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-        else:
-            os.eventfd_write(self._fd, 1)
+        """As `close`, in a forked child, where a thread that does not exist may be inside."""
+        self._is_closed = True
+        with contextlib.suppress(IndexError):
+            os.close(self._open.pop())

@@ -223,9 +223,7 @@ os._exit(0)
 
 @pytest.mark.slow
 @pytest.mark.clause("S59")
-def test_a_stderr_that_nobody_reads_stops_neither_timers_nor_the_stop(engine, request):
-    if engine == "python":
-        request.node.add_marker(pytest.mark.xfail(strict=False, reason="the Python engine's monitor thread still writes the log itself"))
+def test_a_stderr_that_nobody_reads_stops_neither_timers_nor_the_stop(engine):
     process = child(FULL_PIPE, engine)
     try:
         out, _ = process.communicate(timeout=20)

@@ -174,9 +174,6 @@ def test_a_stop_that_is_interrupted_between_any_two_lines_goes_on_and_may_be_wai
     assert number > 10
 
 
-_PYTHON_LOCKS = "the Python engine's locks are not re-entrant yet"
-
-
 def ends_soon(process):
     """What it wrote; it is killed when it hangs."""
     try:
@@ -189,9 +186,7 @@ def ends_soon(process):
 @pytest.mark.clause("S56", "S57")
 @pytest.mark.parametrize("how", ["stop", "abort", "wait"])
 @pytest.mark.parametrize("inside", ["stop", "abort", "suspend", "wait"])
-def test_a_signal_handler_may_stop_a_server_between_any_two_lines_of_its_methods(engine, inside, how, request):
-    if engine == "python" and inside == "suspend" and how != "wait":
-        request.node.add_marker(pytest.mark.xfail(strict=False, reason=_PYTHON_LOCKS))
+def test_a_signal_handler_may_stop_a_server_between_any_two_lines_of_its_methods(engine, inside, how):
     assert ends_soon(child(STOPS, engine, inside, how)) == ("True\n", "")
 
 
@@ -260,9 +255,7 @@ print(number > 0)
 @pytest.mark.slow
 @pytest.mark.clause("S57")
 @pytest.mark.parametrize("inside", ["suspend", "call_later", "stats", "connections", "broadcast", "ready", "log"])
-def test_a_signal_handler_may_call_anything_between_any_two_lines_of_a_method(engine, inside, request):
-    if engine == "python" and inside not in ("ready", "log", "call_later"):
-        request.node.add_marker(pytest.mark.xfail(strict=False, reason=_PYTHON_LOCKS))
+def test_a_signal_handler_may_call_anything_between_any_two_lines_of_a_method(engine, inside):
     assert ends_soon(child(REENTERS, engine, inside)) == ("True\n", "")
 
 
