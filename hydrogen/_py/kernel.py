@@ -6,7 +6,6 @@ No connection is known here, only fds and sockets.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -39,9 +38,6 @@ TRANSIENT = frozenset(
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of accept(2) that stay until somebody gives something back: asking again at once would spin."""
 
-_libc = ctypes.CDLL(None)
-"""For connect(2) to AF_UNSPEC, which the socket module cannot say."""
-
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -54,8 +50,17 @@ def reset_on_close(sock: socket.socket) -> None:
 
 
 def disconnect(fd: int) -> None:
-    """Reset the connection of `fd` now, whoever else holds it open: connect(2) to AF_UNSPEC. Unix sockets do not mind."""
-    _libc.connect(fd, bytes(16), 16)
+    """Reset the connection of `fd` now, whoever else holds it open: connect(2) to AF_UNSPEC, which the socket module cannot say.
+
+    Unix sockets do not mind. Where Python was built without ctypes the last close resets.
+    """
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).connect(fd, bytes(16), 16)
+    except (ImportError, OSError):
+        with contextlib.suppress(OSError), borrowed(fd) as sock:
+            reset_on_close(sock)
 
 
 def reset(sock: socket.socket, placeholder: int) -> None:
