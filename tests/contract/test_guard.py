@@ -23,12 +23,6 @@ WORKERS = 2
 ROUNDS = 5 * WORKERS
 
 
-def expect_to_fail(engine, request):
-    if engine == "compiled":
-        reason = "the compiled engine's guard is not there yet"
-        request.node.add_marker(pytest.mark.xfail(strict=False, reason=reason))
-
-
 class Late(BaseException):
     """What a library for timeouts sets."""
 
@@ -40,9 +34,8 @@ def set_in(ident):
 
 @pytest.mark.clause("H16")
 @families
-def test_an_exception_set_in_a_worker_that_waits_costs_neither_it_nor_anybody(start, tmp_path, family, error_log, engine, request):
+def test_an_exception_set_in_a_worker_that_waits_costs_neither_it_nor_anybody(start, tmp_path, family, error_log):
     """The callback that it was meant for has ended. At most the connection that comes next may go."""
-    expect_to_fail(engine, request)
     idents = set()
 
     def received(socket, data):
@@ -82,8 +75,7 @@ def test_an_exception_set_in_a_worker_that_waits_costs_neither_it_nor_anybody(st
 
 @pytest.mark.clause("H16")
 @families
-def test_an_exception_set_in_a_worker_during_its_callback_ends_that_connection(start, tmp_path, family, error_log, engine, request):
-    expect_to_fail(engine, request)
+def test_an_exception_set_in_a_worker_during_its_callback_ends_that_connection(start, tmp_path, family, error_log):
     inside = threading.Event()
     idents = []
 
@@ -104,10 +96,10 @@ def test_an_exception_set_in_a_worker_during_its_callback_ends_that_connection(s
         victim.send(b"late\n")
         wait_event(inside, "the callback runs")
         set_in(idents[-1])
+        victim.close()  # or the connection lingers for it
         error = handler.wait_removed(number + 1)[number]
         assert type(error) is hydrogen.HandlerError
         assert type(error.__cause__) is Late
-        victim.close()
         stays.send(b"%d\n" % number)
         assert stays.receive(2) == b"%d\n" % number
     stays.close()
