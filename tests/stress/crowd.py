@@ -94,17 +94,26 @@ class Member:
                 del self.out[: self.sock.send(self.out)]
             except BlockingIOError:
                 return
-        if self.is_finishing and not self.is_finished and not self.has_output:
+        if self.is_finishing and not self.is_finished and self.is_sealed and not self.out:
             self.is_finished = True
             try:
                 self.sock.shutdown(socket.SHUT_WR)
             except OSError as error:  # it is not connected any more
                 raise ConnectionResetError from error
 
+    is_sealed = True
+    """Nothing has to be added to `out` before the end of the sending side."""
+
+    @property
+    def is_ready(self) -> bool:
+        """It can make output of what it says."""
+        return True
+
     @property
     def has_output(self) -> bool:
-        """There is something that the kernel has not taken."""
-        return bool(self.out)
+        """There is something to do as soon as the kernel takes more."""
+        is_ending = self.is_finishing and not self.is_finished
+        return bool(self.out) or (self.is_ready and is_ending)
 
     def reset(self) -> None:
         """Have `close` reset the connection."""
@@ -286,9 +295,10 @@ class Crowd:
                 self.froze += 1
                 member.thaws_at = self.round + self.dice.choice((3, 10, 50))
                 self.frozen.append(member)
-        is_due = member.has_output or (member.is_finishing and not member.is_finished)
         # Frozen, it goes on writing until nothing moves in either direction.
-        waits_for = (0 if member.thaws_at else READS) | (WRITES if is_due or member.thaws_at else 0)
+        waits_for = (0 if member.thaws_at else READS) | (
+            WRITES if member.has_output or member.thaws_at else 0
+        )
         selector.modify(member.sock, waits_for, member)
 
     def thaw(self, selector: selectors.BaseSelector, member: Member, address: Any) -> None:
