@@ -39,6 +39,15 @@ def check_context(name: str, context: object, *, server_side: bool) -> ssl.SSLCo
     return context
 
 
+class Message:
+    """One that waits to be encrypted; equal to no other."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
 class TlsSession:
     """The TLS of one connection. Every method but `info` is for one thread at a time: whoever holds `lock`.
 
@@ -49,24 +58,23 @@ class TlsSession:
         is_ready: the handshake is done: `encrypt` may be called.
         is_ended: the peer has sent close_notify: it will send no more, and that is no truncation.
         waiting: messages that were taken, to be encrypted by whoever gets the lock (compiled engine).
-        waiting_size: bytes of these.
+        is_closing: nothing more is put there.
         wanted: the owner of the connection wants the lock, and is told when it is given back.
         failure: what OpenSSL found wrong; nothing more can be received.
     """
 
     __slots__ = (
-        "_counting",
         "_facts",
         "_incoming",
         "_is_closed",
         "_object",
         "_outgoing",
         "failure",
+        "is_closing",
         "is_ended",
         "is_ready",
         "lock",
         "waiting",
-        "waiting_size",
         "wanted",
     )
 
@@ -75,9 +83,8 @@ class TlsSession:
             # ssl.SSLSocket refuses this; an SSLObject would check no name at all.
             raise ValueError("server_hostname: a name is expected, for the context checks it")
         self.lock = threading.Lock()
-        self.waiting: deque[bytes] = deque()
-        self.waiting_size = 0
-        self._counting = threading.RLock()
+        self.waiting: deque[Message] = deque()
+        self.is_closing = False
         self.wanted = False
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -128,10 +135,26 @@ class TlsSession:
             self.failure = error.with_traceback(None)  # that refers to this session: a cycle, which would keep OpenSSL's memory
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def count_waiting(self, size: int) -> None:
-        """So many bytes more of `waiting`, or fewer. From any thread."""
-        with self._counting:
-            self.waiting_size += size
+    @property
+    def waiting_size(self) -> int:
+        """Bytes of `waiting`. From any thread; counted anew, for a count would need a lock."""
+        return sum([len(message.data) for message in self.waiting.copy()]) if self.waiting else 0
+
+    def put(self, data: bytes) -> bool:
+        """Have `data` encrypted by whoever gets the lock; False when it is too late. From any thread.
+
+        Who closes sets `is_closing` before it encrypts for the last time. So either this looks
+        before, and the message is found then, or it takes the message back, if it is still there.
+        """
+        message = Message(data)
+        self.waiting.append(message)
+        if self.is_writable and not self.is_closing:
+            return True
+        try:
+            self.waiting.remove(message)
+        except ValueError:  # it was encrypted
+            return True
+        return False
 
     def _find_facts(self) -> None:
         tls = self._object

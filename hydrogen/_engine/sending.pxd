@@ -54,8 +54,8 @@ cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSock
         return SEND_REFUSED
     if not data:
         return SEND_NOTHING
-    session.count_waiting(len(data))
-    session.waiting.append(data)
+    if not session.put(data):
+        return SEND_REFUSED
     sending_encrypt(engine, worker, socket, session)
     return SEND_QUEUED
 
@@ -69,7 +69,7 @@ cdef inline int sending_encrypt(Engine engine, worker_t *worker, HydrogenSocket 
     for ever: after ENCRYPT_MOST messages the rest is left to a worker.
     """
     cdef int left = ENCRYPT_MOST
-    while session.waiting and session.lock.acquire(False):
+    while session.waiting and session.is_writable and session.lock.acquire(False):
         try:
             left = sending_encrypt_held(engine, worker, socket, session, left)
         finally:
@@ -86,13 +86,9 @@ cdef inline int sending_encrypt_held(Engine engine, worker_t *worker, HydrogenSo
     Records are numbered: what was encrypted is queued before the lock is given back.
     """
     try:
-        while session.waiting and most:
+        while session.waiting and session.is_writable and most:
             most -= 1
-            data = session.waiting.popleft()
-            session.count_waiting(-len(data))
-            if not session.is_writable:  # close() came between: this one is too late
-                sending_count(engine, worker, SEND_REFUSED)
-                continue
+            data = session.waiting.popleft().data
             callbacks_computing(engine, worker, len(data) <= TLS_SHORT_MOST)
             try:
                 data = session.encrypt(data)

@@ -95,11 +95,12 @@ cdef inline int tls_close_notify(Engine engine, worker_t *worker, connection_t *
         connection.flags |= FLAG_BUSY
         return 0
     try:
-        while session.waiting:
+        session.is_closing = True
+        while session.waiting and session.is_writable:
             sending_encrypt_held(engine, worker, socket, session, ENCRYPT_MOST)
         connection.flags |= FLAG_CLOSE_NOTIFY
         if sending_append(engine, worker, socket, &engine._raw, session.close(), STATE_CLOSING) == SEND_NOTHING:
             connection.mail |= FLUSHED
     finally:
         sending_give_back(engine, socket, session)
-    return sending_encrypt(engine, worker, socket, session)  # what came meanwhile is too late, and counted so
+    return 0
