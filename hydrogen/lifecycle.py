@@ -19,11 +19,13 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from hydrogen import backend
 from hydrogen.listener import Listeners
+from hydrogen.log import RateLimitedLog
 from hydrogen.report import Stats, StopReport
 from hydrogen.watchdog import Watchdog
 
@@ -46,6 +48,18 @@ thread, or just before this one sleeps, does not wake it, and its handler runs o
 
 NOTHING = StopReport(0, 0, 0, 0, 0, 0.0)
 """The report of a stop that found nothing to do, or was only asked for."""
+
+UNCOUNTED = Stats()
+"""What stands for the counters that an engine could not give."""
+
+SHORT_OF_MEMORY = (MemoryError, RuntimeError)
+"""What comes where there is none: a lock that cannot be allocated is a RuntimeError."""
+
+TRIES = 50
+"""How often a step is tried for which there is no memory."""
+
+SHORTAGE = 0.02
+"""Seconds until memory is asked for again."""
 
 
 class Latch:
@@ -70,15 +84,28 @@ class Latch:
     def set(self) -> None:
         """Let everybody go on who waits."""
         self._is_set = True
-        with contextlib.suppress(IndexError):
-            while True:
-                self._waiting.popleft().release()
+        while self._waiting:  # nothing here takes memory
+            try:
+                waiting = self._waiting.popleft()
+            except IndexError:  # somebody else sets it, too
+                return
+            waiting.release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set, at most `timeout` seconds (None: no limit); whether it is."""
+        """Wait until it is set, at most `timeout` seconds (None: no limit); whether it is.
+
+        Where there is no memory to wait by, it looks again and again.
+        """
         if self._is_set or timeout == 0:
             return self._is_set
         end = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                return self._wait(end)
+            except SHORT_OF_MEMORY:
+                time.sleep(SHORTAGE)
+
+    def _wait(self, end: float) -> bool:
         is_main = threading.current_thread() is threading.main_thread()
         most = SIGNAL_LOOK if is_main else threading.TIMEOUT_MAX
         mine = _thread.allocate_lock()
@@ -91,6 +118,44 @@ class Latch:
         finally:
             with contextlib.suppress(ValueError):  # who set it has taken it out
                 self._waiting.remove(mine)
+
+
+class Steps:
+    """What is to be done in turn, all of it, whatever comes out of one of them.
+
+    A step that fails for want of memory is tried again, `TRIES` times at most, so it must bear that.
+    What else comes out of one is logged, and the next one has its turn. The list is made beforehand,
+    and running it takes no memory of its own.
+    """
+
+    def __init__(self, log: RateLimitedLog, *steps: Callable[[], object]) -> None:
+        self._log = log
+        self._steps = steps
+        self._next = 0  # an index: to shorten a list takes memory
+        self._tries = TRIES
+
+    def run(self) -> None:
+        """Do all. Raises nothing."""
+        while self._next < len(self._steps):
+            try:
+                self._go_on()
+            except BaseException:  # from within _go_on, whose next call goes on where this one was
+                self._tries -= 1
+
+    def _go_on(self) -> None:
+        try:
+            self._steps[self._next]()
+        except BaseException as error:
+            self._tries -= 1
+            if isinstance(error, SHORT_OF_MEMORY) and self._tries > 0:
+                time.sleep(SHORTAGE)
+                return
+            self._next += 1
+            self._tries = TRIES
+            self._log.say(logging.ERROR, "lifecycle", "a step of a start or a stop failed", error=error)
+        else:
+            self._next += 1
+            self._tries = TRIES
 
 
 class Life:
@@ -129,6 +194,38 @@ class Life:
         self._serves = False
         self._cancelled = False
         self._forked = False
+        self._timeout: float | None = None
+        self._spread = self._began = 0.0
+        self._before = UNCOUNTED
+        self._there = self._aborted = self._abandoned = self._unsent = 0
+        self._is_drained = False
+        log, told = server.log, (self.ended.set, self._tell, self.told.set)
+        self._running = Steps(log, self._be_started, self._wait_for_stop)
+        self._stop = Steps(
+            log,
+            self._count,
+            self._stop_accepting,
+            self._close_listeners,
+            self._count_admitted,
+            self._close,
+            self._abort,
+            self._end_watchdog,
+            self._release,
+            self._make_report,
+            server._ended,
+            *told,
+        )
+        self._undo = Steps(
+            log,
+            self._stop_accepting,
+            self._abort,
+            self._end_watchdog,
+            self._release,
+            self._undo_listeners,
+            server._not_started,
+            self._be_started,
+            *told,
+        )
 
     # ------------------------------------------------------------------ for anybody
 
@@ -153,10 +250,14 @@ class Life:
         self._cancelled = True
         if self._claim():  # the thread does not run, or will find that there is nothing to do
             self._fail(error)
-        else:
-            self._called.put(error)  # should the thread wait for `on_server_created`
-            self.abort()
-            self.ended.wait()
+            return
+        while not self.ended.is_set():
+            try:
+                self._called.put(error)  # should the thread wait for `on_server_created`
+                self.abort()
+                self.ended.wait()
+            except SHORT_OF_MEMORY:
+                time.sleep(SHORTAGE)
 
     def ask(self, timeout: float | None, spread: float = 0.0) -> None:
         """Ask for a stop, by the terms of who asks first. `timeout` None: reset everything at once."""
@@ -227,31 +328,43 @@ class Life:
 
     def _launch(self) -> None:
         """Start the thread from one that no signal interrupts either."""
-        if not self._claim():
-            return
         try:
             self._thread = threading.Thread(target=self._run, name="hydrogen-lifecycle", daemon=True)
             self._thread.start()
         except BaseException as error:
-            self._fail(error)
+            if self._claim():  # the thread may run in spite of it
+                self._fail(error)
 
     def _run(self) -> None:
+        if not self._claim():
+            return
         try:
             self._start()
         except BaseException as error:
-            self._undo()
             self._fail(error)
             return
+        self._running.run()
+        self._stop.run()
+
+    def _fail(self, error: BaseException) -> None:
+        """Back to where it was. An engine that did not start has released itself."""
+        self.error = error
+        self._undo.run()
+
+    def _be_started(self) -> None:
         self.starting = False
         self._created.put(None)
-        timeout, spread = self._wait_for_stop()
-        accepted = self._stop(timeout, spread)
-        self._server._ended()
-        self.ended.set()
-        if not self._cancelled:
-            self._server.log.flush()
-            self._server.log.stopped(accepted, self.report)
-        self.told.set()
+
+    def _wait_for_stop(self) -> None:
+        while True:
+            # Libraries that raise in other threads (PyThreadState_SetAsyncExc) do not end a server.
+            try:
+                self._timeout, self._spread = self._asked.get()
+                return
+            except SHORT_OF_MEMORY:
+                time.sleep(SHORTAGE)
+            except BaseException:
+                continue
 
     def _start(self) -> None:
         server, config = self._server, self._server.config
@@ -276,85 +389,87 @@ class Life:
         if error is not None:
             raise error
 
-    def _undo(self) -> None:
-        """Back to where it was. An engine that did not start has released itself."""
+    # ------------------------------------------------------------------ steps of the stop
+
+    # Each may be called again after it failed for want of memory.
+
+    def _count(self) -> None:
+        self._began = time.monotonic()
+        if self.engine is not None:
+            self._before = self.engine.stats()
+
+    def _stop_accepting(self) -> None:
         if self._serves and self.engine is not None:
             self.engine.stop_accepting()
-            self.engine.abort_all()
-            self.engine.release()
-        if self._listeners is not None:
-            self._listeners.undo()
-
-    def _fail(self, error: BaseException) -> None:
-        self.error = error
-        self.starting = False
-        self._server._not_started()
-        self._created.put(None)
-        self.ended.set()
-        self.told.set()
-
-    def _wait_for_stop(self) -> tuple[float | None, float]:
-        while True:
-            # Libraries that raise in other threads (PyThreadState_SetAsyncExc) do not end a server.
-            with contextlib.suppress(BaseException):
-                return self._asked.get()
-
-    def _stop(self, timeout: float | None, spread: float) -> int:
-        """Carry the stop out. Returns how many connections were accepted before it."""
-        engine = self.engine
-        if engine is None:
-            self._close_listeners()
-            return 0
-        before = Stats()
-        try:
-            before = engine.stats()
-            self.report = self._drain(engine, before, timeout, spread)
-        except BaseException as error:  # want of memory, or a fault of ours: nobody is to wait for ever
-            self._server.log.say(logging.ERROR, "stop", "the stop failed", error=error)
-        return before.accepted
-
-    def _drain(self, engine: backend.Engine, before: Stats, timeout: float | None, spread: float) -> StopReport:
-        began = time.monotonic()
-        aborted = unsent = 0
-        engine.stop_accepting()
-        self._close_listeners()
-        there = before.connections + _admitted(engine.stats()) - _admitted(before)
-        if timeout is not None:
-            self._close_evenly(engine, began, spread)
-            engine.close_all()
-        if timeout is None or not self._is_drained(engine, began + timeout):
-            unsent = engine.unsent()
-            aborted = engine.abort_all()
-            engine.wait_drained(ABORT_GRACE)
-        abandoned = engine.stats().connections
-        if self._watchdog is not None:
-            self._watchdog.end()
-        engine.release()
-        refused = engine.stats().messages_refused - before.messages_refused
-        aborted = max(0, aborted - abandoned)
-        # A connection that was accepted while the counters were read may be in none of them.
-        closed = max(0, there - aborted - abandoned)
-        return StopReport(closed, aborted, abandoned, unsent, refused, time.monotonic() - began)
 
     def _close_listeners(self) -> None:
         """A start that was interrupted leaves sockets that were given to it to their owner."""
-        if self._listeners is not None:
-            if self._cancelled:
-                self._listeners.undo()
-            else:
-                self._listeners.close()
+        if self._cancelled:
+            self._undo_listeners()
+        elif self._listeners is not None:
+            self._listeners.close()
 
-    def _close_evenly(self, engine: backend.Engine, began: float, spread: float) -> None:
-        """Close those there are now one after the other, the last one at `began` + `spread`, or
+    def _undo_listeners(self) -> None:
+        if self._listeners is not None:
+            self._listeners.undo()
+
+    def _count_admitted(self) -> None:
+        """How many were there when nothing more was accepted, or have ended since the stop began."""
+        if self.engine is not None:
+            admitted = _admitted(self.engine.stats()) - _admitted(self._before)
+            self._there = self._before.connections + admitted
+
+    def _close(self) -> None:
+        """Gracefully, within the timeout."""
+        engine, timeout = self.engine, self._timeout
+        if engine is not None and timeout is not None:
+            self._close_evenly(engine)
+            engine.close_all()
+            self._is_drained = self._drains(engine, self._began + timeout)
+
+    def _abort(self) -> None:
+        """What is left then. Should memory fail in the midst of it, those that were reset before count as closed."""
+        engine = self.engine
+        if engine is not None and self._serves and not self._is_drained:
+            self._unsent = self._unsent or engine.unsent()
+            self._aborted += engine.abort_all()
+            engine.wait_drained(ABORT_GRACE)
+
+    def _end_watchdog(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.end()
+
+    def _release(self) -> None:
+        if self.engine is not None and self._serves:
+            self._abandoned = self.engine.stats().connections
+            self.engine.release()
+
+    def _make_report(self) -> None:
+        engine = self.engine
+        if engine is not None:
+            refused = engine.stats().messages_refused - self._before.messages_refused
+            aborted = max(0, self._aborted - self._abandoned)
+            # A connection that was accepted while the counters were read may be in none of them.
+            closed = max(0, self._there - aborted - self._abandoned)
+            seconds = time.monotonic() - self._began
+            self.report = StopReport(closed, aborted, self._abandoned, self._unsent, refused, seconds)
+
+    def _tell(self) -> None:
+        if not self._cancelled and self.error is None:
+            self._server.log.flush()
+            self._server.log.stopped(self._before.accepted, self.report)
+
+    def _close_evenly(self, engine: backend.Engine) -> None:
+        """Close those there are now one after the other, the last one when `spread` is over, or
         sooner when an abort is asked for."""
-        sockets = engine.connections() if spread else []
+        sockets = engine.connections() if self._spread else []
         for number, socket in enumerate(sockets, 1):
             if socket.is_open:  # it may have left by itself
-                when = began + spread * number / len(sockets)
+                when = self._began + self._spread * number / len(sockets)
                 self._abort_asked.wait(max(0.0, when - time.monotonic()))
                 engine.end(socket)
 
-    def _is_drained(self, engine: backend.Engine, deadline: float) -> bool:
+    def _drains(self, engine: backend.Engine, deadline: float) -> bool:
         """Wait until no connection is left; False at the deadline, or when an abort is asked for."""
         while not engine.wait_drained(max(0.0, min(ABORT_LOOK, deadline - time.monotonic()))):
             if self._abort_asked.is_set() or time.monotonic() >= deadline:

@@ -38,6 +38,8 @@ class Watchdog:
         self._log = log
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hydrogen-watchdog", daemon=True)
+        self._seen: dict[tuple[int, int], float] = {}  # since when each callback runs
+        self._told: set[tuple[int, int]] = set()
         self.slow = 0
 
     def start(self) -> None:
@@ -47,23 +49,31 @@ class Watchdog:
     def end(self) -> None:
         """End the thread, and wait for that, but not for a log handler that keeps it."""
         self._ended.set()
-        self._thread.join(1.0)
+        if self._thread.is_alive():  # it may never have been started
+            self._thread.join(1.0)
 
     def is_mine(self) -> bool:
         """Whether the calling thread is the watchdog."""
         return threading.current_thread() is self._thread
 
     def _watch(self) -> None:
-        seen: dict[tuple[int, int], float] = {}
-        told: set[tuple[int, int]] = set()
-        while not self._ended.wait(self._seconds / 4):
-            now = time.monotonic()
-            seen = {key: seen.get(key, now) for key in self._running()}
-            told &= seen.keys()
-            for key, since in seen.items():
-                if now - since >= self._seconds and key not in told:
-                    told.add(key)
-                    self._tell(key[0], now - since)
+        pause = self._seconds / 4
+        while not self._ended.is_set():
+            try:
+                if not self._ended.wait(pause):
+                    self._look()
+            except BaseException as error:  # want of memory, or a fault of ours
+                self._log.say(logging.ERROR, "watchdog", "a look of the watchdog failed", error=error)
+                time.sleep(pause)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        self._seen = {key: self._seen.get(key, now) for key in self._running()}
+        self._told &= self._seen.keys()
+        for key, since in self._seen.items():
+            if now - since >= self._seconds and key not in self._told:
+                self._told.add(key)
+                self._tell(key[0], now - since)
 
     def _tell(self, ident: int, seconds: float) -> None:
         self.slow += 1
@@ -75,4 +85,10 @@ def _stack_of(ident: int) -> str:
     if not has_gil():
         return "(where, can only be seen with a GIL)"
     frame = sys._current_frames().get(ident)
-    return "".join(traceback.format_stack(frame)) if frame is not None else "(it has ended meanwhile)"
+    if frame is None:
+        return "(it has ended meanwhile)"
+    try:
+        return "".join(traceback.format_stack(frame))
+    except BaseException:  # it asks the loaders of the user's modules for the source
+        places = [(found.f_code, line) for found, line in traceback.walk_stack(frame)]
+        return "".join([f"  {code.co_filename}:{line} in {code.co_name}\n" for code, line in reversed(places)])

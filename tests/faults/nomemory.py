@@ -8,6 +8,7 @@ that the count begins with what the engine does next.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import itertools
@@ -30,10 +31,7 @@ import hydrogen
 try:
     import _testcapi
 except ImportError as error:
-    raise SystemExit(
-        "NOT TESTED: this CPython has no _testcapi, so no allocation can be made to fail; "
-        "install its test modules"
-    ) from error
+    raise SystemExit("NOT TESTED: this CPython has no _testcapi, so no allocation can be made to fail; install its test modules") from error
 
 NEVER = 1 << 30
 """An allocation that does not come."""
@@ -367,6 +365,30 @@ def main() -> None:
         write(1, ANSWER)
 
 
+def spare_thread_starts(arm_again: Callable[[], None]) -> None:
+    """Let no allocation fail in `Thread.start`, and count anew after each.
+
+    A thread whose own first steps find no memory dies before anything of ours runs in it, and CPython's
+    `start` waits for it for ever.
+    """
+    start = threading.Thread.start
+
+    def spared(thread: threading.Thread) -> None:
+        _testcapi.set_nomemory(NEVER, NEVER + 1)
+        start(thread)
+        arm_again()
+
+    threading.Thread.start = spared  # type: ignore[method-assign]
+
+
+def leave_at_end(client: Client) -> None:
+    """Read up to the end and leave, so that no stop has to linger."""
+    # It is reset by the stop, or the allocation that fails is of this thread.
+    with contextlib.suppress(OSError, MemoryError):
+        client.receive_until_end()
+    client.close()
+
+
 def cycles(engine: str, what: str, highest: int) -> None:
     """Start and stop servers; allocations fail in the start or in the stop.
 
@@ -377,20 +399,22 @@ def cycles(engine: str, what: str, highest: int) -> None:
     sys.unraisablehook = lambda args: None
     arm = _testcapi.set_nomemory
     arm(NEVER, NEVER + 1)
+    armed = NEVER
+    spare_thread_starts(lambda: arm(armed, armed + 1))
     held: tuple[set[int], set[int]] | None = None
     for at in range(-1, highest + 1):
         print(f"allocation {at} is to fail", file=sys.stderr, flush=True)
-        server = hydrogen.Server(
-            Attends(nothing, True), hydrogen.Config(port=0, max_threads=2), engine=engine
-        )
+        server = hydrogen.Server(Attends(nothing, True), hydrogen.Config(port=0, max_threads=2), engine=engine)
         failed = False
         if what == "start" and at >= 0:
             try:
+                armed = at
                 arm(at, at + 1)
                 server.start()
-            except MemoryError:
+            except (MemoryError, RuntimeError):  # "can't start new thread", "can't allocate lock"
                 failed = True
             finally:
+                armed = NEVER
                 arm(NEVER, NEVER + 1)
         else:
             server.start()
@@ -398,16 +422,16 @@ def cycles(engine: str, what: str, highest: int) -> None:
             with Client(server.address) as client:
                 assert client.receive(6) == b"hello\n", at
                 client.echo(b"served\n")
-                if what == "stop" and at >= 0:
-                    try:
-                        arm(at, at + 1)
-                        server.stop(20)
-                    except MemoryError:
-                        pass
-                    finally:
-                        arm(NEVER, NEVER + 1)
-                with running(lambda server=server: server.stop(20)):  # type: ignore[misc]
-                    client.receive_until_end()
+                with running(lambda client=client: leave_at_end(client)):  # type: ignore[misc]
+                    if what == "stop" and at >= 0:
+                        try:
+                            arm(at, at + 1)
+                            server.stop(20)
+                        except (MemoryError, RuntimeError):  # "can't allocate lock"
+                            pass
+                        finally:
+                            arm(NEVER, NEVER + 1)
+                    server.stop(20)
             assert server.wait(20), at
             report, stats = server.stop(20), server.stats()
             ended = report.closed, report.aborted, report.abandoned, stats.connections
