@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import ssl
@@ -179,6 +180,8 @@ def _config(arguments: argparse.Namespace) -> Config:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return the exit status."""
     arguments = parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may be of bytes that are no text
     logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
 
     def announce() -> None:

@@ -170,12 +170,14 @@ class RateLimitedLog:
         Args:
             socket: the connection that it was called for; the line names it and its peer.
         """
-        if socket is None:
-            self.say(logging.ERROR, name, "%s raised %s", name, class_name(error), error=error)
-            return
-        message = "%s raised %s on connection %d from %s"
-        kind = class_name(error)
-        self.say(logging.ERROR, name, message, name, kind, socket.id, socket.peername, error=error)
+        try:
+            kind = class_name(error)
+            if socket is None:
+                self.say(logging.ERROR, name, "%s raised %s", name, kind, error=error)
+            else:
+                self.say(logging.ERROR, name, "%s raised %s on %s", name, kind, _named(socket), error=error)
+        except BaseException as raised:
+            _survive(raised)
 
     def lost(self, number: int, error: BaseException) -> None:
         """Connection `number` is aborted because of what nobody expects: want of memory, or a fault of ours."""
@@ -207,9 +209,24 @@ def _write(level: int, message: str, *arguments: object, error: BaseException | 
     # A triple: logging would ask an exception whether it is true, and for its class.
     shown = None if error is None else (type(error), error, error.__traceback__)
     try:
-        log.log(level, message, *arguments, exc_info=shown)
+        log.log(level, message, *[_printable(argument) for argument in arguments], exc_info=shown)
     except BaseException as raised:
         _survive(raised)
+
+
+def _printable(argument: object) -> object:
+    """A path that is no UTF-8 has surrogates, by which a file or a terminal would refuse the line."""
+    if isinstance(argument, str) and not argument.isascii():
+        return argument.encode(errors="backslashreplace").decode()
+    return argument
+
+
+def _named(socket: HydrogenSocket) -> str:
+    """The connection and its peer, as far as there is memory to ask for them."""
+    try:
+        return f"connection {socket.id} from {socket.peername}"
+    except BaseException:
+        return "a connection that cannot be named"
 
 
 def _survive(error: BaseException) -> None:

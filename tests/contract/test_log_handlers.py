@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import re
 import threading
 
@@ -9,6 +10,7 @@ import pytest
 from support import Client, Echo, child, finish, recorder, wait_event, wait_until
 
 import hydrogen
+from hydrogen.watchdog import has_gil
 
 
 class Mine(logging.Handler):
@@ -183,6 +185,7 @@ def test_a_log_handler_that_hangs_when_the_stop_is_logged_does_not_hold_it_up(en
 FULL_PIPE = """
 import logging, os, sys, threading
 import hydrogen
+from hydrogen.watchdog import has_gil
 from support import Client, recorder, wait_event
 
 engine = sys.argv[1]
@@ -269,6 +272,7 @@ def test_the_log_may_be_called_again_by_whoever_interrupts_it(engine):
 AGAIN = """
 import logging, sys
 import hydrogen
+from hydrogen.watchdog import has_gil
 from reentry import interrupted
 from support import Echo
 
@@ -281,3 +285,65 @@ while interrupted(lambda: (say(), server.log.flush()), number, say):
 server.stop()
 print(number > 10)
 """
+
+
+def test_a_path_that_is_no_text_is_logged_on_a_strict_file(start, tmp_path):
+    path = os.fsdecode(bytes(tmp_path) + b"/\xff\xfe")
+    target = tmp_path / "log"
+    handler = logging.FileHandler(target, encoding="utf-8", errors="strict")
+    logger = logging.getLogger("hydrogen")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.propagate = False  # pytest cannot pass on such a line
+    logger.setLevel(logging.DEBUG)
+    try:
+        server = start(recorder(data_received=lambda socket, data: 1 / 0), path=path)
+        with Client(path) as client:
+            client.send(b"x")
+            client.at_end()
+        server.stop()
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+        logger.setLevel(level)
+        handler.close()
+    text = target.read_text()
+    assert "serving on " in text
+    assert "\\udcff\\udcfe" in text
+    assert "on_data_received raised ZeroDivisionError on connection" in text
+
+
+def test_a_callback_error_is_logged_where_the_peer_cannot_be_named(start, engine, error_log):
+    class Nameless:
+        id = 5
+
+        @property
+        def peername(self):
+            raise MemoryError
+
+    server = start(recorder())
+    server.log.callback_error("on_data_received", ValueError(), Nameless())
+    (record,) = error_log()
+    assert record.getMessage() == ("on_data_received raised ValueError on a connection that cannot be named")
+
+
+def test_a_module_whose_loader_raises_costs_no_watchdog(start, connect, gate, caplog):
+    class Loader:
+        def get_source(self, name):
+            raise RuntimeError("no source")
+
+    gates = [gate(), gate()]
+    module = {"__name__": "m", "__loader__": Loader(), "wait_event": wait_event, "gates": gates}
+    code = "def slow(socket, data):\n    wait_event(gates[int(data)], 'let go')\n"
+    exec(compile(code, "not_there.py", "exec"), module)
+    server = start(recorder(data_received=module["slow"]), slow_callback=0.01)
+    client = connect(server)
+    for number, go in enumerate(gates, 1):
+        client.send(b"%d" % (number - 1))
+        wait_until(lambda number=number: server.stats().slow_callbacks == number, "it was found")
+        go.set()
+    client.close()
+    server.stop()
+    lines = [record.getMessage() for record in caplog.get_records("call")]
+    if has_gil():
+        assert any("not_there.py:2 in slow" in line for line in lines)
