@@ -10,7 +10,6 @@ import _thread
 import atexit
 import contextlib
 import dataclasses
-import math
 import os
 import queue
 import select
@@ -25,7 +24,8 @@ from typing import Any
 
 from hydrogen import backend
 from hydrogen.config import MAX_SECONDS, Config, default_max_connections
-from hydrogen.connection import BytesLike, HydrogenSocket
+from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous
+from hydrogen.errors import described
 from hydrogen.handler import Handler, callbacks_of
 from hydrogen.lifecycle import LOG_PATIENCE, NOTHING, Latch, Life
 from hydrogen.log import RateLimitedLog
@@ -58,7 +58,7 @@ class Server:
             EngineUnavailable: `engine="compiled"` and it cannot be imported.
         """
         if config is not None and not isinstance(config, Config):
-            raise TypeError(f"config: a hydrogen.Config is expected, not {config!r}")
+            raise TypeError(f"config: a hydrogen.Config is expected, not {described(config)}")
         self.config = config if config is not None else Config()
         self._handler = handler
         self._callbacks = callbacks_of(handler)
@@ -151,7 +151,7 @@ class Server:
         _check_seconds("timeout", timeout)
         _check_seconds("spread", spread)
         if spread > timeout:
-            raise ValueError(f"spread: at most the timeout, {timeout!r} seconds, is allowed, not {spread!r}")
+            raise ValueError(f"spread: at most the timeout, {described(timeout)} seconds, is allowed, not {described(spread)}")
         life = self._life
         if life is None:
             return NOTHING
@@ -187,12 +187,7 @@ class Server:
         Raises:
             TypeError, ValueError: a wrong timeout.
         """
-        if timeout is not None:
-            if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-                raise TypeError(f"timeout: seconds are expected, not {timeout!r}")
-            if math.isnan(timeout) or timeout < 0:
-                raise ValueError(f"timeout: 0 or more seconds are allowed, not {timeout!r}")
-        return self._stopped.wait(None if timeout == math.inf else timeout)
+        return self._stopped.wait(check_timeout("timeout", timeout))
 
     @property
     def ready(self) -> bool:
@@ -290,7 +285,7 @@ class Server:
             TypeError, FrameTooLarge, ValueError: as `send`, when the server's own framing cannot carry the message; nobody has got it then.
                 Connections whose own framing cannot are `dropped`.
         """
-        message = data if type(data) is bytes else bytes(memoryview(data))
+        message = contiguous(data)
         engine = self._any_engine()
         if engine is None or self._stopped.is_set():
             return BroadcastReport(0, 0)
@@ -307,7 +302,7 @@ class Server:
         """
         _check_seconds("seconds", seconds)
         if not callable(callback):
-            raise TypeError(f"callback: something to call is expected, not {callback!r}")
+            raise TypeError(f"callback: something to call is expected, not {described(callback)}")
         engine = self._running_engine()
         return self.timers.add(time.monotonic() + float(seconds), callback, engine.set_alarm)
 
@@ -352,9 +347,9 @@ class Server:
 
 def _check_seconds(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: seconds are expected, not {value!r}")
+        raise TypeError(f"{name}: seconds are expected, not {described(value)}")
     if not 0 <= value <= MAX_SECONDS:
-        raise ValueError(f"{name}: 0 or more seconds, at most {MAX_SECONDS}, are allowed, not {value!r}")
+        raise ValueError(f"{name}: 0 or more seconds, at most {MAX_SECONDS}, are allowed, not {described(value)}")
 
 
 def _check_threads() -> None:

@@ -37,10 +37,6 @@ def sockets(start, connect):
     return sockets
 
 
-later = pytest.mark.xfail(strict=False, reason="the engines do not use the helpers of hydrogen.connection yet")
-
-
-@later
 @pytest.mark.parametrize("framing", [None, hydrogen.SimpleFrameBuilder, hydrogen.LineFrameBuilder])
 @pytest.mark.parametrize("data", [SIX[::2], SIX[::-1], "text", 5, None], ids=["every second", "backwards", "str", "int", "None"])
 def test_send_and_broadcast_of_what_is_no_contiguous_buffer_are_type_errors(sockets, framing, data):
@@ -52,7 +48,6 @@ def test_send_and_broadcast_of_what_is_no_contiguous_buffer_are_type_errors(sock
         assert socket.pending == 0
 
 
-@later
 @pytest.mark.parametrize("timeout", [math.inf, 1e10, 10**400, None, 0, 1.5])
 def test_drain_takes_any_number_of_seconds_and_infinity_is_no_limit(sockets, timeout):
     opened, closed = sockets()
@@ -60,7 +55,6 @@ def test_drain_takes_any_number_of_seconds_and_infinity_is_no_limit(sockets, tim
     assert not closed.drain(timeout)
 
 
-@later
 @pytest.mark.parametrize(
     ("timeout", "kind"), [(math.nan, ValueError), (-1, ValueError), ("1", TypeError), (True, TypeError), ([], TypeError)]
 )
@@ -70,7 +64,6 @@ def test_drain_refuses_what_is_no_time_also_when_the_connection_is_gone(sockets,
             socket.drain(timeout)
 
 
-@later
 def test_a_socket_is_its_own_copy_and_is_referred_to_weakly_and_not_pickled(sockets):
     for socket in sockets():
         assert copy.copy(socket) is socket
