@@ -106,7 +106,7 @@ def test_stop_lets_callbacks_finish_and_their_replies_leave(start, connect, gate
 
     def received(socket, data):
         wait_event(go, "let go")
-        assert socket.send(reply) is False or data == b"early"
+        assert socket.send(reply)
 
     handler = recorder(data_received=received)
     server = start(handler)
@@ -119,11 +119,12 @@ def test_stop_lets_callbacks_finish_and_their_replies_leave(start, connect, gate
         wait_until(lambda: not server.ready, "stopping has begun")
         go.set()
         for client in clients:
-            client.at_end()
+            assert client.receive_until_end() == reply
             client.close()
     assert len(handler.wait_removed(3)) == 3
     (report,) = reports
     assert (report.closed, report.aborted, report.abandoned, report.unsent_bytes) == (3, 0, 0, 0)
+    assert report.refused == 0
     assert report.seconds > 0
     assert {type(error) for error in handler.wait_removed(3)} == {hydrogen.ServerStopped}
 
