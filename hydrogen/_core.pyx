@@ -73,7 +73,6 @@ from hydrogen._engine.dispatch cimport dispatch_iteration
 from hydrogen._engine.ending cimport ending_ask
 from hydrogen._engine.references cimport references_held, references_socket
 from hydrogen._engine.sending cimport sending_drain, sending_send
-from hydrogen._engine.streams cimport streams_publish
 
 DEBUG = HYDROGEN_DEBUG
 
@@ -155,10 +154,6 @@ cdef class HydrogenSocket:
             queues_resume(
                 &self._engine._loop, self._connection, self._generation, PAUSE_USER,
                 self._engine._worker() == NULL)
-
-    def _publish(self, bint blocked, size_t pending):
-        """For a stream's adapter only: see streams_publish."""
-        streams_publish(self._engine, self, blocked, pending)
 
     cdef bint _valid(self) noexcept:
         return not self._engine._inert() and mailbox_generation(self._connection) == self._generation

@@ -99,45 +99,33 @@ class Stream(abc.ABC):
         os.close(self.fileno())
 
 
-Publish = Callable[[bool, int], None]
-"""Tells an engine of `blocked` and `pending` of an adapter, in the order in which they changed."""
-
-NESTED_MOST = 1000
-"""Sends that one call into a stream may bring about; a stream whose `send` always sends would go on for ever."""
-
-
 class StreamAdapter:
-    """A user's stream as an engine uses it: one call at a time, answers checked, output counted.
+    """A user's stream as an engine uses it: answers checked, output counted.
 
-    The lock is a Python lock and is held over calls into the user's code; no engine lock may be held
-    by who calls here. Code of the user's that runs while it is held (the stream itself, a signal
-    handler, a `__del__`) may send on this connection again: that message waits in `_waiting` until
-    the call that is on (`_is_busy`) is over, so that the stream is called once at a time and messages
-    keep their order.
+    One thread at a time may be in it. Engines see to that, each in its way, and nobody waits for it:
+    code of the user's runs meanwhile (the stream itself, a signal handler, a `__del__`) and may send on
+    this connection, or on another one whose stream is about to send on this one.
 
     Attributes:
         stream: the user's.
         messages: what `receive` got; it belongs to the owner of the connection.
         blocked: the last `send` of the stream raised `BlockingIOError`: it has kept something.
         pending: bytes that it was given since it last had nothing; an upper bound of what it keeps.
-        ended: `shutdown` was called.
-
-    The last three change under the lock. Who acts on the first two reads them there, as `publish`
-    does: an old pair must not be told after a new one.
+        waiting: of the compiled engine: messages for who is in the stream; None asks him to go on.
+        wanted: the same: the owner came to receive, and is to be told when the stream is left.
+        user: the same: the thread that is in the stream.
     """
 
-    __slots__ = ("_failure", "_is_busy", "_lock", "_waiting", "blocked", "ended", "messages", "pending", "stream")
+    __slots__ = ("blocked", "messages", "pending", "stream", "user", "waiting", "wanted")
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.messages: deque[bytes] = deque()
         self.blocked = False
-        self.ended = False
         self.pending = 0
-        self._lock = threading.RLock()
-        self._is_busy = False
-        self._waiting: deque[tuple[bytes, Publish | None]] = deque()
-        self._failure: BaseException | None = None  # of what `recv` has sent, for the next `receive`
+        self.waiting: deque[bytes | None] = deque()
+        self.wanted = False
+        self.user: int | None = None
 
     def receive(self) -> bool:
         """One `Stream.recv`, checked; its messages are added to `messages`. False when there were none.
@@ -146,64 +134,21 @@ class StreamAdapter:
             HandlerError: what came is not a list of bytes.
             Exception: whatever the stream raises, but `BlockingIOError`, which is "none".
         """
-        with self._lock:
-            if self._failure is not None:
-                raise self._failure
-            self._is_busy = True
-            try:
-                messages = self.stream.recv()
-            except BlockingIOError:
-                messages = []
-            finally:
-                self._is_busy = False
-                try:
-                    self._write_waiting()
-                except BaseException as error:
-                    self._failure = error
-            if self._failure is not None and type(messages) is list and not messages:
-                raise self._failure
+        try:
+            messages = self.stream.recv()
+        except BlockingIOError:
+            return False
         if type(messages) is not list or not all(type(message) is bytes for message in messages):
             raise HandlerError(f"{type(self.stream).__name__}.recv() must return a list of bytes, not {described(messages)}")
         self.messages.extend(messages)
         return bool(messages)
 
-    def send(self, data: bytes, publish: Publish | None = None) -> None:
-        """Write `data`; sets `blocked` and `pending`. Nothing when the stream has ended.
-
-        Called from within a call into the stream, it is written at the end of that.
-
-        Args:
-            data: one message, or `GO_ON`.
-            publish: called with the new `blocked` and `pending` while the lock is held, and not when
-                the stream raises. It must not raise.
+    def send(self, data: bytes) -> None:
+        """Write one message, or `GO_ON`; sets `blocked` and `pending`.
 
         Raises:
             Exception: whatever the stream raises, but `BlockingIOError`.
         """
-        with self._lock:
-            if not self.ended:
-                self._waiting.append((data, publish))
-                self._write_waiting()
-
-    def _write_waiting(self) -> None:
-        """Under the lock, unless a call into the stream is on: all that waits."""
-        # A signal handler that sends just before `_is_busy` is cleared leaves its message to the next look.
-        while self._waiting and not self._is_busy:
-            self._is_busy = True
-            try:
-                for _ in range(NESTED_MOST):
-                    if not self._waiting:
-                        break
-                    self._write(*self._waiting.popleft())
-                else:
-                    raise RecursionError(f"{type(self.stream).__name__}.send() sends on its own connection, for ever")
-            except BaseException:
-                self._waiting.clear()
-                raise
-            finally:
-                self._is_busy = False
-
-    def _write(self, data: bytes, publish: Publish | None) -> None:
         try:
             self.stream.send(data)
         except BlockingIOError:
@@ -212,27 +157,19 @@ class StreamAdapter:
         else:
             self.blocked = False
             self.pending = 0
-        if publish is not None:
-            publish(self.blocked, self.pending)
 
-    def resume(self, publish: Publish | None = None) -> None:
-        """The fd is writable: go on with what the stream has kept, if it has. Raises, and publishes, as `send`."""
-        with self._lock:
-            if self.blocked:
-                self.send(GO_ON, publish)
-            elif publish is not None:
-                publish(False, self.pending)
+    def resume(self) -> None:
+        """The fd is writable: go on with what the stream has kept, if it has. Raises as `send`."""
+        if self.blocked:
+            self.send(GO_ON)
 
     def shutdown(self) -> None:
-        """End the stream both ways; from now on `send` does nothing."""
-        with self._lock:
-            self.ended = True
-            self.stream.shutdown()
+        """End the stream both ways; nothing is sent any more."""
+        self.stream.shutdown()
 
     def close(self) -> None:
         """Have the stream close its fd; the last call."""
-        with self._lock:
-            self.stream.close()
+        self.stream.close()
 
 
 # ---------------------------------------------------------------------------------------------------- the library's own

@@ -80,10 +80,12 @@ cdef inline int closing_finish(context_t *context, connection_t *connection) noe
     if context.has_end_callbacks and not connection.unix_domain:
         kernel_local_name(connection.poll_fd, &local)  # a reset makes the kernel forget it
     lock_take(&connection.lock)
+    aborted = connection.state == STATE_ABORTING
     if connection.flushing:
         lock_give(&connection.lock)
-        return NEXT_LET_GO  # output_flush posts ABORT when it is done
-    aborted = connection.state == STATE_ABORTING
+        if aborted and connection.adapter != NULL and not connection.unix_domain:
+            kernel_reset(connection.poll_fd)  # who is in a user's stream may wait for the peer
+        return NEXT_LET_GO  # who flushes posts ABORT when he is done
     connection.local = local
     atomic_store32(&connection.state, STATE_GONE)
     connection.blocked = False
@@ -216,7 +218,7 @@ cdef inline int closing_input_ended(context_t *context, io_t *io, connection_t *
     cdef bint abort = False
     cdef bint flushing
     cdef int cause = CAUSE_PEER_CLOSED
-    if not connection.end_code:
+    if not connection.end_code and connection.adapter == NULL:
         # A reset is reported once: to recv(2), or to the send(2) of a flusher. What looks like a
         # graceful end is one only if nobody is flushing.
         lock_take(&connection.lock)

@@ -150,10 +150,17 @@ cdef enum:
     EDGE_FLUSH  # output was blocked: flush
     EDGE_ADAPTER   # the owner has to tell a user's stream
 
+# Whether the caller may call a user's stream.
+cdef enum:
+    ADAPTER_ENTERED
+    ADAPTER_BUSY  # somebody is in it, and looks again before he leaves
+    ADAPTER_GONE
+
 cdef enum:
     DRAIN_WAIT
     DRAIN_DONE
     DRAIN_GONE
+    DRAIN_EDGE  # a user's stream has to go on
 
 cdef enum:
     # One flush sends at most so much; then whoever polls goes on (output_flush), and its thread comes back.

@@ -57,7 +57,7 @@ cdef inline bint deadlines_is_idle(context_t *context, connection_t *connection,
     ):
         return False
     lock_take(&connection.lock)
-    moves = connection.flushing or (connection.output.first != NULL and not connection.blocked)  # corked, say, by another worker
+    moves = (connection.flushing and connection.adapter == NULL) or (connection.output.first != NULL and not connection.blocked)  # corked, say, by another worker
     lock_give(&connection.lock)
     unacknowledged = kernel_unacknowledged(connection.poll_fd)
     moves = moves or unacknowledged != connection.idle_unacknowledged or (

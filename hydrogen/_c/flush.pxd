@@ -11,7 +11,7 @@ from hydrogen._c.constants cimport (
 from hydrogen._c.deadlines cimport deadlines_watch_output
 from hydrogen._c.kernel cimport HYDROGEN_GIL
 from hydrogen._c.mailbox cimport mailbox_of
-from hydrogen._c.output cimport output_flush, output_unblock
+from hydrogen._c.output cimport output_flush, output_unblock, output_wake_drainers
 from hydrogen._c.poller cimport EPOLLERR, EPOLLHUP, EPOLLOUT
 from hydrogen._c.queues cimport queues_check_memory, queues_post
 from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
@@ -80,4 +80,7 @@ cdef inline uint32_t flush_on_event(loop_t *loop, io_t *io, connection_t *connec
         meaning = output_unblock(&loop.context, connection, generation)
     if meaning == EDGE_FLUSH:
         flush_one(loop, io, connection, generation, wake)
-    return WRITABLE if meaning == EDGE_ADAPTER else 0
+    if meaning == EDGE_ADAPTER:
+        output_wake_drainers(&loop.context)
+        return WRITABLE
+    return 0

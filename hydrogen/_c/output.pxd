@@ -27,11 +27,11 @@ from hydrogen._c.buffer cimport (
     queue_consume, queue_parts, queue_push, queue_put_back, queue_t,
 )
 from hydrogen._c.constants cimport (
-    ABORT, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_GONE, DRAIN_WAIT,
+    ABORT, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_GONE, DRAIN_WAIT,
     EDGE_ADAPTER, EDGE_FLUSH, EDGE_NOTHING, FLUSHED, FLUSH_BUDGET, FLUSH_DRAINED, FLUSH_OWNER,
     LOW, NOT_CORKED, PAUSE_WATERMARK, POST_OWNER, POST_STALE, SEND_CORKED, SEND_NOW,
     SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE, STALL_SEEN,
-    STATE_ABORTING, STATE_CLOSING, STATE_GONE, STATE_OPEN,
+    STATE_ABORTING, STATE_CLOSING, STATE_OPEN,
 )
 from hydrogen._c.framing cimport FRAME_COMPLETE, framing_encode, framing_overhead, framing_t
 from hydrogen._c.kernel cimport iovec, kernel_send, kernel_unacknowledged
@@ -257,10 +257,11 @@ cdef inline int output_unblock(context_t *context, connection_t *connection, uin
     lock_take(&connection.lock)
     if mailbox_generation(connection) != generation:
         pass
-    elif connection.adapter != NULL:
-        meaning = EDGE_ADAPTER
     elif connection.flushing:
         connection.edge = True
+    elif connection.blocked and connection.adapter != NULL:
+        connection.edge = True
+        meaning = EDGE_ADAPTER
     elif connection.blocked:
         connection.blocked = False
         output_account_locked(context, connection)
@@ -291,28 +292,11 @@ cdef inline bint output_is_stalled(connection_t *connection, uint32_t generation
     return stalled
 
 
-cdef inline uint32_t output_adapter_sent(
-    context_t *context, connection_t *connection, uint32_t generation, bint blocked, size_t pending,
-) noexcept nogil:
-    """A user's stream has written: take over what it says of its output. Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER.
-
-    Under the adapter's lock, by whoever has called the stream: so an older word never follows a newer.
-    """
-    cdef uint32_t bits = 0
-    relaxed_store32(&connection.active, 1)
-    lock_take(&connection.lock)
-    if mailbox_generation(connection) == generation and connection.state < STATE_GONE:
-        connection.blocked = blocked
-        if blocked and (pending < connection.pending or not relaxed_load32(&connection.stalled)):
-            atomic_store32(&connection.stalled, STALL_NEW)
-        connection.pending = pending
-        bits = output_settle_locked(context, connection)
-    lock_give(&connection.lock)
-    return bits
-
-
 cdef inline int output_wait_drained(context_t *context, connection_t *connection, uint32_t generation, uint64_t until) noexcept nogil:
-    """One wait of drain(), at most until the monotonic time `until`."""
+    """One wait of drain(), at most until the monotonic time `until`.
+
+    DRAIN_EDGE: a user's stream has to go on. The owner is told of it too, but he may be the one who waits.
+    """
     cdef int state = DRAIN_WAIT
     lock_take(&context.drain_lock)
     lock_take(&connection.lock)
@@ -320,6 +304,8 @@ cdef inline int output_wait_drained(context_t *context, connection_t *connection
         state = DRAIN_GONE
     elif connection.pending < context.low:
         state = DRAIN_DONE
+    elif connection.adapter != NULL and connection.edge and not connection.flushing:
+        state = DRAIN_EDGE
     else:
         connection.drainers += 1
     lock_give(&connection.lock)

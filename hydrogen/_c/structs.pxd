@@ -86,9 +86,9 @@ ctypedef struct connection_t:
     # output side, under the lock
     lock_t lock
     uint8_t cause
-    bint flushing
+    bint flushing            # somebody sends, or is in the user's stream
     bint blocked             # EAGAIN was seen and no OUT edge since
-    bint edge                # an OUT edge came while flushing
+    bint edge                # an OUT edge came while flushing; of a user's stream also: a message, and while blocked
     bint asked_out           # a Unix socket that is polled for OUT; changed only by the flusher
     int code                 # errno of CAUSE_OS_ERROR; while open: with which reading ended
     name_t peer              # of the client, whom the PROXY protocol may name; constant from when it is ready; empty for Unix sockets

@@ -7,7 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
-    AGAIN, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_SLICE_NS, DRAIN_WAIT,
+    AGAIN, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS, DRAIN_WAIT,
     ENCRYPT_MOST, ENCRYPT_NS, NOT_CORKED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING, SEND_NOW,
     SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN,
     TLS_SHORT_MOST, WRITABLE,
@@ -25,7 +25,7 @@ from hydrogen._core cimport Engine, HydrogenSocket, check_timeout, encode
 from hydrogen._engine.callbacks cimport callbacks_check, callbacks_computing, callbacks_flush_corked
 from hydrogen._engine.ending cimport ending_ask
 from hydrogen._engine.references cimport references_held
-from hydrogen._engine.streams cimport streams_send
+from hydrogen._engine.streams cimport streams_is_mine, streams_send
 
 
 cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSocket socket, bytes data) except -1:
@@ -200,6 +200,8 @@ cdef inline object sending_drain(Engine engine, HydrogenSocket socket, timeout):
         return False
     if worker != NULL and worker.corked_count:
         callbacks_flush_corked(engine, worker)
+    if streams_is_mine(engine, socket):  # it would wait for itself
+        deadline = 0
     while True:
         until = min(deadline, kernel_now() + DRAIN_SLICE_NS)
         with nogil:
@@ -207,6 +209,8 @@ cdef inline object sending_drain(Engine engine, HydrogenSocket socket, timeout):
         if state == DRAIN_DONE and socket.pending >= engine._loop.context.low:  # with TLS: it is being encrypted
             with nogil:
                 kernel_sleep(ENCRYPT_NS)
+        elif state == DRAIN_EDGE:
+            streams_send(engine, socket, None)
         elif state != DRAIN_WAIT:
             return state == DRAIN_DONE
         PyErr_CheckSignals()

@@ -2,23 +2,29 @@
 
 Messages that the stream gave out and that were not delivered are in the adapter; FLAG_UNDECODED says
 off the GIL that there are some.
+
+One thread at a time is in a stream, as `flushing` of the connection says, so that its end waits until
+nobody is, and is told. Nobody waits to enter.
 """
 
+from cpython.pythread cimport PyThread_get_thread_ident
+from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t
 
+from hydrogen._c.adapter cimport adapter_append, adapter_enter, adapter_leave, adapter_sent
 from hydrogen._c.atomic cimport atomic_load32, atomic_load64, relaxed_add64, relaxed_store32
 from hydrogen._c.constants cimport (
-    AGAIN, CAUSE_HANDLER_ERROR, CAUSE_OS_ERROR, DELIVER_MOST, FLAG_EOF, FLAG_READABLE,
-    FLAG_STOP, FLAG_UNDECODED, STATE_CLOSING, STATE_OPEN, STOP,
+    ADAPTER_BUSY, ADAPTER_ENTERED, AGAIN, CAUSE_HANDLER_ERROR, CAUSE_OS_ERROR, DELIVER_MOST,
+    FLAG_EOF, FLAG_READABLE, FLAG_STOP, FLAG_UNDECODED, READABLE, STATE_ABORTING, STATE_CLOSING,
+    STATE_OPEN, STOP,
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
 from hydrogen._c.mailbox cimport mailbox_pauses
-from hydrogen._c.output cimport output_adapter_sent
 from hydrogen._c.queues cimport queues_check_memory, queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._core cimport Engine, HydrogenSocket, class_name, errors
 from hydrogen._engine.callbacks cimport callbacks_log, callbacks_message, callbacks_run
-from hydrogen._engine.ending cimport ending_with
+from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_held
 
 
@@ -66,58 +72,150 @@ cdef inline bint streams_stops(connection_t *connection) noexcept:
 cdef inline bint streams_receive(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, adapter,
 ) except -1:
-    """One `Stream.recv`; False when there is nothing more, or it raised."""
+    """One `Stream.recv`; False when there is nothing more, it raised, or somebody else is in the stream: he posts READABLE."""
+    cdef bint received = False
+    if not streams_enter_to_read(connection, socket, adapter):
+        connection.flags &= ~<uint32_t>FLAG_READABLE
+        return False
     try:
-        if callbacks_run(engine, worker, adapter.receive):
-            relaxed_store32(&connection.active, 1)
-            return True
+        adapter.user = PyThread_get_thread_ident()
+        received = callbacks_run(engine, worker, adapter.receive)
     except EOFError:
         connection.flags |= FLAG_EOF
     except BaseException as error:
+        if engine._inert():
+            raise
         streams_failed(engine, socket, adapter, "recv", error)
-    connection.flags &= ~<uint32_t>FLAG_READABLE
-    return False
+    if received:
+        relaxed_store32(&connection.active, 1)
+    else:
+        connection.flags &= ~<uint32_t>FLAG_READABLE
+    streams_leave(engine, worker, socket, adapter, False)
+    return received
 
 
-cdef inline int streams_failed(Engine engine, HydrogenSocket socket, adapter, name, error) except -1:
+cdef inline bint streams_enter_to_read(connection_t *connection, HydrogenSocket socket, adapter) except -1:
+    """Enter the stream, for the owner. If somebody is in it he sees `wanted` after he has left."""
+    if adapter_enter(connection, socket._generation) == ADAPTER_ENTERED:
+        return True
+    adapter.wanted = True
+    if adapter_enter(connection, socket._generation) != ADAPTER_ENTERED:
+        return False
+    adapter.wanted = False
+    return True
+
+
+cdef inline void streams_failed(Engine engine, HydrogenSocket socket, adapter, name, error) noexcept:
     """`Stream.recv` or `send` raised."""
-    if engine._inert():
-        return 0
-    cause, shown = errors.cause_of(error)
-    ending_with(engine, socket, cause == CAUSE_OS_ERROR or name == "send", cause, shown)
-    if cause == CAUSE_HANDLER_ERROR:
-        callbacks_log(engine, socket, f"{class_name(adapter.stream)}.{name}", error)
-    return 0
+    try:
+        cause, shown = errors.cause_of(error)
+        ending_with(engine, socket, cause == CAUSE_OS_ERROR or name == "send", cause, shown)
+        if cause == CAUSE_HANDLER_ERROR:
+            callbacks_log(engine, socket, f"{class_name(adapter.stream)}.{name}", error)
+    except BaseException:  # no memory
+        ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
 
 
 cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except -1:
-    """Have a user's stream write; None: go on with what it has kept. False when it raised. Any thread.
+    """Have a user's stream write; None: go on with what it has kept. False when it is too late, or it raised. Any thread.
 
-    What the stream says of its output is published under the adapter's lock (`streams_publish`), so
-    that an older word never follows a newer one.
+    Nobody waits for who is in the stream: it may be this thread, further out, or one that is about to
+    send by the stream in which this one is. The message waits in the adapter, and he looks again.
     """
-    cdef worker_t *worker = engine._worker()
-    adapter = references_held(engine, socket, &socket._connection.adapter)  # None: the connection is gone
+    cdef connection_t *connection = socket._connection
+    cdef int entered
+    adapter = references_held(engine, socket, &connection.adapter)  # None: the connection is gone
     if adapter is None:
         return False
+    adapter.waiting.append(data)
+    if data is not None and not adapter_append(&engine._loop.context, connection, socket._generation, len(data)):
+        if streams_take_back(adapter, data):
+            return False
+    entered = adapter_enter(connection, socket._generation)
+    if entered == ADAPTER_ENTERED:
+        return streams_leave(engine, engine._worker(), socket, adapter, True)
+    return entered == ADAPTER_BUSY
+
+
+cdef inline bint streams_take_back(adapter, data) except -1:
+    """Remove a message that waits; False when it does not, any more."""
     try:
-        if data is None:
-            callbacks_run(engine, worker, adapter.resume, socket._publish)
-        else:
-            callbacks_run(engine, worker, adapter.send, data, socket._publish)
-    except BaseException as error:
-        streams_failed(engine, socket, adapter, "send", error)
+        adapter.waiting.remove(data)
+    except ValueError:
         return False
     return True
 
 
-cdef inline void streams_publish(Engine engine, HydrogenSocket socket, bint blocked, size_t pending) noexcept:
-    """What a stream says of its output, under its adapter's lock."""
+cdef inline bint streams_leave(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint went_well) except -1:
+    """Write what waits, and come out of the stream. False when that failed.
+
+    What a thread of the user's is to be told (Ctrl-C, or `sys.exit()` of a signal handler, that came
+    while it was in the stream) is raised again.
+    """
     cdef connection_t *connection = socket._connection
-    cdef uint32_t bits
-    if not socket._valid():
-        return
-    bits = output_adapter_sent(&engine._loop.context, connection, socket._generation, blocked, pending)
-    deadlines_watch_output(&engine._loop, connection)
+    cdef uint32_t bits = 0
+    cdef bint hands_over = False
+    interrupt = None
+    me = PyThread_get_thread_ident()
+    while True:
+        try:
+            adapter.user = me
+            hands_over = streams_write(engine, worker, socket, adapter)
+        except BaseException as error:
+            if engine._inert():
+                if worker == NULL:  # the child of a thread of the user's goes its own way
+                    return False
+                raise
+            went_well = False
+            streams_failed(engine, socket, adapter, "send", error)
+            if worker == NULL and not isinstance(error, Exception):
+                interrupt = error
+        adapter.user = None
+        if adapter_leave(&engine._loop.context, connection, hands_over, &bits):
+            break
+        if adapter.blocked and not adapter.waiting:
+            adapter.waiting.append(None)
+    if adapter.wanted:
+        adapter.wanted = False
+        bits |= READABLE
+    queues_post(&engine._loop, connection, socket._generation, bits, worker == NULL)
+    if interrupt is not None:
+        raise interrupt
+    return went_well
+
+
+cdef inline bint streams_write(Engine engine, worker_t *worker, HydrogenSocket socket, adapter) except -1:
+    """In the stream: write what waits. True when that is left to the owner: others write as fast as this thread."""
+    cdef connection_t *connection = socket._connection
+    cdef int budget = DELIVER_MOST
+    cdef size_t size
+    while adapter.waiting and atomic_load32(&connection.state) < STATE_ABORTING:
+        if budget <= 0 and atomic_load32(&connection.state) == STATE_OPEN:
+            return True
+        budget -= 1
+        try:
+            data = adapter.waiting.popleft()
+        except IndexError:  # taken back
+            break
+        size = adapter.pending
+        if data is not None:
+            size += len(data)
+            callbacks_run(engine, worker, adapter.send, data)
+        elif adapter.blocked:
+            callbacks_run(engine, worker, adapter.resume)
+        streams_sent(engine, socket, adapter.blocked, 0 if adapter.blocked else size)
+    return False
+
+
+cdef inline void streams_sent(Engine engine, HydrogenSocket socket, bint blocked, size_t freed) noexcept:
+    """The stream has written; what it has kept until now and keeps no more is `freed`."""
+    cdef uint32_t bits = adapter_sent(&engine._loop.context, socket._connection, blocked, freed)
+    deadlines_watch_output(&engine._loop, socket._connection)
     queues_check_memory(&engine._loop)
-    queues_post(&engine._loop, connection, socket._generation, bits, engine._worker() == NULL)
+    queues_post(&engine._loop, socket._connection, socket._generation, bits, engine._worker() == NULL)
+
+
+cdef inline bint streams_is_mine(Engine engine, HydrogenSocket socket) except -1:
+    """Whether the calling thread is in the stream of the connection, further out."""
+    adapter = references_held(engine, socket, &socket._connection.adapter)
+    return adapter is not None and adapter.user == PyThread_get_thread_ident()

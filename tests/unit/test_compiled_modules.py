@@ -25,6 +25,7 @@ ORDER = [
     "counters",
     "connection",
     "output",
+    "adapter",
     "input",
     "closing",
     "queues",

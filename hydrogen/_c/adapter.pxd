@@ -1,0 +1,98 @@
+"""Who may call a user's stream, and what it says of its output.
+
+One thread at a time is in a stream: `flushing` of the connection says so, and the end of the
+connection waits until nobody is. Nobody else waits: who comes leaves what is to be done in the
+stream's adapter, and sets `edge`; who is in the stream looks again before he leaves. `edge` is also
+set by an OUT edge, for who waits in drain().
+"""
+
+from libc.stdint cimport uint32_t
+
+from hydrogen._c.atomic cimport atomic_store32, relaxed_load32, relaxed_store32
+from hydrogen._c.constants cimport (
+    ADAPTER_BUSY, ADAPTER_ENTERED, ADAPTER_GONE, STALL_NEW, STATE_ABORTING, STATE_OPEN, WRITABLE,
+)
+from hydrogen._c.lock cimport lock_give, lock_take
+from hydrogen._c.mailbox cimport mailbox_generation
+from hydrogen._c.output cimport (
+    output_account_locked, output_drained_locked, output_pause_locked, output_settle_locked,
+)
+from hydrogen._c.structs cimport connection_t, context_t
+
+
+cdef inline bint adapter_append(
+    context_t *context, connection_t *connection, uint32_t generation, size_t n,
+) noexcept nogil:
+    """Count a message for a user's stream as pending; False when no more are taken. Any thread."""
+    cdef bint taken
+    lock_take(&connection.lock)
+    taken = mailbox_generation(connection) == generation and connection.state == STATE_OPEN
+    if taken:
+        connection.pending += n
+        if (connection.blocked or connection.flushing) and connection.pending > context.high:
+            output_pause_locked(context, connection)
+        output_account_locked(context, connection)
+    lock_give(&connection.lock)
+    return taken
+
+
+cdef inline int adapter_enter(connection_t *connection, uint32_t generation) noexcept nogil:
+    """Be the one who calls the user's stream, as `flushing` says. Nobody waits for that.
+
+    ADAPTER_BUSY: somebody is in it, and looks again before he leaves; ADAPTER_GONE: too late. Any thread.
+    """
+    cdef int result = ADAPTER_GONE
+    lock_take(&connection.lock)
+    if mailbox_generation(connection) == generation and connection.state < STATE_ABORTING:
+        if connection.flushing:
+            connection.edge = True
+            result = ADAPTER_BUSY
+        else:
+            connection.flushing = True
+            connection.edge = False
+            result = ADAPTER_ENTERED
+    lock_give(&connection.lock)
+    return result
+
+
+cdef inline bint adapter_leave(
+    context_t *context, connection_t *connection, bint hands_over, uint32_t *bits,
+) noexcept nogil:
+    """Come out of the user's stream; False when there is something to do there still: an edge came, or a message.
+
+    `hands_over`: leave that to the owner, as if the kernel took no more. `bits` are to be posted,
+    with FLUSH_DRAINED and FLUSH_OWNER.
+    """
+    cdef bint leaves
+    bits[0] = 0
+    lock_take(&connection.lock)
+    leaves = hands_over or not connection.edge or connection.state >= STATE_ABORTING
+    connection.edge = False
+    if leaves:
+        connection.flushing = False
+        if hands_over and connection.state < STATE_ABORTING:
+            connection.blocked = connection.edge = True
+            bits[0] = WRITABLE | output_drained_locked(connection)
+        else:
+            bits[0] = output_settle_locked(context, connection)
+    lock_give(&connection.lock)
+    return leaves
+
+
+cdef inline uint32_t adapter_sent(
+    context_t *context, connection_t *connection, bint blocked, size_t freed,
+) noexcept nogil:
+    """A user's stream has written: `freed` bytes are pending no more. By who is in it.
+
+    Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER.
+    """
+    cdef uint32_t bits
+    relaxed_store32(&connection.active, 1)
+    lock_take(&connection.lock)
+    connection.blocked = blocked
+    if blocked and not relaxed_load32(&connection.stalled):
+        atomic_store32(&connection.stalled, STALL_NEW)
+    connection.pending -= min(freed, connection.pending)
+    bits = output_settle_locked(context, connection)
+    lock_give(&connection.lock)
+    return bits
