@@ -101,7 +101,7 @@ def encode(builder: FrameBuilder | None, data: bytes) -> bytes:
     wire = frame.to_bytes()
     if not isinstance(wire, bytes):
         raise TypeError(f"{type(frame).__name__}.to_bytes() returned {described(wire, 60)}, not bytes")
-    return wire
+    return wire if type(wire) is bytes else bytes(memoryview(wire))
 
 
 class FrameDecoder:

@@ -186,3 +186,33 @@ def test_an_exception_that_is_raised_for_each_connection_keeps_a_short_traceback
         wait_until(lambda: server.stats().connections == 0, "the slot is vacant: the last callback is over")
         lengths.append(length())
     assert max(lengths[2:]) <= lengths[1], lengths
+
+
+class MyBytes(bytes):
+    """A subclass, which what is compiled does not take for bytes."""
+
+
+class Padded(hydrogen.FrameBuilder):
+    """A line; `to_bytes` of its frames returns a subclass of bytes."""
+
+    def from_bytes(self, buf):
+        line = hydrogen.LineFrameBuilder().from_bytes(buf)
+        return None if line is None else self.frame(line.payload())
+
+    def frame(self, payload):
+        class Line(hydrogen.LineFrame):
+            def to_bytes(self):
+                return MyBytes(super().to_bytes())
+
+        return Line(payload)
+
+
+@pytest.mark.clause("F15")
+def test_a_frame_may_become_a_subclass_of_bytes(start, connect):
+    handler = recorder(connected=None, data_received=echo)
+    server = start(handler, framing=Padded())
+    client = connect(server)
+    client.send(b"one\n")
+    assert client.receive(4) == b"one\n"
+    assert server.broadcast(b"all").sent == 1
+    assert client.receive(4) == b"all\n"
