@@ -64,6 +64,7 @@ class TlsSession:
     """
 
     __slots__ = (
+        "_asks_later",
         "_facts",
         "_incoming",
         "_is_closed",
@@ -93,6 +94,7 @@ class TlsSession:
         self.is_ended = False
         self._is_closed = False
         self._facts: dict[str, Any] = {}
+        self._asks_later = context.post_handshake_auth
         self.failure: ssl.SSLError | None = None
 
     def receive(self, ciphertext: bytes) -> bytes:
@@ -110,7 +112,7 @@ class TlsSession:
                 self._object.do_handshake()
                 self._find_facts()
                 self.is_ready = True
-            elif self._object.context.post_handshake_auth:  # a certificate may come any time
+            elif self._asks_later:  # a certificate may come any time
                 self._find_facts()
             # What OpenSSL holds already does not show at the socket any more: read on until there is nothing.
             while not self.is_ended:

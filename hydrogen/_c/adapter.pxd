@@ -10,7 +10,8 @@ from libc.stdint cimport uint32_t
 
 from hydrogen._c.atomic cimport atomic_store32, relaxed_load32, relaxed_store32
 from hydrogen._c.constants cimport (
-    ADAPTER_BUSY, ADAPTER_ENTERED, ADAPTER_GONE, STALL_NEW, STATE_ABORTING, STATE_OPEN, WRITABLE,
+    ADAPTER_BUSY, ADAPTER_ENTERED, ADAPTER_GONE, STALL_NEW, STATE_ABORTING, STATE_OPEN,
+    WRITABLE,
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation

@@ -11,7 +11,9 @@ from hydrogen._c.constants cimport (
 from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._core cimport Engine, FrameDecoder, HydrogenSocket, class_name, errors
-from hydrogen._engine.callbacks cimport callbacks_failed, callbacks_message, callbacks_run
+from hydrogen._engine.callbacks cimport (
+    callbacks_check, callbacks_failed, callbacks_message, callbacks_run,
+)
 from hydrogen._engine.ending cimport ending_with
 from hydrogen._engine.references cimport references_hold
 
@@ -43,6 +45,7 @@ cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *
         try:
             data = callbacks_run(engine, worker, decoder.next)
         except errors.ProtocolError as error:
+            callbacks_check(engine)
             errors.cut_traceback(error)
             ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
             break

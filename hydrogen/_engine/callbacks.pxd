@@ -122,15 +122,18 @@ cdef inline int callbacks_call(
 
 
 cdef inline object callbacks_run(Engine engine, worker_t *worker, function, first=None, second=None):
-    """What `function` of the user's returns, or raises. Arguments are left out when they are None."""
+    """What `function` of the user's returns, or raises; who catches that calls `callbacks_check`.
+
+    Arguments are left out when they are None.
+    """
     if worker != NULL:
         callbacks_begin(engine, worker)
-    try:
-        if second is not None:
-            return function(first, second)
-        return function() if first is None else function(first)
-    finally:
-        callbacks_check(engine)
+    if second is not None:
+        result = function(first, second)
+    else:
+        result = function() if first is None else function(first)
+    callbacks_check(engine)
+    return result
 
 
 cdef inline int callbacks_quietly(

@@ -76,6 +76,20 @@ cdef inline void dispatch_serve(Engine engine, worker_t *worker, connection_t *c
     """
     cdef uint32_t todo = connection.todo
     connection.todo = 0
+    if not dispatch_guarded(engine, worker, connection, todo) and not engine._inert():
+        queues_end(
+            &engine._loop, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR, ENOMEM, NULL, False)
+    if engine._inert():
+        return
+    if todo & TODO_FINISH:
+        finishing_release(engine, worker, connection)
+    else:
+        loop_settle(&engine._loop, connection)
+    dispatch_leave(engine, worker)
+
+
+cdef inline bint dispatch_guarded(Engine engine, worker_t *worker, connection_t *connection, uint32_t todo) noexcept:
+    """Whether it came to an end. Without memory even catching an exception may fail: then this is 0."""
     try:
         if todo & TODO_FINISH:
             finishing_callbacks(engine, worker, connection)
@@ -83,14 +97,13 @@ cdef inline void dispatch_serve(Engine engine, worker_t *worker, connection_t *c
             dispatch_do(engine, worker, connection, todo)
     except BaseException as error:
         dispatch_failed(engine, connection, error)
-    if engine._inert():
-        return
-    if todo & TODO_FINISH:
-        finishing_release(engine, worker, connection)
-    else:
-        loop_settle(&engine._loop, connection)
+    return True
+
+
+cdef inline void dispatch_leave(Engine engine, worker_t *worker) noexcept:
+    """After what ran besides callbacks: `__del__` of what was dropped, a stream."""
     try:
-        callbacks_leave(engine, worker)  # of what ran besides: `__del__` of what was dropped, a stream
+        callbacks_leave(engine, worker)
     except BaseException:
         pass
 

@@ -28,7 +28,7 @@ from hydrogen._core cimport (
     may_send,
 )
 from hydrogen._engine.callbacks cimport (
-    callbacks_call, callbacks_failed, callbacks_leave, callbacks_run,
+    callbacks_call, callbacks_check, callbacks_failed, callbacks_leave, callbacks_run,
 )
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_hold
@@ -62,6 +62,7 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
     try:
         opening_settle_stream(engine, worker, connection, socket)
     except errors.Reject as error:
+        callbacks_check(engine)
         errors.cut_traceback(error)
         ending_with(engine, socket, True, CAUSE_REJECT, error)
         return 0

@@ -216,13 +216,9 @@ def blame(removals, error):
 
 
 @errors
-@pytest.mark.parametrize(
-    "name", ["new_connection", "connected", "data_received", "eof", "writable"]
-)
+@pytest.mark.parametrize("name", ["new_connection", "connected", "data_received", "eof", "writable"])
 @pytest.mark.clause("H16")
-def test_whatever_a_callback_raises_is_the_handler_s_and_costs_that_connection(
-    start, connect, error_log, name, make
-):
+def test_whatever_a_callback_raises_is_the_handler_s_and_costs_that_connection(start, connect, error_log, name, make):
     error, switch = make(), Switch()
 
     def hook(socket, *arguments):
@@ -238,9 +234,7 @@ def test_whatever_a_callback_raises_is_the_handler_s_and_costs_that_connection(
 
     handler = recorder(**({name: hook} | {"data_received": received}))
     small = (socket_module.SOL_SOCKET, socket_module.SO_SNDBUF, 4096)
-    scene = Scene(
-        start, connect, handler, write_buffer_limits=(1000, 4000), socket_options=(small,)
-    )
+    scene = Scene(start, connect, handler, write_buffer_limits=(1000, 4000), socket_options=(small,))
 
     def act(client):
         if name in ("data_received", "writable"):
@@ -266,9 +260,7 @@ def test_whatever_a_callback_raises_is_the_handler_s_and_costs_that_connection(
 @errors
 @pytest.mark.parametrize("name", ["disconnected", "connection_removed"])
 @pytest.mark.clause("H17")
-def test_whatever_the_last_two_callbacks_raise_is_logged_and_changes_nothing(
-    start, connect, error_log, name, make
-):
+def test_whatever_the_last_two_callbacks_raise_is_logged_and_changes_nothing(start, connect, error_log, name, make):
     error = make()
     handler = recorder(data_received=only_bad(error), **{name: raising(error)})
     scene = Scene(start, connect, handler)
@@ -281,9 +273,7 @@ def test_whatever_the_last_two_callbacks_raise_is_logged_and_changes_nothing(
 
 @errors
 @pytest.mark.clause("H16")
-def test_whatever_each_callback_of_a_connection_raises_at_once_it_is_removed(
-    start, connect, error_log, make
-):
+def test_whatever_each_callback_of_a_connection_raises_at_once_it_is_removed(start, connect, error_log, make):
     """The first one counts; the last two are called all the same."""
     error = make()
     handler = recorder(
@@ -306,9 +296,7 @@ def test_whatever_on_server_created_raises_is_what_the_start_raises(engine, make
 
 @errors
 @pytest.mark.clause("H16")
-def test_whatever_callbacks_raise_over_tls_costs_that_connection(
-    start, connect, error_log, make, tls
-):
+def test_whatever_callbacks_raise_over_tls_costs_that_connection(start, connect, error_log, make, tls):
     error = make()
     handler = recorder(data_received=only_bad(error))
     server = start(handler, max_threads=WORKERS, ssl=tls.server)
@@ -394,9 +382,7 @@ def judge_stream(removals, error, log):
 @pytest.mark.parametrize("method", ["recv", "send"])
 @pytest.mark.parametrize("form", ["method", "property"])
 @pytest.mark.clause("T1")
-def test_whatever_a_stream_raises_ends_its_connection_as_it_says(
-    start, connect, error_log, method, form, make
-):
+def test_whatever_a_stream_raises_ends_its_connection_as_it_says(start, connect, error_log, method, form, make):
     error, switch = make(), Switch()
     if is_a(error, BlockingIOError):
         # That is no error of these two, but "not now".
@@ -414,9 +400,7 @@ def test_whatever_a_stream_raises_ends_its_connection_as_it_says(
 
 @errors
 @pytest.mark.clause("T1")
-def test_whatever_a_stream_raises_when_it_is_asked_for_its_fd_ends_its_connection(
-    start, connect, error_log, make
-):
+def test_whatever_a_stream_raises_when_it_is_asked_for_its_fd_ends_its_connection(start, connect, error_log, make):
     error, switch = make(), Switch()
 
     class NoNumber(Chunks):
@@ -439,9 +423,7 @@ def test_whatever_a_stream_raises_when_it_is_asked_for_its_fd_ends_its_connectio
 
 @errors
 @pytest.mark.parametrize("method", ["shutdown", "close"])
-def test_whatever_a_stream_raises_at_its_end_is_only_logged(
-    start, connect, error_log, method, make
-):
+def test_whatever_a_stream_raises_at_its_end_is_only_logged(start, connect, error_log, method, make):
     error, switch = make(), Switch()
 
     def at_the_end(stream):
@@ -498,9 +480,7 @@ def builder_that_raises(where, error):
 
 @errors
 @pytest.mark.parametrize("where", ["from_bytes", "payload", "payload property"])
-def test_whatever_a_builder_raises_on_receipt_ends_its_connection(
-    start, connect, error_log, where, make
-):
+def test_whatever_a_builder_raises_on_receipt_ends_its_connection(start, connect, error_log, where, make):
     error = make()
     handler = recorder(data_received=lambda socket, data: socket.send(data))
     scene = Scene(start, connect, handler, framing=builder_that_raises(where, error))
@@ -516,9 +496,7 @@ def test_whatever_a_builder_raises_on_receipt_ends_its_connection(
 
 @errors
 @pytest.mark.parametrize("where", ["frame", "to_bytes"])
-def test_whatever_a_builder_raises_on_sending_is_the_callback_s_that_sent(
-    start, connect, error_log, where, make
-):
+def test_whatever_a_builder_raises_on_sending_is_the_callback_s_that_sent(start, connect, error_log, where, make):
     error = make()
     handler = recorder(data_received=lambda socket, data: socket.send(data))
     scene = Scene(start, connect, handler, framing=builder_that_raises(where, error))
@@ -531,9 +509,7 @@ def test_whatever_a_builder_raises_on_sending_is_the_callback_s_that_sent(
 @errors
 @pytest.mark.parametrize("where", ["frame", "to_bytes"])
 @pytest.mark.parametrize("how", ["send", "broadcast"])
-def test_whatever_a_builder_raises_on_sending_goes_to_the_caller_and_the_connection_stays(
-    start, connect, where, how, make
-):
+def test_whatever_a_builder_raises_on_sending_goes_to_the_caller_and_the_connection_stays(start, connect, where, how, make):
     error = make()
     handler = recorder(data_received=lambda socket, data: socket.send(data))
     scene = Scene(start, connect, handler, framing=builder_that_raises(where, error))
@@ -583,9 +559,7 @@ def nonsense(error):
 
 
 @errors
-def test_nonsense_from_on_new_connection_that_cannot_be_described_costs_that_connection(
-    start, connect, error_log, make
-):
+def test_nonsense_from_on_new_connection_that_cannot_be_described_costs_that_connection(start, connect, error_log, make):
     error, switch = make(), Switch()
     handler = recorder(
         new_connection=lambda fd: nonsense(error) if switch.on else None,
@@ -599,12 +573,8 @@ def test_nonsense_from_on_new_connection_that_cannot_be_described_costs_that_con
 
 
 @errors
-@pytest.mark.parametrize(
-    "wrap", [lambda value: value, lambda value: [value]], ids=["itself", "list"]
-)
-def test_nonsense_from_a_stream_that_cannot_be_described_costs_that_connection(
-    start, connect, error_log, make, wrap
-):
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [value]], ids=["itself", "list"])
+def test_nonsense_from_a_stream_that_cannot_be_described_costs_that_connection(start, connect, error_log, make, wrap):
     error, switch = make(), Switch()
     handler = streams(switch, recv=lambda stream: wrap(nonsense(error)))
     scene = Scene(start, connect, handler)
@@ -616,20 +586,14 @@ def test_nonsense_from_a_stream_that_cannot_be_described_costs_that_connection(
 
 @errors
 @pytest.mark.parametrize("where", ["from_bytes", "payload"])
-def test_nonsense_from_a_builder_that_cannot_be_described_costs_that_connection(
-    start, connect, error_log, make, where
-):
+def test_nonsense_from_a_builder_that_cannot_be_described_costs_that_connection(start, connect, error_log, make, where):
     error = make()
     strange = type("Strange", (Whole,), {"payload": lambda self: nonsense(error)})
 
     class Builder(hydrogen.FrameBuilder):
         def from_bytes(self, buf):
             is_bad = buf == b"bad"
-            frame = (
-                (nonsense(error) if where == "from_bytes" else strange(buf))
-                if is_bad
-                else Whole(buf)
-            )
+            frame = (nonsense(error) if where == "from_bytes" else strange(buf)) if is_bad else Whole(buf)
             buf.clear()
             return frame
 
@@ -647,9 +611,7 @@ def test_nonsense_from_a_builder_that_cannot_be_described_costs_that_connection(
 
 
 @errors
-def test_whatever_a_timer_raises_is_logged_and_the_next_one_is_called(
-    start, connect, error_log, make
-):
+def test_whatever_a_timer_raises_is_logged_and_the_next_one_is_called(start, connect, error_log, make):
     error = make()
     scene = Scene(start, connect, recorder(data_received=lambda socket, data: socket.send(data)))
     for _ in range(TIMES):
@@ -665,9 +627,7 @@ def test_whatever_a_timer_raises_is_logged_and_the_next_one_is_called(
 
 @errors
 @pytest.mark.parametrize("calls", ["nothing", "send", "close", "abort", "server"])
-def test_whatever_the_finalizer_of_user_data_does_and_raises_costs_nobody(
-    start, connect, monkeypatch, make, calls
-):
+def test_whatever_the_finalizer_of_user_data_does_and_raises_costs_nobody(start, connect, monkeypatch, make, calls):
     error, dropped, is_over = make(), [], []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
 
@@ -743,16 +703,12 @@ def log_raises():
 
 @errors
 @pytest.mark.parametrize("how", ["handler", "filter"])
-def test_whatever_the_log_raises_the_server_starts_serves_and_stops(
-    start, connect, error_log, log_raises, how, make
-):
+def test_whatever_the_log_raises_the_server_starts_serves_and_stops(start, connect, error_log, log_raises, how, make):
     """A line is logged for each thing there is: accepts, removals, exceptions, timers, the stop."""
     error = make()
     log_raises(make(), how)
     handler = recorder(data_received=only_bad(error), connected=None)
-    scene = Scene(
-        start, connect, handler, write_buffer_limits=(1000, 4000), max_write_buffer=10_000
-    )
+    scene = Scene(start, connect, handler, write_buffer_limits=(1000, 4000), max_write_buffer=10_000)
     blame(scene.provoke(), error)
     scene.server.call_later(0, raising(error))
 
@@ -773,9 +729,7 @@ def test_whatever_the_log_raises_the_server_starts_serves_and_stops(
 
 @errors
 @pytest.mark.parametrize("how", ["handler", "filter"])
-def test_whatever_the_log_raises_over_tls_handshakes_succeed_and_fail_as_ever(
-    start, connect, error_log, log_raises, how, make, tls
-):
+def test_whatever_the_log_raises_over_tls_handshakes_succeed_and_fail_as_ever(start, connect, error_log, log_raises, how, make, tls):
     log_raises(make(), how)
     handler = recorder(data_received=lambda socket, data: socket.send(data))
     server = start(handler, max_threads=WORKERS, ssl=tls.server)

@@ -60,9 +60,7 @@ class Link:
         replies: what came, by source.
     """
 
-    def __init__(
-        self, life: Life, number: int, receive_buffer: int | None, send_buffer: int | None
-    ) -> None:
+    def __init__(self, life: Life, number: int, receive_buffer: int | None, send_buffer: int | None) -> None:
         self.life = life
         self.number = number
         # An address of its own, for a port may be used again.

@@ -109,9 +109,7 @@ def meddle(server, handler, done, seed):
     ("handoff", "loops", "transport"),
     [("auto", 1, "tcp"), ("inline", 1, "unix"), ("eager", 1, "tcp"), ("auto", 3, "unix")],
 )
-def test_no_client_sees_another_s_bytes_whatever_all_threads_do_at_once(
-    start, handoff, loops, transport, tmp_path
-):
+def test_no_client_sees_another_s_bytes_whatever_all_threads_do_at_once(start, handoff, loops, transport, tmp_path):
     seeds = itertools.count(1)
     answered = life = 0
     while answered < MESSAGES // 3:
