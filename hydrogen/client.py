@@ -127,6 +127,7 @@ class Client:
         # signal handler that closes while its thread waits.
         self._sending = threading.RLock()
         self._receiving = threading.RLock()
+        self._is_closing = False  # by a signal handler; who was interrupted closes the fd
 
     def send(self, data: BytesLike) -> None:
         """Send one message; returns when the kernel has taken all of it.
@@ -140,8 +141,14 @@ class Client:
             ssl.SSLError, OSError: the connection is broken, or closed.
         """
         frame = self._builder.frame(contiguous(data))
-        with self._sending:
+        if self._stream.is_interrupted():  # the call further out sends it, and keeps the fd open; nobody is waited for
             self._stream.b_send(frame)
+            return
+        try:
+            with self._sending:
+                self._stream.b_send(frame)
+        finally:
+            self._close_if_asked()
 
     def recv(self, timeout: float | EllipsisType | None = ...) -> bytes:
         """Wait for the next message; without framing, for a chunk.
@@ -156,8 +163,16 @@ class Client:
             ProtocolError: what came can never become a message.
             ssl.SSLError, OSError: the connection is broken; `ssl.SSLEOFError`: it ended without close_notify, so that input may be cut off.
         """
-        with self._receiving:
-            return self._stream.b_recv(self._timeout if isinstance(timeout, EllipsisType) else timeout).payload()
+        try:
+            with self._receiving:
+                return self._stream.b_recv(self._timeout if isinstance(timeout, EllipsisType) else timeout).payload()
+        finally:
+            self._close_if_asked()
+
+    def _close_if_asked(self) -> None:
+        if self._is_closing:
+            self._is_closing = False
+            self.close()
 
     def __iter__(self) -> Iterator[bytes]:
         """The messages until the end; each is waited for, and raises, as by `recv()`."""
@@ -172,6 +187,10 @@ class Client:
         """Close; what was sent still arrives, and with TLS a close_notify after it. Calls of other threads return. May be called again."""
         fd = self._stream.fileno()
         if fd < 0:
+            return
+        if self._stream.is_interrupted():
+            self._is_closing = True
+            self._stream.shutdown()
             return
         if isinstance(self._stream, Secure):
             poll = select.poll()

@@ -252,9 +252,11 @@ def seconds_left(deadline: float | None) -> float:
 class _SocketStream(Stream):
     """What `Plain` and `Secure` share. Between the wire and the frames bytes pass `_open` and `_seal`, which here change nothing.
 
-    One thread may receive while another sends. `_lock` is held for each system call with all that belongs to it, so that bytes pass in
-    the order of the wire; never while waiting, and never over code of the user's. `_hands` is held by the thread that carries the
-    handshake on; it comes before `_lock`. `_decoder` and `_failure` belong to the receiver (a handshake yields no plaintext); what else
+    One thread may receive while another sends. `_lock` is held for each system call with all that belongs to it (`_hold`), so that bytes
+    pass in the order of the wire; never while waiting. A signal handler may run meanwhile, and call again: what it sends is left in
+    `_waiting`, what it ends in `_is_shut`, and who holds the lock looks again after giving it back (`_is_left`). `_hands` is held by the
+    thread that carries the handshake on; it comes before `_lock`. `_decoder` and `_failure` belong to the receiver (a handshake yields no
+    plaintext); what else
     changes is written under `_lock`:
 
         _is_ready: the handshake is done.
@@ -262,6 +264,7 @@ class _SocketStream(Stream):
         _waiting: messages that have not passed `_seal`: for longer than a moment only as long as the handshake is on.
         _unsent: bytes for the wire that the kernel has not taken.
         _is_sending: a blocking call sees to `_unsent`, and nobody else: or it would wait for the kernel to take what it has already.
+        _is_busy: a thread is between beginning and end of `_hold`: this one, to who has got the lock.
         _is_shut: `shutdown` was called: this side has ended the input, also when what the peer still sends makes the kernel reset.
         _broken: what send(2) failed with. Nothing more is sent: what comes after a gap is nonsense to the peer.
         _end: why nothing more comes in; an `EOFError` for a graceful end. It is raised once all frames before it were given out.
@@ -273,11 +276,13 @@ class _SocketStream(Stream):
 
     _session: TlsSession | None = None
 
-    def __init__(self, sock_or_fd: socket.socket | int, framing: Framing, lock: threading.Lock) -> None:
+    def __init__(self, sock_or_fd: socket.socket | int, framing: Framing) -> None:
         self._builder = builder_of(framing)
         self._decoder = FrameDecoder(self._builder or ChunkFrameBuilder())
         self._sock = _socket_of(sock_or_fd)
-        self._lock = lock
+        self._lock = threading.RLock()
+        self._is_busy = False
+        self._is_left = False
         self._hands = threading.Lock()
         self._is_ready = True
         self._wanted = CHUNK
@@ -299,6 +304,57 @@ class _SocketStream(Stream):
     def _seal(self, data: bytes) -> bytes:
         """Under `_lock`: plaintext as it goes on the wire."""
         return data
+
+    def _end_output(self) -> None:
+        """Under `_lock`: what goes out last. Called again."""
+
+    # ------------------------------------------------------------------ one at a time
+
+    def _hold(self, work: Callable[[], None], wait: bool = True) -> bool:
+        """Do `work` under `_lock`; False when it is left to who is in there: this thread further out, or (not `wait`) another one."""
+        held = False
+        if self._lock.acquire(blocking=wait):
+            try:
+                held = self._alone(work)
+            finally:
+                self._lock.release()
+        if not held:
+            self._is_left = True
+        while self._is_left and self._lock.acquire(blocking=False):
+            try:
+                if not self._alone(self._see_to_the_rest):
+                    break
+            finally:
+                self._lock.release()
+        return held
+
+    def _alone(self, work: Callable[[], None]) -> bool:
+        if self._is_busy:
+            return False
+        self._is_busy = True
+        try:
+            work()
+        finally:
+            self._is_busy = False
+        return True
+
+    def _see_to_the_rest(self) -> None:
+        """Under `_lock`: what others have left."""
+        self._is_left = False
+        if self._is_shut:
+            self._shut()
+        elif not self._is_sending:
+            with contextlib.suppress(OSError):  # for who sends to be told
+                self._flush()
+
+    def is_interrupted(self) -> bool:
+        """Whether the caller has interrupted a call of this stream, in this thread, as a signal handler does."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            return self._is_busy
+        finally:
+            self._lock.release()
 
     # ------------------------------------------------------------------ non-blocking
 
@@ -358,8 +414,7 @@ class _SocketStream(Stream):
         """
         data = self._checked(frame).to_bytes()
         self._shake_hands(None)
-        with self._lock:
-            self._waiting.append(data)
+        self._waiting.append(data)
         while not self._write():
             self._wait(select.POLLOUT, None)
 
@@ -383,12 +438,21 @@ class _SocketStream(Stream):
     def shutdown(self) -> None:
         """End both ways; with TLS, close_notify goes first. Does not wait: what is kept of output and the kernel does not take is lost.
 
-        Blocking calls of other threads return: with `EOFError`, `BrokenPipeError`.
+        Blocking calls of other threads return: with `EOFError`, `BrokenPipeError`. In a signal handler that has interrupted a call of this
+        stream the end comes at once, with TLS without close_notify.
         """
-        with self._lock:
-            self._is_shut = True
-            with contextlib.suppress(OSError):
-                self._flush()
+        self._is_shut = True
+        if not self._hold(self._shut, wait=False) and self.is_interrupted():
+            self._cut()
+
+    def _shut(self) -> None:
+        """Under `_lock`."""
+        self._end_output()
+        with contextlib.suppress(OSError):
+            self._flush()
+        self._cut()
+
+    def _cut(self) -> None:
         with contextlib.suppress(OSError):  # the peer has reset the connection, or it is closed
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -461,13 +525,19 @@ class _SocketStream(Stream):
 
     def _pull(self) -> bool:
         """One recv(2), with what follows from it; False when there was nothing. What is kept of output is written as well."""
-        with self._lock:
+        pulled: list[bool] = []
+
+        def pull() -> None:
             try:
-                return self._end is None and self._pull_locked()
+                pulled.append(self._end is None and self._pull_locked())
             finally:
                 if not self._is_sending:
                     with contextlib.suppress(OSError):  # for who sends to be told; there may be input yet
                         self._flush()
+
+        if not self._hold(pull):
+            raise RuntimeError("a signal handler must not receive by the stream whose call it has interrupted")
+        return pulled[0]
 
     def _pull_locked(self) -> bool:
         try:
@@ -494,13 +564,13 @@ class _SocketStream(Stream):
     def _push(self, data: bytes) -> None:
         """Write without waiting. Raises `BlockingIOError` when something is kept."""
         self._shake_hands_nb()
-        with self._lock:
-            if not self._is_ready and self._end is not None:
-                raise self._end.with_traceback(None)
-            if data:
-                self._waiting.append(data)
-            if not self._flush() or self._waiting:
-                raise BlockingIOError(errno.EAGAIN, "not all could be written; the rest is kept")
+        if not self._is_ready and self._end is not None:
+            raise self._end.with_traceback(None)
+        if data:
+            self._waiting.append(data)
+        flushed: list[bool] = []
+        if not self._hold(lambda: flushed.append(self._flush())) or not flushed[0] or self._waiting:
+            raise BlockingIOError(errno.EAGAIN, "not all could be written; the rest is kept")
 
     def _flush(self) -> bool:
         """Under `_lock`: write until nothing is left for the wire, or the kernel takes no more. Whether nothing is left."""
@@ -522,10 +592,12 @@ class _SocketStream(Stream):
         return True
 
     def _write(self) -> bool:
-        """`_flush` of the blocking call that sends, which is over once nothing is left."""
-        with self._lock:
+        """`_flush` of the blocking call that sends, which is over once nothing is left, or left to the call that it has interrupted."""
+
+        def write() -> None:
             self._is_sending = not self._flush()
-            return not self._is_sending
+
+        return not self._hold(write) or not (self._is_sending or self._unsent or self._waiting)
 
     # ------------------------------------------------------------------ handshake, waiting
 
@@ -589,7 +661,7 @@ class Plain(_SocketStream):
         Raises:
             TypeError, ValueError, OSError: it is no stream socket, or no framing.
         """
-        super().__init__(sock_or_fd, framing, threading.Lock())
+        super().__init__(sock_or_fd, framing)
 
 
 RECORD_HEADER = 5
@@ -626,7 +698,7 @@ class Secure(_SocketStream):
         """
         check_context("context", context, server_side=server_side)
         self._session = TlsSession(context, server_side=server_side, server_hostname=server_hostname)
-        super().__init__(sock_or_fd, framing, self._session.lock)
+        super().__init__(sock_or_fd, framing)
         self._is_ready = False
         self._wanted = RECORD_HEADER
         self._record = bytearray()
@@ -645,11 +717,8 @@ class Secure(_SocketStream):
         """
         self._shake_hands(deadline_of(timeout))
 
-    def shutdown(self) -> None:
-        """As `Plain.shutdown`, after close_notify."""
-        with self._lock:
-            self._unsent += self._session.close()
-        super().shutdown()
+    def _end_output(self) -> None:
+        self._unsent += self._session.close()
 
     def _open(self, data: bytes) -> bytes:
         if not data:

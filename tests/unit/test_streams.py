@@ -20,6 +20,8 @@ from certificates import VERSIONS
 from support import PATIENCE, child, finish, running, simple, wait_event, wait_until
 
 import hydrogen
+from hydrogen.client import Client
+from hydrogen.frame import ChunkFrameBuilder
 from hydrogen.stream import READS, StreamAdapter
 
 
@@ -838,6 +840,93 @@ def test_hand_over_leaves_the_fd_open_whatever_becomes_of_the_stream(pair, numbe
     os.fstat(given.fd)
     if not number:
         os.close(given.fd)
+
+
+class Interrupted(socket.socket):
+    """A socket within whose calls a signal comes, once."""
+
+    signals = True
+
+    def come(self):
+        if self.signals:
+            self.signals = False
+            signal.raise_signal(signal.SIGUSR1)
+
+    def send(self, *args):
+        self.come()
+        return super().send(*args)
+
+    def recv(self, *args):
+        data = super().recv(*args)
+        self.come()
+        return data
+
+
+@pytest.fixture
+def handling():
+    """`handling(call)`: what the signal handler does."""
+    earlier = signal.getsignal(signal.SIGUSR1)
+    yield lambda call: signal.signal(signal.SIGUSR1, lambda *_: call())
+    signal.signal(signal.SIGUSR1, earlier)
+
+
+@pytest.fixture
+def interrupted(pair, after, handling):
+    """A client in whose next call a signal comes, which does `call`; and its peer."""
+
+    def interrupted(call):
+        ours, peer = pair()
+        sock = Interrupted(fileno=ours.detach())
+        after.callback(sock.close)
+        client = Client(hydrogen.Plain(sock), ChunkFrameBuilder(), PATIENCE)
+        handling(lambda: call(client))
+        return client, peer
+
+    return interrupted
+
+
+@pytest.mark.parametrize("first", ["send", "recv"])
+def test_a_signal_handler_may_send_by_the_client_whose_call_it_has_interrupted(interrupted, first):
+    client, peer = interrupted(lambda client: client.send(b"signal"))
+    peer.sendall(b"hello")
+    if first == "recv":
+        assert client.recv() == b"hello"
+        assert peer.recv(6, socket.MSG_WAITALL) == b"signal"
+    else:
+        client.send(b"first")
+        assert peer.recv(11, socket.MSG_WAITALL) == b"firstsignal"
+    client.close()
+
+
+@pytest.mark.parametrize("first", ["send", "recv"])
+def test_a_signal_handler_may_close_the_client_whose_call_it_has_interrupted(interrupted, first):
+    client, peer = interrupted(lambda client: client.close())
+    peer.sendall(b"hello")
+    with contextlib.suppress(OSError, EOFError):
+        client.recv() if first == "recv" else client.send(b"first")
+    assert client.fileno() == -1
+    with contextlib.suppress(ConnectionResetError):
+        while peer.recv(100):
+            pass
+
+
+def test_a_signal_handler_cannot_receive_by_the_client_whose_call_it_has_interrupted(interrupted):
+    client, _ = interrupted(lambda client: client.recv())
+    with pytest.raises(RuntimeError, match="signal handler"):
+        client.send(b"first")
+    client.close()
+
+
+def test_nobody_waits_for_a_client_in_whose_call_a_signal_handler_waits(interrupted):
+    def close(client):
+        with running(client._stream.shutdown):
+            pass
+
+    client, peer = interrupted(close)
+    client.send(b"first")
+    assert peer.recv(100) == b"first"
+    assert peer.recv(100) == b""
+    client.close()
 
 
 # ---------------------------------------------------------------------------------------------------- a user's stream made of one
