@@ -192,9 +192,7 @@ def test_what_user_data_sets_as_it_is_dropped_no_callback_sees(start, tmp_path, 
         seen.append((mine.get(), decimal.getcontext().prec))
         socket.send(data)
 
-    handler, connect = serving(
-        start, tmp_path, kind, connected=connected, data_received=received
-    )
+    handler, connect = serving(start, tmp_path, kind, connected=connected, data_received=received)
     stays = connect()
     for number in range(1, 4):
         dropped.clear()
@@ -283,9 +281,7 @@ def test_what_the_server_name_callback_of_tls_sets_no_other_callback_sees(start,
         seen.append(mine.get())
         socket.send(data)
 
-    handler = recorder(
-        connected=lambda socket: seen.append(mine.get()), data_received=received
-    )
+    handler = recorder(connected=lambda socket: seen.append(mine.get()), data_received=received)
     options = {**options_of("tls", ""), "ssl": context}
     server = start(handler, **options, max_threads=1)
     stays = connect_to(server, "tls")

@@ -1,0 +1,155 @@
+"""A child that is forked in code of the user's, and returns from it: nothing of the parent's is touched by it.
+
+In the child the number of the connection's fd is given to one end of a socket pair. The other end
+shows whether anybody wrote to that number or read from it; who is called in the child says so.
+"""
+
+import pytest
+from support import child, finish
+
+FORKS = """
+import os, socket as sockets, sys, warnings
+import hydrogen
+from certificates import client_context, server_context
+from support import Client, TlsClient, recorder, wait_until
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+engine, where, kind = sys.argv[1:]
+parent = os.getpid()
+reports, report = os.pipe()
+pids, fds, ours = [], [], None
+
+def say(name):
+    if os.getpid() != parent:
+        os.write(report, name.encode() + b" ")
+
+def fork():
+    global ours
+    ours, theirs = sockets.socketpair()
+    ours.send(b"planted\\n")
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(theirs.fileno(), fds[-1])
+        ours.close()
+    theirs.close()
+    if pid != 0:
+        pids.append(pid)
+
+def at(place):
+    say(place)
+    if place == where and not pids and os.getpid() == parent:
+        fork()
+
+class Keeps(hydrogen.Stream):
+    # The first message is not written before an edge comes.
+    def __init__(self, fd):
+        self.fd, self.kept, self.is_held = fd, b"", True
+
+    def recv(self):
+        say("recv")
+        part = os.read(self.fd, 1000)
+        at("Stream.recv")
+        if not part:
+            raise EOFError
+        return [part]
+
+    def send(self, buf):
+        say("send")
+        self.kept += buf
+        if self.is_held:
+            self.is_held = False
+            self.kept += bytes(1 << 20)
+        while self.kept:
+            try:
+                self.kept = self.kept[os.write(self.fd, self.kept):]
+            except BlockingIOError:
+                at("Stream.send")
+                raise
+        at("Stream.send")
+
+    def shutdown(self):
+        say("shutdown")
+
+    def close(self):
+        say("close")
+        os.close(self.fd)
+
+    def fileno(self):
+        return self.fd
+
+def opened(fd):
+    fds.append(fd)
+    at("on_new_connection")
+    return Keeps(fd) if kind == "stream" else None
+
+def received(socket, data):
+    at("on_data_received")
+    socket.send(data)
+
+handler = recorder(
+    new_connection=opened,
+    connected=lambda socket: at("on_connected"),
+    data_received=received,
+    eof=lambda socket: (at("on_eof"), socket.close()),
+    disconnected=lambda socket, error: at("on_disconnected"),
+    connection_removed=lambda fd, error: at("on_connection_removed"),
+)
+options = {}
+if kind == "tls":
+    options["ssl"] = server_context()
+    options["ssl"].sni_callback = lambda *arguments: at("sni_callback")
+server = hydrogen.serve(handler, port=0, engine=engine, max_threads=1, **options)
+client = Client(server.address)
+talker = client
+if kind == "tls":
+    talker = TlsClient(client, client_context()).handshake()
+for message in (b"first", b"second"):
+    talker.send(message)
+    assert talker.receive(len(message)) == message
+    if kind == "stream" and message == b"first":
+        assert talker.receive(1 << 20) == bytes(1 << 20)
+talker.finish()
+talker.receive_until_end()
+client.close()
+handler.wait_removed()
+(pid,) = wait_until(lambda: pids, "it has forked")
+_, status = os.waitpid(pid, 0)
+assert not os.WIFSIGNALED(status), status
+os.close(report)
+assert os.read(reports, 1000) == b"", "something was called in the child"
+try:
+    # Whoever closes a socket in which something is unread resets the other end.
+    written = ours.recv(1000)
+    raise AssertionError(f"what is planted was read, and there was written {written}")
+except ConnectionResetError:
+    pass
+ours.close()
+with Client(server.address) as after:
+    if kind != "tls":
+        after.send(b"after")
+        assert after.receive(5) == b"after"
+server.stop()
+print("fine")
+"""
+
+PLACES = (
+    *(("on_new_connection", kind) for kind in ("tcp", "tls", "stream")),
+    ("sni_callback", "tls"),
+    ("Stream.recv", "stream"),
+    ("Stream.send", "stream"),
+    *(("on_connected", kind) for kind in ("tcp", "tls", "stream")),
+    *(("on_data_received", kind) for kind in ("tcp", "tls", "stream")),
+    *(("on_eof", kind) for kind in ("tcp", "tls", "stream")),
+    *(("on_disconnected", kind) for kind in ("tcp", "tls", "stream")),
+    *(("on_connection_removed", kind) for kind in ("tcp", "tls", "stream")),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.clause("P4")
+@pytest.mark.parametrize(("where", "kind"), PLACES)
+def test_a_child_that_returns_from_where_it_was_forked_touches_nothing_of_the_parent_s(
+    engine, where, kind
+):
+    out, err = finish(child(FORKS, engine, where, kind), 0)
+    assert (out, err) == ("fine\n", "")
