@@ -1,7 +1,7 @@
 """The acceptor: one thread that accepts on all listeners. It never waits for anything but them, and never runs code of the user's.
 
-It is one for all of them, so that there is one who looks at `max_connections` and adds. A listener with a long backlog gives way to the
-others after `BATCH` connections. What it has to say the log thread writes: a logging handler is code of the user's.
+It is one for all of them, so that there is one who looks at `max_connections` and adds. It accepts one connection of each listener that
+is ready, in turn: so none waits for another one's backlog, and an accept(2) for which there is no memory has taken one. What it has to say the log thread writes: a logging handler is code of the user's.
 
 Accepting *pauses* in three cases, in which the listeners are not polled: they stay readable, and would spin. While suspended, until
 `resume`. At `max_connections`, if the policy is to wait, until a connection is released. When the kernel is out of something, for
@@ -13,8 +13,8 @@ looks at `_hungry`. Either the thread sees the room, or the worker sees that it 
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import select
 import socket
 import threading
@@ -22,15 +22,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydrogen._py import kernel
+from hydrogen._py.threads import keep_running
 
 if TYPE_CHECKING:
     from hydrogen.log import RateLimitedLog
 
 PAUSE_MS = 100
 """How long accepting pauses when the kernel is out of something: short enough to go unnoticed, long enough not to be a load."""
-
-BATCH = 64
-"""Connections accepted from one listener before the others come."""
 
 
 class Acceptor:
@@ -45,18 +43,24 @@ class Acceptor:
         listeners: Sequence[socket.socket],
         must_wait: Callable[[], bool],
         welcome: Callable[[socket.socket, Any], None],
+        lost: Callable[[], None],
+        settle: Callable[[], None],
         most: int,
         log: RateLimitedLog,
         tell: Callable[..., None],
     ) -> None:
         """Args:
         must_wait: asked before each accept(2): whether no more may be accepted until a connection is released.
+        lost: called for a connection that was accepted, and is closed for want of memory.
+        settle: called after `welcome` has raised, until it does not raise.
         most: `max_connections`.
         tell: has the log thread call a function with arguments.
         """
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._must_wait = must_wait
         self._welcome = welcome
+        self._lost = lost
+        self._settle = settle
         self._most = most
         self._log = log
         self._tell = tell
@@ -65,6 +69,10 @@ class Acceptor:
         self._hungry = False  # see the module
         self._paused_for: str | None = None  # so that it is told once
         self._ended = False
+        self._asleep, self._waiting = select.poll(), select.poll()
+        self._asleep.register(self._wakeup.fileno(), select.POLLIN)
+        for fd in (self._wakeup.fileno(), *self._listeners):
+            self._waiting.register(fd, select.POLLIN)
         self._thread = threading.Thread(target=self._run, name="hydrogen-accept", daemon=True)
         self.pauses = 0
 
@@ -100,19 +108,16 @@ class Acceptor:
         self._wakeup.forget()
 
     def _run(self) -> None:
-        kernel.block_signals()
-        asleep, waiting = select.poll(), select.poll()
-        asleep.register(self._wakeup.fileno(), select.POLLIN)
-        for fd in (self._wakeup.fileno(), *self._listeners):
-            waiting.register(fd, select.POLLIN)
-        while not self._ended:
-            try:
-                self._iterate(asleep, waiting)
-            except BaseException as error:
-                self._survive(error, asleep)
+        keep_running(self._iterate, self._recover)
 
-    def _iterate(self, asleep: select.poll, waiting: select.poll) -> None:
-        """Wait until there is something to accept, and accept."""
+    def _iterate(self) -> bool:
+        """Wait until there is something to accept, and accept; False: the thread is to end."""
+        if not self._ended:
+            self._wait()
+        return not self._ended
+
+    def _wait(self) -> None:
+        asleep, waiting = self._asleep, self._waiting
         self._hungry = True
         if self._suspended:
             asleep.poll()
@@ -130,43 +135,43 @@ class Acceptor:
             asleep.poll(PAUSE_MS)
         self._wakeup.clear()
 
-    def _survive(self, error: BaseException, asleep: select.poll) -> None:
-        """Want of memory, or an fd that somebody else has closed: it concerns one connection, and may do so again at once."""
-        with contextlib.suppress(BaseException):
-            if isinstance(error, MemoryError):
-                self._pause("want", None)
-            else:
-                self._tell(self._log.say, logging.ERROR, "accept", "accept: %r", error)
-            asleep.poll(PAUSE_MS)
+    def _recover(self, error: BaseException) -> None:
+        """Want of memory, or an fd that somebody else has closed: it concerns one connection."""
+        self._settle()
+        if issubclass(type(error), MemoryError):
+            self._pause("want", None)
+        else:
+            self._tell(self._log.say, logging.ERROR, "accept", "accept: %r", error)
 
     def _accept_from(self, ready: list[int]) -> bool:
-        """A batch of each listener that is ready; False when the kernel is out of something."""
+        """One of each listener that is ready; False when the kernel is out of something."""
         self._wakeup.clear()
-        return all(self._accept_some(self._listeners[fd]) for fd in ready)
+        return all(self._accept_one(self._listeners[fd]) for fd in ready)
 
-    def _accept_some(self, listener: socket.socket) -> bool:
-        """Accept until EAGAIN, or until others are to come; False when the kernel is out of something."""
-        for _ in range(BATCH):
-            if self._ended or self._suspended or self._must_wait():
-                break
-            try:
-                sock, peername = listener.accept()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno in kernel.TRANSIENT:
-                    continue
-                if error.errno not in kernel.EXHAUSTED:
-                    self._tell(self._log.say, logging.ERROR, "accept", "accept: %s", error)
-                self._pause("want", None)
-                return False
-            try:
-                sock.setblocking(False)
-                self._welcome(sock, peername)
-            except BaseException:  # it is in no slot
-                sock.close()
-                raise
-            self._go_on()
+    def _accept_one(self, listener: socket.socket) -> bool:
+        """Accept one, which is there; False when the kernel is out of something."""
+        if self._ended or self._suspended or self._must_wait():
+            return True
+        try:
+            fd, peername = listener._accept()  # accept() loses the fd where there is no memory for the object
+        except MemoryError:  # it was accepted, and closed
+            self._lost()
+            raise
+        except OSError as error:
+            if isinstance(error, BlockingIOError) or error.errno in kernel.TRANSIENT:
+                return True
+            if error.errno not in kernel.EXHAUSTED:
+                self._tell(self._log.say, logging.ERROR, "accept", "accept: %s", error)
+            self._pause("want", None)
+            return False
+        try:
+            sock = socket.socket(listener.family, listener.type, listener.proto, fileno=fd)
+        except BaseException:
+            os.close(fd)
+            self._lost()
+            raise
+        self._welcome(sock, peername)
+        self._go_on()
         return True
 
     def _pause(self, reason: str, most: int | None) -> None:

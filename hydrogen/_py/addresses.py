@@ -60,6 +60,8 @@ class Limits:
         if self.most_per_address is None:
             return
         with self._lock:
-            count = self._of_address.pop(address) - 1
+            count = self._of_address[address] - 1
             if count:
                 self._of_address[address] = count
+            else:
+                del self._of_address[address]

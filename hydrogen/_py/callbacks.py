@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hydrogen._py.connection import Connection
-from hydrogen.errors import Cause, Reject, handler_error
+from hydrogen.errors import Cause, Reject, cut_traceback, handler_error
 
 
 def call(connection: Connection, name: str, callback: Callable[..., Any] | None, *arguments: object) -> Any:
@@ -27,6 +27,7 @@ def call(connection: Connection, name: str, callback: Callable[..., Any] | None,
             result = contextvars.Context().run(callback, *arguments)
     except Reject as error:
         if name == "on_new_connection":
+            cut_traceback(error)
             connection.end(Cause.REJECT, error, at_once=True)
         else:
             _failed(connection, name, error)

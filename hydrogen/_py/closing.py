@@ -35,15 +35,18 @@ def wind_up(connection: Connection) -> bool:
 def remove(connection: Connection) -> bool:
     """The end itself; False when it must wait for who is at the output.
 
-    It may be left at any point by an exception (want of memory, or an asynchronous one) and is entered again then: each part is done once.
+    It may be left at any point by an exception (want of memory, or an asynchronous one) and is entered again then: a part that raised is done again, but for those that call the handler.
     """
     if not connection.seal():
         return False
     parts = connection.removal
     if parts is None:
-        parts = connection.removal = [_gone, _close, _tell_removed, _tell_disconnected, _count, _drop, _cut]
+        parts = connection.removal = [_gone, _close, _tell_removed, _tell_disconnected, _log, _count, _drop, _cut]
     while parts:
-        parts.pop()(connection)
+        part = parts[-1]
+        part(connection)
+        if parts and parts[-1] is part:
+            parts.pop()
     return True
 
 
@@ -64,13 +67,25 @@ def _count(connection: Connection) -> None:
     connection.loop.removing(connection)
 
 
+def _log(connection: Connection) -> None:
+    connection.loop.tell_removed(connection)
+
+
 def _tell_disconnected(connection: Connection) -> None:
+    _done(connection)
     if connection.ready:
         handler = connection.loop.callbacks
         callbacks.call(connection, "on_disconnected", handler.on_disconnected, connection.socket, connection.error)
 
 
+def _done(connection: Connection) -> None:
+    """The part of the removal that is about to run does not run again."""
+    if connection.removal:
+        connection.removal.pop()
+
+
 def _tell_removed(connection: Connection) -> None:
+    _done(connection)
     if connection.cause != Cause.OVERLOAD:
         handler = connection.loop.callbacks
         callbacks.call(connection, "on_connection_removed", handler.on_connection_removed, connection.fd, connection.error)

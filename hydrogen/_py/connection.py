@@ -95,7 +95,10 @@ class Loop(OutputLoop, Protocol):
         """Post DEADLINE at `when`, by the monotonic clock, and not at the time said before."""
 
     def removing(self, connection: Any) -> None:
-        """`connection` is about to have its last callbacks."""
+        """Count it: `connection` is about to have its last callbacks."""
+
+    def tell_removed(self, connection: Any) -> None:
+        """Write into the log that `connection` is being removed."""
 
     def gone(self, connection: Any) -> None:
         """The slot of `connection` can go to another."""

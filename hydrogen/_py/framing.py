@@ -10,18 +10,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from hydrogen.errors import Cause, ChecksumMismatch, FrameTooLarge, ProtocolError, handler_error, removal_error
-from hydrogen.frame import (
-    Checksum32FrameBuilder,
-    FrameBuilder,
-    FrameDecoder,
-    LengthFrameBuilder,
-    LineFrameBuilder,
-    SimpleFrameBuilder,
-    WebSocketFrameBuilder,
+from hydrogen.errors import (
+    Cause,
+    ChecksumMismatch,
+    FrameTooLarge,
+    ProtocolError,
+    class_name,
+    cut_traceback,
+    handler_error,
+    removal_error,
 )
-
-_BUILT_IN = (SimpleFrameBuilder, Checksum32FrameBuilder, LengthFrameBuilder, LineFrameBuilder, WebSocketFrameBuilder)
+from hydrogen.frame import FrameBuilder, FrameDecoder, is_built_in
 
 Complain = Callable[[str, BaseException], None]
 """Writes down what code of the user's, called by that name, raised: `RateLimitedLog.callback_error`."""
@@ -91,14 +90,15 @@ def decoder_for(builder: FrameBuilder | None) -> Decoder:
 def explain(builder: FrameBuilder | None, error: BaseException, complain: Complain) -> tuple[Cause, Exception]:
     """Cause and removal error for what the `next` of a decoder raised; complains of what is a fault of the user's.
 
-    A builder of ours says what the other engine says; the `ProtocolError` of a user's builder speaks for itself.
+    The `ProtocolError` of a builder speaks for itself; of a built-in one nobody wants to know where in it that was raised.
     """
-    if type(builder) in _BUILT_IN:
-        if isinstance(error, ProtocolError):
-            cause = _CAUSES.get(type(error), Cause.BAD_FRAME)
-            return cause, removal_error(cause)
+    kind = type(error)  # not isinstance(), which asks the exception for its class, and it may be the user's
+    if is_built_in(builder):
+        if issubclass(kind, ProtocolError):
+            return _CAUSES.get(kind, Cause.BAD_FRAME), error.with_traceback(None)
         return Cause.OS_ERROR, removal_error(Cause.OS_ERROR, errno.ENOMEM)
-    if isinstance(error, ProtocolError):
+    if issubclass(kind, ProtocolError):
+        cut_traceback(error)
         return Cause.BAD_FRAME, error
-    complain(f"{type(builder).__name__}.from_bytes", error)
+    complain(f"{class_name(builder)}.from_bytes", error)
     return Cause.HANDLER_ERROR, handler_error(error)

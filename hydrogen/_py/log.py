@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 
-from hydrogen._py import kernel
+from hydrogen._py.threads import keep_running
 
 MANY = 1000
 """Lines that may wait; what comes while the log takes none is left out."""
@@ -47,12 +47,10 @@ class LogThread:
             self._thread.join(PATIENCE)
 
     def _run(self) -> None:
-        kernel.block_signals()
-        while True:
-            try:
-                write = self._lines.get()
-                if write is None:
-                    return
-                write()
-            except BaseException:
-                continue
+        keep_running(self._iterate, lambda _: None)
+
+    def _iterate(self) -> bool:
+        write = self._lines.get()
+        if write is not None:
+            write()
+        return write is not None

@@ -10,7 +10,7 @@ There are `max_threads` threads and four, whatever the number of connections; th
 thread and the monitor thread have to say: a logging handler is code of the user's, and may block.
 
 Nothing that a method of `Server` or of a socket reaches is guarded by a lock that anybody waits for: see `role`. What is left is
-`Engine._lock` and the lock of the addresses, which the accept thread and workers take to count those who come and go, and no one else.
+that of `Changes` and the lock of the addresses, which the accept thread and workers take to count those who come and go, and no one else.
 
 It is the reference, clear before fast: every message takes a hop from the event thread to a worker, which the compiled engine does without.
 """
@@ -38,26 +38,25 @@ from hydrogen._py.connection import Connection
 from hydrogen._py.log import LogThread
 from hydrogen._py.monitor import Monitor
 from hydrogen._py.output import Output, Tally
-from hydrogen._py.poller import Poller
+from hydrogen._py.poller import HANGUP, READ, WRITE, Poller
 from hydrogen._py.role import Total, Waiters
 from hydrogen._py.slab import Slab
 from hydrogen._py.socket import Socket
 from hydrogen._py.stalls import StalledOutput, StalledWorkers
+from hydrogen._py.threads import keep_running
 from hydrogen._py.worker import Pool
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
-from hydrogen.errors import Cause, Timeout, handler_error
+from hydrogen.errors import Cause, Timeout, class_name, cut_traceback, handler_error
 from hydrogen.frame import FrameBuilder, encode
 from hydrogen.handler import Callbacks
 from hydrogen.proxy import may_send
-from hydrogen.report import BroadcastReport, Stats
+from hydrogen.report import BroadcastReport, Stats, removals
 
 if TYPE_CHECKING:
     from hydrogen.server import Server
 
 log = logging.getLogger("hydrogen")
-
-_PROTOCOL_ERRORS = (Cause.BAD_FRAME, Cause.FRAME_TOO_LARGE, Cause.CHECKSUM_MISMATCH, Cause.INCOMPLETE_FRAME)
 
 OVERLOOKED = 0.05
 """Seconds after which a connection that could not be queued, for want of memory, is tried again."""
@@ -67,6 +66,35 @@ READS = 100
 
 RELEASE_PATIENCE = 1.0
 """Seconds that `release` waits for workers that are in no callback. They need microseconds, or, on a machine that swaps, longer."""
+
+
+class Changes:
+    """A lock for those who change the counters, one after the other. Who reads them takes no lock, and looks at the version before and
+    after. Leaving it allocates nothing.
+
+    Attributes:
+        version: odd while somebody changes them.
+    """
+
+    __slots__ = ("_following", "_lock", "version")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.version = self._following = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        try:
+            version = self.version + 1
+            self._following = version + 1
+            self.version = version
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self.version = self._following
+        self._lock.release()
 
 
 class Engine:
@@ -83,12 +111,12 @@ class Engine:
         self.is_verbose = log.isEnabledFor(logging.DEBUG)
         self._slab: Slab[Connection] = Slab(config.pre_allocated)
         self.memory = Memory(config.max_buffered, self._resume, self._on_excess)
-        self._lock = threading.Lock()
-        self._version = 0  # of the counters: odd while somebody changes them, under `_lock`
+        self._changes = Changes()  # of the counters
+        self._newborn: mailbox.Hands = deque()  # of the accept thread
         self._drained = Waiters()
         self._accepted = 0
-        self._removed: Counter[Cause] = Counter()
-        self._timed_out: Counter[int] = Counter()  # by `Timeout`
+        self._removed: Counter[Cause] = Counter(dict.fromkeys(Cause, 0))
+        self._timed_out: Counter[int] = Counter(dict.fromkeys(Timeout, 0))
         self._tells_of_overload = False
         self._counted: dict[int, object] = {}  # by `abort_all`, tokens
         self._limits = Limits(max_connections, config.max_connections_per_ip, self._slab.__len__)
@@ -119,7 +147,16 @@ class Engine:
             undo.callback(os.close, self.placeholder)
             self.poller = Poller()
             undo.callback(self.poller.close)
-            self._acceptor = Acceptor(self._listeners, self._must_wait, self._welcome, self._limits.most, self.log, self._log_thread.say)
+            self._acceptor = Acceptor(
+                self._listeners,
+                self._must_wait,
+                self._welcome,
+                self._lost,
+                self._settle,
+                self._limits.most,
+                self.log,
+                self._log_thread.say,
+            )
             undo.pop_all()
         try:
             self._log_thread.start()
@@ -218,7 +255,7 @@ class Engine:
         except ValueError:
             return None
         except Exception as error:
-            self.complain(f"{type(builder).__name__}.frame", error)
+            self.complain(f"{class_name(builder)}.frame", error)
             return None
 
     def _send(self, connection: Connection, frame: bytes | None) -> bool:
@@ -249,7 +286,7 @@ class Engine:
         if self.forked_away:
             return Stats()
         for _ in range(READS):
-            version = self._version
+            version = self._changes.version
             total = Tally()
             connections = self._slab.snapshot()
             total.add(self._total)
@@ -258,26 +295,13 @@ class Engine:
             removed = self._removed.copy()
             timed_out = self._timed_out.copy()
             accepted = self._accepted
-            if version == self._version and not version % 2:
+            if version == self._changes.version and not version % 2:
                 break
             time.sleep(0)
         return Stats(
             connections=len(connections),
             accepted=accepted,
-            removed_peer_closed=removed[Cause.PEER_CLOSED],
-            removed_local_closed=removed[Cause.LOCAL_CLOSED],
-            removed_server_stopped=removed[Cause.SERVER_STOPPED],
-            removed_slow_consumer=removed[Cause.SLOW_CONSUMER],
-            removed_handler_error=removed[Cause.HANDLER_ERROR],
-            removed_reject=removed[Cause.REJECT],
-            removed_protocol_error=sum(removed[cause] for cause in _PROTOCOL_ERRORS),
-            removed_open_timeout=timed_out[Timeout.OPEN_TIMEOUT],
-            removed_idle_timeout=timed_out[Timeout.IDLE_TIMEOUT],
-            removed_frame_timeout=timed_out[Timeout.FRAME_TIMEOUT],
-            removed_write_timeout=timed_out[Timeout.WRITE_TIMEOUT],
-            removed_tls_error=removed[Cause.TLS_ERROR] + removed[Cause.TRUNCATED],
-            removed_os_error=removed[Cause.OS_ERROR],
-            removed_overload=removed[Cause.OVERLOAD],
+            **removals(removed, timed_out),
             messages_received=total.messages_received,
             messages_sent=total.messages_sent,
             messages_refused=self._refused.value,
@@ -341,8 +365,9 @@ class Engine:
     def complain(self, name: str, error: BaseException, connection: Connection | None = None) -> None:
         """See `framing.Complain`. What a log handler raises, whatever it is, is none of the engine's."""
         with contextlib.suppress(BaseException):
+            cut_traceback(error)
             if self.forked_away:  # the log's lock may be held by a thread that exists in the parent only
-                log.error("%s raised %s", name, type(error).__name__, exc_info=error)
+                log.error("%s raised %s", name, class_name(error), exc_info=(type(error), error, error.__traceback__))
             else:
                 self.log.callback_error(name, error, None if connection is None else connection.socket)
 
@@ -361,12 +386,14 @@ class Engine:
     def removing(self, connection: Connection) -> None:
         """See `connection.Loop`. Counted before the last callbacks, so that they find themselves in `stats`."""
         if connection.cause != Cause.OVERLOAD:
-            with self._lock:
-                self._version += 1
-                self._removed[connection.cause] += 1
+            with self._changes:
+                removed, timed_out = self._removed[connection.cause] + 1, self._timed_out[connection.code] + 1
+                self._removed[connection.cause] = removed
                 if connection.cause == Cause.TIMEOUT:
-                    self._timed_out[connection.code] += 1
-                self._version += 1
+                    self._timed_out[connection.code] = timed_out
+
+    def tell_removed(self, connection: Connection) -> None:
+        """See `connection.Loop`."""
         if connection.cause == Cause.SLOW_CONSUMER:
             self.log.slow_consumer(connection.socket.id, connection.peername)
         if self.is_verbose and connection.error is not None:
@@ -378,13 +405,13 @@ class Engine:
         self._leave(connection)
         self._counted.pop(connection.token, None)
         if self._slab.find(connection.token) is connection:
-            with self._lock:
-                self._version += 1
-                self._total.add(connection.tally)
-                if connection.cause == Cause.OVERLOAD:  # which has no callbacks
-                    self._removed[Cause.OVERLOAD] += 1
+            total = Tally()
+            with self._changes:
+                total.add(self._total)
+                total.add(connection.tally)
+                removed = self._removed[Cause.OVERLOAD] + (connection.cause == Cause.OVERLOAD)  # which has no callbacks
                 self._slab.release(connection.token)
-                self._version += 1
+                self._total, self._removed[Cause.OVERLOAD] = total, removed
         self._acceptor.released()
         if self._is_empty():
             self._drained.wake()
@@ -403,11 +430,7 @@ class Engine:
         return self.config.overload == "pause" and self._limits.is_full()
 
     def _turn_away(self, sock: socket.socket) -> None:
-        with self._lock:
-            self._version += 1
-            self._accepted += 1
-            self._removed[Cause.OVERLOAD] += 1
-            self._version += 1
+        self._count_gone(Cause.OVERLOAD)
         kernel.turn_away(sock)
         if not self._tells_of_overload:  # one line at a time: a flood must not fill the queue while the log takes none
             self._tells_of_overload = True
@@ -417,36 +440,69 @@ class Engine:
         self._tells_of_overload = False
         self.log.turned_away(self._removed[Cause.OVERLOAD])
 
+    def _lost(self) -> None:
+        self._count_gone(Cause.OS_ERROR)
+
+    def _count_gone(self, cause: Cause) -> None:
+        """One was accepted, and is gone before it had a slot."""
+        with self._changes:
+            accepted, removed = self._accepted + 1, self._removed[cause] + 1
+            self._accepted, self._removed[cause] = accepted, removed
+
     def _welcome(self, sock: socket.socket, peername: Any) -> None:
-        """A connection was accepted: it is born owned, and handed to a worker if it is to be made ready, or has failed."""
-        if self._limits.is_full():
-            self._turn_away(sock)
-            return
-        # Proxies are not counted at their own address: what they bring is, when its header is there.
-        is_proxy = self.config.proxy_protocol != "off" and may_send(self.config.proxy_allow_from, peername)
-        address = None if is_proxy else address_of(peername)
-        if address is not None and not self._limits.enter(address):
-            self._turn_away(sock)
-            return
+        """A connection was accepted: it is born owned, and handed to a worker if it is to be made ready, or has failed.
+
+        Whatever is raised, it is counted, and closed or in `_newborn`.
+        """
+        accepted = self._accepted
         try:
-            connection = self._take_in(sock, peername)
+            connection = self._give_slot(sock, peername)
         except BaseException:
-            if address is not None:
-                self._limits.leave(address)
+            sock.close()
+            if self._accepted == accepted:
+                self._lost()
             raise
-        hands: mailbox.Hands = deque((connection,))
+        if connection is None:
+            return
+        self._newborn.append(connection)
         try:
-            connection.address = address
             if self.is_verbose:
                 self._log_thread.say(self.log.accepted, connection.socket.id, peername)
             for level, name, value in self.config.socket_options:
                 sock.setsockopt(level, name, value)
             opening.begin(connection)
         except BaseException as error:
-            code = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+            code = errno.ENOMEM if issubclass(type(error), MemoryError) else getattr(error, "errno", None)
             connection.fail(code or errno.EIO)
-        finally:
-            connection.let_go(hands)
+        connection.let_go(self._newborn)
+
+    def _settle(self) -> None:
+        """What the accept thread is left with ends."""
+        if self._newborn:
+            connection = self._newborn[0]
+            connection.fail(errno.ENOMEM)
+            connection.let_go(self._newborn)
+
+    def _give_slot(self, sock: socket.socket, peername: Any) -> Connection | None:
+        """The connection; None: it was turned away."""
+        sock.setblocking(False)
+        if self._limits.is_full():
+            self._turn_away(sock)
+            return None
+        # Proxies are not counted at their own address: what they bring is, when its header is there.
+        is_proxy = self.config.proxy_protocol != "off" and may_send(self.config.proxy_allow_from, peername)
+        address = None if is_proxy else address_of(peername)
+        if address is not None and not self._limits.enter(address):
+            self._turn_away(sock)
+            return None
+        try:
+            connection = self._take_in(sock, peername)
+        except BaseException:
+            if address is not None:
+                self._limits.leave(address)
+            raise
+        connection.address = address
+        return connection
 
     def _take_in(self, sock: socket.socket, peername: Any) -> Connection:
         """The connection, in its slot. `stats` never sees an accepted connection that is neither there nor removed."""
@@ -456,43 +512,41 @@ class Engine:
         def make(token: int) -> Connection:
             return Connection(self, sock, names, token, Socket(self, token, number), tls)
 
-        with self._lock:
-            self._version += 1
-            try:
-                connection = self._slab.acquire(make)
-                self._accepted = number
-            finally:
-                self._version += 1
+        with self._changes:
+            connection = self._slab.acquire(make)
+            self._accepted = number
         return connection
 
     # The event thread.
 
     def _watch(self) -> None:
-        kernel.block_signals()
-        while not self._ended:
-            try:
-                self._poll()
-            except BaseException as error:  # want of memory, or a fault of ours: it must not cost this thread
-                self._log_thread.say(self.complain, "the event thread", error)
-                time.sleep(OVERLOOKED)
-        self._finish()
+        keep_running(self._poll, self._recover)
 
-    def _poll(self) -> None:
-        """One poll. An exception loses no edge: each of them is looked at by all of those connections."""
-        ready = self.poller.wait(block=not self._unfinished)
+    def _poll(self) -> bool:
+        """One poll; False: the last."""
+        ready = self.poller.wait(block=not (self._unfinished or self._ended))
         self._polls += bool(ready)
-        while ready:
-            token, events = ready[-1]
+        for token, events in ready:
             connection = self._slab.find(token)
             if connection is not None:
                 connection.on_events(events)
-            ready.pop()
         self._finish()
+        return not self._ended
+
+    def _recover(self, error: BaseException) -> None:
+        """A poll failed, for want of memory or by a fault of ours. The edges that it was to tell of
+        are gone, and nobody knows whose: every connection looks at what there is.
+        """
+        for connection in self._slab.snapshot():
+            connection.on_events(READ | WRITE | HANGUP)
+        if not issubclass(type(error), MemoryError):
+            self._log_thread.say(self.complain, "the event thread", error)
 
     def _finish(self) -> None:
         """Another portion for each flusher that has left its work to this thread."""
         for _ in range(len(self._unfinished)):
-            self._unfinished.popleft().tend()
+            self._unfinished[0].tend()
+            self._unfinished.popleft()
 
     # The monitor thread.
 
@@ -535,7 +589,7 @@ class Engine:
 
     def _on_lost(self, connection: Connection, error: BaseException) -> None:
         """A step of `connection` was left by an exception: nobody knows how far it got."""
-        if isinstance(error, MemoryError):
+        if issubclass(type(error), MemoryError):
             connection.end(Cause.OS_ERROR, code=errno.ENOMEM, at_once=True)
         elif connection.end(Cause.HANDLER_ERROR, handler_error(error), at_once=True):
             self.complain("a step", error, connection)

@@ -78,8 +78,13 @@ class Mailbox:
 
     def claim(self) -> None:
         """Put the connection into the ready queue, if it is idle and has mail."""
-        if not self._mail:
-            return
+        try:
+            if self._mail:
+                self._move()
+        except MemoryError:
+            self._queue.overlooked()
+
+    def _move(self) -> None:
         hands: Hands = deque()
         try:
             hands.extend(map(_take_one, (self._idle,)))
@@ -91,7 +96,7 @@ class Mailbox:
                     self._queue.ready.put(hands[0])
             except MemoryError:
                 self._idle.extend(hands)
-                self._queue.overlooked()
+                raise
 
     def take(self) -> int:
         """The bits set since the last call. By the owner."""

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from hydrogen._py import kernel
+from hydrogen._py.threads import keep_running
 
 MANY = 1000
 """Requests that may wait for a thread which is asleep: many a connection comes and goes long before a deadline."""
@@ -92,15 +92,10 @@ class Monitor:
             self._thread.join()
 
     def _run(self) -> None:
-        kernel.block_signals()
-        while not self._ended:
-            try:
-                self._iterate()
-            except MemoryError:  # it may come back; what is due stays so
-                time.sleep(0.01)
+        keep_running(self._iterate, lambda _: None)
 
-    def _iterate(self) -> None:
-        """Do what is due, and wait for the next thing."""
+    def _iterate(self) -> bool:
+        """Do what is due, and wait for the next thing; False: the monitor has ended. Whatever is raised, what is due stays so."""
         self._take_over()
         self._do_what_is_due()
         self._until = self._next()
@@ -114,6 +109,7 @@ class Monitor:
         self._until = -math.inf
         while not self._bell.empty():
             self._bell.get_nowait()
+        return not self._ended
 
     def _take_over(self) -> None:
         """What was asked for."""
@@ -138,8 +134,8 @@ class Monitor:
         now = time.monotonic()
         for alarm in self._alarms:
             if alarm.when <= now:
-                alarm.when = math.inf
                 alarm.action()
+                alarm.when = math.inf  # not before: what the action sets lies in `_asked`
         while self._order and self._order[0][0] <= now:
             when, token = self._order[0]
             if self._due.get(token) == when:

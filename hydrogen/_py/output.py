@@ -343,7 +343,7 @@ class Output(Mailbox):
             self._write()
         except BaseException as error:
             # Half of something may be written: what came after it would be nonsense to the peer.
-            out_of_memory = isinstance(error, MemoryError)
+            out_of_memory = issubclass(type(error), MemoryError)
             self.end(Cause.OS_ERROR, code=errno.ENOMEM if out_of_memory else errno.EIO, at_once=True)
             if not out_of_memory:
                 raise

@@ -3,7 +3,7 @@
 A *token* is (generation, index): the generation of a slot grows when it is given back, so that a token of a connection that is gone finds
 nothing, never the next tenant. A tenant knows its token, so finding it is one look.
 
-No lock: one thread acquires, a vacant slot is in nobody's hands but the deque's, and each change of a list is whole.
+No lock for those who look: each change of a list is whole. Who acquires and who releases does so one after the other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _INDEX_MASK = (1 << INDEX_BITS) - 1
 
 
 class Slab(Generic[T]):
-    """Slots for things of type `T`. Safe from any thread but for `acquire`, which is one thread's."""
+    """Slots for things of type `T`. Safe from any thread but for `acquire` and `release`, of which there is one at a time."""
 
     def __init__(self, pre_allocated: int) -> None:
         """Args: pre_allocated: slots that exist from the start."""
@@ -56,9 +56,10 @@ class Slab(Generic[T]):
     def release(self, token: int) -> None:
         """Give the slot of `token` back; the token finds nothing from now on. Once for each `acquire`."""
         index = token & _INDEX_MASK
+        generation = self._generations[index] + 1
+        self._vacant.append(index)  # what allocates comes first: a release that raises has changed nothing
+        self._generations[index] = generation
         self._tenants[index] = None
-        self._generations[index] += 1
-        self._vacant.append(index)
 
     def snapshot(self) -> list[T]:
         """The tenants there are now, in the order of their slots."""

@@ -39,7 +39,8 @@ class StalledOutput:
 
     def _look(self) -> None:
         while self._new:
-            self._watched.append(self._new.popleft())
+            self._watched.append(self._new[0])
+            self._new.popleft()
         now = time.monotonic()
         still = []
         soonest = now + self._look_every

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from hydrogen._py import kernel
 from hydrogen._py.framing import Complain
-from hydrogen.errors import Cause, cause_of, removal_error
+from hydrogen.errors import Cause, cause_of, class_name, removal_error
 from hydrogen.stream import Stream, StreamAdapter
 
 CHUNK = 1 << 16
@@ -117,7 +117,8 @@ class SocketTransport:
 
     def explain(self, error: BaseException, method: str) -> tuple[Cause, Exception]:
         """Always an `OSError`; want of memory is ENOMEM, as it would be from the kernel."""
-        code = error.errno if isinstance(error, OSError) else errno.ENOMEM if isinstance(error, MemoryError) else None
+        kind = type(error)
+        code = error.errno if issubclass(kind, OSError) else errno.ENOMEM if issubclass(kind, MemoryError) else None
         return Cause.OS_ERROR, removal_error(Cause.OS_ERROR, code or errno.EIO)
 
     def pending_error(self) -> int:
@@ -162,7 +163,7 @@ class StreamTransport:
 
     def __init__(self, stream: Stream, complain: Complain) -> None:
         self._complain = complain
-        self._name = type(stream).__name__
+        self._name = class_name(stream)
         self._port = StreamAdapter(stream)
         self.poll_fd = -1
 

@@ -108,7 +108,7 @@ class Worker(threading.Thread):
     def _recover(self, error: BaseException) -> None:
         """See that what this worker is at goes on, or ends."""
         self.calling.now = False
-        if isinstance(error, MemoryError):
+        if issubclass(type(error), MemoryError):  # not isinstance(), which asks the exception for its class
             time.sleep(MEMORY_PAUSE)
         connection = self._stepping
         if connection is not None:

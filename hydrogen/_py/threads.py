@@ -1,0 +1,36 @@
+"""The outermost guard of the engine's own threads: the event, the accept, the monitor and the log thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from hydrogen._py import kernel
+
+PAUSE = 0.05
+"""Seconds until a thread goes on after an iteration that failed: memory may come back, and a fault of
+ours must not become a load."""
+
+
+def keep_running(iterate: Callable[[], bool], recover: Callable[[BaseException], None]) -> None:
+    """Call `iterate` until it returns False, whatever it raises.
+
+    After an iteration that raised comes `recover` with the error, until it does not raise. All that
+    allocates is done where what it raises is caught: for want of memory anything may fail.
+    """
+    is_new = True
+    error: BaseException | None = None
+    while True:
+        try:
+            if is_new:
+                kernel.block_signals()
+                is_new = False
+            if error is not None:
+                time.sleep(PAUSE)
+                recover(error)
+                error = None
+            while iterate():
+                pass
+            return
+        except BaseException as raised:
+            error = raised
