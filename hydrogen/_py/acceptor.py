@@ -1,7 +1,9 @@
 """The acceptor: one thread that accepts on all listeners. It never waits for anything but them, and never runs code of the user's.
 
 It is one for all of them, so that there is one who looks at `max_connections` and adds. It accepts one connection of each listener that
-is ready, in turn: so none waits for another one's backlog, and an accept(2) for which there is no memory has taken one. What it has to say the log thread writes: a logging handler is code of the user's.
+is ready, in turn: so none waits for another one's backlog, and an accept(2) for which there is no
+memory has taken one. What it has to say the log thread writes: a logging handler is code of the
+user's.
 
 Accepting *pauses* in three cases, in which the listeners are not polled: they stay readable, and would spin. While suspended, until
 `resume`. At `max_connections`, if the policy is to wait, until a connection is released. When the kernel is out of something, for

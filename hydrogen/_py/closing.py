@@ -35,7 +35,8 @@ def wind_up(connection: Connection) -> bool:
 def remove(connection: Connection) -> bool:
     """The end itself; False when it must wait for who is at the output.
 
-    It may be left at any point by an exception (want of memory, or an asynchronous one) and is entered again then: a part that raised is done again, but for those that call the handler.
+    It may be left at any point by an exception (want of memory, or an asynchronous one) and is
+    entered again then: a part that raised is done again, but for those that call the handler.
     """
     if not connection.seal():
         return False

@@ -69,9 +69,7 @@ def serving(start, path, kind, max_threads=1, **hooks):
 
 @pytest.mark.clause("H16")
 @kinds
-def test_what_a_callback_sets_in_its_context_outlives_its_own_sends_and_not_itself(
-    start, tmp_path, kind
-):
+def test_what_a_callback_sets_in_its_context_outlives_its_own_sends_and_not_itself(start, tmp_path, kind):
     seen = []
     done = threading.Semaphore(0)
 
@@ -99,9 +97,7 @@ def test_what_a_callback_sets_in_its_context_outlives_its_own_sends_and_not_itse
 
 @pytest.mark.clause("H16")
 @kinds
-def test_of_two_messages_that_come_at_once_the_second_does_not_see_what_the_first_has_set(
-    start, tmp_path, kind
-):
+def test_of_two_messages_that_come_at_once_the_second_does_not_see_what_the_first_has_set(start, tmp_path, kind):
     seen = []
 
     def received(socket, data):
@@ -163,9 +159,7 @@ def test_what_lies_in_the_context_of_a_callback_may_send_as_it_is_dropped(start,
         def __del__(self):
             self.socket.send(b"bye")
 
-    _, connect = serving(
-        start, tmp_path, kind, data_received=lambda socket, data: mine.set(Farewell(socket))
-    )
+    _, connect = serving(start, tmp_path, kind, data_received=lambda socket, data: mine.set(Farewell(socket)))
     peer = connect()
     for _ in range(5):
         peer.send(b"x\n")
@@ -225,9 +219,7 @@ class Nameless(Exception, metaclass=NamelessType):
 @kinds
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, Nameless, hydrogen.Reject])
 @pytest.mark.parametrize("name", ["connected", "data_received", "disconnected"])
-def test_what_a_callback_sets_before_it_raises_no_other_one_sees(
-    start, tmp_path, kind, error, name, error_log
-):
+def test_what_a_callback_sets_before_it_raises_no_other_one_sees(start, tmp_path, kind, error, name, error_log):
     seen = []
 
     def callback(socket, *arguments):

@@ -148,8 +148,6 @@ PLACES = (
 @pytest.mark.slow
 @pytest.mark.clause("P4")
 @pytest.mark.parametrize(("where", "kind"), PLACES)
-def test_a_child_that_returns_from_where_it_was_forked_touches_nothing_of_the_parent_s(
-    engine, where, kind
-):
+def test_a_child_that_returns_from_where_it_was_forked_touches_nothing_of_the_parent_s(engine, where, kind):
     out, err = finish(child(FORKS, engine, where, kind), 0)
     assert (out, err) == ("fine\n", "")

@@ -483,9 +483,7 @@ def test_streams_that_send_on_each_other_within_recv_go_on(start, connect):
             sockets[int(line)].send(b"to " + line)
         return []
 
-    handler, _ = streaming(
-        lambda fd: Calls(fd, forward), connected=lambda socket: sockets.append(socket)
-    )
+    handler, _ = streaming(lambda fd: Calls(fd, forward), connected=lambda socket: sockets.append(socket))
     server = start(handler)
     clients = []
     for count in (1, 2):
@@ -607,9 +605,7 @@ def test_drain_in_a_callback_goes_on_with_the_stream(start, connect):
 @pytest.mark.clause("T7")
 @pytest.mark.parametrize("how", ["send", "broadcast"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_what_interrupts_a_thread_of_the_users_in_a_stream_ends_it_and_comes_out(
-    one, error_log, request, engine, how, kind
-):
+def test_what_interrupts_a_thread_of_the_users_in_a_stream_ends_it_and_comes_out(one, error_log, request, engine, how, kind):
     if engine == "python":
         request.applymarker(pytest.mark.xfail(strict=False, reason="is swallowed still"))
 
