@@ -35,8 +35,14 @@ RACY = str(ROOT / "tests" / "stress" / "test_threads.py")
 # What cannot hold under a sanitizer. Memory is not flat: the address sanitizer keeps what was freed, and the thread sanitizer's shadow
 # grows. The latter also makes a turn longer than the time after which the GIL is asked for, and crashes in a process that was forked off
 # one with threads.
-NOT_UNDER_ASAN = "not (f16 or short_soak)"
-NOT_UNDER_TSAN = "not (f16 or short_soak or w10_the_gil or f28)"
+#
+# Nor what limits the address space, which the shadow is a part of. And a thousand tests of each kind of exception, those of failed
+# allocations of Python's, and (but on the debug build) every cell of the table of states, each of which the plain build runs, would
+# take longer than all the rest.
+LONG = "test_exceptions_everywhere or test_nomemory or test_memory_limit"
+NOT_UNDER_UBSAN = f"not ({LONG})"
+NOT_UNDER_ASAN = f"not (f16 or short_soak or test_states or {LONG})"
+NOT_UNDER_TSAN = f"not (f16 or short_soak or w10_the_gil or f28 or test_states or test_children or test_forks or {LONG})"
 OURS = re.compile(r"\b(_codec|_core|_generator)\.")
 
 
@@ -106,7 +112,7 @@ def address(arguments: list[str]) -> int:
     minutes. Leaks at exit are not our subject: CPython frees little then."""
     options = f"detect_leaks=0:abort_on_error=0:{COMMON}"
     failed = False
-    every = [(arguments, "malloc")] if arguments else [([CONTRACT, "-k", NOT_UNDER_ASAN], "default"), ([STRESS], "malloc")]
+    every = [(arguments, "malloc")] if arguments else [([CONTRACT, "-k", NOT_UNDER_ASAN], "default"), ([STRESS, "-k", NOT_UNDER_ASAN], "malloc")]
     for tests, allocator in every:
         status, reports = sanitized("address", "libasan.so", "ASAN_OPTIONS", options, tests, PYTHONMALLOC=allocator)
         print(*reports[:5], sep="\n")
@@ -118,7 +124,7 @@ def address(arguments: list[str]) -> int:
 def undefined(arguments: list[str]) -> int:
     """Everything that C leaves undefined and GCC can look for at run time: all of it is in our code, for nothing else is instrumented."""
     status, reports = sanitized(
-        "undefined", "libubsan.so", "UBSAN_OPTIONS", "print_stacktrace=1:halt_on_error=0", arguments or [CONTRACT, STRESS]
+        "undefined", "libubsan.so", "UBSAN_OPTIONS", "print_stacktrace=1:halt_on_error=0", arguments or [CONTRACT, STRESS, "-k", NOT_UNDER_UBSAN]
     )
     print(*reports[:5], sep="\n")
     print(f"== undefined behaviour sanitizer: {len(reports)} reports; pytest's status {status}")
