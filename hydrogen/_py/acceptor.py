@@ -155,10 +155,7 @@ class Acceptor:
         if self._ended or self._suspended or self._must_wait():
             return True
         try:
-            fd, peername = listener._accept()  # accept() loses the fd where there is no memory for the object
-        except MemoryError:  # it was accepted, and closed
-            self._lost()
-            raise
+            fd, peername = self._take(listener)
         except OSError as error:
             if isinstance(error, BlockingIOError) or error.errno in kernel.TRANSIENT:
                 return True
@@ -175,6 +172,17 @@ class Acceptor:
         self._welcome(sock, peername)
         self._go_on()
         return True
+
+    def _take(self, listener: socket.socket) -> tuple[int, Any]:
+        """One accept(2): the fd, and the peer's address."""
+        free = os.dup(self._wakeup.fileno())
+        os.close(free)
+        try:
+            return listener._accept()  # accept() loses the fd where there is no memory for the object
+        except MemoryError:  # it was accepted
+            self._lost()
+            kernel.close_orphan(free, listener)
+            raise
 
     def _pause(self, reason: str, most: int | None) -> None:
         """Accepting pauses: each wait is counted, the first of them told."""

@@ -107,6 +107,23 @@ def borrowed(fd: int) -> Iterator[socket.socket]:
         sock.detach()
 
 
+def close_orphan(fd: int, listener: socket.socket) -> None:
+    """Close the connection that an accept(2) on `listener` has left behind.
+
+    Where there is no memory for the name of the peer, CPython forgets the fd. It got the lowest number
+    that was free, `fd`; it is believed to be that only when it is a connection of the same address.
+    """
+    try:
+        with borrowed(fd) as sock:
+            name, own = sock.getsockname(), listener.getsockname()
+            is_same = name[1] == own[1] if isinstance(own, tuple) else name == own
+            is_connection = not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError:  # nobody has it
+        return
+    if is_same and is_connection:
+        os.close(fd)
+
+
 def block_signals() -> None:
     """Let no signal be delivered to the calling thread: it belongs to the engine and has nothing to do with them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

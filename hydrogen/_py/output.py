@@ -138,6 +138,7 @@ class Output(Mailbox):
         "_role",
         "_sealed",
         "_told_flushed",
+        "_torn",
         "_waiting",
         "_waiting_size",
         "_watched",
@@ -170,6 +171,7 @@ class Output(Mailbox):
         self._over_high = False  # pending was over the high watermark, and has not been below the low one since
         self._ended_messages = False  # see invariant 3
         self._told_flushed = False  # see invariant 4
+        self._torn = False  # more may have been written, or encrypted, than is known
         self._sealed = False  # the transport is being closed
         self._accounted = 0  # bytes of ours in `loop.memory`
         self._watched = False  # see invariant 5
@@ -342,26 +344,34 @@ class Output(Mailbox):
             self._collect()
             self._write()
         except BaseException as error:
-            # Half of something may be written: what came after it would be nonsense to the peer.
             out_of_memory = issubclass(type(error), MemoryError)
+            if out_of_memory and not self._torn:
+                self.loop.tend_later(self)
+                return
+            # Half of something may be written: what came after it would be nonsense to the peer.
             self.end(Cause.OS_ERROR, code=errno.ENOMEM if out_of_memory else errno.EIO, at_once=True)
             if not out_of_memory:
                 raise
         finally:
+            self._torn = False
             self._settle()
 
     def _collect(self) -> None:
         """Take the messages that wait into the queue, with TLS encrypted."""
         while self._waiting and not self._ended_messages:
-            data = self._waiting.popleft()
-            self.tally.messages_sent += 1
-            if self.at_once or self._sealed:
-                continue
-            if self.session is not None:
-                self._encrypt(self.session, data)
-            elif data or self.transport.is_stream:  # on a socket there is nothing to an empty one
-                self._queued.append(data)
+            data = self._waiting[0]
+            sent = self.tally.messages_sent + 1
+            if not (self.at_once or self._sealed):
+                if self.session is not None:
+                    self._torn = True
+                    self._encrypt(self.session, data)
+                elif data or self.transport.is_stream:  # on a socket there is nothing to an empty one
+                    self._queued.append(data)
+            # Nothing is allocated from here on: a message is queued once, or has not been taken.
             self._told_flushed = False
+            self.tally.messages_sent = sent
+            self._waiting.popleft()
+            self._torn = False
         self._waiting_size = 0
 
     def _encrypt(self, session: TlsSession, data: bytes) -> None:
@@ -393,6 +403,7 @@ class Output(Mailbox):
                     self.loop.tend_later(self)
                 return
             messages = [self._queued.take()] if is_stream and self._queued else self._queued.front()
+            self._torn = True
             try:
                 written, full = self.transport.write(messages)
             except BaseException as error:
@@ -406,6 +417,7 @@ class Output(Mailbox):
             if not is_stream:
                 self._queued.consume(written)
             self._blocked = full
+            self._torn = False
 
     def _settle(self) -> None:
         """After any change: watermarks, those who wait, the account."""
