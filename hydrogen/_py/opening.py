@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 
 from hydrogen._py import callbacks, deadlines, input, mailbox, tls
@@ -122,17 +123,24 @@ def take_over(connection: Connection, stream: Plain | Secure) -> None:
 
 
 def adopt(connection: Connection, stream: Stream) -> bool:
-    """Use a stream of the user's, which owns the fd from now on; False when that fails, then the connection ends."""
+    """Use a stream of the user's, which owns the fd from now on; False when there is no fd left to poll, then the connection ends.
+
+    If its fd is none, ours stays ours. Raises: Exception: then, and whatever its `fileno` raises.
+    """
     transport = StreamTransport(stream, connection.complain)
+    fd = stream.fileno()
+    code = 0
+    try:
+        transport.open(fd)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise
+        code = error.errno or errno.EIO
     assert isinstance(connection.transport, SocketTransport)
     connection.transport.abandon()
     connection.transport = transport
     connection.builder = None
     connection.decoder = ChunkDecoder()
-    try:
-        transport.open()
-    except BaseException as error:
-        cause, reason = transport.explain(error, "fileno")
-        connection.end(cause, reason, at_once=True)
-        return False
-    return True
+    if code:  # for want of fds, say: no fault of the handler's
+        connection.fail(code)
+    return not code

@@ -168,9 +168,9 @@ class StreamTransport:
         self._port = StreamAdapter(stream)
         self.poll_fd = -1
 
-    def open(self) -> None:
-        """Make the duplicate. Raises: Exception: whatever `fileno()` of the stream raises; OSError when it is no fd, or none is left."""
-        self.poll_fd = fcntl.fcntl(self._port.stream.fileno(), fcntl.F_DUPFD_CLOEXEC, 0)
+    def open(self, fd: int) -> None:
+        """Make the duplicate of `fd`. Raises: OSError, TypeError, ValueError: it is no fd; OSError also when none is left."""
+        self.poll_fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
 
     @property
     def kept(self) -> int:

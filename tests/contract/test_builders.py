@@ -132,7 +132,6 @@ REFUSED = [
 ]
 
 
-@pytest.mark.xfail(strict=False, reason="the engines still have a sentence of their own")
 @pytest.mark.parametrize(("builder", "wire", "kind", "sentence"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
 @pytest.mark.parametrize("returned", [False, True], ids=["config", "returned"])
 def test_a_refused_frame_is_refused_with_one_sentence_on_both_engines(start, connect, builder, wire, kind, sentence, returned):
@@ -154,7 +153,6 @@ RAISED = [
 ]
 
 
-@pytest.mark.xfail(strict=False, reason="the engines cut where they make a HandlerError, and not yet wherever user code has raised")
 @pytest.mark.parametrize(("name", "kind"), RAISED)
 def test_an_exception_that_is_raised_for_each_connection_keeps_a_short_traceback(start, connect, error_log, name, kind):
     error = kind("kept")
