@@ -109,10 +109,14 @@ class SocketTransport:
             return b""
 
     def write(self, messages: list[bytes | memoryview]) -> tuple[int, bool]:
-        """One send(2) or sendmsg(2). Only EAGAIN tells that the kernel takes no more: after it, and not after a short write, epoll owes an edge."""
+        """One send(2) or sendmsg(2). Only EAGAIN tells that the kernel takes no more: after it,
+        and not after a short write, epoll owes an edge.
+        """
         flags = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
         try:
-            return self._sock.send(messages[0], flags) if len(messages) == 1 else self._sock.sendmsg(messages, (), flags), False
+            if len(messages) == 1:
+                return self._sock.send(messages[0], flags), False
+            return self._sock.sendmsg(messages, (), flags), False
         except BlockingIOError:
             return 0, True
 
