@@ -403,6 +403,9 @@ class Output(Mailbox):
                     self.loop.tend_later(self)
                 return
             messages = [self._queued.take()] if is_stream and self._queued else self._queued.front()
+            # What is known when all is taken is worked out before: then nothing is allocated until it is noted.
+            total = sum(map(len, messages))
+            following, sent, now = left - total, self.tally.bytes_sent + total, time.monotonic()
             self._torn = True
             try:
                 written, full = self.transport.write(messages)
@@ -411,9 +414,10 @@ class Output(Mailbox):
                 self.end(cause, reason, at_once=True)
                 return
             if written or not full:
-                self.last_byte = time.monotonic()
-            left -= written
-            self.tally.bytes_sent += written
+                self.last_byte = now
+            if written != total:
+                following, sent = following + total - written, sent + written - total
+            left, self.tally.bytes_sent = following, sent
             if not is_stream:
                 self._queued.consume(written)
             self._blocked = full

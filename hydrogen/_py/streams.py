@@ -21,6 +21,8 @@ from hydrogen.stream import Stream, StreamAdapter
 CHUNK = 1 << 16
 """Bytes asked of one recv(2)."""
 
+_FLAGS = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+
 
 class Transport(Protocol):
     """What both transports do.
@@ -112,11 +114,10 @@ class SocketTransport:
         """One send(2) or sendmsg(2). Only EAGAIN tells that the kernel takes no more: after it,
         and not after a short write, epoll owes an edge.
         """
-        flags = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
         try:
             if len(messages) == 1:
-                return self._sock.send(messages[0], flags), False
-            return self._sock.sendmsg(messages, (), flags), False
+                return self._sock.send(messages[0], _FLAGS), False
+            return self._sock.sendmsg(messages, (), _FLAGS), False
         except BlockingIOError:
             return 0, True
 
