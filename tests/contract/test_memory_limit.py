@@ -1,0 +1,59 @@
+"""max_buffered: one connection that goes for it is enough, also when it cannot go yet."""
+
+import threading
+
+import pytest
+from support import length_frame, recorder, timed_out, wait_event, wait_until
+
+import hydrogen
+
+HALF = 200_000
+
+
+@pytest.mark.slow
+@pytest.mark.clause("C18", "H22")
+def test_while_the_callback_of_a_connection_that_is_aborted_blocks_no_other_one_goes_for_its_memory(
+    start, connect, gate
+):
+    """Its memory is freed when the callback returns. Then the others are read again."""
+    go, inside = gate(), threading.Event()
+    big = bytes(1_700_000)
+
+    def received(socket, data):
+        if len(data) == len(big):
+            inside.set()
+            wait_event(go, "let go")
+        else:
+            socket.send(data[:1])
+
+    handler = recorder(connected=None, data_received=received)
+    server = start(
+        handler,
+        framing=hydrogen.LengthFrameBuilder(max_size=8 << 20),
+        max_buffered=2 << 20,
+        max_threads=4,
+    )
+    culprit = connect(server)
+    frame = length_frame(big)
+    culprit.send(frame[:-1])
+    wait_until(lambda: server.stats().queued_bytes >= len(frame) - 1, "it lies there")
+    culprit.send(frame[-1:])
+    wait_event(inside, "the callback runs")
+    others = [connect(server) for _ in range(12)]
+    handler.wait_for("connected", 13)
+    message = length_frame(bytes(HALF))
+    for other in others:
+        other.send(message[: HALF // 3])
+    socket = handler.socket()
+    wait_until(lambda: not socket.is_open, "the culprit is aborted")
+    watch = recorder()
+    elsewhere = start(watch, idle_timeout=0.3, max_threads=1)
+    connect(elsewhere)
+    timed_out(watch, "idle_timeout")  # the monitor thread has looked many a time
+    assert handler.of("disconnected") == []
+    go.set()
+    assert type(handler.wait_removed()[0]) is hydrogen.SlowConsumer
+    for other in others:
+        other.send(message[HALF // 3 :])
+        assert other.receive(5) == length_frame(b"\0")
+    assert len(handler.of("disconnected")) == 1
