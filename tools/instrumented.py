@@ -112,7 +112,11 @@ def address(arguments: list[str]) -> int:
     minutes. Leaks at exit are not our subject: CPython frees little then."""
     options = f"detect_leaks=0:abort_on_error=0:{COMMON}"
     failed = False
-    every = [(arguments, "malloc")] if arguments else [([CONTRACT, "-k", NOT_UNDER_ASAN], "default"), ([STRESS, "-k", NOT_UNDER_ASAN], "malloc")]
+    every = (
+        [(arguments, "malloc")]
+        if arguments
+        else [([CONTRACT, "-k", NOT_UNDER_ASAN], "default"), ([STRESS, "-k", NOT_UNDER_ASAN], "malloc")]
+    )
     for tests, allocator in every:
         status, reports = sanitized("address", "libasan.so", "ASAN_OPTIONS", options, tests, PYTHONMALLOC=allocator)
         print(*reports[:5], sep="\n")
@@ -124,7 +128,11 @@ def address(arguments: list[str]) -> int:
 def undefined(arguments: list[str]) -> int:
     """Everything that C leaves undefined and GCC can look for at run time: all of it is in our code, for nothing else is instrumented."""
     status, reports = sanitized(
-        "undefined", "libubsan.so", "UBSAN_OPTIONS", "print_stacktrace=1:halt_on_error=0", arguments or [CONTRACT, STRESS, "-k", NOT_UNDER_UBSAN]
+        "undefined",
+        "libubsan.so",
+        "UBSAN_OPTIONS",
+        "print_stacktrace=1:halt_on_error=0",
+        arguments or [CONTRACT, STRESS, "-k", NOT_UNDER_UBSAN],
     )
     print(*reports[:5], sep="\n")
     print(f"== undefined behaviour sanitizer: {len(reports)} reports; pytest's status {status}")

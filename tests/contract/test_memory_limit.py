@@ -12,9 +12,7 @@ HALF = 200_000
 
 @pytest.mark.slow
 @pytest.mark.clause("C18", "H22")
-def test_while_the_callback_of_a_connection_that_is_aborted_blocks_no_other_one_goes_for_its_memory(
-    start, connect, gate
-):
+def test_while_the_callback_of_a_connection_that_is_aborted_blocks_no_other_one_goes_for_its_memory(start, connect, gate):
     """Its memory is freed when the callback returns. Then the others are read again."""
     go, inside = gate(), threading.Event()
     big = bytes(1_700_000)

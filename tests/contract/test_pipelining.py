@@ -57,9 +57,7 @@ def test_a_client_that_pipelines_is_not_read_far_beyond_what_is_delivered(start,
 
 @pytest.mark.clause("C19", "H22")
 @families
-def test_while_a_handler_blocks_its_client_is_not_read_and_a_neighbour_is_served(
-    start, tmp_path, gate, family
-):
+def test_while_a_handler_blocks_its_client_is_not_read_and_a_neighbour_is_served(start, tmp_path, gate, family):
     go = gate()
 
     def received(socket, data):
@@ -97,9 +95,7 @@ def test_while_a_handler_blocks_its_client_is_not_read_and_a_neighbour_is_served
 @pytest.mark.clause("C19", "H22")
 @families
 @pytest.mark.parametrize("max_threads", [1, 4])
-def test_while_clients_pipeline_without_a_pause_a_neighbour_is_served(
-    start, tmp_path, family, max_threads
-):
+def test_while_clients_pipeline_without_a_pause_a_neighbour_is_served(start, tmp_path, family, max_threads):
     """They send faster than the handler takes it: what waits is more than anybody would keep, soon."""
     done = threading.Event()
 
