@@ -159,11 +159,11 @@ def cause_of(error: BaseException) -> tuple[Cause, Exception]:
     if issubclass(kind, EOFError):
         return Cause.PEER_CLOSED, removal_error(Cause.PEER_CLOSED)
     if issubclass(kind, ProtocolError):
-        return Cause.BAD_FRAME, error
+        return Cause.BAD_FRAME, error  # type: ignore[return-value]
     if issubclass(kind, ssl.SSLError):
-        return Cause.TLS_ERROR, error
+        return Cause.TLS_ERROR, error  # type: ignore[return-value]
     if issubclass(kind, OSError):
-        return Cause.OS_ERROR, error
+        return Cause.OS_ERROR, error  # type: ignore[return-value]
     return Cause.HANDLER_ERROR, handler_error(error)
 
 
@@ -175,7 +175,7 @@ def handler_error(error: BaseException) -> HandlerError:
     """
     cut_traceback(error)
     if issubclass(type(error), HandlerError):
-        return error
+        return error  # type: ignore[return-value]
     name = class_name(error)
     try:
         message = f"a callback raised {name}: {error}"

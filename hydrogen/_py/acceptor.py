@@ -178,7 +178,8 @@ class Acceptor:
         free = os.dup(self._wakeup.fileno())
         os.close(free)
         try:
-            return listener._accept()  # accept() loses the fd where there is no memory for the object
+            # accept() loses the fd where there is no memory for the object.
+            return listener._accept()  # type: ignore[attr-defined,no-any-return]
         except MemoryError:  # it was accepted
             self._lost()
             kernel.close_orphan(free, listener)

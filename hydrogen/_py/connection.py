@@ -67,7 +67,9 @@ class Runner(Protocol):
     """
 
     hands: mailbox.Hands
-    calling: contextlib.AbstractContextManager[None]
+
+    @property
+    def calling(self) -> contextlib.AbstractContextManager[None]: ...
 
 
 class Loop(OutputLoop, Protocol):

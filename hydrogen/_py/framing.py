@@ -95,10 +95,10 @@ def explain(builder: FrameBuilder | None, error: BaseException, complain: Compla
     kind = type(error)  # not isinstance(), which asks the exception for its class, and it may be the user's
     if is_built_in(builder):
         if issubclass(kind, ProtocolError):
-            return _CAUSES.get(kind, Cause.BAD_FRAME), error.with_traceback(None)
+            return _CAUSES.get(kind, Cause.BAD_FRAME), error.with_traceback(None)  # type: ignore[return-value]
         return Cause.OS_ERROR, removal_error(Cause.OS_ERROR, errno.ENOMEM)
     if issubclass(kind, ProtocolError):
         cut_traceback(error)
-        return Cause.BAD_FRAME, error
+        return Cause.BAD_FRAME, error  # type: ignore[return-value]
     complain(f"{class_name(builder)}.from_bytes", error)
     return Cause.HANDLER_ERROR, handler_error(error)

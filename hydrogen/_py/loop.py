@@ -115,7 +115,7 @@ class Engine:
         self._newborn: mailbox.Hands = deque()  # of the accept thread
         self._drained = Waiters()
         self._accepted = 0
-        self._removed: Counter[Cause] = Counter(dict.fromkeys(Cause, 0))
+        self._removed: Counter[int] = Counter(dict.fromkeys(Cause, 0))
         self._timed_out: Counter[int] = Counter(dict.fromkeys(Timeout, 0))
         self._tells_of_overload = False
         self._counted: dict[int, object] = {}  # by `abort_all`, tokens

@@ -124,7 +124,7 @@ class SocketTransport:
     def explain(self, error: BaseException, method: str) -> tuple[Cause, Exception]:
         """Always an `OSError`; want of memory is ENOMEM, as it would be from the kernel."""
         kind = type(error)
-        code = error.errno if issubclass(kind, OSError) else errno.ENOMEM if issubclass(kind, MemoryError) else None
+        code = errno.ENOMEM if issubclass(kind, MemoryError) else getattr(error, "errno", None)
         return Cause.OS_ERROR, removal_error(Cause.OS_ERROR, code or errno.EIO)
 
     def pending_error(self) -> int:
