@@ -36,13 +36,12 @@ RACY = str(ROOT / "tests" / "stress" / "test_threads.py")
 # grows. The latter also makes a turn longer than the time after which the GIL is asked for, and crashes in a process that was forked off
 # one with threads.
 #
-# Nor what limits the address space, which the shadow is a part of. And a thousand tests of each kind of exception, those of failed
-# allocations of Python's, and (but on the debug build) every cell of the table of states, each of which the plain build runs, would
-# take longer than all the rest.
-LONG = "test_exceptions_everywhere or test_nomemory or test_memory_limit"
-NOT_UNDER_UBSAN = f"not ({LONG})"
-NOT_UNDER_ASAN = f"not (f16 or short_soak or test_states or {LONG})"
-NOT_UNDER_TSAN = f"not (f16 or short_soak or w10_the_gil or f28 or test_states or test_children or test_forks or {LONG})"
+# Nor what limits the address space, which the shadow is a part of. And (but on the debug build) every cell of the table of states, each
+# of which the plain build runs, would take longer than all the rest.
+LIMITED = "test_memory_limit"
+NOT_UNDER_UBSAN = f"not ({LIMITED})"
+NOT_UNDER_ASAN = f"not (f16 or short_soak or test_states or {LIMITED})"
+NOT_UNDER_TSAN = f"not (f16 or short_soak or w10_the_gil or f28 or test_states or test_children or test_forks or {LIMITED})"
 OURS = re.compile(r"\b(_codec|_core|_generator)\.")
 
 

@@ -19,6 +19,8 @@ from support import PATIENCE, recorder, running, wait_until
 
 import hydrogen
 
+pytestmark = pytest.mark.exhaustive
+
 WORKERS = 2
 TIMES = WORKERS + 1
 
