@@ -191,7 +191,7 @@ cdef inline int closing_flushed(context_t *context, io_t *io, connection_t *conn
         return NEXT_DISPATCH
     input_drop(context, io, connection)
     if connection.flags & FLAG_EOF or connection.adapter != NULL or (
-        connection.flags & FLAG_HANGUP and kernel_reset_error(connection.poll_fd)
+        connection.flags & FLAG_HANGUP and kernel_reset_error(connection.poll_fd, False)
     ):
         return closing_finish(context, connection)
     kernel_shutdown(connection.poll_fd, SHUT_WR)

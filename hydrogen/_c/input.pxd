@@ -177,7 +177,7 @@ cdef inline void input_read(context_t *context, io_t *io, connection_t *connecti
             input_broken(connection, <int>-got)
             return
         else:
-            code = kernel_reset_error(connection.poll_fd) if connection.flags & FLAG_HANGUP else 0
+            code = kernel_reset_error(connection.poll_fd, False) if connection.flags & FLAG_HANGUP else 0
             connection.flags &= ~<uint32_t>(FLAG_READABLE | FLAG_HANGUP)
             if code:
                 input_broken(connection, code)

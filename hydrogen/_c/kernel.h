@@ -152,12 +152,13 @@ static inline int kernel_socket_error(int fd) {
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 ? errno : error;
 }
 /* After EPOLLHUP or EPOLLERR: the errno of a reset, or 0, for both come also without one: when both sides have ended gracefully, on a Unix
- * socket when the peer has, and for what lies in the error queue (MSG_ERRQUEUE). An error is told once; then the state tells of it. */
-static inline int kernel_reset_error(int fd) {
+ * socket when the peer has, and for what lies in the error queue (MSG_ERRQUEUE). An error is told once; then the state tells of it,
+ * unless the stream may have ended its own side (`ended`): a graceful end comes to the same state then. */
+static inline int kernel_reset_error(int fd, int ended) {
     struct tcp_info info;
     socklen_t size = sizeof info;
     int error = kernel_socket_error(fd);
-    if (error) return error;
+    if (error || ended) return error;
     if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && info.tcpi_state == TCP_CLOSE) return ECONNRESET;
     return 0;
 }

@@ -38,7 +38,7 @@ cdef extern from "kernel.h" nogil:
     int kernel_unix_peer(int fd, char *path, uint32_t most)
     void kernel_reset(int fd)
     int kernel_socket_error(int fd)
-    int kernel_reset_error(int fd)
+    int kernel_reset_error(int fd, bint ended)
     int kernel_setsockopt(int fd, int level, int name, const void *value, uint32_t size)
     int kernel_eventfd()
     void kernel_event_set(int fd)

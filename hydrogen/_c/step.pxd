@@ -137,7 +137,7 @@ cdef inline bint step_reset(context_t *context, io_t *io, connection_t *connecti
     pause of the user's held back is dropped, for nobody could resume in time. True: act on the end of
     input.
     """
-    cdef int code = connection.end_code or kernel_reset_error(connection.poll_fd)
+    cdef int code = connection.end_code or kernel_reset_error(connection.poll_fd, connection.adapter != NULL)
     cdef uint32_t pauses = mailbox_pauses(connection)
     if not code:
         connection.flags &= ~<uint32_t>FLAG_HANGUP
