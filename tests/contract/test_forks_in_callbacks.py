@@ -8,16 +8,17 @@ import pytest
 from support import child, finish
 
 FORKS = """
-import os, socket as sockets, sys, warnings
+import os, socket as sockets, sys, threading, warnings
 import hydrogen
 from certificates import client_context, server_context
-from support import Client, TlsClient, recorder, wait_until
+from support import Client, TlsClient, recorder, wait_event, wait_until
 
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 engine, where, kind = sys.argv[1:]
 parent = os.getpid()
 reports, report = os.pipe()
 pids, fds, ours = [], [], None
+sent, go = threading.Event(), threading.Event()
 
 def say(name):
     if os.getpid() != parent:
@@ -87,6 +88,9 @@ def opened(fd):
 def received(socket, data):
     at("on_data_received")
     socket.send(data)
+    if data == b"zero":  # meanwhile both edges come
+        sent.set()
+        wait_event(go, "let go")
 
 handler = recorder(
     new_connection=opened,
@@ -96,7 +100,7 @@ handler = recorder(
     disconnected=lambda socket, error: at("on_disconnected"),
     connection_removed=lambda fd, error: at("on_connection_removed"),
 )
-options = {}
+options = {"socket_options": [(sockets.SOL_SOCKET, sockets.SO_SNDBUF, 1 << 16)]}
 if kind == "tls":
     options["ssl"] = server_context()
     options["ssl"].sni_callback = lambda *arguments: at("sni_callback")
@@ -107,9 +111,12 @@ if kind == "tls":
     talker = TlsClient(client, client_context()).handshake()
 if kind == "stream":
     talker.send(b"zero")
-    wait_until(lambda: handler.data() == b"zero", "it was read")
+    wait_event(sent, "its reply fills the kernel")
     talker.send(b"first")
-    assert talker.receive(4 + (8 << 20) + 5) == b"zero" + bytes(8 << 20) + b"first"
+    assert talker.receive(4 + (1 << 16)) == b"zero" + bytes(1 << 16)  # most of what it took
+    go.set()
+    rest = (8 << 20) - (1 << 16)
+    assert talker.receive(rest + 5) == bytes(rest) + b"first"
 else:
     talker.send(b"first")
     assert talker.receive(5) == b"first"
@@ -155,6 +162,8 @@ PLACES = (
 @pytest.mark.slow
 @pytest.mark.clause("P4")
 @pytest.mark.parametrize(("where", "kind"), PLACES)
-def test_a_child_that_returns_from_where_it_was_forked_touches_nothing_of_the_parent_s(engine, where, kind):
+def test_a_child_that_returns_from_where_it_was_forked_touches_nothing_of_the_parent_s(request, engine, where, kind):
+    if engine == "python" and kind == "stream":
+        request.applymarker(pytest.mark.xfail(strict=False, reason="the callback goes on in the child"))
     out, err = finish(child(FORKS, engine, where, kind), 0)
     assert (out, err) == ("fine\n", "")

@@ -4,6 +4,7 @@ import os
 import queue
 import socket as stdlib_socket
 import threading
+import types
 
 import pytest
 from support import PATIENCE, Echo, echo, recorder, running, simple, wait_event, wait_until
@@ -370,3 +371,71 @@ def test_a_wrong_handler_is_refused_before_anything_is_opened(engine):
     ]:
         with pytest.raises(TypeError, match=message):
             hydrogen.serve(wrong, port=0, engine=engine)
+
+
+# -------------------------------------------------------------------------- wrapped callbacks
+
+
+class SaysMethod:
+    """A wrapper, as libraries for decorators and for tests have them: it says that it is a method."""
+
+    def __init__(self, method, calls):
+        self.method = method
+        self.calls = calls
+
+    @property
+    def __class__(self):
+        return types.MethodType
+
+    def __getattr__(self, name):
+        return getattr(self.method, name)
+
+    def __call__(self, *arguments):
+        self.calls.append(self.method.__name__)
+        return self.method(*arguments)
+
+
+NAMES = ["on_new_connection", "on_connected", "on_data_received", "on_eof", "on_disconnected"]
+
+
+@pytest.mark.clause("H1")
+@pytest.mark.parametrize("where", ["instance", "class"])
+def test_a_wrapper_that_says_it_is_a_method_is_called_itself(start, connect, where):
+    calls = []
+
+    class Plain(hydrogen.Handler):
+        def on_new_connection(self, fd):
+            return None
+
+        def on_connected(self, socket):
+            pass
+
+        def on_data_received(self, socket, data):
+            socket.send(data)
+
+        def on_eof(self, socket):
+            socket.close()
+
+        def on_disconnected(self, socket, error):
+            pass
+
+        def on_connection_removed(self, fd, error):
+            removed.set()
+
+    removed = threading.Event()
+    handler = Plain()
+    for name in NAMES:
+        wrapper = SaysMethod(getattr(handler, name), calls)
+        if where == "instance":
+            setattr(handler, name, wrapper)
+        else:
+            setattr(Plain, name, property(lambda self, wrapper=wrapper: wrapper))
+    server = start(handler, max_threads=2)
+    for number in range(1, 4):
+        removed.clear()
+        client = connect(server)
+        client.echo(b"x")
+        client.finish()
+        client.at_end()
+        wait_event(removed, "it is removed")
+        assert calls == NAMES * number

@@ -544,3 +544,39 @@ def test_what_waits_in_a_long_backlog_is_not_accepted_while_suspended(start, con
     finally:
         for client in clients:
             client.close()
+
+
+@pytest.mark.clause("P1")
+@pytest.mark.parametrize("how", ["stop", "abort"])
+def test_a_stop_does_not_wait_for_code_of_the_user_s_that_runs_as_a_worker_ends(start, connect, gate, how):
+    """What a worker has put into a `threading.local` is dropped when its thread ends; that may take its time."""
+    go, held = gate(), threading.Event()
+    local = threading.local()
+
+    class Database:
+        def __del__(self):
+            held.set()
+            wait_event(go, "let go")
+
+    def received(socket, data):
+        local.database = Database()
+        socket.send(data)
+
+    server = start(recorder(data_received=received), max_threads=2)
+    client = connect(server)
+    client.echo(b"x")
+    client.close()
+    returned = threading.Event()
+
+    def stop():
+        server.stop(1) if how == "stop" else server.abort()
+        returned.set()
+
+    with running(stop):
+        try:
+            wait_event(returned, "it returns though the worker has not ended")
+            wait_event(held, "the worker is about to end")
+            assert server.wait(PATIENCE)
+            assert server.stats().connections == 0
+        finally:
+            go.set()
