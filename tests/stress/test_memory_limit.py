@@ -21,7 +21,7 @@ CLIENTS = 600
 ROOM = 8 << 20
 """Bytes that the process may still have when its memory is limited."""
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(900)]
 
 SERVER = """
 import io, itertools, json, logging, os, sys, threading
