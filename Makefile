@@ -52,7 +52,7 @@ model: $(VENV)/.installed  ## the models of the protocols between threads, searc
 	$(BIN)/python proof/run.py
 	$(BIN)/python tools/mutations.py
 
-proof: build  ## what the claims about threads rest on, bounded: models, random steps, exits, sanitizers, no GIL; a quarter of an hour on two cores
+proof: build  ## what the claims about threads rest on, bounded: models, random steps, exits, sanitizers, no GIL
 	HYDROGEN_MACHINE=20 $(BIN)/pytest -n $(JOBS) --engine=$(ENGINE) tests/contract/test_state_machine.py tests/stress/test_exits.py
 	$(MAKE) model ARGS=
 	$(MAKE) ubsan ARGS=
@@ -85,10 +85,10 @@ free-threaded: $(VENV)/.dev  ## the whole suite on a CPython without a GIL, whic
 churn: build  ## row 16 of the faults at length: a million connections on each engine, fds, slots and memory flat
 	HYDROGEN_SOAK=1000000 $(BIN)/pytest -p no:xdist --engine=$(ENGINE) -k f16 tests/contract $(ARGS)
 
-exhaustive: build  ## what `make test` leaves out: an exception in each callback of each kind, each of Python's allocations failing
+exhaustive: build  ## what `make test` leaves out: an exception of each kind in each callback, allocations that fail, and what is known to fail
 	$(BIN)/pytest -n $(JOBS) --engine=$(ENGINE) -m exhaustive $(ARGS)
 
-soak: build  ## churn, and then ten minutes of friendly and hostile clients (ARGS are of these)
+soak: build  ## churn, and then ten minutes of well-behaved and hostile clients (ARGS are of these)
 	$(MAKE) churn ARGS=
 	$(BIN)/python -m perf.soak $(if $(PURE),--engine python) $(ARGS)
 
