@@ -80,8 +80,15 @@ cdef inline void loop_step(
 
 
 cdef inline void loop_settle(loop_t *loop, connection_t *connection) noexcept nogil:
-    """After the callbacks: let go of the connection, or have it served if something is left to do for it."""
-    if not connection.flags & FLAG_BUSY and (
+    """After the callbacks: let go of the connection, or have it served if something is left to do for it.
+
+    Where another thread has what it needs, nothing can be done before that one posts AGAIN: a step
+    that came sooner would spin, in eager mode with the GIL, for which that thread may be waiting.
+    """
+    if connection.flags & FLAG_BUSY:
+        connection.flags &= ~<uint32_t>FLAG_BUSY
+        connection.mail = 0
+    elif (
         connection.flags & (FLAG_LATE | FLAG_STOP | FLAG_HANGUP) or
         connection.flags & FLAGS_ENDED and not connection.flags & FLAG_EOF_TOLD
     ):

@@ -46,7 +46,6 @@ cdef inline int tls_decrypt(Engine engine, worker_t *worker, connection_t *conne
     cdef bytes plaintext
     session = <object>connection.session
     callbacks_begin(engine, worker)
-    connection.flags &= ~<uint32_t>FLAG_BUSY
     if not sending_take_session(session):
         connection.flags |= FLAG_BUSY
         return 0
@@ -90,7 +89,6 @@ cdef inline int tls_close_notify(Engine engine, worker_t *worker, connection_t *
     """All output is flushed: close_notify is the last of it. When that is flushed, FLUSHED is posted again."""
     session = <object>connection.session
     callbacks_begin(engine, worker)
-    connection.flags &= ~<uint32_t>FLAG_BUSY
     if not sending_take_session(session):
         connection.flags |= FLAG_BUSY
         return 0

@@ -328,15 +328,18 @@ class Output(Mailbox):
             self._asked = True
 
     def _catch_up(self) -> None:
-        """Do what is asked for, unless somebody else is in the role; then tell what there is to tell."""
-        while self._asked and self._role.run(self._tend):
+        """Do what is asked for, and post what was left. Not if somebody else is in the role: he does it when he is done."""
+        while (self._asked or self._left) and self._role.run(self._do_what_is_left):
             pass
-        while self._left:
-            try:
-                bits = self._left.popleft()
-            except IndexError:
-                return
-            self.post(bits)
+
+    def _do_what_is_left(self) -> None:
+        try:
+            if self._asked:
+                self._tend()
+        finally:
+            while self._left:
+                self.post(self._left[0])
+                self._left.popleft()
 
     def _tend(self) -> None:
         self._asked = False

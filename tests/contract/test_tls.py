@@ -25,6 +25,7 @@ from support import (
 )
 
 import hydrogen
+from hydrogen.tls import TlsSession
 
 # ---------------------------------------------------------------------------------------------------- bytes to and fro
 
@@ -311,6 +312,38 @@ def test_f36_bytes_that_threads_send_while_others_are_received_stay_whole_and_in
     for tag, payloads in got.items():
         assert payloads == [message(tag, number) for number in range(size)]
     assert handler.messages() == got[b"echo"]
+
+
+@pytest.mark.clause("C22", "H1")
+@pytest.mark.parametrize("handoff", ["auto", "eager"])
+def test_no_worker_spins_while_another_thread_is_in_the_session(start, connect, secure, gate, monkeypatch, handoff):
+    """More has come than is read at once, and all of it has to wait until that thread is done."""
+    handler = recorder(connected=None, data_received=echo)
+    server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, handoff=handoff, read_budget=10_000)
+    client, other = secure(server), secure(server)
+    socket = handler.socket()
+    entered, done = threading.Event(), gate()
+    encrypt = TlsSession.encrypt
+
+    def slow(session, plaintext):
+        if b"slow" in bytes(plaintext):
+            entered.set()
+            wait_event(done, "the worker had its chance to spin")
+        return encrypt(session, plaintext)
+
+    monkeypatch.setattr(TlsSession, "encrypt", slow)
+    with running(lambda: socket.send(b"slow")):
+        wait_event(entered, "a thread is in the session")
+        client.send(simple(bytes(20_000)) * 5)
+        for turn in range(40):
+            other.send(simple(b"%d" % turn))
+            assert other.receive_frame() == b"%d" % turn
+            if turn == 19:
+                before = server.stats().iterations
+        assert server.stats().iterations - before <= 3 * 20
+        done.set()
+    for payload in [b"slow"] + [bytes(20_000)] * 5:
+        assert client.receive_frame() == payload
 
 
 @pytest.mark.clause("K3", "K18", "K22")
