@@ -39,6 +39,10 @@ FLUSH_BUDGET = 256 << 10
 """Bytes that one flusher writes before others get their turn: as much as `Config.read_budget` allows a reader by default."""
 
 
+COLLECT_MOST = 64
+"""Messages that one thread takes from others before it leaves the rest: else it would not come out as long as they send."""
+
+
 class Tally:
     """Counters of one connection, added up when it is gone. Each is written by its owner or in the role of its output."""
 
@@ -139,6 +143,7 @@ class Output(Mailbox):
         "_sealed",
         "_told_flushed",
         "_torn",
+        "_used_up",
         "_waiting",
         "_waiting_size",
         "_watched",
@@ -172,6 +177,7 @@ class Output(Mailbox):
         self._ended_messages = False  # see invariant 3
         self._told_flushed = False  # see invariant 4
         self._torn = False  # more may have been written, or encrypted, than is known
+        self._used_up = False  # a budget: another thread is to tend
         self._sealed = False  # the transport is being closed
         self._accounted = 0  # bytes of ours in `loop.memory`
         self._watched = False  # see invariant 5
@@ -329,8 +335,22 @@ class Output(Mailbox):
 
     def _catch_up(self) -> None:
         """Do what is asked for, and post what was left. Not if somebody else is in the role: he does it when he is done."""
-        while (self._asked or self._left) and self._role.run(self._do_what_is_left):
+        while (self._asked or self._left) and not self._used_up and self._role.run(self._do_what_is_left):
             pass
+        if self._used_up:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Have another thread tend: of a stream of the user's a worker. Out of the role, or what it asks for would be done here."""
+        self._used_up = False
+        try:
+            if self.transport.is_stream:
+                self.post(mailbox.WRITABLE)
+            else:
+                self.loop.tend_later(self)
+        except BaseException:
+            self._used_up = True
+            raise
 
     def _do_what_is_left(self) -> None:
         try:
@@ -360,8 +380,14 @@ class Output(Mailbox):
             self._settle()
 
     def _collect(self) -> None:
-        """Take the messages that wait into the queue, with TLS encrypted."""
+        """Take the messages that wait into the queue, with TLS encrypted, until the budget is used up."""
+        left = COLLECT_MOST
         while self._waiting and not self._ended_messages:
+            if not left:
+                self._waiting_size = sum(map(len, self._waiting.copy()))
+                self._used_up = True
+                return
+            left -= 1
             data = self._waiting[0]
             sent = self.tally.messages_sent + 1
             if not (self.at_once or self._sealed):
@@ -400,10 +426,7 @@ class Output(Mailbox):
                 return
             if left <= 0:
                 self._edge |= edge
-                if is_stream:
-                    self.post(mailbox.WRITABLE)
-                else:
-                    self.loop.tend_later(self)
+                self._used_up = True
                 return
             messages = [self._queued.take()] if is_stream and self._queued else self._queued.front()
             # What is known when all is taken is worked out before: then nothing is allocated until it is noted.
