@@ -201,7 +201,7 @@ def cut_traceback(error: BaseException) -> None:
     raises lets it pass, so an entry of the same function further down is of an earlier raise.
     Tracebacks that somebody else holds stay whole: they begin at, or behind, the cut.
     """
-    last = error.__traceback__
+    last = _traceback_of(error)
     if last is None or not _is_ours(last):
         return
     code = last.tb_frame.f_code
@@ -211,6 +211,12 @@ def cut_traceback(error: BaseException) -> None:
             last.tb_next = None
             return
         last = following
+
+
+def _traceback_of(error: BaseException) -> TracebackType | None:
+    """Of `error` itself: `__traceback__` may be a property of the user's."""
+    traceback: TracebackType | None = BaseException.__dict__["__traceback__"].__get__(error)
+    return traceback
 
 
 def _is_ours(entry: TracebackType) -> bool:

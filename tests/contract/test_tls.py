@@ -346,31 +346,6 @@ def test_no_worker_spins_while_another_thread_is_in_the_session(start, connect, 
         assert client.receive_frame() == payload
 
 
-@pytest.mark.clause("C22", "K3")
-def test_send_returns_though_others_send_as_fast_as_it_encrypts(start, secure, monkeypatch):
-    """Whenever this thread encrypts a message there is another one, until it has returned."""
-    handler = recorder(connected=None)
-    client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder))
-    socket = handler.socket()
-    sent = 0
-    me = threading.get_ident()
-    encrypt = TlsSession.encrypt
-
-    def one_more(session, plaintext):
-        nonlocal sent
-        if threading.get_ident() == me and sent < 1000:
-            sent += 1
-            other = threading.Thread(target=socket.send, args=(b"%d" % sent,))
-            other.start()
-            other.join()
-        return encrypt(session, plaintext)
-
-    monkeypatch.setattr(TlsSession, "encrypt", one_more)
-    assert socket.send(b"0")
-    assert sent < 100
-    assert [client.receive_frame() for _ in range(sent + 1)] == [b"%d" % number for number in range(sent + 1)]
-
-
 @pytest.mark.clause("K3", "K18", "K22")
 def test_f36_what_send_took_arrives_whole_and_before_the_end_though_others_close_meanwhile(start, secure):
     for round in range(5):

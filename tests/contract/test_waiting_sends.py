@@ -92,10 +92,8 @@ def test_who_sends_while_another_thread_encrypts_is_bound_by_max_write_buffer(pa
 
 
 @pytest.mark.clause("K6", "P2")
-def test_who_encrypts_for_others_is_not_kept_for_as_long_as_they_send(request, engine, pair):
+def test_who_encrypts_for_others_is_not_kept_for_as_long_as_they_send(pair):
     """For each message that it encrypts another thread sends a further one."""
-    if engine == "python":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="who collects what waits has no budget"))
     socket, peer, _ = pair()
     most = 1000
     numbers = []

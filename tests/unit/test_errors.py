@@ -189,6 +189,16 @@ def test_a_traceback_that_begins_with_the_users_code_is_left_alone():
     assert len(traceback.extract_tb(kept.__traceback__)) == before == 6
 
 
+def test_an_exception_whose_traceback_is_a_property_that_raises_is_the_cause_all_the_same():
+    class Traceless(Exception):
+        @property
+        def __traceback__(self):
+            raise RuntimeError
+
+    error = Traceless("why")
+    assert handler_error(error).__cause__ is error
+
+
 @pytest.mark.parametrize("timeout", Timeout)
 def test_the_table_of_timeouts_names_the_field_and_the_message(timeout):
     assert Timeout(int(timeout)) is timeout
