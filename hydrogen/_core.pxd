@@ -15,7 +15,6 @@ cdef class HydrogenSocket:
     cdef object __weakref__
 
     cdef bint _valid(self) noexcept
-    cdef object _unix_peername(self)
 
 
 cdef class _Callbacks:
@@ -49,5 +48,6 @@ cdef class Engine:
 
 
 # What the modules of _engine/ use of Python, which a .pxd file cannot import: set in _core.pyx.
-cdef object AF_INET, AF_INET6, check_timeout, class_name, FrameDecoder, HeaderReader, Plain, Secure, Stream, StreamAdapter
-cdef object TlsSession, begins_header, encode, errors, inet_pton, may_send
+cdef object AF_INET, AF_INET6, inet_ntop, inet_pton, fsdecode
+cdef object BroadcastReport, FrameDecoder, HeaderReader, Plain, ProxyHeader, Secure, SocketContract, Stats, Stream, StreamAdapter
+cdef object TlsSession, begins_header, check_timeout, class_name, encode, errors, may_send, removals

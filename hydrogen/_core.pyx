@@ -11,20 +11,20 @@ error it ends with) are counted references in its slot: see _engine/references.p
 """
 
 import logging
-import os
 import threading
 import time
+from os import fsdecode
 from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton
 from types import MethodType
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.contextvars cimport PyContext_Enter, PyContext_Exit, PyContext_New
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from libc.errno cimport EAGAIN, EBADF, ENOMEM
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.errno cimport ENOMEM
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 
 from hydrogen import errors
@@ -41,38 +41,41 @@ from hydrogen.tls import TlsSession
 
 cimport cython
 
-from hydrogen._c.acceptor cimport *
-from hydrogen._c.addresses cimport addresses_take
-from hydrogen._c.atomic cimport *
-from hydrogen._c.broadcast cimport *
-from hydrogen._c.buffer cimport (
-    block_bytes, block_free, block_length, block_t, shared_drop, shared_new, shared_t,
+from hydrogen._c.acceptor cimport (
+    acceptor_clear, acceptor_close_fd, acceptor_destroy, acceptor_end, acceptor_init,
+    acceptor_start, acceptor_suspend, acceptor_workers_before,
 )
-from hydrogen._c.closing cimport *
-from hydrogen._c.connection cimport *
-from hydrogen._c.constants cimport *
-from hydrogen._c.counters cimport *
-from hydrogen._c.deadlines cimport *
-from hydrogen._c.flush cimport *
-from hydrogen._c.framing cimport *
-from hydrogen._c.input cimport *
-from hydrogen._c.kernel cimport *
+from hydrogen._c.atomic cimport (
+    atomic_load32, atomic_load64, atomic_store32, relaxed_load32, relaxed_load64,
+)
+from hydrogen._c.constants cimport (
+    ACCEPTING, ACCEPT_FULL, CAUSE_LOCAL_CLOSED, CAUSE_OS_ERROR, HANDOFF_AUTO, HANDOFF_EAGER,
+    HANDOFF_INLINE, LINGER_SWEEP_NS, LOG_ACCEPTING, LOG_ALL_BLOCKED, LOG_TURNED_AWAY,
+    PAUSE_USER, SCRATCH_MOST, STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_VACANT, STOP,
+    TICK_NS, WORKER_CALLBACK,
+)
+from hydrogen._c.kernel cimport (
+    HYDROGEN_DEBUG, kernel_close, kernel_forks, kernel_now, kernel_watch_forks,
+    kernel_worker_get, kernel_worker_set,
+)
 from hydrogen._c.lock cimport lock_give, lock_take
-from hydrogen._c.loop cimport *
-from hydrogen._c.mailbox cimport *
+from hydrogen._c.loop cimport (
+    loop_abort_all, loop_clear, loop_close_fds, loop_destroy, loop_exit, loop_init,
+    loop_stop_all,
+)
+from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_pause
 from hydrogen._c.monitor cimport monitor_end, monitor_set_alarm, monitor_start
-from hydrogen._c.output cimport *
-from hydrogen._c.poller cimport poller_remove
-from hydrogen._c.queues cimport *
-from hydrogen._c.slab cimport slab_used
-from hydrogen._c.structs cimport *
-from hydrogen._c.worker cimport *
-from hydrogen._codec cimport Framing, framed
-from hydrogen._engine.broadcast cimport broadcast_send_other, broadcast_sockets
+from hydrogen._c.queues cimport queues_await_log, queues_post, queues_resume
+from hydrogen._c.structs cimport acceptor_t, connection_t, context_t, option_t, worker_t
+from hydrogen._c.worker cimport worker_enter, worker_leave, worker_left, worker_next, worker_refill
+from hydrogen._codec cimport Framing
+from hydrogen._engine.broadcast cimport broadcast_sockets, broadcast_to_all
 from hydrogen._engine.dispatch cimport dispatch_iteration
 from hydrogen._engine.ending cimport ending_ask
-from hydrogen._engine.references cimport references_held, references_socket
+from hydrogen._engine.names cimport names_local, names_peer
+from hydrogen._engine.references cimport references_held
 from hydrogen._engine.sending cimport sending_drain, sending_send
+from hydrogen._engine.statistics cimport statistics_of
 
 DEBUG = HYDROGEN_DEBUG
 
@@ -98,15 +101,6 @@ cdef Engine _nobody
 cdef uint64_t _nanoseconds(seconds) except? 0:
     """A timeout of Config; 0: none."""
     return 0 if seconds is None else max(1, int(seconds * 1e9))
-
-
-cdef object _name(name_t *name):
-    """An address as the socket module gives it; None when there is none."""
-    if name.family == 0:
-        return None
-    if name.family == AF_INET:
-        return inet_ntop(name.family, name.bytes[:4]), name.port
-    return inet_ntop(name.family, name.bytes[:16]), name.port, name.flow, name.scope
 
 
 @cython.final
@@ -216,51 +210,11 @@ cdef class HydrogenSocket:
 
     @property
     def peername(self):
-        cdef name_t name
-        cdef bint valid
-        header = references_held(self._engine, self, &self._connection.header)
-        if isinstance(header, ProxyHeader) and header.source is not None:
-            return header.source
-        if not self._valid():
-            return None
-        if self._connection.unix_domain:
-            return self._unix_peername()
-        lock_take(&self._connection.lock)
-        valid = mailbox_generation(self._connection) == self._generation
-        name = self._connection.peer
-        lock_give(&self._connection.lock)
-        return _name(&name) if valid else None
-
-    cdef object _unix_peername(self):
-        """The kernel keeps it as long as the socket is open. As the socket module gives it: abstract names are bytes (unix(7))."""
-        cdef char path[UNIX_PATH_MOST]
-        cdef int size = -1
-        lock_take(&self._engine._loop.context.fd_lock)
-        if mailbox_generation(self._connection) == self._generation:
-            size = kernel_unix_peer(self._connection.poll_fd, path, UNIX_PATH_MOST)
-        lock_give(&self._engine._loop.context.fd_lock)
-        if size < 0:
-            return None
-        return path[:size] if size and path[0] == 0 else os.fsdecode(path[:size])
+        return names_peer(self)
 
     @property
     def sockname(self):
-        cdef name_t name
-        cdef int listener = -1
-        if not self._valid():
-            return None
-        name.family = 0
-        lock_take(&self._engine._loop.context.fd_lock)
-        if mailbox_generation(self._connection) == self._generation:
-            if self._connection.unix_domain:
-                listener = self._connection.listener
-            kernel_local_name(self._connection.poll_fd, &name)
-            lock_take(&self._connection.lock)
-            if self._connection.state >= STATE_GONE:
-                name = self._connection.local
-            lock_give(&self._connection.lock)
-        lock_give(&self._engine._loop.context.fd_lock)
-        return _name(&name) if listener < 0 else self._engine._addresses[listener]
+        return names_local(self)
 
     def fileno(self):
         cdef int fd = -1
@@ -617,88 +571,10 @@ cdef class Engine:
         return [] if self._inert() else broadcast_sockets(self, STATE_OPEN)
 
     def broadcast(self, bytes data, exclude):
-        """First, without the GIL, the connections that are framed as `Config` says, in compiled code; then the others one by one."""
-        cdef loop_t *loop = &self._loop
-        cdef worker_t *worker = self._worker()
-        cdef const framing_t *framing = loop.context.framing
-        cdef bytes wire = encode(self._builder, data) if framing.kind == FRAMING_PYTHON else framed(framing, data)
-        cdef uint32_t used = slab_used(&loop.slab)
-        cdef uint32_t *skip = NULL
-        cdef uint64_t *others = NULL
-        cdef shared_t *shared = NULL
-        cdef broadcast_t report
-        cdef HydrogenSocket socket
-        cdef uint32_t k
-        if self._inert():
-            return BroadcastReport(0, 0)
-        try:
-            skip = <uint32_t *>calloc(used or 1, sizeof(uint32_t))
-            others = <uint64_t *>calloc(used or 1, sizeof(uint64_t))
-            shared = shared_new(PyBytes_AS_STRING(wire), len(wire))
-            if skip == NULL or others == NULL or shared == NULL:
-                raise MemoryError(f"no memory to send {len(data)} bytes to all")
-            for other in exclude:
-                if not isinstance(other, SocketContract):
-                    raise TypeError(f"exclude: sockets are expected, not {other!r}")
-                if isinstance(other, HydrogenSocket):
-                    socket = other
-                    # A connection that is gone must not take the place of the next one in its slot.
-                    if socket._engine is self and socket._connection.slot.index < used and socket._valid():
-                        skip[socket._connection.slot.index] = socket._generation
-            with nogil:
-                broadcast_send(loop, &worker.io if worker != NULL else &loop.outside_io, worker == NULL, shared, skip, others, used, &report)
-            for k in range(report.others):
-                socket = references_socket(self, mailbox_of(loop, others[k]))
-                socket._generation = <uint32_t>(others[k] >> 32)
-                if broadcast_send_other(self, worker, socket, data, wire):
-                    report.sent += 1
-                else:
-                    report.dropped += 1
-        finally:
-            free(skip)
-            free(others)
-            if shared != NULL:
-                shared_drop(shared)
-        return BroadcastReport(report.sent, report.dropped)
+        return broadcast_to_all(self, data, exclude)
 
     def stats(self):
-        """What is of the server as a whole is counted once, by the first engine."""
-        cdef counters_t sums
-        cdef acceptor_t *acceptor = &self._own  # nobody uses it where it is not the first
-        cdef uint64_t allocations = 0
-        cdef uint32_t k
-        counters_clear(&sums)
-        for k in range(self._loop.worker_count):
-            counters_add(&sums, &self._loop.workers[k].io.counters)
-            allocations += relaxed_load64(&self._loop.workers[k].io.pool.allocations)
-        counters_add(&sums, &self._loop.monitor_io.counters)
-        counters_add(&sums, &self._loop.outside_io.counters)
-        sums.removed[CAUSE_OVERLOAD] += atomic_load64(&acceptor.turned_away)
-        removed = removals(sums.removed, sums.timeouts)
-        return Stats(
-            connections=atomic_load64(&self._loop.live),
-            accepted=atomic_load64(&acceptor.accepted),
-            **removed,
-            messages_received=sums.messages_received,
-            messages_sent=sums.messages_sent,
-            messages_refused=sums.messages_refused,
-            bytes_received=sums.bytes_received,
-            bytes_sent=sums.bytes_sent,
-            queued_bytes=atomic_load64(&self._loop.context.buffered) + queues_undelivered(&self._loop),
-            handoffs=sums.handoffs,
-            stalls=relaxed_load64(&self._loop.stalls),
-            all_blocked=relaxed_load64(&self._loop.all_blocked),
-            reading_pauses=atomic_load64(&self._loop.context.reading_pauses),
-            reading_resumes=atomic_load64(&self._loop.context.reading_resumes),
-            memory_pauses=atomic_load64(&self._loop.context.memory_pauses),
-            sweeps=relaxed_load64(&self._loop.sweeps),
-            accept_pauses=atomic_load64(&acceptor.pauses),
-            polls=sums.polls,
-            iterations=sums.iterations,
-            gil_acquisitions=sums.gil_acquisitions,
-            gil_wait_seconds=sums.gil_wait_ns / 1e9,
-            buffer_allocations=allocations,
-        )
+        return statistics_of(self)
 
 
 # The engine of no server: inert for ever.

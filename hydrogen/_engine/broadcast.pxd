@@ -1,17 +1,21 @@
 """A message for all connections, and the sockets of all."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 
 from hydrogen._c.atomic cimport atomic_load32
+from hydrogen._c.broadcast cimport broadcast_send, broadcast_t
+from hydrogen._c.buffer cimport shared_drop, shared_new, shared_t
 from hydrogen._c.constants cimport STATE_OPEN, STATE_VACANT
-from hydrogen._c.framing cimport FRAMING_PYTHON
+from hydrogen._c.framing cimport FRAMING_PYTHON, framing_t
 from hydrogen._c.lock cimport lock_give, lock_take
-from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation
+from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_of
 from hydrogen._c.slab cimport slab_used
-from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._core cimport Engine, HydrogenSocket
-from hydrogen._engine.references cimport references_held
+from hydrogen._c.structs cimport connection_t, loop_t, worker_t
+from hydrogen._codec cimport framed
+from hydrogen._core cimport BroadcastReport, Engine, HydrogenSocket, SocketContract, encode
+from hydrogen._engine.references cimport references_held, references_socket
 from hydrogen._engine.sending cimport sending_append, sending_count, sending_send
 
 
@@ -56,3 +60,55 @@ cdef inline bint broadcast_send_other(Engine engine, worker_t *worker, HydrogenS
     except Exception as error:
         engine._log.callback_error("broadcast", error)
         return False
+
+
+cdef inline object broadcast_to_all(Engine engine, bytes data, exclude):
+    """First, without the GIL, the connections that are framed as `Config` says, in compiled code; then the others one by one."""
+    cdef loop_t *loop = &engine._loop
+    cdef worker_t *worker = engine._worker()
+    cdef const framing_t *framing = loop.context.framing
+    cdef bytes wire = encode(engine._builder, data) if framing.kind == FRAMING_PYTHON else framed(framing, data)
+    cdef uint32_t used = slab_used(&loop.slab)
+    cdef uint32_t *skip = NULL
+    cdef uint64_t *others = NULL
+    cdef shared_t *shared = NULL
+    cdef broadcast_t report
+    cdef HydrogenSocket socket
+    cdef uint32_t k
+    if engine._inert():
+        return BroadcastReport(0, 0)
+    try:
+        skip = <uint32_t *>calloc(used or 1, sizeof(uint32_t))
+        others = <uint64_t *>calloc(used or 1, sizeof(uint64_t))
+        shared = shared_new(PyBytes_AS_STRING(wire), len(wire))
+        if skip == NULL or others == NULL or shared == NULL:
+            raise MemoryError(f"no memory to send {len(data)} bytes to all")
+        broadcast_exclude(engine, exclude, skip, used)
+        with nogil:
+            broadcast_send(loop, &worker.io if worker != NULL else &loop.outside_io, worker == NULL, shared, skip, others, used, &report)
+        for k in range(report.others):
+            socket = references_socket(engine, mailbox_of(loop, others[k]))
+            socket._generation = <uint32_t>(others[k] >> 32)
+            if broadcast_send_other(engine, worker, socket, data, wire):
+                report.sent += 1
+            else:
+                report.dropped += 1
+    finally:
+        free(skip)
+        free(others)
+        if shared != NULL:
+            shared_drop(shared)
+    return BroadcastReport(report.sent, report.dropped)
+
+
+cdef inline int broadcast_exclude(Engine engine, exclude, uint32_t *skip, uint32_t used) except -1:
+    """The generations that are not sent to, by slot. One that is gone must not take the place of the next in its slot."""
+    cdef HydrogenSocket socket
+    for other in exclude:
+        if not isinstance(other, SocketContract):
+            raise TypeError(f"exclude: sockets are expected, not {other!r}")
+        if isinstance(other, HydrogenSocket):
+            socket = other
+            if socket._engine is engine and socket._connection.slot.index < used and socket._valid():
+                skip[socket._connection.slot.index] = socket._generation
+    return 0

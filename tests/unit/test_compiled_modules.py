@@ -45,6 +45,8 @@ ENGINE = ROOT / "hydrogen" / "_engine"
 ENGINE_ORDER = [
     "compat",
     "references",
+    "names",
+    "statistics",
     "ending",
     "callbacks",
     "streams",

@@ -1,0 +1,51 @@
+"""The counters of all threads, summed."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from hydrogen._c.atomic cimport atomic_load64, relaxed_load64
+from hydrogen._c.constants cimport CAUSE_OVERLOAD
+from hydrogen._c.counters cimport counters_add, counters_clear
+from hydrogen._c.queues cimport queues_undelivered
+from hydrogen._c.structs cimport acceptor_t, counters_t, loop_t
+from hydrogen._core cimport Engine, Stats, removals
+
+
+cdef inline object statistics_of(Engine engine):
+    """`Stats`. What is of the server as a whole is counted once, by the first engine."""
+    cdef counters_t sums
+    cdef loop_t *loop = &engine._loop
+    cdef acceptor_t *acceptor = &engine._own  # nobody uses it where it is not the first
+    cdef uint64_t allocations = 0
+    cdef uint32_t k
+    counters_clear(&sums)
+    for k in range(loop.worker_count):
+        counters_add(&sums, &loop.workers[k].io.counters)
+        allocations += relaxed_load64(&loop.workers[k].io.pool.allocations)
+    counters_add(&sums, &loop.monitor_io.counters)
+    counters_add(&sums, &loop.outside_io.counters)
+    sums.removed[CAUSE_OVERLOAD] += atomic_load64(&acceptor.turned_away)
+    removed = removals(sums.removed, sums.timeouts)
+    return Stats(
+        connections=atomic_load64(&loop.live),
+        accepted=atomic_load64(&acceptor.accepted),
+        **removed,
+        messages_received=sums.messages_received,
+        messages_sent=sums.messages_sent,
+        messages_refused=sums.messages_refused,
+        bytes_received=sums.bytes_received,
+        bytes_sent=sums.bytes_sent,
+        queued_bytes=atomic_load64(&loop.context.buffered) + queues_undelivered(loop),
+        handoffs=sums.handoffs,
+        stalls=relaxed_load64(&loop.stalls),
+        all_blocked=relaxed_load64(&loop.all_blocked),
+        reading_pauses=atomic_load64(&loop.context.reading_pauses),
+        reading_resumes=atomic_load64(&loop.context.reading_resumes),
+        memory_pauses=atomic_load64(&loop.context.memory_pauses),
+        sweeps=relaxed_load64(&loop.sweeps),
+        accept_pauses=atomic_load64(&acceptor.pauses),
+        polls=sums.polls,
+        iterations=sums.iterations,
+        gil_acquisitions=sums.gil_acquisitions,
+        gil_wait_seconds=sums.gil_wait_ns / 1e9,
+        buffer_allocations=allocations,
+    )
