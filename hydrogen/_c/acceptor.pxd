@@ -230,7 +230,8 @@ cdef inline void *acceptor_main(void *argument) noexcept nogil:
             acceptor_state(acceptor, ACCEPTING)
             kernel_poll(acceptor.polled, acceptor.listener_count + 1, -1)
         # Cleared before what it tells of is looked at: suspended, stop, room.
-        kernel_event_clear(acceptor.event)
+        if acceptor.polled[0].revents:
+            kernel_event_clear(acceptor.event)
         exhausted = False
         for k in range(acceptor.listener_count):
             if not acceptor_accept(acceptor, k, &next):

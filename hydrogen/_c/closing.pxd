@@ -5,7 +5,7 @@ read and thrown away all the while, until the peer's FIN or for LINGER_NS. At on
 the poller, the last callbacks, and the slot is released.
 """
 
-from libc.errno cimport EAGAIN
+from libc.errno cimport EAGAIN, ECONNRESET
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from hydrogen._c.addresses cimport addresses_give
@@ -23,8 +23,8 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.input cimport input_drop
 from hydrogen._c.kernel cimport (
-    SHUT_RDWR, SHUT_WR, kernel_close_socket, kernel_local_name, kernel_now, kernel_recv,
-    kernel_reset, kernel_reset_error, kernel_shutdown, name_t,
+    SHUT_RDWR, SHUT_WR, kernel_close, kernel_close_socket, kernel_local_name, kernel_now,
+    kernel_recv, kernel_reset, kernel_reset_error, kernel_shutdown, name_t,
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
@@ -69,6 +69,11 @@ cdef inline uint32_t closing_end(
     return bits
 
 
+cdef inline bint closing_was_reset(connection_t *connection) noexcept nogil:
+    """Whether the peer reset it: then it has ended both ways already (RFC 9293, 3.10.7.4), and no event will come."""
+    return connection.end_code == ECONNRESET and connection.adapter == NULL and not connection.unix_domain
+
+
 cdef inline int closing_finish(context_t *context, connection_t *connection) noexcept nogil:
     """Take the connection off the poller and end it both ways.
 
@@ -99,13 +104,14 @@ cdef inline int closing_finish(context_t *context, connection_t *connection) noe
     lock_give(&connection.lock)
     if drainers:
         output_wake_drainers(context)
-    if connection.flags & FLAG_POLLED:
-        # Needed although close(2) follows: a forked child may hold the open file.
-        poller_remove(&context.poller, connection.poll_fd)
-    if aborted and not connection.unix_domain:
-        kernel_reset(connection.poll_fd)
-    elif connection.adapter == NULL:  # how a user's stream ends is its own affair
-        kernel_shutdown(connection.poll_fd, SHUT_RDWR)
+    if not closing_was_reset(connection):
+        if connection.flags & FLAG_POLLED:
+            # Needed although close(2) follows: a forked child may hold the open file.
+            poller_remove(&context.poller, connection.poll_fd)
+        if aborted and not connection.unix_domain:
+            kernel_reset(connection.poll_fd)
+        elif connection.adapter == NULL:  # how a user's stream ends is its own affair
+            kernel_shutdown(connection.poll_fd, SHUT_RDWR)
     atomic_store64(&connection.deadline, 0)
     if needs_python or context.has_end_callbacks:
         connection.todo = TODO_FINISH
@@ -130,7 +136,10 @@ cdef inline void closing_release(context_t *context, io_t *io, connection_t *con
     fd = connection.poll_fd
     connection.fd = connection.poll_fd = -1
     lock_give(&context.fd_lock)
-    kernel_close_socket(fd)
+    if closing_was_reset(connection):
+        kernel_close(fd)
+    else:
+        kernel_close_socket(fd)
     lock_take(&connection.lock)
     atomic_store32(&connection.state, STATE_VACANT)
     slab_advance(&connection.slot)

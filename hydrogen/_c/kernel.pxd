@@ -45,7 +45,7 @@ cdef extern from "kernel.h" nogil:
     void kernel_event_clear(int fd)
     int kernel_duplicate(int fd)
     struct pollfd:
-        pass
+        short revents
     void kernel_poll_init(pollfd *polled, int fd)
     void kernel_poll(pollfd *fds, uint32_t count, int timeout)
     int kernel_unacknowledged(int fd)
