@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import ssl
 import sys
 import sysconfig
@@ -48,6 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
     global _remark
     config.addinivalue_line("markers", "clause(*ids): the clauses of the interface (tests/clauses.py) that the test shows to hold")
     _engines[:], _remark = _choose(config.getoption("--engine"))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: what tests start would, too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -1,5 +1,6 @@
 """A start that is interrupted or stopped at any moment: nothing stays behind, and nobody waits for ever."""
 
+import dataclasses
 import threading
 
 import pytest
@@ -183,7 +184,8 @@ def test_another_thread_that_stops_the_server_during_its_start_gets_the_report(e
         wait_event(inside, "it starts")
         go.set()
     assert server.wait(0)
-    assert reports == [hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)] * 2
+    # Whether they were asked for before the start had ended or after it: then it takes a moment.
+    assert [dataclasses.replace(report, seconds=0.0) for report in reports] == [hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)] * 2
 
 
 @pytest.mark.clause("S54", "S22")
