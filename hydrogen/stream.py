@@ -71,7 +71,8 @@ class Stream(abc.ABC):
     def recv(self) -> list[bytes]:
         """The messages complete now; `[]` (or `BlockingIOError`) when there is nothing.
 
-        It is called again until it has nothing or raises, so that a last batch is never lost.
+        It is called once when `on_new_connection` has returned the stream, and when something may have arrived; then again until it has
+        nothing or raises, so that nothing that was read ahead, and no last batch, is left.
 
         Raises:
             EOFError: the peer will send no more.

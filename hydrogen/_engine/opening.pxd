@@ -122,6 +122,9 @@ cdef inline int opening_adopt(Engine engine, worker_t *worker, connection_t *con
     lock_give(&connection.lock)
     if duplicate < 0:  # for want of fds, say: no fault of the handler's
         ending_ask(engine, socket, True, CAUSE_OS_ERROR, -duplicate)
+    # It may have read already, and then no edge tells of that.
+    connection.flags |= FLAG_READABLE
+    connection.mail |= AGAIN
     return 0
 
 

@@ -141,6 +141,7 @@ def adopt(connection: Connection, stream: Stream) -> bool:
     connection.transport = transport
     connection.builder = None
     connection.decoder = ChunkDecoder()
+    connection.readable = True  # it may have read already, and then no edge tells of that
     if code:  # for want of fds, say: no fault of the handler's
         connection.fail(code)
     return not code

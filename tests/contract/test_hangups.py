@@ -189,7 +189,6 @@ def test_a_stream_that_always_has_something_to_be_read_can_be_closed(start, conn
     handler = recorder(new_connection=opened, data_received=received)
     server = start(handler, max_threads=2)
     client = connect(server)
-    client.send(b"x")
     handler.wait_for("data_received")
     neighbour = connect(server)
     for _ in range(3):
