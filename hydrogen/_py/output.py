@@ -99,6 +99,9 @@ class OutputLoop(Queue, Protocol):
     def watch_output(self, connection: Any) -> None:
         """Call `look_at_progress` now and then, until it says that nothing is pending."""
 
+    def in_worker(self) -> bool:
+        """Whether the calling thread is the engine's, and runs code of the user's."""
+
 
 class Progress:
     """When the peer last took something of blocked output, as far as was seen. Written by who begins to watch, and then by who looks.
@@ -214,7 +217,10 @@ class Output(Mailbox):
         return self._over_high
 
     def send(self, data: bytes) -> bool:
-        """Queue the message `data`, framed, and write what the kernel takes now; False when the connection ends, or must end for this."""
+        """Queue the message `data`, framed, and write what the kernel takes now; False when the connection ends, or must end for this.
+
+        Raises: BaseException: what a thread of the user's is to be told (Ctrl-C, or `sys.exit()` of a signal handler), see `_write`.
+        """
         session = self.session
         if self._ends or self._sealed or (session is not None and not session.is_writable):
             self.loop.refused()
@@ -334,11 +340,23 @@ class Output(Mailbox):
             self._asked = True
 
     def _catch_up(self) -> None:
-        """Do what is asked for, and post what was left. Not if somebody else is in the role: he does it when he is done."""
-        while (self._asked or self._left) and not self._used_up and self._role.run(self._do_what_is_left):
-            pass
+        """Do what is asked for, and post what was left. Not if somebody else is in the role: he does it when he is done.
+
+        What is raised comes out when all is done: others have left here what they have asked for meanwhile.
+        """
+        raised: BaseException | None = None
+        while (self._asked or self._left) and not self._used_up:
+            try:
+                if not self._role.run(self._do_what_is_left):
+                    break
+            except BaseException as error:
+                if issubclass(type(error), MemoryError):
+                    raise
+                raised = error
         if self._used_up:
             self._hand_over()
+        if raised is not None:
+            raise raised
 
     def _hand_over(self) -> None:
         """Have another thread tend: of a stream of the user's a worker. Out of the role, or what it asks for would be done here."""
@@ -412,7 +430,10 @@ class Output(Mailbox):
             self.end(Cause.TLS_ERROR, error.with_traceback(None), at_once=True)
 
     def _write(self) -> None:
-        """Write until nothing is left, the kernel takes no more, or the budget is used up."""
+        """Write until nothing is left, the kernel takes no more, or the budget is used up.
+
+        What interrupts a thread of the user's ends the connection, for half of something may be written, and is raised again.
+        """
         left = FLUSH_BUDGET
         is_stream = self.transport.is_stream
         while not (self.at_once or self._sealed):
@@ -438,6 +459,8 @@ class Output(Mailbox):
             except BaseException as error:
                 cause, reason = self.transport.explain(error, "send")
                 self.end(cause, reason, at_once=True)
+                if not (issubclass(type(error), Exception) or self.loop.in_worker()):
+                    raise
                 return
             if written or not full:
                 self.last_byte = now

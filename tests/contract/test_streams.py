@@ -638,10 +638,7 @@ def test_drain_in_a_callback_goes_on_with_the_stream(start, connect):
 @pytest.mark.clause("T7")
 @pytest.mark.parametrize("how", ["send", "broadcast"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_what_interrupts_a_thread_of_the_users_in_a_stream_ends_it_and_comes_out(one, error_log, request, engine, how, kind):
-    if engine == "python":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="is swallowed still"))
-
+def test_what_interrupts_a_thread_of_the_users_in_a_stream_ends_it_and_comes_out(one, error_log, how, kind):
     def interrupted(data):
         raise kind
 
