@@ -124,7 +124,8 @@ cdef inline int callbacks_call(
 cdef inline object callbacks_run(Engine engine, worker_t *worker, function, first=None, second=None):
     """What `function` of the user's returns, or raises; who catches that calls `callbacks_check`.
 
-    Arguments are left out when they are None.
+    Arguments are left out when they are None. In the child of a worker it raises SystemExit; that of a
+    thread of the user's goes its own way, and who calls this there looks whether it is one.
     """
     if worker != NULL:
         callbacks_begin(engine, worker)
@@ -132,7 +133,8 @@ cdef inline object callbacks_run(Engine engine, worker_t *worker, function, firs
         result = function(first, second)
     else:
         result = function() if first is None else function(first)
-    callbacks_check(engine)
+    if worker != NULL:
+        callbacks_check(engine)
     return result
 
 

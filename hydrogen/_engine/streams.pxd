@@ -163,13 +163,13 @@ cdef inline bint streams_leave(Engine engine, worker_t *worker, HydrogenSocket s
             hands_over = streams_write(engine, worker, socket, adapter)
         except BaseException as error:
             if engine._inert():
-                if worker == NULL:  # the child of a thread of the user's goes its own way
-                    return False
                 raise
             went_well = False
             streams_failed(engine, socket, adapter, "send", error)
             if worker == NULL and not isinstance(error, Exception):
                 interrupt = error
+        if engine._inert():  # the child of a thread of the user's
+            return False
         adapter.user = None
         if adapter_leave(&engine._loop.context, connection, hands_over, &bits):
             break
@@ -203,6 +203,8 @@ cdef inline bint streams_write(Engine engine, worker_t *worker, HydrogenSocket s
             callbacks_run(engine, worker, adapter.send, data)
         elif adapter.blocked:
             callbacks_run(engine, worker, adapter.resume)
+        if engine._inert():
+            return False
         streams_sent(engine, socket, adapter.blocked, 0 if adapter.blocked else size)
     return False
 

@@ -33,7 +33,7 @@ def call(connection: Connection, name: str, callback: Callable[..., Any] | None,
             _failed(connection, name, error)
     except BaseException as error:
         _failed(connection, name, error)
-    leave_if_forked(connection)
+    connection.loop.leave_if_forked()
     return result
 
 
@@ -50,9 +50,3 @@ def connected(connection: Connection) -> None:
         connection.loop.log.shaken(connection.socket.id, connection.session.info("cipher"))
     if connection.error is None:
         call(connection, "on_connected", connection.loop.callbacks.on_connected, connection.socket)
-
-
-def leave_if_forked(connection: Connection) -> None:
-    """If code of the user's has forked and this is the child: the connection is the parent's, and this thread no worker any more."""
-    if connection.loop.forked_away:
-        raise SystemExit

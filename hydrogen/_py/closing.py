@@ -46,6 +46,7 @@ def remove(connection: Connection) -> bool:
     while parts:
         part = parts[-1]
         part(connection)
+        connection.loop.leave_if_forked()
         if parts and parts[-1] is part:
             parts.pop()
     return True

@@ -97,7 +97,7 @@ def decode(connection: Connection) -> bytes | None:
         message = None
         cause, reason = explain(connection.builder, error, connection.complain)
         connection.end(cause, reason, at_once=cause == Cause.OS_ERROR)
-    callbacks.leave_if_forked(connection)
+    connection.loop.leave_if_forked()
     return message if connection.error is None else None
 
 
@@ -131,7 +131,7 @@ def receive(connection: Connection, most: int) -> list[bytes]:
     if chunks:
         connection.last_byte = time.monotonic()
         connection.tally.bytes_received += sum(map(len, chunks))  # before TLS answers: who gets an answer may look here
-    callbacks.leave_if_forked(connection)
+    connection.loop.leave_if_forked()
     return chunks
 
 

@@ -354,6 +354,11 @@ class Engine:
         self._unfinished.append(connection)
         self.poller.wake()
 
+    def leave_if_forked(self) -> None:
+        """See `output.OutputLoop`."""
+        if self.forked_away and self._pool.is_mine(threading.current_thread()):
+            raise SystemExit
+
     def watch_output(self, connection: Output) -> None:
         """See `output.OutputLoop`."""
         self._stalled_output.watch(connection)
@@ -363,7 +368,11 @@ class Engine:
         self._monitor.set(token, when)
 
     def complain(self, name: str, error: BaseException, connection: Connection | None = None) -> None:
-        """See `framing.Complain`. What a log handler raises, whatever it is, is none of the engine's."""
+        """See `framing.Complain`. What a log handler raises, whatever it is, is none of the engine's.
+
+        Raises: SystemExit: see `leave_if_forked`.
+        """
+        self.leave_if_forked()
         with contextlib.suppress(BaseException):
             cut_traceback(error)
             if self.forked_away:  # the log's lock may be held by a thread that exists in the parent only
@@ -584,8 +593,7 @@ class Engine:
 
     def _run_timers(self) -> None:
         self.server.timers.run_due(self.set_alarm)
-        if self.forked_away:  # a callback has forked, and this is the child: see `Connection._leave_if_forked`
-            raise SystemExit
+        self.leave_if_forked()
 
     def _on_lost(self, connection: Connection, error: BaseException) -> None:
         """A step of `connection` was left by an exception: nobody knows how far it got."""

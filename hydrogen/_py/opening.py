@@ -79,7 +79,7 @@ def follow_header(connection: Connection, header: ProxyHeader) -> None:
 def introduce(connection: Connection) -> None:
     """Settle who reads and writes, and be polled. `on_connected` comes now, or when the handshake is done."""
     connection.is_settled = settle_streams(connection)
-    callbacks.leave_if_forked(connection)
+    connection.loop.leave_if_forked()
     if not connection.at_once:
         connection.register()
     if connection.is_settled and not connection.shaking:

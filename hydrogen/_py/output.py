@@ -102,6 +102,13 @@ class OutputLoop(Queue, Protocol):
     def in_worker(self) -> bool:
         """Whether the calling thread is the engine's, and runs code of the user's."""
 
+    def leave_if_forked(self) -> None:
+        """If code of the user's has forked, and this is the child of a worker: the connections are
+        the parent's, and this thread no worker any more. A thread of the user's goes its own way.
+
+        Raises: SystemExit.
+        """
+
 
 class Progress:
     """When the peer last took something of blocked output, as far as was seen. Written by who begins to watch, and then by who looks.
@@ -232,6 +239,8 @@ class Output(Mailbox):
         self._waiting.append(data)
         self._waiting_size += len(data)
         self.tend()
+        if self.loop.forked_away:  # in there, and this is the child
+            return False
         if self._ended_messages and self._take_back(data):
             self.loop.refused()
             return False
@@ -260,11 +269,11 @@ class Output(Mailbox):
             # After an edge a stream waits for a worker to go on with it. That may be the very thread that is waiting here.
             if self.transport.is_stream and self._edge:
                 self.tend()
-            return self._sealed or self.at_once or self.pending < low
+            return self._sealed or self.at_once or self.loop.forked_away or self.pending < low
 
         if self._role.is_mine():  # this call has interrupted who writes, and would wait for itself
             timeout = 0
-        return self._draining.wait_for(is_over, timeout) and not (self._sealed or self.at_once)
+        return self._draining.wait_for(is_over, timeout) and not (self._sealed or self.at_once or self.loop.forked_away)
 
     def end(self, cause: Cause, error: Exception | None = None, *, code: int = 0, at_once: bool = False) -> bool:
         """Let the connection end because of `cause` and `code`; False when that changes nothing. `error`: None: the usual one of these."""
@@ -342,10 +351,11 @@ class Output(Mailbox):
     def _catch_up(self) -> None:
         """Do what is asked for, and post what was left. Not if somebody else is in the role: he does it when he is done.
 
-        What is raised comes out when all is done: others have left here what they have asked for meanwhile.
+        What is raised comes out when all is done: others have left here what they have asked for meanwhile. In a forked child nothing
+        is done.
         """
         raised: BaseException | None = None
-        while (self._asked or self._left) and not self._used_up:
+        while (self._asked or self._left) and not (self._used_up or self.loop.forked_away):
             try:
                 if not self._role.run(self._do_what_is_left):
                     break
@@ -353,7 +363,9 @@ class Output(Mailbox):
                 if issubclass(type(error), MemoryError):
                     raise
                 raised = error
-        if self._used_up:
+        if self.loop.forked_away:
+            self.loop.leave_if_forked()
+        elif self._used_up:
             self._hand_over()
         if raised is not None:
             raise raised
@@ -457,10 +469,14 @@ class Output(Mailbox):
             try:
                 written, full = self.transport.write(messages)
             except BaseException as error:
+                if self.loop.forked_away:
+                    raise
                 cause, reason = self.transport.explain(error, "send")
                 self.end(cause, reason, at_once=True)
                 if not (issubclass(type(error), Exception) or self.loop.in_worker()):
                     raise
+                return
+            if self.loop.forked_away:
                 return
             if written or not full:
                 self.last_byte = now
