@@ -89,12 +89,15 @@ class Memory:
         self.pauses = 0
 
     def add(self, count: int) -> None:
-        """Count `count` bytes more, or fewer when it is negative."""
+        """Count `count` bytes more, or fewer when it is negative.
+
+        Who notes what he has counted does so before he adds more, and after he adds less: so the notes together are never less than
+        the total.
+        """
         if not count:
             return
         self._changes.append(count)
-        while self._changes and self._role.run(self._sum):
-            pass
+        self._catch_up()
         if self.is_over():
             self._on_excess()
             return
@@ -105,11 +108,21 @@ class Memory:
                 return
             self._resume(token)
 
+    def _catch_up(self) -> None:
+        while self._changes and self._role.run(self._sum):
+            pass
+
     def _sum(self) -> None:
         while self._changes:
             was_over = self.is_over()
             self.total += self._changes.popleft()
             self.pauses += self.is_over() and not was_over
+
+    def excess(self) -> int:
+        """How far over the limit the total is, with all that was added until now; 0 also while another thread is adding it up."""
+        is_summed = self._role.run(self._sum)
+        self._catch_up()  # what was left to this thread meanwhile
+        return max(self.total - self._limit, 0) if is_summed else 0
 
     def is_over(self) -> bool:
         """Whether the total is over the limit."""

@@ -242,5 +242,7 @@ class Connection(Output):
     def account_input(self) -> None:
         """Count what came in and was not delivered. By the owner."""
         held = self.decoder.size + len(self.next_message or b"") + sum(map(len, self.ciphertext))
-        before, self.undelivered = self.undelivered, held
-        self.loop.memory.add(self.undelivered - before)
+        before = self.undelivered
+        self.undelivered = max(before, held)
+        self.loop.memory.add(held - before)
+        self.undelivered = held

@@ -64,6 +64,9 @@ OVERLOOKED = 0.05
 READS = 100
 """Times that `stats` reads the counters again because they were changed meanwhile; in the end by a call that this one has interrupted."""
 
+SHED_AGAIN = 0.01
+"""Seconds until the limit of memory is looked at again, while those that are being removed for it have not gone."""
+
 RELEASE_PATIENCE = 1.0
 """Seconds that `release` waits for workers that are in no callback. They need microseconds, or, on a machine that swaps, longer."""
 
@@ -567,16 +570,21 @@ class Engine:
     def _shed(self) -> None:
         """While too much is buffered, remove the connection with the most blocked output; where there is none, with the most input.
 
-        The input goes when the owner removes it, so at most one a call is removed for it.
+        What those that end at once have counted still is as good as gone: no other goes for that. The total is looked at before they
+        are, or one would be overlooked that has just added to it; and afterwards, or what one has just taken off would count.
         """
-        while self.memory.is_over():
-            victim = max(self._slab.snapshot(), key=lambda connection: (connection.blocked_output, connection.undelivered), default=None)
-            if victim is None or not (victim.blocked_output or victim.undelivered):
-                return
-            by_output = victim.blocked_output > 0
-            victim.end(Cause.SLOW_CONSUMER, at_once=True)
-            if not by_output:
-                return
+        if not self.memory.is_over():
+            return
+        victim, most, leaving = None, (0, 0), 0
+        excess = self.memory.excess()
+        for connection in self._slab.snapshot():
+            held = (connection.blocked_output, connection.undelivered)
+            if connection.at_once:
+                leaving += sum(held)
+            elif held > most:
+                victim, most = connection, held
+        is_removed = victim is not None and min(excess, self.memory.excess()) > leaving and victim.end(Cause.SLOW_CONSUMER, at_once=True)
+        self._excess.set(-math.inf if is_removed else time.monotonic() + SHED_AGAIN)
 
     def _on_all_blocked(self) -> None:
         self._log_thread.say(self.log.all_blocked, self.config.max_threads)

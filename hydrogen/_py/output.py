@@ -509,8 +509,10 @@ class Output(Mailbox):
         if self._ends and not self._told_flushed and self._is_flushed():
             self._told_flushed = True
             bits |= mailbox.CLOSING
-        before, self._accounted = self._accounted, pending if self._blocked else 0
-        self.loop.memory.add(self._accounted - before)
+        before, accounted = self._accounted, pending if self._blocked else 0
+        self._accounted = max(before, accounted)
+        self.loop.memory.add(accounted - before)
+        self._accounted = accounted
         if bits:
             self.post(bits)
         if self._blocked and not self._watched and self.loop.config.write_timeout is not None:

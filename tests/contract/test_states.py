@@ -9,9 +9,7 @@ from support import ROOT
 
 
 @pytest.mark.parametrize(("state", "event", "family"), list(cells()))
-def test_a_state_meets_an_event(request, engine, start, connect, gate, tmp_path, state, event, family):
-    if engine == "python" and state.startswith("memory"):
-        request.applymarker(pytest.mark.xfail(strict=False, reason="the Python engine aborts others first when memory ends"))
+def test_a_state_meets_an_event(start, connect, gate, tmp_path, state, event, family):
     options = {**STATES[state].options, **EVENTS[event].options}
     scene = Scene(family, start, connect, gate, str(tmp_path / "s"), **options)
     try:
