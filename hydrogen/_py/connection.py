@@ -19,8 +19,9 @@ Invariants of the deadlines:
 3. When the owner lets go, a reminder stands at the monitor thread that is due by the earliest of these. An earlier one that stands
    already is left, and the step that it brings about asks for the next: so frames that are begun
    and finished, and bytes that come and go, cost the monitor nothing.
-4. They end the connection only in a step that has seen the socket drained: what came in time counts, however late we are. While reading is
-   paused, bytes that wait in the kernel show that the peer is not idle.
+4. What came in time counts, however late we are: they end the connection only when the socket is drained, or what was in it is read when it
+   was found late (`grace`), so that a peer who never pauses gains nothing. While reading is paused, bytes that wait in the kernel show that
+   the peer is not idle.
 
 The deadline of output, `write_timeout`, is not the owner's affair: see `output`.
 
@@ -132,6 +133,7 @@ class Connection(Output):
         "ended_output",
         "fd",
         "first_bytes",
+        "grace",
         "has_eof",
         "header",
         "hung_up",
@@ -208,6 +210,7 @@ class Connection(Output):
         self.lingers = False  # until the peer ends its side, too
         self.removal: list[Callable[[Any], None]] | None = None  # what is left of it, the first last; None: it has not begun
         self.deadline = math.inf  # see the invariants
+        self.grace = math.inf  # bytes received when what may have come before the deadline is read; inf: it is not late
         self.reminder = math.inf  # when the reminder that stands is due
 
     def fail(self, code: int) -> None:

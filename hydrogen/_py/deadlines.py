@@ -15,11 +15,23 @@ def watch(connection: Connection, pause_ended: bool) -> None:
     config = connection.loop.config
     seconds, code = (config.frame_timeout, Timeout.FRAME_TIMEOUT) if connection.ready else (config.open_timeout, Timeout.OPEN_TIMEOUT)
     if seconds is None or (connection.ready and not connection.decoder.is_partial()) or must_not_read(connection):
-        connection.deadline = math.inf
+        connection.deadline = connection.grace = math.inf
     elif pause_ended or connection.deadline == math.inf:
-        connection.deadline = time.monotonic() + seconds
-    elif not connection.readable and time.monotonic() >= connection.deadline:
+        connection.deadline, connection.grace = time.monotonic() + seconds, math.inf
+    elif time.monotonic() >= connection.deadline and not has_grace(connection):
         connection.end(Cause.TIMEOUT, code=code, at_once=True)
+
+
+def has_grace(connection: Connection) -> bool:
+    """Whether something is left, read or in the kernel, that may have come before the deadline: see invariant 4."""
+    if connection.ciphertext:  # somebody is at the output, then AGAIN will be posted
+        return True
+    if not connection.readable:
+        return False
+    received = connection.tally.bytes_received
+    if connection.grace == math.inf:
+        connection.grace = received + kernel.unread(connection.transport.poll_fd)
+    return received < connection.grace
 
 
 def watch_idleness(connection: Connection) -> None:
