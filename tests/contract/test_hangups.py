@@ -85,13 +85,14 @@ def test_what_lies_in_the_error_queue_is_no_hangup_and_a_reset_is_still_one(star
     handler = recorder(new_connection=lambda fd: stream_of(kind, fd), connected=None, data_received=echo)
     option = (stdlib_socket.SOL_SOCKET, SO_TIMESTAMPING, TX_SOFTWARE | SOFTWARE)
     server = start(handler, **options_of(kind, ""), socket_options=[option], max_threads=2)
-    peer, neighbour = connect_to(server, kind), connect_to(server, kind)
+    peer = connect_to(server, kind)
+    first = handler.wait_for("connected")[0].socket
+    neighbour = connect_to(server, kind)
     for _ in range(10):
         for talker in (peer, neighbour):
             talker.send(b"x\n")
             assert talker.receive(2) == b"x\n"
     assert handler.of("disconnected") == []
-    first = handler.socket()
     peer.client.reset()
     assert isinstance(handler.wait_removed()[0], ConnectionResetError)
     assert not first.is_open
