@@ -70,6 +70,7 @@ from hydrogen._c.structs cimport acceptor_t, connection_t, context_t, option_t, 
 from hydrogen._c.worker cimport worker_enter, worker_leave, worker_left, worker_next, worker_refill
 from hydrogen._codec cimport Framing
 from hydrogen._engine.broadcast cimport broadcast_sockets, broadcast_to_all
+from hydrogen._engine.compat cimport compat_forget_async_exception
 from hydrogen._engine.dispatch cimport dispatch_iteration
 from hydrogen._engine.ending cimport ending_ask
 from hydrogen._engine.names cimport names_local, names_peer
@@ -564,6 +565,7 @@ cdef class Engine:
             if not self._inert():
                 with nogil:
                     worker_left(worker)
+            compat_forget_async_exception()  # or it would be raised where this returns to
 
     # --- what the server asks for --------------------------------------------------------------------------------------------------------------
 

@@ -107,6 +107,13 @@ def borrowed(fd: int) -> Iterator[socket.socket]:
         sock.detach()
 
 
+def close_once(fds: deque[int]) -> None:
+    """Close the fd that is in `fds`, if it is there still. It is taken out and closed inside one call of C code (see `role`): who is
+    interrupted may call again, and closes nobody else's."""
+    with contextlib.suppress(IndexError):
+        deque(map(os.close, map(deque.pop, (fds,))), 0)
+
+
 def close_orphan(fd: int, listener: socket.socket) -> None:
     """Close the connection that an accept(2) on `listener` has left behind.
 
@@ -174,5 +181,4 @@ class Wakeup:
     def forget(self) -> None:
         """As `close`, in a forked child, where a thread that does not exist may be inside."""
         self._is_closed = True
-        with contextlib.suppress(IndexError):
-            os.close(self._open.pop())
+        close_once(self._open)

@@ -148,6 +148,7 @@ class Engine:
         with contextlib.ExitStack() as undo:
             self.placeholder = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             undo.callback(os.close, self.placeholder)
+            self._placeholders = deque((self.placeholder,))  # who takes it out closes it
             self.poller = Poller()
             undo.callback(self.poller.close)
             self._acceptor = Acceptor(
@@ -335,7 +336,7 @@ class Engine:
             connection.transport.forget()
         self._acceptor.forget()
         self.poller.forget()
-        os.close(self.placeholder)
+        kernel.close_once(self._placeholders)
 
     # For connections and their sockets.
 
@@ -626,4 +627,4 @@ class Engine:
     def _close_fds(self) -> None:
         """By the last thread to leave."""
         self.poller.close()
-        os.close(self.placeholder)
+        kernel.close_once(self._placeholders)

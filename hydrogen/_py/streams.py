@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import os
 import socket
+from collections import deque
 from typing import Protocol
 
 from hydrogen._py import kernel
@@ -163,7 +163,7 @@ class SocketTransport:
 class StreamTransport:
     """A stream written by a user. It owns its fd; `poll_fd` is a duplicate of the engine's own."""
 
-    __slots__ = ("_complain", "_name", "_port", "poll_fd")
+    __slots__ = ("_complain", "_fds", "_is_closed", "_name", "_port", "poll_fd")
 
     is_stream = True
 
@@ -171,11 +171,14 @@ class StreamTransport:
         self._complain = complain
         self._name = class_name(stream)
         self._port = StreamAdapter(stream)
+        self._fds: deque[int] = deque()  # the duplicate: who takes it out closes it
+        self._is_closed = False
         self.poll_fd = -1
 
     def open(self, fd: int) -> None:
         """Make the duplicate of `fd`. Raises: OSError, TypeError, ValueError: it is no fd; OSError also when none is left."""
-        self.poll_fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+        self._fds.extend(map(fcntl.fcntl, (fd,), (fcntl.F_DUPFD_CLOEXEC,), (0,)))
+        self.poll_fd = self._fds[0]
 
     @property
     def kept(self) -> int:
@@ -238,8 +241,11 @@ class StreamTransport:
             self._complain(f"{self._name}.shutdown", error)
 
     def close(self) -> None:
-        """`Stream.close`, and the duplicate."""
+        """`Stream.close`, and the duplicate. Called again when an exception kept it from returning: the stream is closed once at most."""
         self.forget()
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
             self._port.close()
         except BaseException as error:
@@ -247,6 +253,5 @@ class StreamTransport:
 
     def forget(self) -> None:
         """The duplicate only: the stream is the user's."""
-        if self.poll_fd >= 0:
-            os.close(self.poll_fd)
-            self.poll_fd = -1
+        self.poll_fd = -1
+        kernel.close_once(self._fds)

@@ -66,19 +66,22 @@ class Worker(threading.Thread):
         self._stepping: Connection | None = None
 
     def run(self) -> None:
-        """Take steps until the pool ends. The outermost guard: see the module."""
+        """Take steps until the pool ends. The outermost guard: see the module.
+
+        What calls anything is inside of it: an asynchronous exception may come while one is caught.
+        """
         error: BaseException | None = None
         while True:
             try:
                 if error is not None:
+                    if self.pool.is_forked_away():
+                        return
                     self._recover(error)
                     error = None
                 while self._iterate():
                     pass
                 return
             except BaseException as raised:
-                if self.pool.is_forked_away():
-                    raise
                 error = raised
 
     def _iterate(self) -> bool:
@@ -88,8 +91,9 @@ class Worker(threading.Thread):
             mailbox.receive(self.pool.ready, self.hands)
         item = self.hands[0]
         if item is None:
+            has_left = self.pool.leave(self)
             self.hands.clear()
-            return not self.pool.leave()
+            return not has_left
         self.busy = True
         self.calling.progress += 1
         if self.pool.all_are_busy():
@@ -155,7 +159,7 @@ class Pool:
         self._on_last = on_last
         self._workers = [Worker(self, number) for number in range(size)]
         self._started = 0
-        self._present = 0
+        self._left: set[Worker] = set()
         self._ended = False
 
     def start(self) -> None:
@@ -163,7 +167,6 @@ class Pool:
         for worker in self._workers:
             worker.start()
             self._started += 1
-            self._present += 1
 
     def steps(self) -> int:
         """Steps so far."""
@@ -195,14 +198,14 @@ class Pool:
         if self._ended:
             self.ready.put(None)
 
-    def leave(self) -> bool:
-        """Whether the calling worker, who was told to, may leave."""
+    def leave(self, worker: Worker) -> bool:
+        """Whether `worker`, who was told to, may leave. By itself; again, when an exception kept this from returning."""
         with self._lock:
-            if self._present == 1 and not self._is_empty():
+            if worker not in self._left and len(self._left) == self._started - 1 and not self._is_empty():
                 return False
-            self._present -= 1
-            last = not self._present
-        if last:
+            self._left.add(worker)
+            is_last = len(self._left) == self._started
+        if is_last:
             self._on_last()
         return True
 

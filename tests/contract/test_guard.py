@@ -32,7 +32,6 @@ def set_in(ident):
     assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Late)) == 1
 
 
-@pytest.mark.exhaustive  # one that comes while a worker starts or ends goes to threading.excepthook still
 @pytest.mark.clause("H16")
 @families
 def test_an_exception_set_in_a_worker_that_waits_costs_neither_it_nor_anybody(start, tmp_path, family, error_log):
