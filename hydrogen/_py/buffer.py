@@ -60,6 +60,15 @@ class SendQueue:
         self.size = 0
 
 
+class Share:
+    """What one has of the total of a `Memory`, as far as that is added up."""
+
+    __slots__ = ("size",)
+
+    def __init__(self) -> None:
+        self.size = 0
+
+
 class Memory:
     """Bytes buffered over all connections: blocked output and input not delivered.
 
@@ -67,7 +76,7 @@ class Memory:
     the limit: who waits adds itself, then looks at the total; who lowers the total looks for those who wait afterwards.
 
     Attributes:
-        total: bytes now.
+        total: bytes now: the sum of all shares.
         pauses: times that the total went over the limit.
     """
 
@@ -77,10 +86,10 @@ class Memory:
         """Args:
         limit: bytes.
         resume: called with the token of each connection that may read again.
-        on_excess: called by `add` whenever the total is over the limit.
+        on_excess: called by `account` whenever the total is over the limit.
         """
         self._role = Role()
-        self._changes: deque[int] = deque()
+        self._changes: deque[tuple[Share, int]] = deque()
         self._limit = limit
         self._resume = resume
         self._on_excess = on_excess
@@ -88,15 +97,9 @@ class Memory:
         self.total = 0
         self.pauses = 0
 
-    def add(self, count: int) -> None:
-        """Count `count` bytes more, or fewer when it is negative.
-
-        Who notes what he has counted does so before he adds more, and after he adds less: so the notes together are never less than
-        the total.
-        """
-        if not count:
-            return
-        self._changes.append(count)
+    def account(self, share: Share, size: int) -> None:
+        """Let `share` be `size` bytes. Its holder calls this, one thread at a time; again, when an exception kept it from returning."""
+        self._changes.append((share, size))
         self._catch_up()
         if self.is_over():
             self._on_excess()
@@ -108,25 +111,33 @@ class Memory:
                 return
             self._resume(token)
 
+    def look(self, work: Callable[[], object]) -> bool:
+        """Have `work` see the total and all shares as they belong together; False when they are being changed."""
+
+        def sum_and_look() -> None:
+            self._sum()
+            work()
+
+        try:
+            return self._role.run(sum_and_look)
+        finally:
+            self._catch_up()
+
     def _catch_up(self) -> None:
         while self._changes and self._role.run(self._sum):
             pass
 
     def _sum(self) -> None:
         while self._changes:
-            was_over = self.is_over()
-            self.total += self._changes.popleft()
+            share, size = self._changes[0]
+            total, was_over = self.total - share.size + size, self.is_over()
+            share.size, self.total = size, total  # no exception comes between the two
+            self._changes.popleft()
             self.pauses += self.is_over() and not was_over
 
-    def excess(self) -> int:
-        """How far over the limit the total is, with all that was added until now; 0 also while another thread is adding it up."""
-        is_summed = self._role.run(self._sum)
-        self._catch_up()  # what was left to this thread meanwhile
-        return max(self.total - self._limit, 0) if is_summed else 0
-
-    def is_over(self) -> bool:
-        """Whether the total is over the limit."""
-        return self.total > self._limit
+    def is_over(self, leaving: int = 0) -> bool:
+        """Whether the total, also without `leaving`, is over the limit."""
+        return self.total - leaving > self._limit
 
     def must_wait(self, token: int) -> bool:
         """Whether the connection of `token` may not read now; then it is resumed later."""

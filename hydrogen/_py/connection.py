@@ -46,6 +46,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from hydrogen._py import mailbox, poller
+from hydrogen._py.buffer import Share
 from hydrogen._py.framing import Decoder, decoder_for
 from hydrogen._py.output import Output, OutputLoop
 from hydrogen._py.poller import Poller
@@ -136,6 +137,7 @@ class Connection(Output):
         "grace",
         "has_eof",
         "header",
+        "held",
         "hung_up",
         "input_ended",
         "is_paused",
@@ -185,7 +187,8 @@ class Connection(Output):
         self.decoder: Decoder = decoder_for(self.builder)
         self.next_message: bytes | None = None  # out of the decoder, not delivered
         self.ciphertext: deque[bytes] = deque()  # read, not decrypted
-        self.undelivered = 0  # bytes of ours in `loop.memory`
+        self.undelivered = Share()
+        self.held = 0  # what it was said to be last
         self.readable = False  # an edge came, and EAGAIN has not been seen since
         self.hung_up = False
         self.has_eof = False  # of the socket
@@ -245,7 +248,6 @@ class Connection(Output):
     def account_input(self) -> None:
         """Count what came in and was not delivered. By the owner."""
         held = self.decoder.size + len(self.next_message or b"") + sum(map(len, self.ciphertext))
-        before = self.undelivered
-        self.undelivered = max(before, held)
-        self.loop.memory.add(held - before)
-        self.undelivered = held
+        if held != self.held:
+            self.loop.memory.account(self.undelivered, held)
+            self.held = held

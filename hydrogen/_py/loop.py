@@ -571,21 +571,26 @@ class Engine:
     def _shed(self) -> None:
         """While too much is buffered, remove the connection with the most blocked output; where there is none, with the most input.
 
-        What those that end at once have counted still is as good as gone: no other goes for that. The total is looked at before they
-        are, or one would be overlooked that has just added to it; and afterwards, or what one has just taken off would count.
+        It is looked at again while it is over the limit: one whose callback blocks keeps what it has until that comes back.
         """
         if not self.memory.is_over():
             return
-        victim, most, leaving = None, (0, 0), 0
-        excess = self.memory.excess()
+        worst: list[Connection] = []
+        self.memory.look(lambda: worst.extend(self._worst()))
+        is_removed = [connection.end(Cause.SLOW_CONSUMER, at_once=True) for connection in worst] == [True]
+        self._excess.set(-math.inf if is_removed else time.monotonic() + SHED_AGAIN)
+
+    def _worst(self) -> list[Connection]:
+        """The one to remove, if there is one. What those have that end at once is as good as gone: no other goes for that."""
+        leaving, most = 0, (0, 0)
+        worst: list[Connection] = []
         for connection in self._slab.snapshot():
-            held = (connection.blocked_output, connection.undelivered)
+            held = (connection.blocked_output.size, connection.undelivered.size)
             if connection.at_once:
                 leaving += sum(held)
             elif held > most:
-                victim, most = connection, held
-        is_removed = victim is not None and min(excess, self.memory.excess()) > leaving and victim.end(Cause.SLOW_CONSUMER, at_once=True)
-        self._excess.set(-math.inf if is_removed else time.monotonic() + SHED_AGAIN)
+                worst, most = [connection], held
+        return worst if self.memory.is_over(leaving) else []
 
     def _on_all_blocked(self) -> None:
         self._log_thread.say(self.log.all_blocked, self.config.max_threads)

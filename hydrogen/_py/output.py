@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from hydrogen._py import kernel, mailbox
-from hydrogen._py.buffer import Memory, SendQueue
+from hydrogen._py.buffer import Memory, SendQueue, Share
 from hydrogen._py.mailbox import Mailbox, Queue
 from hydrogen._py.role import Role, Waiters
 from hydrogen._py.streams import Transport
@@ -134,6 +134,7 @@ class Output(Mailbox):
         at_once: the end is a reset; pending output is dropped.
         session: TLS; None: none. Set by the owner before anybody else can send; used in the role.
         tally: counters.
+        blocked_output: bytes pending because the peer does not read: what counts towards `max_buffered`. Others leave at once.
         last_byte: when the last byte came or went, by the monotonic clock. Written by the owner and in the role, each the time of now.
     """
 
@@ -158,6 +159,7 @@ class Output(Mailbox):
         "_waiting_size",
         "_watched",
         "at_once",
+        "blocked_output",
         "last_byte",
         "loop",
         "session",
@@ -189,7 +191,8 @@ class Output(Mailbox):
         self._torn = False  # more may have been written, or encrypted, than is known
         self._used_up = False  # a budget: another thread is to tend
         self._sealed = False  # the transport is being closed
-        self._accounted = 0  # bytes of ours in `loop.memory`
+        self.blocked_output = Share()
+        self._accounted = 0  # what it was said to be last
         self._watched = False  # see invariant 5
         self._progress = Progress()
 
@@ -207,11 +210,6 @@ class Output(Mailbox):
     def code(self) -> int:
         """The errno or `Timeout` of `cause`. When it ends."""
         return self._ends[0].code
-
-    @property
-    def blocked_output(self) -> int:
-        """Bytes pending because the peer does not read: what counts towards `max_buffered`. Others leave at once."""
-        return self._accounted
 
     @property
     def pending(self) -> int:
@@ -509,10 +507,10 @@ class Output(Mailbox):
         if self._ends and not self._told_flushed and self._is_flushed():
             self._told_flushed = True
             bits |= mailbox.CLOSING
-        before, accounted = self._accounted, pending if self._blocked else 0
-        self._accounted = max(before, accounted)
-        self.loop.memory.add(accounted - before)
-        self._accounted = accounted
+        blocked = pending if self._blocked else 0
+        if blocked != self._accounted:
+            self.loop.memory.account(self.blocked_output, blocked)
+            self._accounted = blocked
         if bits:
             self.post(bits)
         if self._blocked and not self._watched and self.loop.config.write_timeout is not None:
