@@ -21,9 +21,9 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.deadlines cimport deadlines_announce
 from hydrogen._c.kernel cimport (
-    kernel_accept, kernel_close, kernel_event_clear, kernel_event_set, kernel_eventfd,
-    kernel_poll, kernel_poll_init, kernel_reset, kernel_setsockopt, kernel_thread_start, name_t,
-    pollfd, pthread_join,
+    kernel_accept, kernel_close, kernel_close_fork_gate, kernel_event_clear, kernel_event_set,
+    kernel_eventfd, kernel_open_fork_gate, kernel_poll, kernel_poll_init, kernel_reset,
+    kernel_setsockopt, kernel_thread_start, name_t, pollfd, pthread_join,
 )
 from hydrogen._c.lock cimport RANK_ADDRESSES, lock_init
 from hydrogen._c.loop cimport loop_register
@@ -180,13 +180,25 @@ ctypedef struct vacancy_t:
     connection_t *connection
 
 
+cdef inline int acceptor_accept_one(acceptor_t *acceptor, uint32_t listener, vacancy_t *next) noexcept nogil:
+    """Accept into the slot `next`, unless the connection is turned away. Returns the fd, or -errno. No fork comes between."""
+    cdef name_t peer
+    cdef bint counted
+    cdef int fd
+    kernel_close_fork_gate()
+    fd = kernel_accept(acceptor.listeners[listener].fd, &peer)
+    if fd >= 0 and acceptor_admit(acceptor, fd, &acceptor.listeners[listener], &peer, &counted):
+        acceptor_take(next.loop, next.connection, fd, &peer, listener, counted)
+        next.connection = NULL
+    kernel_open_fork_gate()
+    return fd
+
+
 cdef inline bint acceptor_accept(acceptor_t *acceptor, uint32_t listener, vacancy_t *next) noexcept nogil:
     """Accept from one listener, until EAGAIN or the others' turn; False for want of fds or memory.
 
     Errors of the connection that was to be accepted (accept(2)) are skipped.
     """
-    cdef name_t peer
-    cdef bint counted
     cdef int fd
     cdef int left = ACCEPT_MOST
     while left and not atomic_load32(&acceptor.stop) and not atomic_load32(&acceptor.suspended) and acceptor_has_room(acceptor):
@@ -194,14 +206,11 @@ cdef inline bint acceptor_accept(acceptor_t *acceptor, uint32_t listener, vacanc
         if next.connection == NULL:
             next.loop = acceptor_choose(acceptor)
             next.connection = <connection_t *>slab_acquire(&next.loop.slab)
-        fd = kernel_accept(acceptor.listeners[listener].fd, &peer) if next.connection != NULL else -ENOMEM
+        fd = acceptor_accept_one(acceptor, listener, next) if next.connection != NULL else -ENOMEM
         if fd == -EAGAIN:
             return True
         if fd == -EMFILE or fd == -ENFILE or fd == -ENOBUFS or fd == -ENOMEM or fd == -EBADF or fd == -EINVAL:
             return False
-        if fd >= 0 and acceptor_admit(acceptor, fd, &acceptor.listeners[listener], &peer, &counted):
-            acceptor_take(next.loop, next.connection, fd, &peer, listener, counted)
-            next.connection = NULL
     return True
 
 

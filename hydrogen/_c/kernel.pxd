@@ -56,6 +56,8 @@ cdef extern from "kernel.h" nogil:
     int pthread_join(pthread_t thread, void **result)
     uint32_t kernel_forks
     void kernel_watch_forks()
+    void kernel_close_fork_gate()
+    void kernel_open_fork_gate()
     void *kernel_worker_get()
     void kernel_worker_set(void *worker)
 

@@ -15,12 +15,13 @@ looks at `_hungry`. Either the thread sees the room, or the worker sees that it 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydrogen._py import kernel
@@ -31,6 +32,51 @@ if TYPE_CHECKING:
 
 PAUSE_MS = 100
 """How long accepting pauses when the kernel is out of something: short enough to go unnoticed, long enough not to be a load."""
+
+
+FORK_PATIENCE = 0.5
+"""Seconds that a fork waits for who accepts, who needs microseconds. For ever would be wrong: this thread may hold, further out, what
+that one waits for."""
+
+
+class ForkGate:
+    """Keeps a fork from coming between accept(2) and the moment when `Engine.forked` finds the connection.
+
+    A child that had the fd without knowing of it would keep the connection open when the parent closes it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holder = 0
+        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._after_in_child)
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """While the calling thread accepts."""
+        with self._lock:
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = 0
+
+    def _before(self) -> None:
+        me = threading.get_ident()
+        # Not of its own: the collector may run in the thread that accepts, and code of the user's in there.
+        if self._holder != me and self._lock.acquire(timeout=FORK_PATIENCE):
+            self._holder = -me
+
+    def _after(self) -> None:
+        if self._holder == -threading.get_ident():
+            self._holder = 0
+            self._lock.release()
+
+    def _after_in_child(self) -> None:
+        self._lock = threading.Lock()
+        self._holder = 0
+
+
+_fork_gate = ForkGate()
 
 
 class Acceptor:
@@ -154,6 +200,10 @@ class Acceptor:
         """Accept one, which is there; False when the kernel is out of something."""
         if self._ended or self._suspended or self._must_wait():
             return True
+        with _fork_gate.closed():
+            return self._accept_and_welcome(listener)
+
+    def _accept_and_welcome(self, listener: socket.socket) -> bool:
         try:
             fd, peername = self._take(listener)
         except OSError as error:

@@ -165,7 +165,6 @@ def test_the_exit_status_of_each_child_reaches_the_callback_that_waits_for_it_un
     finish(forking.process, 0, "\n")
 
 
-@pytest.mark.xfail(strict=False, reason="failed once on a loaded machine, and it is not known why")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["stopped", "killed"])
 def test_a_child_that_lives_on_keeps_neither_the_port_nor_a_connection(forking, kind, how):
@@ -214,3 +213,54 @@ def test_a_child_that_lives_on_keeps_neither_the_port_nor_a_connection(forking, 
             client.close()
     forking.end_children()
     wait_until(lambda: not any(map(is_alive, forking.children)), "the children are gone")
+
+
+ACCEPTS = """
+import os, socket as sockets, sys, threading, warnings
+import hydrogen
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+OPEN = (1, 8)  # TCP_ESTABLISHED and TCP_CLOSE_WAIT: this side has not ended
+
+def is_open(fd):
+    try:
+        with sockets.socket(fileno=os.dup(fd)) as sock:
+            return sock.getsockname() == server.address and sock.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, 1)[0] in OPEN
+    except OSError:
+        return False
+
+class Forks(hydrogen.Handler):
+    def on_data_received(self, socket, data):
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.write(writing, b"%d" % sum(map(is_open, map(int, os.listdir("/proc/self/fd")))))
+            os._exit(0)
+        os.close(writing)
+        socket.send(os.read(reading, 10))
+        os.close(reading)
+        os.waitpid(pid, 0)
+
+server = hydrogen.serve(Forks(), port=0, engine=sys.argv[1], max_threads=2, framing=hydrogen.SimpleFrameBuilder)
+print(server.address[1], flush=True)
+os.read(0, 5)
+server.stop(20)
+"""
+
+
+def test_a_child_that_is_forked_while_connections_are_accepted_has_none_of_them(engine):
+    server, done = child(ACCEPTS, engine), threading.Event()
+    address = ("127.0.0.1", int(server.stdout.readline()))
+
+    def come_and_go():
+        while not done.is_set():
+            Client(address).close()
+
+    with running(come_and_go, come_and_go), Client(address) as client:
+        try:
+            for number in range(20 * JOBS):
+                client.send(simple(b"fork"))
+                assert client.receive_frame() == b"0", number
+        finally:
+            done.set()
+    finish(server, 0, "stop\n")
