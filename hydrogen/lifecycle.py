@@ -369,7 +369,8 @@ class Life:
     def _start(self) -> None:
         server, config = self._server, self._server.config
         server._handler.server = server
-        self._listeners = Listeners(config, self._have_called)
+        self._listeners = Listeners(config)
+        self._listeners.listen(self._have_called)
         self.addresses = self._listeners.addresses
         if self.stopping:  # asked for meanwhile: nothing is accepted at all
             return

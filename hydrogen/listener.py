@@ -37,18 +37,18 @@ class Listeners:
         addresses: what `getsockname` gives for each: a tuple, or the path.
     """
 
-    def __init__(self, config: Config, on_created: Callable[[int], None]) -> None:
-        """Bind all, call `on_created` with the fd of each, listen on all.
+    def __init__(self, config: Config) -> None:
+        """Bind all.
 
         Of a name, addresses that the machine does not have are left out as long as one remains. With port 0 all get the port that the
         kernel chose for the first; when another one finds it taken, that is done again, `PORT_TRIES` times at most.
 
         Raises:
             OSError: an address is in use, is not ours or cannot be resolved, or `path` exists and is not a stale socket; names the address.
-            Exception: whatever `on_created` raises.
         """
         self.sockets: list[socket.socket] = []
         self.addresses: list[Any] = []
+        self._config = config
         self._given = config.sock is not None
         self._file: _SocketFile | None = None
         try:
@@ -66,6 +66,19 @@ class Listeners:
             for sock in self.sockets:
                 with _naming(_where(sock)):
                     _set_inherited_options(sock, config)
+        except BaseException:
+            self.undo()
+            raise
+
+    def listen(self, on_created: Callable[[int], None]) -> None:
+        """Call `on_created` with the fd of each, listen on all. After what it raises all is undone.
+
+        Raises:
+            OSError: as above.
+            Exception: whatever `on_created` raises.
+        """
+        config = self._config
+        try:
             for sock in self.sockets:
                 on_created(sock.fileno())
             for sock in self.sockets:

@@ -168,3 +168,42 @@ PLACES = (
 def test_a_child_that_returns_from_where_it_was_forked_touches_nothing_of_the_parent_s(engine, where, kind):
     out, err = finish(child(FORKS, engine, where, kind), 0)
     assert (out, err) == ("fine\n", "")
+
+
+FORKS_BEFORE_IT_LISTENS = """
+import os, socket, sys, warnings
+import hydrogen
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+reading, writing = os.pipe()
+is_there, there = os.pipe()
+pids = []
+
+class Handler(hydrogen.Handler):
+    def on_server_created(self, fd):
+        pids.append(os.fork())
+        if pids == [0]:
+            os.close(writing)
+            os.write(there, b"x")
+            os.read(reading, 1)
+            os._exit(0)
+    def on_data_received(self, socket, data):
+        pass
+
+server = hydrogen.serve(Handler(), engine=sys.argv[1], port=0)
+os.read(is_there, 1)
+socket.create_connection(server.address).close()
+server.stop()
+try:
+    socket.create_connection(server.address).close()
+    print("somebody listens")
+except ConnectionRefusedError:
+    print("refused")
+os.close(writing)
+os.waitpid(pids[0], 0)
+"""
+
+
+@pytest.mark.clause("P4")
+def test_a_child_that_was_forked_before_the_server_listens_does_not_keep_the_port(engine):
+    assert finish(child(FORKS_BEFORE_IT_LISTENS, engine), 0) == ("refused\n", "")

@@ -27,7 +27,9 @@ def listen(created=nothing, **options):
     """Listeners for these fields of Config."""
     if not options.keys() & {"path", "sock"}:
         options.setdefault("port", 0)
-    return Listeners(Config(**{"backlog": 128, **options}), created)
+    listeners = Listeners(Config(**{"backlog": 128, **options}))
+    listeners.listen(created)
+    return listeners
 
 
 def listening(sock):
@@ -713,7 +715,8 @@ def test_sockets_of_systemd_are_listened_on(given):
 from hydrogen import Config
 from hydrogen.listener import Listeners
 fds = []
-listeners = Listeners(Config(sock=listen_fds(), backlog=9, keepalive=None), fds.append)
+listeners = Listeners(Config(sock=listen_fds(), backlog=9, keepalive=None))
+listeners.listen(fds.append)
 print(fds, listeners.addresses)
 for sock in listeners.sockets:
     sock.setblocking(True)
