@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from hydrogen._py import kernel
+from hydrogen._py import input, kernel
 from hydrogen._py.connection import Connection
 from hydrogen.errors import Cause, Timeout
 
@@ -18,13 +18,16 @@ def watch(connection: Connection, pause_ended: bool) -> None:
         connection.deadline = connection.grace = math.inf
     elif pause_ended or connection.deadline == math.inf:
         connection.deadline, connection.grace = time.monotonic() + seconds, math.inf
-    elif time.monotonic() >= connection.deadline and not has_grace(connection):
+    elif time.monotonic() >= connection.deadline and not has_grace(connection) and connection.error is None:
         connection.end(Cause.TIMEOUT, code=code, at_once=True)
 
 
 def has_grace(connection: Connection) -> bool:
     """Whether something is left, read or in the kernel, that may have come before the deadline: see invariant 4."""
     if connection.ciphertext:  # somebody is at the output, then AGAIN will be posted
+        return True
+    # What a step has no budget for is done in the next one.
+    if input.has_message(connection) if connection.ready else connection.is_settled and not connection.shaking:
         return True
     if not connection.readable:
         return False

@@ -32,14 +32,14 @@ def is_second_header(connection: Connection, data: bytes) -> bool:
 def serve_input(connection: Connection) -> None:
     """Deliver what is complete, then read, in turn, until nothing is left, a pause, or the budget is used up.
 
-    All that was read is looked at: if a frame is begun only, and late, the connection ends.
+    All that was read is decrypted: see `deadlines.has_grace`.
     """
     messages, budget = MESSAGE_BUDGET, connection.loop.config.read_budget
     while connection.error is None and connection.header is None and not connection.is_paused and not connection.is_held_back:
-        if not messages:
-            connection.post(mailbox.AGAIN)
-            return
         if connection.ciphertext and not tls.decrypt(connection):
+            return
+        if not messages or budget <= 0:
+            connection.post(mailbox.AGAIN)
             return
         if not connection.ready and connection.is_settled and not connection.shaking:
             callbacks.connected(connection)
@@ -54,9 +54,6 @@ def serve_input(connection: Connection) -> None:
         elif connection.input_ended and not connection.told_eof:
             end_of_input(connection)
         elif may_read(connection) and not connection.loop.memory.must_wait(connection.token):
-            if budget <= 0:
-                connection.post(mailbox.AGAIN)
-                return
             budget -= read(connection)
         else:
             break
