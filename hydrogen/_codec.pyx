@@ -82,11 +82,12 @@ cdef object refusal(const framing_t *framing, const uint8_t *data, size_t n):
         builder = builders[FRAMING_LINE](framing.delimiter[:framing.delimiter_size], framing.max_size)
     else:
         builder = builders[framing.kind](framing.max_size)
+    error = errors.ProtocolError("bytes that can never become a frame")
     try:
         builder.from_bytes(bytearray(data[:n]))
-    except errors.ProtocolError as error:
-        return error.with_traceback(None)
-    return errors.ProtocolError("bytes that can never become a frame")
+    except errors.ProtocolError as raised:
+        error = raised.with_traceback(None)
+    return error
 
 
 cdef Framing _built_in(builder):

@@ -45,6 +45,7 @@ cdef inline list broadcast_sockets(Engine engine, uint32_t last_state):
 cdef inline bint broadcast_send_other(Engine engine, worker_t *worker, HydrogenSocket socket, bytes data, bytes wire) except -1:
     """`send` of a broadcast, of `wire` where that is what the builder would make; what a connection's own framing cannot carry is not sent to it."""
     cdef connection_t *connection = socket._connection
+    cdef bint sent = False
     decoder = references_held(engine, socket, &connection.decoder)
     if (
         engine._loop.context.framing.kind == FRAMING_PYTHON and connection.builder == NULL and
@@ -54,12 +55,12 @@ cdef inline bint broadcast_send_other(Engine engine, worker_t *worker, HydrogenS
     ):
         return sending_count(engine, worker, sending_append(engine, worker, socket, &engine._raw, wire, STATE_OPEN))
     try:
-        return sending_send(engine, socket, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        sent = sending_send(engine, socket, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
     except ValueError:
-        return False
+        pass
     except Exception as error:
         engine._log.callback_error("broadcast", error)
-        return False
+    return sent
 
 
 cdef inline object broadcast_to_all(Engine engine, bytes data, exclude):

@@ -31,7 +31,7 @@ from hydrogen._engine.callbacks cimport (
 )
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.finishing cimport finishing_callbacks, finishing_release
-from hydrogen._engine.opening cimport opening_look_at_first, opening_open
+from hydrogen._engine.opening cimport opening_has_second_header, opening_open
 from hydrogen._engine.references cimport references_socket
 from hydrogen._engine.sending cimport sending_encrypt
 from hydrogen._engine.streams cimport streams_read, streams_send
@@ -151,12 +151,10 @@ cdef inline int dispatch_do(Engine engine, worker_t *worker, connection_t *conne
 cdef inline int dispatch_deliver(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
     """Give the complete messages of the input to the handler."""
     cdef int result = FRAME_COMPLETE
-    if connection.flags & FLAG_FIRST:
-        try:
-            opening_look_at_first(connection)
-        except errors.ProtocolError as error:
-            ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
-            return 0
+    if connection.flags & FLAG_FIRST and opening_has_second_header(connection):
+        ending_with(
+            engine, socket, False, CAUSE_BAD_FRAME, errors.ProtocolError("a second PROXY header behind the first one"))
+        return 0
     if connection.ciphertext != NULL:
         tls_decrypt(engine, worker, connection, socket)
     if connection.framing.kind == FRAMING_PYTHON:

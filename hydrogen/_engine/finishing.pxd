@@ -40,20 +40,24 @@ cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_
 
 cdef inline HydrogenSocket finishing_socket(Engine engine, connection_t *connection):
     """The socket for the last callbacks; for want of memory one whose methods say that it is gone."""
+    socket = engine._spare_socket
     try:
-        return references_socket(engine, connection)
+        socket = references_socket(engine, connection)
     except MemoryError:
-        return engine._spare_socket
+        pass
+    return socket
 
 
 cdef inline object finishing_error(Engine engine, connection_t *connection):
     """Why the connection ends; for want of memory, that."""
     if connection.error != NULL:
         return <object>connection.error
+    error = engine._no_memory
     try:
-        return errors.removal_error(connection.cause, connection.code)
+        error = errors.removal_error(connection.cause, connection.code)
     except BaseException:
-        return engine._no_memory
+        pass
+    return error
 
 
 cdef inline void finishing_log(Engine engine, connection_t *connection, HydrogenSocket socket, error) noexcept:

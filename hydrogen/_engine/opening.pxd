@@ -65,10 +65,11 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
         callbacks_check(engine)
         errors.cut_traceback(error)
         ending_with(engine, socket, True, CAUSE_REJECT, error)
-        return 0
     except BaseException as error:
         callbacks_failed(engine, socket, "on_new_connection", error)
     callbacks_leave(engine, worker)
+    if atomic_load32(&connection.state) >= STATE_ABORTING:
+        return 0
     opening_register(engine, connection, socket)
     if atomic_load32(&connection.state) != STATE_OPEN or connection.flags & FLAG_HANDSHAKE:
         return 0
@@ -156,11 +157,11 @@ cdef inline int opening_take_over(Engine engine, worker_t *worker, connection_t 
 cdef inline bint opening_read_header(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
     """Read the header, not a byte more; False while it is not whole, and when the connection ends instead."""
     cdef name_t name
+    header = None
     try:
         header = opening_header(engine, worker, connection, socket)
     except errors.ProtocolError as error:
         ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
-        return False
     if header is None:
         return False
     if isinstance(header.source, tuple):
@@ -209,12 +210,9 @@ cdef inline object opening_header(Engine engine, worker_t *worker, connection_t 
             return header
 
 
-cdef inline int opening_look_at_first(connection_t *connection) except -1:
-    """Raises: ProtocolError: what comes behind the header begins with another one."""
+cdef inline bint opening_has_second_header(connection_t *connection) except -1:
+    """Whether what comes behind the header begins with another one."""
     cdef block_t *first = connection.ciphertext if connection.ciphertext != NULL else connection.input
     connection.flags &= ~<uint32_t>FLAG_FIRST
-    if first != NULL and begins_header(
-        PyBytes_FromStringAndSize(block_bytes(first) + first.start, min(block_length(first), <size_t>16))
-    ):
-        raise errors.ProtocolError("a second PROXY header behind the first one")
-    return 0
+    return first != NULL and begins_header(
+        PyBytes_FromStringAndSize(block_bytes(first) + first.start, min(block_length(first), <size_t>16)))

@@ -139,11 +139,13 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except
 
 cdef inline bint streams_take_back(adapter, data) except -1:
     """Remove a message that waits; False when it does not, any more."""
+    cdef bint was_there = False
     try:
         adapter.waiting.remove(data)
+        was_there = True
     except ValueError:
-        return False
-    return True
+        pass
+    return was_there
 
 
 cdef inline bint streams_leave(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint went_well) except -1:

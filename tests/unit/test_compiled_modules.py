@@ -145,6 +145,26 @@ def test_the_python_names_that_these_modules_share_are_set_in_the_core():
     assert all(any(re.search(rf"\b{name}\b", text) for text in ENGINE_MODULES.values()) for name in shared)
 
 
+def returns_while_catching(text):
+    """The numbers of the lines that return from within an except clause."""
+    found, clause = [], None
+    for number, line in enumerate(text.splitlines(), 1):
+        indent = len(line) - len(line.lstrip())
+        if clause is not None and line.strip() and indent <= clause:
+            clause = None
+        if clause is None and re.match(r"\s*except\b.*:", line):
+            clause = indent
+        if clause is not None and re.search(r"(^|:)\s*return\b", line):
+            found.append(number)
+    return found
+
+
+@pytest.mark.parametrize("path", [*sorted(ENGINE.glob("*.pxd")), *sorted(ENGINE.parent.glob("_*.pyx"))], ids=lambda path: path.name)
+def test_nothing_returns_from_an_except_clause(path):
+    """Cython (3.3) drops the traceback there without asking whether there is one; without memory there is none, and the process crashes."""
+    assert returns_while_catching(path.read_text()) == []
+
+
 def test_architecture_prints_the_tables_of_a_step():
     document = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
     printed = re.search(r"<!-- step.pxd -->\n(.*)\n<!-- /step.pxd -->", document, re.S)[1]
@@ -160,3 +180,5 @@ def test_the_tools_here_see_what_they_look_for():
     bad = "from hydrogen._c.loop cimport loop_t\nfrom hydrogen._c cimport slab\ncdef inline int slab_one(int a) noexcept nogil:\n"
     assert cimports(bad) == {"loop", "slab"}
     assert functions(bad) == {"slab_one"}
+    caught = "try:\n    pass\nexcept Exception as error:\n    if error:\n        return 1\nreturn 2\n"
+    assert returns_while_catching(caught) == [5]
