@@ -147,7 +147,7 @@ cdef inline int callbacks_quietly(
     callbacks_begin(engine, worker)
     try:
         if second is None:
-            callback()
+            callback(first)
         else:
             callback(first, second)
     except BaseException as error:

@@ -56,6 +56,7 @@ cdef inline void dispatch_iteration(Engine engine, worker_t *worker) noexcept:
 
 cdef inline void dispatch_tasks(Engine engine, worker_t *worker, uint32_t tasks) noexcept:
     """What is to be done in Python for the loop as a whole."""
+    cdef bint is_done = False
     try:
         if tasks & TASK_DRAINED:
             engine._drained.set()
@@ -63,9 +64,11 @@ cdef inline void dispatch_tasks(Engine engine, worker_t *worker, uint32_t tasks)
             callbacks_begin(engine, worker)
             engine._timers.run_due(engine.set_alarm)
             callbacks_leave(engine, worker)
+        is_done = True
     except BaseException:  # no memory, most likely; what was not done is asked for again
-        if not engine._inert():
-            monitor_set_alarm(&engine._loop, kernel_now() + TASK_RETRY_NS)
+        pass
+    if not is_done and not engine._inert():
+        monitor_set_alarm(&engine._loop, kernel_now() + TASK_RETRY_NS)
 
 
 cdef inline void dispatch_serve(Engine engine, worker_t *worker, connection_t *connection) noexcept:

@@ -12,7 +12,7 @@ from hydrogen._c.constants cimport CAUSE_OVERLOAD, CAUSE_SLOW_CONSUMER
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport loop_release
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._core cimport Engine, HydrogenSocket, Stream, _Callbacks, errors
+from hydrogen._core cimport Engine, HydrogenSocket, StreamAdapter, _Callbacks, errors
 from hydrogen._engine.callbacks cimport callbacks_check, callbacks_quietly
 from hydrogen._engine.references cimport references_socket
 
@@ -24,17 +24,17 @@ cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_
     error = finishing_error(engine, connection)
     adapter = <object>connection.adapter if connection.adapter != NULL else None
     if adapter is not None:
-        finishing_step(engine, worker, socket, adapter.shutdown, "Stream.shutdown", None, None)
+        finishing_step(engine, worker, socket, StreamAdapter.shutdown, "Stream.shutdown", adapter, None)
     finishing_log(engine, connection, socket, error)
     if atomic_load32(&connection.ready):
         finishing_step(engine, worker, socket, callbacks.on_disconnected, "on_disconnected", socket, error)
     if connection.cause != CAUSE_OVERLOAD:
-        finishing_step(engine, worker, socket, callbacks.on_removed, "on_connection_removed", connection.fd, error)
+        finishing_removed(engine, worker, connection, socket, error)
     if adapter is not None:
         lock_take(&engine._loop.context.fd_lock)
         connection.fd = -1  # its number may be a stranger's from now on
         lock_give(&engine._loop.context.fd_lock)
-        finishing_step(engine, worker, socket, adapter.close, "Stream.close", None, None)
+        finishing_step(engine, worker, socket, StreamAdapter.close, "Stream.close", adapter, None)
     return 0
 
 
@@ -78,8 +78,20 @@ cdef inline int finishing_step(
     try:
         callbacks_quietly(engine, worker, socket, callback, name, first, second)
     except BaseException:
-        callbacks_check(engine)
-    return 0
+        pass
+    return callbacks_check(engine)
+
+
+cdef inline int finishing_removed(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, error,
+) except -1:
+    """The same of `on_connection_removed`: the number of the fd may take memory, too."""
+    try:
+        callbacks_quietly(
+            engine, worker, socket, (<_Callbacks>worker.callbacks).on_removed, "on_connection_removed", connection.fd, error)
+    except BaseException:
+        pass
+    return callbacks_check(engine)
 
 
 cdef inline void finishing_release(Engine engine, worker_t *worker, connection_t *connection) noexcept:

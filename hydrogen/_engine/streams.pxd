@@ -78,6 +78,19 @@ cdef inline bint streams_receive(
         connection.flags &= ~<uint32_t>FLAG_READABLE
         return False
     try:
+        received = streams_ask(engine, worker, connection, socket, adapter)
+    finally:
+        if not engine._inert():
+            streams_leave(engine, worker, socket, adapter, False)
+    return received
+
+
+cdef inline bint streams_ask(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, adapter,
+) except -1:
+    """The same, in the stream."""
+    cdef bint received = False
+    try:
         adapter.user = PyThread_get_thread_ident()
         received = callbacks_run(engine, worker, adapter.receive)
     except EOFError:
@@ -90,7 +103,6 @@ cdef inline bint streams_receive(
         relaxed_store32(&connection.active, 1)
     else:
         connection.flags &= ~<uint32_t>FLAG_READABLE
-    streams_leave(engine, worker, socket, adapter, False)
     return received
 
 
@@ -152,35 +164,43 @@ cdef inline bint streams_leave(Engine engine, worker_t *worker, HydrogenSocket s
     """Write what waits, and come out of the stream. False when that failed.
 
     What a thread of the user's is to be told (Ctrl-C, or `sys.exit()` of a signal handler, that came
-    while it was in the stream) is raised again.
+    while it was in the stream) is raised again. Whatever is raised, also by catching an exception
+    without memory: the stream is left.
     """
     cdef connection_t *connection = socket._connection
     cdef uint32_t bits = 0
-    cdef bint hands_over = False
+    cdef bint is_out = False
+    cdef bint hands_over
     interrupt = None
-    me = PyThread_get_thread_ident()
-    while True:
-        try:
-            adapter.user = me
-            hands_over = streams_write(engine, worker, socket, adapter)
-        except BaseException as error:
-            if engine._inert():
-                raise
-            went_well = False
-            streams_failed(engine, socket, adapter, "send", error)
-            if worker == NULL and not isinstance(error, Exception):
-                interrupt = error
-        if engine._inert():  # the child of a thread of the user's
-            return False
-        adapter.user = None
-        if adapter_leave(&engine._loop.context, connection, hands_over, &bits):
-            break
-        if adapter.blocked and not adapter.waiting:
-            adapter.waiting.append(None)
-    if adapter.wanted:
-        adapter.wanted = False
-        bits |= READABLE
-    queues_post(&engine._loop, connection, socket._generation, bits, worker == NULL)
+    try:
+        while not is_out:
+            hands_over = False
+            try:
+                adapter.user = PyThread_get_thread_ident()
+                hands_over = streams_write(engine, worker, socket, adapter)
+            except BaseException as error:
+                if engine._inert():
+                    raise
+                went_well = False
+                streams_failed(engine, socket, adapter, "send", error)
+                if worker == NULL and not isinstance(error, Exception):
+                    interrupt = error
+            if engine._inert():  # the child of a thread of the user's
+                return False
+            adapter.user = None
+            is_out = adapter_leave(&engine._loop.context, connection, hands_over, &bits)
+            if not is_out and adapter.blocked and not adapter.waiting:
+                adapter.waiting.append(None)
+    finally:
+        if not engine._inert():
+            if not is_out:
+                adapter.user = None
+                ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
+                adapter_leave(&engine._loop.context, connection, True, &bits)
+            if adapter.wanted:
+                adapter.wanted = False
+                bits |= READABLE
+            queues_post(&engine._loop, connection, socket._generation, bits, worker == NULL)
     if interrupt is not None:
         raise interrupt
     return went_well
