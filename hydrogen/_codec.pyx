@@ -85,7 +85,7 @@ cdef object refusal(const framing_t *framing, const uint8_t *data, size_t n):
     error = errors.ProtocolError("bytes that can never become a frame")
     try:
         builder.from_bytes(bytearray(data[:n]))
-    except errors.ProtocolError as raised:
+    except ValueError as raised:
         error = raised.with_traceback(None)
     return error
 

@@ -44,7 +44,8 @@ cdef class Engine:
     cdef bint _inert(self) noexcept
     cdef worker_t *_worker(self) noexcept
     cdef _prepare_acceptor(self, config, max_connections)
-    cdef _tell_events(self, uint32_t events)
+    cdef int _start(self) except -1
+    cdef void _tell_events(self, uint32_t events) noexcept
 
 
 # What the modules of _engine/ use of Python, which a .pxd file cannot import: set in _core.pyx.

@@ -384,27 +384,28 @@ cdef class Engine:
     # --- life ------------------------------------------------------------------------------------------------------------------------------
 
     def start(self):
+        cdef bint is_started = False
+        try:
+            self._start()
+            is_started = True
+        finally:
+            if not is_started:
+                self.release()
+
+    cdef int _start(self) except -1:
         cdef int failed
         before = acceptor_workers_before(self._acceptor, &self._loop)
         for index in range(self._loop.worker_count):
             thread = threading.Thread(target=self._work, args=(index,), name=f"hydrogen-worker-{before + index}", daemon=True)
-            try:
-                thread.start()
-            except BaseException:
-                self.release()
-                raise
+            thread.start()
             self._threads.append(thread)
-        try:
-            self._log_thread.start()
-        except BaseException:
-            self.release()
-            raise
+        self._log_thread.start()
         failed = monitor_start(&self._loop)
         if not failed and self._first is None:
             failed = acceptor_start(self._acceptor)
         if failed:
-            self.release()
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
+        return 0
 
     def stop_accepting(self):
         with nogil:
@@ -518,24 +519,24 @@ cdef class Engine:
                 events = queues_await_log(&self._loop)
             if not events:
                 break
-            try:
-                self._tell_events(events)
-            except BaseException:  # no memory: the thread is needed again
-                pass
+            self._tell_events(events)
 
-    cdef _tell_events(self, uint32_t events):
+    cdef void _tell_events(self, uint32_t events) noexcept:
         cdef uint32_t state
-        if events & LOG_ALL_BLOCKED:
-            self._log.all_blocked(self._loop.worker_count)
-        if events & LOG_ACCEPTING:
-            state = atomic_load32(&self._acceptor.accepting)
-            if state == ACCEPTING:
-                self._log.accepting()
-            else:
-                self._log.accepting_paused(self._acceptor.max_connections if state == ACCEPT_FULL else None)
-        if events & LOG_TURNED_AWAY:
-            atomic_store32(&self._acceptor.turned_away_told, 0)
-            self._log.turned_away(atomic_load64(&self._acceptor.turned_away))
+        try:
+            if events & LOG_ALL_BLOCKED:
+                self._log.all_blocked(self._loop.worker_count)
+            if events & LOG_ACCEPTING:
+                state = atomic_load32(&self._acceptor.accepting)
+                if state == ACCEPTING:
+                    self._log.accepting()
+                else:
+                    self._log.accepting_paused(self._acceptor.max_connections if state == ACCEPT_FULL else None)
+            if events & LOG_TURNED_AWAY:
+                atomic_store32(&self._acceptor.turned_away_told, 0)
+                self._log.turned_away(atomic_load64(&self._acceptor.turned_away))
+        except BaseException:  # no memory: the thread is needed again
+            pass
 
     # --- the dispatch role -----------------------------------------------------------------------------------------------------------------
 

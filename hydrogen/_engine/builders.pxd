@@ -44,13 +44,13 @@ cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *
         budget -= 1
         try:
             data = callbacks_run(engine, worker, decoder.next)
-        except errors.ProtocolError as error:
-            callbacks_check(engine)
-            errors.cut_traceback(error)
-            ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
-            break
         except BaseException as error:
-            callbacks_failed(engine, socket, f"{class_name(decoder.builder)}.from_bytes", error)
+            if issubclass(type(error), errors.ProtocolError):
+                callbacks_check(engine)
+                errors.cut_traceback(error)
+                ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
+            else:
+                callbacks_failed(engine, socket, f"{class_name(decoder.builder)}.from_bytes", error)
             break
         connection.held = decoder.size
         if data is None:

@@ -55,7 +55,13 @@ cdef inline void dispatch_iteration(Engine engine, worker_t *worker) noexcept:
 
 
 cdef inline void dispatch_tasks(Engine engine, worker_t *worker, uint32_t tasks) noexcept:
-    """What is to be done in Python for the loop as a whole."""
+    """What is to be done in Python for the loop as a whole. Without memory, say, it is asked for again."""
+    if not dispatch_tasks_done(engine, worker, tasks) and not engine._inert():
+        monitor_set_alarm(&engine._loop, kernel_now() + TASK_RETRY_NS)
+
+
+cdef inline bint dispatch_tasks_done(Engine engine, worker_t *worker, uint32_t tasks) noexcept:
+    """The same; whether all of it was done."""
     cdef bint is_done = False
     try:
         if tasks & TASK_DRAINED:
@@ -65,10 +71,9 @@ cdef inline void dispatch_tasks(Engine engine, worker_t *worker, uint32_t tasks)
             engine._timers.run_due(engine.set_alarm)
             callbacks_leave(engine, worker)
         is_done = True
-    except BaseException:  # no memory, most likely; what was not done is asked for again
+    except BaseException:
         pass
-    if not is_done and not engine._inert():
-        monitor_set_alarm(&engine._loop, kernel_now() + TASK_RETRY_NS)
+    return is_done
 
 
 cdef inline void dispatch_serve(Engine engine, worker_t *worker, connection_t *connection) noexcept:

@@ -13,15 +13,16 @@ from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport loop_release
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._core cimport Engine, HydrogenSocket, StreamAdapter, _Callbacks, errors
-from hydrogen._engine.callbacks cimport callbacks_check, callbacks_quietly
-from hydrogen._engine.references cimport references_socket
+from hydrogen._engine.callbacks cimport callbacks_quietly
+from hydrogen._engine.references cimport references_hold, references_socket
 
 
 cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_t *connection) except -1:
-    """The last callbacks. What they raise is only logged. Raises SystemExit in a forked child."""
+    """The last callbacks. What they raise is only logged; in a forked child the rest is left out."""
     cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
     cdef HydrogenSocket socket = finishing_socket(engine, connection)
-    error = finishing_error(engine, connection)
+    finishing_find_error(engine, connection)
+    error = <object>connection.error if connection.error != NULL else engine._no_memory
     adapter = <object>connection.adapter if connection.adapter != NULL else None
     if adapter is not None:
         finishing_step(engine, worker, socket, StreamAdapter.shutdown, "Stream.shutdown", adapter, None)
@@ -48,20 +49,19 @@ cdef inline HydrogenSocket finishing_socket(Engine engine, connection_t *connect
     return socket
 
 
-cdef inline object finishing_error(Engine engine, connection_t *connection):
-    """Why the connection ends; for want of memory, that."""
-    if connection.error != NULL:
-        return <object>connection.error
-    error = engine._no_memory
+cdef inline void finishing_find_error(Engine engine, connection_t *connection) noexcept:
+    """Have in the slot why the connection ends, but for want of memory."""
     try:
-        error = errors.removal_error(connection.cause, connection.code)
+        if connection.error == NULL:
+            references_hold(connection, &connection.error, errors.removal_error(connection.cause, connection.code))
     except BaseException:
         pass
-    return error
 
 
 cdef inline void finishing_log(Engine engine, connection_t *connection, HydrogenSocket socket, error) noexcept:
-    """What the log is told of an end."""
+    """What the log is told of an end. Not in a forked child, where the log's lock may be held for ever."""
+    if engine._inert():
+        return
     try:
         if connection.cause == CAUSE_SLOW_CONSUMER:
             engine._log.slow_consumer(connection.id, socket.peername)
@@ -71,27 +71,25 @@ cdef inline void finishing_log(Engine engine, connection_t *connection, Hydrogen
         pass
 
 
-cdef inline int finishing_step(
+cdef inline void finishing_step(
     Engine engine, worker_t *worker, HydrogenSocket socket, callback, name, first, second,
-) except -1:
-    """One of the last callbacks. Raises SystemExit in a forked child, and nothing else."""
+) noexcept:
+    """One of the last callbacks."""
     try:
         callbacks_quietly(engine, worker, socket, callback, name, first, second)
     except BaseException:
         pass
-    return callbacks_check(engine)
 
 
-cdef inline int finishing_removed(
+cdef inline void finishing_removed(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, error,
-) except -1:
+) noexcept:
     """The same of `on_connection_removed`: the number of the fd may take memory, too."""
     try:
         callbacks_quietly(
             engine, worker, socket, (<_Callbacks>worker.callbacks).on_removed, "on_connection_removed", connection.fd, error)
     except BaseException:
         pass
-    return callbacks_check(engine)
 
 
 cdef inline void finishing_release(Engine engine, worker_t *worker, connection_t *connection) noexcept:

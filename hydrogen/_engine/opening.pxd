@@ -61,12 +61,13 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
         engine._log.accepted(connection.id, socket.peername)
     try:
         opening_settle_stream(engine, worker, connection, socket)
-    except errors.Reject as error:
-        callbacks_check(engine)
-        errors.cut_traceback(error)
-        ending_with(engine, socket, True, CAUSE_REJECT, error)
     except BaseException as error:
-        callbacks_failed(engine, socket, "on_new_connection", error)
+        if issubclass(type(error), errors.Reject):
+            callbacks_check(engine)
+            errors.cut_traceback(error)
+            ending_with(engine, socket, True, CAUSE_REJECT, error)
+        else:
+            callbacks_failed(engine, socket, "on_new_connection", error)
     callbacks_leave(engine, worker)
     if atomic_load32(&connection.state) >= STATE_ABORTING:
         return 0
@@ -160,7 +161,9 @@ cdef inline bint opening_read_header(Engine engine, worker_t *worker, connection
     header = None
     try:
         header = opening_header(engine, worker, connection, socket)
-    except errors.ProtocolError as error:
+    except ValueError as error:
+        if not issubclass(type(error), errors.ProtocolError):
+            raise
         ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
     if header is None:
         return False

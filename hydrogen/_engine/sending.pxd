@@ -85,6 +85,7 @@ cdef inline int sending_encrypt_held(Engine engine, worker_t *worker, HydrogenSo
 
     Records are numbered: what was encrypted is queued before the lock is given back.
     """
+    cdef bint is_whole = False
     try:
         while session.waiting and session.is_writable and most:
             most -= 1
@@ -95,9 +96,10 @@ cdef inline int sending_encrypt_held(Engine engine, worker_t *worker, HydrogenSo
             finally:
                 callbacks_computing(engine, worker, False)
             sending_append(engine, worker, socket, &engine._raw, data, STATE_CLOSING)
-    except BaseException:  # a record may be missing: what came after it would be nonsense to the peer
-        ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
-        raise
+        is_whole = True
+    finally:
+        if not is_whole:  # a record may be missing: what came after it would be nonsense to the peer
+            ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
     return most
 
 

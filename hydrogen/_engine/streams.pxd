@@ -119,13 +119,22 @@ cdef inline bint streams_enter_to_read(connection_t *connection, HydrogenSocket 
 
 cdef inline void streams_failed(Engine engine, HydrogenSocket socket, adapter, name, error) noexcept:
     """`Stream.recv` or `send` raised."""
+    if not streams_ended(engine, socket, adapter, name, error):
+        ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
+
+
+cdef inline bint streams_ended(Engine engine, HydrogenSocket socket, adapter, name, error) noexcept:
+    """The same; False when there is no memory for it."""
+    cdef bint is_done = False
     try:
         cause, shown = errors.cause_of(error)
         ending_with(engine, socket, cause == CAUSE_OS_ERROR or name == "send", cause, shown)
+        is_done = True
         if cause == CAUSE_HANDLER_ERROR:
             callbacks_log(engine, socket, f"{class_name(adapter.stream)}.{name}", error)
-    except BaseException:  # no memory
-        ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
+    except BaseException:
+        pass
+    return is_done
 
 
 cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except -1:
