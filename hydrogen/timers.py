@@ -53,8 +53,9 @@ class Timers:
         self._added: deque[tuple[float, Timer]] = deque()  # not in the heap yet
         self._heap: list[tuple[float, int, Timer]] = []
         self._number = 0  # of those in the heap: of two that are due at once the first comes first
-        self._sorting = threading.Lock()  # nobody waits for it: see _take_due
+        self._sorting = threading.Lock()  # nobody waits for it: see run_due
         self._missed = False  # somebody found it taken
+        self._following: float | None = None  # when the alarm is to ring next, as who sorted last has found
         self._set_alarm: Callable[[float], None] = _no_alarm
 
     def add(self, when: float, callback: Callable[[], object], set_alarm: Callable[[float], None]) -> Timer:
@@ -66,8 +67,12 @@ class Timers:
         timer = Timer(self)
         self._set_alarm = set_alarm
         self._standing[timer] = callback
-        self._added.append((when, timer))
-        set_alarm(when)
+        try:
+            self._added.append((when, timer))
+            set_alarm(when)
+        except BaseException:
+            self._standing.pop(timer, None)
+            raise
         return timer
 
     def cancel(self, timer: Timer) -> bool:
@@ -83,44 +88,48 @@ class Timers:
     def run_due(self, set_alarm: Callable[[float], None]) -> None:
         """Run the first timer that is due, if one is, and see that the next one is not forgotten.
 
-        By a worker. Raises nothing: what a timer raises is logged.
-        """
-        try:
-            callback = self._take_due(set_alarm)
-        except BaseException as error:
-            set_alarm(time.monotonic() + RETRY)
-            self._log.callback_error("call_later", error)
-            return
-        if callback is not None:
-            try:
-                callback()
-            except BaseException as error:
-                self._log.callback_error("call_later", error)
-
-    def _take_due(self, set_alarm: Callable[[float], None]) -> Callable[[], object] | None:
-        """The first that is due, taken out; the alarm is set for the next one.
+        By a worker. What a timer raises is logged. One that was taken out is called, whatever comes
+        out of setting the alarm for the next one.
 
         While another worker does this, nothing: that one looks at `_missed` when it is done, and has
         the alarm rung once more. Either it sees `_missed`, or it was done before it was set, and then
         the lock was free.
         """
-        self._missed = True
-        if not self._sorting.acquire(blocking=False):
-            return None
+        callback = None
         try:
-            self._missed = False
-            self._sort()
-            now = time.monotonic()
-            callback = None
-            while self._heap and callback is None and self._heap[0][0] <= now:
-                callback = self._standing.pop(heapq.heappop(self._heap)[2], None)
-            following = self._heap[0][0] if self._heap else None
+            self._missed = True
+            if not self._sorting.acquire(blocking=False):
+                return
+            try:
+                callback = self._take_due()
+            finally:
+                self._sorting.release()
+            if self._missed:
+                set_alarm(time.monotonic())
+            elif self._following is not None:
+                set_alarm(self._following)
+        except BaseException as error:
+            set_alarm(time.monotonic() + RETRY)
+            self._log.callback_error("call_later", error)
         finally:
-            self._sorting.release()
-        if self._missed:
-            set_alarm(now)
-        elif following is not None:
-            set_alarm(following)
+            if callback is not None:
+                self._call(callback)
+
+    def _call(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except BaseException as error:
+            self._log.callback_error("call_later", error)
+
+    def _take_due(self) -> Callable[[], object] | None:
+        """The first that is due, taken out; `_following` is the time of the next one then. With the lock."""
+        self._missed = False
+        self._sort()
+        now = time.monotonic()
+        callback = None
+        while self._heap and callback is None and self._heap[0][0] <= now:
+            callback = self._standing.pop(heapq.heappop(self._heap)[2], None)
+        self._following = self._heap[0][0] if self._heap else None
         return callback
 
     def _sort(self) -> None:

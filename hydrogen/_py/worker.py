@@ -40,7 +40,7 @@ class Calling:
         self.progress += 1
         self.now = True
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: object, entries: object) -> None:  # not *exc, which would be a tuple
         self.now = False
         self.progress += 1
 
@@ -104,9 +104,10 @@ class Worker(threading.Thread):
             contextvars.Context().run(step, item, self)
             self._stepping = None
         else:
-            self.hands.clear()
+            context = contextvars.Context()
             with self.calling:
-                contextvars.Context().run(item)
+                self.hands.clear()  # not before: what has not begun is begun again
+                context.run(item)
         return True
 
     def _recover(self, error: BaseException) -> None:
