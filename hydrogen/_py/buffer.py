@@ -109,7 +109,11 @@ class Memory:
                 token = self._waiting.pop()
             except KeyError:  # another thread resumes them, too
                 return
-            self._resume(token)
+            try:
+                self._resume(token)
+            except BaseException:
+                self._waiting.add(token)
+                raise
 
     def look(self, work: Callable[[], object]) -> bool:
         """Have `work` see the total and all shares as they belong together; False when they are being changed."""

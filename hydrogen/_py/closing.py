@@ -40,15 +40,11 @@ def remove(connection: Connection) -> bool:
     """
     if not connection.seal():
         return False
-    parts = connection.removal
-    if parts is None:
-        parts = connection.removal = [_gone, _close, _tell_removed, _tell_disconnected, _log, _count, _drop, _cut]
-    while parts:
-        part = parts[-1]
-        part(connection)
+    while connection.removed < len(_PARTS):
+        at = connection.removed
+        _PARTS[at](connection)
         connection.loop.leave_if_forked()
-        if parts and parts[-1] is part:
-            parts.pop()
+        connection.removed = at + 1  # an index: to shorten a list takes memory
     return True
 
 
@@ -82,8 +78,7 @@ def _tell_disconnected(connection: Connection) -> None:
 
 def _done(connection: Connection) -> None:
     """The part of the removal that is about to run does not run again."""
-    if connection.removal:
-        connection.removal.pop()
+    connection.removed += 1
 
 
 def _tell_removed(connection: Connection) -> None:
@@ -100,3 +95,7 @@ def _close(connection: Connection) -> None:
 
 def _gone(connection: Connection) -> None:
     connection.loop.gone(connection)
+
+
+_PARTS = (_cut, _drop, _count, _log, _tell_disconnected, _tell_removed, _close, _gone)
+"""Of a removal, in their order."""

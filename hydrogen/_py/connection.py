@@ -42,7 +42,6 @@ import math
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from hydrogen._py import mailbox, poller
@@ -140,6 +139,7 @@ class Connection(Output):
         "held",
         "hung_up",
         "input_ended",
+        "is_counted",
         "is_paused",
         "is_settled",
         "lingers",
@@ -152,7 +152,7 @@ class Connection(Output):
         "readable",
         "ready",
         "reminder",
-        "removal",
+        "removed",
         "runner",
         "shaking",
         "socket",
@@ -211,7 +211,8 @@ class Connection(Output):
         self.looked_unsent = 0  # bytes that were in it
         self.ended_output = False
         self.lingers = False  # until the peer ends its side, too
-        self.removal: list[Callable[[Any], None]] | None = None  # what is left of it, the first last; None: it has not begun
+        self.removed = 0  # parts of the removal that are done, see `closing`
+        self.is_counted = False  # among those that were removed
         self.deadline = math.inf  # see the invariants
         self.grace = math.inf  # bytes received when what may have come before the deadline is read; inf: it is not late
         self.reminder = math.inf  # when the reminder that stands is due

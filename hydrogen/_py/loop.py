@@ -95,7 +95,7 @@ class Changes:
             self._lock.release()
             raise
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: object, entries: object) -> None:  # not *exc, which would be a tuple
         self.version = self._following
         self._lock.release()
 
@@ -398,12 +398,16 @@ class Engine:
 
     def removing(self, connection: Connection) -> None:
         """See `connection.Loop`. Counted before the last callbacks, so that they find themselves in `stats`."""
-        if connection.cause != Cause.OVERLOAD:
+        cause, code = connection.cause, connection.code
+        is_late = cause == Cause.TIMEOUT
+        if cause != Cause.OVERLOAD and not connection.is_counted:
             with self._changes:
-                removed, timed_out = self._removed[connection.cause] + 1, self._timed_out[connection.code] + 1
-                self._removed[connection.cause] = removed
-                if connection.cause == Cause.TIMEOUT:
-                    self._timed_out[connection.code] = timed_out
+                removed, timed_out = self._removed[cause] + 1, self._timed_out[code] + 1
+                # Nothing is allocated from here on: it is counted once.
+                self._removed[cause] = removed
+                if is_late:
+                    self._timed_out[code] = timed_out
+                connection.is_counted = True
 
     def tell_removed(self, connection: Connection) -> None:
         """See `connection.Loop`."""
@@ -606,7 +610,10 @@ class Engine:
         self._stalled_workers.begin()
 
     def _run_timers(self) -> None:
-        self.server.timers.run_due(self.set_alarm)
+        try:
+            self.server.timers.run_due(self.set_alarm)
+        except MemoryError:  # nobody else would ring
+            self._timers.set(time.monotonic() + OVERLOOKED)
         self.leave_if_forked()
 
     def _on_lost(self, connection: Connection, error: BaseException) -> None:

@@ -68,7 +68,9 @@ class Total:
 
     def _sum(self) -> None:
         while self._changes:
-            self.value += self._changes.popleft()
+            value = self.value + self._changes[0]
+            self._changes.popleft()
+            self.value = value
 
 
 class Waiters:
