@@ -52,8 +52,9 @@ NOTHING = StopReport(0, 0, 0, 0, 0, 0.0)
 UNCOUNTED = Stats()
 """What stands for the counters that an engine could not give."""
 
-SHORT_OF_MEMORY = (MemoryError, RuntimeError)
-"""What comes where there is none: a lock that cannot be allocated is a RuntimeError."""
+SHORT_OF_MEMORY = (MemoryError, RuntimeError, SystemError)
+"""What comes where there is none: a lock that cannot be allocated is a RuntimeError, an exception that
+CPython loses, for want of a frame object, a SystemError."""
 
 TRIES = 50
 """How often a step is tried for which there is no memory."""

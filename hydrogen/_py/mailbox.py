@@ -14,6 +14,7 @@ Invariants, on which everything else rests:
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -38,6 +39,9 @@ STOP = 256
 """A graceful stop asks for the end."""
 CLOSING = 512
 """The end was asked for, or output that delayed it is gone."""
+
+SHORTAGE = 0.01
+"""Seconds until a bit for which there is no memory is posted again."""
 
 Hands = deque[Any]
 """What one thread holds: at most one thing."""
@@ -71,10 +75,18 @@ class Mailbox:
     def post(self, bits: int) -> None:
         """Set `bits`. From any thread, at any moment."""
         try:
-            self._mail.append(bits)
+            self._put(bits)
         finally:
             if self._idle:
                 self.claim()
+
+    def _put(self, bits: int) -> None:
+        while True:
+            try:
+                self._mail.append(bits)
+                return
+            except MemoryError:  # nobody would post it again
+                time.sleep(SHORTAGE)
 
     def claim(self) -> None:
         """Put the connection into the ready queue, if it is idle and has mail."""

@@ -150,6 +150,7 @@ class Output(Mailbox):
         "_over_high",
         "_progress",
         "_queued",
+        "_rests",
         "_role",
         "_sealed",
         "_told_flushed",
@@ -191,6 +192,7 @@ class Output(Mailbox):
         self._torn = False  # more may have been written, or encrypted, than is known
         self._used_up = False  # a budget: another thread is to tend
         self._sealed = False  # the transport is being closed
+        self._rests = False  # and all that follows from that is done
         self.blocked_output = Share()
         self._accounted = 0  # what it was said to be last
         self._watched = False  # see invariant 5
@@ -335,7 +337,7 @@ class Output(Mailbox):
 
     def seal(self) -> bool:
         """Let nobody write any more; False when somebody still does, he will post CLOSING. By the owner, before the transport is closed."""
-        return self._sealed or self.in_role(self._seal, mailbox.CLOSING)
+        return self._rests or self.in_role(self._seal, mailbox.CLOSING)
 
     # ---------------------------------------------------------------- in the role
 
@@ -359,8 +361,9 @@ class Output(Mailbox):
                     break
             except BaseException as error:
                 if issubclass(type(error), MemoryError):
-                    raise
-                raised = error
+                    self._used_up = True  # somebody else goes on
+                else:
+                    raised = error
         if self.loop.forked_away:
             self.loop.leave_if_forked()
         elif self._used_up:
@@ -397,7 +400,7 @@ class Output(Mailbox):
         except BaseException as error:
             out_of_memory = issubclass(type(error), MemoryError)
             if out_of_memory and not self._torn:
-                self.loop.tend_later(self)
+                self._used_up = True
                 return
             # Half of something may be written: what came after it would be nonsense to the peer.
             self.end(Cause.OS_ERROR, code=errno.ENOMEM if out_of_memory else errno.EIO, at_once=True)
@@ -492,30 +495,32 @@ class Output(Mailbox):
             self._queued.clear()
             self._waiting_size = 0
             self._blocked = False
-        bits = 0
         pending = self.pending
         low, high = self.loop.config.write_buffer_limits
-        if self._over_high and pending < low:
-            self._over_high = False
-            self.tally.reading_resumes += 1
-            bits = mailbox.LOW
-        elif pending > high and not self._over_high:
-            self._over_high = True
-            self.tally.reading_pauses += 1
+        falls = self._over_high and pending < low
+        rises = pending > high and not self._over_high
+        is_flushed = bool(self._ends) and not self._told_flushed and self._is_flushed()
+        accounted = pending if self._blocked else 0
+        # What is to be posted lies in `_left`, and what is counted is worked out, before anything is changed:
+        # where there is no memory all of this is done again.
+        resumes, pauses = self.tally.reading_resumes + falls, self.tally.reading_pauses + rises
+        if falls or is_flushed:
+            self._left.append(mailbox.LOW * falls | mailbox.CLOSING * is_flushed)
+        self._over_high = rises or (self._over_high and not falls)
+        self.tally.reading_resumes, self.tally.reading_pauses = resumes, pauses
+        self._told_flushed |= is_flushed
         if pending < low:
             self._draining.wake()
-        if self._ends and not self._told_flushed and self._is_flushed():
-            self._told_flushed = True
-            bits |= mailbox.CLOSING
-        blocked = pending if self._blocked else 0
-        if blocked != self._accounted:
-            self.loop.memory.account(self.blocked_output, blocked)
-            self._accounted = blocked
-        if bits:
-            self.post(bits)
+        if accounted != self._accounted:
+            self.loop.memory.account(self.blocked_output, accounted)
+            self._accounted = accounted
         if self._blocked and not self._watched and self.loop.config.write_timeout is not None:
             self._watched = True
-            self._begin_to_watch()
+            try:
+                self._begin_to_watch()
+            except BaseException:
+                self._watched = False
+                raise
 
     def _begin_to_watch(self) -> None:
         """See invariant 5."""
@@ -543,6 +548,7 @@ class Output(Mailbox):
         self._sealed = self._ended_messages = True
         self._settle()
         self._draining.wake()
+        self._rests = True
 
     def _is_flushed(self) -> bool:
         """Whether all output is written, or dropped."""

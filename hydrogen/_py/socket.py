@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hydrogen._py import mailbox
@@ -75,8 +76,17 @@ class Socket(HydrogenSocket):
             connection.is_paused = True
 
     def resume_reading(self) -> None:
-        """A turn is needed: the edge that told of waiting input is gone."""
-        connection = self._find()
+        """A turn is needed: the edge that told of waiting input is gone.
+
+        As on the compiled engine this does not fail: who has no memory to look the connection up has
+        none to do something about it either.
+        """
+        while True:
+            try:
+                connection = self._find()
+                break
+            except MemoryError:
+                time.sleep(mailbox.SHORTAGE)
         if connection is not None and connection.is_paused:
             connection.is_paused = False
             connection.post(mailbox.RESUME)
