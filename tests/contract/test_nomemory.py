@@ -25,13 +25,12 @@ from support import PATIENCE, Client, child, finish, wait_until
 HIGHEST = int(os.environ.get("HYDROGEN_NOMEMORY") or 40)
 STAYING = 2
 
-# What is known to fail is to be mended path by path, not all of it at each n: a refusal that finds no memory for its error, a stream's
-# opening and finish, a thread that could not start. Until then a failure here is reported, and fails nothing.
 pytestmark = [
     pytest.mark.exhaustive,
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.xfail(strict=False, reason="some of Python's allocations are not survived yet"),
+    # CPython's client (3.11) leaves its socket to the collector where the connection is reset before the handshake.
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"),
 ]
 
 

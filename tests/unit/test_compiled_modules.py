@@ -168,7 +168,8 @@ def test_nothing_returns_from_an_except_clause(path):
 
 def exceptions_named(text):
     """What the except clauses of a .pxd or .pyx file name."""
-    return {name for names in re.findall(r"^\s*except\b(?! \??-?\d)(.*?)(?: as \w+)?:", text, re.M) for name in re.split(r"[(),\s]+", names)} - {""}
+    clauses = re.findall(r"^\s*except\b(?! \??-?\d)(.*?)(?: as \w+)?:", text, re.M)
+    return {name for names in clauses for name in re.split(r"[(),\s]+", names)} - {""}
 
 
 @pytest.mark.parametrize("path", [*sorted(ENGINE.glob("*.pxd")), *sorted(ENGINE.parent.glob("_*.pyx"))], ids=lambda path: path.name)
