@@ -52,6 +52,37 @@ def test_one_ring_runs_one_timer_and_the_alarm_is_set_for_the_next_one(clockwork
 
 
 @pytest.mark.clause("S42")
+def test_a_timer_is_called_though_the_alarm_for_the_next_one_could_not_be_set_and_so_is_that_one(clockwork, error_log):
+    calls, alarms = [], []
+    for number in range(2):
+        clockwork.add(number - 10, lambda number=number: calls.append(number))
+
+    def set_alarm(when):
+        alarms.append(when)
+        if len(alarms) == 1:
+            raise MemoryError
+
+    clockwork.timers.run_due(set_alarm)
+    assert calls == [0]
+    assert len(alarms) == 2, "it is tried again"
+    clockwork.timers.run_due(set_alarm)
+    assert calls == [0, 1]
+
+
+@pytest.mark.clause("S42")
+def test_a_timer_for_which_there_is_no_alarm_does_not_stand(clockwork):
+    calls = []
+
+    def set_alarm(when):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        clockwork.timers.add(time.monotonic() - 1, lambda: calls.append(1), set_alarm)
+    clockwork.timers.run_due(clockwork.set_alarm)
+    assert calls == []
+
+
+@pytest.mark.clause("S42")
 def test_of_two_that_are_due_at_the_same_time_the_first_asked_for_comes_first(clockwork):
     calls, when = [], time.monotonic() - 1
     for number in range(10):
