@@ -15,20 +15,26 @@ ours must not become a load."""
 def keep_running(iterate: Callable[[], bool], recover: Callable[[BaseException], None]) -> None:
     """Call `iterate` until it returns False, whatever it raises.
 
-    After an iteration that raised comes `recover` with the error, until it does not raise. All that
-    allocates is done where what it raises is caught: for want of memory anything may fail.
+    After an iteration that raised comes `recover` with the error, at once, for somebody waits for what
+    was left undone, and then until it does not raise. All that allocates is done where what it raises
+    is caught: for want of memory anything may fail.
     """
     is_new = True
+    is_failing = False
     error: BaseException | None = None
     while True:
         try:
             if is_new:
                 kernel.block_signals()
                 is_new = False
-            if error is not None:
+            if is_failing:
                 time.sleep(PAUSE)
+            if error is not None:
+                is_failing = True
                 recover(error)
                 error = None
+                is_failing = False
+                time.sleep(PAUSE)
             while iterate():
                 pass
             return
