@@ -250,6 +250,21 @@ def seconds_left(deadline: float | None) -> float:
     return min(left, LONGEST_WAIT)
 
 
+def _under(lock: threading.Lock | threading.RLock, work: Callable[[], T], wait: bool = True, seconds: float = -1.0) -> T | None:
+    """What `work` returns, done under `lock`; None when that is not to be had: not at once, or not in so many seconds.
+
+    An exception of a signal handler comes between any two bytecodes. So what was taken is in a deque
+    before the call of C code that takes it has returned.
+    """
+    taken: deque[bool] = deque()
+    try:
+        taken.extend(map(lock.acquire, (wait,), (seconds,)))
+        return work() if taken[0] else None
+    finally:
+        if taken and taken[0]:
+            lock.release()
+
+
 class _SocketStream(Stream):
     """What `Plain` and `Secure` share. Between the wire and the frames bytes pass `_open` and `_seal`, which here change nothing.
 
@@ -265,7 +280,7 @@ class _SocketStream(Stream):
         _waiting: messages that have not passed `_seal`: for longer than a moment only as long as the handshake is on.
         _unsent: bytes for the wire that the kernel has not taken.
         _is_sending: a blocking call sees to `_unsent`, and nobody else: or it would wait for the kernel to take what it has already.
-        _is_busy: a thread is between beginning and end of `_hold`: this one, to who has got the lock.
+        _user: the thread that is between beginning and end of `_hold`; 0: none.
         _is_shut: `shutdown` was called: this side has ended the input, also when what the peer still sends makes the kernel reset.
         _broken: what send(2) failed with. Nothing more is sent: what comes after a gap is nonsense to the peer.
         _end: why nothing more comes in; an `EOFError` for a graceful end. It is raised once all frames before it were given out.
@@ -282,7 +297,7 @@ class _SocketStream(Stream):
         self._decoder = FrameDecoder(self._builder or ChunkFrameBuilder())
         self._sock = _socket_of(sock_or_fd)
         self._lock = threading.RLock()
-        self._is_busy = False
+        self._user = 0
         self._is_left = False
         self._hands = threading.Lock()
         self._is_ready = True
@@ -313,31 +328,24 @@ class _SocketStream(Stream):
 
     def _hold(self, work: Callable[[], None], wait: bool = True) -> bool:
         """Do `work` under `_lock`; False when it is left to who is in there: this thread further out, or (not `wait`) another one."""
-        held = False
-        if self._lock.acquire(blocking=wait):
-            try:
-                held = self._alone(work)
-            finally:
-                self._lock.release()
-        if not held:
-            self._is_left = True
-        while self._is_left and self._lock.acquire(blocking=False):
-            try:
-                if not self._alone(self._see_to_the_rest):
-                    break
-            finally:
-                self._lock.release()
-        return held
+        try:
+            held = bool(_under(self._lock, lambda: self._alone(work), wait))
+            if not held:
+                self._is_left = True
+            return held
+        finally:  # also when `work` has failed, or was interrupted: nobody else looks
+            while self._is_left and _under(self._lock, lambda: self._alone(self._see_to_the_rest), wait=False):
+                pass
 
     def _alone(self, work: Callable[[], None]) -> bool:
-        if self._is_busy:
+        if self._user:
             return False
-        self._is_busy = True
         try:
+            self._user = threading.get_ident()
             work()
+            return True
         finally:
-            self._is_busy = False
-        return True
+            self._user = 0
 
     def _see_to_the_rest(self) -> None:
         """Under `_lock`: what others have left."""
@@ -350,12 +358,7 @@ class _SocketStream(Stream):
 
     def is_interrupted(self) -> bool:
         """Whether the caller has interrupted a call of this stream, in this thread, as a signal handler does."""
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            return self._is_busy
-        finally:
-            self._lock.release()
+        return self._user == threading.get_ident()
 
     # ------------------------------------------------------------------ non-blocking
 
@@ -604,13 +607,13 @@ class _SocketStream(Stream):
 
     def _shake_hands_nb(self) -> None:
         """Carry the handshake on as far as it goes now, unless another thread is at it."""
-        if self._is_ready or not self._hands.acquire(blocking=False):
-            return
-        try:
-            while not self._is_ready and self._pull():
-                pass
-        finally:
-            self._hands.release()
+        if not self._is_ready:
+            _under(self._hands, self._pull_all, wait=False)
+
+    def _pull_all(self) -> None:
+        """Under `_hands`."""
+        while not self._is_ready and self._pull():
+            pass
 
     def _shake_hands(self, deadline: float | None) -> None:
         """Wait until the handshake is done. Raises what it failed with, or `TimeoutError`."""
@@ -618,14 +621,13 @@ class _SocketStream(Stream):
         while not self._is_ready:
             if self._end is not None:
                 raise self._end.with_traceback(None)
-            if not self._hands.acquire(timeout=seconds_left(deadline)):
-                continue
-            try:
-                while not self._is_ready and self._end is None:
-                    if not self._pull():
-                        self._wait(self._interest(), deadline)
-            finally:
-                self._hands.release()
+            _under(self._hands, lambda: self._pull_until(deadline), seconds=seconds_left(deadline))
+
+    def _pull_until(self, deadline: float | None) -> None:
+        """Under `_hands`."""
+        while not self._is_ready and self._end is None:
+            if not self._pull():
+                self._wait(self._interest(), deadline)
 
     def _interest(self) -> int:
         """What a call that receives waits for."""

@@ -42,3 +42,29 @@ def interrupted(call: Callable[[], object], number: int, action: Callable[[], ob
     finally:
         sys.settrace(before)
     return came
+
+
+def signalled(call: Callable[[], object], number: int, action: Callable[[], object]) -> bool:
+    """The same, but at those moments only at which CPython runs signal handlers: when a function begins, or one of C has returned.
+
+    So a lock that was taken by a call of C code is held then, and a `finally` is not torn from its `try`. Loops come round without.
+    """
+    left = number
+    came = False
+
+    def profile(frame: Any, event: str, argument: object) -> None:
+        nonlocal left, came
+        if came or event not in ("call", "c_return") or not frame.f_code.co_filename.startswith(_OURS):
+            return
+        if left == 0:
+            came = True
+            action()
+        left -= 1
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(before)
+    return came

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import certificates
 import pytest
+from reentry import signalled
 from support import PATIENCE, running, simple, wait_event, wait_until
 
 import hydrogen
@@ -629,3 +630,48 @@ def test_close_ends_the_calls_of_other_threads(both, both_tls, kind):
         wait_event(begun, "one is receiving")
         wait_until(lambda: client._stream._unsent, "the other one is blocked")
         client.close()
+
+
+# ---------------------------------------------------------------------------------------------------- interrupts
+
+
+class Interrupt(BaseException):
+    """What the signal handler of a test raises."""
+
+
+def interrupt():
+    """A signal handler."""
+    raise Interrupt
+
+
+def at_every_moment(call):
+    """`call(number)` for each number, until it says that there is no such moment."""
+    number = 0
+    while call(number):
+        number += 1
+    assert number > 10, "it was interrupted nowhere"
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+def test_after_an_interrupt_of_send_at_any_moment_close_ends_the_calls_of_other_threads(both, both_tls, kind):
+    def once(number):
+        client, _ = (both if kind == "plain" else both_tls)()
+        begun = threading.Event()
+
+        def receive():
+            begun.set()
+            with pytest.raises(EOFError):
+                client.recv()
+
+        with running(receive):
+            wait_event(begun, "one is receiving")
+            try:
+                came = signalled(lambda: client.send(b"x"), number, interrupt)
+            except Interrupt:
+                came = True
+            with running(client.close):
+                pass
+        assert client.fileno() == -1
+        return came
+
+    at_every_moment(once)
