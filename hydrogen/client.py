@@ -8,22 +8,23 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ssl import SSLContext
 from types import EllipsisType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from hydrogen.config import Framing
 from hydrogen.connection import BytesLike, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.frame import ChunkFrameBuilder, FrameBuilder, builder_of
-from hydrogen.stream import CHUNK, Plain, Secure, deadline_of, seconds_left
+from hydrogen.stream import Plain, Secure, deadline_of, seconds_left
 from hydrogen.tls import check_context
 
 CLOSE_PATIENCE = 2.0
 """Seconds that `Client.close` waits for room for close_notify; as long as a server lingers for a peer."""
 
 Address = tuple[Any, ...] | str | os.PathLike[str]
+T = TypeVar("T")
 
 
 def connect(
@@ -112,10 +113,18 @@ def _connected_to(family: int, address: Any, deadline: float | None) -> socket.s
         raise
 
 
+class _Here(threading.local):
+    """Of one client in one thread: whether it is in a call, and is to close the fd when it leaves that."""
+
+    is_inside = False
+    is_closing = False
+
+
 class Client:
     """A blocking connection, made by `connect`. A context manager, and an iterator's source: `for message in client`.
 
-    One thread may send while another receives; any may close.
+    One thread may send while another receives; any may close. In a forked child `close` gives back the
+    fd and nothing else: the connection is the parent's.
     """
 
     def __init__(self, stream: Plain | Secure, builder: FrameBuilder, timeout: float | None) -> None:
@@ -123,11 +132,12 @@ class Client:
         self._stream = stream
         self._builder = builder
         self._timeout = timeout
+        self._pid = os.getpid()
         # Held during each call, so that the fd is not closed, and its number given to a stranger, under who waits for it. Reentrant, for a
-        # signal handler that closes while its thread waits.
+        # signal handler that sends while its thread waits.
         self._sending = threading.RLock()
         self._receiving = threading.RLock()
-        self._is_closing = False  # by a signal handler; who was interrupted closes the fd
+        self._here = _Here()
 
     def send(self, data: BytesLike) -> None:
         """Send one message; returns when the kernel has taken all of it.
@@ -143,12 +153,8 @@ class Client:
         frame = self._builder.frame(contiguous(data))
         if self._stream.is_interrupted():  # the call further out sends it, and keeps the fd open; nobody is waited for
             self._stream.b_send(frame)
-            return
-        try:
-            with self._sending:
-                self._stream.b_send(frame)
-        finally:
-            self._close_if_asked()
+        else:
+            self._use(self._sending, lambda: self._stream.b_send(frame))
 
     def recv(self, timeout: float | EllipsisType | None = ...) -> bytes:
         """Wait for the next message; without framing, for a chunk.
@@ -163,16 +169,21 @@ class Client:
             ProtocolError: what came can never become a message.
             ssl.SSLError, OSError: the connection is broken; `ssl.SSLEOFError`: it ended without close_notify, so that input may be cut off.
         """
-        try:
-            with self._receiving:
-                return self._stream.b_recv(self._timeout if isinstance(timeout, EllipsisType) else timeout).payload()
-        finally:
-            self._close_if_asked()
+        seconds = self._timeout if isinstance(timeout, EllipsisType) else timeout
+        return self._use(self._receiving, lambda: self._stream.b_recv(seconds)).payload()
 
-    def _close_if_asked(self) -> None:
-        if self._is_closing:
-            self._is_closing = False
-            self.close()
+    def _use(self, lock: threading.RLock, call: Callable[[], T]) -> T:
+        """Make a call of the stream's. A signal handler that closes meanwhile leaves the fd to it, which may wait for it."""
+        here = self._here
+        further_out = here.is_inside
+        try:
+            here.is_inside = True
+            with lock:
+                return call()
+        finally:
+            here.is_inside = further_out
+            if here.is_closing:
+                self.close()
 
     def __iter__(self) -> Iterator[bytes]:
         """The messages until the end; each is waited for, and raises, as by `recv()`."""
@@ -188,8 +199,11 @@ class Client:
         fd = self._stream.fileno()
         if fd < 0:
             return
-        if self._stream.is_interrupted():
-            self._is_closing = True
+        if os.getpid() != self._pid:  # without a lock: a thread may hold it that only the parent has
+            self._stream.close()
+            return
+        if self._here.is_inside:
+            self._here.is_closing = True
             self._stream.shutdown()
             return
         if isinstance(self._stream, Secure):
@@ -198,13 +212,10 @@ class Client:
             poll.poll(CLOSE_PATIENCE * 1000)
         self._stream.shutdown()
         with self._sending, self._receiving:
-            if self._stream.fileno() < 0:
-                return
-            with socket.socket(fileno=self._stream.hand_over().fd) as sock, contextlib.suppress(OSError):
-                # Closing with unread input (a session ticket will do) makes the kernel reset the peer, and the tail of what was sent is
-                # lost.
-                while sock.recv(CHUNK, socket.MSG_DONTWAIT):
-                    pass
+            try:
+                self._stream.discard()  # a session ticket will do for a reset, and the tail of what was sent would be lost
+            finally:
+                self._stream.close()
 
     def fileno(self) -> int:
         """The fd; -1 when closed."""

@@ -460,6 +460,12 @@ class _SocketStream(Stream):
         with contextlib.suppress(OSError):  # the peer has reset the connection, or it is closed
             self._sock.shutdown(socket.SHUT_RDWR)
 
+    def discard(self) -> None:
+        """Throw away what has arrived, before `close()`: closing with unread input makes the kernel reset the peer."""
+        with contextlib.suppress(OSError):
+            while self._sock.recv(CHUNK, socket.MSG_DONTWAIT):
+                pass
+
     def close(self) -> None:
         """Close the fd, or the socket that the stream was given. No other thread may be in a call. May be called again."""
         self._sock.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 import certificates
 import pytest
 from reentry import signalled
-from support import PATIENCE, running, simple, wait_event, wait_until
+from support import PATIENCE, child, finish, open_fds, running, simple, wait_event, wait_until
 
 import hydrogen
 from hydrogen import client as client_module
@@ -675,3 +675,97 @@ def test_after_an_interrupt_of_send_at_any_moment_close_ends_the_calls_of_other_
         return came
 
     at_every_moment(once)
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+def test_an_interrupt_of_close_at_any_moment_leaks_nothing_once_close_is_called_again(both, both_tls, kind):
+    def once(number):
+        client, peer = (both if kind == "plain" else both_tls)()
+        fds = open_fds()
+        own = client.fileno()
+        del fds[own]
+        try:
+            came = signalled(client.close, number, interrupt)
+        except Interrupt:
+            came = True
+        client.close()
+        assert open_fds() == fds
+        assert client.fileno() == -1
+        peer.close()
+        return came
+
+    at_every_moment(once)
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+@pytest.mark.parametrize("first", ["send", "recv"])
+def test_a_signal_handler_that_closes_and_connects_anew_leaves_the_old_fd_to_who_waits_for_it(both, both_tls, monkeypatch, kind, first):
+    """The number of the fd would be the new connection's, and the wait for it."""
+    client, _ = (both if kind == "plain" else both_tls)()
+    real, others = select.poll, []
+
+    class Poll:
+        """poll(2), within which a signal comes once."""
+
+        def __init__(self):
+            self.poll_object = real()
+
+        def register(self, fd, events):
+            self.fd = fd
+            self.poll_object.register(fd, events)
+
+        def poll(self, milliseconds):
+            monkeypatch.setattr(select, "poll", real)
+            client.close()
+            others.append(both())
+            assert others[0][0].fileno() != self.fd
+            return self.poll_object.poll(milliseconds)
+
+    if first == "send":
+        fill(client, bytes(1 << 16))
+    monkeypatch.setattr(select, "poll", Poll)
+    with pytest.raises(EOFError if first == "recv" else BrokenPipeError):
+        client.recv(PATIENCE) if first == "recv" else client.send(b"x")
+    assert client.fileno() == -1
+    ((other, peer),) = others
+    other.send(b"x")
+    assert peer.recv(1) == b"x"
+
+
+FORKED = """
+import os, signal, socket, sys, threading, warnings
+import hydrogen
+from support import wait_event, wait_until
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+listener = socket.create_server(("127.0.0.1", 0))
+client = hydrogen.connect(listener.getsockname())
+peer, _ = listener.accept()
+received = []
+thread = threading.Thread(target=lambda: received.append(client.recv()))
+thread.start()
+wait_until(lambda: not client._receiving.acquire(blocking=False) or client._receiving.release(), "one receives")
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    fd = client.fileno()
+    with client:
+        pass
+    try:
+        os.fstat(fd)
+    except OSError:
+        os._exit(7)
+    os._exit(1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+client.send(b"still here")
+assert peer.recv(10) == b"still here"
+peer.sendall(b"so am I")
+thread.join()
+print(received)
+for one in (client, peer, listener):
+    one.close()
+"""
+
+
+def test_close_in_a_forked_child_waits_for_nobody_and_ends_nothing_of_the_parent_s():
+    assert finish(child(FORKED), 0) == ("7\n[b'so am I']\n", "")

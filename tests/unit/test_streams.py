@@ -929,6 +929,21 @@ def test_nobody_waits_for_a_client_in_whose_call_a_signal_handler_waits(interrup
     client.close()
 
 
+def test_what_another_thread_has_left_is_seen_to_also_by_who_is_interrupted(interrupted):
+    def close(client):
+        with running(client._stream.shutdown):
+            pass
+        raise LookupError
+
+    client, peer = interrupted(close)
+    peer.settimeout(PATIENCE)
+    with pytest.raises(LookupError):
+        client.send(b"first")
+    assert peer.recv(100) == b"first"  # as far as it goes without waiting
+    assert peer.recv(100) == b""
+    client.close()
+
+
 # ---------------------------------------------------------------------------------------------------- a user's stream made of one
 
 
