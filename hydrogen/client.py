@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -93,24 +94,41 @@ def _connected(address: Address, deadline: float | None) -> socket.socket:
 def _connected_to(family: int, address: Any, deadline: float | None) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if family != socket.AF_UNIX:
+        if family == socket.AF_UNIX:
+            while not _is_connected_to_path(sock, address, deadline):
+                pass
+        else:
             sock.settimeout(None if deadline is None else seconds_left(deadline))
             sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return sock
-        # A non-blocking connect to a Unix socket whose backlog is full fails at once; a blocking one waits, for SO_SNDTIMEO (socket(7)).
-        sock.settimeout(None)
-        if deadline is not None:
-            microseconds = max(1, int(seconds_left(deadline) * 1_000_000))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(microseconds, 1_000_000)))
-        try:
-            sock.connect(address)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
         return sock
     except BaseException:
         sock.close()
         raise
+
+
+def _is_connected_to_path(sock: socket.socket, path: Any, deadline: float | None) -> bool:
+    """Connect to a Unix socket; False when a signal came meanwhile: try again.
+
+    A non-blocking connect to one whose backlog is full fails at once; a blocking one waits, for
+    SO_SNDTIMEO (socket(7)). A signal ends that wait; CPython takes it for one that goes on in the
+    kernel, as that of TCP does, and reports a connection.
+    """
+    sock.settimeout(None)
+    if deadline is not None:
+        microseconds = max(1, int(seconds_left(deadline) * 1_000_000))
+        timeval = struct.pack("@ll", *divmod(microseconds, 1_000_000))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    try:
+        sock.connect(path)
+        sock.getpeername()
+    except BlockingIOError:
+        raise TimeoutError("timed out") from None
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        return False
+    return True
 
 
 class _Here(threading.local):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import socket
 import ssl
 import threading
@@ -422,6 +423,40 @@ def test_the_timeout_bounds_the_connect(listen, tmp_path, after, family):
             break
     with pytest.raises(TimeoutError):
         connect(address, timeout=0.01)
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_signals_while_a_unix_socket_has_no_room_do_not_pass_for_a_connection(listen, tmp_path, after, timeout):
+    listener = listen(tmp_path / "socket", backlog=0)
+    fillers = []
+    while True:
+        fillers.append(socket.socket(socket.AF_UNIX))
+        after.callback(fillers[-1].close)
+        fillers[-1].setblocking(False)
+        if fillers[-1].connect_ex(listener.getsockname()) == errno.EAGAIN:
+            break
+    handled = []
+    main = threading.get_ident()
+    after.callback(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
+    signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))
+
+    def accept():
+        peer, _ = listener.accept()
+        after.callback(peer.close)
+        return peer
+
+    def disturb():
+        # Most of them while it waits in the kernel; one that comes just before that is handled with the next one.
+        for number in range(20):
+            wait_until(lambda: signal.pthread_kill(main, signal.SIGUSR1) or len(handled) > number, "it is handled")  # noqa: B023
+        for _ in fillers[:-1]:
+            accept()
+
+    with running(disturb):
+        client = connect(listener.getsockname(), timeout=timeout)
+        after.callback(client.close)
+    client.send(b"x")
+    assert accept().recv(1) == b"x"
 
 
 def test_no_time_at_all_is_a_timeout(listen):
