@@ -12,14 +12,14 @@ import threading
 from collections.abc import Callable, Iterator
 from ssl import SSLContext
 from types import EllipsisType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from hydrogen.config import Framing
 from hydrogen.connection import BytesLike, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.frame import ChunkFrameBuilder, FrameBuilder, builder_of
 from hydrogen.stream import Plain, Secure, deadline_of, seconds_left
-from hydrogen.tls import check_context
+from hydrogen.tls import check_context, check_server_hostname
 
 CLOSE_PATIENCE = 2.0
 """Seconds that `Client.close` waits for room for close_notify; as long as a server lingers for a peer."""
@@ -52,14 +52,14 @@ def connect(
         TimeoutError: it was not done in time.
         ssl.SSLError, OSError: it failed; `socket.gaierror`: there is no such name.
     """
+    _check_address(address)
     builder = builder_of(framing)
     if ssl is not None:
         check_context("ssl", ssl, server_side=False)
         if server_hostname is None and isinstance(address, tuple):
-            server_hostname = address[0]
-            if isinstance(server_hostname, str):
-                # The zone of an IPv6 address is this host's own affair (RFC 4007, 6): no certificate names it.
-                server_hostname = server_hostname.partition("%")[0]
+            # The zone of an IPv6 address is this host's own affair (RFC 4007, 6): no certificate names it.
+            server_hostname = address[0].partition("%")[0]
+        check_server_hostname(server_hostname)
     elif server_hostname is not None:
         raise ValueError(f"server_hostname: only with ssl, not {described(server_hostname)} alone")
     timeout = check_timeout("timeout", timeout)
@@ -76,15 +76,31 @@ def connect(
         raise
 
 
+def _check_address(address: object) -> None:
+    """Raise TypeError or ValueError unless it may be one; the kernel wraps numbers, or raises what it likes."""
+    if not isinstance(address, tuple):
+        os.fspath(cast(str, address))
+        return
+    if len(address) not in (2, 4):
+        raise ValueError(f"address: (host, port) or a path is expected, not {described(address)}")
+    host, *numbers = address
+    if not isinstance(host, str):
+        raise TypeError(f"address: a host that is a str is expected, not {described(host)}")
+    for name, number, most in zip(("port", "flow label", "scope"), numbers, (65_535, (1 << 20) - 1, (1 << 32) - 1), strict=False):
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f"address: a {name} that is an int is expected, not {described(number)}")
+        if not 0 <= number <= most:
+            raise ValueError(f"address: a {name} of 0 to {most} is allowed, not {described(number)}")
+
+
 def _connected(address: Address, deadline: float | None) -> socket.socket:
     """A socket connected to the first address that answers; raises what the last one said."""
     if not isinstance(address, tuple):
         return _connected_to(socket.AF_UNIX, os.fspath(address), deadline)
     if len(address) == 4:  # of IPv6, as the kernel gives it
         return _connected_to(socket.AF_INET6, address, deadline)
-    if len(address) != 2:
-        raise ValueError(f"address: (host, port) or a path is expected, not {described(address)}")
-    *others, last = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    host, port = address
+    *others, last = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for family, _, _, _, found in others:
         with contextlib.suppress(OSError):
             return _connected_to(family, found, deadline)

@@ -30,7 +30,7 @@ from hydrogen.config import Framing
 from hydrogen.connection import check_timeout, contiguous
 from hydrogen.errors import Cause, HandlerError, described, removal_error
 from hydrogen.frame import ChunkFrameBuilder, Frame, FrameBuilder, FrameDecoder, builder_of, encode
-from hydrogen.tls import TlsSession, check_context
+from hydrogen.tls import TlsSession, check_context, check_server_hostname
 
 CHUNK = 1 << 16
 """Bytes asked of one recv(2)."""
@@ -706,6 +706,7 @@ class Secure(_SocketStream):
             TypeError, ValueError, OSError: as `Plain`; and for a context of the other side, or no name where the context checks it.
         """
         check_context("context", context, server_side=server_side)
+        check_server_hostname(server_hostname)
         self._session = TlsSession(context, server_side=server_side, server_hostname=server_hostname)
         super().__init__(sock_or_fd, framing)
         self._is_ready = False

@@ -39,6 +39,12 @@ def check_context(name: str, context: object, *, server_side: bool) -> ssl.SSLCo
     return context
 
 
+def check_server_hostname(name: object) -> None:
+    """Raise TypeError unless it is a str or None; `ssl` raises AttributeError, or what it likes."""
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"server_hostname: a str is expected, not {described(name)}")
+
+
 class Message:
     """One that waits to be encrypted; equal to no other."""
 

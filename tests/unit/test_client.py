@@ -323,10 +323,21 @@ def test_a_path_where_nobody_listens_is_an_error(tmp_path):
         ({"ssl": True}, TypeError),
         ({"ssl": certificates.server_context()}, ValueError),
         ({"server_hostname": "localhost"}, ValueError),
+        ({"server_hostname": 3, "ssl": certificates.client_context()}, TypeError),
+        ({"server_hostname": b"localhost", "ssl": certificates.client_context()}, TypeError),
         ({"timeout": -1}, ValueError),
         ({"timeout": "1"}, TypeError),
     ],
-    ids=["framing", "ssl", "ssl of a server", "server_hostname", "timeout below 0", "timeout"],
+    ids=[
+        "framing",
+        "ssl",
+        "ssl of a server",
+        "server_hostname",
+        "int as server_hostname",
+        "bytes as server_hostname",
+        "timeout below 0",
+        "timeout",
+    ],
 )
 def test_wrong_arguments_are_told_before_anything_is_opened(listen, options, error):
     listener = listen()
@@ -337,10 +348,23 @@ def test_wrong_arguments_are_told_before_anything_is_opened(listen, options, err
         listener.accept()
 
 
-@pytest.mark.parametrize("address", [("127.0.0.1",), ("127.0.0.1", 1, 2), 7, None], ids=repr)
-def test_a_wrong_address_is_an_error(address):
-    with pytest.raises((TypeError, ValueError)):
-        connect(address)
+WRONG = [
+    *[((), ValueError), (("127.0.0.1",), ValueError), (("127.0.0.1", 1, 2), ValueError), (7, TypeError), (None, TypeError)],
+    *[(("127.0.0.1", port), ValueError) for port in (-1, 65_536, 70_000, 10**30)],
+    *[(("127.0.0.1", port), TypeError) for port in ("1", None, 1.5, True)],
+    *[((host, 1), TypeError) for host in (None, 3, b"127.0.0.1")],
+    *[(("::1", 1, *more), ValueError) for more in ((1 << 20, 0), (0, -1), (0, 1 << 32))],
+    *[(("::1", 1, *more), TypeError) for more in (("x", 0), (0, None))],
+    *[(("::1", 65_536, 0, 0), ValueError), ((3, 1, 0, 0), TypeError)],
+]
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize(("address", "error"), WRONG, ids=repr)
+def test_a_wrong_address_is_an_error(monkeypatch, address, error, secure):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: pytest.fail("it was looked up"))
+    with pytest.raises(error):
+        connect(address, ssl=certificates.client_context() if secure else None)
 
 
 def test_small_messages_are_not_held_back(both):
@@ -752,8 +776,8 @@ def test_a_signal_handler_that_closes_and_connects_anew_leaves_the_old_fd_to_who
         def poll(self, milliseconds):
             monkeypatch.setattr(select, "poll", real)
             client.close()
+            assert client.fileno() == self.fd, "the fd is closed under the wait"
             others.append(both())
-            assert others[0][0].fileno() != self.fd
             return self.poll_object.poll(milliseconds)
 
     if first == "send":

@@ -392,6 +392,13 @@ def test_a_client_whose_context_checks_names_needs_one(pair, name):
         hydrogen.Secure(ours, None, certificates.client_context(), False, name)
 
 
+@pytest.mark.parametrize("name", [3, b"localhost"])
+def test_a_name_that_is_no_str_is_a_type_error(pair, name):
+    ours, _ = pair()
+    with pytest.raises(TypeError, match="server_hostname: "):
+        hydrogen.Secure(ours, None, certificates.client_context(), False, name)
+
+
 def test_f35_renegotiation_is_refused(pair):
     ours, _ = pair()
     context = certificates.server_context()
