@@ -17,6 +17,7 @@ import signal
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from socket import socket
 from types import BuiltinFunctionType, FrameType, TracebackType
@@ -84,14 +85,18 @@ class Server:
         """
         _check_threads()
         life = Life(self)
-        if not self._startable.acquire(blocking=False):
-            raise RuntimeError("a server is started once; make another one")
+        # An interrupt comes between any two bytecodes: what was taken is there before the call of C code returns.
+        taken: deque[bool] = deque()
         try:
+            taken.extend(map(self._startable.acquire, (False,)))
+            if not taken[0]:
+                raise RuntimeError("a server is started once; make another one")
             self._life = life
             _running.add(self)
             life.begin()
         except BaseException as error:
-            life.cancel(error)
+            if taken and taken[0]:
+                life.cancel(error)
             raise
         if life.error is not None:
             raise life.error

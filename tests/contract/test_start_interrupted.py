@@ -4,7 +4,7 @@ import dataclasses
 import threading
 
 import pytest
-from reentry import interrupted
+from reentry import interrupted, signalled
 from support import PATIENCE, Client, Echo, child, finish, open_fds, recorder, running, threads, wait_event, wait_until
 
 import hydrogen
@@ -71,6 +71,23 @@ def test_an_interrupted_start_leaves_no_file_of_a_unix_socket(engine, tmp_path):
             came = True
         server.stop()
         assert not (tmp_path / "socket").exists(), f"interrupted before line {number}"
+        return came
+
+    every_line(engine, start)
+
+
+@pytest.mark.slow
+@pytest.mark.clause("S53", "S22")
+def test_a_start_that_was_interrupted_at_any_moment_was_one_or_may_be_tried_again(engine):
+    def start(number):
+        server = make(engine)
+        try:
+            came = signalled(server.start, number, raise_interrupt)
+        except KeyboardInterrupt:
+            came = True
+            if not server.wait(0):
+                server.start()
+        server.stop()
         return came
 
     every_line(engine, start)
