@@ -38,6 +38,9 @@ _running: set[Server] = set()
 """Servers that start, run or stop. A plain set: each of its operations is one step, also for a
 signal handler and after a fork."""
 
+_signals: list[_Signals] = []
+"""Those whose signal handlers are installed, the latest one last."""
+
 
 class Server:
     """A server on one listening socket or several. All methods may be called from any thread.
@@ -390,6 +393,8 @@ def _after_fork_in_child() -> None:
     for server in list(_running):
         server._forked()
     _running.clear()
+    for signals in reversed(_signals):
+        signals.give_back()
 
 
 atexit.register(_stop_at_exit)
@@ -457,6 +462,7 @@ class _Signals:
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._pid = os.getpid()
         self._count = 0
         self._restore: dict[int, Callable[[], object]] = {}
         self._earlier_fd: int | None = None
@@ -464,6 +470,7 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         try:
+            _signals.append(self)
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._take(number)
             # A signal may be delivered to any thread, and then interrupts no wait of this one: but
@@ -478,14 +485,25 @@ class _Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """SIGINT last: up to there no KeyboardInterrupt comes."""
+        try:
+            self.give_back()
+        finally:
+            _signals.remove(self)
+
+    def give_back(self) -> None:
+        """Restore what was there before; in a forked child, too, where nobody would act on a signal.
+
+        May be called again. SIGINT last: up to there no KeyboardInterrupt comes.
+        """
         self._server._on_stopped = None
         if self._earlier_fd is not None:
             signal.set_wakeup_fd(self._earlier_fd)
-        for fd in self._fds:
-            os.close(fd)
-        for number in reversed(list(self._restore)):
-            self._restore.pop(number)()
+            self._earlier_fd = None
+        while self._fds:
+            os.close(self._fds.pop())
+        for number, restore in reversed(list(self._restore.items())):
+            restore()
+            self._restore.pop(number, None)  # a signal in between may have done it
 
     def _take(self, number: int) -> None:
         earlier = signal.getsignal(number)
@@ -500,6 +518,10 @@ class _Signals:
             raise RuntimeError("signals can only be handled in the main interpreter: use hydrogen.serve() here") from error
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # in a forked child, before it was given back there
+            self.give_back()
+            signal.raise_signal(number)
+            return
         self._count += 1
         self._act()
 
@@ -515,7 +537,11 @@ class _Signals:
         """Wait until the server has stopped."""
         self._act()  # one may have come before the start
         while not self._server.wait(0):
-            os.read(self._fds[0], 1)
+            try:
+                os.read(self._fds[0], 1)
+            except OSError:  # a signal handler has forked meanwhile, and this is the child
+                if not self._server.wait(0):
+                    raise
 
     def _wake(self) -> None:
         """By another thread, when `Server.wait` has become true."""

@@ -148,6 +148,77 @@ def test_begin_in_a_subinterpreter_says_that_it_cannot_handle_signals(engine):
     assert err == ""
 
 
+FORKS = """
+import os, signal, sys, threading, warnings
+
+how = sys.argv[1]
+if how == "at once":  # before any hook of ours
+    os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
+import hydrogen
+from support import Client
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+ours, interrupt, fds = os.getpid(), signal.getsignal(signal.SIGINT), os.listdir("/proc/self/fd")
+
+class Forks(hydrogen.Handler):
+    client = None
+
+    def on_server_created(self, fd):
+        threading.Thread(target=self.serve, daemon=True).start()
+        if how == "in on_server_created":
+            fork()
+
+    def serve(self):
+        while not self.server.ready:
+            self.server.wait(0.001)
+        if how == "in a signal handler":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        elif how != "in on_server_created":
+            self.client = Client(self.server.address)
+            self.client.send(b"x")
+
+    def on_data_received(self, socket, data):
+        fork()
+
+def fork(*_):
+    pid = os.fork()
+    if pid:
+        print(how, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        handler.server.stop()
+    elif how != "in a signal handler" and how != "in on_server_created":
+        end()
+
+def end():
+    # The child's.
+    assert signal.getsignal(signal.SIGINT) is interrupt
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.set_wakeup_fd(-1) == -1
+    if how != "at once":
+        os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(1)
+
+handler = Forks()
+signal.signal(signal.SIGUSR1, fork)
+try:
+    report = hydrogen.begin(handler, hydrogen.Config(port=0, max_threads=2))
+except RuntimeError:  # forked during the start
+    assert os.getpid() != ours
+if os.getpid() != ours:
+    assert how != "in a signal handler" or os.listdir("/proc/self/fd") == fds
+    end()
+if handler.client is not None:
+    handler.client.close()
+assert signal.getsignal(signal.SIGINT) is interrupt
+"""
+
+
+@pytest.mark.clause("S4", "P4")
+@pytest.mark.parametrize("how", ["in a callback", "at once", "in on_server_created", "in a signal handler"])
+def test_a_child_that_is_forked_in_begin_has_the_signals_that_were_there_before(engine, how):
+    out, err = finish(child(FORKS, how, HYDROGEN_ENGINE=engine), 0)
+    assert (out, err) == (f"{how} {-signal.SIGTERM}\n", "")
+
+
 EARLY = """
 import os, signal, sys
 import hydrogen
