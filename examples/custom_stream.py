@@ -26,10 +26,17 @@ class ZlibStream(hydrogen.Stream):
         self.sock = socket.socket(fileno=fd)  # which is non-blocking
 
     def recv(self):
-        """A chunk of plain bytes: at most `CHUNK`, however far compressed ones unfold. Raises BlockingIOError: there is nothing."""
+        """A chunk of plain bytes: at most `CHUNK`, however far compressed ones unfold. Raises BlockingIOError: there is nothing.
+
+        Compressed bytes may unfold to nothing, for as long as a hostile peer sends such: this must not go on for ever.
+        """
         packed = self.unpacker.unconsumed_tail  # when it is b"" too: the last chunk may not have been all that was in there
+        vain = 0
         try:
             while not (message := self.unpacker.decompress(packed, CHUNK)):
+                vain += len(packed)
+                if vain > CHUNK:
+                    raise hydrogen.ProtocolError(f"{vain} bytes that unfold to nothing")
                 packed = self.sock.recv(CHUNK)
                 if not packed or self.unpacker.eof:
                     raise EOFError

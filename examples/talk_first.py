@@ -72,7 +72,7 @@ class Mail(hydrogen.Handler):
             socket.user_data = Letter()
             socket.send(b"250 taken")
             return
-        letter.size += len(data)
+        letter.size += len(data) + 2  # with its CR and LF: empty lines take memory, too
         if letter.size > LETTER_MOST:
             socket.send(b"552 that is too long")
             socket.close()

@@ -18,7 +18,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from socket import socket
 from types import BuiltinFunctionType, FrameType, TracebackType
 from typing import Any
@@ -278,7 +278,7 @@ class Server:
             raise RuntimeError("this server speaks no TLS: Config.ssl is None")
         self._running_engine().reload_tls(context)
 
-    def broadcast(self, data: BytesLike, exclude: Collection[HydrogenSocket] = ()) -> BroadcastReport:
+    def broadcast(self, data: BytesLike, exclude: Iterable[HydrogenSocket] = ()) -> BroadcastReport:
         """Send one message to every open connection, as `HydrogenSocket.send` would: one whose peer does not read is removed as slow.
 
         The message is framed once, and its bytes are shared; with TLS, and where a connection has a framing of its own, each has its own
@@ -297,7 +297,7 @@ class Server:
         engine = self._any_engine()
         if engine is None or self._stopped.is_set():
             return BroadcastReport(0, 0)
-        return engine.broadcast(message, exclude)
+        return engine.broadcast(message, tuple(exclude))  # each of several loops looks at it
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Have a worker call `callback` when so many seconds have passed. It may block, as any callback; what it raises is logged.

@@ -1,11 +1,13 @@
 """The examples: each is started as its users start it, talked to, and stopped by a signal."""
 
+import contextlib
 import random
 import re
 import runpy
 import shlex
 import signal
 import smtplib
+import socket
 import sqlite3
 import ssl
 import subprocess
@@ -218,6 +220,20 @@ def test_talk_first_keeps_to_the_order_and_its_limit(engine):
     assert end(process) == ""
 
 
+def test_talk_first_counts_the_ends_of_lines_for_its_limit(start, connect):
+    names = of("talk_first.py")
+    framing = hydrogen.LineFrameBuilder(delimiter=b"\r\n", max_size=1000)
+    server = start(names["Mail"](), framing=framing)
+    client = connect(server)
+    client.send(b"MAIL FROM:<me>\r\nRCPT TO:<you>\r\nDATA\r\n")
+    hears(client, b"220 hydrogen is ready\r", b"250 ok\r", b"250 ok\r", b"354 end with a line of one dot\r")
+    (served,) = server.connections
+    served.user_data.size = names["LETTER_MOST"] - 2
+    client.send(b"\r\n\r\n")
+    hears(client, b"552 that is too long\r")
+    assert client.receive_until_end() == b""
+
+
 # ---------------------------------------------------------------------------------------------------- TLS
 
 
@@ -368,6 +384,20 @@ def test_custom_stream_refuses_what_zlib_does_not_understand(start, connect):
     client.at_end()
     wait_until(lambda: removed, "it is removed")
     assert isinstance(removed[0], hydrogen.ProtocolError)
+
+
+def test_custom_stream_refuses_a_peer_that_sends_nothing_without_an_end():
+    ours, peer = socket.socketpair()
+    ours.setblocking(False)
+    stream = of("custom_stream.py")["ZlibStream"](ours.detach())
+    nothing = b"\x78\x9c" + b"\x00\x00\x00\xff\xff" * 30_000  # RFC 1950, and empty blocks (RFC 1951, 3.2.4)
+    with peer, contextlib.closing(stream):
+        peer.sendall(nothing[:50_000])
+        with pytest.raises(BlockingIOError):
+            stream.recv()
+        peer.sendall(nothing[50_000:])
+        with pytest.raises(hydrogen.ProtocolError, match="unfold to nothing"):
+            stream.recv()
 
 
 def test_custom_stream_keeps_what_the_kernel_does_not_take(start, connect):
