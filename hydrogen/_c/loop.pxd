@@ -207,8 +207,13 @@ cdef inline void loop_destroy(loop_t *loop) noexcept nogil:
 
 
 cdef inline int loop_register(loop_t *loop, connection_t *connection) noexcept nogil:
-    """Have a connection polled, once; 0 or -errno. The owner only."""
-    cdef int failed = poller_add(&loop.context.poller, connection.poll_fd, mailbox_token(connection), connection.unix_domain)
+    """Have a connection polled, once; 0 or -errno. The owner only.
+
+    When a user's stream will be blocked nobody knows before: its OUT edges are wanted from the start.
+    """
+    cdef bint without_out = connection.unix_domain and connection.adapter == NULL
+    cdef int failed = poller_add(
+        &loop.context.poller, connection.poll_fd, mailbox_token(connection), without_out)
     if not failed:
         connection.flags |= FLAG_POLLED
     return failed

@@ -261,11 +261,13 @@ def test_eof_error_is_the_end_of_input_only(start, connect):
 
 
 @pytest.mark.clause("T5", "K11")
-def test_after_blocking_io_error_send_goes_on_with_what_was_kept(start, connect):
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_after_blocking_io_error_send_goes_on_with_what_was_kept(start, connect, tmp_path, family):
+    where = {"path": str(tmp_path / "s")} if family == "unix" else {}
     message = os.urandom(8_000_000).replace(b"\n", b"-").lower()
     sent = threading.Event()
     handler, streams = streaming(data_received=lambda socket, data: (socket.send(message), sent.set()))
-    client = connect(start(handler), receive_buffer=65_536)
+    client = connect(start(handler, **where), receive_buffer=65_536)
     client.send(b"x\n")
     wait_event(sent, "the stream has written what it could")
     assert handler.socket().pending == len(message)
