@@ -11,7 +11,7 @@ can drop a bit. Then the state says what is done about them. A fact stays until 
 | STOP | FLAG_STOP |
 | NEW | TODO_OPEN |
 | WRITABLE | TODO_WRITABLE: a user's stream may go on writing |
-| LOW | TODO_LOW, if there is an `on_writable` |
+| LOW | TODO_LOW, if there is an `on_writable`, and on_connected came before |
 | DEADLINE | the clock is looked at; FLAG_LATE when it is late |
 | RESUME | the time of the pause does not count for deadlines; what waits is FLAG_READABLE, or in `input` |
 | AGAIN, FLUSHED, ABORT | none: that there is a step is all they ask for; the queue of output and `state` say what is due |
@@ -29,7 +29,9 @@ can drop a bit. Then the state says what is done about them. A fact stays until 
 
 from libc.stdint cimport uint32_t
 
-from hydrogen._c.atomic cimport atomic_add64, atomic_load32, atomic_store64, relaxed_store32
+from hydrogen._c.atomic cimport (
+    atomic_add64, atomic_load32, atomic_store64, relaxed_load32, relaxed_store32,
+)
 from hydrogen._c.closing cimport (
     closing_discard, closing_end, closing_finish, closing_flushed, closing_go_on,
     closing_input_ended, closing_linger, closing_too_late,
@@ -64,7 +66,7 @@ cdef inline void step_absorb(context_t *context, connection_t *connection, uint3
         connection.todo |= TODO_OPEN
     if bits & WRITABLE:
         connection.todo |= TODO_WRITABLE
-    if bits & LOW and context.has_on_writable:
+    if bits & LOW and context.has_on_writable and relaxed_load32(&connection.ready):
         connection.todo |= TODO_LOW
     if bits & RESUME and not connection.flags & (FLAG_HANDSHAKE | FLAG_LINGERING):
         atomic_store64(&connection.deadline, 0)

@@ -1,5 +1,6 @@
 """TLS through a server: the handshake, what is told of it, and a new certificate."""
 
+import socket
 import ssl
 import subprocess
 import threading
@@ -13,6 +14,7 @@ from certificates import (
     client_context,
     foreign_client_certificate,
     misnamed_certificate,
+    server_certificate,
     server_context,
 )
 from support import (
@@ -51,6 +53,33 @@ def test_a_connection_counts_as_connected_when_the_handshake_is_done(start, conn
     client.close()
     handler.wait_removed()
     assert handler.names() == ["on_connected", "on_disconnected", "on_connection_removed"]
+
+
+@pytest.mark.clause("H12", "H23")
+def test_on_writable_does_not_come_before_on_connected(start, connect, tmp_path):
+    """The certificates of the handshake alone are above the high watermark."""
+    chain = tmp_path / "chain.pem"
+    begin = "-----BEGIN CERTIFICATE"
+    other = authority().certificate.read_text().partition(begin)[2]
+    chain.write_text(server_certificate().read_text() + f"{begin}{other}\n" * 60)
+    handler = recorder(connected=None, data_received=None, writable=None)
+    server = start(
+        handler,
+        ssl=server_context(chain),
+        max_threads=1,
+        write_buffer_limits=(1000, 2000),
+        socket_options=[(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)],
+    )
+    trust = client_context(version=ssl.TLSVersion.TLSv1_3)
+    client = TlsClient(connect(server, receive_buffer=2304), trust)
+    client.client.send(client.step())
+    wait_until(lambda: server.stats().reading_pauses, "the kernel takes no more of them")
+    last = client.open()
+    wait_until(lambda: server.stats().reading_resumes, "the peer has read all of them")
+    TlsClient(connect(server), trust).handshake().send(b"x")
+    handler.wait_for("data_received")  # the loop went round
+    client.client.send(last)
+    handler.wait_for("connected", 2)  # `check` sees that it was the first callback
 
 
 @pytest.mark.clause("H23")
