@@ -48,20 +48,28 @@ cdef inline int deadlines_passed(context_t *context, connection_t *connection) n
 
 
 cdef inline bint deadlines_is_idle(context_t *context, connection_t *connection, uint64_t now) noexcept nogil:
-    """Whether no byte came or went for idle_timeout. What the peer's kernel acknowledged meanwhile went; what may not be read, for a pause, came."""
+    """Whether no byte came or went for idle_timeout. By the owner.
+
+    What the peer's kernel acknowledged meanwhile went; what may not be read came: in a pause, or
+    while another thread is in the user's stream.
+    """
     cdef int unacknowledged
-    cdef bint moves
+    cdef bint moves, unreadable
     if (
         not context.idle_timeout or atomic_load32(&connection.active) or
         now < relaxed_load64(&connection.quiet_since) + context.idle_timeout
     ):
         return False
     lock_take(&connection.lock)
-    moves = (connection.flushing and connection.adapter == NULL) or (connection.output.first != NULL and not connection.blocked)  # corked, say, by another worker
+    unreadable = connection.flushing and connection.adapter != NULL
+    moves = (
+        connection.flushing and not unreadable or
+        connection.output.first != NULL and not connection.blocked  # corked, say, by another worker
+    )
     lock_give(&connection.lock)
     unacknowledged = kernel_unacknowledged(connection.poll_fd)
     moves = moves or unacknowledged != connection.idle_unacknowledged or (
-        mailbox_pauses(connection) and kernel_unread(connection.poll_fd) > 0)
+        (unreadable or mailbox_pauses(connection)) and kernel_unread(connection.poll_fd) > 0)
     if not moves:
         return True
     connection.idle_unacknowledged = unacknowledged
