@@ -257,11 +257,14 @@ cdef inline int output_unblock(context_t *context, connection_t *connection, uin
     lock_take(&connection.lock)
     if mailbox_generation(connection) != generation:
         pass
+    elif connection.adapter != NULL and (connection.flushing or connection.blocked):
+        connection.edge = True
+        # It waits for us from now on, however long it takes until somebody is in the stream again.
+        atomic_store32(&connection.stalled, STALL_NONE)
+        if not connection.flushing:
+            meaning = EDGE_ADAPTER
     elif connection.flushing:
         connection.edge = True
-    elif connection.blocked and connection.adapter != NULL:
-        connection.edge = True
-        meaning = EDGE_ADAPTER
     elif connection.blocked:
         connection.blocked = False
         output_account_locked(context, connection)

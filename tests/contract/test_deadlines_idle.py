@@ -250,6 +250,30 @@ def test_by_default_a_connection_may_be_silent_for_ever(start, connect):
     client.echo(b"y")
 
 
+@pytest.mark.clause("C27", "T8")
+def test_bytes_of_the_peer_keep_a_connection_while_another_thread_is_in_its_stream(start, connect, gate):
+    """They cannot be read for that long."""
+    go, inside = gate(), threading.Event()
+
+    class Waits(Bytes):
+        def send(self, buf):
+            inside.set()
+            wait_event(go, "let go")
+            super().send(buf)
+
+    handler = recorder(new_connection=Waits, connected=None)
+    server = start(handler, idle_timeout=AMPLE)
+    client = connect(server)
+    socket = handler.wait_for("connected")[0].socket
+    with running(lambda: socket.send(b"reply")):
+        wait_event(inside, "the thread is in the stream")
+        outlive(handler, server, connect, lambda: client.send(b"x"))
+        go.set()
+        assert client.receive(5) == b"reply"
+    client.send(b"still here")
+    handler.wait(lambda: handler.data().endswith(b"still here"), "it is served")
+
+
 # ---------------------------------------------------------------------------------------------------- write_timeout
 
 
@@ -306,16 +330,16 @@ def slowly(client, taken, rate=SLOW):
     return step
 
 
-def outlive_slowly(handler, server, connect, client, already=0, taken=()):
+def outlive_slowly(handler, server, connect, client, already=0, taken=(), rate=SLOW):
     """While `client` reads a little at a time two others that read nothing are removed; how many bytes the client has read.
 
-    `taken`: in which portions it has read some already.
+    `taken`: in which portions it has read some already. `rate`: bytes a second.
     """
     taken = list(taken)
     for number in (already + 1, already + 2):
         stuck(server, connect)
         repeat_until(
-            slowly(client, taken),
+            slowly(client, taken, rate),
             lambda number=number: len(handler.of("connection_removed")) >= number,
             "one that reads nothing is removed",
         )
@@ -342,6 +366,42 @@ def test_a_peer_that_reads_slowly_but_steadily_is_never_removed(start, connect):
     assert 0 < taken < SEND_BUFFER[0][2]
     assert socket.pending == before
     assert client.receive(len(BIG) - taken) == BIG[taken:]
+
+
+@pytest.mark.clause("C28")
+@pytest.mark.parametrize("kind", ["plain", "stream"])
+def test_a_peer_that_reads_steadily_is_never_removed_though_the_kernel_is_filled_again_each_time(start, connect, kind):
+    hooks, _ = options_for(kind)
+    handler = recorder(data_received=big, **hooks)
+    server = start(handler, write_timeout=AMPLE, socket_options=SEND_BUFFER)
+    client = stuck(server, connect)
+    handler.wait_for("data_received")
+    taken = outlive_slowly(handler, server, connect, client, rate=20 * SLOW)
+    assert client.receive(len(BIG) - taken) == BIG[taken:]
+
+
+@pytest.mark.clause("C28", "H22")
+@pytest.mark.parametrize("kind", ["plain", "stream"])
+def test_a_peer_that_reads_at_once_is_not_removed_because_a_callback_of_its_own_blocks(start, connect, gate, engine, request, kind):
+    """What its stream has kept is written when the callback returns."""
+    if engine == "python" and kind == "stream":
+        request.applymarker(pytest.mark.xfail(strict=False, reason="it is removed still"))
+    go = gate()
+    hooks, _ = options_for(kind)
+    handler = recorder(data_received=lambda socket, data: (socket.send(BIG), wait_event(go, "let go")), **hooks)
+    server = start(handler, write_timeout=AMPLE)
+    client = connect(server)
+    client.send(b"x")
+    watch = recorder(data_received=big)
+    other = start(watch, write_timeout=AMPLE)
+    received = []
+    with running(lambda: received.append(client.receive(len(BIG)))):
+        for number in (1, 2):
+            stuck(other, connect)
+            timed_out(watch, "write_timeout", number)
+        assert handler.of("connection_removed") == []
+        go.set()
+    assert received == [BIG]
 
 
 @pytest.mark.clause("C28", "K8")
