@@ -14,7 +14,7 @@ from hydrogen._c.atomic cimport (
 )
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_PEER_CLOSED,
-    CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, CAUSE_TRUNCATED, DISCARD_READS, FLAG_CLOSE_NOTIFY,
+    CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, CAUSE_TRUNCATED, DISCARD_READS, FLAG_CLOSE_NOTIFY, FLAG_CUT,
     FLAG_EOF, FLAG_EOF_TOLD, FLAG_HANGUP, FLAG_LINGERING, FLAG_PARTIAL, FLAG_POLLED,
     FLAG_READABLE, FLAG_TLS_END, FLAG_TLS_FAILED, FLUSHED, FLUSH_DRAINED, LINGER_NS,
     NEXT_DISPATCH, NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP, STALL_NONE, STATE_ABORTING,
@@ -88,8 +88,13 @@ cdef inline int closing_finish(context_t *context, connection_t *connection) noe
     aborted = connection.state == STATE_ABORTING
     if connection.flushing:
         lock_give(&connection.lock)
-        if aborted and connection.adapter != NULL and not connection.unix_domain:
-            kernel_reset(connection.poll_fd)  # who is in a user's stream may wait for the peer
+        if aborted and connection.adapter != NULL and not connection.flags & FLAG_CUT:
+            # Who is in a user's stream may wait for the peer. Once, for it raises an edge.
+            connection.flags |= FLAG_CUT
+            if connection.unix_domain:
+                kernel_shutdown(connection.poll_fd, SHUT_RDWR)
+            else:
+                kernel_reset(connection.poll_fd)
         return NEXT_LET_GO  # who flushes posts ABORT when he is done
     connection.local = local
     atomic_store32(&connection.state, STATE_GONE)

@@ -98,6 +98,7 @@ cdef enum:
     FLAG_READABLE = 1 << 15   # an edge came, and it was not read to the end since
     FLAG_STOP = 1 << 16       # STOP was seen: nothing more is read
     FLAG_BUSY = 1 << 17       # what the owner needs is with another thread, who posts AGAIN when it gives it back
+    FLAG_CUT = 1 << 18        # aborting: a thread is in the user's stream, and its socket was ended under it
     # No more input will come, for either reason.
     FLAGS_ENDED = (1 << 0) | (1 << 7)
     # It is not ready: what open_timeout is for.

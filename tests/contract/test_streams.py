@@ -3,13 +3,17 @@
 import collections
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import signal
+import socket as stdlib_socket
+import sys
+import termios
 import threading
 
 import pytest
-from support import PATIENCE, child, echo, finish, recorder, running, wait_event, wait_until
+from support import PATIENCE, child, echo, finish, recorder, running, settled, wait_event, wait_until
 
 import hydrogen
 
@@ -548,6 +552,73 @@ def test_a_message_to_a_stream_in_which_somebody_is_follows_and_a_close_waits_fo
         assert not socket.send(b"third")
         opened.set()
         assert client.receive_until_end() == b"FIRST\nSECOND\n"
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
+
+
+class Blocking(hydrogen.Stream):
+    """Its `send` waits for the peer, in the kernel."""
+
+    def __init__(self, fd):
+        self.sock = stdlib_socket.socket(fileno=fd)
+        self.sock.setblocking(True)
+
+    def recv(self):
+        part = self.sock.recv(4096, stdlib_socket.MSG_DONTWAIT)
+        if not part:
+            raise EOFError
+        return [part]
+
+    def send(self, buf):
+        self.sock.sendall(buf)
+
+    def shutdown(self):
+        pass
+
+    def fileno(self):
+        return self.sock.fileno()
+
+    def close(self):
+        self.sock.close()
+
+
+def unread(client):
+    """Bytes that the client could read."""
+    return int.from_bytes(fcntl.ioctl(client.sock, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+@pytest.mark.clause("K10")
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_abort_ends_a_send_of_a_stream_that_waits_for_the_peer(start, connect, engine, request, tmp_path, family):
+    if engine == "python":
+        request.applymarker(pytest.mark.xfail(strict=False, reason="it goes on waiting"))
+    where = {"path": str(tmp_path / "s")} if family == "unix" else {}
+    handler, _ = streaming(Blocking, connected=None)
+    client = connect(start(handler, **where))
+    handler.wait_for("connected")
+    with running(lambda: handler.socket().send(bytes(50_000_000))):
+        wait_until(lambda: unread(client), "the thread is in the stream")
+        settled(lambda: unread(client))
+        handler.socket().abort()
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
+
+
+@pytest.mark.clause("K10", "T8")
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_nobody_spins_while_a_thread_is_in_the_stream_of_a_connection_that_was_aborted(one, gate, tmp_path, family):
+    opened, inside = gate(), threading.Event()
+
+    def wait(data):
+        inside.set()
+        wait_event(opened, "the gate opens")
+
+    where = {"path": str(tmp_path / "s")} if family == "unix" else {}
+    server, _, socket, handler = one({"on_send": wait}, **where)
+    with running(lambda: socket.send(b"first")):
+        wait_event(inside, "the thread is in the stream")
+        socket.abort()
+        settled(lambda: (server.stats().polls, server.stats().iterations))
+        assert handler.of("connection_removed") == []
+        opened.set()
     assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
 
 
