@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from hydrogen._c.addresses cimport addresses_give
 from hydrogen._c.atomic cimport (
-    atomic_store32, atomic_store64, relaxed_add64, relaxed_load64, relaxed_store32,
+    atomic_add64, atomic_store32, atomic_store64, relaxed_add64, relaxed_load64, relaxed_store32,
 )
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_PEER_CLOSED,
@@ -28,7 +28,7 @@ from hydrogen._c.kernel cimport (
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
-from hydrogen._c.output cimport output_drop_locked, output_wake_drainers
+from hydrogen._c.output cimport output_abort_locked, output_drop_locked, output_wake_drainers
 from hydrogen._c.poller cimport poller_remove
 from hydrogen._c.slab cimport slab_advance
 from hydrogen._c.structs cimport connection_t, context_t, io_t
@@ -57,7 +57,7 @@ cdef inline uint32_t closing_end(
                 connection.error = error[0]
                 error[0] = NULL
         if abort:
-            atomic_store32(&connection.state, STATE_ABORTING)
+            output_abort_locked(context, connection)
             bits = ABORT | output_drop_locked(context, connection)
         else:
             atomic_store32(&connection.state, STATE_CLOSING)
@@ -74,18 +74,24 @@ cdef inline bint closing_was_reset(connection_t *connection) noexcept nogil:
     return connection.end_code == ECONNRESET and connection.adapter == NULL and not connection.unix_domain
 
 
-cdef inline int closing_finish(context_t *context, connection_t *connection) noexcept nogil:
-    """Take the connection off the poller and end it both ways.
+cdef inline int closing_finish(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
+    """Take the connection off the poller and end it both ways; its input goes.
 
     The fd stays open, so that its number is nobody else's during the last callbacks.
     """
     cdef bint aborted, needs_python, drainers
+    cdef uint64_t leaving
     cdef name_t local
     local.family = 0
+    input_drop(context, io, connection)
     if context.has_end_callbacks and not connection.unix_domain:
         kernel_local_name(connection.poll_fd, &local)  # a reset makes the kernel forget it
     lock_take(&connection.lock)
     aborted = connection.state == STATE_ABORTING
+    leaving = connection.leaving
+    connection.leaving = 0
+    if leaving:
+        atomic_add64(&context.leaving, -leaving)
     if connection.flushing:
         lock_give(&connection.lock)
         if aborted and connection.adapter != NULL and not connection.flags & FLAG_CUT:
@@ -131,7 +137,6 @@ cdef inline void closing_release(context_t *context, io_t *io, connection_t *con
     close(2) needs no lock, however long it takes.
     """
     cdef int fd
-    input_drop(context, io, connection)
     relaxed_add64(&io.counters.removed[connection.cause], 1)
     if connection.cause == CAUSE_TIMEOUT:
         relaxed_add64(&io.counters.timeouts[connection.code], 1)
@@ -182,9 +187,9 @@ cdef inline int closing_linger(context_t *context, io_t *io, connection_t *conne
     there may be input before that. recv(2) tells.
     """
     if kernel_now() >= relaxed_load64(&connection.deadline):
-        return closing_finish(context, connection)
+        return closing_finish(context, io, connection)
     if connection.flags & FLAG_READABLE and closing_discard(io, connection):
-        return closing_finish(context, connection)
+        return closing_finish(context, io, connection)
     return NEXT_STEP if connection.mail else NEXT_LET_GO
 
 
@@ -207,7 +212,7 @@ cdef inline int closing_flushed(context_t *context, io_t *io, connection_t *conn
     if connection.flags & FLAG_EOF or connection.adapter != NULL or (
         connection.flags & FLAG_HANGUP and kernel_reset_error(connection.poll_fd, False)
     ):
-        return closing_finish(context, connection)
+        return closing_finish(context, io, connection)
     kernel_shutdown(connection.poll_fd, SHUT_WR)
     connection.flags |= FLAG_LINGERING | FLAG_READABLE
     atomic_store64(&connection.deadline, kernel_now() + LINGER_NS)
@@ -219,7 +224,7 @@ cdef inline int closing_go_on(context_t *context, io_t *io, connection_t *connec
     if bits & FLUSH_DRAINED:
         output_wake_drainers(context)
     if bits & ABORT:
-        return closing_finish(context, connection)
+        return closing_finish(context, io, connection)
     if bits & FLUSHED:
         return closing_flushed(context, io, connection)
     connection.mail |= bits & AGAIN
@@ -258,10 +263,10 @@ cdef inline int closing_input_ended(context_t *context, io_t *io, connection_t *
         context, connection, generation, abort, cause, connection.end_code, NULL))
 
 
-cdef inline int closing_too_late(context_t *context, connection_t *connection, int code) noexcept nogil:
+cdef inline int closing_too_late(context_t *context, io_t *io, connection_t *connection, int code) noexcept nogil:
     """A deadline has passed, and all was read that came in time."""
     if closing_end(
         context, connection, mailbox_generation(connection), True, CAUSE_TIMEOUT, code, NULL,
     ) & FLUSH_DRAINED:
         output_wake_drainers(context)
-    return closing_finish(context, connection)
+    return closing_finish(context, io, connection)

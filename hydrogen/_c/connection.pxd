@@ -44,5 +44,6 @@ cdef inline void connection_open(
     connection.corked_by = NOT_CORKED
     connection.drainers = 0
     connection.pending = 0
+    connection.leaving = 0
     atomic_store32(&connection.state, STATE_OPEN)
     lock_give(&connection.lock)

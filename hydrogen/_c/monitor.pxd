@@ -22,7 +22,8 @@ from hydrogen._c.loop cimport loop_event_bits
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_of, mailbox_pauses, mailbox_token
 from hydrogen._c.poller cimport TOKEN_WAKE, poller_wait
 from hydrogen._c.queues cimport (
-    queues_add_task, queues_end, queues_log, queues_post, queues_resume, queues_wake_locked,
+    queues_add_task, queues_end, queues_is_full, queues_log, queues_post, queues_resume,
+    queues_wake_locked,
 )
 from hydrogen._c.slab cimport slab_used
 from hydrogen._c.structs cimport connection_t, loop_t, worker_t
@@ -127,24 +128,18 @@ cdef inline void monitor_look(loop_t *loop, look_t *seen) noexcept nogil:
         lock_give(&loop.lock)
 
 
-cdef inline uint64_t monitor_worst(loop_t *loop, bint output, uint64_t *leaving) noexcept nogil:
-    """Token of the connection with the most pending output, or with the most input left; 0: none has any.
-
-    `leaving`: what those have counted still that are being aborted already.
-    """
+cdef inline uint64_t monitor_worst(loop_t *loop, bint output) noexcept nogil:
+    """Token of the connection with the most pending output, or with the most input left; 0: none has any."""
     cdef connection_t *connection
     cdef uint64_t weight, token = 0, most = 0
     cdef uint32_t index
-    leaving[0] = 0
     for index in range(slab_used(&loop.slab)):
         connection = mailbox_at(loop, index)
         if atomic_load32(&connection.state) == STATE_VACANT:
             continue
         lock_take(&connection.lock)
         weight = connection.pending_counted if output else relaxed_load64(&connection.input_counted)
-        if connection.state >= STATE_ABORTING:
-            leaving[0] += connection.pending_counted + relaxed_load64(&connection.input_counted)
-        elif weight > most:
+        if weight > most and connection.state < STATE_ABORTING:
             most = weight
             token = mailbox_token(connection)
         lock_give(&connection.lock)
@@ -152,17 +147,18 @@ cdef inline uint64_t monitor_worst(loop_t *loop, bint output, uint64_t *leaving)
 
 
 cdef inline void monitor_memory(loop_t *loop) noexcept nogil:
-    """Too much is buffered: the connection with the most output goes; where there is none, the one with the most input. Else reading goes on.
-
-    One whose callback blocks keeps what it has counted until it comes back: no other goes for that.
+    """Too much is buffered: the connection with the most output goes; where there is none, the one
+    with the most input. Else reading goes on.
     """
     cdef connection_t *connection
-    cdef uint64_t token, leaving
+    cdef uint64_t token
     cdef uint32_t generation, index
-    if atomic_load64(&loop.context.buffered) > loop.context.max_buffered:
-        token = monitor_worst(loop, True, &leaving) or monitor_worst(loop, False, &leaving)
-        if token and atomic_load64(&loop.context.buffered) > loop.context.max_buffered + leaving:
-            queues_end(loop, mailbox_of(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER, 0, NULL, True)
+    if queues_is_full(loop):
+        token = monitor_worst(loop, True) or monitor_worst(loop, False)
+        if token:
+            queues_end(
+                loop, mailbox_of(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER, 0,
+                NULL, True)
         return
     atomic_store32(&loop.context.full, 0)
     for index in range(slab_used(&loop.slab)):

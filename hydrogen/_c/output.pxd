@@ -20,7 +20,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from hydrogen._c.atomic cimport (
-    atomic_add64, atomic_store32, relaxed_add64, relaxed_load32, relaxed_store32,
+    atomic_add64, atomic_store32, relaxed_add64, relaxed_load32, relaxed_load64, relaxed_store32,
 )
 from hydrogen._c.buffer cimport (
     SEND_PARTS, block_bytes, block_free, block_length, block_new, block_t, pool_t, queue_clear,
@@ -51,6 +51,14 @@ cdef inline void output_account_locked(context_t *context, connection_t *connect
     if counted != connection.pending_counted:
         atomic_add64(&context.buffered, counted - connection.pending_counted)
         connection.pending_counted = counted
+
+
+cdef inline void output_abort_locked(context_t *context, connection_t *connection) noexcept nogil:
+    """The end at once, from now on. What is counted of the input goes when the owner comes."""
+    connection.leaving = relaxed_load64(&connection.input_counted)
+    if connection.leaving:
+        atomic_add64(&context.leaving, connection.leaving)
+    atomic_store32(&connection.state, STATE_ABORTING)
 
 
 cdef inline uint32_t output_drop_locked(context_t *context, connection_t *connection) noexcept nogil:
@@ -109,7 +117,7 @@ cdef inline int output_append(
         pass
     elif connection.pending >= context.max_write_buffer and last_state == STATE_OPEN:
         connection.cause = CAUSE_SLOW_CONSUMER
-        atomic_store32(&connection.state, STATE_ABORTING)
+        output_abort_locked(context, connection)
         bits[0] = ABORT | output_drop_locked(context, connection)
     else:
         connection.pending += size
@@ -241,7 +249,7 @@ cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *co
                 connection.cause = CAUSE_OS_ERROR
                 # A reset is reported once; when the reader has had it, send(2) only says EPIPE.
                 connection.code = connection.code or <int>-sent
-            atomic_store32(&connection.state, STATE_ABORTING)
+            output_abort_locked(context, connection)
             break
         elif output_block_locked(connection, moved):
             break

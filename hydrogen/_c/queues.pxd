@@ -21,10 +21,11 @@ Who sleeps, who wakes, why nothing is lost:
    that does (the monitor thread).
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport (
-    atomic_add32, atomic_add64, atomic_swap32, relaxed_load32, relaxed_load64, relaxed_store32,
+    atomic_add32, atomic_add64, atomic_load64, atomic_swap32, relaxed_load32, relaxed_load64,
+    relaxed_store32,
 )
 from hydrogen._c.closing cimport closing_end
 from hydrogen._c.constants cimport (
@@ -165,9 +166,22 @@ cdef inline void queues_end(
         closing_end(&loop.context, connection, generation, abort, cause, code, error), wake)
 
 
+cdef inline bint queues_is_full(loop_t *loop) noexcept nogil:
+    """Whether more than `max_buffered` is buffered, apart from what goes as soon as its owner comes.
+
+    He may be in a callback that blocks: for that nobody else goes, and reading does not stop.
+    """
+    cdef uint64_t leaving
+    if relaxed_load64(&loop.context.buffered) <= loop.context.max_buffered:
+        return False
+    # In this order, the opposite of closing_finish's: what goes meanwhile makes nothing seem full.
+    leaving = atomic_load64(&loop.context.leaving)
+    return atomic_load64(&loop.context.buffered) > loop.context.max_buffered + leaving
+
+
 cdef inline void queues_check_memory(loop_t *loop) noexcept nogil:
     """Stop all reading when too much is buffered; the monitor thread sees to the rest."""
-    if relaxed_load64(&loop.context.buffered) > loop.context.max_buffered and not relaxed_load32(&loop.context.full):
+    if queues_is_full(loop) and not relaxed_load32(&loop.context.full):
         if not atomic_swap32(&loop.context.full, 1):
             atomic_add64(&loop.context.memory_pauses, 1)
         queues_touch_monitor(loop)

@@ -128,7 +128,7 @@ cdef inline int step_closing(context_t *context, io_t *io, connection_t *connect
     if then != NEXT_LET_GO:
         return then
     if bits & DEADLINE and deadlines_is_idle(context, connection, kernel_now()):
-        return closing_too_late(context, connection, TIMEOUT_IDLE)
+        return closing_too_late(context, io, connection, TIMEOUT_IDLE)
     return step_next(connection)
 
 
@@ -161,7 +161,7 @@ cdef inline int step_paused(context_t *context, io_t *io, connection_t *connecti
     if connection.flags & FLAG_STOP and not input_deliverable(connection):
         return step_stop(context, io, connection)
     if late == TIMEOUT_IDLE:
-        return closing_too_late(context, connection, late)
+        return closing_too_late(context, io, connection, late)
     return step_next(connection)
 
 
@@ -193,7 +193,7 @@ cdef inline int step_open(context_t *context, io_t *io, connection_t *connection
         return step_stop(context, io, connection)
     if late and (too_late or not connection.flags & FLAG_READABLE or connection.flags & FLAGS_ENDED):
         if deadlines_passed(context, connection) == late:
-            return closing_too_late(context, connection, late)
+            return closing_too_late(context, io, connection, late)
     return step_next(connection)
 
 
@@ -204,7 +204,7 @@ cdef inline int step_header(context_t *context, io_t *io, connection_t *connecti
     if connection.flags & FLAG_READABLE:
         connection.todo |= TODO_OPEN
     elif late:
-        return closing_too_late(context, connection, late)
+        return closing_too_late(context, io, connection, late)
     return step_next(connection)
 
 
@@ -215,7 +215,7 @@ cdef inline int step_run(context_t *context, io_t *io, connection_t *connection)
     cdef int late = 0
     step_absorb(context, connection, bits)
     if state == STATE_ABORTING:
-        return closing_finish(context, connection)
+        return closing_finish(context, io, connection)
     if connection.todo & TODO_OPEN:
         return NEXT_DISPATCH
     if state == STATE_CLOSING:

@@ -41,8 +41,9 @@ ctypedef struct context_t:
     # atomic
     uint64_t reading_pauses, reading_resumes, memory_pauses
     uint64_t buffered    # blocked output and input left over, of all connections
+    uint64_t leaving     # of it, input of connections that are aborted, which goes when their owners come: see queues_is_full
     uint32_t crowded     # so much input waits for workers that no more is read; under the loop's lock, read without
-    uint32_t full        # `buffered` is over `max_buffered`: nothing is read
+    uint32_t full        # `buffered` was over `max_buffered`: nothing is read
     uint32_t watched     # WATCH_...: which kinds of deadlines some connection may have: deadlines_watch
     # held while an fd number is used outside ownership, and while one is closed
     lock_t fd_lock
@@ -98,6 +99,7 @@ ctypedef struct connection_t:
     queue_t output
     size_t pending           # bytes in `output` and with the flusher
     size_t pending_counted   # of them, counted in context.buffered
+    uint64_t leaving         # what of the input is counted in context.leaving
     # Python references, swapped under the lock, dropped without it
     void *user_data
     void *adapter            # stream.StreamAdapter of a user's stream; constant once set, as are the next two
