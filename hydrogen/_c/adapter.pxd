@@ -9,6 +9,7 @@ set by an OUT edge, for who waits in drain().
 from libc.stdint cimport uint32_t
 
 from hydrogen._c.atomic cimport atomic_store32, relaxed_load32, relaxed_store32
+from hydrogen._c.buffer cimport queue_t
 from hydrogen._c.constants cimport (
     ADAPTER_BUSY, ADAPTER_ENTERED, ADAPTER_GONE, STALL_NEW, STATE_ABORTING, STATE_OPEN,
     WRITABLE,
@@ -65,6 +66,7 @@ cdef inline bint adapter_leave(
     with FLUSH_DRAINED and FLUSH_OWNER.
     """
     cdef bint leaves
+    cdef queue_t dropped  # nothing: what waits for a stream is in its adapter
     bits[0] = 0
     lock_take(&connection.lock)
     leaves = hands_over or not connection.edge or connection.state >= STATE_ABORTING
@@ -75,7 +77,7 @@ cdef inline bint adapter_leave(
             connection.blocked = connection.edge = True
             bits[0] = WRITABLE | output_drained_locked(connection)
         else:
-            bits[0] = output_settle_locked(context, connection)
+            bits[0] = output_settle_locked(context, connection, &dropped)
     lock_give(&connection.lock)
     return leaves
 
@@ -88,12 +90,13 @@ cdef inline uint32_t adapter_sent(
     Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER.
     """
     cdef uint32_t bits
+    cdef queue_t dropped  # nothing
     relaxed_store32(&connection.active, 1)
     lock_take(&connection.lock)
     connection.blocked = blocked
     if blocked and not relaxed_load32(&connection.stalled):
         atomic_store32(&connection.stalled, STALL_NEW)
     connection.pending -= min(freed, connection.pending)
-    bits = output_settle_locked(context, connection)
+    bits = output_settle_locked(context, connection, &dropped)
     lock_give(&connection.lock)
     return bits

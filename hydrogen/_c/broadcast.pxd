@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32
-from hydrogen._c.buffer cimport block_of_shared, block_t, shared_t
+from hydrogen._c.buffer cimport block_of_shared, block_t, pool_t, shared_t
 from hydrogen._c.constants cimport (
     NOT_CORKED, SEND_NOTHING, SEND_NOW, SEND_REFUSED, STATE_CLOSING, STATE_OPEN, STATE_VACANT,
 )
@@ -34,6 +34,7 @@ cdef inline void broadcast_send(
     cdef block_t *block
     cdef uint32_t generation, bits, index
     cdef int result
+    cdef pool_t *pool = &io.pool if io.scratch != NULL else NULL
     cdef bint wanted, other
     report.sent = report.dropped = 0
     report.others = 0
@@ -57,9 +58,10 @@ cdef inline void broadcast_send(
         if shared.length == 0:
             result = SEND_NOTHING if atomic_load32(&connection.state) == STATE_OPEN else SEND_REFUSED
         else:
-            block = block_of_shared(shared)
+            block = block_of_shared(pool, shared)
             if block != NULL:
-                result = output_append(&loop.context, NULL, connection, generation, block, STATE_OPEN, NOT_CORKED, &bits)
+                result = output_append(
+                    &loop.context, pool, connection, generation, block, STATE_OPEN, NOT_CORKED, &bits)
         if result == SEND_NOW:
             flush_one(loop, io, connection, generation, wake)
         elif bits:

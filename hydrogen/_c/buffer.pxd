@@ -21,6 +21,9 @@ cdef enum:
     # sendmsg(2) takes up to IOV_MAX = 1024 parts; 16 of the pooled size fill a socket buffer's worth already.
     SEND_PARTS = 16
 
+    # A block that shares its bytes takes some 64 of its own, and what comes behind it a block for itself.
+    SHARED_LEAST = 1025
+
 # Bytes that many blocks have in common; they follow it.
 ctypedef struct shared_t:
     uint64_t references  # atomic
@@ -97,9 +100,20 @@ cdef inline void shared_drop(shared_t *shared) noexcept nogil:
         free(shared)
 
 
-cdef inline block_t *block_of_shared(shared_t *shared) noexcept nogil:
-    """A block that refers to all of `shared`, with no room behind it; NULL without memory."""
-    cdef block_t *block = block_exact(NULL, 0)
+cdef inline block_t *block_of_shared(pool_t *pool, shared_t *shared) noexcept nogil:
+    """A block that refers to all of `shared`, with no room behind it, or has a copy of it; NULL without memory.
+
+    A short one is copied: behind others it takes no more room than it has bytes, and what is
+    counted as pending is about what it costs.
+    """
+    cdef block_t *block
+    if shared.length < SHARED_LEAST:
+        block = block_new(pool, shared.length)
+        if block != NULL:
+            memcpy(block_bytes(block), shared + 1, shared.length)
+            block.end = shared.length
+        return block
+    block = block_exact(NULL, 0)
     if block != NULL:
         atomic_add64(&shared.references, 1)
         block.shared = shared
@@ -135,6 +149,13 @@ cdef inline void queue_push(queue_t *queue, block_t *block) noexcept nogil:
     else:
         queue.last.next = block
     queue.last = block
+
+
+cdef inline queue_t queue_take(queue_t *queue) noexcept nogil:
+    """All that is queued, and nothing is any more."""
+    cdef queue_t taken = queue[0]
+    queue.first = queue.last = NULL
+    return taken
 
 
 cdef inline void queue_put_back(queue_t *queue, queue_t *rest) noexcept nogil:

@@ -12,6 +12,7 @@ from hydrogen._c.addresses cimport addresses_give
 from hydrogen._c.atomic cimport (
     atomic_add64, atomic_store32, atomic_store64, relaxed_add64, relaxed_load64, relaxed_store32,
 )
+from hydrogen._c.buffer cimport queue_clear, queue_t
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_PEER_CLOSED,
     CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, CAUSE_TRUNCATED, DISCARD_READS, FLAG_CLOSE_NOTIFY, FLAG_CUT,
@@ -48,6 +49,8 @@ cdef inline uint32_t closing_end(
     cdef uint32_t last = STATE_CLOSING if abort else STATE_OPEN
     cdef uint32_t bits = 0
     cdef bint pending
+    cdef queue_t dropped
+    dropped.first = dropped.last = NULL
     lock_take(&connection.lock)
     if mailbox_generation(connection) == generation and STATE_OPEN <= connection.state <= last:
         if connection.state == STATE_OPEN:
@@ -58,7 +61,7 @@ cdef inline uint32_t closing_end(
                 error[0] = NULL
         if abort:
             output_abort_locked(context, connection)
-            bits = ABORT | output_drop_locked(context, connection)
+            bits = ABORT | output_drop_locked(context, connection, &dropped)
         else:
             atomic_store32(&connection.state, STATE_CLOSING)
             # With output pending, too, a step is due: what a pause held back is to be thrown away,
@@ -66,6 +69,7 @@ cdef inline uint32_t closing_end(
             pending = connection.output.first != NULL or connection.flushing or connection.blocked
             bits = AGAIN if pending else FLUSHED
     lock_give(&connection.lock)
+    queue_clear(&dropped, NULL)
     return bits
 
 
@@ -81,6 +85,7 @@ cdef inline int closing_finish(context_t *context, io_t *io, connection_t *conne
     """
     cdef bint aborted, needs_python, drainers
     cdef uint64_t leaving
+    cdef queue_t dropped
     cdef name_t local
     local.family = 0
     input_drop(context, io, connection)
@@ -105,7 +110,7 @@ cdef inline int closing_finish(context_t *context, io_t *io, connection_t *conne
     connection.local = local
     atomic_store32(&connection.state, STATE_GONE)
     connection.blocked = False
-    drainers = output_drop_locked(context, connection) != 0
+    drainers = output_drop_locked(context, connection, &dropped) != 0
     relaxed_store32(&connection.stalled, STALL_NONE)
     needs_python = (
         connection.user_data != NULL or connection.adapter != NULL or connection.error != NULL or
@@ -113,6 +118,7 @@ cdef inline int closing_finish(context_t *context, io_t *io, connection_t *conne
         connection.builder != NULL or connection.cause == CAUSE_SLOW_CONSUMER
     )
     lock_give(&connection.lock)
+    queue_clear(&dropped, &io.pool)
     if drainers:
         output_wake_drainers(context)
     if not closing_was_reset(connection):

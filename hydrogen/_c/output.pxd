@@ -24,7 +24,7 @@ from hydrogen._c.atomic cimport (
 )
 from hydrogen._c.buffer cimport (
     SEND_PARTS, block_bytes, block_free, block_length, block_new, block_t, pool_t, queue_clear,
-    queue_consume, queue_parts, queue_push, queue_put_back, queue_t,
+    queue_consume, queue_parts, queue_push, queue_put_back, queue_t, queue_take,
 )
 from hydrogen._c.constants cimport (
     ABORT, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_GONE, DRAIN_WAIT,
@@ -61,8 +61,11 @@ cdef inline void output_abort_locked(context_t *context, connection_t *connectio
     atomic_store32(&connection.state, STATE_ABORTING)
 
 
-cdef inline uint32_t output_drop_locked(context_t *context, connection_t *connection) noexcept nogil:
-    queue_clear(&connection.output, NULL)
+cdef inline uint32_t output_drop_locked(
+    context_t *context, connection_t *connection, queue_t *dropped,
+) noexcept nogil:
+    """What is queued goes to `dropped`, to be freed without the lock: there may be much of it."""
+    dropped[0] = queue_take(&connection.output)
     connection.pending = 0
     output_account_locked(context, connection)
     return output_drained_locked(connection)
@@ -110,15 +113,17 @@ cdef inline int output_append(
     """Append a block to the output, which takes it over; see `output_send`."""
     cdef size_t size = block_length(block)
     cdef block_t *last
+    cdef queue_t dropped
     cdef int result = SEND_REFUSED
     bits[0] = 0
+    dropped.first = dropped.last = NULL
     lock_take(&connection.lock)
     if mailbox_generation(connection) != generation or not STATE_OPEN <= connection.state <= last_state:
         pass
     elif connection.pending >= context.max_write_buffer and last_state == STATE_OPEN:
         connection.cause = CAUSE_SLOW_CONSUMER
         output_abort_locked(context, connection)
-        bits[0] = ABORT | output_drop_locked(context, connection)
+        bits[0] = ABORT | output_drop_locked(context, connection, &dropped)
     else:
         connection.pending += size
         last = connection.output.last
@@ -142,18 +147,21 @@ cdef inline int output_append(
     lock_give(&connection.lock)
     if block != NULL:
         block_free(pool, block)
+    queue_clear(&dropped, NULL)
     return result
 
 
-cdef inline uint32_t output_settle_locked(context_t *context, connection_t *connection) noexcept nogil:
-    """What follows from the output as it is now, with nobody flushing.
+cdef inline uint32_t output_settle_locked(
+    context_t *context, connection_t *connection, queue_t *dropped,
+) noexcept nogil:
+    """What follows from the output as it is now, with nobody flushing; see `output_drop_locked`.
 
     Returns bits to post, with FLUSH_DRAINED and FLUSH_OWNER.
     """
     cdef uint32_t bits = 0
     cdef int resumed
     if connection.state == STATE_ABORTING:
-        return ABORT | output_drop_locked(context, connection)
+        return ABORT | output_drop_locked(context, connection, dropped)
     output_account_locked(context, connection)
     if not connection.blocked and relaxed_load32(&connection.stalled):
         atomic_store32(&connection.stalled, STALL_NONE)
@@ -190,7 +198,7 @@ cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *co
     queues the connections that have more to flush. Any thread. Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER.
     """
     cdef iovec parts[SEND_PARTS]
-    cdef queue_t taken
+    cdef queue_t taken, dropped
     cdef int64_t sent
     cdef size_t budget = FLUSH_BUDGET
     cdef uint32_t bits = 0
@@ -222,8 +230,7 @@ cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *co
             if output_block_locked(connection, True):
                 break
             continue
-        taken = connection.output
-        connection.output.first = connection.output.last = NULL
+        taken = queue_take(&connection.output)
         connection.edge = False
         lock_give(&connection.lock)
         sent = kernel_send(connection.poll_fd, parts, queue_parts(&taken, parts))
@@ -254,8 +261,10 @@ cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *co
         elif output_block_locked(connection, moved):
             break
     connection.flushing = False
-    bits = output_settle_locked(context, connection)
+    dropped.first = dropped.last = NULL
+    bits = output_settle_locked(context, connection, &dropped)
     lock_give(&connection.lock)
+    queue_clear(&dropped, NULL)
     return bits
 
 

@@ -399,7 +399,7 @@ def test_broadcasts_and_sends_of_one_thread_stay_in_order(start, connect):
     clients, sockets = connected(handler, connect, server, 3, receive_buffer=4096)
     dice = random.Random(7)
     for number in range(300):
-        message = b"%d:" % number + b"." * dice.choice((1, 100, 20_000))
+        message = b"%d:" % number + b"." * dice.choice((1, 100, 1000, 2000, 20_000))
         if number % 3:
             assert server.broadcast(message).sent == 3
         else:

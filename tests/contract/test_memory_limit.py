@@ -1,9 +1,10 @@
-"""max_buffered: one connection that goes for it is enough, also when it cannot go yet."""
+"""max_buffered: one connection that goes for it is enough, also when it cannot go yet; what is counted is what it costs."""
 
+import os
 import threading
 
 import pytest
-from support import length_frame, recorder, timed_out, wait_event, wait_until
+from support import length_frame, recorder, settled, timed_out, wait_event, wait_until
 
 import hydrogen
 
@@ -84,3 +85,26 @@ def test_while_the_callback_of_a_connection_that_is_aborted_blocks_the_others_ar
     assert handler.of("disconnected") == []
     go.set()
     assert type(handler.wait_removed()[0]) is hydrogen.SlowConsumer
+
+
+def resident():
+    """Bytes of memory resident now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.clause("C18", "S36")
+def test_short_broadcasts_to_a_peer_that_does_not_read_cost_about_as_much_as_is_counted(start, connect):
+    """Also with sends in between."""
+    handler = recorder(connected=None)
+    server = start(handler)
+    connect(server, receive_buffer=4096)
+    socket = handler.wait_for("connected")[0].socket
+    assert socket.send(bytes(5 << 20))
+    pending = settled(lambda: socket.pending)
+    before = resident()
+    for _ in range(20_000):
+        assert socket.send(b"x")
+        assert server.broadcast(b"y").sent == 1
+    assert socket.pending == pending + 40_000
+    assert resident() - before < 8 << 20
