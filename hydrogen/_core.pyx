@@ -61,7 +61,7 @@ from hydrogen._c.kernel cimport (
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport (
     loop_abort_all, loop_clear, loop_close_fds, loop_destroy, loop_exit, loop_init,
-    loop_stop_all,
+    loop_keeps, loop_stop_all,
 )
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_pause
 from hydrogen._c.monitor cimport monitor_end, monitor_set_alarm, monitor_start
@@ -469,7 +469,7 @@ cdef class Engine:
         for index, thread in enumerate(self._threads):
             # A worker that is not in a callback ends by itself, but for code of the user's that runs elsewhere: in
             # a collection, or as the thread ends. One that is in a callback may be about to come out of it.
-            while thread.is_alive():
+            while thread.is_alive() and not loop_keeps(&self._loop, &self._loop.workers[index]):
                 thread.join(JOIN_SECONDS / 10)
                 in_callback = relaxed_load32(&self._loop.workers[index].state) == WORKER_CALLBACK
                 patience = JOIN_SECONDS if in_callback else ELSEWHERE_SECONDS

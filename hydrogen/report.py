@@ -17,7 +17,8 @@ class StopReport:
     Attributes:
         closed: connections that ended gracefully (output flushed, then closed), or by themselves.
         aborted: connections reset because the timeout passed or `abort()` was called.
-        abandoned: connections whose handler still blocks, or that wait because all workers do; each is removed when a handler returns.
+        abandoned: connections whose handler still blocks, or in whose stream (of the user's) a thread
+            still is, or that wait because all workers do; each is removed when that one returns.
         unsent_bytes: output that was pending on the connections that were aborted or abandoned.
         refused: messages for which `send` returned False while the server was stopping, since their
             connection was closing already; none of them reached a peer.

@@ -246,10 +246,23 @@ cdef inline uint64_t loop_abort_all(loop_t *loop) noexcept nogil:
 
 
 cdef inline void loop_exit(loop_t *loop) noexcept nogil:
-    """Have every worker end that is not in a callback, and the others when they come out. The monitor thread and the accept thread have ended."""
+    """Have every worker end that is not in a callback, and the others when they come out.
+
+    But one that there are connections for (worker_next). The monitor thread and the accept thread
+    have ended.
+    """
     lock_take(&loop.lock)
     loop.exiting = True
     cond_signal(&loop.log_cond)
     while loop.parked != NULL or loop.polling:
         queues_wake_locked(loop)
     lock_give(&loop.lock)
+
+
+cdef inline bint loop_keeps(loop_t *loop, worker_t *worker) noexcept nogil:
+    """Whether that is the worker who stays; see loop_exit."""
+    cdef bint found
+    lock_take(&loop.lock)
+    found = loop.kept and loop.parked == worker
+    lock_give(&loop.lock)
+    return found

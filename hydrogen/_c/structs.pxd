@@ -192,6 +192,7 @@ ctypedef struct loop_t:
     bint role_taken      # somebody is in the event role
     bint polling         # and may sleep there
     bint exiting
+    bint kept            # exiting: a worker is parked until the last connection is released
     worker_t *parked     # the one that parked last, whose caches are warm, comes first
     # whoever is in the event role
     epoll_event events[POLL_EVENTS]

@@ -7,7 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.acceptor cimport acceptor_close_fd
 from hydrogen._c.atomic cimport (
-    atomic_add32, relaxed_add64, relaxed_load32, relaxed_load64, relaxed_store32,
+    atomic_add32, atomic_load64, relaxed_add64, relaxed_load32, relaxed_load64, relaxed_store32,
 )
 from hydrogen._c.constants cimport (
     BLOCKS_NS, EAGER_MS, HANDOFF_AUTO, HANDOFF_EAGER, WORKER_CALLBACK, WORKER_FLUSH,
@@ -44,12 +44,16 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
     """All that a worker does off the GIL, until there is something for Python; False when the worker is to end.
 
     It holds nothing when it comes and when it returns. After a drain the sockets come first: a ready queue that never empties must not hide them.
+
+    One stays as long as there are connections, for those in whose streams threads of the user's are
+    still. Under the loop's lock it sees that there are some, and sleeps; who releases the last one
+    adds a task afterwards, under that lock.
     """
     cdef loop_t *loop = worker.loop
     cdef conn_queue_t ready
     cdef conn_queue_t service
     cdef connection_t *connection
-    cdef bint sleep
+    cdef bint sleep, stays
     cdef bint polled = False
     ready.first = ready.last = service.first = service.last = NULL
     ready.length = service.length = 0
@@ -86,10 +90,15 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
                 flush_corked(worker)
             break
         if loop.service.first == NULL and worker.corked_count == 0 and (loop.role_taken or loop.exiting):
-            if loop.exiting:
+            if loop.exiting and (loop.kept or atomic_load64(&loop.live) == 0):
                 lock_give(&loop.lock)
                 return False
+            stays = loop.exiting
+            if stays:
+                loop.kept = True
             worker_park_locked(worker)
+            if stays:
+                loop.kept = False
             polled = False
         lock_give(&loop.lock)
     # In this order: a tick that finds the word touched looks at the states again, and one that comes later sees this one.

@@ -555,6 +555,23 @@ def test_a_message_to_a_stream_in_which_somebody_is_follows_and_a_close_waits_fo
     assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
 
 
+@pytest.mark.clause("S10", "T6", "T7")
+def test_a_connection_in_whose_stream_a_thread_is_at_the_stop_is_removed_when_it_comes_out(one, gate):
+    opened, inside = gate(), threading.Event()
+
+    def wait(data):
+        inside.set()
+        wait_event(opened, "the gate opens")
+
+    server, _, socket, handler = one({"on_send": wait})
+    with running(lambda: socket.send(b"first")):
+        wait_event(inside, "the thread is in the stream")
+        assert server.stop(0).abandoned == 1
+        assert handler.of("disconnected") == []
+        opened.set()
+    assert type(handler.wait_removed()[0]) is hydrogen.ServerStopped
+
+
 class Blocking(hydrogen.Stream):
     """Its `send` waits for the peer, in the kernel."""
 
