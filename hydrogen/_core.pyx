@@ -412,10 +412,12 @@ cdef class Engine:
             acceptor_end(self._acceptor)
 
     def suspend(self):
-        acceptor_suspend(self._acceptor, True)
+        if not self._inert():
+            acceptor_suspend(self._acceptor, True)
 
     def resume(self):
-        acceptor_suspend(self._acceptor, False)
+        if not self._inert():
+            acceptor_suspend(self._acceptor, False)
 
     def set_alarm(self, when):
         if not self._inert():

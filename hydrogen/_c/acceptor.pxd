@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free
 
 from hydrogen._c.addresses cimport addresses_destroy, addresses_init, addresses_take
 from hydrogen._c.atomic cimport (
-    atomic_add64, atomic_load32, atomic_load64, atomic_store32, atomic_swap32,
+    atomic_add32, atomic_add64, atomic_load32, atomic_load64, atomic_store32, atomic_swap32,
 )
 from hydrogen._c.closing cimport closing_end
 from hydrogen._c.connection cimport connection_open
@@ -25,7 +25,7 @@ from hydrogen._c.kernel cimport (
     kernel_eventfd, kernel_open_fork_gate, kernel_poll, kernel_poll_init, kernel_reset,
     kernel_setsockopt, kernel_thread_start, name_t, pollfd, pthread_join,
 )
-from hydrogen._c.lock cimport RANK_ADDRESSES, lock_init
+from hydrogen._c.lock cimport RANK_ADDRESSES, RANK_FD, lock_destroy, lock_give, lock_init, lock_take
 from hydrogen._c.loop cimport loop_register
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_let_go
 from hydrogen._c.queues cimport queues_log, queues_serve_later
@@ -45,14 +45,24 @@ cdef inline uint32_t acceptor_workers_before(acceptor_t *acceptor, loop_t *loop)
 
 
 cdef inline void acceptor_close_fd(acceptor_t *acceptor) noexcept nogil:
+    """Nobody may suspend or resume meanwhile: see acceptor_left."""
     if acceptor.event >= 0:
         kernel_close(acceptor.event)
     acceptor.event = -1
 
 
+cdef inline void acceptor_left(acceptor_t *acceptor) noexcept nogil:
+    """The last worker of a loop has left. The last one of all closes the fd, which others than the loops' threads may be about to set."""
+    if atomic_add32(&acceptor.loops_left, <uint32_t>-1) == 1:
+        lock_take(&acceptor.event_lock)
+        acceptor_close_fd(acceptor)
+        lock_give(&acceptor.event_lock)
+
+
 cdef inline void acceptor_clear(acceptor_t *acceptor) noexcept nogil:
     """Make a zeroed acceptor one that acceptor_end and acceptor_destroy may be called for."""
     acceptor.event = -1
+    lock_init(&acceptor.event_lock, RANK_FD)
     lock_init(&acceptor.addresses.lock, RANK_ADDRESSES)
 
 
@@ -80,6 +90,7 @@ cdef inline void acceptor_destroy(acceptor_t *acceptor) noexcept nogil:
     free(acceptor.options)
     free(acceptor.listeners)
     free(acceptor.polled)
+    lock_destroy(&acceptor.event_lock)
     addresses_destroy(&acceptor.addresses)
 
 
@@ -258,9 +269,11 @@ cdef inline int acceptor_start(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline void acceptor_suspend(acceptor_t *acceptor, bint suspend) noexcept nogil:
-    """Suspend accepting, or resume it."""
+    """Suspend accepting, or resume it. Any thread, also after the end."""
     atomic_store32(&acceptor.suspended, suspend)
+    lock_take(&acceptor.event_lock)
     kernel_event_set(acceptor.event)
+    lock_give(&acceptor.event_lock)
 
 
 cdef inline void acceptor_end(acceptor_t *acceptor) noexcept nogil:

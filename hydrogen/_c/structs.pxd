@@ -175,7 +175,8 @@ ctypedef struct acceptor_t:
     # the accept thread, and whoever starts and ends it
     pthread_t thread
     bint started
-    int event
+    int event              # closed under `event_lock`, and set there by others than threads of the loops
+    lock_t event_lock
     pollfd *polled         # the event, then the listeners
 
 ctypedef struct loop_t:

@@ -5,7 +5,7 @@ Why no wake-up is lost stands in queues.pxd.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from hydrogen._c.acceptor cimport acceptor_close_fd
+from hydrogen._c.acceptor cimport acceptor_left
 from hydrogen._c.atomic cimport (
     atomic_add32, atomic_load64, relaxed_add64, relaxed_load32, relaxed_load64, relaxed_store32,
 )
@@ -21,7 +21,7 @@ from hydrogen._c.queues cimport (
     queues_append, queues_hand_over_locked, queues_pop, queues_touch_monitor,
     queues_wake_locked,
 )
-from hydrogen._c.structs cimport acceptor_t, conn_queue_t, connection_t, loop_t, worker_t
+from hydrogen._c.structs cimport conn_queue_t, connection_t, loop_t, worker_t
 
 
 cdef inline bint worker_is_eager(loop_t *loop) noexcept nogil:
@@ -209,8 +209,6 @@ cdef inline void worker_leave(worker_t *worker) noexcept nogil:
 
 cdef inline void worker_left(worker_t *worker) noexcept nogil:
     """The last words of a worker. The last one closes the fds; nobody else uses them, since only loop_exit ends workers."""
-    cdef acceptor_t *acceptor = worker.loop.acceptor
     if atomic_add32(&worker.loop.workers_left, <uint32_t>-1) == 1:
         loop_close_fds(worker.loop)
-        if atomic_add32(&acceptor.loops_left, <uint32_t>-1) == 1:
-            acceptor_close_fd(acceptor)
+        acceptor_left(worker.loop.acceptor)
