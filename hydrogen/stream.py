@@ -250,7 +250,7 @@ def seconds_left(deadline: float | None) -> float:
     return min(left, LONGEST_WAIT)
 
 
-def _under(lock: threading.Lock | threading.RLock, work: Callable[[], T], wait: bool = True, seconds: float = -1.0) -> T | None:
+def _under(lock: threading.RLock, work: Callable[[], T], wait: bool = True, seconds: float = -1.0) -> T | None:
     """What `work` returns, done under `lock`; None when that is not to be had: not at once, or not in so many seconds.
 
     An exception of a signal handler comes between any two bytecodes. So what was taken is in a deque
@@ -271,9 +271,8 @@ class _SocketStream(Stream):
     One thread may receive while another sends. `_lock` is held for each system call with all that belongs to it (`_hold`), so that bytes
     pass in the order of the wire; never while waiting. A signal handler may run meanwhile, and call again: what it sends is left in
     `_waiting`, what it ends in `_is_shut`, and who holds the lock looks again after giving it back (`_is_left`). `_hands` is held by the
-    thread that carries the handshake on; it comes before `_lock`. `_decoder` and `_failure` belong to the receiver (a handshake yields no
-    plaintext); what else
-    changes is written under `_lock`:
+    thread that carries the handshake on, also by a signal handler while that thread waits; it comes before `_lock`. `_decoder` and
+    `_failure` belong to the receiver (a handshake yields no plaintext); what else changes is written under `_lock`:
 
         _is_ready: the handshake is done.
         _wanted: bytes to ask of the next recv(2).
@@ -299,7 +298,7 @@ class _SocketStream(Stream):
         self._lock = threading.RLock()
         self._user = 0
         self._is_left = False
-        self._hands = threading.Lock()
+        self._hands = threading.RLock()
         self._is_ready = True
         self._wanted = CHUNK
         self._waiting: deque[bytes] = deque()
@@ -417,7 +416,8 @@ class _SocketStream(Stream):
             BaseException: of a signal handler. How much was written or read by then is not known: close, and nothing else.
         """
         data = self._checked(frame).to_bytes()
-        self._shake_hands(None)
+        if not self.is_interrupted():
+            self._shake_hands(None)
         self._waiting.append(data)
         while not self._write():
             self._wait(select.POLLOUT, None)
@@ -612,8 +612,8 @@ class _SocketStream(Stream):
     # ------------------------------------------------------------------ handshake, waiting
 
     def _shake_hands_nb(self) -> None:
-        """Carry the handshake on as far as it goes now, unless another thread is at it."""
-        if not self._is_ready:
+        """Carry the handshake on as far as it goes now, unless another thread is at it, or this one further out."""
+        if not self._is_ready and not self.is_interrupted():
             _under(self._hands, self._pull_all, wait=False)
 
     def _pull_all(self) -> None:

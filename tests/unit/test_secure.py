@@ -6,9 +6,11 @@ The other end is Python's own `ssl`, or `openssl`, or a raw socket, so that a te
 import contextlib
 import functools
 import os
+import select
 import socket
 import ssl
 import subprocess
+import threading
 
 import certificates
 import pytest
@@ -124,6 +126,49 @@ def test_openssl_as_server(after, tmp_path, version):
 
 
 # ---------------------------------------------------------------------------------------------------- the handshake
+
+
+@pytest.mark.parametrize("how", ["b_send", "nb_send"])
+@pytest.mark.parametrize("where", ["recv", "poll"])
+def test_a_signal_handler_may_send_while_its_thread_is_in_the_handshake(pair, after, monkeypatch, where, how):
+    ours, peer = pair()
+    server = secure(peer, hydrogen.SimpleFrameBuilder)
+    real, handled = select.poll, []
+
+    def handle(place):
+        """The signal handler, once."""
+        if place == where and not handled and threading.get_ident() in mine:
+            handled.append(place)
+            with contextlib.suppress(BlockingIOError):
+                getattr(client, how)(hydrogen.SimpleFrame(b"signal"))
+
+    class Interrupted(socket.socket):
+        def recv(self, *args):
+            handle("recv")
+            return super().recv(*args)
+
+    class Poll:
+        def __init__(self):
+            poll_object = real()
+            self.register, self.wait = poll_object.register, poll_object.poll
+
+        def poll(self, milliseconds):
+            handle("poll")
+            return self.wait(milliseconds)
+
+    sock = Interrupted(fileno=ours.detach())
+    after.callback(sock.close)
+    client = hydrogen.Secure(sock, hydrogen.SimpleFrameBuilder, certificates.client_context(), False, NAME)
+    monkeypatch.setattr(select, "poll", Poll)
+    mine = []
+
+    def shake_hands():
+        mine.append(threading.get_ident())
+        client.handshake(PATIENCE)
+
+    with running(shake_hands):
+        assert server.b_recv(PATIENCE).payload() == b"signal"
+    assert handled == [where]
 
 
 @pytest.mark.clause("T15")
@@ -365,7 +410,7 @@ def test_a_second_thread_waits_for_the_handshake_within_its_own_time(pair, versi
     server = secure(ours, version=version)
     client = secure(peer, version=version, server_side=False)
     with running(lambda: server.b_recv()):
-        wait_until(server._hands.locked, "the other thread waits for the client")
+        wait_until(lambda: not server._hands.acquire(blocking=False) or server._hands.release(), "the other thread waits for the client")
         with pytest.raises(TimeoutError):
             server.handshake(0.001)
         with pytest.raises(BlockingIOError):
