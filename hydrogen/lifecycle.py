@@ -69,7 +69,7 @@ class Latch:
     `threading.Event` holds a lock while `wait` and `set` work on it; a signal handler that calls
     either of them in the thread that holds it would wait for ever. Here each waiter has a lock of
     its own. A waiter puts it into the list and then looks at the flag; who sets stores the flag and
-    then empties the list. One of the two sees the other.
+    then empties the list. One of the two sees the other. Who is interrupted sets it again.
     """
 
     __slots__ = ("_is_set", "_waiting")
@@ -87,10 +87,12 @@ class Latch:
         self._is_set = True
         while self._waiting:  # nothing here takes memory
             try:
-                waiting = self._waiting.popleft()
-            except IndexError:  # somebody else sets it, too
-                return
-            waiting.release()
+                waiting = self._waiting[0]
+                if waiting.locked():
+                    waiting.release()
+                self._waiting.remove(waiting)  # last: after an interrupt before it, who sets again finds it here
+            except (IndexError, RuntimeError, ValueError):  # somebody else sets it, too, or it has left
+                continue
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set, at most `timeout` seconds (None: no limit); whether it is.
