@@ -156,14 +156,11 @@ cdef class HydrogenSocket:
     @property
     def pending(self):
         cdef size_t pending = 0
-        session = None if self._connection == NULL else references_held(self._engine, self, &self._connection.session)
-        if session is not None:
-            pending = session.waiting_size
         if not self._valid():
             return 0
         lock_take(&self._connection.lock)
         if mailbox_generation(self._connection) == self._generation:
-            pending += self._connection.pending
+            pending = self._connection.pending
         lock_give(&self._connection.lock)
         return pending
 

@@ -45,15 +45,6 @@ def check_server_hostname(name: object) -> None:
         raise TypeError(f"server_hostname: a str is expected, not {described(name)}")
 
 
-class Message:
-    """One that waits to be encrypted; equal to no other."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-
 class TlsSession:
     """The TLS of one connection. Every method but `info` is for one thread at a time: whoever holds `lock`.
 
@@ -63,10 +54,16 @@ class TlsSession:
         lock: see the module.
         is_ready: the handshake is done: `encrypt` may be called.
         is_ended: the peer has sent close_notify: it will send no more, and that is no truncation.
-        waiting: messages that were taken, to be encrypted by whoever gets the lock (compiled engine).
-        is_closing: nothing more is put there.
-        wanted: the owner of the connection wants the lock, and is told when it is given back.
         failure: what OpenSSL found wrong; nothing more can be received.
+
+    Of the compiled engine, where whoever gets the lock does what anybody has asked for:
+
+        received: what was read; `plaintexts`: what became of it, one for each, for the owner.
+        waiting: messages that were taken, to be encrypted.
+        is_closing: nothing more is put there; close_notify comes behind what is there.
+        is_sealed: close_notify is in the output.
+        is_cut: messages that waited were dropped, for the failure.
+        user: the thread that has the lock.
     """
 
     __slots__ = (
@@ -78,11 +75,15 @@ class TlsSession:
         "_outgoing",
         "failure",
         "is_closing",
+        "is_cut",
         "is_ended",
         "is_ready",
+        "is_sealed",
         "lock",
+        "plaintexts",
+        "received",
+        "user",
         "waiting",
-        "wanted",
     )
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
@@ -90,9 +91,13 @@ class TlsSession:
             # ssl.SSLSocket refuses this; an SSLObject would check no name at all.
             raise ValueError("server_hostname: a name is expected, for the context checks it")
         self.lock = threading.Lock()
-        self.waiting: deque[Message] = deque()
+        self.received: deque[bytes] = deque()
+        self.plaintexts: deque[bytes] = deque()
+        self.waiting: deque[bytes] = deque()
         self.is_closing = False
-        self.wanted = False
+        self.is_sealed = False
+        self.is_cut = False
+        self.user: int | None = None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname)
@@ -142,27 +147,6 @@ class TlsSession:
         except ssl.SSLError as error:
             self.failure = error.with_traceback(None)  # that refers to this session: a cycle, which would keep OpenSSL's memory
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    @property
-    def waiting_size(self) -> int:
-        """Bytes of `waiting`. From any thread; counted anew, for a count would need a lock."""
-        return sum([len(message.data) for message in self.waiting.copy()]) if self.waiting else 0
-
-    def put(self, data: bytes) -> bool:
-        """Have `data` encrypted by whoever gets the lock; False when it is too late. From any thread.
-
-        Who closes sets `is_closing` before it encrypts for the last time. So either this looks
-        before, and the message is found then, or it takes the message back, if it is still there.
-        """
-        message = Message(data)
-        self.waiting.append(message)
-        if self.is_writable and not self.is_closing:
-            return True
-        try:
-            self.waiting.remove(message)
-        except ValueError:  # it was encrypted
-            return True
-        return False
 
     def _find_facts(self) -> None:
         tls = self._object

@@ -11,31 +11,12 @@ from libc.stdint cimport uint32_t
 from hydrogen._c.atomic cimport atomic_store32, relaxed_load32, relaxed_store32
 from hydrogen._c.buffer cimport queue_t
 from hydrogen._c.constants cimport (
-    ADAPTER_BUSY, ADAPTER_ENTERED, ADAPTER_GONE, STALL_NEW, STATE_ABORTING, STATE_OPEN,
-    WRITABLE,
+    ADAPTER_BUSY, ADAPTER_ENTERED, ADAPTER_GONE, STALL_NEW, STATE_ABORTING, WRITABLE,
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
-from hydrogen._c.output cimport (
-    output_account_locked, output_drained_locked, output_pause_locked, output_settle_locked,
-)
+from hydrogen._c.output cimport output_drained_locked, output_settle_locked
 from hydrogen._c.structs cimport connection_t, context_t
-
-
-cdef inline bint adapter_append(
-    context_t *context, connection_t *connection, uint32_t generation, size_t n,
-) noexcept nogil:
-    """Count a message for a user's stream as pending; False when no more are taken. Any thread."""
-    cdef bint taken
-    lock_take(&connection.lock)
-    taken = mailbox_generation(connection) == generation and connection.state == STATE_OPEN
-    if taken:
-        connection.pending += n
-        if (connection.blocked or connection.flushing) and connection.pending > context.high:
-            output_pause_locked(context, connection)
-        output_account_locked(context, connection)
-    lock_give(&connection.lock)
-    return taken
 
 
 cdef inline int adapter_enter(connection_t *connection, uint32_t generation) noexcept nogil:

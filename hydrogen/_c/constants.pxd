@@ -17,7 +17,7 @@ cdef enum:
     DEADLINE = 1 << 9   # a hint: the owner looks at the clock
     RESUME = 1 << 10    # the last cause of a pause is gone
     AGAIN = 1 << 11     # something is left to do: look again
-    WRITABLE = 1 << 12  # an OUT edge, for a user's stream
+    WRITABLE = 1 << 12  # an OUT edge, for a user's stream; TLS: another thread has done what the owner asked for
     STOP = 1 << 13      # the server stops: finish what was received, then end
     MAIL_BITS = 0x00FFFFFE
     # State: why the connection is neither read nor delivered to.
@@ -97,8 +97,9 @@ cdef enum:
     FLAG_LATE = 1 << 14       # a deadline has passed; `grace` says what may still have come in time
     FLAG_READABLE = 1 << 15   # an edge came, and it was not read to the end since
     FLAG_STOP = 1 << 16       # STOP was seen: nothing more is read
-    FLAG_BUSY = 1 << 17       # what the owner needs is with another thread, who posts AGAIN when it gives it back
+    FLAG_BUSY = 1 << 17       # what the owner needs is with another thread, who posts when it is done
     FLAG_CUT = 1 << 18        # aborting: a thread is in the user's stream, and its socket was ended under it
+    FLAG_RECEIVING = 1 << 19  # another thread receives for the owner, and posts WRITABLE then
     # No more input will come, for either reason.
     FLAGS_ENDED = (1 << 0) | (1 << 7)
     # It is not ready: what open_timeout is for.
@@ -184,6 +185,7 @@ cdef enum:
 cdef enum:
     TASK_DRAINED = 1         # the last connection is gone, and the server is stopping
     TASK_TIMERS = 2           # timers are due
+    TASK_OUTPUT = 4           # somebody has left output to a worker: queues_leave_output
 
 # Things to be written into the log by the log thread, a thread of its own: also when no worker comes out of a callback any more.
 cdef enum:
@@ -244,10 +246,12 @@ cdef enum:
     TASK_RETRY_NS = 100000000
     # What OpenSSL encrypts or decrypts in some 100 us.
     TLS_SHORT_MOST = 256 << 10
-    # Messages that one thread encrypts for others in a row, ...
+    # Short messages that wait are encrypted together, up to so many bytes (four full records) and one message.
+    TLS_JOINED = 64 << 10
+    # Pieces that one thread encrypts, or decrypts, for others in a row.
     ENCRYPT_MOST = 64
-    # ... and how long drain() waits for it before it looks again.
-    ENCRYPT_NS = 1000000
+    # Who sends faster than another thread encrypts lets go of the GIL for so long, above the high watermark.
+    ENCRYPT_NS = 100000
     # A thread that waits in drain() looks for signals so often.
     DRAIN_SLICE_NS = 50000000
     # What one recv(2) asks for.

@@ -17,8 +17,8 @@ from hydrogen._c.buffer cimport pool_destroy
 from hydrogen._c.closing cimport closing_end, closing_release
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_SERVER_STOPPED, FLAGS_ENDED, FLAG_BUSY, FLAG_EOF_TOLD, FLAG_HANGUP,
-    FLAG_LATE, FLAG_POLLED, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE, POST_OWNER, RDHUP,
-    READABLE, STATE_VACANT, STOP, TASK_DRAINED, URGENT,
+    FLAG_LATE, FLAG_POLLED, FLAG_RECEIVING, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE,
+    POST_OWNER, RDHUP, READABLE, STATE_VACANT, STOP, TASK_DRAINED, URGENT,
 )
 from hydrogen._c.deadlines cimport deadlines_watch
 from hydrogen._c.flush cimport flush_on_event
@@ -82,10 +82,10 @@ cdef inline void loop_step(
 cdef inline void loop_settle(loop_t *loop, connection_t *connection) noexcept nogil:
     """After the callbacks: let go of the connection, or have it served if something is left to do for it.
 
-    Where another thread has what it needs, nothing can be done before that one posts AGAIN: a step
-    that came sooner would spin, in eager mode with the GIL, for which that thread may be waiting.
+    Where another thread has what it needs, nothing can be done before that one posts: a step that
+    came sooner would spin, in eager mode with the GIL, for which that thread may be waiting.
     """
-    if connection.flags & FLAG_BUSY:
+    if connection.flags & (FLAG_BUSY | FLAG_RECEIVING):
         connection.flags &= ~<uint32_t>FLAG_BUSY
         connection.mail = 0
     elif (

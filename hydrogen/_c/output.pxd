@@ -83,13 +83,31 @@ cdef inline void output_pause_locked(context_t *context, connection_t *connectio
         atomic_add64(&context.reading_pauses, 1)
 
 
+cdef inline bint output_count(
+    context_t *context, connection_t *connection, uint32_t generation, size_t n,
+) noexcept nogil:
+    """Count as pending a message that waits to be encrypted, or for a user's stream; False when no more are taken. Any thread."""
+    cdef bint taken
+    lock_take(&connection.lock)
+    taken = mailbox_generation(connection) == generation and connection.state == STATE_OPEN
+    if taken:
+        connection.pending += n
+        if (connection.blocked or connection.flushing) and connection.pending > context.high:
+            output_pause_locked(context, connection)
+        output_account_locked(context, connection)
+    lock_give(&connection.lock)
+    return taken
+
+
 cdef inline int output_send(
     context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, const framing_t *framing, const char *payload, size_t n,
-    uint32_t last_state, uint32_t worker, uint32_t *bits,
+    size_t counted, uint32_t last_state, uint32_t worker, uint32_t *bits,
 ) noexcept nogil:
     """Frame a message and append it to the output. Any thread; `pool` is NULL and `worker` NOT_CORKED for one that is no worker in its turn.
 
     `last_state` is STATE_OPEN, or STATE_CLOSING for records of TLS, see 4; those are not refused for the limit either, which was looked at before.
+
+    `counted`: bytes that are in `pending` already for what this is made of: `output_count`.
 
     A short message is joined to the block before it, when there is one. Past the high watermark nothing stays corked: what is then still pending waits
     for the peer, not for us.
@@ -103,12 +121,12 @@ cdef inline int output_send(
         block_free(pool, block)
         return SEND_UNFIT
     block.end = size
-    return output_append(context, pool, connection, generation, block, last_state, worker, bits)
+    return output_append(context, pool, connection, generation, block, counted, last_state, worker, bits)
 
 
 cdef inline int output_append(
-    context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, block_t *block, uint32_t last_state, uint32_t worker,
-    uint32_t *bits,
+    context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, block_t *block, size_t counted, uint32_t last_state,
+    uint32_t worker, uint32_t *bits,
 ) noexcept nogil:
     """Append a block to the output, which takes it over; see `output_send`."""
     cdef size_t size = block_length(block)
@@ -125,7 +143,7 @@ cdef inline int output_append(
         output_abort_locked(context, connection)
         bits[0] = ABORT | output_drop_locked(context, connection, &dropped)
     else:
-        connection.pending += size
+        connection.pending += size - counted
         last = connection.output.last
         if last != NULL and block.shared == NULL and last.capacity - last.end >= size:
             memcpy(block_bytes(last) + last.end, block_bytes(block), size)
@@ -176,6 +194,21 @@ cdef inline uint32_t output_settle_locked(
             bits |= LOW | (FLUSH_OWNER if resumed == POST_OWNER else 0)
     elif connection.pending > context.high:  # although the kernel was just given as much as it, or the budget, takes
         output_pause_locked(context, connection)
+    return bits
+
+
+cdef inline uint32_t output_uncount(
+    context_t *context, connection_t *connection, uint32_t generation, size_t n,
+) noexcept nogil:
+    """Undo `output_count`: the message is sent no more. Any thread. Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER."""
+    cdef uint32_t bits = 0
+    cdef queue_t dropped  # nothing: it is not aborted
+    lock_take(&connection.lock)
+    if mailbox_generation(connection) == generation and connection.state < STATE_ABORTING:
+        connection.pending -= min(n, connection.pending)
+        if not connection.flushing:  # else the flusher sees to it
+            bits = output_settle_locked(context, connection, &dropped)
+    lock_give(&connection.lock)
     return bits
 
 

@@ -30,7 +30,7 @@ from hydrogen._c.atomic cimport (
 from hydrogen._c.closing cimport closing_end
 from hydrogen._c.constants cimport (
     FLUSH_DRAINED, FLUSH_OWNER, MAIL_BITS, MONITOR_ACTIVE, MONITOR_ASLEEP, POST_OWNER,
-    UNDELIVERED_MOST,
+    TASK_OUTPUT, UNDELIVERED_MOST,
 )
 from hydrogen._c.input cimport input_uncounted
 from hydrogen._c.kernel cimport HYDROGEN_PLANTED_RACE
@@ -104,6 +104,49 @@ cdef inline void queues_add_task(loop_t *loop, uint32_t notice) noexcept nogil:
     loop.tasks |= notice
     queues_wake_locked(loop)
     lock_give(&loop.lock)
+
+
+cdef inline void queues_leave_output(loop_t *loop, connection_t *connection, bint now) noexcept nogil:
+    """Have a worker go on with what a connection sends by TLS or a user's stream. Any thread.
+
+    Not the owner, who may be in a callback for long: any worker that is free. When it comes the slot
+    may be another connection's, or nobody's: then it finds nothing to do. Not `now`: with the timers.
+    """
+    lock_take(&loop.lock)
+    if not connection.in_outputs:
+        connection.in_outputs = True
+        connection.next_output = NULL
+        if loop.output_first == NULL:
+            loop.output_first = connection
+        else:
+            loop.output_last.next_output = connection
+        loop.output_last = connection
+        loop.outputs += 1
+    if now:
+        loop.tasks |= TASK_OUTPUT
+        queues_wake_locked(loop)
+    lock_give(&loop.lock)
+
+
+cdef inline connection_t *queues_pop_output(loop_t *loop) noexcept nogil:
+    """The next connection of `queues_leave_output`; NULL when there is none."""
+    cdef connection_t *connection
+    lock_take(&loop.lock)
+    connection = loop.output_first
+    if connection != NULL:
+        loop.output_first = connection.next_output
+        connection.in_outputs = False
+        loop.outputs -= 1
+    lock_give(&loop.lock)
+    return connection
+
+
+cdef inline uint32_t queues_outputs(loop_t *loop) noexcept nogil:
+    cdef uint32_t count
+    lock_take(&loop.lock)
+    count = loop.outputs
+    lock_give(&loop.lock)
+    return count
 
 
 cdef inline void queues_log(loop_t *loop, uint32_t news) noexcept nogil:

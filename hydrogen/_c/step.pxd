@@ -10,7 +10,7 @@ can drop a bit. Then the state says what is done about them. A fact stays until 
 | HANGUP | both, and FLAG_HANGUP |
 | STOP | FLAG_STOP |
 | NEW | TODO_OPEN |
-| WRITABLE | TODO_WRITABLE: a user's stream may go on writing |
+| WRITABLE | TODO_WRITABLE: a user's stream may go on writing; with TLS, what another thread has received is there |
 | LOW | TODO_LOW, if there is an `on_writable`, and on_connected came before |
 | DEADLINE | the clock is looked at; FLAG_LATE when it is late |
 | RESUME | the time of the pause does not count for deadlines; what waits is FLAG_READABLE, or in `input` |
@@ -39,7 +39,7 @@ from hydrogen._c.closing cimport (
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_OS_ERROR, CAUSE_SERVER_STOPPED, DEADLINE, FLAGS_ENDED, FLAG_EOF, FLAG_EOF_TOLD,
     FLAG_HANDSHAKE, FLAG_HANGUP, FLAG_HEADER, FLAG_LATE, FLAG_LINGERING, FLAG_READABLE,
-    FLAG_STICKY, FLAG_STOP, HANGUP, LOW, NEW, NEXT_DISPATCH, NEXT_LET_GO, NEXT_STEP, PAUSE_USER,
+    FLAG_RECEIVING, FLAG_STICKY, FLAG_STOP, HANGUP, LOW, NEW, NEXT_DISPATCH, NEXT_LET_GO, NEXT_STEP, PAUSE_USER,
     PAUSE_WATERMARK, RDHUP, READABLE, RESUME, STATE_ABORTING, STATE_CLOSING, STOP, TIMEOUT_IDLE,
     TODO_DELIVER, TODO_LOW, TODO_OPEN, TODO_READ, TODO_WRITABLE, URGENT, WRITABLE,
 )
@@ -158,10 +158,19 @@ cdef inline int step_paused(context_t *context, io_t *io, connection_t *connecti
     """Open, and neither read nor delivered to. Complete messages wait for the resume, also while the server stops."""
     if connection.todo:
         return NEXT_DISPATCH
-    if connection.flags & FLAG_STOP and not input_deliverable(connection):
+    if connection.flags & FLAG_STOP and not connection.flags & FLAG_RECEIVING and not input_deliverable(connection):
         return step_stop(context, io, connection)
     if late == TIMEOUT_IDLE:
         return closing_too_late(context, io, connection, late)
+    return step_next(connection)
+
+
+cdef inline int step_receiving(context_t *context, io_t *io, connection_t *connection, int late) noexcept nogil:
+    """Open, and another thread receives for the owner: what it has read comes first, with WRITABLE."""
+    if connection.todo:
+        return NEXT_DISPATCH
+    if late and connection.adapter != NULL and deadlines_passed(context, connection) == late:
+        return closing_too_late(context, io, connection, late)  # who is in a user's stream may stay there
     return step_next(connection)
 
 
@@ -172,6 +181,8 @@ cdef inline int step_open(context_t *context, io_t *io, connection_t *connection
     cdef int then
     if stops and connection.flags & FLAG_HANDSHAKE:
         return step_stop(context, io, connection)
+    if connection.flags & FLAG_RECEIVING:
+        return step_receiving(context, io, connection, late)
     if connection.flags & FLAG_READABLE and not connection.flags & FLAGS_ENDED and not stops and not too_late:
         if context.crowded or input_deliverable(connection):
             connection.mail |= AGAIN  # who sends faster than it is delivered waits, in the kernel's buffers

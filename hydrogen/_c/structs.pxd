@@ -82,6 +82,9 @@ ctypedef struct connection_t:
     int idle_unacknowledged  # bytes in the kernel when it was last nearly idle
     bint counted             # in context.addresses, under the address `peer`
     uint64_t input_counted   # of all three, counted in context.buffered; atomic, the monitor thread reads it
+    # under the loop's lock; of the slot, whosever it is
+    connection_t *next_output  # in the list of those whose output a worker is to go on with
+    bint in_outputs
     # atomic
     uint32_t ready           # on_new_connection has not refused it: others may see it, and on_disconnected is due; written by the owner
     # output side, under the lock
@@ -97,7 +100,7 @@ ctypedef struct connection_t:
     uint32_t corked_by       # worker on whose list of corked connections it is
     uint32_t drainers
     queue_t output
-    size_t pending           # bytes in `output` and with the flusher
+    size_t pending           # bytes in `output`, with the flusher, and of messages that wait for TLS or a user's stream
     size_t pending_counted   # of them, counted in context.buffered
     uint64_t leaving         # what of the input is counted in context.leaving
     # Python references, swapped under the lock, dropped without it
@@ -188,6 +191,9 @@ ctypedef struct loop_t:
     conn_queue_t service
     size_t undelivered   # bytes of input in `ready`
     uint32_t tasks
+    connection_t *output_first  # whose output a worker is to go on with: queues_leave_output
+    connection_t *output_last
+    uint32_t outputs
     uint32_t log_events
     cond_t log_cond     # the log thread waits here for `news`, or `exiting`
     bint role_taken      # somebody is in the event role

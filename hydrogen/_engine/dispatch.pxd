@@ -8,7 +8,7 @@ from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_CHECKSUM_MISMATCH, CAUSE_FRAME_TOO_LARGE, CAUSE_HANDLER_ERROR,
     CAUSE_OS_ERROR, CAUSE_TLS_ERROR, CORK_CALLBACKS, CORK_NS, DELIVER_MOST, FLAG_FIRST,
-    FLAG_TLS_FAILED, STATE_OPEN, TASK_DRAINED, TASK_RETRY_NS, TASK_TIMERS, TODO_CLOSE_NOTIFY,
+    FLAG_TLS_FAILED, STATE_OPEN, TASK_DRAINED, TASK_OUTPUT, TASK_RETRY_NS, TASK_TIMERS, TODO_CLOSE_NOTIFY,
     TODO_DELIVER, TODO_EOF, TODO_FINISH, TODO_LOW, TODO_OPEN, TODO_READ, TODO_WRITABLE,
 )
 from hydrogen._c.framing cimport (
@@ -20,7 +20,8 @@ from hydrogen._c.loop cimport loop_settle
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pauses
 from hydrogen._c.monitor cimport monitor_set_alarm
 from hydrogen._c.queues cimport (
-    queues_begin_iteration, queues_end, queues_has_ready, queues_pop_ready,
+    queues_begin_iteration, queues_end, queues_has_ready, queues_leave_output, queues_outputs,
+    queues_pop_output, queues_pop_ready,
 )
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._codec cimport payload_of, refusal
@@ -32,10 +33,10 @@ from hydrogen._engine.callbacks cimport (
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.finishing cimport finishing_callbacks, finishing_release
 from hydrogen._engine.opening cimport opening_has_second_header, opening_open
-from hydrogen._engine.references cimport references_socket
-from hydrogen._engine.sending cimport sending_encrypt
+from hydrogen._engine.references cimport references_current, references_held, references_socket
+from hydrogen._engine.sending cimport sending_work
 from hydrogen._engine.streams cimport streams_read, streams_send
-from hydrogen._engine.tls cimport tls_close_notify, tls_decrypt
+from hydrogen._engine.tls cimport tls_close_notify, tls_decrypt, tls_received
 
 
 cdef inline void dispatch_iteration(Engine engine, worker_t *worker) noexcept:
@@ -70,10 +71,44 @@ cdef inline bint dispatch_tasks_done(Engine engine, worker_t *worker, uint32_t t
             callbacks_begin(engine, worker)
             engine._timers.run_due(engine.set_alarm)
             callbacks_leave(engine, worker)
+        if tasks & (TASK_OUTPUT | TASK_TIMERS):
+            dispatch_outputs(engine, worker)
         is_done = True
     except BaseException:
         pass
     return is_done
+
+
+cdef inline int dispatch_outputs(Engine engine, worker_t *worker) except -1:
+    """Go on with output that was left to a worker."""
+    cdef connection_t *connection
+    cdef uint32_t count = queues_outputs(&engine._loop)
+    while count:
+        count -= 1
+        connection = queues_pop_output(&engine._loop)
+        if connection == NULL:
+            break
+        dispatch_output(engine, worker, connection)
+        callbacks_leave(engine, worker)
+    return 0
+
+
+cdef inline int dispatch_output(Engine engine, worker_t *worker, connection_t *connection) except -1:
+    """The same for one connection. The calling worker does not own it: that is not needed."""
+    cdef HydrogenSocket socket
+    cdef bint is_done = False
+    try:
+        socket = references_current(engine, connection)
+        session = references_held(engine, socket, &connection.session)
+        if session is not None:
+            sending_work(engine, worker, socket, session, False)
+        else:
+            streams_send(engine, socket, None)
+        is_done = True
+    finally:
+        if not is_done and not engine._inert():
+            queues_leave_output(&engine._loop, connection, False)
+    return 0
 
 
 cdef inline void dispatch_serve(Engine engine, worker_t *worker, connection_t *connection) noexcept:
@@ -139,7 +174,7 @@ cdef inline int dispatch_do(Engine engine, worker_t *worker, connection_t *conne
     if todo & TODO_WRITABLE and connection.adapter != NULL:
         streams_send(engine, socket, None)
     elif todo & TODO_WRITABLE and connection.session != NULL:
-        sending_encrypt(engine, worker, socket, <object>connection.session)
+        tls_received(engine, worker, connection, socket)
     if todo & TODO_LOW:
         callbacks_call(engine, worker, connection, socket, callbacks.on_writable, "on_writable")
     if todo & (TODO_READ | TODO_DELIVER):

@@ -23,6 +23,18 @@ cdef inline HydrogenSocket references_socket(Engine engine, connection_t *connec
     return socket
 
 
+cdef inline HydrogenSocket references_current(Engine engine, connection_t *connection):
+    """A socket that names the use of the slot that is there now, if there is one. Any thread."""
+    cdef HydrogenSocket socket = HydrogenSocket.__new__(HydrogenSocket)
+    socket._engine = engine
+    socket._connection = connection
+    lock_take(&connection.lock)
+    socket._generation = mailbox_generation(connection)
+    socket._id = connection.id
+    lock_give(&connection.lock)
+    return socket
+
+
 cdef inline references_hold(connection_t *connection, void **field, value):
     """Store a reference, instead of the one that is there. By the owner."""
     cdef void *before

@@ -2,22 +2,23 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
-    AGAIN, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS,
+    CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS,
     DRAIN_WAIT, ENCRYPT_MOST, ENCRYPT_NS, NOT_CORKED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING,
     SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN,
-    TLS_SHORT_MOST, WRITABLE,
+    TLS_JOINED, TLS_SHORT_MOST, WRITABLE,
 )
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over
 from hydrogen._c.framing cimport FRAMING_PYTHON, FRAMING_RAW, framing_t
 from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now, kernel_sleep
-from hydrogen._c.output cimport output_send, output_wait_drained
-from hydrogen._c.queues cimport queues_check_memory, queues_post
+from hydrogen._c.output cimport output_count, output_send, output_uncount, output_wait_drained
+from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
 from hydrogen._c.worker cimport worker_is_eager
 from hydrogen._codec cimport Framing, framed, too_large, unfit
@@ -49,53 +50,116 @@ cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSock
         return sending_append(engine, worker, socket, &engine._raw, data, STATE_OPEN)
     if not socket.is_open or not session.is_writable:
         return SEND_REFUSED
-    if socket.pending >= engine._loop.context.max_write_buffer:  # `waiting` included
+    if socket.pending >= engine._loop.context.max_write_buffer:  # what waits included
         ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
         return SEND_REFUSED
     if not data:
         return SEND_NOTHING
-    if not session.put(data):
+    if not sending_put(engine, socket, session, data):
         return SEND_REFUSED
-    sending_encrypt(engine, worker, socket, session)
+    sending_work(engine, worker, socket, session, False)
+    user = session.user
+    if user is not None and user != PyThread_get_thread_ident() and socket.pending > engine._loop.context.high:
+        with nogil:  # or who encrypts would not get it back, and the peer be taken for a slow one
+            kernel_sleep(ENCRYPT_NS)
     return SEND_QUEUED
 
 
-cdef inline int sending_encrypt(Engine engine, worker_t *worker, HydrogenSocket socket, session) except -1:
-    """Encrypt and queue all messages that wait for it.
+cdef inline bint sending_put(Engine engine, HydrogenSocket socket, session, bytes data) except -1:
+    """Have a message encrypted by whoever gets the session's lock; False when it is too late.
 
-    Nobody waits for a session's lock: a thread may hold it further out, for the collector may run
-    inside ssl, and run code that sends; or it may hold another session's, whose holder wants this
-    one. Who does not get it leaves; who had it looks again after giving it back, but does not stay
-    for ever: after ENCRYPT_MOST messages the rest is left to a worker.
+    Who closes sets `is_closing` before he encrypts for the last time, and a failure is there before
+    what waits is dropped. So either this looks before, and the message is found then, or it takes the
+    message back, if it is still there.
+    """
+    cdef connection_t *connection = socket._connection
+    cdef bint waits = False
+    cdef bint was_there = False
+    if not output_count(&engine._loop.context, connection, socket._generation, len(data)):
+        return False
+    try:
+        session.waiting.append(data)
+        waits = True
+    finally:
+        if not waits:
+            sending_uncount(engine, socket, len(data))
+    if not session.is_closing and session.failure is None:
+        return True
+    try:
+        session.waiting.remove(data)
+        was_there = True
+    except ValueError:  # it was encrypted
+        pass
+    if was_there:
+        sending_uncount(engine, socket, len(data))
+    return not was_there
+
+
+cdef inline void sending_uncount(Engine engine, HydrogenSocket socket, size_t size) noexcept:
+    """A message that waited is not pending any more, nor sent."""
+    cdef uint32_t bits = output_uncount(&engine._loop.context, socket._connection, socket._generation, size)
+    queues_post(&engine._loop, socket._connection, socket._generation, bits, engine._worker() == NULL)
+
+
+cdef inline bint sending_can_encrypt(session) except -1:
+    """Whether a message waits that can be encrypted."""
+    return session.waiting and session.is_ready and session.failure is None and not session.is_sealed
+
+
+cdef inline bint sending_has_work(session) except -1:
+    """Whether there is something to do for who gets the lock.
+
+    No Python function: no signal handler raises between giving the lock back and looking again.
+    """
+    return session.received or sending_can_encrypt(session) or session.is_closing and not session.is_sealed
+
+
+cdef inline int sending_work(Engine engine, worker_t *worker, HydrogenSocket socket, session, bint owner) except -1:
+    """Do what anybody wants of a session, as far as the lock can be had. Any thread.
+
+    Nobody waits for the lock: a thread may hold it further out, for the collector may run inside ssl,
+    and run code that sends; or it may hold another session's, whose holder wants this one. Nor does
+    anybody need it: who comes leaves what is to be done, be it a message or, the owner, what he has
+    read. Who does not get the lock goes; who had it looks again after giving it back. So nothing is
+    overlooked, nobody is kept from it by others who come again and again, and nobody stays for ever:
+    after ENCRYPT_MOST pieces the rest is left to a worker.
     """
     cdef int left = ENCRYPT_MOST
-    while session.waiting and session.is_writable and session.lock.acquire(False):
+    while not engine._inert() and sending_has_work(session) and session.lock.acquire(False):
         try:
-            left = sending_encrypt_held(engine, worker, socket, session, left)
+            session.user = PyThread_get_thread_ident()
+            left = sending_work_held(engine, worker, socket, session, owner, left)
         finally:
-            sending_give_back(engine, socket, session)
-        if left == 0 and session.waiting:
-            queues_post(&engine._loop, socket._connection, socket._generation, WRITABLE, worker == NULL)
+            session.user = None
+            session.lock.release()
+        if left == 0 and not engine._inert() and sending_has_work(session):
+            queues_leave_output(&engine._loop, socket._connection, True)
             break
     return 0
 
 
-cdef inline int sending_encrypt_held(Engine engine, worker_t *worker, HydrogenSocket socket, session, int most) except -1:
-    """The same, with the lock, for `most` messages; how many more there might have been.
+cdef inline int sending_work_held(
+    Engine engine, worker_t *worker, HydrogenSocket socket, session, bint owner, int most,
+) except -1:
+    """The same, with the lock, `most` pieces; how many more there might have been.
 
-    Records are numbered: what was encrypted is queued before the lock is given back.
+    Records are numbered: what was encrypted is queued before the lock is given back. What was read
+    comes first: it was asked for once, and the owner waits for it.
     """
     cdef bint is_whole = False
     try:
-        while session.waiting and session.is_writable and most:
+        while most and not engine._inert() and sending_has_work(session):
             most -= 1
-            data = session.waiting.popleft().data
-            callbacks_computing(engine, worker, len(data) <= TLS_SHORT_MOST)
-            try:
-                data = session.encrypt(data)
-            finally:
-                callbacks_computing(engine, worker, False)
-            sending_append(engine, worker, socket, &engine._raw, data, STATE_CLOSING)
+            if session.received:
+                sending_receive(engine, worker, socket, session)
+            elif sending_can_encrypt(session):
+                sending_encrypt(engine, worker, socket, session)
+                continue
+            else:
+                sending_append(engine, worker, socket, &engine._raw, session.close(), STATE_CLOSING)
+                session.is_sealed = True
+            if not owner and not engine._inert():
+                queues_post(&engine._loop, socket._connection, socket._generation, WRITABLE, worker == NULL)
         is_whole = True
     finally:
         if not is_whole:  # a record may be missing: what came after it would be nonsense to the peer
@@ -103,23 +167,62 @@ cdef inline int sending_encrypt_held(Engine engine, worker_t *worker, HydrogenSo
     return most
 
 
-cdef inline bint sending_take_session(session) except -1:
-    """The lock of a session, for the owner; False: somebody has it, and will post AGAIN when it is given back."""
-    if session.lock.acquire(False):
-        return True
-    session.wanted = True
-    if not session.lock.acquire(False):
-        return False
-    session.wanted = False
-    return True
+cdef inline int sending_receive(Engine engine, worker_t *worker, HydrogenSocket socket, session) except -1:
+    """Make plaintext of what was read. May run user code: `sni_callback`, say."""
+    cdef bytes ciphertext = session.received.popleft()
+    callbacks_computing(engine, worker, session.is_ready and len(ciphertext) <= TLS_SHORT_MOST)
+    try:
+        plaintext = session.receive(ciphertext)
+    finally:
+        callbacks_computing(engine, worker, False)
+    if worker != NULL:
+        callbacks_check(engine)
+    if engine._inert():  # the child of a thread of the user's
+        return 0
+    if session.failure is not None:
+        sending_drop(engine, socket, session)
+    sending_append(engine, worker, socket, &engine._raw, session.take(), STATE_CLOSING)
+    session.plaintexts.append(plaintext)
+    return 0
 
 
-cdef inline int sending_give_back(Engine engine, HydrogenSocket socket, session) except -1:
-    """Give the lock of a session back, and see to it that the owner comes again if he wanted it."""
-    session.lock.release()
-    if session.wanted:
-        session.wanted = False
-        queues_post(&engine._loop, socket._connection, socket._generation, AGAIN, engine._worker() == NULL)
+cdef inline int sending_drop(Engine engine, HydrogenSocket socket, session) except -1:
+    """OpenSSL has failed: what waits cannot be encrypted any more. Or reading would be paused, and drain() wait, for it."""
+    try:
+        while session.waiting:
+            data = session.waiting.popleft()
+            session.is_cut = True
+            sending_uncount(engine, socket, len(data))
+    except IndexError:  # taken back
+        pass
+    return 0
+
+
+cdef inline int sending_encrypt(Engine engine, worker_t *worker, HydrogenSocket socket, session) except -1:
+    """Make records of what waits, and queue them.
+
+    Of short messages as many as fit: ssl lets go of the GIL in each call, and to have it back from
+    threads that send without rest takes far longer than to encrypt.
+    """
+    cdef bytes data
+    cdef list parts = []
+    cdef size_t size = 0
+    try:
+        while session.waiting and size < TLS_JOINED:
+            data = session.waiting.popleft()
+            parts.append(data)
+            size += len(data)
+    except IndexError:  # taken back
+        pass
+    if not parts:
+        return 0
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    callbacks_computing(engine, worker, size <= TLS_SHORT_MOST)
+    try:
+        data = session.encrypt(data)
+    finally:
+        callbacks_computing(engine, worker, False)
+    sending_append(engine, worker, socket, &engine._raw, data, STATE_CLOSING, size)
     return 0
 
 
@@ -152,13 +255,17 @@ cdef inline bint sending_count(Engine engine, worker_t *worker, int result) noex
     return result != SEND_REFUSED
 
 
-cdef inline int sending_append(Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, bytes data, uint32_t last_state) except -1:
-    return sending_append_framed(engine, worker, socket, framing, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), last_state)
+cdef inline int sending_append(
+    Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, bytes data, uint32_t last_state,
+    size_t counted=0,
+) except -1:
+    return sending_append_framed(
+        engine, worker, socket, framing, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), last_state, counted)
 
 
 cdef inline int sending_append_framed(
     Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, const char *data, size_t n,
-    uint32_t last_state,
+    uint32_t last_state, size_t counted=0,
 ) except -1:
     """Frame and queue; then flush, or cork, as the policy says. SEND_REFUSED, SEND_NOTHING, or another value: it was queued."""
     cdef loop_t *loop = &engine._loop
@@ -171,7 +278,7 @@ cdef inline int sending_append_framed(
     if n == 0 and framing.kind == FRAMING_RAW:
         return SEND_NOTHING if atomic_load32(&connection.state) == STATE_OPEN or last_state != STATE_OPEN else SEND_REFUSED
     result = output_send(
-        &loop.context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation, framing, data, n, last_state,
+        &loop.context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation, framing, data, n, counted, last_state,
         worker.index if cork else NOT_CORKED, &bits)
     if result == SEND_NOW:
         with nogil:
@@ -202,19 +309,19 @@ cdef inline object sending_drain(Engine engine, HydrogenSocket socket, timeout):
         return False
     if worker != NULL and worker.corked_count:
         callbacks_flush_corked(engine, worker)
-    if streams_is_mine(engine, socket):  # it would wait for itself
-        deadline = 0
+    session = references_held(engine, socket, &socket._connection.session)
+    if streams_is_mine(engine, socket) or (session is not None and session.user == PyThread_get_thread_ident()):
+        deadline = 0  # it would wait for itself
     while True:
+        if session is not None:
+            sending_work(engine, worker, socket, session, False)
         until = min(deadline, kernel_now() + DRAIN_SLICE_NS)
         with nogil:
             state = output_wait_drained(&engine._loop.context, socket._connection, socket._generation, until)
-        if state == DRAIN_DONE and socket.pending >= engine._loop.context.low:  # with TLS: it is being encrypted
-            with nogil:
-                kernel_sleep(ENCRYPT_NS)
-        elif state == DRAIN_EDGE:
+        if state == DRAIN_EDGE:
             streams_send(engine, socket, None)
         elif state != DRAIN_WAIT:
-            return state == DRAIN_DONE
+            return state == DRAIN_DONE and (session is None or not session.is_cut)
         PyErr_CheckSignals()
         if kernel_now() >= deadline:
             return False

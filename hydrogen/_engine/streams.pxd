@@ -11,7 +11,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t
 
-from hydrogen._c.adapter cimport adapter_append, adapter_enter, adapter_leave, adapter_sent
+from hydrogen._c.adapter cimport adapter_enter, adapter_leave, adapter_sent
 from hydrogen._c.atomic cimport atomic_load32, atomic_load64, relaxed_add64, relaxed_store32
 from hydrogen._c.constants cimport (
     ADAPTER_BUSY, ADAPTER_ENTERED, AGAIN, CAUSE_HANDLER_ERROR, CAUSE_OS_ERROR, DELIVER_MOST,
@@ -20,6 +20,7 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
 from hydrogen._c.mailbox cimport mailbox_pauses
+from hydrogen._c.output cimport output_count
 from hydrogen._c.queues cimport queues_check_memory, queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._core cimport Engine, HydrogenSocket, class_name, errors
@@ -149,7 +150,7 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except
     if adapter is None:
         return False
     adapter.waiting.append(data)
-    if data is not None and not adapter_append(&engine._loop.context, connection, socket._generation, len(data)):
+    if data is not None and not output_count(&engine._loop.context, connection, socket._generation, len(data)):
         if streams_take_back(adapter, data):
             return False
     entered = adapter_enter(connection, socket._generation)

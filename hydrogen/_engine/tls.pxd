@@ -6,20 +6,15 @@ from libc.stdint cimport uint32_t
 from hydrogen._c.atomic cimport atomic_load32, atomic_store32, atomic_store64
 from hydrogen._c.buffer cimport block_bytes, block_free, block_length, block_t
 from hydrogen._c.constants cimport (
-    ENCRYPT_MOST, FLAG_BUSY, FLAG_CLOSE_NOTIFY, FLAG_HANDSHAKE, FLAG_TLS_END, FLAG_TLS_FAILED,
-    FLUSHED, SEND_NOTHING, STATE_CLOSING, STATE_OPEN, TLS_SHORT_MOST,
+    AGAIN, FLAG_BUSY, FLAG_CLOSE_NOTIFY, FLAG_HANDSHAKE, FLAG_RECEIVING, FLAG_TLS_END,
+    FLAG_TLS_FAILED, FLUSHED, STATE_CLOSING, STATE_OPEN,
 )
 from hydrogen._c.input cimport input_store
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks
-from hydrogen._engine.callbacks cimport (
-    callbacks_begin, callbacks_call, callbacks_check, callbacks_computing,
-)
+from hydrogen._engine.callbacks cimport callbacks_begin, callbacks_call, callbacks_check
 from hydrogen._engine.references cimport references_hold
-from hydrogen._engine.sending cimport (
-    sending_append, sending_encrypt, sending_encrypt_held, sending_give_back,
-    sending_take_session,
-)
+from hydrogen._engine.sending cimport sending_append, sending_work
 
 
 cdef inline int tls_begin(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, session) except -1:
@@ -42,19 +37,31 @@ cdef inline void tls_note_end(connection_t *connection, session):
 
 
 cdef inline int tls_decrypt(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
-    """Have TLS make input of what was read, and go on with the handshake; when that is done the connection is ready."""
-    cdef bytes plaintext
+    """Have TLS make input of what was read; if another thread has the session, then by that one."""
+    cdef block_t *block = connection.ciphertext
     session = <object>connection.session
     callbacks_begin(engine, worker)
-    if not sending_take_session(session):
-        connection.flags |= FLAG_BUSY
-        return 0
-    try:
-        plaintext = tls_receive(engine, worker, connection, socket, session)
-    finally:
-        sending_give_back(engine, socket, session)
+    session.received.append(PyBytes_FromStringAndSize(block_bytes(block) + block.start, block_length(block)))
+    connection.ciphertext = NULL
+    block_free(&worker.io.pool, block)
+    connection.flags |= FLAG_RECEIVING
+    sending_work(engine, worker, socket, session, True)
     callbacks_check(engine)
-    sending_encrypt(engine, worker, socket, session)
+    return tls_collect(engine, worker, connection, socket)
+
+
+cdef inline int tls_collect(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+    """What became of what was read, if that is done; with it the connection may become ready.
+
+    Else another thread has the session. He finds what was read when he gives the lock back, at the
+    latest, and whoever has made plaintext of it posts WRITABLE. Nothing more is read before.
+    """
+    cdef bytes plaintext
+    session = <object>connection.session
+    if not session.plaintexts:
+        return 0
+    connection.flags &= ~<uint32_t>FLAG_RECEIVING
+    plaintext = session.plaintexts.popleft()
     if plaintext and not input_store(&worker.io, &connection.input, PyBytes_AS_STRING(plaintext), len(plaintext), False):
         raise MemoryError
     tls_note_end(connection, session)
@@ -69,36 +76,27 @@ cdef inline int tls_decrypt(Engine engine, worker_t *worker, connection_t *conne
     return callbacks_call(engine, worker, connection, socket, (<_Callbacks>worker.callbacks).on_connected, "on_connected")
 
 
-cdef inline bytes tls_receive(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, session):
-    """The plaintext of `ciphertext`, with the session's lock. May run user code: `sni_callback`, say."""
-    cdef block_t *block = connection.ciphertext
-    cdef bytes ciphertext, plaintext
-    ciphertext = PyBytes_FromStringAndSize(block_bytes(block) + block.start, block_length(block))
-    connection.ciphertext = NULL
-    block_free(&worker.io.pool, block)
-    callbacks_computing(engine, worker, not connection.flags & FLAG_HANDSHAKE and len(ciphertext) <= TLS_SHORT_MOST)
-    try:
-        plaintext = session.receive(ciphertext)
-    finally:
-        callbacks_computing(engine, worker, False)
-    sending_append(engine, worker, socket, &engine._raw, session.take(), STATE_CLOSING)
-    return plaintext
+cdef inline int tls_received(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+    """Another thread has done something for the owner: a step sees what follows from it."""
+    if connection.flags & FLAG_RECEIVING:
+        tls_collect(engine, worker, connection, socket)
+    connection.mail |= AGAIN
+    return 0
 
 
 cdef inline int tls_close_notify(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
-    """All output is flushed: close_notify is the last of it. When that is flushed, FLUSHED is posted again."""
+    """All output is flushed: what waits is encrypted, and close_notify is the last. When that is flushed, FLUSHED is posted again.
+
+    What is received no more counts. If another thread has the session he closes, and posts WRITABLE.
+    """
     session = <object>connection.session
     callbacks_begin(engine, worker)
-    if not sending_take_session(session):
-        connection.flags |= FLAG_BUSY
-        return 0
-    try:
-        session.is_closing = True
-        while session.waiting and session.is_writable:
-            sending_encrypt_held(engine, worker, socket, session, ENCRYPT_MOST)
+    connection.flags &= ~<uint32_t>FLAG_RECEIVING
+    session.is_closing = True
+    sending_work(engine, worker, socket, session, True)
+    if session.is_sealed:
         connection.flags |= FLAG_CLOSE_NOTIFY
-        if sending_append(engine, worker, socket, &engine._raw, session.close(), STATE_CLOSING) == SEND_NOTHING:
-            connection.mail |= FLUSHED
-    finally:
-        sending_give_back(engine, socket, session)
+        connection.mail |= FLUSHED  # it may have been flushed already, or there was nothing to say
+    else:
+        connection.flags |= FLAG_BUSY
     return 0

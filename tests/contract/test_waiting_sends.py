@@ -1,13 +1,16 @@
 """With TLS one thread encrypts at a time. What others send meanwhile is pending, is limited, and is no burden on one thread for ever."""
 
+import ssl
 import sys
+import threading
 
 import pytest
 from certificates import client_context, server_context
-from support import TlsClient, recorder, running, settled, wait_until
+from support import PATIENCE, TlsClient, recorder, running, settled, wait_event, wait_until
 
 import hydrogen
 from hydrogen import tls
+from hydrogen.tls import TlsSession
 
 LIMIT = 1 << 20
 MESSAGE = bytes(1 << 16)
@@ -36,9 +39,9 @@ def while_encrypting(call, action):
 def pair(start, connect):
     """The socket of a connection with TLS, its peer, and the handler."""
 
-    def pair(**options):
-        handler = recorder(connected=None)
-        server = start(handler, ssl=server_context(), max_threads=2, **options)
+    def pair(hook=None, max_threads=2, **options):
+        handler = recorder(connected=None, data_received=hook)
+        server = start(handler, ssl=server_context(), max_threads=max_threads, **options)
         peer = TlsClient(connect(server), client_context()).handshake()
         handler.wait_for("connected")
         return handler.socket(), peer, handler
@@ -131,3 +134,168 @@ def test_many_senders_keep_their_order_and_the_pending_count_ends_at_nothing(pai
         mine = [message for message in messages if message.startswith(b"%d" % sender)]
         assert mine == [b"%d%05d" % (sender, number) for number in range(each)]
     assert settled(lambda: socket.pending) == 0
+
+
+# --------------------------------------------------------------------------------------------------
+# What is received, and what is left over, while others send.
+
+
+@pytest.fixture
+def long_turns(engine):
+    """A thread that computes keeps the GIL, if there is one, until it lets go of it by itself.
+
+    Not with the Python engine, which can do nothing without it.
+    """
+    interval = sys.getswitchinterval()
+    if engine == "compiled":
+        sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def hold(monkeypatch, gate):
+    """`inside, release = hold(data)`: who encrypts `data` sets `inside`, and stays until `release` is set."""
+
+    def hold(data):
+        inside, release = threading.Event(), gate()
+        encrypt = TlsSession.encrypt
+
+        def held(session, plaintext):
+            if bytes(plaintext) == data:
+                inside.set()
+                wait_event(release, "it may go on")
+            return encrypt(session, plaintext)
+
+        monkeypatch.setattr(TlsSession, "encrypt", held)
+        return inside, release
+
+    return hold
+
+
+@pytest.mark.clause("C22", "K6")
+@pytest.mark.parametrize("ends", [False, True], ids=["", "stop"])
+def test_a_thread_that_sends_without_rest_keeps_nobody_from_receiving(pair, hold, long_turns, ends):
+    """It is in the session whenever a worker gets to run. What the peer sent is delivered all the same, during a stop too."""
+    socket, peer, handler = pair(max_write_buffer=1 << 30, write_buffer_limits=(1 << 29, 1 << 29))
+    inside, release = hold(b"first")
+    before = socket.server.stats().bytes_received
+    sent = []
+
+    def send():
+        for _ in range(200):
+            if handler.of("data_received") or not socket.send(bytes(1 << 20)):
+                break
+            sent.append(1 << 20)
+
+    def first():
+        socket.send(b"first")
+        send()
+
+    with running(first):
+        wait_event(inside, "it encrypts")
+        peer.send(b"request")
+        wait_until(lambda: socket.server.stats().bytes_received > before, "a worker has read the request")
+        if ends:
+            stop = threading.Thread(target=socket.server.stop, args=(PATIENCE,))
+            stop.start()
+            wait_until(lambda: not socket.server.ready, "the stop begins")
+        release.set()
+    assert len(sent) < 200
+    assert handler.wait_bytes(7) == b"request"
+    peer.client.close()
+    if ends:
+        stop.join(PATIENCE)
+
+
+def leaves_some(pair, hold, respond, **options):
+    """A thread encrypts; a callback sends more than one thread encrypts for others, and goes on in `respond` when that one is done.
+
+    Returns the peer, and what it is to receive.
+    """
+    inside, release = hold(b"first")
+    began, done = threading.Event(), threading.Event()
+    count = 200
+
+    def on_data(socket, data):
+        began.set()
+        wait_event(inside, "a thread encrypts")
+        for _ in range(count):
+            assert socket.send(MESSAGE)
+        release.set()
+        wait_event(done, "that thread is done")
+        respond(socket)
+
+    socket, peer, handler = pair(max_write_buffer=1 << 30, hook=on_data, **options)
+
+    def first():
+        wait_event(began, "the callback runs")
+        socket.send(b"first")
+        done.set()
+
+    peer.send(b"request")
+    return running(first), socket, peer, b"first" + count * MESSAGE
+
+
+@pytest.mark.clause("K11")
+@pytest.mark.parametrize("max_threads", [1, 2])
+def test_drain_in_a_callback_comes_back_whoever_was_to_encrypt(pair, hold, max_threads):
+    drained = []
+    sender, _, peer, expected = leaves_some(
+        pair, hold, lambda socket: drained.append(socket.drain(None)), max_threads=max_threads
+    )
+    with sender:
+        assert peer.receive(len(expected)) == expected
+    wait_until(lambda: drained == [True], "drain() has returned")
+
+
+@pytest.mark.clause("K6", "P2")
+def test_what_a_thread_leaves_over_is_sent_though_a_callback_blocks(pair, hold, gate):
+    blocked = gate()
+    sender, _, peer, expected = leaves_some(
+        pair, hold, lambda socket: wait_event(blocked, "the peer has received all")
+    )
+    with sender:
+        assert peer.receive(len(expected)) == expected
+    blocked.set()
+
+
+@pytest.mark.clause("K11")
+def test_drain_returns_when_tls_fails_while_messages_wait(pair, monkeypatch):
+    drained = []
+    receive = TlsSession.receive
+
+    def received(session, ciphertext):
+        if b"nonsense" in bytes(ciphertext):
+            with running(lambda: socket.send(MESSAGE)):
+                pass
+        return receive(session, ciphertext)
+
+    socket, peer, handler = pair(
+        write_buffer_limits=(1000, 2000), hook=lambda socket, data: drained.append(socket.drain(None))
+    )
+    monkeypatch.setattr(TlsSession, "receive", received)
+    peer.client.send(peer.encrypt(b"request") + b"\x17\x03\x03\x00\x40" + b"nonsense" * 8)
+    wait_until(lambda: drained, "drain() has returned")
+    assert isinstance(handler.wait_removed()[0], ssl.SSLError)
+
+
+@pytest.mark.clause("C16", "P2")
+def test_many_threads_that_send_short_messages_without_rest_are_not_slowed_down_by_what_waits(pair, engine, request):
+    """Nor is the peer taken for a slow one because they are faster than who encrypts."""
+    if engine == "python":
+        request.applymarker(pytest.mark.xfail(strict=False, reason="a peer that reads is taken for a slow one"))
+    socket, peer, _ = pair()
+    senders, each = 4, 80_000
+    done = []
+
+    def send():
+        for _ in range(each):
+            if not socket.send(bytes(100)):
+                break
+        else:
+            done.append(True)
+
+    with running(*[send] * senders, lambda: peer.receive(100 * senders * each)):
+        wait_until(lambda: len(done) == senders or not socket.is_open, "all is sent")
+    assert len(done) == senders
