@@ -64,6 +64,9 @@ GO_ON = _GoOn()
 class Stream(abc.ABC):
     """How one connection is read and written. The server never calls two methods of one stream at once.
 
+    It calls them in its workers, `send` also in a thread that calls `HydrogenSocket.send`. While such a
+    thread is in the stream it does what others want of it meanwhile, which may be a `recv`.
+
     The fd must be non-blocking where `recv` and `send` should not block others' reading of this stream; the server hands it over so.
     """
 
@@ -109,15 +112,17 @@ class StreamAdapter:
 
     Attributes:
         stream: the user's.
-        messages: what `receive` got; it belongs to the owner of the connection.
+        messages: what `receive` got, for the owner of the connection.
         blocked: the last `send` of the stream raised `BlockingIOError`: it has kept something.
         pending: bytes that it was given since it last had nothing; an upper bound of what it keeps.
         waiting: of the compiled engine: messages for who is in the stream; None asks him to go on.
-        wanted: the same: the owner came to receive, and is to be told when the stream is left.
+        wanted: the same: who is in the stream is to receive, for the owner, who is told.
+        answer: the same: whether he has received something; None: not yet.
+        is_ended: the same: `recv` has raised `EOFError`.
         user: the same: the thread that is in the stream.
     """
 
-    __slots__ = ("blocked", "messages", "pending", "stream", "user", "waiting", "wanted")
+    __slots__ = ("answer", "blocked", "is_ended", "messages", "pending", "stream", "user", "waiting", "wanted")
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -126,6 +131,8 @@ class StreamAdapter:
         self.pending = 0
         self.waiting: deque[bytes | None] = deque()
         self.wanted = False
+        self.answer: bool | None = None
+        self.is_ended = False
         self.user: int | None = None
 
     def receive(self) -> bool:

@@ -11,7 +11,7 @@ from libc.stdint cimport uint32_t
 from hydrogen._c.atomic cimport atomic_store32, relaxed_load32, relaxed_store32
 from hydrogen._c.buffer cimport queue_t
 from hydrogen._c.constants cimport (
-    ADAPTER_BUSY, ADAPTER_ENTERED, ADAPTER_GONE, STALL_NEW, STATE_ABORTING, WRITABLE,
+    ADAPTER_BUSY, ADAPTER_ENTERED, ADAPTER_GONE, STALL_NEW, STATE_ABORTING,
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
@@ -43,7 +43,7 @@ cdef inline bint adapter_leave(
 ) noexcept nogil:
     """Come out of the user's stream; False when there is something to do there still: an edge came, or a message.
 
-    `hands_over`: leave that to the owner, as if the kernel took no more. `bits` are to be posted,
+    `hands_over`: leave that to a worker, as if the kernel took no more. `bits` are to be posted,
     with FLUSH_DRAINED and FLUSH_OWNER.
     """
     cdef bint leaves
@@ -56,7 +56,7 @@ cdef inline bint adapter_leave(
         connection.flushing = False
         if hands_over and connection.state < STATE_ABORTING:
             connection.blocked = connection.edge = True
-            bits[0] = WRITABLE | output_drained_locked(connection)
+            bits[0] = output_drained_locked(connection)
         else:
             bits[0] = output_settle_locked(context, connection, &dropped)
     lock_give(&connection.lock)

@@ -17,7 +17,7 @@ cdef enum:
     DEADLINE = 1 << 9   # a hint: the owner looks at the clock
     RESUME = 1 << 10    # the last cause of a pause is gone
     AGAIN = 1 << 11     # something is left to do: look again
-    WRITABLE = 1 << 12  # an OUT edge, for a user's stream; TLS: another thread has done what the owner asked for
+    RECEIVED = 1 << 12  # another thread has done in the user's stream, or with TLS, what the owner wanted
     STOP = 1 << 13      # the server stops: finish what was received, then end
     MAIL_BITS = 0x00FFFFFE
     # State: why the connection is neither read nor delivered to.
@@ -99,7 +99,7 @@ cdef enum:
     FLAG_STOP = 1 << 16       # STOP was seen: nothing more is read
     FLAG_BUSY = 1 << 17       # what the owner needs is with another thread, who posts when it is done
     FLAG_CUT = 1 << 18        # aborting: a thread is in the user's stream, and its socket was ended under it
-    FLAG_RECEIVING = 1 << 19  # another thread receives for the owner, and posts WRITABLE then
+    FLAG_RECEIVING = 1 << 19  # another thread receives for the owner, and posts RECEIVED then
     # No more input will come, for either reason.
     FLAGS_ENDED = (1 << 0) | (1 << 7)
     # It is not ready: what open_timeout is for.
@@ -113,7 +113,7 @@ cdef enum:
     TODO_DELIVER = 8
     TODO_EOF = 16
     TODO_FINISH = 32
-    TODO_WRITABLE = 64
+    TODO_RECEIVED = 64
     TODO_CLOSE_NOTIFY = 128  # close_notify is due
 
 # What is to be done with a connection after a step of its owner.
@@ -150,7 +150,7 @@ cdef enum:
 cdef enum:
     EDGE_NOTHING
     EDGE_FLUSH  # output was blocked: flush
-    EDGE_ADAPTER   # the owner has to tell a user's stream
+    EDGE_ADAPTER   # a user's stream has to be told
 
 # Whether the caller may call a user's stream.
 cdef enum:

@@ -6,14 +6,14 @@ from hydrogen._c.atomic cimport (
     atomic_store64, atomic_swap64, relaxed_load32, relaxed_load64, relaxed_store32,
 )
 from hydrogen._c.constants cimport (
-    CORKED_MOST, EDGE_ADAPTER, EDGE_FLUSH, EDGE_NOTHING, WORKER_CALLBACK, WRITABLE,
+    CORKED_MOST, EDGE_ADAPTER, EDGE_FLUSH, EDGE_NOTHING, WORKER_CALLBACK,
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
 from hydrogen._c.kernel cimport HYDROGEN_GIL
 from hydrogen._c.mailbox cimport mailbox_of
 from hydrogen._c.output cimport output_flush, output_unblock, output_wake_drainers
 from hydrogen._c.poller cimport EPOLLERR, EPOLLHUP, EPOLLOUT
-from hydrogen._c.queues cimport queues_check_memory, queues_post
+from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
 
 
@@ -73,8 +73,8 @@ cdef inline void flush_take_over(worker_t *worker) noexcept nogil:
             flush_for(loop, &worker.io, &loop.workers[last - 1], False)
 
 
-cdef inline uint32_t flush_on_event(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, uint32_t events, bint wake) noexcept nogil:
-    """The output half of an event. Returns the bits that it means for the owner."""
+cdef inline void flush_on_event(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, uint32_t events, bint wake) noexcept nogil:
+    """The output half of an event. It needs no owner, who may be in a callback."""
     cdef int meaning = EDGE_NOTHING
     if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
         meaning = output_unblock(&loop.context, connection, generation)
@@ -82,5 +82,4 @@ cdef inline uint32_t flush_on_event(loop_t *loop, io_t *io, connection_t *connec
         flush_one(loop, io, connection, generation, wake)
     if meaning == EDGE_ADAPTER:
         output_wake_drainers(&loop.context)
-        return WRITABLE
-    return 0
+        queues_leave_output(loop, connection, True, wake)

@@ -126,8 +126,8 @@ cdef inline void loop_poll(loop_t *loop, worker_t *worker, int timeout, conn_que
         events = loop.events[k].events
         connection = mailbox_of(loop, token)
         generation = <uint32_t>(token >> 32)
-        bits = flush_on_event(loop, &worker.io, connection, generation, events, False)
-        bits |= loop_event_bits(events)
+        flush_on_event(loop, &worker.io, connection, generation, events, False)
+        bits = loop_event_bits(events)
         if bits and mailbox_post(connection, generation, bits) == POST_OWNER:
             loop_step(loop, worker, connection, ready, service)
 

@@ -42,7 +42,7 @@ cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
     """Do the output half of the event role while all workers are in callbacks; the input half is posted, unread."""
     cdef int count = poller_wait(&loop.context.poller, loop.events, 0)
     cdef connection_t *connection
-    cdef uint32_t generation, bits
+    cdef uint32_t generation
     cdef uint64_t token
     cdef int k
     for k in range(count):
@@ -51,8 +51,8 @@ cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
             continue
         connection = mailbox_of(loop, token)
         generation = <uint32_t>(token >> 32)
-        bits = flush_on_event(loop, &loop.monitor_io, connection, generation, loop.events[k].events, False)
-        queues_post(loop, connection, generation, bits | loop_event_bits(loop.events[k].events), False)
+        flush_on_event(loop, &loop.monitor_io, connection, generation, loop.events[k].events, False)
+        queues_post(loop, connection, generation, loop_event_bits(loop.events[k].events), False)
 
 
 cdef inline bint monitor_stand_in(loop_t *loop, bint may_wake) noexcept nogil:

@@ -106,11 +106,12 @@ cdef inline void queues_add_task(loop_t *loop, uint32_t notice) noexcept nogil:
     lock_give(&loop.lock)
 
 
-cdef inline void queues_leave_output(loop_t *loop, connection_t *connection, bint now) noexcept nogil:
+cdef inline void queues_leave_output(loop_t *loop, connection_t *connection, bint now, bint wake) noexcept nogil:
     """Have a worker go on with what a connection sends by TLS or a user's stream. Any thread.
 
     Not the owner, who may be in a callback for long: any worker that is free. When it comes the slot
     may be another connection's, or nobody's: then it finds nothing to do. Not `now`: with the timers.
+    `wake` unless the caller looks at the tasks next, or wakes a worker for them.
     """
     lock_take(&loop.lock)
     if not connection.in_outputs:
@@ -124,6 +125,7 @@ cdef inline void queues_leave_output(loop_t *loop, connection_t *connection, bin
         loop.outputs += 1
     if now:
         loop.tasks |= TASK_OUTPUT
+    if wake:
         queues_wake_locked(loop)
     lock_give(&loop.lock)
 

@@ -10,7 +10,7 @@ can drop a bit. Then the state says what is done about them. A fact stays until 
 | HANGUP | both, and FLAG_HANGUP |
 | STOP | FLAG_STOP |
 | NEW | TODO_OPEN |
-| WRITABLE | TODO_WRITABLE: a user's stream may go on writing; with TLS, what another thread has received is there |
+| RECEIVED | TODO_RECEIVED: what another thread has received for the owner, by TLS or a user's stream, is there |
 | LOW | TODO_LOW, if there is an `on_writable`, and on_connected came before |
 | DEADLINE | the clock is looked at; FLAG_LATE when it is late |
 | RESUME | the time of the pause does not count for deadlines; what waits is FLAG_READABLE, or in `input` |
@@ -41,7 +41,7 @@ from hydrogen._c.constants cimport (
     FLAG_HANDSHAKE, FLAG_HANGUP, FLAG_HEADER, FLAG_LATE, FLAG_LINGERING, FLAG_READABLE,
     FLAG_RECEIVING, FLAG_STICKY, FLAG_STOP, HANGUP, LOW, NEW, NEXT_DISPATCH, NEXT_LET_GO, NEXT_STEP, PAUSE_USER,
     PAUSE_WATERMARK, RDHUP, READABLE, RESUME, STATE_ABORTING, STATE_CLOSING, STOP, TIMEOUT_IDLE,
-    TODO_DELIVER, TODO_LOW, TODO_OPEN, TODO_READ, TODO_WRITABLE, URGENT, WRITABLE,
+    TODO_DELIVER, TODO_LOW, TODO_OPEN, TODO_READ, TODO_RECEIVED, URGENT, RECEIVED,
 )
 from hydrogen._c.deadlines cimport deadlines_is_idle, deadlines_passed
 from hydrogen._c.input cimport input_broken, input_deliverable, input_drop, input_paused, input_read
@@ -64,8 +64,8 @@ cdef inline void step_absorb(context_t *context, connection_t *connection, uint3
         connection.flags |= FLAG_STOP
     if bits & NEW:
         connection.todo |= TODO_OPEN
-    if bits & WRITABLE:
-        connection.todo |= TODO_WRITABLE
+    if bits & RECEIVED:
+        connection.todo |= TODO_RECEIVED
     if bits & LOW and context.has_on_writable and relaxed_load32(&connection.ready):
         connection.todo |= TODO_LOW
     if bits & RESUME and not connection.flags & (FLAG_HANDSHAKE | FLAG_LINGERING):
@@ -166,7 +166,7 @@ cdef inline int step_paused(context_t *context, io_t *io, connection_t *connecti
 
 
 cdef inline int step_receiving(context_t *context, io_t *io, connection_t *connection, int late) noexcept nogil:
-    """Open, and another thread receives for the owner: what it has read comes first, with WRITABLE."""
+    """Open, and another thread receives for the owner: what it has read comes first, with RECEIVED."""
     if connection.todo:
         return NEXT_DISPATCH
     if late and connection.adapter != NULL and deadlines_passed(context, connection) == late:

@@ -9,7 +9,7 @@ from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_CHECKSUM_MISMATCH, CAUSE_FRAME_TOO_LARGE, CAUSE_HANDLER_ERROR,
     CAUSE_OS_ERROR, CAUSE_TLS_ERROR, CORK_CALLBACKS, CORK_NS, DELIVER_MOST, FLAG_FIRST,
     FLAG_TLS_FAILED, STATE_OPEN, TASK_DRAINED, TASK_OUTPUT, TASK_RETRY_NS, TASK_TIMERS, TODO_CLOSE_NOTIFY,
-    TODO_DELIVER, TODO_EOF, TODO_FINISH, TODO_LOW, TODO_OPEN, TODO_READ, TODO_WRITABLE,
+    TODO_DELIVER, TODO_EOF, TODO_FINISH, TODO_LOW, TODO_OPEN, TODO_READ, TODO_RECEIVED,
 )
 from hydrogen._c.framing cimport (
     FRAME_CHECKSUM, FRAME_COMPLETE, FRAME_OVERSIZE, FRAMING_PYTHON, frame_t, framing_next,
@@ -35,8 +35,8 @@ from hydrogen._engine.finishing cimport finishing_callbacks, finishing_release
 from hydrogen._engine.opening cimport opening_has_second_header, opening_open
 from hydrogen._engine.references cimport references_current, references_held, references_socket
 from hydrogen._engine.sending cimport sending_work
-from hydrogen._engine.streams cimport streams_read, streams_send
-from hydrogen._engine.tls cimport tls_close_notify, tls_decrypt, tls_received
+from hydrogen._engine.streams cimport streams_read, streams_send, streams_told
+from hydrogen._engine.tls cimport tls_close_notify, tls_decrypt, tls_told
 
 
 cdef inline void dispatch_iteration(Engine engine, worker_t *worker) noexcept:
@@ -107,7 +107,7 @@ cdef inline int dispatch_output(Engine engine, worker_t *worker, connection_t *c
         is_done = True
     finally:
         if not is_done and not engine._inert():
-            queues_leave_output(&engine._loop, connection, False)
+            queues_leave_output(&engine._loop, connection, False, False)
     return 0
 
 
@@ -171,10 +171,10 @@ cdef inline int dispatch_do(Engine engine, worker_t *worker, connection_t *conne
     cdef HydrogenSocket socket = references_socket(engine, connection)
     if todo & TODO_OPEN:
         opening_open(engine, worker, connection, socket)
-    if todo & TODO_WRITABLE and connection.adapter != NULL:
-        streams_send(engine, socket, None)
-    elif todo & TODO_WRITABLE and connection.session != NULL:
-        tls_received(engine, worker, connection, socket)
+    if todo & TODO_RECEIVED and connection.adapter != NULL:
+        streams_told(connection)
+    elif todo & TODO_RECEIVED and connection.session != NULL:
+        tls_told(engine, worker, connection, socket)
     if todo & TODO_LOW:
         callbacks_call(engine, worker, connection, socket, callbacks.on_writable, "on_writable")
     if todo & (TODO_READ | TODO_DELIVER):

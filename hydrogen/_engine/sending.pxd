@@ -11,7 +11,7 @@ from hydrogen._c.constants cimport (
     CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS,
     DRAIN_WAIT, ENCRYPT_MOST, ENCRYPT_NS, NOT_CORKED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING,
     SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN,
-    TLS_JOINED, TLS_SHORT_MOST, WRITABLE,
+    TLS_JOINED, TLS_SHORT_MOST, RECEIVED,
 )
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over
@@ -133,7 +133,7 @@ cdef inline int sending_work(Engine engine, worker_t *worker, HydrogenSocket soc
             session.user = None
             session.lock.release()
         if left == 0 and not engine._inert() and sending_has_work(session):
-            queues_leave_output(&engine._loop, socket._connection, True)
+            queues_leave_output(&engine._loop, socket._connection, True, True)
             break
     return 0
 
@@ -159,7 +159,7 @@ cdef inline int sending_work_held(
                 sending_append(engine, worker, socket, &engine._raw, session.close(), STATE_CLOSING)
                 session.is_sealed = True
             if not owner and not engine._inert():
-                queues_post(&engine._loop, socket._connection, socket._generation, WRITABLE, worker == NULL)
+                queues_post(&engine._loop, socket._connection, socket._generation, RECEIVED, worker == NULL)
         is_whole = True
     finally:
         if not is_whole:  # a record may be missing: what came after it would be nonsense to the peer

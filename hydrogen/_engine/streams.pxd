@@ -4,7 +4,8 @@ Messages that the stream gave out and that were not delivered are in the adapter
 off the GIL that there are some.
 
 One thread at a time is in a stream, as `flushing` of the connection says, so that its end waits until
-nobody is, and is told. Nobody waits to enter.
+nobody is, and is told. Nobody waits to enter, the owner neither: who is in it does what others want
+meanwhile, be it to send a message or to receive, and looks again before he leaves.
 """
 
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -15,13 +16,13 @@ from hydrogen._c.adapter cimport adapter_enter, adapter_leave, adapter_sent
 from hydrogen._c.atomic cimport atomic_load32, atomic_load64, relaxed_add64, relaxed_store32
 from hydrogen._c.constants cimport (
     ADAPTER_BUSY, ADAPTER_ENTERED, AGAIN, CAUSE_HANDLER_ERROR, CAUSE_OS_ERROR, DELIVER_MOST,
-    FLAG_EOF, FLAG_READABLE, FLAG_STOP, FLAG_UNDECODED, READABLE, STATE_ABORTING, STATE_CLOSING,
-    STATE_OPEN, STOP,
+    FLAG_EOF, FLAG_READABLE, FLAG_RECEIVING, FLAG_STOP, FLAG_UNDECODED, STATE_ABORTING,
+    STATE_CLOSING, STATE_OPEN, STOP, RECEIVED,
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
 from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.output cimport output_count
-from hydrogen._c.queues cimport queues_check_memory, queues_post
+from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._core cimport Engine, HydrogenSocket, class_name, errors
 from hydrogen._engine.callbacks cimport callbacks_log, callbacks_message, callbacks_run
@@ -57,12 +58,7 @@ cdef inline int streams_read(Engine engine, worker_t *worker, connection_t *conn
         data = adapter.messages.popleft()
         relaxed_add64(&worker.io.counters.bytes_received, len(data))
         callbacks_message(engine, worker, connection, socket, data)
-    connection.flags &= ~<uint32_t>FLAG_UNDECODED
-    connection.held = 0
-    if adapter.messages:
-        connection.flags |= FLAG_UNDECODED
-        connection.held = sum([len(message) for message in adapter.messages])
-    return 0
+    return streams_note(connection, adapter)
 
 
 cdef inline bint streams_stops(connection_t *connection) noexcept:
@@ -73,49 +69,78 @@ cdef inline bint streams_stops(connection_t *connection) noexcept:
 cdef inline bint streams_receive(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, adapter,
 ) except -1:
-    """One `Stream.recv`; False when there is nothing more, it raised, or somebody else is in the stream: he posts READABLE."""
-    cdef bint received = False
-    if not streams_enter_to_read(connection, socket, adapter):
-        connection.flags &= ~<uint32_t>FLAG_READABLE
+    """One `Stream.recv`; False when there is nothing more, it raised, or it is left to who is in the stream.
+
+    He looks again before he leaves, receives once, and posts RECEIVED: so threads that send without
+    rest keep nobody from receiving. `wanted` is set before it is tried to enter; it is in vain only
+    if he was told, under the same lock, to look again.
+    """
+    cdef int entered
+    adapter.answer = None
+    adapter.wanted = True
+    connection.flags &= ~<uint32_t>FLAG_READABLE  # an edge that comes now is told of anew
+    entered = adapter_enter(connection, socket._generation)
+    if entered == ADAPTER_BUSY:
+        connection.flags |= FLAG_RECEIVING
+    if entered != ADAPTER_ENTERED:
         return False
-    try:
-        received = streams_ask(engine, worker, connection, socket, adapter)
-    finally:
-        if not engine._inert():
-            streams_leave(engine, worker, socket, adapter, False)
-    return received
+    streams_leave(engine, worker, socket, adapter, True, True)
+    return streams_received(connection, adapter)
 
 
-cdef inline bint streams_ask(
-    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, adapter,
-) except -1:
-    """The same, in the stream."""
-    cdef bint received = False
-    try:
-        adapter.user = PyThread_get_thread_ident()
-        received = callbacks_run(engine, worker, adapter.receive)
-    except EOFError:
+cdef inline bint streams_received(connection_t *connection, adapter) except -1:
+    """What came of the owner's wish to receive, if it was fulfilled: whether there was something."""
+    if adapter.is_ended:
         connection.flags |= FLAG_EOF
+    if adapter.answer is None:
+        return False
+    connection.flags &= ~<uint32_t>FLAG_RECEIVING
+    if adapter.answer:
+        connection.flags |= FLAG_READABLE
+    return adapter.answer
+
+
+cdef inline int streams_note(connection_t *connection, adapter) except -1:
+    """Note for steps off the GIL what is left for the owner."""
+    connection.flags &= ~<uint32_t>FLAG_UNDECODED
+    connection.held = 0
+    if adapter.messages:
+        connection.flags |= FLAG_UNDECODED
+        connection.held = sum([len(message) for message in adapter.messages.copy()])
+    return 0
+
+
+cdef inline int streams_told(connection_t *connection) except -1:
+    """Another thread has received for the owner, or was asked to."""
+    adapter = <object>connection.adapter
+    if connection.flags & FLAG_RECEIVING:
+        streams_received(connection, adapter)
+    streams_note(connection, adapter)
+    connection.mail |= AGAIN
+    return 0
+
+
+cdef inline object streams_ask(Engine engine, worker_t *worker, HydrogenSocket socket, adapter):
+    """In the stream: one `Stream.recv`, as the owner wants. Returns what a thread of the user's is to be told."""
+    cdef bint received = False
+    raised = None
+    adapter.wanted = False
+    try:
+        if not adapter.is_ended:
+            received = callbacks_run(engine, worker, adapter.receive)
+    except EOFError:
+        adapter.is_ended = True
     except BaseException as error:
         if engine._inert():
             raise
         streams_failed(engine, socket, adapter, "recv", error)
+        if worker == NULL and not isinstance(error, Exception):
+            raised = error
+    finally:
+        adapter.answer = received
     if received:
-        relaxed_store32(&connection.active, 1)
-    else:
-        connection.flags &= ~<uint32_t>FLAG_READABLE
-    return received
-
-
-cdef inline bint streams_enter_to_read(connection_t *connection, HydrogenSocket socket, adapter) except -1:
-    """Enter the stream, for the owner. If somebody is in it he sees `wanted` after he has left."""
-    if adapter_enter(connection, socket._generation) == ADAPTER_ENTERED:
-        return True
-    adapter.wanted = True
-    if adapter_enter(connection, socket._generation) != ADAPTER_ENTERED:
-        return False
-    adapter.wanted = False
-    return True
+        relaxed_store32(&socket._connection.active, 1)
+    return raised
 
 
 cdef inline void streams_failed(Engine engine, HydrogenSocket socket, adapter, name, error) noexcept:
@@ -155,7 +180,7 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except
             return False
     entered = adapter_enter(connection, socket._generation)
     if entered == ADAPTER_ENTERED:
-        return streams_leave(engine, engine._worker(), socket, adapter, True)
+        return streams_leave(engine, engine._worker(), socket, adapter, False, True)
     return entered == ADAPTER_BUSY
 
 
@@ -170,8 +195,12 @@ cdef inline bint streams_take_back(adapter, data) except -1:
     return was_there
 
 
-cdef inline bint streams_leave(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint went_well) except -1:
-    """Write what waits, and come out of the stream. False when that failed.
+cdef inline bint streams_leave(
+    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint owner, bint went_well,
+) except -1:
+    """Receive, if the owner wants it; write what waits; and come out of the stream. False when that failed.
+
+    After DELIVER_MOST messages the rest is left to a worker: others send as fast as this thread.
 
     What a thread of the user's is to be told (Ctrl-C, or `sys.exit()` of a signal handler, that came
     while it was in the stream) is raised again. Whatever is raised, also by catching an exception
@@ -179,6 +208,7 @@ cdef inline bint streams_leave(Engine engine, worker_t *worker, HydrogenSocket s
     """
     cdef connection_t *connection = socket._connection
     cdef uint32_t bits = 0
+    cdef int left = DELIVER_MOST
     cdef bint is_out = False
     cdef bint hands_over
     interrupt = None
@@ -187,7 +217,15 @@ cdef inline bint streams_leave(Engine engine, worker_t *worker, HydrogenSocket s
             hands_over = False
             try:
                 adapter.user = PyThread_get_thread_ident()
-                hands_over = streams_write(engine, worker, socket, adapter)
+                if adapter.wanted:
+                    raised = streams_ask(engine, worker, socket, adapter)
+                    interrupt = raised if interrupt is None else interrupt
+                    if engine._inert():
+                        return False
+                    if not owner:
+                        queues_post(&engine._loop, connection, socket._generation, RECEIVED, worker == NULL)
+                left = streams_write(engine, worker, socket, adapter, left)
+                hands_over = left == 0 and adapter.waiting and atomic_load32(&connection.state) == STATE_OPEN
             except BaseException as error:
                 if engine._inert():
                     raise
@@ -207,24 +245,22 @@ cdef inline bint streams_leave(Engine engine, worker_t *worker, HydrogenSocket s
                 adapter.user = None
                 ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
                 adapter_leave(&engine._loop.context, connection, True, &bits)
-            if adapter.wanted:
-                adapter.wanted = False
-                bits |= READABLE
             queues_post(&engine._loop, connection, socket._generation, bits, worker == NULL)
+            if is_out and hands_over:
+                queues_leave_output(&engine._loop, connection, True, True)
     if interrupt is not None:
         raise interrupt
     return went_well
 
 
-cdef inline bint streams_write(Engine engine, worker_t *worker, HydrogenSocket socket, adapter) except -1:
-    """In the stream: write what waits. True when that is left to the owner: others write as fast as this thread."""
+cdef inline int streams_write(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, int most) except -1:
+    """In the stream: write what waits, while it is open `most` messages; how many more there might have been."""
     cdef connection_t *connection = socket._connection
-    cdef int budget = DELIVER_MOST
     cdef size_t size
     while adapter.waiting and atomic_load32(&connection.state) < STATE_ABORTING:
-        if budget <= 0 and atomic_load32(&connection.state) == STATE_OPEN:
-            return True
-        budget -= 1
+        if most == 0 and atomic_load32(&connection.state) == STATE_OPEN:
+            break
+        most = max(most - 1, 0)
         try:
             data = adapter.waiting.popleft()
         except IndexError:  # taken back
@@ -236,9 +272,9 @@ cdef inline bint streams_write(Engine engine, worker_t *worker, HydrogenSocket s
         elif adapter.blocked:
             callbacks_run(engine, worker, adapter.resume)
         if engine._inert():
-            return False
+            return 0
         streams_sent(engine, socket, adapter.blocked, 0 if adapter.blocked else size)
-    return False
+    return most
 
 
 cdef inline void streams_sent(Engine engine, HydrogenSocket socket, bint blocked, size_t freed) noexcept:

@@ -54,7 +54,7 @@ cdef inline int tls_collect(Engine engine, worker_t *worker, connection_t *conne
     """What became of what was read, if that is done; with it the connection may become ready.
 
     Else another thread has the session. He finds what was read when he gives the lock back, at the
-    latest, and whoever has made plaintext of it posts WRITABLE. Nothing more is read before.
+    latest, and whoever has made plaintext of it posts RECEIVED. Nothing more is read before.
     """
     cdef bytes plaintext
     session = <object>connection.session
@@ -76,7 +76,7 @@ cdef inline int tls_collect(Engine engine, worker_t *worker, connection_t *conne
     return callbacks_call(engine, worker, connection, socket, (<_Callbacks>worker.callbacks).on_connected, "on_connected")
 
 
-cdef inline int tls_received(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+cdef inline int tls_told(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
     """Another thread has done something for the owner: a step sees what follows from it."""
     if connection.flags & FLAG_RECEIVING:
         tls_collect(engine, worker, connection, socket)
@@ -87,7 +87,7 @@ cdef inline int tls_received(Engine engine, worker_t *worker, connection_t *conn
 cdef inline int tls_close_notify(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
     """All output is flushed: what waits is encrypted, and close_notify is the last. When that is flushed, FLUSHED is posted again.
 
-    What is received no more counts. If another thread has the session he closes, and posts WRITABLE.
+    What is received no more counts. If another thread has the session he closes, and posts RECEIVED.
     """
     session = <object>connection.session
     callbacks_begin(engine, worker)

@@ -226,7 +226,7 @@ def leaves_some(pair, hold, respond, **options):
         wait_event(done, "that thread is done")
         respond(socket)
 
-    socket, peer, handler = pair(max_write_buffer=1 << 30, hook=on_data, **options)
+    socket, peer, _ = pair(max_write_buffer=1 << 30, hook=on_data, **options)
 
     def first():
         wait_event(began, "the callback runs")
@@ -241,9 +241,7 @@ def leaves_some(pair, hold, respond, **options):
 @pytest.mark.parametrize("max_threads", [1, 2])
 def test_drain_in_a_callback_comes_back_whoever_was_to_encrypt(pair, hold, max_threads):
     drained = []
-    sender, _, peer, expected = leaves_some(
-        pair, hold, lambda socket: drained.append(socket.drain(None)), max_threads=max_threads
-    )
+    sender, _, peer, expected = leaves_some(pair, hold, lambda socket: drained.append(socket.drain(None)), max_threads=max_threads)
     with sender:
         assert peer.receive(len(expected)) == expected
     wait_until(lambda: drained == [True], "drain() has returned")
@@ -252,9 +250,7 @@ def test_drain_in_a_callback_comes_back_whoever_was_to_encrypt(pair, hold, max_t
 @pytest.mark.clause("K6", "P2")
 def test_what_a_thread_leaves_over_is_sent_though_a_callback_blocks(pair, hold, gate):
     blocked = gate()
-    sender, _, peer, expected = leaves_some(
-        pair, hold, lambda socket: wait_event(blocked, "the peer has received all")
-    )
+    sender, _, peer, expected = leaves_some(pair, hold, lambda socket: wait_event(blocked, "the peer has received all"))
     with sender:
         assert peer.receive(len(expected)) == expected
     blocked.set()
@@ -271,9 +267,7 @@ def test_drain_returns_when_tls_fails_while_messages_wait(pair, monkeypatch):
                 pass
         return receive(session, ciphertext)
 
-    socket, peer, handler = pair(
-        write_buffer_limits=(1000, 2000), hook=lambda socket, data: drained.append(socket.drain(None))
-    )
+    socket, peer, handler = pair(write_buffer_limits=(1000, 2000), hook=lambda socket, data: drained.append(socket.drain(None)))
     monkeypatch.setattr(TlsSession, "receive", received)
     peer.client.send(peer.encrypt(b"request") + b"\x17\x03\x03\x00\x40" + b"nonsense" * 8)
     wait_until(lambda: drained, "drain() has returned")
