@@ -83,22 +83,6 @@ cdef inline void output_pause_locked(context_t *context, connection_t *connectio
         atomic_add64(&context.reading_pauses, 1)
 
 
-cdef inline bint output_count(
-    context_t *context, connection_t *connection, uint32_t generation, size_t n,
-) noexcept nogil:
-    """Count as pending a message that waits to be encrypted, or for a user's stream; False when no more are taken. Any thread."""
-    cdef bint taken
-    lock_take(&connection.lock)
-    taken = mailbox_generation(connection) == generation and connection.state == STATE_OPEN
-    if taken:
-        connection.pending += n
-        if (connection.blocked or connection.flushing) and connection.pending > context.high:
-            output_pause_locked(context, connection)
-        output_account_locked(context, connection)
-    lock_give(&connection.lock)
-    return taken
-
-
 cdef inline int output_send(
     context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, const framing_t *framing, const char *payload, size_t n,
     size_t counted, uint32_t last_state, uint32_t worker, uint32_t *bits,
@@ -107,7 +91,7 @@ cdef inline int output_send(
 
     `last_state` is STATE_OPEN, or STATE_CLOSING for records of TLS, see 4; those are not refused for the limit either, which was looked at before.
 
-    `counted`: bytes that are in `pending` already for what this is made of: `output_count`.
+    `counted`: bytes that are in `pending` already for what this is made of: `waiting_count`.
 
     A short message is joined to the block before it, when there is one. Past the high watermark nothing stays corked: what is then still pending waits
     for the peer, not for us.
@@ -194,21 +178,6 @@ cdef inline uint32_t output_settle_locked(
             bits |= LOW | (FLUSH_OWNER if resumed == POST_OWNER else 0)
     elif connection.pending > context.high:  # although the kernel was just given as much as it, or the budget, takes
         output_pause_locked(context, connection)
-    return bits
-
-
-cdef inline uint32_t output_uncount(
-    context_t *context, connection_t *connection, uint32_t generation, size_t n,
-) noexcept nogil:
-    """Undo `output_count`: the message is sent no more. Any thread. Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER."""
-    cdef uint32_t bits = 0
-    cdef queue_t dropped  # nothing: it is not aborted
-    lock_take(&connection.lock)
-    if mailbox_generation(connection) == generation and connection.state < STATE_ABORTING:
-        connection.pending -= min(n, connection.pending)
-        if not connection.flushing:  # else the flusher sees to it
-            bits = output_settle_locked(context, connection, &dropped)
-    lock_give(&connection.lock)
     return bits
 
 

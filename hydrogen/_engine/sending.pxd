@@ -17,9 +17,10 @@ from hydrogen._c.counters cimport counters_count
 from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over
 from hydrogen._c.framing cimport FRAMING_PYTHON, FRAMING_RAW, framing_t
 from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now, kernel_sleep
-from hydrogen._c.output cimport output_count, output_send, output_uncount, output_wait_drained
+from hydrogen._c.output cimport output_send, output_wait_drained
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
+from hydrogen._c.waiting cimport waiting_count, waiting_uncount
 from hydrogen._c.worker cimport worker_is_eager
 from hydrogen._codec cimport Framing, framed, too_large, unfit
 from hydrogen._core cimport Engine, HydrogenSocket, check_timeout, encode
@@ -75,7 +76,7 @@ cdef inline bint sending_put(Engine engine, HydrogenSocket socket, session, byte
     cdef connection_t *connection = socket._connection
     cdef bint waits = False
     cdef bint was_there = False
-    if not output_count(&engine._loop.context, connection, socket._generation, len(data)):
+    if not waiting_count(&engine._loop.context, connection, socket._generation, len(data)):
         return False
     try:
         session.waiting.append(data)
@@ -97,7 +98,7 @@ cdef inline bint sending_put(Engine engine, HydrogenSocket socket, session, byte
 
 cdef inline void sending_uncount(Engine engine, HydrogenSocket socket, size_t size) noexcept:
     """A message that waited is not pending any more, nor sent."""
-    cdef uint32_t bits = output_uncount(&engine._loop.context, socket._connection, socket._generation, size)
+    cdef uint32_t bits = waiting_uncount(&engine._loop.context, socket._connection, socket._generation, size)
     queues_post(&engine._loop, socket._connection, socket._generation, bits, engine._worker() == NULL)
 
 

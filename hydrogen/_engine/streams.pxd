@@ -21,9 +21,9 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
 from hydrogen._c.mailbox cimport mailbox_pauses
-from hydrogen._c.output cimport output_count
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
+from hydrogen._c.waiting cimport waiting_count
 from hydrogen._core cimport Engine, HydrogenSocket, class_name, errors
 from hydrogen._engine.callbacks cimport callbacks_log, callbacks_message, callbacks_run
 from hydrogen._engine.ending cimport ending_ask, ending_with
@@ -175,7 +175,7 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except
     if adapter is None:
         return False
     adapter.waiting.append(data)
-    if data is not None and not output_count(&engine._loop.context, connection, socket._generation, len(data)):
+    if data is not None and not waiting_count(&engine._loop.context, connection, socket._generation, len(data)):
         if streams_take_back(adapter, data):
             return False
     entered = adapter_enter(connection, socket._generation)

@@ -26,6 +26,7 @@ ORDER = [
     "counters",
     "connection",
     "output",
+    "waiting",
     "adapter",
     "input",
     "closing",

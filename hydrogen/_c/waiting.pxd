@@ -1,0 +1,41 @@
+"""Messages that wait to be encrypted, or for a user's stream: they are pending, and count as that."""
+
+from libc.stdint cimport uint32_t
+
+from hydrogen._c.buffer cimport queue_t
+from hydrogen._c.constants cimport STATE_ABORTING, STATE_OPEN
+from hydrogen._c.lock cimport lock_give, lock_take
+from hydrogen._c.mailbox cimport mailbox_generation
+from hydrogen._c.output cimport output_account_locked, output_pause_locked, output_settle_locked
+from hydrogen._c.structs cimport connection_t, context_t
+
+
+cdef inline bint waiting_count(
+    context_t *context, connection_t *connection, uint32_t generation, size_t n,
+) noexcept nogil:
+    """Count as pending a message that waits to be encrypted, or for a user's stream; False when no more are taken. Any thread."""
+    cdef bint taken
+    lock_take(&connection.lock)
+    taken = mailbox_generation(connection) == generation and connection.state == STATE_OPEN
+    if taken:
+        connection.pending += n
+        if (connection.blocked or connection.flushing) and connection.pending > context.high:
+            output_pause_locked(context, connection)
+        output_account_locked(context, connection)
+    lock_give(&connection.lock)
+    return taken
+
+
+cdef inline uint32_t waiting_uncount(
+    context_t *context, connection_t *connection, uint32_t generation, size_t n,
+) noexcept nogil:
+    """Undo `waiting_count`: the message is sent no more. Any thread. Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER."""
+    cdef uint32_t bits = 0
+    cdef queue_t dropped  # nothing: it is not aborted
+    lock_take(&connection.lock)
+    if mailbox_generation(connection) == generation and connection.state < STATE_ABORTING:
+        connection.pending -= min(n, connection.pending)
+        if not connection.flushing:  # else the flusher sees to it
+            bits = output_settle_locked(context, connection, &dropped)
+    lock_give(&connection.lock)
+    return bits
