@@ -355,8 +355,11 @@ class Engine:
 
     def tend_later(self, connection: Output) -> None:
         """See `output.OutputLoop`."""
-        self._unfinished.append(connection)
-        self.poller.wake()
+        if connection.transport.is_stream:
+            self.ready.put(connection.tend)
+        else:
+            self._unfinished.append(connection)
+            self.poller.wake()
 
     def leave_if_forked(self) -> None:
         """See `output.OutputLoop`."""

@@ -25,8 +25,6 @@ READABLE = 2
 """An edge: there may be something to read."""
 HANGUP = 4
 """An edge of HUP or ERR."""
-WRITABLE = 8
-"""An edge of OUT while a user's stream keeps unsent bytes."""
 LOW = 16
 """Pending output fell below the low watermark after it had been above the high one."""
 RESUME = 32

@@ -4,7 +4,12 @@ One thread at a time is in the *role* of the output (see `role`): it alone touch
 `send`, and what hangs on them. Nobody waits for it. Who has something to be done leaves it where it is found (a message in `_waiting`, an
 edge in `_edge`, an end in `_ends`) and calls `tend`; who is in the role looks again after giving it back. Invariants:
 
-1. `_asked` is set after what is asked for, and cleared in the role before that is looked at: nothing that was asked for is overlooked.
+1. `_asked` is set after what is asked for, and cleared in the role before that is looked at; it is set
+   again where something is left of it. Whoever leaves the role looks at `_asked` afterwards: one who
+   did not get the role had set it before. When it is set he does what is asked for, or, when his
+   budget is used up, leaves it to another thread (`tend_later`). His budget is his own: others who
+   come and go meanwhile do not renew it, and he says that it is used up to nobody but himself. So
+   nothing that was asked for is overlooked, and nobody is kept for as long as others send.
 2. `_blocked` means: the kernel takes no more and owes an edge. An edge is noted in `_edge`, which is cleared before each write: it belongs
    to a later state of the kernel's buffer than the write will find.
 3. Once there is an end (`error`) no message is taken; what is queued is written, unless `at_once`. The first end wins. The owner ends the
@@ -94,7 +99,10 @@ class OutputLoop(Queue, Protocol):
         """Count a message that was not taken: not in the tally, for somebody may still send when that of the connection was added up."""
 
     def tend_later(self, connection: Any) -> None:
-        """Have the event thread call `tend`."""
+        """Have another thread call `tend`: of a stream of the user's a worker, any that is free, else the event thread.
+
+        It is not left to the owner, who may be in a callback for long.
+        """
 
     def watch_output(self, connection: Any) -> None:
         """Call `look_at_progress` now and then, until it says that nothing is pending."""
@@ -108,6 +116,25 @@ class OutputLoop(Queue, Protocol):
 
         Raises: SystemExit.
         """
+
+
+class Budget:
+    """What one thread does of the output before it leaves the rest to another one.
+
+    Attributes:
+        size: bytes to write.
+        messages: messages to take from others.
+    """
+
+    __slots__ = ("messages", "size")
+
+    def __init__(self) -> None:
+        self.size = FLUSH_BUDGET
+        self.messages = COLLECT_MOST
+
+    def is_used_up(self) -> bool:
+        """Whether one of them is."""
+        return self.size <= 0 or self.messages <= 0
 
 
 class Progress:
@@ -155,7 +182,6 @@ class Output(Mailbox):
         "_sealed",
         "_told_flushed",
         "_torn",
-        "_used_up",
         "_waiting",
         "_waiting_size",
         "_watched",
@@ -190,7 +216,6 @@ class Output(Mailbox):
         self._ended_messages = False  # see invariant 3
         self._told_flushed = False  # see invariant 4
         self._torn = False  # more may have been written, or encrypted, than is known
-        self._used_up = False  # a budget: another thread is to tend
         self._sealed = False  # the transport is being closed
         self._rests = False  # and all that follows from that is done
         self.blocked_output = Share()
@@ -266,8 +291,8 @@ class Output(Mailbox):
         low = self.loop.config.write_buffer_limits[0]
 
         def is_over() -> bool:
-            # After an edge a stream waits for a worker to go on with it. That may be the very thread that is waiting here.
-            if self.transport.is_stream and self._edge:
+            # After an edge, or a budget, a stream waits for a worker. That may be the very thread that is waiting here.
+            if self.transport.is_stream:
                 self.tend()
             return self._sealed or self.at_once or self.loop.forked_away or self.pending < low
 
@@ -292,15 +317,18 @@ class Output(Mailbox):
 
     def on_writable(self) -> None:
         """An edge of OUT came. By the event thread: a socket is flushed here, so that output moves while all workers block in handlers."""
-        self._edge = True
+        was_noted, self._edge = self._edge, True
         if not self._blocked:
             # Who writes finds it. If nobody does, it is of no interest.
             return
-        if self.transport.is_stream:
-            self._draining.wake()
-            self.post(mailbox.WRITABLE)
-        else:
+        if not self.transport.is_stream:
             self.tend()
+        elif not was_noted:  # else a worker will come
+            try:
+                self._leave_to_another()
+            except BaseException:
+                self._edge = False  # or none would
+                raise
 
     def look_at_progress(self, now: float, timeout: float) -> float | None:
         """End the connection, at once, if the peer has taken nothing of its output for `timeout` seconds. By the loop, see invariant 5.
@@ -355,9 +383,13 @@ class Output(Mailbox):
         is done.
         """
         raised: BaseException | None = None
-        while (self._asked or self._left) and not (self._used_up or self.loop.forked_away):
+        budget = Budget()
+        while (self._asked or self._left) and not self.loop.forked_away:
+            if budget.is_used_up():
+                self._leave_to_another()
+                break
             try:
-                if not self._role.run(self._do_what_is_left):
+                if not self._role.run(lambda: self._do_what_is_left(budget)):
                     break
             except BaseException as error:
                 if issubclass(type(error), MemoryError):
@@ -366,37 +398,29 @@ class Output(Mailbox):
                     raised = error
         if self.loop.forked_away:
             self.loop.leave_if_forked()
-        elif self._used_up:
-            self._hand_over()
         if raised is not None:
             raise raised
 
-    def _hand_over(self) -> None:
-        """Have another thread tend: of a stream of the user's a worker. Out of the role, or what it asks for would be done here."""
-        self._used_up = False
-        try:
-            if self.transport.is_stream:
-                self.post(mailbox.WRITABLE)
-            else:
-                self.loop.tend_later(self)
-        except BaseException:
-            self._used_up = True
-            raise
+    def _leave_to_another(self) -> None:
+        """Have another thread tend. Out of the role, or what it asks for would be done here."""
+        if self.transport.is_stream:
+            self._draining.wake()  # it may be one of them: all workers may wait there
+        self.loop.tend_later(self)
 
-    def _do_what_is_left(self) -> None:
+    def _do_what_is_left(self, budget: Budget) -> None:
         try:
             if self._asked:
-                self._tend()
+                self._tend(budget)
         finally:
             while self._left:
                 self.post(self._left[0])
                 self._left.popleft()
 
-    def _tend(self) -> None:
+    def _tend(self, budget: Budget) -> None:
         self._asked = False
         try:
-            self._collect()
-            self._write()
+            self._collect(budget)
+            self._write(budget)
         except BaseException as error:
             out_of_memory = issubclass(type(error), MemoryError)
             if out_of_memory and not self._torn:
@@ -410,15 +434,14 @@ class Output(Mailbox):
             self._torn = False
             self._settle()
 
-    def _collect(self) -> None:
+    def _collect(self, budget: Budget) -> None:
         """Take the messages that wait into the queue, with TLS encrypted, until the budget is used up."""
-        left = COLLECT_MOST
         while self._waiting and not self._ended_messages:
-            if not left:
+            if budget.messages <= 0:
                 self._waiting_size = sum(map(len, self._waiting.copy()))
-                self._used_up = True
+                self._asked = True
                 return
-            left -= 1
+            budget.messages -= 1
             data = self._waiting[0]
             sent = self.tally.messages_sent + 1
             if not (self.at_once or self._sealed):
@@ -442,12 +465,11 @@ class Output(Mailbox):
         except ssl.SSLError as error:  # a record may be missing
             self.end(Cause.TLS_ERROR, error.with_traceback(None), at_once=True)
 
-    def _write(self) -> None:
+    def _write(self, budget: Budget) -> None:
         """Write until nothing is left, the kernel takes no more, or the budget is used up.
 
         What interrupts a thread of the user's ends the connection, for half of something may be written, and is raised again.
         """
-        left = FLUSH_BUDGET
         is_stream = self.transport.is_stream
         while not (self.at_once or self._sealed):
             edge, self._edge = self._edge, False
@@ -458,14 +480,14 @@ class Output(Mailbox):
                     return
             elif self._blocked or not self._queued:
                 return
-            if left <= 0:
+            if budget.size <= 0:
                 self._edge |= edge
-                self._used_up = True
+                self._asked = True
                 return
             messages = [self._queued.take()] if is_stream and self._queued else self._queued.front()
             # What is known when all is taken is worked out before: then nothing is allocated until it is noted.
             total = sum(map(len, messages))
-            following, sent, now = left - total, self.tally.bytes_sent + total, time.monotonic()
+            following, sent, now = budget.size - total, self.tally.bytes_sent + total, time.monotonic()
             self._torn = True
             try:
                 written, full = self.transport.write(messages)
@@ -483,7 +505,7 @@ class Output(Mailbox):
                 self.last_byte = now
             if written != total:
                 following, sent = following + total - written, sent + written - total
-            left, self.tally.bytes_sent = following, sent
+            budget.size, self.tally.bytes_sent = following, sent
             if not is_stream:
                 self._queued.consume(written)
             self._blocked = full
@@ -532,8 +554,9 @@ class Output(Mailbox):
         self.loop.watch_output(self)
 
     def _end_messages(self) -> None:
+        budget = Budget()
         self._told_flushed = True  # the owner sees it
-        self._tend()
+        self._tend(budget)
         if not self._ended_messages and self._is_flushed():
             self._ended_messages = True
             if self._waiting:  # it was sent before that could be known
@@ -541,7 +564,7 @@ class Output(Mailbox):
                 self._asked = True
             elif self.session is not None and (last := self.session.close()):
                 self._queued.append(last)
-                self._tend()
+                self._tend(budget)
         self._told_flushed = self._is_flushed()
 
     def _seal(self) -> None:

@@ -16,7 +16,6 @@ def step(connection: Connection, runner: Runner) -> None:
     | NEW | `on_new_connection`, be polled | the same, unless at once: what was begun is told its end |
     | READABLE, AGAIN, RESUME | deliver and read | read and discard |
     | HANGUP | ask for the error after reading | discarding meets it |
-    | WRITABLE | go on writing | the same |
     | LOW | `on_writable`; deliver and read | dropped: nothing is delivered any more |
     | DEADLINE | read what came in time, then look at the clock | the same, or the time of lingering |
     | STOP | the end, when what was read is delivered | dropped: it ends |
@@ -31,8 +30,6 @@ def step(connection: Connection, runner: Runner) -> None:
         connection.readable = True  # perhaps the edge of what came in time is on its way still
     if bits & mailbox.NEW and not connection.at_once:
         opening.take_up(connection)
-    if bits & mailbox.WRITABLE:
-        connection.tend()
     if bits & mailbox.LOW and connection.error is None and connection.ready:
         callbacks.call(connection, "on_writable", connection.loop.callbacks.on_writable, connection.socket)
     if connection.header is not None and not connection.stopping:

@@ -1,0 +1,173 @@
+"""A user's stream that several threads want at once: one is in it, and none waits for it, or stays for as long as others come."""
+
+import os
+import threading
+
+import pytest
+from support import PATIENCE, recorder, running, wait_event, wait_until
+
+import hydrogen
+
+MANY = 200
+"""Messages: more than one thread takes over from others."""
+
+
+class Bytes(hydrogen.Stream):
+    """Passes on what comes and goes; `on_send` is called within `send`."""
+
+    def __init__(self, fd):
+        self.fd = fd
+        self.kept = b""
+        self.on_send = lambda data: None
+
+    def fileno(self):
+        return self.fd
+
+    def recv(self):
+        data = os.read(self.fd, 1 << 16)
+        if not data:
+            raise EOFError
+        return [data]
+
+    def send(self, buf):
+        self.on_send(bytes(buf))
+        self.kept += buf
+        while self.kept:
+            self.kept = self.kept[os.write(self.fd, self.kept) :]
+
+    def shutdown(self):
+        """Nothing is to be said."""
+
+    def close(self):
+        os.close(self.fd)
+
+
+@pytest.fixture
+def one(start, connect):
+    """`one(**hooks)`: client, socket, stream and handler of a connection."""
+
+    def one(options=None, receive_buffer=None, **hooks):
+        streams = []
+
+        def new(fd):
+            streams.append(Bytes(fd))
+            return streams[-1]
+
+        handler = recorder(new_connection=new, connected=None, **hooks)
+        client = connect(start(handler, **options or {}), receive_buffer=receive_buffer)
+        handler.wait_for("connected")
+        return client, handler.socket(), streams[0], handler
+
+    return one
+
+
+@pytest.fixture
+def hold(gate):
+    """`inside, release = hold(stream, data)`: who sends `data` sets `inside`, and stays in the stream until `release` is set."""
+
+    def hold(stream, data):
+        inside, release = threading.Event(), gate()
+
+        def on_send(buf):
+            if buf == data:
+                inside.set()
+                wait_event(release, "it may go on")
+
+        stream.on_send = on_send
+        return inside, release
+
+    return hold
+
+
+def leaves_some(one, hold, respond, **options):
+    """A thread is in the stream; a callback sends more than that one takes over, and goes on in `respond` when it has come out.
+
+    Returns a context in which that happens, the client, and what it is to receive.
+    """
+    begun, done = threading.Event(), threading.Event()
+
+    def on_data(socket, data):
+        begun.set()
+        wait_event(inside, "a thread is in the stream")
+        for _ in range(MANY):
+            assert socket.send(bytes(10))
+        release.set()
+        wait_event(done, "that thread has come out")
+        respond(socket)
+
+    client, socket, stream, _ = one({"write_buffer_limits": (1000, 1_000_000), **options}, data_received=on_data)
+    inside, release = hold(stream, b"first")
+
+    def first():
+        wait_event(begun, "the callback runs")
+        socket.send(b"first")
+        done.set()
+
+    client.send(b"x")
+    return running(first), client, b"first" + bytes(10 * MANY)
+
+
+@pytest.mark.clause("K11", "T8")
+@pytest.mark.parametrize("max_threads", [1, 2])
+def test_drain_in_a_callback_comes_back_whoever_was_to_go_on_with_the_stream(one, hold, max_threads):
+    drained = []
+    sender, client, expected = leaves_some(one, hold, lambda socket: drained.append(socket.drain(None)), max_threads=max_threads)
+    with sender:
+        assert client.receive(len(expected)) == expected
+    wait_until(lambda: drained == [True], "drain() has returned")
+
+
+@pytest.mark.clause("K6", "T8", "P2")
+def test_what_a_thread_leaves_over_in_a_stream_is_sent_though_a_callback_of_its_connection_blocks(one, hold, gate):
+    received, in_time = gate(), []
+    sender, client, expected = leaves_some(one, hold, lambda socket: in_time.append(received.wait(PATIENCE)))
+    with sender:
+        assert client.receive(len(expected)) == expected
+    received.set()
+    wait_until(lambda: in_time, "the callback goes on")
+    assert in_time == [True]
+
+
+@pytest.mark.clause("K6", "T8")
+def test_what_a_stream_keeps_is_written_though_a_callback_of_its_connection_blocks(one, gate, engine, request):
+    if engine == "compiled":
+        request.applymarker(pytest.mark.xfail(strict=False, reason="it waits for the callback still"))
+    received, in_time, message = gate(), [], bytes(8_000_000)
+
+    def respond(socket, data):
+        socket.send(message)
+        in_time.append(received.wait(PATIENCE))
+
+    client, socket, *_ = one(data_received=respond, receive_buffer=1 << 16)
+    client.send(b"x")
+    wait_until(lambda: socket.pending, "it is blocked")
+    client.sock.settimeout(2 * PATIENCE)
+    assert client.receive(len(message)) == message
+    received.set()
+    wait_until(lambda: in_time, "the callback goes on")
+    assert in_time == [True]
+
+
+@pytest.mark.clause("K6", "P2", "T8")
+@pytest.mark.parametrize("batch", [1, 70])
+def test_who_is_in_a_stream_is_not_kept_there_for_as_long_as_others_send(one, batch):
+    """Each time that it sends a message others send a batch of further ones."""
+    client, socket, stream, _ = one()
+    most, me, rounds = 20_000, threading.get_ident(), []
+
+    def further():
+        for _ in range(batch):
+            assert socket.send(b"further")
+
+    def on_send(data):
+        if threading.get_ident() == me and len(rounds) * batch < most:
+            rounds.append(len(data))
+            with running(further):
+                pass
+
+    stream.on_send = on_send
+    assert socket.send(b"first")
+    stream.on_send = lambda data: None
+    count = len(rounds) * batch
+    assert count < most
+    assert client.receive(5 + 7 * count) == b"first" + count * b"further"
