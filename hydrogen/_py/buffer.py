@@ -29,9 +29,13 @@ class SendQueue:
         return bool(self._messages)
 
     def append(self, data: bytes) -> None:
-        """Put `data` at the end; empty only where messages are taken off one by one, by `take`."""
+        """Put `data` at the end; empty only where messages are taken off one by one, by `take`.
+
+        Raises: MemoryError: it is not there.
+        """
+        size = self.size + len(data)
         self._messages.append(data)
-        self.size += len(data)
+        self.size = size
 
     def front(self) -> list[bytes | memoryview]:
         """The first messages, still in the queue."""

@@ -261,9 +261,13 @@ class Output(Mailbox):
             self.loop.refused()
             self.end(Cause.SLOW_CONSUMER, at_once=True)
             return False
-        self._waiting.append(data)
-        self._waiting_size += len(data)
-        self.tend()
+        try:
+            self._waiting.append(data)
+            self._waiting_size += len(data)
+            self.tend()
+        except BaseException:
+            self._leave_interrupted()
+            raise
         if self.loop.forked_away:  # in there, and this is the child
             return False
         if self._ended_messages and self._take_back(data):
@@ -293,7 +297,11 @@ class Output(Mailbox):
         def is_over() -> bool:
             # After an edge, or a budget, a stream waits for a worker. That may be the very thread that is waiting here.
             if self.transport.is_stream:
-                self.tend()
+                try:
+                    self.tend()
+                except BaseException:
+                    self._leave_interrupted()
+                    raise
             return self._sealed or self.at_once or self.loop.forked_away or self.pending < low
 
         if self._role.is_mine():  # this call has interrupted who writes, and would wait for itself
@@ -407,6 +415,12 @@ class Output(Mailbox):
             self._draining.wake()  # it may be one of them: all workers may wait there
         self.loop.tend_later(self)
 
+    def _leave_interrupted(self) -> None:
+        """Have another thread do what the calling one was kept from: it may be nobody else's, now that this one has given the role back."""
+        self._asked = True
+        if not self.loop.forked_away:
+            self._leave_to_another()
+
     def _do_what_is_left(self, budget: Budget) -> None:
         try:
             if self._asked:
@@ -426,6 +440,9 @@ class Output(Mailbox):
             if out_of_memory and not self._torn:
                 self._used_up = True
                 return
+            if not (self._torn or issubclass(type(error), Exception)):  # Ctrl-C, say
+                self._asked = True
+                raise
             # Half of something may be written: what came after it would be nonsense to the peer.
             self.end(Cause.OS_ERROR, code=errno.ENOMEM if out_of_memory else errno.EIO, at_once=True)
             if not out_of_memory:
@@ -445,17 +462,24 @@ class Output(Mailbox):
             data = self._waiting[0]
             sent = self.tally.messages_sent + 1
             if not (self.at_once or self._sealed):
+                self._torn = True
                 if self.session is not None:
-                    self._torn = True
                     self._encrypt(self.session, data)
                 elif data or self.transport.is_stream:  # on a socket there is nothing to an empty one
-                    self._queued.append(data)
+                    self._enqueue(data)
             # Nothing is allocated from here on: a message is queued once, or has not been taken.
             self._told_flushed = False
             self.tally.messages_sent = sent
             self._waiting.popleft()
             self._torn = False
         self._waiting_size = 0
+
+    def _enqueue(self, data: bytes) -> None:
+        try:
+            self._queued.append(data)
+        except MemoryError:
+            self._torn = False  # it is not in there
+            raise
 
     def _encrypt(self, session: TlsSession, data: bytes) -> None:
         if not data or not session.is_writable:
