@@ -39,6 +39,9 @@ def remove(connection: Connection) -> bool:
     entered again then: a part that raised is done again, but for those that call the handler.
     """
     if not connection.seal():
+        if connection.at_once and connection.transport.is_stream and not connection.is_cut_off:
+            connection.is_cut_off = True  # once: each time brings about an edge, and so another step
+            connection.transport.cut_off()
         return False
     while connection.removed < len(_PARTS):
         at = connection.removed

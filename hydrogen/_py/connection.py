@@ -138,6 +138,7 @@ class Connection(Output):
         "header",
         "held",
         "hung_up",
+        "is_cut_off",
         "input_ended",
         "is_counted",
         "is_paused",
@@ -210,6 +211,7 @@ class Connection(Output):
         self.looked_sent = 0  # bytes sent until then
         self.looked_unsent = 0  # bytes that were in it
         self.ended_output = False
+        self.is_cut_off = False  # by `cut_off` of the transport
         self.lingers = False  # until the peer ends its side, too
         self.removed = 0  # parts of the removal that are done, see `closing`
         self.is_counted = False  # among those that were removed

@@ -9,6 +9,9 @@ from hydrogen._py import input, kernel
 from hydrogen._py.connection import Connection
 from hydrogen.errors import Cause, Timeout
 
+LATE = 0.05
+"""Seconds until a time that has passed already is looked at again: somebody else is waited for, who posts when he is done."""
+
 
 def watch(connection: Connection, pause_ended: bool) -> None:
     """Keep the deadline of what the peer has begun: the handshake, or a frame."""
@@ -73,8 +76,12 @@ def must_not_read(connection: Connection) -> bool:
 
 
 def ask_for_reminder(connection: Connection) -> None:
-    """See invariant 3 of the deadlines."""
+    """See invariant 3 of the deadlines. What ends at once, and waits for who is at the output only, has none any more."""
+    if connection.at_once:
+        return
     due = connection.deadline if connection.ended_output else min(connection.deadline, next_look(connection))
     if due < connection.reminder:
+        now = time.monotonic()
+        due = due if due > now else now + LATE
         connection.reminder = due
         connection.loop.remind(connection.token, due)

@@ -604,8 +604,8 @@ class Output(Mailbox):
     # ---------------------------------------------------------------- anybody's
 
     def _is_stalled(self) -> bool:
-        """Whether output waits for the peer. A hint."""
-        return self._blocked and not self._sealed and (bool(self._queued) or self.transport.is_stalled)
+        """Whether output waits for the peer, and not, after an edge, for us. A hint."""
+        return self._blocked and not (self._edge or self._sealed) and (bool(self._queued) or self.transport.is_stalled)
 
     def _take_back(self, data: bytes) -> bool:
         """Whether the message `data` was still waiting when no more were to be written."""

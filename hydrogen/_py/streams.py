@@ -73,6 +73,9 @@ class Transport(Protocol):
     def reset(self, placeholder: int) -> None:
         """End at once."""
 
+    def cut_off(self) -> None:
+        """Have who is in a stream of the user's come out: what it does to the socket fails from now on."""
+
     def close(self) -> None:
         """Give the fds back. Last, once."""
 
@@ -149,6 +152,9 @@ class SocketTransport:
     def reset(self, placeholder: int) -> None:
         """See `kernel.reset`."""
         kernel.reset(self._sock, placeholder)
+
+    def cut_off(self) -> None:
+        """Nobody is in there for long."""
 
     def close(self) -> None:
         """The number may go to a new connection from now on."""
@@ -231,14 +237,21 @@ class StreamTransport:
 
     def reset(self, placeholder: int) -> None:
         """Reset by the duplicate, before `Stream.shutdown` ends gracefully. The stream's fd is not touched: it may be another's by now."""
-        if self.poll_fd >= 0:
-            kernel.disconnect(self.poll_fd)
+        self.cut_off()
         try:
             self._port.shutdown()
         except OSError:  # the peer may be gone, that is why we are here
             return
         except BaseException as error:
             self._complain(f"{self._name}.shutdown", error)
+
+    def cut_off(self) -> None:
+        """By the duplicate: a reset, or on a Unix socket, which has none, the end of both directions."""
+        if self.poll_fd >= 0:
+            kernel.disconnect(self.poll_fd)
+            with contextlib.suppress(OSError), kernel.borrowed(self.poll_fd) as sock:
+                if sock.family == socket.AF_UNIX:
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """`Stream.close`, and the duplicate. Called again when an exception kept it from returning: the stream is closed once at most."""
