@@ -149,6 +149,7 @@ class Connection(Output):
         "looked_unsent",
         "next_message",
         "peername",
+        "plaintext",
         "proxy",
         "readable",
         "ready",
@@ -187,7 +188,8 @@ class Connection(Output):
         self.builder = loop.config.builder
         self.decoder: Decoder = decoder_for(self.builder)
         self.next_message: bytes | None = None  # out of the decoder, not delivered
-        self.ciphertext: deque[bytes] = deque()  # read, not decrypted
+        self.ciphertext: deque[bytes] = deque()  # read, not decrypted; put there by the owner, taken away in the role
+        self.plaintext: deque[bytes] = deque()  # decrypted, not fed to the decoder; the other way round
         self.undelivered = Share()
         self.held = 0  # what it was said to be last
         self.readable = False  # an edge came, and EAGAIN has not been seen since
@@ -250,7 +252,9 @@ class Connection(Output):
 
     def account_input(self) -> None:
         """Count what came in and was not delivered. By the owner."""
-        held = self.decoder.size + len(self.next_message or b"") + sum(map(len, self.ciphertext))
+        held = self.decoder.size + len(self.next_message or b"")
+        if self.session is not None:
+            held += sum(map(len, self.ciphertext.copy())) + sum(map(len, self.plaintext.copy()))
         if held != self.held:
             self.loop.memory.account(self.undelivered, held)
             self.held = held

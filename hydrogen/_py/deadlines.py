@@ -27,7 +27,7 @@ def watch(connection: Connection, pause_ended: bool) -> None:
 
 def has_grace(connection: Connection) -> bool:
     """Whether something is left, read or in the kernel, that may have come before the deadline: see invariant 4."""
-    if connection.ciphertext:  # somebody is at the output, then AGAIN will be posted
+    if connection.ciphertext or connection.plaintext:  # somebody is at the output, then AGAIN will be posted
         return True
     # What a step has no budget for is done in the next one.
     if input.has_message(connection) if connection.ready else connection.is_settled and not connection.shaking:
@@ -51,7 +51,7 @@ def watch_idleness(connection: Connection) -> None:
     connection.looked_at, connection.looked_sent, connection.looked_unsent = now, connection.tally.bytes_sent, unsent
     if now < connection.last_byte + connection.loop.config.idle_timeout:
         return
-    if connection.error is None and must_not_read(connection):
+    if connection.error is None and (must_not_read(connection) or connection.owner_waits):
         if kernel.unread(connection.transport.poll_fd):
             connection.last_byte = now
             return

@@ -36,7 +36,7 @@ def serve_input(connection: Connection) -> None:
     """
     messages, budget = MESSAGE_BUDGET, connection.loop.config.read_budget
     while connection.error is None and connection.header is None and not connection.is_paused and not connection.is_held_back:
-        if connection.ciphertext and not tls.decrypt(connection):
+        if not tls.decrypt(connection):
             return
         if not messages or budget <= 0:
             connection.post(mailbox.AGAIN)
@@ -70,7 +70,7 @@ def end_gracefully(connection: Connection) -> None:
     """A graceful stop has asked for the end: it comes when all that was read is delivered. What a pause holds back waits for its end."""
     if connection.error is not None:
         return
-    if connection.ready and (connection.ciphertext or has_message(connection)):
+    if connection.ready and (connection.ciphertext or connection.plaintext or has_message(connection)):
         return
     if connection.error is None:
         connection.end(Cause.SERVER_STOPPED)
@@ -126,7 +126,9 @@ def receive(connection: Connection, most: int) -> list[bytes]:
             return []
     except EOFError:
         # Who writes may have met a reset first: the kernel tells of it once, and to us it looks like an orderly end.
-        connection.has_eof = connection.transport.is_stream or connection.in_role(_nothing, mailbox.READABLE)
+        if not (connection.transport.is_stream or connection.has_eof):
+            connection.in_role(lambda: _has_ended(connection), mailbox.READABLE, by_anybody=True)
+        connection.has_eof |= connection.transport.is_stream
         connection.input_ended |= connection.has_eof
     except BaseException as error:
         reading_failed(connection, error)
@@ -138,7 +140,8 @@ def receive(connection: Connection, most: int) -> list[bytes]:
     return chunks
 
 
-def _nothing() -> None: ...
+def _has_ended(connection: Connection) -> None:
+    connection.has_eof = True
 
 
 def reading_failed(connection: Connection, error: BaseException) -> None:
@@ -209,3 +212,4 @@ def drop(connection: Connection) -> None:
     connection.decoder = ChunkDecoder()
     connection.next_message = None
     connection.ciphertext.clear()
+    connection.plaintext.clear()

@@ -20,6 +20,13 @@ edge in `_edge`, an end in `_ends`) and calls `tend`; who is in the role looks a
 5. Output that is blocked is *watched* for `write_timeout`: whoever sets `_blocked` hands the connection to the loop, once (`_watched`),
    which calls `look_at_progress` now and then until nothing is pending. It is not the owner who looks: he may be in the handler, waiting in
    `drain` for the very peer that takes nothing.
+6. Who sends without rest, or many who do in turn, would be in the role whenever the owner wants it. So
+   what the owner wants of a TLS session whoever is in the role does for him (`_left`). Of a stream of
+   the user's that is not possible: its `recv` is called by workers only. There he *waits* from when
+   he was refused until his next step, which was posted to him before the role was given back, and
+   until then who sends only leaves the message. It is not overlooked: he sets `_asked`, then looks
+   whether the owner waits; the owner, when he has come, says that he does not wait any more, then
+   looks at `_asked`, and leaves to another worker what was asked for, for he may go into a callback.
 """
 
 from __future__ import annotations
@@ -118,6 +125,9 @@ class OutputLoop(Queue, Protocol):
         """
 
 
+def _nothing() -> None: ...
+
+
 class Budget:
     """What one thread does of the output before it leaves the rest to another one.
 
@@ -189,6 +199,7 @@ class Output(Mailbox):
         "blocked_output",
         "last_byte",
         "loop",
+        "owner_waits",
         "session",
         "tally",
         "transport",
@@ -204,7 +215,9 @@ class Output(Mailbox):
         self.last_byte = time.monotonic()
         self._role = Role()
         self._asked = False  # see invariant 1
-        self._left: deque[int] = deque()  # bits to post when the role is given back
+        # What the owner asks for, and bits to post when the role is given back.
+        self._left: deque[tuple[Callable[[], object], int]] = deque()
+        self.owner_waits = False  # see invariant 6
         self._ends: deque[End] = deque()
         self._waiting: deque[bytes] = deque()  # messages that were sent; they are queued in the role
         self._waiting_size = 0  # bytes in it, about: exact when nobody sends
@@ -264,7 +277,9 @@ class Output(Mailbox):
         try:
             self._waiting.append(data)
             self._waiting_size += len(data)
-            self.tend()
+            self._asked = True
+            if not self.owner_waits:
+                self._catch_up()
         except BaseException:
             self._leave_interrupted()
             raise
@@ -280,15 +295,29 @@ class Output(Mailbox):
         self._asked = True
         self._catch_up()
 
-    def in_role(self, work: Callable[[], object], bits: int) -> bool:
-        """Do `work` in the role; False when somebody else is in it, then `bits` are posted when he is done. By the owner."""
+    def in_role(self, work: Callable[[], object], bits: int, *, by_anybody: bool = False) -> bool:
+        """Do `work` in the role; False when somebody else is in it, then `bits` are posted when he is done. By the owner.
+
+        Args:
+            by_anybody: whether he may do the work: it runs no code of the user's, and may be done again.
+        """
         try:
             if self._role.run(work):
                 return True
-            self._left.append(bits)
-            return self._role.run(work)
+            self._left.append((work if by_anybody else _nothing, bits))
+            self.owner_waits = self.transport.is_stream
+            if self._role.run(work):
+                self.owner_waits = False
+                return True
+            return False
         finally:
             self._catch_up()
+
+    def let_senders_in(self) -> None:
+        """The owner has come, see invariant 6. By him."""
+        self.owner_waits = False
+        if self._asked:
+            self._leave_to_another()
 
     def drain(self, timeout: float | None) -> bool:
         """Wait until pending output is below the low watermark; False when the connection ends at once or the time is over."""
@@ -426,8 +455,11 @@ class Output(Mailbox):
             if self._asked:
                 self._tend(budget)
         finally:
-            while self._left:
-                self.post(self._left[0])
+            while self._left and not self.loop.forked_away:
+                work, bits = self._left[0]
+                if not self.at_once:
+                    work()
+                self.post(bits)
                 self._left.popleft()
 
     def _tend(self, budget: Budget) -> None:

@@ -17,24 +17,41 @@ def secure(connection: Connection, session: TlsSession) -> None:
 
 
 def decrypt(connection: Connection) -> bool:
-    """Take what was read through the session into the decoder; False when somebody is at the output, then AGAIN will be posted."""
+    """Take what was read through the session into the decoder.
+
+    False when somebody is at the output: he decrypts it, and AGAIN will be posted. But not during the handshake, when OpenSSL may call
+    code of the user's: then it is tried again.
+    """
+    session = connection.session
+    if session is None:
+        return True
+    if connection.ciphertext and not connection.in_role(
+        lambda: _decrypt(connection, session), mailbox.AGAIN, by_anybody=session.is_ready
+    ):
+        return False
+    has_ended = session.is_ended or session.failure is not None  # before the last plaintext is taken
+    connection.shaking = not session.is_ready
+    while connection.plaintext:
+        connection.decoder.feed(connection.plaintext.popleft())
+    connection.input_ended |= has_ended
+    return connection.error is None
+
+
+def _decrypt(connection: Connection, session: TlsSession) -> None:
+    """In the role: by the owner, or in his stead. What is in work is in `ciphertext` until it is in `plaintext`."""
     try:
-        return connection.in_role(lambda: _decrypt(connection), mailbox.AGAIN)
-    except Exception as error:  # a callback of the user's context, or want of memory
+        while connection.ciphertext and not connection.at_once:
+            data = connection.ciphertext[0]
+            if session.failure is None and not session.is_ended:
+                plaintext = session.receive(data)
+                if plaintext:
+                    connection.plaintext.append(plaintext)
+            connection.append(session.take())
+            connection.ciphertext.popleft()
+    except IndexError:  # the owner has dropped it: the connection ends
+        return
+    except BaseException as error:  # a callback of the user's context, want of memory, or Ctrl-C
         cause, reason = connection.transport.explain(error, "recv")
         connection.end(cause, reason, at_once=True)
-        return False
-
-
-def _decrypt(connection: Connection) -> None:
-    session = connection.session
-    assert session is not None
-    while connection.ciphertext:
-        data = connection.ciphertext.popleft()
-        if session.failure is None and not session.is_ended:
-            plaintext = session.receive(data)
-            if plaintext:
-                connection.decoder.feed(plaintext)
-        connection.append(session.take())
-    connection.shaking = not session.is_ready
-    connection.input_ended |= session.is_ended or session.failure is not None
+        if not issubclass(type(error), Exception):
+            raise
