@@ -31,10 +31,12 @@ class LogThread:
         """Start the thread."""
         self._thread.start()
 
-    def say(self, write: Callable[..., None], *arguments: object) -> None:
-        """Have `write` called with `arguments`. From any thread, at any moment."""
-        if self._lines.qsize() < MANY:
-            self._lines.put(partial(write, *arguments))
+    def say(self, write: Callable[..., None], *arguments: object) -> bool:
+        """Have `write` called with `arguments`; False when too many lines wait. From any thread, at any moment."""
+        if self._lines.qsize() >= MANY:
+            return False
+        self._lines.put(partial(write, *arguments))
+        return True
 
     def is_mine(self) -> bool:
         """Whether the calling thread is the log thread."""

@@ -454,7 +454,8 @@ class Engine:
         kernel.turn_away(sock)
         if not self._tells_of_overload:  # one line at a time: a flood must not fill the queue while the log takes none
             self._tells_of_overload = True
-            self._log_thread.say(self._tell_of_overload)
+            if not self._log_thread.say(self._tell_of_overload):
+                self._tells_of_overload = False
 
     def _tell_of_overload(self) -> None:
         self._tells_of_overload = False

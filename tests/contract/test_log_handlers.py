@@ -347,3 +347,21 @@ def test_a_module_whose_loader_raises_costs_no_watchdog(start, connect, gate, ca
     lines = [record.getMessage() for record in caplog.get_records("call")]
     if has_gil():
         assert any("not_there.py:2 in slow" in line for line in lines)
+
+
+@pytest.mark.clause("S59", "C14")
+def test_overload_is_told_though_the_log_took_no_more_lines_when_it_began(start, connect, caplog, monkeypatch):
+    def overloads():
+        return [record for record in caplog.get_records("call") if "overload" in record.getMessage()]
+
+    handler = recorder(connected=None)
+    server = start(handler, max_connections=1, overload="close")
+    connect(server)
+    handler.wait_for("connected")
+    with monkeypatch.context() as patch:
+        patch.setattr("hydrogen._py.log.MANY", 0)  # of the Python engine; the other one keeps one line at most
+        for _ in range(2):  # when the second is turned away the line of the first is left out
+            assert connect(server).at_end() == "reset"
+        wait_until(lambda: server.stats().removed_overload == 2, "they are counted")
+    assert connect(server).at_end() == "reset"
+    wait_until(overloads, "it is told")
