@@ -36,6 +36,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from hydrogen._py import kernel, mailbox
@@ -191,6 +192,7 @@ class Output(Mailbox):
         "_role",
         "_sealed",
         "_told_flushed",
+        "_told_high",
         "_torn",
         "_waiting",
         "_waiting_size",
@@ -227,6 +229,7 @@ class Output(Mailbox):
         self._edge = False  # see invariant 2
         self._over_high = False  # pending was over the high watermark, and has not been below the low one since
         self._ended_messages = False  # see invariant 3
+        self._told_high = False  # a handler was told that pending is over the high watermark
         self._told_flushed = False  # see invariant 4
         self._torn = False  # more may have been written, or encrypted, than is known
         self._sealed = False  # the transport is being closed
@@ -256,6 +259,18 @@ class Output(Mailbox):
         """Bytes not yet taken by the kernel."""
         return 0 if self.at_once or self._sealed else self._waiting_size + self._queued.size + self.transport.kept
 
+    def tell_pending(self) -> int:
+        """`pending`, for a handler, which may wait for `on_writable` because of it.
+
+        While messages pass from those who wait to the queue, and while others send, it may be above
+        the high watermark for a moment that nobody sees who settles. So that is noted here.
+        """
+        pending = self.pending
+        if pending > self.loop.config.write_buffer_limits[1] and not self._over_high:
+            self._told_high = True
+            self.tend()
+        return pending
+
     @property
     def is_held_back(self) -> bool:
         """Whether so much output is pending that nothing is to be read or delivered."""
@@ -280,6 +295,8 @@ class Output(Mailbox):
             self._asked = True
             if not self.owner_waits:
                 self._catch_up()
+            if self.transport.is_stream and (self.owner_waits or self._role.is_taken()):
+                self._count_left()
         except BaseException:
             self._leave_interrupted()
             raise
@@ -420,19 +437,20 @@ class Output(Mailbox):
         is done.
         """
         raised: BaseException | None = None
-        budget = Budget()
+        budget: Budget | None = None
         while (self._asked or self._left) and not self.loop.forked_away:
-            if budget.is_used_up():
-                self._leave_to_another()
-                break
             try:
-                if not self._role.run(lambda: self._do_what_is_left(budget)):
+                budget = budget or Budget()
+                if budget.is_used_up():
+                    self._leave_to_another()
+                    break
+                if not self._role.run(partial(self._do_what_is_left, budget)):
                     break
             except BaseException as error:
                 if issubclass(type(error), MemoryError):
-                    self._used_up = True  # somebody else goes on
-                else:
-                    raised = error
+                    self._leave_to_another()
+                    break
+                raised = error
         if self.loop.forked_away:
             self.loop.leave_if_forked()
         if raised is not None:
@@ -470,7 +488,8 @@ class Output(Mailbox):
         except BaseException as error:
             out_of_memory = issubclass(type(error), MemoryError)
             if out_of_memory and not self._torn:
-                self._used_up = True
+                self._asked = True
+                budget.messages = 0  # somebody else goes on
                 return
             if not (self._torn or issubclass(type(error), Exception)):  # Ctrl-C, say
                 self._asked = True
@@ -573,23 +592,26 @@ class Output(Mailbox):
             self._queued.clear()
             self._waiting_size = 0
             self._blocked = False
-        pending = self.pending
+        pending, is_told = self.pending, self._told_high
         low, high = self.loop.config.write_buffer_limits
-        falls = self._over_high and pending < low
-        rises = pending > high and not self._over_high
+        is_stream = self.transport.is_stream  # what is left to who is in there is counted by others, too
+        rises = (pending > high or is_told) and not self._over_high
+        falls = (self._over_high or rises) and pending < low
         is_flushed = bool(self._ends) and not self._told_flushed and self._is_flushed()
-        accounted = pending if self._blocked else 0
+        accounted = pending if self._blocked or is_stream else 0
         # What is to be posted lies in `_left`, and what is counted is worked out, before anything is changed:
         # where there is no memory all of this is done again.
         resumes, pauses = self.tally.reading_resumes + falls, self.tally.reading_pauses + rises
         if falls or is_flushed:
-            self._left.append(mailbox.LOW * falls | mailbox.CLOSING * is_flushed)
-        self._over_high = rises or (self._over_high and not falls)
+            self._left.append((_nothing, mailbox.LOW * falls | mailbox.CLOSING * is_flushed))
+        self._over_high = (self._over_high or rises) and not falls
         self.tally.reading_resumes, self.tally.reading_pauses = resumes, pauses
         self._told_flushed |= is_flushed
+        if is_told:
+            self._told_high = False  # only then: it may be set at any moment
         if pending < low:
             self._draining.wake()
-        if accounted != self._accounted:
+        if accounted != self._accounted or is_stream:
             self.loop.memory.account(self.blocked_output, accounted)
             self._accounted = accounted
         if self._blocked and not self._watched and self.loop.config.write_timeout is not None:
@@ -638,6 +660,17 @@ class Output(Mailbox):
     def _is_stalled(self) -> bool:
         """Whether output waits for the peer, and not, after an edge, for us. A hint."""
         return self._blocked and not (self._edge or self._sealed) and (bool(self._queued) or self.transport.is_stalled)
+
+    def _count_left(self) -> None:
+        """A message was left to who is in a user's stream, or to the owner. Who counts it otherwise may be in there for long.
+
+        It is counted anew by whoever looks at `_asked`, so that what he counts is the last word.
+        """
+        self.loop.memory.account(self.blocked_output, self.pending)
+        self._asked = True
+        if not self.owner_waits:
+            self._catch_up()
+        time.sleep(0)  # lets go of the GIL: he gets on then, or we would leave him more and more
 
     def _take_back(self, data: bytes) -> bool:
         """Whether the message `data` was still waiting when no more were to be written."""

@@ -45,6 +45,10 @@ class Role:
                 self._holder = 0
                 self._lock.release()
 
+    def is_taken(self) -> bool:
+        """Whether somebody is in the role. A hint."""
+        return self._lock.locked()
+
     def is_mine(self) -> bool:
         """Whether the calling thread is in the role, further out."""
         return self._holder == threading.get_ident()
