@@ -95,7 +95,7 @@ class Socket(HydrogenSocket):
     def pending(self) -> int:
         """Bytes queued."""
         connection = self._find()
-        return 0 if connection is None else connection.pending
+        return 0 if connection is None else connection.tell_pending()
 
     @property
     def is_open(self) -> bool:

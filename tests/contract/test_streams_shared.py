@@ -1,10 +1,11 @@
 """A user's stream that several threads want at once: one is in it, and none waits for it, or stays for as long as others come."""
 
+import hashlib
 import os
 import threading
 
 import pytest
-from support import PATIENCE, recorder, running, wait_event, wait_until
+from support import PATIENCE, recorder, running, settled, wait_event, wait_until
 
 import hydrogen
 
@@ -171,3 +172,83 @@ def test_who_is_in_a_stream_is_not_kept_there_for_as_long_as_others_send(one, ba
     count = len(rounds) * batch
     assert count < most
     assert client.receive(5 + 7 * count) == b"first" + count * b"further"
+
+
+@pytest.mark.clause("C22", "T8")
+def test_a_thread_that_sends_without_rest_keeps_nobody_from_reading_a_stream(one, engine, request):
+    """It is in the stream whenever a worker gets to run: there it lets go of the GIL."""
+    if engine == "compiled":
+        request.applymarker(pytest.mark.xfail(strict=False, reason="it does still"))
+    client, socket, stream, handler = one({"max_write_buffer": 1 << 30})
+    calls, much = [], bytes(1 << 20)
+
+    def on_send(data):
+        calls.append(hashlib.sha256(much).digest())
+        stream.kept = b""
+
+    def send():
+        while len(calls) < 2000 and not handler.of("data_received"):
+            assert socket.send(b"")
+
+    stream.on_send = on_send
+    with running(send):
+        wait_until(lambda: len(calls) > 10, "it sends")
+        client.send(b"request")
+    assert handler.of("data_received")
+
+
+@pytest.mark.clause("H12", "T8")
+def test_on_writable_comes_to_who_has_seen_more_than_the_high_watermark_however_briefly(one, gate):
+    """Part of it is with who is in the stream, the rest waits for that one: neither alone is more than that."""
+    client, socket, stream, handler = one({"write_buffer_limits": (1000, 2000)}, writable=None)
+    inside = {b"first": threading.Event(), b"second": threading.Event()}
+    release = {data: gate() for data in inside}
+    expected = [b"first", b"second", bytes(1500)]
+
+    def on_send(data):
+        if data in inside:
+            inside[data].set()
+            wait_event(release[data], "it may go on")
+
+    stream.on_send = on_send
+    with running(lambda: socket.send(b"first")):
+        wait_event(inside[b"first"], "a thread is in the stream")
+        for data in expected[1:]:
+            assert socket.send(data)
+        release[b"first"].set()
+        wait_event(inside[b"second"], "it has taken over the rest")
+        while socket.pending <= 2000:
+            expected.append(bytes(100))
+            assert socket.send(expected[-1])
+        release[b"second"].set()
+        everything = b"".join(expected)
+        assert client.receive(len(everything)) == everything
+    handler.wait_for("writable")
+
+
+@pytest.mark.clause("C18", "T8")
+def test_what_waits_for_who_is_in_a_stream_counts_for_max_buffered(one, hold, engine, request):
+    if engine == "compiled":
+        request.applymarker(pytest.mark.xfail(strict=False, reason="it is not counted before the thread comes out"))
+    _, socket, stream, handler = one({"max_buffered": 1 << 20})
+    inside, release = hold(stream, b"first")
+    with running(lambda: socket.send(b"first")):
+        wait_event(inside, "a thread is in the stream")
+        for _ in range(17):
+            socket.send(bytes(1 << 16))
+        wait_until(lambda: not socket.is_open, "the connection goes")
+        release.set()
+    assert type(handler.wait_removed()[0]) is hydrogen.SlowConsumer
+
+
+@pytest.mark.clause("C27", "T8")
+def test_nobody_spins_when_a_deadline_passes_while_a_thread_is_in_the_stream(one, hold):
+    _, socket, stream, handler = one({"idle_timeout": 2.0})
+    inside, release = hold(stream, b"first")
+    with running(lambda: socket.send(b"first")):
+        wait_event(inside, "a thread is in the stream")
+        wait_until(lambda: not socket.is_open, "it is late")
+        settled(lambda: (socket.server.stats().polls, socket.server.stats().iterations))
+        assert handler.of("connection_removed") == []
+        release.set()
+    assert type(handler.wait_removed()[0]) is hydrogen.ConnectionTimeout
