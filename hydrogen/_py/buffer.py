@@ -65,12 +65,18 @@ class SendQueue:
 
 
 class Share:
-    """What one has of the total of a `Memory`, as far as that is added up."""
+    """What one has of the total of a `Memory`, as far as that is added up.
 
-    __slots__ = ("size",)
+    Attributes:
+        size: bytes.
+        is_leaving: whether they are as good as gone: see `Memory.leave`.
+    """
+
+    __slots__ = ("is_leaving", "size")
 
     def __init__(self) -> None:
         self.size = 0
+        self.is_leaving = False
 
 
 class Memory:
@@ -79,12 +85,15 @@ class Memory:
     Safe from any thread, at any moment. Above the limit nobody reads. Who wanted to is remembered, and told when the total is back under
     the limit: who waits adds itself, then looks at the total; who lowers the total looks for those who wait afterwards.
 
+    What is about to go does not count towards the limit: a connection that ends at once keeps what it has for as long as its callback
+    blocks, and nobody else is to wait for that.
+
     Attributes:
         total: bytes now: the sum of all shares.
         pauses: times that the total went over the limit.
     """
 
-    __slots__ = ("_changes", "_limit", "_on_excess", "_resume", "_role", "_waiting", "pauses", "total")
+    __slots__ = ("_changes", "_leaving", "_limit", "_on_excess", "_resume", "_role", "_waiting", "pauses", "total")
 
     def __init__(self, limit: int, resume: Callable[[int], None], on_excess: Callable[[], None]) -> None:
         """Args:
@@ -99,6 +108,7 @@ class Memory:
         self._on_excess = on_excess
         self._waiting: set[int] = set()
         self.total = 0
+        self._leaving = 0  # the sum of the shares that leave
         self.pauses = 0
 
     def account(self, share: Share, size: int) -> None:
@@ -107,7 +117,10 @@ class Memory:
         self._catch_up()
         if self.is_over():
             self._on_excess()
-            return
+        else:
+            self._resume_all()
+
+    def _resume_all(self) -> None:
         while self._waiting:
             try:
                 token = self._waiting.pop()
@@ -130,6 +143,14 @@ class Memory:
             return self._role.run(sum_and_look)
         finally:
             self._catch_up()
+            if not self.is_over():
+                self._resume_all()
+
+    def leave(self, share: Share) -> None:
+        """Do not count `share` towards the limit any more, whatever it will be. Within `look`."""
+        if not share.is_leaving:
+            leaving = self._leaving + share.size
+            share.is_leaving, self._leaving = True, leaving  # no exception comes between the two
 
     def _catch_up(self) -> None:
         while self._changes and self._role.run(self._sum):
@@ -139,13 +160,14 @@ class Memory:
         while self._changes:
             share, size = self._changes[0]
             total, was_over = self.total - share.size + size, self.is_over()
-            share.size, self.total = size, total  # no exception comes between the two
+            leaving = self._leaving + (size - share.size if share.is_leaving else 0)
+            share.size, self.total, self._leaving = size, total, leaving  # no exception comes between them
             self._changes.popleft()
             self.pauses += self.is_over() and not was_over
 
-    def is_over(self, leaving: int = 0) -> bool:
-        """Whether the total, also without `leaving`, is over the limit."""
-        return self.total - leaving > self._limit
+    def is_over(self) -> bool:
+        """Whether the total, without what is leaving, is over the limit."""
+        return self.total - self._leaving > self._limit
 
     def must_wait(self, token: int) -> bool:
         """Whether the connection of `token` may not read now; then it is resumed later."""

@@ -65,7 +65,7 @@ READS = 100
 """Times that `stats` reads the counters again because they were changed meanwhile; in the end by a call that this one has interrupted."""
 
 SHED_AGAIN = 0.01
-"""Seconds until the limit of memory is looked at again, while those that are being removed for it have not gone."""
+"""Seconds until the limit of memory is looked at again, when that could not be done or nobody was to be removed."""
 
 RELEASE_PATIENCE = 1.0
 """Seconds that `release` waits for workers that are in no callback. They need microseconds, or, on a machine that swaps, longer."""
@@ -579,26 +579,29 @@ class Engine:
     def _shed(self) -> None:
         """While too much is buffered, remove the connection with the most blocked output; where there is none, with the most input.
 
-        It is looked at again while it is over the limit: one whose callback blocks keeps what it has until that comes back.
+        At once again, until it is not over the limit without what is leaving; later, if somebody was changing it.
         """
         if not self.memory.is_over():
             return
         worst: list[Connection] = []
         self.memory.look(lambda: worst.extend(self._worst()))
         is_removed = [connection.end(Cause.SLOW_CONSUMER, at_once=True) for connection in worst] == [True]
-        self._excess.set(-math.inf if is_removed else time.monotonic() + SHED_AGAIN)
+        if self.memory.is_over():
+            self._excess.set(-math.inf if is_removed else time.monotonic() + SHED_AGAIN)
 
     def _worst(self) -> list[Connection]:
-        """The one to remove, if there is one. What those have that end at once is as good as gone: no other goes for that."""
-        leaving, most = 0, (0, 0)
+        """The one to remove, if there is one. What those have that end at once is leaving: no other goes for that."""
+        most = (0, 0)
         worst: list[Connection] = []
         for connection in self._slab.snapshot():
-            held = (connection.blocked_output.size, connection.undelivered.size)
+            shares = (connection.blocked_output, connection.undelivered)
+            held = (shares[0].size, shares[1].size)
             if connection.at_once:
-                leaving += sum(held)
+                for share in shares:
+                    self.memory.leave(share)
             elif held > most:
                 worst, most = [connection], held
-        return worst if self.memory.is_over(leaving) else []
+        return worst if self.memory.is_over() else []
 
     def _on_all_blocked(self) -> None:
         self._log_thread.say(self.log.all_blocked, self.config.max_threads)

@@ -25,9 +25,7 @@ def decrypt(connection: Connection) -> bool:
     session = connection.session
     if session is None:
         return True
-    if connection.ciphertext and not connection.in_role(
-        lambda: _decrypt(connection, session), mailbox.AGAIN, by_anybody=session.is_ready
-    ):
+    if connection.ciphertext and not connection.in_role(lambda: _decrypt(connection, session), mailbox.AGAIN, by_anybody=session.is_ready):
         return False
     has_ended = session.is_ended or session.failure is not None  # before the last plaintext is taken
     connection.shaking = not session.is_ready
