@@ -16,8 +16,7 @@ from hydrogen._c.framing cimport FRAMING_RAW
 from hydrogen._c.input cimport input_count
 from hydrogen._c.kernel cimport kernel_now, kernel_unacknowledged, kernel_unread
 from hydrogen._c.lock cimport lock_give, lock_take
-from hydrogen._c.mailbox cimport mailbox_at, mailbox_pauses
-from hydrogen._c.output cimport output_is_stalled, output_unacknowledged
+from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_pauses
 from hydrogen._c.queues cimport queues_check_memory, queues_end, queues_post, queues_touch_monitor
 from hydrogen._c.slab cimport slab_used
 from hydrogen._c.structs cimport connection_t, context_t, loop_t
@@ -118,6 +117,30 @@ cdef inline void deadlines_announce(loop_t *loop, uint32_t kind) noexcept nogil:
         queues_touch_monitor(loop)
 
 
+cdef inline int deadlines_unacknowledged(
+    context_t *context, connection_t *connection, uint32_t generation,
+) noexcept nogil:
+    """What the kernel holds of the output, and the peer's has not acknowledged. Any thread."""
+    cdef int unacknowledged = 0
+    lock_take(&context.fd_lock)
+    if mailbox_generation(connection) == generation:
+        unacknowledged = kernel_unacknowledged(connection.poll_fd)
+    lock_give(&context.fd_lock)
+    return unacknowledged
+
+
+cdef inline bint deadlines_is_stalled(connection_t *connection, uint32_t generation) noexcept nogil:
+    """Whether output waits for the peer, and did so at the last sweep."""
+    cdef bint stalled
+    lock_take(&connection.lock)
+    stalled = (
+        mailbox_generation(connection) == generation and connection.blocked and
+        relaxed_load32(&connection.stalled) == STALL_SEEN
+    )
+    lock_give(&connection.lock)
+    return stalled
+
+
 cdef inline bint deadlines_examine(loop_t *loop, connection_t *connection, uint64_t now, uint32_t *left) noexcept nogil:
     """Whether one of a connection's deadlines seems to have passed. `left`: the kinds that it has are added. Keeps the times since when it is idle, and
     write-stalled; ends it if it is so for too long.
@@ -134,12 +157,12 @@ cdef inline bint deadlines_examine(loop_t *loop, connection_t *connection, uint6
         left[0] |= WATCH_LINGERING if relaxed_load32(&connection.state) == STATE_CLOSING else WATCH_CONFIGURED
     if context.write_timeout and stalled:
         left[0] |= WATCH_CONFIGURED
-        unacknowledged = output_unacknowledged(context, connection, generation)
+        unacknowledged = deadlines_unacknowledged(context, connection, generation)
         if stalled == STALL_NEW or unacknowledged < connection.unacknowledged:
             connection.unacknowledged = unacknowledged
             connection.stalled_since = now
             atomic_cas32(&connection.stalled, STALL_NEW, STALL_SEEN)
-        elif now >= connection.stalled_since + context.write_timeout and output_is_stalled(connection, generation):
+        elif now >= connection.stalled_since + context.write_timeout and deadlines_is_stalled(connection, generation):
             # Not left to the owner: he may be in a handler that waits in drain() for this very output.
             queues_end(loop, connection, generation, True, CAUSE_TIMEOUT, TIMEOUT_WRITE, NULL, True)
     if context.idle_timeout:

@@ -30,11 +30,11 @@ from hydrogen._c.constants cimport (
     ABORT, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_GONE, DRAIN_WAIT,
     EDGE_ADAPTER, EDGE_FLUSH, EDGE_NOTHING, FLUSHED, FLUSH_BUDGET, FLUSH_DRAINED, FLUSH_OWNER,
     LOW, NOT_CORKED, PAUSE_WATERMARK, POST_OWNER, POST_STALE, SEND_CORKED, SEND_NOW,
-    SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE, STALL_SEEN,
+    SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE,
     STATE_ABORTING, STATE_CLOSING, STATE_OPEN,
 )
 from hydrogen._c.framing cimport FRAME_COMPLETE, framing_encode, framing_overhead, framing_t
-from hydrogen._c.kernel cimport iovec, kernel_send, kernel_unacknowledged
+from hydrogen._c.kernel cimport iovec, kernel_send
 from hydrogen._c.lock cimport cond_broadcast, cond_wait_until, lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pause, mailbox_resume, mailbox_token
 from hydrogen._c.poller cimport poller_change
@@ -290,28 +290,6 @@ cdef inline int output_unblock(context_t *context, connection_t *connection, uin
         meaning = EDGE_FLUSH
     lock_give(&connection.lock)
     return meaning
-
-
-cdef inline int output_unacknowledged(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
-    """What the kernel holds of the output, and the peer's has not acknowledged. Any thread."""
-    cdef int unacknowledged = 0
-    lock_take(&context.fd_lock)
-    if mailbox_generation(connection) == generation:
-        unacknowledged = kernel_unacknowledged(connection.poll_fd)
-    lock_give(&context.fd_lock)
-    return unacknowledged
-
-
-cdef inline bint output_is_stalled(connection_t *connection, uint32_t generation) noexcept nogil:
-    """Whether output waits for the peer, and did so at the last sweep."""
-    cdef bint stalled
-    lock_take(&connection.lock)
-    stalled = (
-        mailbox_generation(connection) == generation and connection.blocked and
-        relaxed_load32(&connection.stalled) == STALL_SEEN
-    )
-    lock_give(&connection.lock)
-    return stalled
 
 
 cdef inline int output_wait_drained(context_t *context, connection_t *connection, uint32_t generation, uint64_t until) noexcept nogil:
