@@ -251,10 +251,8 @@ def test_by_default_a_connection_may_be_silent_for_ever(start, connect):
 
 
 @pytest.mark.clause("C27", "T8")
-def test_bytes_of_the_peer_keep_a_connection_while_another_thread_is_in_its_stream(start, connect, gate, engine, request):
+def test_bytes_of_the_peer_keep_a_connection_while_another_thread_is_in_its_stream(start, connect, gate):
     """They cannot be read for that long."""
-    if engine == "python":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="it is removed when the thread comes out"))
     go, inside = gate(), threading.Event()
 
     class Waits(Bytes):
@@ -386,10 +384,8 @@ def test_a_peer_that_reads_steadily_is_never_removed_though_the_kernel_is_filled
 
 @pytest.mark.clause("C28", "H22")
 @pytest.mark.parametrize("kind", ["plain", "stream"])
-def test_a_peer_that_reads_at_once_is_not_removed_because_a_callback_of_its_own_blocks(start, connect, gate, engine, request, kind):
+def test_a_peer_that_reads_at_once_is_not_removed_because_a_callback_of_its_own_blocks(start, connect, gate, kind):
     """What its stream has kept is written when the callback returns."""
-    if engine == "python" and kind == "stream":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="it is removed still"))
     go = gate()
     hooks, _ = options_for(kind)
     handler = recorder(data_received=lambda socket, data: (socket.send(BIG), wait_event(go, "let go")), **hooks)

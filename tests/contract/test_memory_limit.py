@@ -76,9 +76,7 @@ def test_while_the_callback_of_a_connection_that_is_aborted_blocks_no_other_one_
 
 
 @pytest.mark.clause("C18", "H22")
-def test_while_the_callback_of_a_connection_that_is_aborted_blocks_the_others_are_read(crowd, engine, request):
-    if engine == "python":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="nothing is read meanwhile"))
+def test_while_the_callback_of_a_connection_that_is_aborted_blocks_the_others_are_read(crowd):
     handler, go, finish = crowd()
     for one in finish:
         one()

@@ -130,9 +130,7 @@ def test_what_a_thread_leaves_over_in_a_stream_is_sent_though_a_callback_of_its_
 
 
 @pytest.mark.clause("K6", "T8")
-def test_what_a_stream_keeps_is_written_though_a_callback_of_its_connection_blocks(one, gate, engine, request):
-    if engine == "compiled":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="it waits for the callback still"))
+def test_what_a_stream_keeps_is_written_though_a_callback_of_its_connection_blocks(one, gate):
     received, in_time, message = gate(), [], bytes(8_000_000)
 
     def respond(socket, data):
@@ -175,10 +173,8 @@ def test_who_is_in_a_stream_is_not_kept_there_for_as_long_as_others_send(one, ba
 
 
 @pytest.mark.clause("C22", "T8")
-def test_a_thread_that_sends_without_rest_keeps_nobody_from_reading_a_stream(one, engine, request):
+def test_a_thread_that_sends_without_rest_keeps_nobody_from_reading_a_stream(one):
     """It is in the stream whenever a worker gets to run: there it lets go of the GIL."""
-    if engine == "compiled":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="it does still"))
     client, socket, stream, handler = one({"max_write_buffer": 1 << 30})
     calls, much = [], bytes(1 << 20)
 
