@@ -328,7 +328,10 @@ class Output(Mailbox):
                 return True
             return False
         finally:
-            self._catch_up()
+            if self.transport.is_stream and self._asked and not self.loop.forked_away:
+                self._leave_to_another()  # the owner is needed: if who is in the stream is to be cut off, it is by him
+            else:
+                self._catch_up()
 
     def let_senders_in(self) -> None:
         """The owner has come, see invariant 6. By him."""
