@@ -10,13 +10,14 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from hydrogen._c.addresses cimport addresses_give
 from hydrogen._c.atomic cimport (
-    atomic_add64, atomic_store32, atomic_store64, relaxed_add64, relaxed_load64, relaxed_store32,
+    atomic_add64, atomic_store32, atomic_store64, relaxed_add64, relaxed_load64,
+    relaxed_store32,
 )
 from hydrogen._c.buffer cimport queue_clear, queue_t
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_PEER_CLOSED,
-    CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, CAUSE_TRUNCATED, DISCARD_READS, FLAG_CLOSE_NOTIFY, FLAG_CUT,
-    FLAG_EOF, FLAG_EOF_TOLD, FLAG_HANGUP, FLAG_LINGERING, FLAG_PARTIAL, FLAG_POLLED,
+    CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, CAUSE_TRUNCATED, DISCARD_READS, FLAG_CLOSE_NOTIFY,
+    FLAG_CUT, FLAG_EOF, FLAG_EOF_TOLD, FLAG_HANGUP, FLAG_LINGERING, FLAG_PARTIAL, FLAG_POLLED,
     FLAG_READABLE, FLAG_TLS_END, FLAG_TLS_FAILED, FLUSHED, FLUSH_DRAINED, LINGER_NS,
     NEXT_DISPATCH, NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP, STALL_NONE, STATE_ABORTING,
     STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_VACANT, TODO_CLOSE_NOTIFY, TODO_EOF,

@@ -59,7 +59,8 @@ cdef inline bint monitor_stand_in(loop_t *loop, bint may_wake) noexcept nogil:
     """No worker gets on: poll for them, if the role is vacant. True when some connection waits for a worker.
 
     `may_wake`: whoever parked meanwhile because the role was taken. Not where somebody waits for the
-    GIL: another one would only wait beside him.
+    GIL: another one would only wait beside him. But he may have had it, and have parked, since that was
+    seen: where nobody is awake somebody has to be, or nobody polls.
     """
     cdef bint waits
     lock_take(&loop.lock)
@@ -71,7 +72,7 @@ cdef inline bint monitor_stand_in(loop_t *loop, bint may_wake) noexcept nogil:
     monitor_poll(loop)
     lock_take(&loop.lock)
     loop.role_taken = False
-    if may_wake:
+    if may_wake or not atomic_load32(&loop.awake):
         queues_wake_locked(loop)
     waits = loop.ready.first != NULL or loop.service.first != NULL
     lock_give(&loop.lock)

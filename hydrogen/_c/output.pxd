@@ -20,7 +20,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from hydrogen._c.atomic cimport (
-    atomic_add64, atomic_store32, relaxed_add64, relaxed_load32, relaxed_load64, relaxed_store32,
+    atomic_add64, atomic_store32, relaxed_add64, relaxed_load32, relaxed_load64,
+    relaxed_store32,
 )
 from hydrogen._c.buffer cimport (
     SEND_PARTS, block_bytes, block_free, block_length, block_new, block_t, pool_t, queue_clear,

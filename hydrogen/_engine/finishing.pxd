@@ -12,7 +12,7 @@ from hydrogen._c.constants cimport CAUSE_OVERLOAD, CAUSE_SLOW_CONSUMER
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport loop_release
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._core cimport Engine, HydrogenSocket, StreamAdapter, _Callbacks, errors
+from hydrogen._core cimport Engine, HydrogenSocket, Stream, StreamAdapter, _Callbacks, errors
 from hydrogen._engine.callbacks cimport callbacks_quietly
 from hydrogen._engine.references cimport references_hold, references_socket
 

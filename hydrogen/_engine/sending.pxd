@@ -8,10 +8,10 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
-    CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS,
-    DRAIN_WAIT, ENCRYPT_MOST, ENCRYPT_NS, NOT_CORKED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING,
+    CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS, DRAIN_WAIT,
+    ENCRYPT_MOST, ENCRYPT_NS, NOT_CORKED, RECEIVED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING,
     SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN,
-    TLS_JOINED, TLS_SHORT_MOST, RECEIVED,
+    TLS_JOINED, TLS_SHORT_MOST,
 )
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over

@@ -16,8 +16,8 @@ from hydrogen._c.adapter cimport adapter_enter, adapter_leave, adapter_sent
 from hydrogen._c.atomic cimport atomic_load32, atomic_load64, relaxed_add64, relaxed_store32
 from hydrogen._c.constants cimport (
     ADAPTER_BUSY, ADAPTER_ENTERED, AGAIN, CAUSE_HANDLER_ERROR, CAUSE_OS_ERROR, DELIVER_MOST,
-    FLAG_EOF, FLAG_READABLE, FLAG_RECEIVING, FLAG_STOP, FLAG_UNDECODED, STATE_ABORTING,
-    STATE_CLOSING, STATE_OPEN, STOP, RECEIVED,
+    FLAG_EOF, FLAG_READABLE, FLAG_RECEIVING, FLAG_STOP, FLAG_UNDECODED, RECEIVED,
+    STATE_ABORTING, STATE_CLOSING, STATE_OPEN, STOP,
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
 from hydrogen._c.mailbox cimport mailbox_pauses
