@@ -95,7 +95,7 @@ class Acceptor:
         settle: Callable[[], None],
         most: int,
         log: RateLimitedLog,
-        tell: Callable[..., None],
+        tell: Callable[..., object],
     ) -> None:
         """Args:
         must_wait: asked before each accept(2): whether no more may be accepted until a connection is released.
