@@ -6,7 +6,9 @@
  * the event role.
  *
  * Mutations: NO_STALL wakes nobody for a handler that blocks. TWO_POLLERS does not look at
- * `role_taken`. NO_EVENTFD leaves out the eventfd. SILENT_TASK wakes nobody for a worker task. */
+ * `role_taken`. NO_EVENTFD leaves out the eventfd. SILENT_TASK wakes nobody for a worker task.
+ * STALE_LOOK has the monitor thread that polled wake nobody because somebody waited for the GIL
+ * before. */
 
 #define WORKERS 2
 #define FOREVER 1     /* handlers that may block for ever */
@@ -166,11 +168,16 @@ proctype foreign() {
 }
 
 /* monitor_look: it is awake as long as somebody is in a callback (sleep.pml), and finds those that
- * stay there. A tick that would wake nobody is left out. */
+ * stay there. A tick that would wake nobody is left out. monitor_stand_in: no worker gets on; it polls
+ * in their stead, and what it has seen of them may be over when it gives the role back. */
 #define IN_CALLBACK (state[0] == CALLBACK || state[1] == CALLBACK)
 #define WAITS_FOR_GIL (state[0] == WANT_GIL || state[1] == WANT_GIL)
 #define CAN_BE_WOKEN (is_parked[0] || is_parked[1] || polling)
+#define GETS_ON(i) (state[i] == POLL || state[i] == FLUSH)
+#define HELPLESS (IN_CALLBACK && !GETS_ON(0) && !GETS_ON(1))
+#define IS_AWAKE(i) (state[i] != CALLBACK && !is_parked[i])
 proctype monitor() {
+    bool waits;
 
     do
 #ifdef NO_STALL
@@ -180,6 +187,26 @@ proctype monitor() {
             IN_CALLBACK && !WAITS_FOR_GIL && CAN_BE_WOKEN &&
             (ready || service || task || !role_taken) ->
             wake_locked()
+        }
+    :: atomic {
+            HELPLESS && !role_taken && kernel ->
+            pollers++;
+            assert(pollers == 1);
+            role_taken = true;
+            waits = WAITS_FOR_GIL
+        }
+        atomic { service = service + kernel; kernel = 0 }
+        atomic {
+            pollers--;
+            role_taken = false;
+            if
+#ifndef STALE_LOOK
+            :: !waits || !(IS_AWAKE(0) || IS_AWAKE(1)) -> wake_locked()
+#else
+            :: !waits -> wake_locked()
+#endif
+            :: else
+            fi
         }
 #endif
     od
