@@ -38,6 +38,9 @@ CHUNK = 1 << 16
 READS = 4
 """So many recv(2)s in a row, and `nb_recv` gives out what it has, `b_recv` looks at the clock: the peer may never pause."""
 
+SIGNAL_LOOK = 0.5
+"""Seconds after which a wait looks again at what it waits for."""
+
 LONGEST_WAIT = 3600.0
 """Seconds of one wait in the kernel, which counts milliseconds in an int; who waits longer waits again."""
 
@@ -654,7 +657,8 @@ class _SocketStream(Stream):
         if fd >= 0:
             poll = select.poll()
             poll.register(fd, events)
-            poll.poll(seconds * 1000)
+            # Not for long: a signal handler may have taken, in the handshake, what this waits for.
+            poll.poll(min(seconds, SIGNAL_LOOK) * 1000)
 
     @staticmethod
     def _checked(frame: Frame) -> Frame:

@@ -320,10 +320,11 @@ def test_a_stop_that_is_waited_for_while_a_callback_asks_for_another_ends(start,
     handler.wait_for("data_received")
     with running(lambda: reports.append(server.stop(PATIENCE))):
         wait_until(lambda: not server.ready, "the stop has begun")
-        client.close()
         go.set()
+        handler.wait_for("disconnected")
+        client.close()
     assert reports[0] == hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)
-    assert reports[1].closed == 1
+    assert (reports[1].closed, reports[1].aborted, reports[1].abandoned) == (1, 0, 0)
 
 
 @pytest.mark.clause("S23")

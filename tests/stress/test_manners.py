@@ -183,8 +183,11 @@ class Closes(hydrogen.Handler):
 
 REPLY = random.Random(1).randbytes(60_000)
 
+# `Stream.shutdown` ends both directions at once: what the peer has on its way then makes the kernel reset it.
+ENDS_BOTH_WAYS = pytest.param("stream", marks=pytest.mark.xfail(strict=False, reason="a user's stream is not ended one way first"))
 
-@pytest.mark.parametrize("transport", ["tcp", "unix", "tls", "stream"])
+
+@pytest.mark.parametrize("transport", ["tcp", "unix", "tls", ENDS_BOTH_WAYS])
 @pytest.mark.parametrize("handoff", ["auto", "eager"])
 def test_a_reply_before_a_close_arrives_whole_at_peers_that_send_on_before_they_read(start, transport, handoff, tmp_path):
     """More than all buffers hold: what nobody wants any more is read and dropped meanwhile."""
