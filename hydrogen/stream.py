@@ -38,11 +38,11 @@ CHUNK = 1 << 16
 READS = 4
 """So many recv(2)s in a row, and `nb_recv` gives out what it has, `b_recv` looks at the clock: the peer may never pause."""
 
-SIGNAL_LOOK = 0.5
-"""Seconds after which a wait looks again at what it waits for."""
-
 LONGEST_WAIT = 3600.0
 """Seconds of one wait in the kernel, which counts milliseconds in an int; who waits longer waits again."""
+
+HANDSHAKE_WAIT = 0.5
+"""The same in a handshake: a signal handler that used the stream may have taken what this thread waits for."""
 
 T = TypeVar("T")
 
@@ -643,22 +643,21 @@ class _SocketStream(Stream):
         """Under `_hands`."""
         while not self._is_ready and self._end is None:
             if not self._pull():
-                self._wait(self._interest(), deadline)
+                self._wait(self._interest(), deadline, HANDSHAKE_WAIT)
 
     def _interest(self) -> int:
         """What a call that receives waits for."""
         mine = self._unsent and not self._is_sending and self._broken is None
         return select.POLLIN | select.POLLOUT if mine else select.POLLIN
 
-    def _wait(self, events: int, deadline: float | None) -> None:
+    def _wait(self, events: int, deadline: float | None, longest: float = LONGEST_WAIT) -> None:
         """Wait until the fd is ready for one of `events`; that it is broken, or closed meanwhile, is for the next call to say."""
         seconds = seconds_left(deadline)
         fd = self._sock.fileno()
         if fd >= 0:
             poll = select.poll()
             poll.register(fd, events)
-            # Not for long: a signal handler may have taken, in the handshake, what this waits for.
-            poll.poll(min(seconds, SIGNAL_LOOK) * 1000)
+            poll.poll(min(seconds, longest) * 1000)
 
     @staticmethod
     def _checked(frame: Frame) -> Frame:

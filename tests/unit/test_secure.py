@@ -130,17 +130,17 @@ def test_openssl_as_server(after, tmp_path, version):
 
 @pytest.mark.parametrize("how", ["b_send", "nb_send"])
 @pytest.mark.parametrize("where", ["recv", "poll"])
-def test_a_signal_handler_may_send_while_its_thread_is_in_the_handshake(request, pair, after, monkeypatch, where, how):
-    if (where, how) == ("poll", "b_send"):
-        request.applymarker(pytest.mark.xfail(strict=False, reason="it does not come now and then, and it is not known why"))
+def test_a_signal_handler_may_send_while_its_thread_is_in_the_handshake(pair, after, monkeypatch, version, where, how):
+    """With TLS 1.2 nothing comes behind the handshake: if the handler has finished it, no edge is left for its thread."""
     ours, peer = pair()
-    server = secure(peer, hydrogen.SimpleFrameBuilder)
-    real, handled = select.poll, []
+    server = secure(peer, hydrogen.SimpleFrameBuilder, version=version)
+    real, handled, entered = select.poll, [], threading.Event()
 
     def handle(place):
         """The signal handler, once."""
         if place == where and not handled and threading.get_ident() in mine:
             handled.append(place)
+            entered.set()
             with contextlib.suppress(BlockingIOError):
                 getattr(client, how)(hydrogen.SimpleFrame(b"signal"))
 
@@ -160,7 +160,7 @@ def test_a_signal_handler_may_send_while_its_thread_is_in_the_handshake(request,
 
     sock = Interrupted(fileno=ours.detach())
     after.callback(sock.close)
-    client = hydrogen.Secure(sock, hydrogen.SimpleFrameBuilder, certificates.client_context(), False, NAME)
+    client = hydrogen.Secure(sock, hydrogen.SimpleFrameBuilder, certificates.client_context(version=version), False, NAME)
     monkeypatch.setattr(select, "poll", Poll)
     mine = []
 
@@ -169,6 +169,7 @@ def test_a_signal_handler_may_send_while_its_thread_is_in_the_handshake(request,
         client.handshake(PATIENCE)
 
     with running(shake_hands):
+        assert entered.wait(PATIENCE)  # until then the server says nothing, so that there is something to wait for
         assert server.b_recv(PATIENCE).payload() == b"signal"
     assert handled == [where]
 
