@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from certificates import client_context, server_context
@@ -10,7 +11,32 @@ from support import Client
 
 import hydrogen
 
-__all__ = ["FAMILIES", "Peer", "connect_to", "options_of", "stream_of"]
+__all__ = ["FAMILIES", "PassThrough", "Peer", "connect_to", "options_of", "stream_of"]
+
+
+class PassThrough(hydrogen.Stream):
+    """A stream of the user's that gives out what it reads, and keeps what it cannot write."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.rest = b""
+
+    def recv(self) -> list[bytes]:
+        part = os.read(self.fd, 4096)
+        if not part:
+            raise EOFError
+        return [part]
+
+    def send(self, buf: bytes) -> None:
+        self.rest += buf
+        while self.rest:
+            self.rest = self.rest[os.write(self.fd, self.rest) :]
+
+    def shutdown(self) -> None:
+        pass
+
+    def fileno(self) -> int:
+        return self.fd
 
 
 def options_of(family: str, path: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 from certificates import client_context, server_context
+from families import PassThrough
 from support import (
     PATIENCE,
     Echo,
@@ -208,29 +209,11 @@ class Semicolons(hydrogen.FrameBuilder):
         return hydrogen.LineFrame(payload, b";")
 
 
-class Shouting(hydrogen.Stream):
+class Shouting(PassThrough):
     """A stream of the user's."""
 
-    def __init__(self, fd):
-        self.fd = fd
-        self.rest = b""
-
-    def recv(self):
-        part = os.read(self.fd, 1000)
-        if not part:
-            raise EOFError
-        return [part]
-
     def send(self, buf):
-        self.rest += buf.upper() + b"!" if buf else b""
-        while self.rest:
-            self.rest = self.rest[os.write(self.fd, self.rest) :]
-
-    def shutdown(self):
-        pass
-
-    def fileno(self):
-        return self.fd
+        super().send(buf.upper() + b"!" if buf else b"")
 
 
 def shout(payload):

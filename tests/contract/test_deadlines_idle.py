@@ -11,6 +11,7 @@ import time
 
 import pytest
 from certificates import client_context, server_context
+from families import PassThrough
 from support import TlsClient, echo, length_frame, recorder, running, settled, simple, timed_out, wait_event, wait_until
 
 import hydrogen
@@ -27,37 +28,12 @@ BIG = bytes(8 << 20)
 """More than the kernel takes for a peer that does not read."""
 
 
-class Bytes(hydrogen.Stream):
-    """A stream of the user's that hands on what it reads, and keeps what it cannot write."""
-
-    def __init__(self, fd):
-        self.fd = fd
-        self.rest = b""
-
-    def recv(self):
-        part = os.read(self.fd, 1000)
-        if not part:
-            raise EOFError
-        return [part]
-
-    def send(self, buf):
-        self.rest += buf
-        while self.rest:
-            self.rest = self.rest[os.write(self.fd, self.rest) :]
-
-    def shutdown(self):
-        pass
-
-    def fileno(self):
-        return self.fd
-
-
 KINDS = pytest.mark.parametrize("kind", ["plain", "tls", "stream"])
 
 
 def options_for(kind):
     """Of `recorder`, and of the server."""
-    return {"new_connection": Bytes} if kind == "stream" else {}, {"ssl": server_context()} if kind == "tls" else {}
+    return {"new_connection": PassThrough} if kind == "stream" else {}, {"ssl": server_context()} if kind == "tls" else {}
 
 
 def talker(kind, client):
@@ -255,7 +231,7 @@ def test_bytes_of_the_peer_keep_a_connection_while_another_thread_is_in_its_stre
     """They cannot be read for that long."""
     go, inside = gate(), threading.Event()
 
-    class Waits(Bytes):
+    class Waits(PassThrough):
         def send(self, buf):
             inside.set()
             wait_event(go, "let go")
@@ -603,7 +579,7 @@ def test_bytes_of_a_proxy_header_are_bytes(start, connect):
 
 @pytest.mark.clause("C28", "T5")
 def test_what_a_stream_of_the_user_s_is_given_to_send_is_no_progress_of_the_peer(start, connect):
-    handler = recorder(new_connection=Bytes, connected=None)
+    handler = recorder(new_connection=PassThrough, connected=None)
     server = start(handler, write_timeout=SHORT)
     connect(server, receive_buffer=4096)
     handler.wait_for("connected")

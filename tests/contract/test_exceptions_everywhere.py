@@ -15,6 +15,7 @@ import threading
 
 import certificates
 import pytest
+from families import PassThrough
 from support import PATIENCE, recorder, running, wait_until
 
 import hydrogen
@@ -337,32 +338,10 @@ def tls():
 # --------------------------------------------------------------------------------------- streams
 
 
-class Chunks(hydrogen.Stream):
-    """Chunks as they are read."""
-
-    def __init__(self, fd):
-        self.fd = fd
-
-    def recv(self):
-        part = os.read(self.fd, 4096)
-        if not part:
-            raise EOFError
-        return [part]
-
-    def send(self, buf):
-        os.write(self.fd, buf)
-
-    def shutdown(self):
-        pass
-
-    def fileno(self):
-        return self.fd
-
-
 def streams(switch, **methods):
-    """A recorder that echoes; its connections are Chunks, with these methods while `switch` is on."""
-    odd = type("Odd", (Chunks,), methods)
-    hook = lambda fd: (odd if switch.on else Chunks)(fd)  # noqa: E731
+    """A recorder that echoes; its connections have such streams, with these methods while `switch` is on."""
+    odd = type("Odd", (PassThrough,), methods)
+    hook = lambda fd: (odd if switch.on else PassThrough)(fd)  # noqa: E731
     return recorder(new_connection=hook, data_received=lambda socket, data: socket.send(data))
 
 
@@ -405,7 +384,7 @@ def test_whatever_a_stream_raises_ends_its_connection_as_it_says(start, connect,
 def test_whatever_a_stream_raises_when_it_is_asked_for_its_fd_ends_its_connection(start, connect, error_log, make):
     error, switch = make(), Switch()
 
-    class NoNumber(Chunks):
+    class NoNumber(PassThrough):
         def fileno(self):
             raise error
 
@@ -413,7 +392,7 @@ def test_whatever_a_stream_raises_when_it_is_asked_for_its_fd_ends_its_connectio
             os.close(self.fd)
 
     handler = recorder(
-        new_connection=lambda fd: (NoNumber if switch.on else Chunks)(fd),
+        new_connection=lambda fd: (NoNumber if switch.on else PassThrough)(fd),
         data_received=lambda socket, data: socket.send(data),
     )
     scene = Scene(start, connect, handler)

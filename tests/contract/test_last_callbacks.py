@@ -4,6 +4,7 @@ import os
 import threading
 
 import pytest
+from families import PassThrough
 from support import echo, recorder, wait_until
 
 import hydrogen
@@ -63,24 +64,12 @@ ERRORS = (
 )
 
 
-class Reads(hydrogen.Stream):
+class Reads(PassThrough):
     """A stream of the user's that says how it ends."""
 
     def __init__(self, fd, ends):
-        self.fd = fd
+        super().__init__(fd)
         self.ends = ends
-
-    def recv(self):
-        part = os.read(self.fd, 1000)
-        if not part:
-            raise EOFError
-        return [part]
-
-    def send(self, buf):
-        os.write(self.fd, buf)
-
-    def fileno(self):
-        return self.fd
 
     def shutdown(self):
         self.ends("shutdown")

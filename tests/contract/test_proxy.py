@@ -11,6 +11,7 @@ import threading
 
 import pytest
 from certificates import client_context, server_context
+from families import PassThrough
 from proxy_headers import AUTHORITY, LOCAL, NOOP, PROXY, SIGNATURE, TCP4, TCP6, UNSPEC, tlv, v1, v2, v2_local, v2_raw
 from support import (
     PATIENCE,
@@ -231,32 +232,10 @@ def test_tls_follows_the_header_also_in_the_same_segment(start, connect, header)
     assert [call.socket.peername for call in handler.of("connected")] == [SOURCE4] * 2
 
 
-class Bytes(hydrogen.Stream):
-    """A stream of the user's."""
-
-    def __init__(self, fd):
-        self.fd = fd
-
-    def recv(self):
-        part = os.read(self.fd, 1000)
-        if not part:
-            raise EOFError
-        return [part]
-
-    def send(self, buf):
-        os.write(self.fd, buf)
-
-    def shutdown(self):
-        pass
-
-    def fileno(self):
-        return self.fd
-
-
 @pytest.mark.clause("C36", "T1")
 @BOTH
 def test_a_user_s_stream_reads_exactly_what_follows_the_header(start, connect, header):
-    handler = recorder(new_connection=Bytes, connected=None, data_received=echo)
+    handler = recorder(new_connection=PassThrough, connected=None, data_received=echo)
     server = behind_proxy(start, handler)
     client = connect(server)
     client.send(header + b"right behind")

@@ -175,10 +175,8 @@ def hold(monkeypatch, gate):
 
 @pytest.mark.clause("C22", "K6")
 @pytest.mark.parametrize("ends", [False, True], ids=["", "stop"])
-def test_a_thread_that_sends_without_rest_keeps_nobody_from_receiving(pair, hold, long_turns, ends, engine, request):
+def test_a_thread_that_sends_without_rest_keeps_nobody_from_receiving(pair, hold, long_turns, ends):
     """It is in the session whenever a worker gets to run. What the peer sent is delivered all the same, during a stop too."""
-    if engine == "python":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="its workers do not get into the session"))
     socket, peer, handler = pair(max_write_buffer=1 << 30, write_buffer_limits=(1 << 29, 1 << 29))
     inside, release = hold(b"first")
     before = socket.server.stats().bytes_received
