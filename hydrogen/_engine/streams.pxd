@@ -200,7 +200,8 @@ cdef inline bint streams_leave(
 ) except -1:
     """Receive, if the owner wants it; write what waits; and come out of the stream. False when that failed.
 
-    After DELIVER_MOST messages the rest is left to a worker: others send as fast as this thread.
+    After DELIVER_MOST messages the rest is left to a worker: others send as fast as this thread. The
+    owner leaves all of it: `send` of the stream may block, and deadlines and abort() need him.
 
     What a thread of the user's is to be told (Ctrl-C, or `sys.exit()` of a signal handler, that came
     while it was in the stream) is raised again. Whatever is raised, also by catching an exception
@@ -224,8 +225,11 @@ cdef inline bint streams_leave(
                         return False
                     if not owner:
                         queues_post(&engine._loop, connection, socket._generation, RECEIVED, worker == NULL)
-                left = streams_write(engine, worker, socket, adapter, left)
-                hands_over = left == 0 and adapter.waiting and atomic_load32(&connection.state) == STATE_OPEN
+                if owner:
+                    hands_over = adapter.waiting and atomic_load32(&connection.state) < STATE_ABORTING
+                else:
+                    left = streams_write(engine, worker, socket, adapter, left)
+                    hands_over = left == 0 and adapter.waiting and atomic_load32(&connection.state) == STATE_OPEN
             except BaseException as error:
                 if engine._inert():
                     raise

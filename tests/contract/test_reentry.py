@@ -140,12 +140,13 @@ def test_whatever_interrupts_a_method_of_a_socket_may_call_anything(engine, fami
 # ---------------------------------------------------------------------------------------------------- what the collector finds
 
 COLLECTED = """
-import contextlib, gc, sys, threading
+import contextlib, gc, logging, sys, threading
 import hydrogen
 from families import connect_to, options_of, stream_of
 from support import running
 
 engine, family, path = sys.argv[1:]
+logging.getLogger("hydrogen").setLevel(logging.ERROR)  # all workers may be blocked for a while
 PEERS, MESSAGES = 4, 60
 
 class Sends:

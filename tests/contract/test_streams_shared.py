@@ -14,12 +14,13 @@ MANY = 200
 
 
 class Bytes(hydrogen.Stream):
-    """Passes on what comes and goes; `on_send` is called within `send`."""
+    """Passes on what comes and goes; `on_recv` and `on_send` are called within `recv` and `send`."""
 
     def __init__(self, fd):
         self.fd = fd
         self.kept = b""
         self.on_send = lambda data: None
+        self.on_recv = lambda data: None
 
     def fileno(self):
         return self.fd
@@ -28,6 +29,7 @@ class Bytes(hydrogen.Stream):
         data = os.read(self.fd, 1 << 16)
         if not data:
             raise EOFError
+        self.on_recv(data)
         return [data]
 
     def send(self, buf):
@@ -247,4 +249,26 @@ def test_nobody_spins_when_a_deadline_passes_while_a_thread_is_in_the_stream(one
         settled(lambda: (socket.server.stats().polls, socket.server.stats().iterations))
         assert handler.of("connection_removed") == []
         release.set()
+    assert type(handler.wait_removed()[0]) is hydrogen.ConnectionTimeout
+
+
+@pytest.mark.clause("C27", "K6", "T8")
+def test_a_deadline_holds_though_what_was_sent_while_a_stream_received_is_blocked_in_it(one, hold, gate):
+    """The thread that received leaves it to another one."""
+    client, socket, stream, handler = one({"idle_timeout": 2.0})
+    received, inside_recv = gate(), threading.Event()
+
+    def on_recv(data):
+        inside_recv.set()
+        wait_event(received, "it has received")
+
+    stream.on_recv = on_recv
+    inside, release = hold(stream, b"held")
+    client.send(b"x")
+    wait_event(inside_recv, "a worker receives")
+    assert socket.send(b"held")
+    received.set()
+    wait_event(inside, "it is being sent")
+    wait_until(lambda: not socket.is_open, "it is late")
+    release.set()
     assert type(handler.wait_removed()[0]) is hydrogen.ConnectionTimeout
