@@ -30,7 +30,7 @@ from hydrogen._c.atomic cimport (
 from hydrogen._c.closing cimport closing_end
 from hydrogen._c.constants cimport (
     FLUSH_DRAINED, FLUSH_OWNER, MAIL_BITS, MONITOR_ACTIVE, MONITOR_ASLEEP, POST_OWNER,
-    TASK_OUTPUT, UNDELIVERED_MOST,
+    TASK_OUTPUT, TASK_TIMERS, UNDELIVERED_MOST,
 )
 from hydrogen._c.input cimport input_uncounted
 from hydrogen._c.kernel cimport HYDROGEN_PLANTED_RACE
@@ -122,33 +122,27 @@ cdef inline void queues_leave_output(loop_t *loop, connection_t *connection, bin
         else:
             loop.output_last.next_output = connection
         loop.output_last = connection
-        loop.outputs += 1
     if now:
         loop.tasks |= TASK_OUTPUT
+    else:
+        loop.tasks &= ~<uint32_t>TASK_OUTPUT
     if wake:
         queues_wake_locked(loop)
     lock_give(&loop.lock)
 
 
 cdef inline connection_t *queues_pop_output(loop_t *loop) noexcept nogil:
-    """The next connection of `queues_leave_output`; NULL when there is none."""
+    """The next connection of `queues_leave_output`; NULL when there is none. The others are a task for whoever is free: this one may block."""
     cdef connection_t *connection
     lock_take(&loop.lock)
     connection = loop.output_first
     if connection != NULL:
         loop.output_first = connection.next_output
         connection.in_outputs = False
-        loop.outputs -= 1
+        if loop.output_first != NULL:
+            loop.tasks |= TASK_OUTPUT
     lock_give(&loop.lock)
     return connection
-
-
-cdef inline uint32_t queues_outputs(loop_t *loop) noexcept nogil:
-    cdef uint32_t count
-    lock_take(&loop.lock)
-    count = loop.outputs
-    lock_give(&loop.lock)
-    return count
 
 
 cdef inline void queues_log(loop_t *loop, uint32_t news) noexcept nogil:
@@ -271,12 +265,15 @@ cdef inline size_t queues_undelivered(loop_t *loop) noexcept nogil:
 
 
 cdef inline uint32_t queues_begin_iteration(loop_t *loop, uint32_t *notices) noexcept nogil:
-    """Begin a turn in the dispatch role: how many connections to serve, and what is to be said."""
+    """Begin a turn in the dispatch role: how many connections to serve, and what is to be said.
+
+    Output that was left is a task for others as long as timers run: one of them may block.
+    """
     cdef uint32_t count
     lock_take(&loop.lock)
     count = loop.ready.length
     notices[0] = loop.tasks
-    loop.tasks = 0
+    loop.tasks = TASK_OUTPUT if notices[0] & TASK_TIMERS and loop.output_first != NULL else 0
     lock_give(&loop.lock)
     if HYDROGEN_PLANTED_RACE:
         loop.planted_race += 1

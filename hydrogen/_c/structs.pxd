@@ -193,7 +193,6 @@ ctypedef struct loop_t:
     uint32_t tasks
     connection_t *output_first  # whose output a worker is to go on with: queues_leave_output
     connection_t *output_last
-    uint32_t outputs
     uint32_t log_events
     cond_t log_cond     # the log thread waits here for `news`, or `exiting`
     bint role_taken      # somebody is in the event role

@@ -9,7 +9,7 @@ from support import PATIENCE, recorder, running, settled, wait_event, wait_until
 
 import hydrogen
 
-MANY = 200
+MANY = 400
 """Messages: more than one thread takes over from others."""
 
 
@@ -46,10 +46,10 @@ class Bytes(hydrogen.Stream):
 
 
 @pytest.fixture
-def one(start, connect):
-    """`one(**hooks)`: client, socket, stream and handler of a connection."""
+def several(start, connect):
+    """`several(count, **hooks)`: clients, sockets and streams of as many connections, and the handler."""
 
-    def one(options=None, receive_buffer=None, **hooks):
+    def several(count, options=None, receive_buffer=None, **hooks):
         streams = []
 
         def new(fd):
@@ -57,9 +57,23 @@ def one(start, connect):
             return streams[-1]
 
         handler = recorder(new_connection=new, connected=None, **hooks)
-        client = connect(start(handler, **options or {}), receive_buffer=receive_buffer)
-        handler.wait_for("connected")
-        return client, handler.socket(), streams[0], handler
+        server = start(handler, **options or {})
+        clients = []
+        for number in range(1, count + 1):
+            clients.append(connect(server, receive_buffer=receive_buffer))
+            handler.wait_for("connected", number)
+        return clients, [handler.socket(number) for number in range(count)], streams, handler
+
+    return several
+
+
+@pytest.fixture
+def one(several):
+    """`one(**hooks)`: client, socket, stream and handler of a connection."""
+
+    def one(options=None, receive_buffer=None, **hooks):
+        (client,), (socket,), (stream,), handler = several(1, options, receive_buffer, **hooks)
+        return client, socket, stream, handler
 
     return one
 
@@ -129,6 +143,55 @@ def test_what_a_thread_leaves_over_in_a_stream_is_sent_though_a_callback_of_its_
     received.set()
     wait_until(lambda: in_time, "the callback goes on")
     assert in_time == [True]
+
+
+@pytest.mark.clause("K6", "P2", "T8")
+@pytest.mark.parametrize("blocks", ["timer", "stream"])
+def test_what_is_left_over_in_a_stream_is_sent_though_the_worker_that_came_for_it_blocks(several, gate, blocks):
+    """In a timer that was due as well, or in another stream of which something was left over as well."""
+    blocked, free, for_ever = [], [gate(), gate()], gate()
+
+    def on_data(socket, data):
+        blocked.append(data)
+        wait_event(free[int(data)], "it may go on")
+
+    def leave_over(number, *last):
+        """A thread is in the stream, others send meanwhile, and it leaves some of that to a worker."""
+        inside, release = threading.Event(), gate()
+
+        def on_send(data):
+            if data == b"first":
+                inside.set()
+                wait_event(release, "it may go on")
+            if data == b"blocks":
+                blocked.append(data)
+                for_ever.wait()
+
+        streams[number].on_send = on_send
+        with running(lambda: sockets[number].send(b"first")):
+            wait_event(inside, "a thread is in the stream")
+            for data in [bytes(10)] * MANY + [*last]:
+                assert sockets[number].send(data)
+            release.set()
+
+    def block():
+        blocked.append(b"timer")
+        for_ever.wait()
+
+    clients, sockets, streams, _ = several(4, {"max_threads": 2}, data_received=on_data)
+    for number in (0, 1):
+        clients[number].send(b"%d" % number)
+    wait_until(lambda: len(blocked) == 2, "both workers are in callbacks")
+    if blocks == "timer":
+        sockets[0].server.call_later(0, block)
+    else:
+        leave_over(2, b"blocks")
+    leave_over(3)
+    free[0].set()
+    wait_until(lambda: len(blocked) == 3, "that one blocks")
+    free[1].set()
+    assert clients[3].receive(5 + 10 * MANY) == b"first" + bytes(10 * MANY)
+    for_ever.set()
 
 
 @pytest.mark.clause("K6", "T8")
