@@ -47,8 +47,11 @@ cdef inline uint32_t output_drained_locked(connection_t *connection) noexcept no
 
 
 cdef inline void output_account_locked(context_t *context, connection_t *connection) noexcept nogil:
-    """Only output that waits for the peer is counted: the counter is shared, and nothing shared is touched for a message that goes straight out."""
-    cdef size_t counted = connection.pending if connection.blocked else 0
+    """Only output that waits for the peer is counted, or for who is in a user's stream: the counter is shared,
+    and nothing shared is touched for a message that goes straight out.
+    """
+    cdef bint waits = connection.blocked or (connection.adapter != NULL and connection.flushing)
+    cdef size_t counted = connection.pending if waits else 0
     if counted != connection.pending_counted:
         atomic_add64(&context.buffered, counted - connection.pending_counted)
         connection.pending_counted = counted

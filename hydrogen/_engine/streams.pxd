@@ -178,6 +178,7 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except
     if data is not None and not waiting_count(&engine._loop.context, connection, socket._generation, len(data)):
         if streams_take_back(adapter, data):
             return False
+    queues_check_memory(&engine._loop)
     entered = adapter_enter(connection, socket._generation)
     if entered == ADAPTER_ENTERED:
         return streams_leave(engine, engine._worker(), socket, adapter, False, True)

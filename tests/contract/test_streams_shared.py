@@ -288,9 +288,7 @@ def test_on_writable_comes_to_who_has_seen_more_than_the_high_watermark_however_
 
 
 @pytest.mark.clause("C18", "T8")
-def test_what_waits_for_who_is_in_a_stream_counts_for_max_buffered(one, hold, engine, request):
-    if engine == "compiled":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="it is not counted before the thread comes out"))
+def test_what_waits_for_who_is_in_a_stream_counts_for_max_buffered(one, hold):
     _, socket, stream, handler = one({"max_buffered": 1 << 20})
     inside, release = hold(stream, b"first")
     with running(lambda: socket.send(b"first")):
