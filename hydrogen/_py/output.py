@@ -56,6 +56,10 @@ COLLECT_MOST = 64
 """Messages that one thread takes from others before it leaves the rest: else it would not come out as long as they send."""
 
 
+CONTENDED = 0.0001
+"""Seconds for which one who leaves a message to who encrypts lets that one get on, when much is pending."""
+
+
 class Tally:
     """Counters of one connection, added up when it is gone. Each is written by its owner or in the role of its output."""
 
@@ -297,6 +301,8 @@ class Output(Mailbox):
                 self._catch_up()
             if self.transport.is_stream and (self.owner_waits or self._role.is_taken()):
                 self._count_left()
+            elif session is not None and self._role.is_taken() and self.pending > self.loop.config.write_buffer_limits[1]:
+                time.sleep(CONTENDED)  # or who encrypts would not get on, and the peer be taken for a slow one
         except BaseException:
             self._leave_interrupted()
             raise

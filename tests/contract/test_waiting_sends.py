@@ -275,10 +275,8 @@ def test_drain_returns_when_tls_fails_while_messages_wait(pair, monkeypatch):
 
 
 @pytest.mark.clause("C16", "P2")
-def test_many_threads_that_send_short_messages_without_rest_are_not_slowed_down_by_what_waits(pair, engine, request):
+def test_many_threads_that_send_short_messages_without_rest_are_not_slowed_down_by_what_waits(pair):
     """Nor is the peer taken for a slow one because they are faster than who encrypts."""
-    if engine == "python":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="a peer that reads is taken for a slow one"))
     socket, peer, _ = pair()
     senders, each = 4, 80_000
     done = []
