@@ -158,15 +158,16 @@ class Progress:
     Attributes:
         since: by the monotonic clock.
         sent: bytes that the kernel had taken.
+        edges: how often it had said that it takes more.
         kept: bytes that it had not taken.
         unsent: bytes that it had taken, and the peer's had not acknowledged.
     """
 
-    __slots__ = ("kept", "sent", "since", "unsent")
+    __slots__ = ("edges", "kept", "sent", "since", "unsent")
 
     def __init__(self) -> None:
         self.since = 0.0
-        self.sent = self.kept = self.unsent = 0
+        self.sent = self.edges = self.kept = self.unsent = 0
 
 
 class Output(Mailbox):
@@ -186,6 +187,7 @@ class Output(Mailbox):
         "_blocked",
         "_draining",
         "_edge",
+        "_edges",
         "_ended_messages",
         "_ends",
         "_left",
@@ -231,6 +233,7 @@ class Output(Mailbox):
         self._draining = Waiters()
         self._blocked = False  # see invariant 2
         self._edge = False  # see invariant 2
+        self._edges = 0  # that came while it was blocked; by the event thread
         self._over_high = False  # pending was over the high watermark, and has not been below the low one since
         self._ended_messages = False  # see invariant 3
         self._told_high = False  # a handler was told that pending is over the high watermark
@@ -384,6 +387,7 @@ class Output(Mailbox):
         if not self._blocked:
             # Who writes finds it. If nobody does, it is of no interest.
             return
+        self._edges += 1
         if not self.transport.is_stream:
             self.tend()
         elif not was_noted:  # else a worker will come
@@ -409,12 +413,12 @@ class Output(Mailbox):
             self._watched = True
         progress = self._progress
         unsent = kernel.unsent(self.transport.poll_fd)
-        sent, kept = self.tally.bytes_sent, self.transport.kept
+        sent, edges, kept = self.tally.bytes_sent, self._edges, self.transport.kept
         # What is given to a stream of the user's is not taken by anybody yet.
         is_sent = sent != progress.sent and not self.transport.is_stream
-        if is_sent or kept < progress.kept or unsent < progress.unsent:
+        if is_sent or edges != progress.edges or kept < progress.kept or unsent < progress.unsent:
             progress.since = now
-        progress.sent, progress.kept, progress.unsent = sent, kept, unsent
+        progress.sent, progress.edges, progress.kept, progress.unsent = sent, edges, kept, unsent
         until = progress.since + timeout
         if now < until:
             return until
@@ -636,7 +640,7 @@ class Output(Mailbox):
         progress = Progress()
         progress.unsent = kernel.unsent(self.transport.poll_fd)
         progress.since = time.monotonic()
-        progress.sent, progress.kept = self.tally.bytes_sent, self.transport.kept
+        progress.sent, progress.edges, progress.kept = self.tally.bytes_sent, self._edges, self.transport.kept
         self._progress = progress
         self.loop.watch_output(self)
 

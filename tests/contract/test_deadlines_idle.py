@@ -346,9 +346,7 @@ def test_a_peer_that_reads_slowly_but_steadily_is_never_removed(start, connect):
 
 @pytest.mark.clause("C28")
 @pytest.mark.parametrize("kind", ["plain", "stream"])
-def test_a_peer_that_reads_steadily_is_never_removed_though_the_kernel_is_filled_again_each_time(start, connect, engine, request, kind):
-    if engine == "python" and kind == "stream":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="it is removed now and then"))
+def test_a_peer_that_reads_steadily_is_never_removed_though_the_kernel_is_filled_again_each_time(start, connect, kind):
     hooks, _ = options_for(kind)
     handler = recorder(data_received=big, **hooks)
     server = start(handler, write_timeout=AMPLE, socket_options=SEND_BUFFER)
