@@ -151,6 +151,7 @@ class Connection(Output):
         "peername",
         "plaintext",
         "proxy",
+        "read_is_due",
         "readable",
         "ready",
         "reminder",
@@ -193,6 +194,7 @@ class Connection(Output):
         self.undelivered = Share()
         self.held = 0  # what it was said to be last
         self.readable = False  # an edge came, and EAGAIN has not been seen since
+        self.read_is_due = False  # somebody was in the stream when it was to be read: what was there to be read is, also during a stop
         self.hung_up = False
         self.has_eof = False  # of the socket
         self.input_ended = False  # nothing more will come into the decoder

@@ -62,13 +62,13 @@ def serve_input(connection: Connection) -> None:
 
 
 def may_read(connection: Connection) -> bool:
-    """Whether there may be something to read, and it is wanted: nothing is once a graceful stop has asked for the end."""
-    return connection.readable and not connection.input_ended and not connection.stopping
+    """Whether there may be something to read, and it is wanted: once a graceful stop has asked for the end, only what was due before."""
+    return connection.readable and not connection.input_ended and (connection.read_is_due or not connection.stopping)
 
 
 def end_gracefully(connection: Connection) -> None:
     """A graceful stop has asked for the end: it comes when all that was read is delivered. What a pause holds back waits for its end."""
-    if connection.error is not None:
+    if connection.error is not None or (connection.read_is_due and not connection.is_paused):
         return
     if connection.ready and (connection.ciphertext or connection.plaintext or has_message(connection)):
         return
@@ -121,10 +121,14 @@ def receive(connection: Connection, most: int) -> list[bytes]:
     try:
         if not connection.transport.is_stream:
             chunks = connection.transport.receive(most)
-        elif not connection.in_role(lambda: chunks.extend(connection.transport.receive(most)), mailbox.READABLE):
-            connection.readable = False
-            return []
+        else:
+            connection.read_is_due = True
+            if not connection.in_role(lambda: chunks.extend(connection.transport.receive(most)), mailbox.READABLE):
+                connection.readable = False
+                return []
+            connection.read_is_due = False
     except EOFError:
+        connection.read_is_due = False
         # Who writes may have met a reset first: the kernel tells of it once, and to us it looks like an orderly end.
         if not (connection.transport.is_stream or connection.has_eof):
             connection.in_role(lambda: _has_ended(connection), mailbox.READABLE, by_anybody=True)

@@ -756,10 +756,8 @@ def reads_while_held(server, client, inside, data):
 
 @pytest.mark.clause("T8", "K6")
 @pytest.mark.parametrize("ends", [False, True], ids=["", "stop"])
-def test_a_thread_that_sends_without_rest_keeps_nobody_from_reading_a_stream(held, request, engine, ends):
+def test_a_thread_that_sends_without_rest_keeps_nobody_from_reading_a_stream(held, engine, ends):
     """It is in the stream whenever a worker gets to run. What the peer sent is delivered all the same, during a stop too."""
-    if engine == "python" and ends:
-        request.applymarker(pytest.mark.xfail(strict=False, reason="its workers do not get into the stream"))
     sent, is_begun = [], threading.Event()
 
     def then(socket):
