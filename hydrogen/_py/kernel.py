@@ -147,10 +147,16 @@ class Wakeup:
     __slots__ = ("_fd", "_inside", "_is_closed", "_open")
 
     def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._open = deque((self._fd,))  # who takes it out closes it
+        self._open: deque[int] = deque()  # who takes the fd out closes it
         self._inside: deque[None] = deque()
         self._is_closed = False
+        self._open.extend(map(os.eventfd, (0,), (os.EFD_NONBLOCK | os.EFD_CLOEXEC,)))  # in one call of C code, see `role`
+        self._fd = self._open[0]
+
+    def __del__(self) -> None:
+        # Whose start failed, for want of memory, closes nothing.
+        with contextlib.suppress(AttributeError):
+            close_once(self._open)
 
     def fileno(self) -> int:
         """The fd to poll."""

@@ -333,10 +333,7 @@ def test_an_allocation_that_fails_where_a_socket_has_to_be_made_loses_no_message
 
 
 @pytest.mark.parametrize("what", ["start", "stop"])
-def test_an_allocation_that_fails_in_a_start_or_a_stop_leaves_nothing_behind(request, engine, what):
-    if (engine, what) == ("python", "start"):
-        reason = "seldom a start of the Python engine that fails keeps its eventfds (seen at n = 115)"
-        request.applymarker(pytest.mark.xfail(strict=False, reason=reason))
+def test_an_allocation_that_fails_in_a_start_or_a_stop_leaves_nothing_behind(engine, what):
     code = f"from faults import nomemory; nomemory.cycles({engine!r}, {what!r}, {HIGHEST})"
     process = child(code)
     out, _ = finish(process)
