@@ -15,6 +15,7 @@ cdef class HydrogenSocket:
     cdef object __weakref__
 
     cdef bint _valid(self) noexcept
+    cdef bint _send_buffer(self, data) except -1
 
 
 cdef class _Callbacks:

@@ -70,7 +70,7 @@ from hydrogen._c.structs cimport acceptor_t, connection_t, context_t, option_t, 
 from hydrogen._c.worker cimport worker_enter, worker_leave, worker_left, worker_next, worker_refill
 from hydrogen._codec cimport Framing
 from hydrogen._engine.broadcast cimport broadcast_sockets, broadcast_to_all
-from hydrogen._engine.compat cimport compat_forget_async_exception
+from hydrogen._engine.compat cimport compat_forget_async_exception, compat_this_thread
 from hydrogen._engine.dispatch cimport dispatch_iteration
 from hydrogen._engine.ending cimport ending_ask
 from hydrogen._engine.names cimport names_local, names_peer
@@ -116,9 +116,13 @@ cdef class HydrogenSocket:
         raise TypeError("sockets are made by a server")
 
     def send(self, data):
-        cdef Py_buffer view
         if PyBytes_CheckExact(data):
             return sending_send(self._engine, self, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        return self._send_buffer(data)
+
+    cdef bint _send_buffer(self, data) except -1:
+        """`send` of anything but bytes."""
+        cdef Py_buffer view
         try:
             PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         except BufferError as error:
@@ -548,6 +552,7 @@ cdef class Engine:
         try:
             callbacks = _Callbacks(self._callbacks)
             worker.callbacks = <void *>callbacks
+            worker.python_thread = compat_this_thread()
             kernel_worker_set(worker)
             while not self._inert():
                 with nogil:
@@ -565,7 +570,7 @@ cdef class Engine:
             if not self._inert():
                 with nogil:
                     worker_left(worker)
-            compat_forget_async_exception()  # or it would be raised where this returns to
+            compat_forget_async_exception(compat_this_thread())  # or it would be raised where this returns to
 
     # --- what the server asks for --------------------------------------------------------------------------------------------------------------
 

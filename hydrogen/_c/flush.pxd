@@ -59,6 +59,11 @@ cdef inline void flush_for(loop_t *loop, io_t *io, worker_t *worker, bint wake) 
                 flush_one(loop, io, mailbox_of(loop, token), <uint32_t>(token >> 32), wake)
 
 
+cdef inline bint flush_is_last(worker_t *worker) noexcept nogil:
+    """Called with the GIL: whether no other worker has had it since this one was here last."""
+    return not HYDROGEN_GIL or relaxed_load32(&worker.loop.dispatching) == worker.index + 1
+
+
 cdef inline void flush_take_over(worker_t *worker) noexcept nogil:
     """Called with the GIL, which another worker may have had last: if that one is in a callback still it lost the GIL there, and blocks, as a rule.
 
@@ -66,11 +71,13 @@ cdef inline void flush_take_over(worker_t *worker) noexcept nogil:
     CPU time than each after its callback. Whom this misses (it looks at one worker only) the monitor thread finds.
     """
     cdef loop_t *loop = worker.loop
-    cdef uint32_t last = relaxed_load32(&loop.dispatching)
-    if HYDROGEN_GIL and last != worker.index + 1:
-        relaxed_store32(&loop.dispatching, worker.index + 1)
-        if last and relaxed_load32(&loop.workers[last - 1].state) == WORKER_CALLBACK:
-            flush_for(loop, &worker.io, &loop.workers[last - 1], False)
+    cdef uint32_t last
+    if flush_is_last(worker):
+        return
+    last = relaxed_load32(&loop.dispatching)
+    relaxed_store32(&loop.dispatching, worker.index + 1)
+    if last and relaxed_load32(&loop.workers[last - 1].state) == WORKER_CALLBACK:
+        flush_for(loop, &worker.io, &loop.workers[last - 1], False)
 
 
 cdef inline void flush_on_event(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, uint32_t events, bint wake) noexcept nogil:

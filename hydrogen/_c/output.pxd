@@ -34,6 +34,7 @@ from hydrogen._c.constants cimport (
     SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE,
     STATE_ABORTING, STATE_CLOSING, STATE_OPEN,
 )
+from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.framing cimport FRAME_COMPLETE, framing_encode, framing_overhead, framing_t
 from hydrogen._c.kernel cimport iovec, kernel_send
 from hydrogen._c.lock cimport cond_broadcast, cond_wait_until, lock_give, lock_take
@@ -103,9 +104,9 @@ cdef inline int output_send(
     cdef size_t size = n + framing_overhead(framing, n)
     cdef block_t *block = block_new(pool, size)
     bits[0] = 0
-    if block == NULL:
+    if expect_seldom(block == NULL):
         return SEND_NO_MEMORY
-    if framing_encode(framing, payload, n, block_bytes(block)) != FRAME_COMPLETE:
+    if expect_seldom(framing_encode(framing, payload, n, block_bytes(block)) != FRAME_COMPLETE):
         block_free(pool, block)
         return SEND_UNFIT
     block.end = size
@@ -124,9 +125,9 @@ cdef inline int output_append(
     bits[0] = 0
     dropped.first = dropped.last = NULL
     lock_take(&connection.lock)
-    if mailbox_generation(connection) != generation or not STATE_OPEN <= connection.state <= last_state:
+    if expect_seldom(mailbox_generation(connection) != generation or not STATE_OPEN <= connection.state <= last_state):
         pass
-    elif connection.pending >= context.max_write_buffer and last_state == STATE_OPEN:
+    elif expect_seldom(connection.pending >= context.max_write_buffer and last_state == STATE_OPEN):
         connection.cause = CAUSE_SLOW_CONSUMER
         output_abort_locked(context, connection)
         bits[0] = ABORT | output_drop_locked(context, connection, &dropped)
@@ -140,7 +141,7 @@ cdef inline int output_append(
             queue_push(&connection.output, block)
             block = NULL
         result = SEND_QUEUED
-        if (connection.blocked or connection.flushing) and connection.pending > context.high:
+        if expect_seldom(connection.blocked or connection.flushing) and connection.pending > context.high:
             # Also while another thread is sending: it may be kept from that, and more input would mean more output.
             output_pause_locked(context, connection)
         if connection.blocked:
@@ -153,7 +154,8 @@ cdef inline int output_append(
     lock_give(&connection.lock)
     if block != NULL:
         block_free(pool, block)
-    queue_clear(&dropped, NULL)
+    if expect_seldom(dropped.first != NULL):
+        queue_clear(&dropped, NULL)
     return result
 
 

@@ -126,6 +126,7 @@ ctypedef struct worker_t:
     uint64_t corked[CORKED_MOST]     # tokens; taken by swap with 0, by the worker or for it
     # the worker only
     void *callbacks                  # its _Callbacks (_core.pyx), which it holds as long as it runs
+    void *python_thread              # its PyThreadState
     uint32_t corked_count
     uint64_t iteration_began              # or its last flush ended
     uint64_t iteration_entered            # when it began, and `progress` then; without a GIL only

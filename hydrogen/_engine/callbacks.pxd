@@ -6,7 +6,7 @@ forked, and this is the child. Callbacks of the handler, between which nothing m
 where the caller knows better.
 """
 
-from cpython.object cimport PyObject_Size
+from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport (
@@ -16,18 +16,21 @@ from hydrogen._c.constants cimport (
     CAUSE_HANDLER_ERROR, CORK_CALLBACKS, CORK_NS, FLAG_LATE, STATE_OPEN, WORKER_CALLBACK,
     WORKER_FLUSH, WORKER_WANT_GIL,
 )
-from hydrogen._c.flush cimport flush_corked, flush_take_over
+from hydrogen._c.expect cimport expect_seldom
+from hydrogen._c.flush cimport flush_corked, flush_is_last, flush_take_over
 from hydrogen._c.kernel cimport kernel_now
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._c.worker cimport worker_is_eager
 from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, errors
-from hydrogen._engine.compat cimport compat_forget_async_exception
+from hydrogen._engine.compat cimport (
+    compat_call, compat_context_size, compat_forget_async_exception, compat_raise,
+)
 from hydrogen._engine.ending cimport ending_with
 
 
 cdef inline int callbacks_check(Engine engine) except -1:
     """Raises SystemExit in a forked child: what is left to do is the parent's."""
-    if engine._inert():
+    if expect_seldom(engine._inert()):
         raise SystemExit
     return 0
 
@@ -40,14 +43,18 @@ cdef inline int callbacks_begin(Engine engine, worker_t *worker) except -1:
     """
     cdef uint64_t progress = relaxed_load64(&worker.progress) + 1
     callbacks_check(engine)
-    compat_forget_async_exception()
+    compat_forget_async_exception(worker.python_thread)
     relaxed_store64(&worker.progress, progress)
-    flush_take_over(worker)
-    if worker.corked_count and progress & 7 == 0 and (
-        worker.corked_count >= CORK_CALLBACKS or kernel_now() - worker.iteration_began > CORK_NS
-    ):
-        callbacks_flush_corked(engine, worker)
+    if expect_seldom(not flush_is_last(worker) or (worker.corked_count and progress & 7 == 0)):
+        callbacks_flush(engine, worker)
     return 0
+
+
+cdef inline void callbacks_flush(Engine engine, worker_t *worker) noexcept:
+    """What `callbacks_begin` flushes."""
+    flush_take_over(worker)
+    if worker.corked_count >= CORK_CALLBACKS or (worker.corked_count and kernel_now() - worker.iteration_began > CORK_NS):
+        callbacks_flush_corked(engine, worker)
 
 
 cdef inline int callbacks_leave(Engine engine, worker_t *worker) except -1:
@@ -57,8 +64,8 @@ cdef inline int callbacks_leave(Engine engine, worker_t *worker) except -1:
     variable.
     """
     callbacks_check(engine)
-    compat_forget_async_exception()
-    if PyObject_Size((<_Callbacks>worker.callbacks).context):
+    compat_forget_async_exception(worker.python_thread)
+    if expect_seldom(compat_context_size(<PyObject *>(<_Callbacks>worker.callbacks).context) != 0):
         (<_Callbacks>worker.callbacks).renew_context()
     return 0
 
@@ -100,11 +107,18 @@ cdef inline int callbacks_message(Engine engine, worker_t *worker, connection_t 
     if relaxed_load64(&connection.deadline):
         relaxed_store64(&connection.deadline, 0)
     connection.flags &= ~<uint32_t>FLAG_LATE  # what made it late has come
-    try:
-        (<_Callbacks>worker.callbacks).on_data(socket, data)
-    except BaseException as error:
-        callbacks_failed(engine, socket, "on_data_received", error)
+    if expect_seldom(not compat_call(<PyObject *>(<_Callbacks>worker.callbacks).on_data, <PyObject *>socket, <PyObject *>data)):
+        callbacks_raised(engine, socket, "on_data_received")
     return callbacks_leave(engine, worker)
+
+
+cdef inline int callbacks_raised(Engine engine, HydrogenSocket socket, name) except -1:
+    """`callbacks_failed` with what was raised: not in line, for to catch it takes time even when nothing is."""
+    try:
+        compat_raise()
+    except BaseException as error:
+        callbacks_failed(engine, socket, name, error)
+    return 0
 
 
 cdef inline int callbacks_call(

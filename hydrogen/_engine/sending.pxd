@@ -14,6 +14,7 @@ from hydrogen._c.constants cimport (
     TLS_JOINED, TLS_SHORT_MOST,
 )
 from hydrogen._c.counters cimport counters_count
+from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over
 from hydrogen._c.framing cimport FRAMING_PYTHON, FRAMING_RAW, framing_t
 from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now, kernel_sleep
@@ -233,20 +234,34 @@ cdef inline bint sending_send(Engine engine, HydrogenSocket socket, const char *
     cdef worker_t *worker = engine._worker()
     cdef const framing_t *framing = engine._loop.context.framing
     cdef int result = SEND_REFUSED
-    if not socket._valid():
+    if expect_seldom(not socket._valid()):
         pass
-    elif connection.adapter != NULL:
+    elif expect_seldom(
+        connection.adapter != NULL or connection.session != NULL or connection.builder != NULL or
+        framing.kind == FRAMING_PYTHON or (framing.kind != FRAMING_RAW and n > framing.max_size)
+    ):
+        result = sending_send_otherwise(engine, worker, socket, data, n)
+    else:
+        result = sending_append_framed(engine, worker, socket, framing, data, n, STATE_OPEN, 0)
+    return sending_count(engine, worker, result)
+
+
+cdef inline int sending_send_otherwise(
+    Engine engine, worker_t *worker, HydrogenSocket socket, const char *data, size_t n,
+) except -1:
+    """The same of all but a message that is framed and queued as it is. Not in line: it would take time from those."""
+    cdef connection_t *connection = socket._connection
+    cdef int result = SEND_REFUSED
+    if connection.adapter != NULL:
         if atomic_load32(&connection.state) == STATE_OPEN and socket.pending < engine._loop.context.max_write_buffer:
             result = SEND_QUEUED if streams_send(engine, socket, PyBytes_FromStringAndSize(data, n)) else SEND_REFUSED
         elif atomic_load32(&connection.state) == STATE_OPEN:
             ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
-    elif connection.session != NULL or connection.builder != NULL or framing.kind == FRAMING_PYTHON:
+    elif connection.session != NULL or connection.builder != NULL or engine._loop.context.framing.kind == FRAMING_PYTHON:
         result = sending_send_coded(engine, worker, socket, PyBytes_FromStringAndSize(data, n))
-    elif framing.kind != FRAMING_RAW and n > framing.max_size:
-        raise too_large(framing, n)
     else:
-        result = sending_append_framed(engine, worker, socket, framing, data, n, STATE_OPEN)
-    return sending_count(engine, worker, result)
+        raise too_large(engine._loop.context.framing, n)
+    return result
 
 
 cdef inline bint sending_count(Engine engine, worker_t *worker, int result) noexcept:
@@ -266,21 +281,31 @@ cdef inline int sending_append(
 
 cdef inline int sending_append_framed(
     Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, const char *data, size_t n,
-    uint32_t last_state, size_t counted=0,
+    uint32_t last_state, size_t counted,
 ) except -1:
     """Frame and queue; then flush, or cork, as the policy says. SEND_REFUSED, SEND_NOTHING, or another value: it was queued."""
     cdef loop_t *loop = &engine._loop
     cdef connection_t *connection = socket._connection
-    cdef io_t *io = &worker.io if worker != NULL else &loop.outside_io
     # Without a GIL nobody can tell a handler that blocks from one that runs, so that nothing lies corked in eager mode.
     cdef bint cork = worker != NULL and (not worker_is_eager(loop) or HYDROGEN_GIL and n <= SEND_HELD_MOST)
     cdef uint32_t bits = 0
     cdef int result
-    if n == 0 and framing.kind == FRAMING_RAW:
+    if expect_seldom(n == 0 and framing.kind == FRAMING_RAW):
         return SEND_NOTHING if atomic_load32(&connection.state) == STATE_OPEN or last_state != STATE_OPEN else SEND_REFUSED
     result = output_send(
         &loop.context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation, framing, data, n, counted, last_state,
         worker.index if cork else NOT_CORKED, &bits)
+    if result != SEND_QUEUED:
+        sending_go_on(engine, worker, socket, result, n, bits)
+    queues_check_memory(loop)
+    return result
+
+
+cdef inline int sending_go_on(Engine engine, worker_t *worker, HydrogenSocket socket, int result, size_t n, uint32_t bits) except -1:
+    """After output_send, unless the message was left to who flushes, or will."""
+    cdef loop_t *loop = &engine._loop
+    cdef connection_t *connection = socket._connection
+    cdef io_t *io = &worker.io if worker != NULL else &loop.outside_io
     if result == SEND_NOW:
         with nogil:
             flush_one(loop, io, connection, socket._generation, worker == NULL)
@@ -295,8 +320,7 @@ cdef inline int sending_append_framed(
         raise unfit()
     elif bits:
         queues_post(loop, connection, socket._generation, bits, worker == NULL)
-    queues_check_memory(loop)
-    return result
+    return 0
 
 
 cdef inline object sending_drain(Engine engine, HydrogenSocket socket, timeout):

@@ -12,6 +12,7 @@ from support import ROOT
 C = ROOT / "hydrogen" / "_c"
 
 ORDER = [
+    "expect",
     "atomic",
     "kernel",
     "lock",
