@@ -185,7 +185,7 @@ cdef inline int step_open(context_t *context, io_t *io, connection_t *connection
     if connection.flags & FLAG_RECEIVING:
         return step_receiving(context, io, connection, late)
     if connection.flags & FLAG_READABLE and not connection.flags & FLAGS_ENDED and not stops and not too_late:
-        if context.crowded or input_deliverable(connection):
+        if relaxed_load32(&context.crowded) or input_deliverable(connection):
             connection.mail |= AGAIN  # who sends faster than it is delivered waits, in the kernel's buffers
         elif connection.adapter != NULL:
             connection.todo |= TODO_READ
