@@ -115,17 +115,22 @@ class FrameDecoder:
     The builder may be a user's, so what it does is checked; what it raises passes through.
     """
 
-    __slots__ = ("_buffer", "_scanned", "builder")
+    __slots__ = ("_buffer", "_put_back", "_scanned", "builder")
 
     def __init__(self, builder: FrameBuilder) -> None:
         self.builder = builder
         self._buffer = bytearray()
+        self._put_back: bytes | None = None
         self._scanned = 0  # no delimiter of a `LineFrameBuilder` begins in so many bytes
 
     @property
     def size(self) -> int:
         """Bytes fed and not given out."""
-        return len(self._buffer)
+        return len(self._buffer) + len(self._put_back or b"")
+
+    def put_back(self, payload: bytes) -> None:
+        """Have `next` give out again what it gave out last: it cannot be delivered yet."""
+        self._put_back = payload
 
     def feed(self, data: bytes) -> None:
         """Take in what was read."""
@@ -164,6 +169,9 @@ class FrameDecoder:
 
     def next(self) -> bytes | None:
         """The payload of the first frame; raises as `next_frame` does."""
+        payload, self._put_back = self._put_back, None
+        if payload is not None:
+            return payload
         frame = self.next_frame()
         if frame is None:
             return None

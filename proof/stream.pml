@@ -7,13 +7,16 @@
  * messages, then leave the rest to a worker, which is no owner. What the kernel does not take the
  * stream keeps; the edge that comes when the kernel takes more leaves it to a worker, too.
  *
- * Checked: one thread in the stream at a time; each message is written, and taken by the peer, or kept
- * by a stream that waits for the peer; each wish to receive is fulfilled, and the owner told.
+ * Somebody closes the connection at any moment; the owner ends it when nothing is left.
+ *
+ * Checked: one thread in the stream at a time; each message that was taken is written, and taken by the
+ * peer, before the end; each wish to receive is fulfilled, and the owner told; the end comes.
  *
  * Mutations: NO_EDGE does not tell who is in the stream to look again. KEEP_REST leaves what is over
  * to nobody. OWNER_LEAVES leaves what was sent while the owner received. SILENT does not tell the
  * owner what was received for him. LOSE_EDGE forgets an OUT edge that comes while somebody is in the
- * stream. WISH_LATE sets `wanted` after trying to enter. */
+ * stream. WISH_LATE sets `wanted` after trying to enter. LOOK_TWICE looks at the state again after
+ * writing, to see whether something is left over. */
 
 #define SENDERS 2
 #define EACH 1        /* messages of a sender */
@@ -21,6 +24,9 @@
 #define BUDGET 1
 #define ROOM 1        /* messages that the kernel's buffer holds */
 
+bool closing;         /* no more messages are taken */
+byte refused;
+bool ended;           /* the owner has seen that nothing is left */
 bool flushing;
 bool edge;
 bool blocked;
@@ -34,6 +40,7 @@ byte kept;            /* messages that the stream holds back */
 bool is_blocked;      /* of the adapter: the last `send` raised BlockingIOError */
 
 bool mail;            /* RECEIVED */
+bool flushed;         /* FLUSHED */
 bool task;            /* TASK_OUTPUT */
 byte answers;
 
@@ -42,20 +49,19 @@ bool nospace;         /* EAGAIN was said: an edge is due when there is room */
 bool out_edge;
 byte taken;           /* by the peer */
 
-/* adapter_enter */
+/* adapter_enter. Too late: what waits is refused. */
 inline enter(entered) {
     atomic {
-        entered = !flushing;
+        entered = !flushing && !ended;
         if
-        :: flushing ->
+        :: ended -> refused = refused + waiting; waiting = 0; again = false
+        :: flushing && !ended ->
 #ifndef NO_EDGE
             edge = true
 #else
             skip
 #endif
-        :: !flushing ->
-            flushing = true;
-            edge = false
+        :: entered -> flushing = true
         fi
     }
 }
@@ -100,20 +106,25 @@ inline leave(is_owner, left, over, leaves) {
 #endif
         :: else ->
             do
-            :: left == 0 && (waiting > 0 || again) -> over = true; break
-            :: left > 0 && again ->
-                left--;
+            :: left == 0 && !closing && (waiting > 0 || again) -> break
+            :: (left > 0 || closing) && again ->
+                left = (left > 0 -> left - 1 : 0);
                 again = false;
                 if
                 :: is_blocked -> write(0)
-                :: else
+                :: else -> blocked = false      /* adapter_sent, after a hand-over */
                 fi
-            :: left > 0 && !again && waiting > 0 ->
-                left--;
+            :: (left > 0 || closing) && !again && waiting > 0 ->
+                left = (left > 0 -> left - 1 : 0);
                 waiting--;
                 write(1)
             :: waiting == 0 && !again -> break
-            od
+            od;
+#ifdef LOOK_TWICE
+            over = (left == 0 && !closing && (waiting > 0 || again))
+#else
+            over = (left == 0 && (waiting > 0 || again))
+#endif
         fi;
         inside--;
         atomic {
@@ -124,6 +135,7 @@ inline leave(is_owner, left, over, leaves) {
                 flushing = false;
                 if
                 :: over -> blocked = true; edge = true
+                :: !over && closing && !blocked -> flushed = true    /* output_settle_locked: FLUSHED */
                 :: else
                 fi
             :: else
@@ -172,7 +184,20 @@ proctype owner() {
         :: else -> atomic { mail; mail = false }
         od
     :: else -> break
+    od;
+    /* closing_flushed */
+    do
+    :: atomic { closing && !flushing && !blocked -> ended = true; assert(kept == 0); break }
+    :: else -> atomic { flushed; flushed = false }
     od
+}
+
+/* closing_end, whoever asks for it */
+proctype closer() {
+    atomic {
+        closing = true;
+        flushed = true
+    }
 }
 
 /* streams_send */
@@ -182,12 +207,18 @@ proctype sender() {
     do
     :: n < EACH ->
         n++;
-        waiting++;
+        atomic {        /* waiting_count, then the message: nobody writes in between what is not there yet */
+            if
+            :: closing -> refused++; goto next
+            :: else -> waiting++
+            fi
+        }
         enter(entered);
         if
         :: entered -> leave(false, left, over, leaves)
         :: else
-        fi
+        fi;
+next:   skip
     :: else -> break
     od
 }
@@ -246,7 +277,7 @@ proctype peer() {
 
 proctype judge() {
     timeout;
-    assert(waiting == 0 && !again && kept == 0 && taken == SENDERS * EACH);
+    assert(waiting == 0 && !again && kept == 0 && taken + refused == SENDERS * EACH && ended);
     assert(answers == WISHES && !wanted && !flushing && !task && inside == 0)
 }
 
@@ -258,6 +289,7 @@ init {
         :: else -> break
         od;
         run owner();
+        run closer();
         run worker();
         run poller();
         run peer();

@@ -58,5 +58,9 @@ cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *
             if decoder.is_partial():
                 connection.flags |= FLAG_PARTIAL
             break
+        if atomic_load32(&connection.state) != STATE_OPEN or mailbox_pauses(connection):  # while the builder's code ran
+            decoder.put_back(data)
+            connection.held = decoder.size
+            break
         callbacks_message(engine, worker, connection, socket, data)
     return 0

@@ -45,7 +45,9 @@ def serve_input(connection: Connection) -> None:
             callbacks.connected(connection)
             continue
         message = take_message(connection)
-        if message is not None:
+        if message is not None and connection.is_paused:  # while the builder's code ran
+            connection.next_message = message
+        elif message is not None:
             messages -= 1
             connection.deadline = math.inf
             connection.tally.messages_received += 1

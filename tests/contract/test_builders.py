@@ -2,10 +2,11 @@
 
 import contextlib
 import socket as stdlib_socket
+import threading
 
 import pytest
 from certificates import client_context, server_context
-from support import Echo, echo, recorder, wait_until
+from support import Echo, echo, recorder, settled, wait_event, wait_until
 
 import hydrogen
 from hydrogen.frame import BUILT_IN
@@ -214,3 +215,43 @@ def test_a_frame_may_become_a_subclass_of_bytes(start, connect):
     assert client.receive(4) == b"one\n"
     assert server.broadcast(b"all").sent == 1
     assert client.receive(4) == b"all\n"
+
+
+class Held(hydrogen.FrameBuilder):
+    """A frame is whatever is there. `from_bytes` sets `inside`, and goes on when `release` is set."""
+
+    def __init__(self, release):
+        self.inside, self.release = threading.Event(), release
+
+    def from_bytes(self, buf):
+        if not buf:
+            return None
+        self.inside.set()
+        wait_event(self.release, "it may go on")
+        payload = bytes(buf)
+        buf.clear()
+        return hydrogen.SimpleFrame(payload)
+
+    def frame(self, payload):
+        return hydrogen.SimpleFrame(payload)
+
+
+@pytest.mark.clause("H18", "H19")
+@pytest.mark.parametrize("how", ["close", "abort", "pause_reading"])
+def test_a_message_that_a_builder_finds_is_not_delivered_once_its_connection_was_closed_or_paused(start, connect, gate, how):
+    builder, handler = Held(gate()), recorder(connected=None)
+    client = connect(start(handler, framing=builder, max_threads=2))
+    handler.wait_for("connected")
+    client.send(b"message")
+    wait_event(builder.inside, "the builder looks for a frame")
+    getattr(handler.socket(), how)()
+    builder.release.set()
+    if how == "pause_reading":
+        settled(lambda: len(handler.of("data_received")))
+        assert handler.messages() == []
+        handler.socket().resume_reading()
+        assert handler.wait_bytes(7) == b"message"
+        assert handler.messages() == [b"message"]
+    else:
+        handler.wait_removed()
+        assert handler.messages() == []
