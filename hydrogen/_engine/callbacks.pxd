@@ -38,35 +38,33 @@ cdef inline int callbacks_check(Engine engine) except -1:
 cdef inline int callbacks_begin(Engine engine, worker_t *worker) except -1:
     """Count a callback, which shows the monitor thread that this worker gets on.
 
-    Flush in time what this iteration has corked, and what another one had that blocks now. An
-    exception that somebody has set in this thread is for a callback that has ended: it is dropped.
+    Flush what another worker has corked that blocks now. An exception that somebody has set in this
+    thread is for a callback that has ended: it is dropped. The GIL is not let go: who calls this has
+    seen that the connection is open and not paused, and would deliver after close() has returned.
     """
     cdef uint64_t progress = relaxed_load64(&worker.progress) + 1
     callbacks_check(engine)
     compat_forget_async_exception(worker.python_thread)
     relaxed_store64(&worker.progress, progress)
-    if expect_seldom(not flush_is_last(worker) or (worker.corked_count and progress & 7 == 0)):
-        callbacks_flush(engine, worker)
+    if expect_seldom(not flush_is_last(worker)):
+        flush_take_over(worker)
     return 0
-
-
-cdef inline void callbacks_flush(Engine engine, worker_t *worker) noexcept:
-    """What `callbacks_begin` flushes."""
-    flush_take_over(worker)
-    if worker.corked_count >= CORK_CALLBACKS or (worker.corked_count and kernel_now() - worker.iteration_began > CORK_NS):
-        callbacks_flush_corked(engine, worker)
 
 
 cdef inline int callbacks_leave(Engine engine, worker_t *worker) except -1:
     """A callback of the handler's came back. Not after what one calls itself, as `send` does.
 
-    Each runs in a context of its own (PEP 567), which is made anew only where the last one has set a
+    Flush in time what this iteration has corked. Each runs in a context of its own (PEP 567), which is made anew only where the last one has set a
     variable.
     """
     callbacks_check(engine)
     compat_forget_async_exception(worker.python_thread)
     if expect_seldom(compat_context_size(<PyObject *>(<_Callbacks>worker.callbacks).context) != 0):
         (<_Callbacks>worker.callbacks).renew_context()
+    if expect_seldom(worker.corked_count and relaxed_load64(&worker.progress) & 7 == 0) and (
+        worker.corked_count >= CORK_CALLBACKS or kernel_now() - worker.iteration_began > CORK_NS
+    ):
+        callbacks_flush_corked(engine, worker)
     return 0
 
 

@@ -130,3 +130,40 @@ def test_while_clients_pipeline_without_a_pause_a_neighbour_is_served(start, tmp
     assert queued <= len(peers) * MOST
     for peer in (*peers, neighbour):
         peer.close()
+
+
+@pytest.mark.clause("H18", "H19")
+@pytest.mark.parametrize("framing", ["built in", "user"])
+@pytest.mark.parametrize("how", ["close", "pause_reading"])
+def test_no_message_is_delivered_after_another_thread_s_call_has_returned(start, connect, engine, how, framing):
+    """Of many that were read, while callbacks follow one another as fast as they can.
+
+    The Python engine may be on its way into a callback: between any two bytecodes of it another thread may run.
+    """
+    ended, late, begun = set(), [], threading.Event()
+
+    class Echo(hydrogen.Handler):
+        def on_data_received(self, socket, data):
+            if socket.id in ended:
+                late.append(socket.id)
+            begun.set()
+            socket.send(data)
+            sum(range(1000))  # so that the thread which waits for the GIL gets it
+
+    class Lines(hydrogen.LineFrameBuilder):
+        def from_bytes(self, buf):
+            return super().from_bytes(buf)
+
+    server = start(Echo(), framing=Lines() if framing == "user" else hydrogen.LineFrameBuilder(), max_threads=2)
+    for _ in range(40):
+        begun.clear()
+        client = connect(server)
+        client.send(b"".join(b"%06d\n" % number for number in range(3000)))
+        wait_event(begun, "messages are delivered")
+        (socket,) = server.connections
+        getattr(socket, how)()
+        ended.add(socket.id)
+        settled(lambda: len(late))
+        client.reset()
+        wait_until(lambda: server.stats().connections == 0, "it is gone")
+    assert len(late) == len(set(late)) if engine == "python" else not late
