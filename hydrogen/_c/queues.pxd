@@ -122,6 +122,7 @@ cdef inline void queues_leave_output(loop_t *loop, connection_t *connection, bin
         else:
             loop.output_last.next_output = connection
         loop.output_last = connection
+        loop.outputs += 1
     if now:
         loop.tasks |= TASK_OUTPUT
     else:
@@ -139,10 +140,19 @@ cdef inline connection_t *queues_pop_output(loop_t *loop) noexcept nogil:
     if connection != NULL:
         loop.output_first = connection.next_output
         connection.in_outputs = False
+        loop.outputs -= 1
         if loop.output_first != NULL:
             loop.tasks |= TASK_OUTPUT
     lock_give(&loop.lock)
     return connection
+
+
+cdef inline uint32_t queues_outputs(loop_t *loop) noexcept nogil:
+    cdef uint32_t count
+    lock_take(&loop.lock)
+    count = loop.outputs
+    lock_give(&loop.lock)
+    return count
 
 
 cdef inline void queues_log(loop_t *loop, uint32_t news) noexcept nogil:

@@ -101,7 +101,8 @@ ctypedef struct connection_t:
     uint32_t drainers
     queue_t output
     size_t pending           # bytes in `output`, with the flusher, and of messages that wait for TLS or a user's stream
-    size_t pending_counted   # of them, counted in context.buffered
+    size_t writing           # of them, given to a user's stream that has not yet returned; by who is in it
+    size_t pending_counted   # of `pending`, counted in context.buffered
     uint64_t leaving         # what of the input is counted in context.leaving
     # Python references, swapped under the lock, dropped without it
     void *user_data
@@ -194,6 +195,7 @@ ctypedef struct loop_t:
     uint32_t tasks
     connection_t *output_first  # whose output a worker is to go on with: queues_leave_output
     connection_t *output_last
+    uint32_t outputs
     uint32_t log_events
     cond_t log_cond     # the log thread waits here for `news`, or `exiting`
     bint role_taken      # somebody is in the event role

@@ -21,7 +21,7 @@ from hydrogen._c.loop cimport loop_settle
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pauses
 from hydrogen._c.monitor cimport monitor_set_alarm
 from hydrogen._c.queues cimport (
-    queues_begin_iteration, queues_end, queues_has_ready, queues_leave_output,
+    queues_begin_iteration, queues_end, queues_has_ready, queues_leave_output, queues_outputs,
     queues_pop_output, queues_pop_ready,
 )
 from hydrogen._c.structs cimport connection_t, worker_t
@@ -73,15 +73,24 @@ cdef inline bint dispatch_tasks_done(Engine engine, worker_t *worker, uint32_t t
             engine._timers.run_due(engine.set_alarm)
             callbacks_leave(engine, worker)
         if tasks & (TASK_OUTPUT | TASK_TIMERS):
-            dispatch_output(engine, worker)
+            dispatch_outputs(engine, worker)
         is_done = True
     except BaseException:
         pass
     return is_done
 
 
+cdef inline int dispatch_outputs(Engine engine, worker_t *worker) except -1:
+    """Go on with output that was left to a worker, of as many connections as there are now: the next turn may be long in coming."""
+    cdef uint32_t count = queues_outputs(&engine._loop)
+    while count:
+        count -= 1
+        dispatch_output(engine, worker)
+    return 0
+
+
 cdef inline int dispatch_output(Engine engine, worker_t *worker) except -1:
-    """Go on with output of one connection that was left to a worker. This one does not own it: that is not needed."""
+    """The same for one connection. The calling worker does not own it: that is not needed."""
     cdef connection_t *connection = queues_pop_output(&engine._loop)
     cdef HydrogenSocket socket
     cdef bint is_done = False

@@ -333,3 +333,47 @@ def test_a_deadline_holds_though_what_was_sent_while_a_stream_received_is_blocke
     wait_until(lambda: not socket.is_open, "it is late")
     release.set()
     assert type(handler.wait_removed()[0]) is hydrogen.ConnectionTimeout
+
+
+@pytest.mark.clause("P2", "T8")
+def test_many_streams_of_which_something_is_left_over_do_not_wait_for_each_other_s_turn(several, gate):
+    """A worker that comes goes on with all of them, before it delivers what others send without rest."""
+    count, messages = 40, 2000
+    go, begun, left = gate(), threading.Event(), []
+
+    def on_data(socket, data):
+        for _ in data:
+            begun.set()
+            wait_event(go, "it may go on")
+            left.append(sum([socket.pending > 0 for socket in sockets]))
+
+    clients, sockets, streams, _ = several(count + 1, {"max_threads": 1}, data_received=on_data)
+
+    def leave_over(number):
+        inside, release = threading.Event(), gate()
+
+        def on_send(data):
+            if data == b"first":
+                inside.set()
+                wait_event(release, "it may go on")
+
+        streams[number].on_send = on_send
+        with running(lambda: sockets[number].send(b"first")):
+            wait_event(inside, "a thread is in the stream")
+            for _ in range(MANY):
+                assert sockets[number].send(b"x")
+            release.set()
+
+    streams[count].recv = lambda: one_by_one(streams[count])
+    clients[count].send(bytes(messages))
+    wait_event(begun, "the worker is in a callback")
+    for number in range(count):
+        leave_over(number)
+    go.set()
+    wait_until(lambda: len(left) == messages, "all is delivered")
+    assert left[-1] == 0
+
+
+def one_by_one(stream):
+    """What `Bytes.recv` has, as a message for each byte."""
+    return [bytes([byte]) for message in Bytes.recv(stream) for byte in message]
