@@ -47,7 +47,10 @@ cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSock
         data = encode(engine._builder, data)
     else:
         data = framed(engine._loop.context.framing, data)
-    callbacks_check(engine)
+    if worker != NULL:
+        callbacks_check(engine)
+    if engine._inert():  # the child of a thread of the user's
+        return SEND_REFUSED
     if session is None:
         return sending_append(engine, worker, socket, &engine._raw, data, STATE_OPEN)
     if not socket.is_open or not session.is_writable:

@@ -207,3 +207,38 @@ os.waitpid(pids[0], 0)
 @pytest.mark.clause("P4")
 def test_a_child_that_was_forked_before_the_server_listens_does_not_keep_the_port(engine):
     assert finish(child(FORKS_BEFORE_IT_LISTENS, engine), 0) == ("refused\n", "")
+
+
+FORKS_IN_A_FRAME = """
+import os, sys, warnings
+import hydrogen
+from support import Client, recorder
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+pids = []
+
+class Forks(hydrogen.LineFrameBuilder):
+    def frame(self, payload):
+        if payload == b"fork":
+            pids.append(os.fork())
+        return super().frame(payload)
+
+handler = recorder(connected=None)
+server = hydrogen.serve(handler, engine=sys.argv[1], port=0, framing=Forks())
+client = Client(server.address)
+handler.wait_for("connected")
+socket = handler.socket()
+sent = socket.send(b"fork")
+if pids == [0]:
+    os.write(1, b"child: %d\\n" % sent)
+    os._exit(0)
+os.waitpid(pids[0], 0)
+print("parent:", int(sent), client.receive(5))
+server.stop()
+client.close()
+"""
+
+
+@pytest.mark.clause("P4")
+def test_a_thread_that_forks_within_a_send_goes_on_in_the_child_which_sends_nothing(engine):
+    assert finish(child(FORKS_IN_A_FRAME, engine), 0) == ("child: 0\nparent: 1 b'fork\\n'\n", "")
