@@ -63,7 +63,8 @@ cdef inline bint deadlines_is_idle(context_t *context, connection_t *connection,
     unreadable = connection.flushing and connection.adapter != NULL
     moves = (
         connection.flushing and not unreadable or
-        connection.output.first != NULL and not connection.blocked  # corked, say, by another worker
+        connection.output.first != NULL and not connection.blocked or  # corked, say, by another worker
+        connection.adapter != NULL and connection.edge and not connection.flushing  # left to a worker
     )
     lock_give(&connection.lock)
     unacknowledged = kernel_unacknowledged(connection.poll_fd)

@@ -591,3 +591,34 @@ def test_a_timeout_that_is_nearly_nothing_does_not_disturb_another_one(start, co
     handler = recorder()
     connect(start(handler, idle_timeout=SHORT, frame_timeout=1e-9))
     timed_out(handler, "idle_timeout")
+
+
+@pytest.mark.clause("C27", "K6", "T8")
+def test_what_was_left_to_a_worker_is_sent_though_all_of_them_were_in_callbacks_for_longer_than_idle_timeout(start, connect, gate):
+    """It waits for us, not for the peer."""
+    received, go = gate(), gate()
+    inside = threading.Event()
+
+    class Held(PassThrough):
+        def recv(self):
+            messages = super().recv()
+            inside.set()
+            wait_event(received, "it has received")
+            return messages
+
+    handler = recorder(new_connection=Held, connected=None, data_received=lambda socket, data: wait_event(go, "let go"))
+    server = start(handler, idle_timeout=SHORT, max_threads=1)
+    client = connect(server)
+    handler.wait_for("connected")
+    client.send(b"x")
+    wait_event(inside, "the worker receives")
+    assert handler.socket().send(b"message")
+    received.set()
+    handler.wait_for("data_received")
+    watch = recorder()
+    other = start(watch, idle_timeout=SHORT)
+    for number in (1, 2):
+        connect(other)
+        timed_out(watch, "idle_timeout", number)
+    go.set()
+    assert client.receive(7) == b"message"
