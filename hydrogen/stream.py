@@ -118,6 +118,7 @@ class StreamAdapter:
         messages: what `receive` got, for the owner of the connection.
         blocked: the last `send` of the stream raised `BlockingIOError`: it has kept something.
         pending: bytes that it was given since it last had nothing; an upper bound of what it keeps.
+        writing: bytes that it is being given.
         waiting: of the compiled engine: messages for who is in the stream; None asks him to go on.
         wanted: the same: who is in the stream is to receive, for the owner, who is told.
         answer: the same: whether he has received something; None: not yet.
@@ -125,13 +126,14 @@ class StreamAdapter:
         user: the same: the thread that is in the stream.
     """
 
-    __slots__ = ("answer", "blocked", "is_ended", "messages", "pending", "stream", "user", "waiting", "wanted")
+    __slots__ = ("answer", "blocked", "is_ended", "messages", "pending", "stream", "user", "waiting", "wanted", "writing")
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.messages: deque[bytes] = deque()
         self.blocked = False
         self.pending = 0
+        self.writing = 0
         self.waiting: deque[bytes | None] = deque()
         self.wanted = False
         self.answer: bool | None = None
@@ -160,6 +162,7 @@ class StreamAdapter:
         Raises:
             Exception: whatever the stream raises, but `BlockingIOError`.
         """
+        self.writing = len(data)
         try:
             self.stream.send(data)
         except BlockingIOError:
@@ -168,6 +171,8 @@ class StreamAdapter:
         else:
             self.blocked = False
             self.pending = 0
+        finally:
+            self.writing = 0
 
     def resume(self) -> None:
         """The fd is writable: go on with what the stream has kept, if it has. Raises as `send`."""

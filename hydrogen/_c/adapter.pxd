@@ -3,7 +3,8 @@
 One thread at a time is in a stream: `flushing` of the connection says so, and the end of the
 connection waits until nobody is. Nobody else waits: who comes leaves what is to be done in the
 stream's adapter, and sets `edge`; who is in the stream looks again before he leaves. `edge` is also
-set by an OUT edge, for who waits in drain().
+set by an OUT edge, for who waits in drain(). To enter does not clear it: who enters may do something
+else, and not write.
 """
 
 from libc.stdint cimport uint32_t
@@ -15,11 +16,11 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
-from hydrogen._c.output cimport output_drained_locked, output_settle_locked
+from hydrogen._c.output cimport output_account_locked, output_drained_locked, output_settle_locked
 from hydrogen._c.structs cimport connection_t, context_t
 
 
-cdef inline int adapter_enter(connection_t *connection, uint32_t generation) noexcept nogil:
+cdef inline int adapter_enter(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
     """Be the one who calls the user's stream, as `flushing` says. Nobody waits for that.
 
     ADAPTER_BUSY: somebody is in it, and looks again before he leaves; ADAPTER_GONE: too late. Any thread.
@@ -29,13 +30,21 @@ cdef inline int adapter_enter(connection_t *connection, uint32_t generation) noe
     if mailbox_generation(connection) == generation and connection.state < STATE_ABORTING:
         if connection.flushing:
             connection.edge = True
+            output_account_locked(context, connection)
             result = ADAPTER_BUSY
         else:
             connection.flushing = True
-            connection.edge = False
             result = ADAPTER_ENTERED
     lock_give(&connection.lock)
     return result
+
+
+cdef inline void adapter_writes(context_t *context, connection_t *connection, size_t n) noexcept nogil:
+    """So many bytes are on their way into the stream: they wait for nobody. By who is in it."""
+    lock_take(&connection.lock)
+    connection.writing = n
+    output_account_locked(context, connection)
+    lock_give(&connection.lock)
 
 
 cdef inline bint adapter_leave(
@@ -50,6 +59,7 @@ cdef inline bint adapter_leave(
     cdef queue_t dropped  # nothing: what waits for a stream is in its adapter
     bits[0] = 0
     lock_take(&connection.lock)
+    connection.writing = 0
     leaves = hands_over or not connection.edge or connection.state >= STATE_ABORTING
     connection.edge = False
     if leaves:
@@ -64,9 +74,11 @@ cdef inline bint adapter_leave(
 
 
 cdef inline uint32_t adapter_sent(
-    context_t *context, connection_t *connection, bint blocked, size_t freed,
+    context_t *context, connection_t *connection, bint blocked, bint moved, size_t freed,
 ) noexcept nogil:
     """A user's stream has written: `freed` bytes are pending no more. By who is in it.
+
+    `moved`: the kernel took something of what was blocked; then the time of the peer begins anew.
 
     Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER.
     """
@@ -74,8 +86,9 @@ cdef inline uint32_t adapter_sent(
     cdef queue_t dropped  # nothing
     relaxed_store32(&connection.active, 1)
     lock_take(&connection.lock)
+    connection.writing = 0
     connection.blocked = blocked
-    if blocked and not relaxed_load32(&connection.stalled):
+    if blocked and (moved or not relaxed_load32(&connection.stalled)):
         atomic_store32(&connection.stalled, STALL_NEW)
     connection.pending -= min(freed, connection.pending)
     bits = output_settle_locked(context, connection, &dropped)

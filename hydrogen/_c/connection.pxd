@@ -43,7 +43,7 @@ cdef inline void connection_open(
     connection.flushing = connection.blocked = connection.edge = connection.asked_out = False
     connection.corked_by = NOT_CORKED
     connection.drainers = 0
-    connection.pending = 0
+    connection.pending = connection.writing = 0
     connection.leaving = 0
     atomic_store32(&connection.state, STATE_OPEN)
     lock_give(&connection.lock)

@@ -12,7 +12,7 @@ from hydrogen._c.deadlines cimport deadlines_watch_output
 from hydrogen._c.kernel cimport HYDROGEN_GIL
 from hydrogen._c.mailbox cimport mailbox_of
 from hydrogen._c.output cimport output_flush, output_unblock, output_wake_drainers
-from hydrogen._c.poller cimport EPOLLERR, EPOLLHUP, EPOLLOUT
+from hydrogen._c.poller cimport EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
 
@@ -84,7 +84,7 @@ cdef inline void flush_on_event(loop_t *loop, io_t *io, connection_t *connection
     """The output half of an event. It needs no owner, who may be in a callback."""
     cdef int meaning = EDGE_NOTHING
     if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
-        meaning = output_unblock(&loop.context, connection, generation)
+        meaning = output_unblock(&loop.context, connection, generation, not events & EPOLLIN)
     if meaning == EDGE_FLUSH:
         flush_one(loop, io, connection, generation, wake)
     if meaning == EDGE_ADAPTER:

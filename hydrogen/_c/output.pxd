@@ -52,7 +52,7 @@ cdef inline void output_account_locked(context_t *context, connection_t *connect
     and nothing shared is touched for a message that goes straight out.
     """
     cdef bint waits = connection.blocked or (connection.adapter != NULL and connection.flushing)
-    cdef size_t counted = connection.pending if waits else 0
+    cdef size_t counted = connection.pending - min(connection.writing, connection.pending) if waits else 0
     if counted != connection.pending_counted:
         atomic_add64(&context.buffered, counted - connection.pending_counted)
         connection.pending_counted = counted
@@ -276,16 +276,21 @@ cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *co
     return bits
 
 
-cdef inline int output_unblock(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
-    """An OUT edge came: what it means for this connection."""
+cdef inline int output_unblock(context_t *context, connection_t *connection, uint32_t generation, bint alone) noexcept nogil:
+    """An OUT edge came: what it means for this connection.
+
+    `alone`: without IN. Else it may be no edge: epoll reports whatever is so when something is new, see epoll(7).
+    """
     cdef int meaning = EDGE_NOTHING
     lock_take(&connection.lock)
     if mailbox_generation(connection) != generation:
         pass
     elif connection.adapter != NULL and (connection.flushing or connection.blocked):
         connection.edge = True
-        # It waits for us from now on, however long it takes until somebody is in the stream again.
-        atomic_store32(&connection.stalled, STALL_NONE)
+        if alone:
+            # The peer has taken something. Output waits for us from now on, however long it takes until somebody is in the stream again.
+            relaxed_store32(&connection.active, 1)
+            atomic_store32(&connection.stalled, STALL_NONE)
         if not connection.flushing:
             meaning = EDGE_ADAPTER
     elif connection.flushing:

@@ -1,9 +1,10 @@
 """Messages that wait to be encrypted, or for a user's stream: they are pending, and count as that."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.buffer cimport queue_t
-from hydrogen._c.constants cimport STATE_ABORTING, STATE_OPEN
+from hydrogen._c.constants cimport STATE_ABORTING, STATE_OPEN, YIELD_NS
+from hydrogen._c.kernel cimport kernel_sleep
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
 from hydrogen._c.output cimport output_account_locked, output_pause_locked, output_settle_locked
@@ -39,3 +40,16 @@ cdef inline uint32_t waiting_uncount(
             bits = output_settle_locked(context, connection, &dropped)
     lock_give(&connection.lock)
     return bits
+
+
+cdef inline void waiting_yield(context_t *context, connection_t *connection) noexcept nogil:
+    """Let who encrypts, or is in the user's stream, get on, the longer the more waits for him. Any thread that has left him a message.
+
+    It needs the GIL again and again. Those who send without rest would keep it, and the peer be taken for a slow one.
+    """
+    cdef uint64_t times
+    lock_take(&connection.lock)
+    times = connection.pending // (context.high + 1)
+    lock_give(&connection.lock)
+    if times:
+        kernel_sleep(times * YIELD_NS)

@@ -9,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
     CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS, DRAIN_WAIT,
-    ENCRYPT_MOST, ENCRYPT_NS, NOT_CORKED, RECEIVED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING,
+    ENCRYPT_MOST, NOT_CORKED, RECEIVED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING,
     SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN,
     TLS_JOINED, TLS_SHORT_MOST,
 )
@@ -17,11 +17,11 @@ from hydrogen._c.counters cimport counters_count
 from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over
 from hydrogen._c.framing cimport FRAMING_PYTHON, FRAMING_RAW, framing_t
-from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now, kernel_sleep
+from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now
 from hydrogen._c.output cimport output_send, output_wait_drained
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
-from hydrogen._c.waiting cimport waiting_count, waiting_uncount
+from hydrogen._c.waiting cimport waiting_count, waiting_uncount, waiting_yield
 from hydrogen._c.worker cimport worker_is_eager
 from hydrogen._codec cimport Framing, framed, too_large, unfit
 from hydrogen._core cimport Engine, HydrogenSocket, check_timeout, encode
@@ -64,9 +64,9 @@ cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSock
         return SEND_REFUSED
     sending_work(engine, worker, socket, session, False)
     user = session.user
-    if user is not None and user != PyThread_get_thread_ident() and socket.pending > engine._loop.context.high:
-        with nogil:  # or who encrypts would not get it back, and the peer be taken for a slow one
-            kernel_sleep(ENCRYPT_NS)
+    if user is not None and user != PyThread_get_thread_ident():
+        with nogil:
+            waiting_yield(&engine._loop.context, connection)
     return SEND_QUEUED
 
 

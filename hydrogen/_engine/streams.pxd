@@ -12,7 +12,7 @@ from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t
 
-from hydrogen._c.adapter cimport adapter_enter, adapter_leave, adapter_sent
+from hydrogen._c.adapter cimport adapter_enter, adapter_leave, adapter_sent, adapter_writes
 from hydrogen._c.atomic cimport atomic_load32, atomic_load64, relaxed_add64, relaxed_store32
 from hydrogen._c.constants cimport (
     ADAPTER_BUSY, ADAPTER_ENTERED, AGAIN, CAUSE_HANDLER_ERROR, CAUSE_OS_ERROR, DELIVER_MOST,
@@ -20,10 +20,11 @@ from hydrogen._c.constants cimport (
     STATE_ABORTING, STATE_CLOSING, STATE_OPEN, STOP,
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
+from hydrogen._c.kernel cimport kernel_unacknowledged
 from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._c.waiting cimport waiting_count
+from hydrogen._c.waiting cimport waiting_count, waiting_uncount, waiting_yield
 from hydrogen._core cimport Engine, HydrogenSocket, class_name, errors
 from hydrogen._engine.callbacks cimport callbacks_log, callbacks_message, callbacks_run
 from hydrogen._engine.ending cimport ending_ask, ending_with
@@ -79,7 +80,7 @@ cdef inline bint streams_receive(
     adapter.answer = None
     adapter.wanted = True
     connection.flags &= ~<uint32_t>FLAG_READABLE  # an edge that comes now is told of anew
-    entered = adapter_enter(connection, socket._generation)
+    entered = adapter_enter(&engine._loop.context, connection, socket._generation)
     if entered == ADAPTER_BUSY:
         connection.flags |= FLAG_RECEIVING
     if entered != ADAPTER_ENTERED:
@@ -125,6 +126,10 @@ cdef inline object streams_ask(Engine engine, worker_t *worker, HydrogenSocket s
     cdef bint received = False
     raised = None
     adapter.wanted = False
+    if atomic_load32(&socket._connection.state) == STATE_OPEN and mailbox_pauses(socket._connection):
+        # Since it was wanted. There may be something to receive, later.
+        adapter.answer = True
+        return None
     try:
         if not adapter.is_ended:
             received = callbacks_run(engine, worker, adapter.receive)
@@ -170,30 +175,29 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except
     send by the stream in which this one is. The message waits in the adapter, and he looks again.
     """
     cdef connection_t *connection = socket._connection
+    cdef bint waits = False
+    cdef uint32_t bits
     cdef int entered
     adapter = references_held(engine, socket, &connection.adapter)  # None: the connection is gone
     if adapter is None:
         return False
-    adapter.waiting.append(data)
     if data is not None and not waiting_count(&engine._loop.context, connection, socket._generation, len(data)):
-        if streams_take_back(adapter, data):
-            return False
+        return False
+    try:
+        adapter.waiting.append(data)
+        waits = True
+    finally:
+        if not waits and data is not None:
+            bits = waiting_uncount(&engine._loop.context, connection, socket._generation, len(data))
+            queues_post(&engine._loop, connection, socket._generation, bits, engine._worker() == NULL)
+    entered = adapter_enter(&engine._loop.context, connection, socket._generation)
     queues_check_memory(&engine._loop)
-    entered = adapter_enter(connection, socket._generation)
     if entered == ADAPTER_ENTERED:
         return streams_leave(engine, engine._worker(), socket, adapter, False, True)
+    if entered == ADAPTER_BUSY and data is not None and adapter.user != PyThread_get_thread_ident():
+        with nogil:
+            waiting_yield(&engine._loop.context, connection)
     return entered == ADAPTER_BUSY
-
-
-cdef inline bint streams_take_back(adapter, data) except -1:
-    """Remove a message that waits; False when it does not, any more."""
-    cdef bint was_there = False
-    try:
-        adapter.waiting.remove(data)
-        was_there = True
-    except ValueError:
-        pass
-    return was_there
 
 
 cdef inline bint streams_leave(
@@ -230,7 +234,7 @@ cdef inline bint streams_leave(
                     hands_over = adapter.waiting and atomic_load32(&connection.state) < STATE_ABORTING
                 else:
                     left = streams_write(engine, worker, socket, adapter, left)
-                    hands_over = left == 0 and adapter.waiting and atomic_load32(&connection.state) == STATE_OPEN
+                    hands_over = left == 0 and adapter.waiting and atomic_load32(&connection.state) < STATE_ABORTING
             except BaseException as error:
                 if engine._inert():
                     raise
@@ -262,6 +266,8 @@ cdef inline int streams_write(Engine engine, worker_t *worker, HydrogenSocket so
     """In the stream: write what waits, while it is open `most` messages; how many more there might have been."""
     cdef connection_t *connection = socket._connection
     cdef size_t size
+    cdef int queued
+    cdef bint moved
     while adapter.waiting and atomic_load32(&connection.state) < STATE_ABORTING:
         if most == 0 and atomic_load32(&connection.state) == STATE_OPEN:
             break
@@ -271,20 +277,23 @@ cdef inline int streams_write(Engine engine, worker_t *worker, HydrogenSocket so
         except IndexError:  # taken back
             break
         size = adapter.pending
+        queued = kernel_unacknowledged(connection.poll_fd) if adapter.blocked else -1
         if data is not None:
             size += len(data)
+            adapter_writes(&engine._loop.context, connection, len(data))
             callbacks_run(engine, worker, adapter.send, data)
         elif adapter.blocked:
             callbacks_run(engine, worker, adapter.resume)
         if engine._inert():
             return 0
-        streams_sent(engine, socket, adapter.blocked, 0 if adapter.blocked else size)
+        moved = queued >= 0 and kernel_unacknowledged(connection.poll_fd) > queued
+        streams_sent(engine, socket, adapter.blocked, moved, 0 if adapter.blocked else size)
     return most
 
 
-cdef inline void streams_sent(Engine engine, HydrogenSocket socket, bint blocked, size_t freed) noexcept:
+cdef inline void streams_sent(Engine engine, HydrogenSocket socket, bint blocked, bint moved, size_t freed) noexcept:
     """The stream has written; what it has kept until now and keeps no more is `freed`."""
-    cdef uint32_t bits = adapter_sent(&engine._loop.context, socket._connection, blocked, freed)
+    cdef uint32_t bits = adapter_sent(&engine._loop.context, socket._connection, blocked, moved, freed)
     deadlines_watch_output(&engine._loop, socket._connection)
     queues_check_memory(&engine._loop)
     queues_post(&engine._loop, socket._connection, socket._generation, bits, engine._worker() == NULL)

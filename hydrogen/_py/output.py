@@ -264,7 +264,11 @@ class Output(Mailbox):
     @property
     def pending(self) -> int:
         """Bytes not yet taken by the kernel."""
-        return 0 if self.at_once or self._sealed else self._waiting_size + self._queued.size + self.transport.kept
+        return self._unwritten(self.transport.writing)
+
+    def _unwritten(self, writing: int = 0) -> int:
+        """`pending`, less what a stream of the user's is being given."""
+        return 0 if self.at_once or self._sealed else self._waiting_size + self._queued.size + self.transport.kept + writing
 
     def tell_pending(self) -> int:
         """`pending`, for a handler, which may wait for `on_writable` because of it.
@@ -679,7 +683,7 @@ class Output(Mailbox):
 
         It is counted anew by whoever looks at `_asked`, so that what he counts is the last word.
         """
-        self.loop.memory.account(self.blocked_output, self.pending)
+        self.loop.memory.account(self.blocked_output, self._unwritten())
         self._asked = True
         if not self.owner_waits:
             self._catch_up()

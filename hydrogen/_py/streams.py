@@ -31,6 +31,7 @@ class Transport(Protocol):
         poll_fd: to be polled.
         is_stream: runs code of the user's, so that only workers and senders may use it, and the end is left to it.
         kept: bytes of output that the transport holds back.
+        writing: bytes that a stream of the user's is being given.
         is_stalled: whether it holds something back, and must be written to, with nothing, when the kernel takes more.
     """
 
@@ -39,6 +40,9 @@ class Transport(Protocol):
 
     @property
     def kept(self) -> int: ...
+
+    @property
+    def writing(self) -> int: ...
 
     @property
     def is_stalled(self) -> bool: ...
@@ -90,6 +94,7 @@ class SocketTransport:
 
     is_stream = False
     kept = 0
+    writing = 0
     is_stalled = False
 
     def __init__(self, sock: socket.socket) -> None:
@@ -190,6 +195,11 @@ class StreamTransport:
     def kept(self) -> int:
         """What the stream said it kept."""
         return self._port.pending
+
+    @property
+    def writing(self) -> int:
+        """Of the `send` of now."""
+        return self._port.writing
 
     @property
     def is_stalled(self) -> bool:

@@ -1,7 +1,10 @@
 """A user's stream that several threads want at once: one is in it, and none waits for it, or stays for as long as others come."""
 
+import fcntl
 import hashlib
 import os
+import sys
+import termios
 import threading
 
 import pytest
@@ -43,6 +46,11 @@ class Bytes(hydrogen.Stream):
 
     def close(self):
         os.close(self.fd)
+
+
+def unsent(fd):
+    """Bytes in the kernel that the peer's does not have (tcp(7), SIOCOUTQ)."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 @pytest.fixture
@@ -335,6 +343,35 @@ def test_a_deadline_holds_though_what_was_sent_while_a_stream_received_is_blocke
     assert type(handler.wait_removed()[0]) is hydrogen.ConnectionTimeout
 
 
+@pytest.mark.clause("K11", "T8")
+def test_drain_in_a_callback_learns_of_an_edge_that_came_while_its_worker_was_elsewhere(several, gate):
+    """One worker: it has the connection in its hands already when the edge comes, and receives first."""
+    go = {name: gate() for name in (b"first", b"second")}
+    inside, drained, read, message = [], [], [], bytes(8_000_000)
+
+    def on_data(socket, data):
+        inside.append(data)
+        if data in go:
+            wait_event(go[data], "it may go on")
+        else:
+            drained.append(socket.drain(None))
+
+    clients, sockets, streams, _ = several(3, {"max_threads": 1}, receive_buffer=1 << 16, data_received=on_data)
+    sockets[2].send(message)
+    assert sockets[2].pending
+    clients[0].send(b"first")
+    wait_until(lambda: inside, "the worker is in a callback")
+    clients[1].send(b"second")
+    clients[2].send(b"drain")
+    go[b"first"].set()
+    wait_until(lambda: len(inside) == 2, "it is in the next one")
+    with running(lambda: read.append(clients[2].receive(len(message)))):
+        wait_until(lambda: not unsent(streams[2].fileno()), "the peer has what the kernel had")
+        go[b"second"].set()
+    assert read == [message]
+    wait_until(lambda: drained == [True], "drain() has returned")
+
+
 @pytest.mark.clause("P2", "T8")
 def test_many_streams_of_which_something_is_left_over_do_not_wait_for_each_other_s_turn(several, gate):
     """A worker that comes goes on with all of them, before it delivers what others send without rest."""
@@ -377,3 +414,38 @@ def test_many_streams_of_which_something_is_left_over_do_not_wait_for_each_other
 def one_by_one(stream):
     """What `Bytes.recv` has, as a message for each byte."""
     return [bytes([byte]) for message in Bytes.recv(stream) for byte in message]
+
+
+@pytest.mark.clause("K6", "K11", "T8")
+def test_what_a_thread_is_writing_into_a_stream_is_pending(one, hold):
+    _, socket, stream, _ = one({"write_buffer_limits": (10, 20)})
+    inside, release = hold(stream, bytes(100))
+    with running(lambda: socket.send(bytes(100))):
+        wait_event(inside, "a thread is in the stream")
+        assert socket.pending == 100
+        assert not socket.drain(0)
+        release.set()
+    assert socket.pending == 0
+
+
+@pytest.mark.clause("C18", "T8")
+def test_what_threads_are_writing_into_streams_does_not_count_for_max_buffered(several, gate):
+    """It waits for nobody; what waits behind it does."""
+    count, message = 4, bytes(1 << 20)
+    _, sockets, streams, handler = several(count, {"max_buffered": 1 << 20})
+    inside, release = [], gate()
+
+    def on_send(data):
+        if data == message:
+            inside.append(data)
+            wait_event(release, "it may go on")
+
+    for stream in streams:
+        stream.on_send = on_send
+    with running(*(lambda socket=socket: socket.send(message) for socket in sockets)):
+        wait_until(lambda: len(inside) == count, "all threads are in the streams")
+        for socket in sockets:
+            assert socket.send(b"x")
+        assert sockets[0].server.stats().queued_bytes == count
+        assert handler.of("connection_removed") == []
+        release.set()
