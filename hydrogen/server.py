@@ -544,12 +544,12 @@ class _Signals:
                     raise
 
     def _wake(self) -> None:
-        """By another thread, when `Server.wait` has become true."""
-        while True:
-            with contextlib.suppress(BlockingIOError):  # full of signals, and read
-                os.write(self._fds[1], b"\0")
-                return
-            time.sleep(0.001)
+        """By another thread, when `Server.wait` has become true.
+
+        A pipe that is full of signals wakes as well: who waits looks again after each byte. Nobody may empty it any more.
+        """
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._fds[1], b"\0")
 
 
 def _action_of_c(number: int) -> Callable[[], object]:

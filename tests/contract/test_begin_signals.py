@@ -240,3 +240,40 @@ assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.
 def test_signals_during_the_start_stop_it(engine, numbers):
     out, err = finish(child(EARLY, numbers, HYDROGEN_ENGINE=engine), 0)
     assert (out, err) == (f"{hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)}\n", "")
+
+
+FULL = """
+import os, signal, sys
+import hydrogen
+from support import Echo
+
+signal.signal(signal.SIGUSR1, lambda *_: None)
+
+def fill_and_stop(*_):
+    for _ in range(70_000):  # a byte each, and a pipe holds 65,536
+        signal.raise_signal(signal.SIGUSR1)
+    handler.server.stop()
+
+class Stops(Echo):
+    def on_server_created(self, fd):
+        if sys.argv[1] == "on_server_created":
+            fill_and_stop()
+
+def started():
+    if sys.argv[1] == "a signal handler":
+        signal.raise_signal(signal.SIGUSR2)
+    elif sys.argv[1] == "started":
+        fill_and_stop()
+
+signal.signal(signal.SIGUSR2, fill_and_stop)
+handler = Stops()
+print(hydrogen.server.run(hydrogen.Server(handler, hydrogen.Config(port=0, max_threads=2)), started).closed)
+assert signal.set_wakeup_fd(-1) == -1
+"""
+
+
+@pytest.mark.clause("S58", "S2")
+@pytest.mark.parametrize("where", ["on_server_created", "a signal handler", "started"])
+def test_a_stop_ends_while_the_main_thread_reads_none_of_the_signals_that_fill_its_pipe(engine, where):
+    out, err = finish(child(FULL, where, HYDROGEN_ENGINE=engine), 0)
+    assert (out, err) == ("0\n", "")
