@@ -167,7 +167,7 @@ class Life:
     Attributes:
         engine: from when its threads start; it remains after the stop, for its counters.
         addresses: of the listeners, once they exist.
-        starting: the start is not over. Only callbacks may use the engine then.
+        started: set when the start is over. Only callbacks may use the engine before.
         stopping: a stop was asked for.
         ended: set when the start has failed, or the stop is over and `report` stands.
         told: set when that is logged, too.
@@ -178,7 +178,7 @@ class Life:
     def __init__(self, server: Server) -> None:
         self.engine: backend.Engine | None = None
         self.addresses: list[Any] = []
-        self.starting = True
+        self.started = Latch()
         self.stopping = False
         self.ended = Latch()
         self.told = Latch()
@@ -280,13 +280,13 @@ class Life:
             (engine is not None and engine.in_worker())
             or (watchdog is not None and watchdog.is_mine())
             or (self._thread is not None and self._thread.ident == me)
-            or (self.starting and self._starter == me)
+            or (not self.started.is_set() and self._starter == me)
         )
 
     def usable_engine(self) -> backend.Engine | None:
         """The engine for the caller: while it starts it is there for its own callbacks only."""
         engine = self.engine
-        if engine is not None and self.starting and not engine.in_worker():
+        if engine is not None and not self.started.is_set() and not engine.in_worker():
             return None
         return engine
 
@@ -299,7 +299,7 @@ class Life:
         """In the child after fork(2), without the threads: give back the fds, and let everybody go on
         who waits. Takes no lock: a thread that exists in the parent only may hold it."""
         self._forked = self.stopping = True
-        self.starting = False
+        self.started.set()
         if self._listeners is not None:
             for sock in self._listeners.sockets:
                 sock.close()
@@ -355,7 +355,7 @@ class Life:
         self._undo.run()
 
     def _be_started(self) -> None:
-        self.starting = False
+        self.started.set()
         self._created.put(None)
 
     def _wait_for_stop(self) -> None:

@@ -28,7 +28,7 @@ from hydrogen.config import MAX_SECONDS, Config, default_max_connections
 from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.handler import Handler, callbacks_of
-from hydrogen.lifecycle import LOG_PATIENCE, NOTHING, Latch, Life
+from hydrogen.lifecycle import ABORT_GRACE, LOG_PATIENCE, NOTHING, Latch, Life
 from hydrogen.log import RateLimitedLog
 from hydrogen.report import BroadcastReport, Stats, StopReport
 from hydrogen.timers import Timer, Timers
@@ -142,7 +142,9 @@ class Server:
 
         Called again it waits for the stop that is under way and returns its report. Called from a
         callback, or during the start by the thread that starts, it only asks for the stop and
-        returns an empty report at once; `wait()` and a later `stop()` tell the rest.
+        returns an empty report at once; `wait()` and a later `stop()` tell the rest. So it does at
+        the timeout if the start is not over by then: code of the user's or the resolver keeps it,
+        and when they return the stop is carried out.
 
         Args:
             timeout: seconds; None: `config.stop_timeout`.
@@ -164,22 +166,26 @@ class Server:
         if life is None:
             return NOTHING
         life.ask(timeout, spread)
-        return self._await_stop(life)
+        return self._await_stop(life, time.monotonic() + timeout)
 
     def abort(self) -> None:
         """Stop at once: every connection is reset. Also cuts short a stop that is under way.
 
-        Before the start it does nothing.
+        Before the start it does nothing; during it, it waits as `stop(0)` does.
         """
         life = self._life
         if life is not None:
             life.abort()
-            self._await_stop(life)
+            self._await_stop(life, time.monotonic())
 
-    def _await_stop(self, life: Life) -> StopReport:
+    def _await_stop(self, life: Life, deadline: float) -> StopReport:
+        """Wait for the stop that was asked for, which keeps its time by itself; for a start that is not over until `deadline`,
+        and as long as for handlers that still block then."""
         if life.is_waited_for():
             return NOTHING
         try:
+            if not life.started.wait(max(0.0, deadline + ABORT_GRACE - time.monotonic())):
+                return NOTHING
             life.ended.wait()
             life.told.wait(LOG_PATIENCE)
         except (KeyboardInterrupt, SystemExit):  # whoever interrupts a stop does not want to wait
@@ -379,11 +385,13 @@ def _stop_at_exit() -> None:
     away. All at the same time; who interrupts that does not want to wait."""
     servers = list(_running)
     try:
-        for server in servers:
-            if server._life is not None:
-                server._life.ask(server.config.stop_timeout)
-        for server in servers:
-            server.stop()
+        lives = [(server, server._life, time.monotonic() + server.config.stop_timeout) for server in servers]
+        for server, life, _ in lives:
+            if life is not None:
+                life.ask(server.config.stop_timeout)
+        for server, life, deadline in lives:
+            if life is not None:
+                server._await_stop(life, deadline)
     except (KeyboardInterrupt, SystemExit):
         for server in servers:
             server.abort()

@@ -1,6 +1,7 @@
 """A start that is interrupted or stopped at any moment: nothing stays behind, and nobody waits for ever."""
 
 import dataclasses
+import socket
 import threading
 
 import pytest
@@ -8,6 +9,8 @@ from reentry import interrupted, signalled
 from support import PATIENCE, Client, Echo, child, finish, open_fds, recorder, running, threads, wait_event, wait_until
 
 import hydrogen
+
+NOTHING = hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)
 
 
 def make(engine, handler=None, **options):
@@ -203,6 +206,54 @@ def test_another_thread_that_stops_the_server_during_its_start_gets_the_report(e
     assert server.wait(0)
     # Whether they were asked for before the start had ended or after it: then it takes a moment.
     assert [dataclasses.replace(report, seconds=0.0) for report in reports] == [hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)] * 2
+
+
+@pytest.mark.clause("S54")
+@pytest.mark.parametrize("where", ["on_server_created", "the resolver"])
+@pytest.mark.parametrize("how", ["stop", "abort"])
+def test_who_stops_a_server_whose_start_blocks_waits_for_its_timeout_only(engine, monkeypatch, how, where):
+    inside, go, known = threading.Event(), threading.Event(), socket.getaddrinfo
+
+    def block(*args, **options):
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            wait_event(go, "let go")
+        return known(*args, **options)
+
+    if where == "the resolver":
+        monkeypatch.setattr(socket, "getaddrinfo", block)
+    handler = recorder(server_created=lambda fd: where == "the resolver" or block("localhost", 0))
+    server = make(engine, handler, addr="localhost")
+    with running(server.start):
+        wait_event(inside, "it starts")
+        assert {"stop": lambda: server.stop(0), "abort": server.abort}[how]() == (NOTHING if how == "stop" else None)
+        assert not server.wait(0), "the start is over"
+        go.set()
+        assert server.wait(PATIENCE)
+    assert dataclasses.replace(server.stop(), seconds=0.0) == NOTHING
+
+
+EXITS = """
+import sys, threading
+import hydrogen
+from support import Echo
+
+inside = threading.Event()
+
+class Blocks(Echo):
+    def on_server_created(self, fd):
+        inside.set()
+        threading.Event().wait()
+
+server = hydrogen.Server(Blocks(), hydrogen.Config(port=0, max_threads=2, stop_timeout=0), engine=sys.argv[1])
+threading.Thread(target=server.start, daemon=True).start()
+inside.wait()
+"""
+
+
+@pytest.mark.clause("S54", "P3")
+def test_the_interpreter_exits_while_a_start_blocks(engine):
+    assert finish(child(EXITS, engine), 0) == ("", "")
 
 
 @pytest.mark.clause("S54", "S22")
