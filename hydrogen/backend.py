@@ -53,7 +53,7 @@ class Engine(Protocol):
         """
 
     def stop_accepting(self) -> None:
-        """Accept nothing more; when it returns the listeners are not used by the engine. May be called again."""
+        """Accept nothing more; when it returns nothing more is accepted. May be called again."""
 
     def suspend(self) -> None:
         """Accept nothing until `resume`; what connects waits in the kernel's backlog. One more may be accepted while this is called."""
@@ -90,7 +90,8 @@ class Engine(Protocol):
         """
 
     def in_worker(self) -> bool:
-        """Whether the calling thread is one of this engine that runs code of the user's: a worker, or who writes the log.
+        """Whether the calling thread is one of this engine in which code of the user's may run: a worker, who writes the log, and
+        each other one that runs Python, where the collector may call a `__del__`.
 
         May be called before `start`, too.
         """

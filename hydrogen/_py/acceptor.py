@@ -34,6 +34,9 @@ PAUSE_MS = 100
 """How long accepting pauses when the kernel is out of something: short enough to go unnoticed, long enough not to be a load."""
 
 
+END_PATIENCE = 0.5
+"""Seconds that `end` waits for the thread. It needs microseconds, but for a `__del__` that blocks: the collector may run in it."""
+
 FORK_PATIENCE = 0.5
 """Seconds that a fork waits for who accepts, who needs microseconds. For ever would be wrong: this thread may hold, further out, what
 that one waits for."""
@@ -83,6 +86,7 @@ class Acceptor:
     """Gives each accepted socket, with the peer's address, to `welcome`.
 
     Attributes:
+        thread: who accepts.
         pauses: times that accepting was paused for want of something, or at `max_connections`.
     """
 
@@ -121,12 +125,12 @@ class Acceptor:
         self._asleep.register(self._wakeup.fileno(), select.POLLIN)
         for fd in (self._wakeup.fileno(), *self._listeners):
             self._waiting.register(fd, select.POLLIN)
-        self._thread = threading.Thread(target=self._run, name="hydrogen-accept", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="hydrogen-accept", daemon=True)
         self.pauses = 0
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self.thread.start()
 
     def suspend(self) -> None:
         """Accept nothing until `resume`; the thread may be about to accept one."""
@@ -144,12 +148,13 @@ class Acceptor:
             self._wakeup.signal()
 
     def end(self) -> None:
-        """End the thread, and wait for that: the listeners are not used any more. May be called again."""
+        """End the thread, and wait for that, but not for a `__del__` that blocks it: nothing more is accepted. May be called again."""
         self._ended = True
-        self._wakeup.signal()
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._wakeup.close()
+        if self.thread.ident is None:
+            self._wakeup.close()
+        else:
+            self._wakeup.signal()
+            self.thread.join(END_PATIENCE)
 
     def forget(self) -> None:
         """In a forked child: close this process's copies of fds."""
@@ -157,6 +162,7 @@ class Acceptor:
 
     def _run(self) -> None:
         keep_running(self._iterate, self._recover)
+        self._wakeup.close()  # here: nobody else knows when it is polled no more
 
     def _iterate(self) -> bool:
         """Wait until there is something to accept, and accept; False: the thread is to end."""
@@ -201,7 +207,8 @@ class Acceptor:
         if self._ended or self._suspended or self._must_wait():
             return True
         with _fork_gate.closed():
-            return self._accept_and_welcome(listener)
+            # Again: a `__del__` may have blocked here until nobody waited for this thread any more.
+            return self._ended or self._accept_and_welcome(listener)
 
     def _accept_and_welcome(self, listener: socket.socket) -> bool:
         try:

@@ -16,20 +16,21 @@ from hydrogen._py.threads import keep_running
 MANY = 1000
 """Lines that may wait; what comes while the log takes none is left out."""
 
-PATIENCE = 1.0
-"""Seconds that `end` waits for a log handler."""
-
 
 class LogThread:
-    """The thread, and the lines that wait for it."""
+    """The thread, and the lines that wait for it.
+
+    Attributes:
+        thread: who writes them.
+    """
 
     def __init__(self) -> None:
         self._lines: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="hydrogen-log", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="hydrogen-log", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self.thread.start()
 
     def say(self, write: Callable[..., None], *arguments: object) -> bool:
         """Have `write` called with `arguments`; False when too many lines wait. From any thread, at any moment."""
@@ -38,15 +39,11 @@ class LogThread:
         self._lines.put(partial(write, *arguments))
         return True
 
-    def is_mine(self) -> bool:
-        """Whether the calling thread is the log thread."""
-        return threading.current_thread() is self._thread
-
-    def end(self) -> None:
-        """End the thread when it has written what waits, and wait for that, but not for ever."""
+    def end(self, patience: float) -> None:
+        """End the thread when it has written what waits, and wait for that, at most `patience` seconds: a log handler may keep it."""
         self._lines.put(None)
-        if self._thread.ident is not None and not self.is_mine():
-            self._thread.join(PATIENCE)
+        if self.thread.ident is not None:
+            self.thread.join(patience)
 
     def _run(self) -> None:
         keep_running(self._iterate, lambda _: None)

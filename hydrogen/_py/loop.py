@@ -68,7 +68,8 @@ SHED_AGAIN = 0.01
 """Seconds until the limit of memory is looked at again, when that could not be done or nobody was to be removed."""
 
 RELEASE_PATIENCE = 1.0
-"""Seconds that `release` waits for workers that are in no callback. They need microseconds, or, on a machine that swaps, longer."""
+"""Seconds that `release` waits for all threads that are in no callback. They need microseconds, or, on a machine that swaps, longer; a
+`__del__` that blocks may keep each of them, and a log handler the log thread."""
 
 
 class Changes:
@@ -142,6 +143,7 @@ class Engine:
         self._stalled_output = StalledOutput(self._monitor, config.write_timeout, self.look_every)
         self._stalled_workers = StalledWorkers(self._monitor, self._pool, self._on_all_blocked)
         self._event_thread = threading.Thread(target=self._watch, name="hydrogen-event", daemon=True)
+        self._threads = [self._event_thread, self._monitor.thread, self._log_thread.thread]  # beside workers
 
     def start(self) -> None:
         """Open what the threads need, and start them."""
@@ -161,6 +163,7 @@ class Engine:
                 self.log,
                 self._log_thread.say,
             )
+            self._threads.append(self._acceptor.thread)
             undo.pop_all()
         try:
             self._log_thread.start()
@@ -215,18 +218,24 @@ class Engine:
 
     def release(self) -> int:
         """End the event thread, the monitor thread, the workers and the log thread."""
+        deadline = time.monotonic() + RELEASE_PATIENCE
+
+        def left() -> float:
+            return max(0.0, deadline - time.monotonic())
+
         self._ended = True
         self.poller.wake()
         if self._event_thread.ident is not None:
-            self._event_thread.join()
-        self._monitor.end()
-        abandoned = self._pool.end(RELEASE_PATIENCE)
-        self._log_thread.end()
+            self._event_thread.join(left())
+        self._monitor.end(left())
+        abandoned = self._pool.end(left())
+        self._log_thread.end(left())
         return abandoned
 
     def in_worker(self) -> bool:
-        """Whether this is a worker, or the log thread."""
-        return not self.forked_away and (self._pool.is_mine(threading.current_thread()) or self._log_thread.is_mine())
+        """Whether this is any thread of the engine: the collector may run in each, and a `__del__` of the user's in there."""
+        me = threading.current_thread()
+        return not self.forked_away and (self._pool.is_mine(me) or me in self._threads)
 
     def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
         """Send to all that are introduced, and are not being reset. What the server's framing cannot carry is raised, before anything is
@@ -545,7 +554,9 @@ class Engine:
 
     def _poll(self) -> bool:
         """One poll; False: the last."""
-        ready = self.poller.wait(block=not (self._unfinished or self._ended))
+        if self._ended:  # after a `__del__` that blocked, or a poll that failed: the poller may be closed
+            return False
+        ready = self.poller.wait(block=not self._unfinished)
         self._polls += bool(ready)
         for token, events in ready:
             connection = self._slab.find(token)

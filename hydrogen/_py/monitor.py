@@ -41,6 +41,9 @@ class Alarm:
 class Monitor:
     """The thread, the reminders and the alarms. Safe from any thread, at any moment.
 
+    Attributes:
+        thread: asleep until something is due.
+
     What is asked for lies in `_asked`. Who asks for something earlier than the thread will wake up rings `_bell`; the thread says when it
     will (`_until`), and then looks at `_asked` once more: one of the two sees the other.
 
@@ -58,7 +61,7 @@ class Monitor:
         self._order: list[tuple[float, int]] = []
         self._alarms: list[Alarm] = []
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="hydrogen-monitor", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="hydrogen-monitor", daemon=True)
 
     def alarm(self, action: Callable[[], None]) -> Alarm:
         """A new one, for `action`, which this thread will call. Before `start`."""
@@ -68,7 +71,7 @@ class Monitor:
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self.thread.start()
 
     def set(self, token: int, when: float) -> None:
         """Remind of `token` at `when`, by the monotonic clock, and not at the time said before."""
@@ -84,12 +87,12 @@ class Monitor:
         if (when is not None and when < self._until) or len(self._asked) > MANY:
             self._bell.put(None)
 
-    def end(self) -> None:
-        """End the thread, and wait for that."""
+    def end(self, patience: float) -> None:
+        """End the thread, and wait for that, at most `patience` seconds."""
         self._ended = True
         self._bell.put(None)
-        if self._thread.ident is not None:
-            self._thread.join()
+        if self.thread.ident is not None:
+            self.thread.join(patience)
 
     def _run(self) -> None:
         keep_running(self._iterate, lambda _: None)

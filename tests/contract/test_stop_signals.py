@@ -5,6 +5,7 @@ while its thread is inside them. None hangs.
 import contextlib
 import signal
 import threading
+from functools import partial
 
 import pytest
 from reentry import interrupted
@@ -257,6 +258,72 @@ print(number > 0)
 @pytest.mark.parametrize("inside", ["suspend", "call_later", "stats", "connections", "broadcast", "ready", "log"])
 def test_a_signal_handler_may_call_anything_between_any_two_lines_of_a_method(engine, inside):
     assert ends_soon(child(REENTERS, engine, inside)) == ("True\n", "")
+
+
+# ---------------------------------------------------------------------------------------------------- by the collector
+
+
+@contextlib.contextmanager
+def served_with(name, action):
+    """A server of the Python engine in whose thread `name` something calls `action` once, as the collector does with a `__del__`."""
+    armed = threading.Event()
+
+    def trace(frame, event, argument):
+        if armed.is_set() and threading.current_thread().name == name:
+            armed.clear()
+            action(server)
+        return trace
+
+    before = threading.gettrace()
+    threading.settrace(trace)
+    try:
+        server = hydrogen.serve(Echo(), port=0, engine="python", max_threads=2, stop_timeout=LONG)
+    finally:
+        threading.settrace(before)
+    armed.set()
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, RuntimeError):  # it may have stopped the server by then
+            server.call_later(0, lambda: None)
+            stack.enter_context(Client(server.address)).send(b"x")
+        yield server
+
+
+PYTHON_THREADS = ["hydrogen-accept", "hydrogen-event", "hydrogen-monitor"]
+"""Threads of the Python engine that run no code of the user's, but where the collector does; those of the compiled one run no Python."""
+
+
+@pytest.mark.clause("S57", "S14")
+@pytest.mark.parametrize("how", ["stop", "abort"])
+@pytest.mark.parametrize("name", PYTHON_THREADS)
+def test_a_del_that_stops_the_server_in_a_thread_of_the_engine_waits_for_nothing(name, how):
+    asked = []
+    with served_with(name, lambda server: asked.append(getattr(server, how)())) as server:
+        wait_until(lambda: asked, "it was called")
+        server.abort()
+        assert server.wait(0)
+    assert asked == [hydrogen.StopReport(0, 0, 0, 0, 0, 0.0) if how == "stop" else None]
+
+
+@pytest.mark.clause("S57", "S14")
+@pytest.mark.parametrize("name", PYTHON_THREADS)
+def test_a_del_that_blocks_in_a_thread_of_the_engine_holds_no_stop_up_for_ever(name):
+    """When it goes on the thread ends, too, and uses nothing that is closed."""
+    inside, go = threading.Event(), threading.Event()
+    before = threads()
+
+    def block(server):
+        inside.set()
+        wait_event(go, "let go")
+
+    try:
+        with served_with(name, block) as server:
+            wait_event(inside, "it was called")
+            with running(partial(server.stop, 0)):
+                pass
+            assert server.wait(0)
+    finally:
+        go.set()
+    wait_until(lambda: len(threads()) == len(before), "the thread has ended")
 
 
 # ---------------------------------------------------------------------------------------------------- without threads
