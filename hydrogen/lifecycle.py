@@ -189,6 +189,7 @@ class Life:
         self._watchdog: Watchdog | None = None
         self._thread: threading.Thread | None = None
         self._starter = threading.get_ident()
+        self._launcher: int | None = None
         self._unclaimed = [None]  # who takes it out decides whether there is a start at all
         self._asked: SimpleQueue[tuple[float | None, float]] = SimpleQueue()
         self._abort_asked = Latch()
@@ -279,7 +280,9 @@ class Life:
         return (
             (engine is not None and engine.in_worker())
             or (watchdog is not None and watchdog.is_mine())
-            or (self._thread is not None and self._thread.ident == me)
+            or self._launcher == me
+            # Its number may be another thread's when it has ended.
+            or (self._thread is not None and self._thread.ident == me and not self.told.is_set())
             or (not self.started.is_set() and self._starter == me)
         )
 
@@ -330,13 +333,19 @@ class Life:
         return True
 
     def _launch(self) -> None:
-        """Start the thread from one that no signal interrupts either."""
+        """Start the thread from one that no signal interrupts either.
+
+        The collector may run in here, too, and a `__del__` that stops the server.
+        """
+        self._launcher = threading.get_ident()
         try:
             self._thread = threading.Thread(target=self._run, name="hydrogen-lifecycle", daemon=True)
             self._thread.start()
         except BaseException as error:
             if self._claim():  # the thread may run in spite of it
                 self._fail(error)
+        finally:
+            self._launcher = None  # the number may be another thread's soon
 
     def _run(self) -> None:
         if not self._claim():

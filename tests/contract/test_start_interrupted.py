@@ -1,5 +1,6 @@
 """A start that is interrupted or stopped at any moment: nothing stays behind, and nobody waits for ever."""
 
+import contextlib
 import dataclasses
 import socket
 import threading
@@ -254,6 +255,43 @@ inside.wait()
 @pytest.mark.clause("S54", "P3")
 def test_the_interpreter_exits_while_a_start_blocks(engine):
     assert finish(child(EXITS, engine), 0) == ("", "")
+
+
+@pytest.mark.clause("S54", "S57")
+@pytest.mark.parametrize("how", ["starts", "fails"])
+def test_a_del_that_stops_the_server_where_its_thread_is_started_waits_for_nothing(engine, monkeypatch, how):
+    """The collector may run at any allocation: here it does as the thread that carries out the start and the stop is made."""
+    reports, known = [], threading.Thread.__init__
+    server = make(engine)
+
+    def init(thread, *args, **options):
+        if options.get("name") == "hydrogen-lifecycle":
+            reports.append(server.stop(3600))
+            if how == "fails":
+                raise RuntimeError("can't start new thread")
+        known(thread, *args, **options)
+
+    def start():
+        with pytest.raises(RuntimeError, match="new thread") if how == "fails" else contextlib.nullcontext():
+            server.start()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "__init__", init)
+        with running(start):
+            pass
+    assert reports == [NOTHING]
+    server.stop()
+    assert server.wait(0) == (how == "starts")
+
+
+@pytest.mark.clause("S14")
+def test_a_thread_that_has_the_number_of_the_one_that_carried_out_the_stop_gets_the_report(engine, monkeypatch):
+    server = make(engine)
+    server.start()
+    report = server.stop()
+    assert report.seconds > 0
+    monkeypatch.setattr(server._life._thread, "_ident", threading.get_ident())
+    assert server.stop() == report
 
 
 @pytest.mark.clause("S54", "S22")
