@@ -435,7 +435,7 @@ def begin(handler: Handler, config: Config | None = None) -> StopReport:
     """Serve until stopped, and return the report of the stop.
 
     In the main thread the first SIGINT or SIGTERM stops within `stop_timeout`, a second one aborts.
-    The signal handlers there were before are restored, also those that C code had installed. A
+    The signal handlers there were before are restored, also those of C code, and with their flags. A
     SIGINT that is ignored, as in a background job of a shell, stays ignored. In another thread it
     returns when somebody calls `stop`.
 
@@ -517,7 +517,14 @@ class _Signals:
         earlier = signal.getsignal(number)
         if number == signal.SIGINT and earlier is signal.SIG_IGN:
             return
-        restore = _action_of_c(number) if earlier is None else lambda: signal.signal(number, earlier)
+        restore_action = _saved_action(number)
+
+        def restore() -> None:
+            try:
+                signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
+            finally:
+                restore_action()
+
         self._restore[number] = restore
         try:
             signal.signal(number, self._on_signal)
@@ -560,28 +567,19 @@ class _Signals:
             os.write(self._fds[1], b"\0")
 
 
-def _action_of_c(number: int) -> Callable[[], object]:
-    """What restores the handler that C code has installed for a signal, which Python does not know.
+def _saved_action(number: int) -> Callable[[], object]:
+    """What restores the action that the kernel has for a signal now.
 
-    sigaction(2) gives it and takes it back. Where that cannot be called the default comes instead:
-    ours must not stay, the process would be deaf to the signal.
+    Python does not know it: `signal.getsignal` answers from a table of its own, which C code that has called sigaction(2) since,
+    or siginterrupt(3), is not in. Where sigaction(2) cannot be called it is not restored, only what that table says.
     """
-
-    def default() -> None:
-        signal.signal(number, signal.SIG_DFL)
-
     try:
         import ctypes
 
         libc = ctypes.CDLL(None)
         action = ctypes.create_string_buffer(1024)  # a struct sigaction has some 150 bytes
         if libc.sigaction(number, None, action):
-            return default
-    except (ImportError, OSError, AttributeError):
-        return default
-
-    def restore() -> None:
-        default()
-        libc.sigaction(number, action, None)
-
-    return restore
+            return lambda: None
+    except (ImportError, OSError, AttributeError, MemoryError):  # MemoryError: where no memory may be executable
+        return lambda: None
+    return lambda: libc.sigaction(number, action, None)

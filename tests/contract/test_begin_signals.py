@@ -83,9 +83,10 @@ libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
 harmless = ctypes.cast(libc.abs, ctypes.c_void_p).value  # takes an int, as a handler does
 libc.signal(signal.SIGTERM, harmless)
 
-# What an interpreter says that was started with that handler in place, as an embedded one is.
 known = signal.getsignal
-signal.getsignal = lambda number: None if number == signal.SIGTERM else known(number)
+if sys.argv[1] == "unknown":
+    # What an interpreter says that was started with that handler in place, as an embedded one is, and only once.
+    signal.getsignal = lambda number: None if number == signal.SIGTERM else known(number)
 
 class Stops(Echo):
     def on_server_created(self, fd):
@@ -93,26 +94,68 @@ class Stops(Echo):
 
 fds = os.listdir("/proc/self/fd")
 interrupt = known(signal.SIGINT)
-print(hydrogen.begin(Stops(), hydrogen.Config(port=0, max_threads=2)).closed)
-assert os.listdir("/proc/self/fd") == fds
-assert known(signal.SIGINT) is interrupt
-assert signal.set_wakeup_fd(-1) == -1
-os.kill(os.getpid(), signal.SIGTERM)  # the C handler's again
+for _ in range(2):
+    print(hydrogen.begin(Stops(), hydrogen.Config(port=0, max_threads=2)).closed)
+    assert os.listdir("/proc/self/fd") == fds
+    assert known(signal.SIGINT) is interrupt
+    assert known(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.set_wakeup_fd(-1) == -1
+    signal.getsignal = known
+    os.kill(os.getpid(), signal.SIGTERM)  # the C handler's again
 print(libc.signal(signal.SIGTERM, None) == harmless)
 """
 
 
 @pytest.mark.clause("S58", "S4")
-def test_a_handler_that_c_code_had_installed_is_restored(engine):
-    out, err = finish(child(FOREIGN, HYDROGEN_ENGINE=engine), 0)
-    assert (out, err) == ("0\nTrue\n", "")
+@pytest.mark.parametrize("how", ["unknown", "installed since"])
+def test_a_handler_that_c_code_had_installed_is_restored_each_time(engine, how):
+    out, err = finish(child(FOREIGN, how, HYDROGEN_ENGINE=engine), 0)
+    assert (out, err) == ("0\n0\nTrue\n", "")
 
 
 @pytest.mark.clause("S58", "S4")
-def test_without_ctypes_the_default_takes_the_place_of_a_handler_of_c_code(engine):
+@pytest.mark.parametrize("how", ["unknown", "installed since"])
+def test_without_ctypes_the_default_takes_the_place_of_a_handler_of_c_code(engine, how):
     code = FOREIGN.replace("fds = ", "sys.modules['ctypes'] = None\nfds = ").replace("os.kill(os.getpid(), signal.SIGTERM)  #", "#")
-    out, err = finish(child(code, HYDROGEN_ENGINE=engine), 0)
-    assert (out, err) == ("0\nFalse\n", "")
+    out, err = finish(child(code, how, HYDROGEN_ENGINE=engine), 0)
+    assert (out, err) == ("0\n0\nFalse\n", "")
+
+
+FLAGS = """
+import ctypes, os, signal
+import hydrogen
+from support import Echo
+
+class Action(ctypes.Structure):
+    # A struct sigaction of Linux, and room behind it.
+    _fields_ = [("handler", ctypes.c_void_p), ("mask", ctypes.c_char * 128), ("flags", ctypes.c_int), ("more", ctypes.c_char * 64)]
+
+def actions():
+    found = [Action(), Action()]
+    for number, action in zip((signal.SIGINT, signal.SIGTERM), found, strict=True):
+        ctypes.CDLL(None).sigaction(number, None, ctypes.byref(action))
+    return [(action.handler, action.flags) for action in found]
+
+class Stops(Echo):
+    def on_server_created(self, fd):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, print)
+plain = actions()
+signal.siginterrupt(signal.SIGTERM, False)
+restarting = actions()
+assert plain != restarting
+print(hydrogen.begin(Stops(), hydrogen.Config(port=0, max_threads=2)).closed)
+assert actions() == restarting
+assert signal.getsignal(signal.SIGTERM) is print
+"""
+
+
+@pytest.mark.clause("S58", "S4")
+def test_a_handler_is_restored_with_its_flags(engine):
+    """With siginterrupt(False) calls of the kernel that it interrupts go on."""
+    out, err = finish(child(FLAGS, HYDROGEN_ENGINE=engine), 0)
+    assert (out, err) == ("0\n", "")
 
 
 SUB = """
