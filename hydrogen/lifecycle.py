@@ -191,7 +191,8 @@ class Life:
         self._starter = threading.get_ident()
         self._launcher: int | None = None
         self._unclaimed = [None]  # who takes it out decides whether there is a start at all
-        self._asked: SimpleQueue[tuple[float | None, float]] = SimpleQueue()
+        self._terms: deque[tuple[float | None, float]] = deque()  # the first one counts
+        self._asked: SimpleQueue[None] = SimpleQueue()  # something was put into `_terms`
         self._abort_asked = Latch()
         self._created: SimpleQueue[int | None] = SimpleQueue()
         self._called: SimpleQueue[BaseException | None] = SimpleQueue()
@@ -267,7 +268,8 @@ class Life:
         """Ask for a stop, by the terms of who asks first. `timeout` None: reset everything at once."""
         self.stopping = True
         if not self.ended.is_set():
-            self._asked.put((timeout, spread))
+            self._terms.append((timeout, spread))
+            self._asked.put(None)
 
     def abort(self) -> None:
         """Ask for a stop that resets everything at once; one that is under way does so then."""
@@ -369,9 +371,12 @@ class Life:
 
     def _wait_for_stop(self) -> None:
         while True:
-            # Libraries that raise in other threads (PyThreadState_SetAsyncExc) do not end a server.
+            # Libraries that raise in other threads (PyThreadState_SetAsyncExc) do not end a server, nor keep it from ending:
+            # what comes as `get` returns takes with it what that has returned, and nothing else.
             try:
-                self._timeout, self._spread = self._asked.get()
+                while not self._terms:
+                    self._asked.get()
+                self._timeout, self._spread = self._terms[0]
                 return
             except SHORT_OF_MEMORY:
                 time.sleep(SHORTAGE)

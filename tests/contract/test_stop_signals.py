@@ -3,6 +3,7 @@ while its thread is inside them. None hangs.
 """
 
 import contextlib
+import queue
 import signal
 import threading
 from functools import partial
@@ -12,6 +13,7 @@ from reentry import interrupted
 from support import PATIENCE, Client, Echo, child, echo, finish, recorder, running, threads, wait_event, wait_until
 
 import hydrogen
+from hydrogen import lifecycle
 
 LONG = 3600.0
 """Seconds that no test waits for."""
@@ -354,6 +356,41 @@ def test_a_callback_may_stop_the_server_where_no_thread_can_be_started(start, co
 
 
 # ---------------------------------------------------------------------------------------------------- waiting
+
+
+class Late(Exception):
+    """What a library raises in a thread that is not its own (PyThreadState_SetAsyncExc)."""
+
+
+class Torn(queue.SimpleQueue):
+    """Its first `get` takes something and is left by an exception: one that was set while it waited comes as it returns."""
+
+    came = False
+
+    def get(self):
+        item = super().get()
+        if not self.came:
+            self.came = True
+            raise Late
+        return item
+
+
+@pytest.mark.clause("S56", "S14")
+@pytest.mark.parametrize("how", ["stop", "abort"])
+def test_an_exception_from_outside_in_the_thread_that_waits_for_a_stop_loses_no_request(start, connect, monkeypatch, how):
+    def life(server):
+        made = lifecycle.Life(server)
+        made._asked = Torn()
+        return made
+
+    monkeypatch.setattr("hydrogen.server.Life", life)
+    server = start(Echo(), stop_timeout=LONG)
+    client = connect(server)
+    client.echo(b"x")
+    client.close()
+    with running(getattr(server, how)):
+        assert server.wait(PATIENCE)
+    assert server._life._asked.came
 
 
 @pytest.mark.clause("S16")
