@@ -505,7 +505,10 @@ class _Signals:
         """
         self._server._on_stopped = None
         if self._earlier_fd is not None:
-            signal.set_wakeup_fd(self._earlier_fd)
+            try:
+                signal.set_wakeup_fd(self._earlier_fd)
+            except (OSError, ValueError):  # its owner has closed it meanwhile, or made it blocking
+                signal.set_wakeup_fd(-1)
             self._earlier_fd = None
         while self._fds:
             os.close(self._fds.pop())

@@ -320,3 +320,40 @@ assert signal.set_wakeup_fd(-1) == -1
 def test_a_stop_ends_while_the_main_thread_reads_none_of_the_signals_that_fill_its_pipe(engine, where):
     out, err = finish(child(FULL, where, HYDROGEN_ENGINE=engine), 0)
     assert (out, err) == ("0\n", "")
+
+
+WAKEUP = """
+import os, signal, socket, sys
+import hydrogen
+from support import Echo, open_fds
+
+class Stops(Echo):
+    def on_server_created(self, fd):
+        if sys.argv[1] == "closed":
+            mine.close()
+        elif sys.argv[1] == "blocking":
+            mine.setblocking(True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+mine, other = socket.socketpair()
+mine.setblocking(False)
+signal.set_wakeup_fd(mine.fileno())
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+wakeup, fds = mine.fileno(), open_fds()
+if sys.argv[1] == "closed":
+    del fds[wakeup]
+print(hydrogen.begin(Stops(), hydrogen.Config(port=0, max_threads=2)).closed)
+assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+assert open_fds() == fds
+assert signal.set_wakeup_fd(-1) == (wakeup if sys.argv[1] == "kept" else -1)
+mine.close()
+other.close()
+"""
+
+
+@pytest.mark.clause("S58", "S4")
+@pytest.mark.parametrize("how", ["kept", "closed", "blocking"])
+def test_the_wakeup_fd_of_before_is_restored_if_it_can_be(engine, how):
+    """And if not, the rest is."""
+    out, err = finish(child(WAKEUP, how, HYDROGEN_ENGINE=engine), 0)
+    assert (out, err) == ("0\n", "")
