@@ -557,7 +557,7 @@ class _Signals:
         while not self._server.wait(0):
             try:
                 os.read(self._fds[0], 1)
-            except OSError:  # a signal handler has forked meanwhile, and this is the child
+            except (OSError, IndexError):  # a signal handler has forked meanwhile, and this is the child, without the pipe
                 if not self._server.wait(0):
                     raise
 

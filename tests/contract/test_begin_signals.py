@@ -210,25 +210,33 @@ class Forks(hydrogen.Handler):
         threading.Thread(target=self.serve, daemon=True).start()
         if how == "in on_server_created":
             fork()
+        elif how == "in a signal handler before the wait":
+            self.server.wait = self.wait
 
     def serve(self):
         while not self.server.ready:
             self.server.wait(0.001)
         if how == "in a signal handler":
             os.kill(os.getpid(), signal.SIGUSR1)
-        elif how != "in on_server_created":
+        elif how != "in a signal handler before the wait" and how != "in on_server_created":
             self.client = Client(self.server.address)
             self.client.send(b"x")
 
     def on_data_received(self, socket, data):
         fork()
 
+    def wait(self, timeout):  # Server's, from when on_server_created is called; 0: as begin looks whether to wait
+        has_stopped = hydrogen.Server.wait(self.server, timeout)
+        if timeout == 0 and not has_stopped and os.getpid() == ours:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return has_stopped
+
 def fork(*_):
     pid = os.fork()
     if pid:
         print(how, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
         handler.server.stop()
-    elif how != "in a signal handler" and how != "in on_server_created":
+    elif not how.startswith("in a signal handler") and how != "in on_server_created":
         end()
 
 def end():
@@ -256,7 +264,9 @@ assert signal.getsignal(signal.SIGINT) is interrupt
 
 
 @pytest.mark.clause("S4", "P4")
-@pytest.mark.parametrize("how", ["in a callback", "at once", "in on_server_created", "in a signal handler"])
+@pytest.mark.parametrize(
+    "how", ["in a callback", "at once", "in on_server_created", "in a signal handler", "in a signal handler before the wait"]
+)
 def test_a_child_that_is_forked_in_begin_has_the_signals_that_were_there_before(engine, how):
     out, err = finish(child(FORKS, how, HYDROGEN_ENGINE=engine), 0)
     assert (out, err) == (f"{how} {-signal.SIGTERM}\n", "")
