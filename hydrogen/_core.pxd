@@ -36,6 +36,7 @@ cdef class Engine:
     cdef bint _debug  # each connection is told of in the log
     cdef Framing _framing
     cdef bint _is_made
+    cdef double _told_to_exit  # when; 0: not yet
     cdef object _no_memory
     cdef HydrogenSocket _spare_socket
     cdef object _callbacks

@@ -82,14 +82,12 @@ DEBUG = HYDROGEN_DEBUG
 
 _log = logging.getLogger("hydrogen")
 
-# How long a stop waits for workers to come out of their callbacks when the connections are gone.
+# How long a stop waits for workers to come out of their callbacks when the connections are gone. For
+# those that are elsewhere it has all the time there is: they need microseconds, or, on a machine that swaps, longer.
 JOIN_SECONDS = 0.1
 
-# The same for workers that are elsewhere: they need microseconds, or, on a machine that swaps, longer.
-ELSEWHERE_SECONDS = 1.0
-
-# How long it waits for the log thread, whom a log handler may keep.
-LOG_THREAD_SECONDS = 1.0
+# How long it waits for one of them until it looks at it again.
+JOIN_SLICE = 0.01
 
 cdef dict _HANDOFFS = {"auto": HANDOFF_AUTO, "inline": HANDOFF_INLINE, "eager": HANDOFF_EAGER}
 
@@ -458,27 +456,34 @@ cdef class Engine:
     def unsent(self):
         return sum([socket.pending for socket in broadcast_sockets(self, STATE_CLOSING)])
 
-    def release(self):
-        abandoned = 0
+    def exit(self):
+        """Tell the threads to end; for several loops of one server, before the first one is released."""
+        if self._told_to_exit:
+            return
         with nogil:
             acceptor_end(self._acceptor)
             monitor_end(&self._loop)
             loop_exit(&self._loop)
+        self._told_to_exit = time.monotonic()
         for index in range(len(self._threads), self._loop.worker_count):  # a start that failed
             worker_left(&self._loop.workers[index])
-        if self._log_thread.ident is not None:
-            self._log_thread.join(LOG_THREAD_SECONDS)
-        began = time.monotonic()
+
+    def release(self, seconds=1.0):
+        abandoned = 0
+        deadline = time.monotonic() + seconds
+        self.exit()
         for index, thread in enumerate(self._threads):
             # A worker that is not in a callback ends by itself, but for code of the user's that runs elsewhere: in
             # a collection, or as the thread ends. One that is in a callback may be about to come out of it.
             while thread.is_alive() and not loop_keeps(&self._loop, &self._loop.workers[index]):
-                thread.join(JOIN_SECONDS / 10)
                 in_callback = relaxed_load32(&self._loop.workers[index].state) == WORKER_CALLBACK
-                patience = JOIN_SECONDS if in_callback else ELSEWHERE_SECONDS
-                if thread.is_alive() and time.monotonic() >= began + patience:
+                left = (min(deadline, self._told_to_exit + JOIN_SECONDS) if in_callback else deadline) - time.monotonic()
+                if left <= 0:
                     abandoned += 1
                     break
+                thread.join(min(left, JOIN_SLICE))
+        if self._log_thread.ident is not None:
+            self._log_thread.join(max(0.0, deadline - time.monotonic()))
         return abandoned
 
     def in_worker(self):

@@ -83,10 +83,10 @@ class Engine(Protocol):
     def unsent(self) -> int:
         """Bytes of output pending over all connections, now."""
 
-    def release(self) -> int:
+    def release(self, seconds: float = 1.0) -> int:
         """End the threads; returns how many workers are still in a callback and were left behind. Call once, last.
 
-        Waits for no code of the user's longer than a second, a log handler's included.
+        Waits for all of them `seconds` at most: each may be kept by code of the user's, by a log handler say.
         """
 
     def in_worker(self) -> bool:

@@ -39,8 +39,12 @@ block count as abandoned."""
 ABORT_LOOK = 0.05
 """Seconds between two looks of a stop whether an abort was asked for meanwhile."""
 
-LOG_PATIENCE = 1.0
-"""Seconds that `stop` waits until its end is logged; a log handler may hang."""
+STOP_GRACE = 1.0
+"""Seconds that a stop has when no connection is left, or the rest was reset: one deadline for all that is waited for then. Each may be
+kept by code of the user's: a handler, a log handler in whatever thread, a `__del__`."""
+
+LOG_GRACE = 0.2
+"""Seconds of these that are kept for the line which says that the server has stopped."""
 
 SIGNAL_LOOK = 0.5
 """Seconds after which the main thread stops waiting for a moment. A signal that arrives in another
@@ -171,6 +175,7 @@ class Life:
         stopping: a stop was asked for.
         ended: set when the start has failed, or the stop is over and `report` stands.
         told: set when that is logged, too.
+        deadline: when the stop is over at the latest, the line in the log included; known when what was left was reset.
         report: of the stop.
         error: why the start failed.
     """
@@ -182,6 +187,7 @@ class Life:
         self.stopping = False
         self.ended = Latch()
         self.told = Latch()
+        self.deadline = 0.0
         self.report = NOTHING
         self.error: BaseException | None = None
         self._server = server
@@ -214,8 +220,9 @@ class Life:
             self._count_admitted,
             self._close,
             self._abort,
-            self._end_watchdog,
+            self._tell_watchdog,
             self._release,
+            self._end_watchdog,
             self._make_report,
             server._ended,
             *told,
@@ -224,8 +231,9 @@ class Life:
             log,
             self._stop_accepting,
             self._abort,
-            self._end_watchdog,
+            self._tell_watchdog,
             self._release,
+            self._end_watchdog,
             self._undo_listeners,
             server._not_started,
             self._be_started,
@@ -447,20 +455,31 @@ class Life:
 
     def _abort(self) -> None:
         """What is left then. Should memory fail in the midst of it, those that were reset before count as closed."""
-        engine = self.engine
-        if engine is not None and self._serves and not self._is_drained:
+        engine = self.engine if self._serves and not self._is_drained else None
+        if engine is not None:
             self._unsent = self._unsent or engine.unsent()
             self._aborted += engine.abort_all()
+        self.deadline = time.monotonic() + STOP_GRACE
+        if engine is not None:
             engine.wait_drained(ABORT_GRACE)
+
+    def _left(self) -> float:
+        """Seconds for the threads to end."""
+        return max(0.0, self.deadline - LOG_GRACE - time.monotonic())
+
+    def _tell_watchdog(self) -> None:
+        """Before the engine is waited for: both may be kept, and the time is for both."""
+        if self._watchdog is not None:
+            self._watchdog.end(0.0)
 
     def _end_watchdog(self) -> None:
         if self._watchdog is not None:
-            self._watchdog.end()
+            self._watchdog.end(self._left())
 
     def _release(self) -> None:
         if self.engine is not None and self._serves:
             self._abandoned = self.engine.stats().connections
-            self.engine.release()
+            self.engine.release(self._left())
 
     def _make_report(self) -> None:
         engine = self.engine

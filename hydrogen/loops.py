@@ -20,8 +20,14 @@ from hydrogen.handler import Callbacks
 from hydrogen.report import BroadcastReport, Stats
 
 if TYPE_CHECKING:
-    from hydrogen.backend import Engine
+    from hydrogen import backend
     from hydrogen.server import Server
+
+    class Engine(backend.Engine):
+        """A loop: the compiled engine."""
+
+        def exit(self) -> None:
+            """Tell the threads to end, and wait for none of them. `release` does so, too, unless it was called."""
 
 
 class Loops:
@@ -82,8 +88,12 @@ class Loops:
     def unsent(self) -> int:
         return sum([loop.unsent() for loop in self._loops])
 
-    def release(self) -> int:
-        return sum([loop.release() for loop in self._loops])
+    def release(self, seconds: float = 1.0) -> int:
+        """All are told before the first one is waited for: none has its time after another one."""
+        deadline = time.monotonic() + seconds
+        for loop in self._loops:
+            loop.exit()
+        return sum([loop.release(max(0.0, deadline - time.monotonic())) for loop in self._loops])
 
     def in_worker(self) -> bool:
         return any(loop.in_worker() for loop in self._loops)

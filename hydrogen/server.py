@@ -28,7 +28,7 @@ from hydrogen.config import MAX_SECONDS, Config, default_max_connections
 from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.handler import Handler, callbacks_of
-from hydrogen.lifecycle import ABORT_GRACE, LOG_PATIENCE, NOTHING, Latch, Life
+from hydrogen.lifecycle import ABORT_GRACE, NOTHING, Latch, Life
 from hydrogen.log import RateLimitedLog
 from hydrogen.report import BroadcastReport, Stats, StopReport
 from hydrogen.timers import Timer, Timers
@@ -187,7 +187,7 @@ class Server:
             if not life.started.wait(max(0.0, deadline + ABORT_GRACE - time.monotonic())):
                 return NOTHING
             life.ended.wait()
-            life.told.wait(LOG_PATIENCE)
+            life.told.wait(max(0.0, life.deadline - time.monotonic()))
         except (KeyboardInterrupt, SystemExit):  # whoever interrupts a stop does not want to wait
             life.abort()
             raise

@@ -46,11 +46,11 @@ class Watchdog:
         """Start the thread."""
         self._thread.start()
 
-    def end(self) -> None:
-        """End the thread, and wait for that, but not for a log handler that keeps it."""
+    def end(self, patience: float) -> None:
+        """End the thread, and wait for that, at most `patience` seconds: a log handler may keep it. May be called again."""
         self._ended.set()
         if self._thread.is_alive():  # it may never have been started
-            self._thread.join(1.0)
+            self._thread.join(patience)
 
     def is_mine(self) -> bool:
         """Whether the calling thread is the watchdog."""

@@ -67,10 +67,6 @@ READS = 100
 SHED_AGAIN = 0.01
 """Seconds until the limit of memory is looked at again, when that could not be done or nobody was to be removed."""
 
-RELEASE_PATIENCE = 1.0
-"""Seconds that `release` waits for all threads that are in no callback. They need microseconds, or, on a machine that swaps, longer; a
-`__del__` that blocks may keep each of them, and a log handler the log thread."""
-
 
 class Changes:
     """A lock for those who change the counters, one after the other. Who reads them takes no lock, and looks at the version before and
@@ -216,9 +212,13 @@ class Engine:
         """Output pending now."""
         return sum(connection.pending for connection in self._slab.snapshot())
 
-    def release(self) -> int:
-        """End the event thread, the monitor thread, the workers and the log thread."""
-        deadline = time.monotonic() + RELEASE_PATIENCE
+    def release(self, seconds: float = 1.0) -> int:
+        """End the event thread, the monitor thread, the workers and the log thread.
+
+        Those that are in no callback need microseconds, or, on a machine that swaps, longer. But a `__del__` that blocks may keep each of
+        them, and a log handler the log thread.
+        """
+        deadline = time.monotonic() + seconds
 
         def left() -> float:
             return max(0.0, deadline - time.monotonic())

@@ -10,6 +10,7 @@ import pytest
 from support import Client, Echo, child, finish, recorder, wait_event, wait_until
 
 import hydrogen
+from hydrogen import lifecycle
 from hydrogen.watchdog import has_gil
 
 
@@ -180,6 +181,48 @@ def test_a_log_handler_that_hangs_when_the_stop_is_logged_does_not_hold_it_up(en
         assert report.abandoned == 0
         wait_event(inside, "it hangs")
         go.set()
+
+
+@pytest.mark.clause("S59", "S12")
+def test_a_stop_has_one_deadline_for_all_whom_a_log_handler_keeps(start, connect, gate, monkeypatch, error_log):
+    """A worker, the log thread and the watchdog: with no time left it waits for none of them."""
+    go, hung, joined = gate(), set(), []
+    known = threading.Thread.join
+
+    def hang(record):
+        hung.add(threading.current_thread().name.rstrip("0123456789"))
+        wait_event(go, "let go")
+
+    def received(socket, data):
+        if data == b"raise":
+            raise LookupError
+        wait_event(go, "let go")  # which is slow
+
+    def join(thread, timeout=None):
+        if thread.name in ("hydrogen-log", "hydrogen-watchdog") or thread.name.startswith("hydrogen-worker"):
+            joined.append(timeout)
+        known(thread, timeout)
+
+    handler = recorder(data_received=received)
+    server = start(handler, max_threads=3, max_connections=2, slow_callback=0.01)
+    log_handler = Mine(hang, logging.WARNING)
+    log_handler.handle = hang  # without the lock of logging's own, which would keep all but one
+    logging.getLogger("hydrogen").addHandler(log_handler)
+    try:
+        for data in (b"raise", b"slow"):
+            connect(server).send(data)  # the second one is the last that is accepted: that is for the log thread
+        everybody = {"hydrogen-worker-", "hydrogen-log", "hydrogen-watchdog"}
+        wait_until(lambda: hung == everybody, "all hang")
+        monkeypatch.setattr(lifecycle, "STOP_GRACE", 0.0)
+        monkeypatch.setattr(lifecycle, "ABORT_GRACE", 0.0)
+        monkeypatch.setattr(threading.Thread, "join", join)
+        assert server.stop(0).abandoned == 2
+        assert set(joined) == {0.0}
+    finally:
+        monkeypatch.undo()
+        logging.getLogger("hydrogen").removeHandler(log_handler)
+        go.set()
+    handler.wait_removed(2)
 
 
 FULL_PIPE = """

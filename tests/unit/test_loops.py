@@ -12,9 +12,14 @@ class Noted:
 
     def __init__(self, log, config, first=None):
         self.log, self.config, self.first = log, config, first
+        self.told = first.told if first else []
 
-    def release(self):
+    def exit(self):
+        self.told.append(self)
+
+    def release(self, seconds=1.0):
         self.log.append(self)
+        self.seconds = seconds
         return 1
 
     def stats(self):
@@ -40,6 +45,15 @@ def test_when_one_cannot_be_made_the_others_are_released():
         several(released, engines, fails_at=2)
     assert released == engines
     assert len(engines) == 2
+
+
+def test_all_are_told_to_exit_before_the_first_one_is_released_and_have_one_deadline():
+    released, engines = [], []
+    together = several(released, engines)
+    engines[0].release = lambda seconds: len(engines[0].told)  # so many were told by then
+    assert together.release(0.0) == 3 + 1 + 1
+    assert engines[0].told == engines
+    assert [engine.seconds for engine in engines[1:]] == [0.0, 0.0]
 
 
 def test_all_others_know_the_first_one():

@@ -4,7 +4,7 @@ import logging
 import threading
 
 import pytest
-from support import running, wait_event, wait_until
+from support import PATIENCE, running, wait_event, wait_until
 
 from hydrogen.log import RateLimitedLog
 from hydrogen.watchdog import Watchdog, has_gil
@@ -30,7 +30,7 @@ def watchdog(workers):
     watchdog = Watchdog(0.02, workers.running, RateLimitedLog(lambda seconds, callback: None))
     watchdog.start()
     yield watchdog
-    watchdog.end()
+    watchdog.end(PATIENCE)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_each_callback_of_one_worker_has_its_own_time(workers, lines):
     try:
         wait_until(next_one, "the second is found slow")
     finally:
-        watchdog.end()  # which waits for the line
+        watchdog.end(PATIENCE)  # which waits for the line
     assert watchdog.slow == 1
     assert len(lines()) == 1
 
@@ -94,11 +94,11 @@ def test_nobody_is_told_of_when_nobody_works(workers, watchdog, lines):
     second = Watchdog(0.02, other.running, RateLimitedLog(lambda seconds, callback: None))
     second.start()
     wait_until(lambda: second.slow == 1, "another watchdog has found one")
-    second.end()
+    second.end(PATIENCE)
     assert watchdog.slow == 0
 
 
 def test_it_ends_although_its_time_is_long(workers):
     watchdog = Watchdog(1_000_000.0, workers.running, RateLimitedLog(lambda seconds, callback: None))
     watchdog.start()
-    watchdog.end()
+    watchdog.end(PATIENCE)
