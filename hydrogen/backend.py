@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
@@ -183,5 +183,5 @@ def make_engine(
 ) -> Engine:
     """An engine of the class `chosen`, or, for `Config.loops` of the compiled one, several of it as one."""
     if config.loops > 1 and server.engine == "compiled":
-        return Loops(chosen, server, callbacks, config, listeners, max_connections)
+        return Loops(cast(Any, chosen), server, callbacks, config, listeners, max_connections)
     return chosen(server, callbacks, config, listeners, max_connections)

@@ -12,7 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hydrogen import backend
     from hydrogen.server import Server
 
-    class Engine(backend.Engine):
+    class Engine(backend.Engine, Protocol):
         """A loop: the compiled engine."""
 
         def exit(self) -> None:
