@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import socket
 import struct
 import threading
@@ -22,7 +21,7 @@ from hydrogen.stream import Plain, Secure, deadline_of, seconds_left
 from hydrogen.tls import check_context, check_server_hostname
 
 CLOSE_PATIENCE = 2.0
-"""Seconds that `Client.close` waits for room for close_notify; as long as a server lingers for a peer."""
+"""Seconds that `Client.close` waits for the server; as long as that lingers for a peer."""
 
 Address = tuple[Any, ...] | str | os.PathLike[str]
 T = TypeVar("T")
@@ -229,25 +228,26 @@ class Client:
             yield message
 
     def close(self) -> None:
-        """Close; what was sent still arrives, and with TLS a close_notify after it. Calls of other threads return. May be called again."""
-        fd = self._stream.fileno()
-        if fd < 0:
+        """Close; what was sent still arrives, and with TLS a close_notify after it. May be called again.
+
+        So the output ends first, and what still comes in is thrown away until the server ends the connection, too: for 2 s at most; a
+        server that goes on sending after that is reset. Then calls of other threads return. In a signal handler (or a `__del__`) that
+        came while a call of this client reads or writes, it does not wait.
+        """
+        if self._stream.fileno() < 0:
             return
         if os.getpid() != self._pid:  # without a lock: a thread may hold it that only the parent has
             self._stream.close()
             return
         if self._here.is_inside:
             self._here.is_closing = True
-            self._stream.shutdown()
-            return
-        if isinstance(self._stream, Secure):
-            poll = select.poll()
-            poll.register(fd, select.POLLOUT)
-            poll.poll(CLOSE_PATIENCE * 1000)
+        self._stream.finish(CLOSE_PATIENCE)
         self._stream.shutdown()
+        if self._here.is_inside:
+            return
         with self._sending, self._receiving:
             try:
-                self._stream.discard()  # a session ticket will do for a reset, and the tail of what was sent would be lost
+                self._stream.discard()  # what came since then would do for a reset, too
             finally:
                 self._stream.close()
 

@@ -475,6 +475,36 @@ class _SocketStream(Stream):
         with contextlib.suppress(OSError):  # the peer has reset the connection, or it is closed
             self._sock.shutdown(socket.SHUT_RDWR)
 
+    def finish(self, seconds: float) -> None:
+        """Before `shutdown`, for what was sent to arrive: write what is kept, end the output, throw away input until the peer ends its own.
+
+        What comes once the input is shut down makes the kernel reset the connection (RFC 1122, 4.2.2.13): what it has not sent yet is
+        lost, and what the peer has not read may be. Gives up after so many seconds, and at once in a signal handler that has interrupted a
+        call of this stream.
+        """
+        deadline = deadline_of(seconds)
+        awaited: list[int] = []
+        with contextlib.suppress(TimeoutError):
+            while self._hold(lambda: awaited.append(self._finish())) and awaited[-1]:
+                self._wait(awaited[-1], deadline)
+
+    def _finish(self) -> int:
+        """Under `_lock`: what is to be waited for; 0: the peer has ended, too."""
+        self._end = self._end or EOFError()  # who receives must not be given what comes after a gap
+        with contextlib.suppress(OSError):  # for who sends to be told; there may be input yet
+            self._flush()  # what waits to be encrypted: after close_notify it could not be
+            self._end_output()
+            if self._flush():
+                self._sock.shutdown(socket.SHUT_WR)
+        try:
+            if not self._sock.recv(CHUNK, socket.MSG_DONTWAIT):
+                return 0
+        except BlockingIOError:
+            pass
+        except OSError:
+            return 0
+        return select.POLLIN | select.POLLOUT if self._unsent and self._broken is None else select.POLLIN
+
     def discard(self) -> None:
         """Throw away what has arrived, before `close()`: closing with unread input makes the kernel reset the peer."""
         with contextlib.suppress(OSError):

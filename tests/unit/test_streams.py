@@ -895,6 +895,7 @@ def test_a_signal_handler_may_send_by_the_client_whose_call_it_has_interrupted(i
     else:
         client.send(b"first")
         assert peer.recv(11, socket.MSG_WAITALL) == b"firstsignal"
+    peer.close()
     client.close()
 
 
@@ -911,9 +912,10 @@ def test_a_signal_handler_may_close_the_client_whose_call_it_has_interrupted(int
 
 
 def test_a_signal_handler_cannot_receive_by_the_client_whose_call_it_has_interrupted(interrupted):
-    client, _ = interrupted(lambda client: client.recv())
+    client, peer = interrupted(lambda client: client.recv())
     with pytest.raises(RuntimeError, match="signal handler"):
         client.send(b"first")
+    peer.close()
     client.close()
 
 
