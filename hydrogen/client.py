@@ -17,7 +17,7 @@ from hydrogen.config import Framing
 from hydrogen.connection import BytesLike, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.frame import ChunkFrameBuilder, FrameBuilder, builder_of
-from hydrogen.stream import Plain, Secure, deadline_of, seconds_left
+from hydrogen.stream import Plain, Secure, deadline_of, seconds_left, under
 from hydrogen.tls import check_context, check_server_hostname
 
 CLOSE_PATIENCE = 2.0
@@ -245,11 +245,18 @@ class Client:
         self._stream.shutdown()
         if self._here.is_inside:
             return
-        with self._sending, self._receiving:
-            try:
-                self._stream.discard()  # what came since then would do for a reset, too
-            finally:
-                self._stream.close()
+        # Who is in a call may be interrupted, and make another one: neither lock is held while waiting for the other.
+        first, second = self._sending, self._receiving
+        while not under(first, lambda: under(second, self._close_fd, wait=False)):  # noqa: B023
+            first, second = second, first
+
+    def _close_fd(self) -> bool:
+        """Under both locks."""
+        try:
+            self._stream.discard()  # what came since then would do for a reset, too
+        finally:
+            self._stream.close()
+        return True
 
     def fileno(self) -> int:
         """The fd; -1 when closed."""

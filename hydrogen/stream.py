@@ -265,7 +265,7 @@ def seconds_left(deadline: float | None) -> float:
     return min(left, LONGEST_WAIT)
 
 
-def _under(lock: threading.RLock, work: Callable[[], T], wait: bool = True, seconds: float = -1.0) -> T | None:
+def under(lock: threading.RLock, work: Callable[[], T], wait: bool = True, seconds: float = -1.0) -> T | None:
     """What `work` returns, done under `lock`; None when that is not to be had: not at once, or not in so many seconds.
 
     An exception of a signal handler comes between any two bytecodes. So what was taken is in a deque
@@ -343,12 +343,12 @@ class _SocketStream(Stream):
     def _hold(self, work: Callable[[], None], wait: bool = True) -> bool:
         """Do `work` under `_lock`; False when it is left to who is in there: this thread further out, or (not `wait`) another one."""
         try:
-            held = bool(_under(self._lock, lambda: self._alone(work), wait))
+            held = bool(under(self._lock, lambda: self._alone(work), wait))
             if not held:
                 self._is_left = True
             return held
         finally:  # also when `work` has failed, or was interrupted: nobody else looks
-            while self._is_left and _under(self._lock, lambda: self._alone(self._see_to_the_rest), wait=False):
+            while self._is_left and under(self._lock, lambda: self._alone(self._see_to_the_rest), wait=False):
                 pass
 
     def _alone(self, work: Callable[[], None]) -> bool:
@@ -659,7 +659,7 @@ class _SocketStream(Stream):
     def _shake_hands_nb(self) -> None:
         """Carry the handshake on as far as it goes now, unless another thread is at it, or this one further out."""
         if not self._is_ready and not self.is_interrupted():
-            _under(self._hands, self._pull_all, wait=False)
+            under(self._hands, self._pull_all, wait=False)
 
     def _pull_all(self) -> None:
         """Under `_hands`."""
@@ -672,7 +672,7 @@ class _SocketStream(Stream):
         while not self._is_ready:
             if self._end is not None:
                 raise self._end.with_traceback(None)
-            _under(self._hands, lambda: self._pull_until(deadline), seconds=seconds_left(deadline))
+            under(self._hands, lambda: self._pull_until(deadline), seconds=seconds_left(deadline))
 
     def _pull_until(self, deadline: float | None) -> None:
         """Under `_hands`."""

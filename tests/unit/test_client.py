@@ -717,6 +717,60 @@ def test_close_ends_the_calls_of_other_threads(both, both_tls, kind):
         client.close()
 
 
+class Asked:
+    """A lock, and whether somebody asks for it."""
+
+    def __init__(self, lock):
+        self.lock = lock
+        self.event = threading.Event()
+
+    def acquire(self, *args):
+        self.event.set()
+        return self.lock.acquire(*args)
+
+    def release(self):
+        self.lock.release()
+
+    def __enter__(self):
+        self.acquire()
+
+    def __exit__(self, *_):
+        self.release()
+
+
+@pytest.mark.parametrize("first", ["send", "recv"])
+def test_a_call_within_another_one_and_a_close_do_not_wait_for_each_other(both, monkeypatch, after, first):
+    """A signal handler that sends while its thread waits in `recv`, for one."""
+    client, _ = both()
+    real = select.poll
+
+    class Poll:
+        """poll(2), within which a signal comes once, while another thread closes."""
+
+        def __init__(self):
+            self.poll_object = real()
+            self.register = self.poll_object.register
+
+        def poll(self, milliseconds):
+            monkeypatch.setattr(select, "poll", real)
+            name = "_receiving" if first == "recv" else "_sending"
+            asked = Asked(getattr(client, name))
+            setattr(client, name, asked)
+            after.enter_context(running(client.close))
+            wait_event(asked.event, "close wants the lock that is held")
+            with pytest.raises(BrokenPipeError if first == "recv" else EOFError):
+                client.send(b"x") if first == "recv" else client.recv()
+            return self.poll_object.poll(milliseconds)
+
+    if first == "send":
+        fill(client, bytes(1 << 16))
+    monkeypatch.setattr(select, "poll", Poll)
+    with pytest.raises(EOFError if first == "recv" else BrokenPipeError):
+        client.recv() if first == "recv" else client.send(b"x")
+    after.close()
+    assert client.fileno() == -1
+
+
 # ---------------------------------------------------------------------------------------------------- interrupts
 
 
