@@ -200,6 +200,7 @@ class Client:
             EOFError: the server will send no more, or `close` was called.
             IncompleteFrame: the same, and a message has begun.
             ProtocolError: what came can never become a message.
+            RuntimeError: a signal handler (or a `__del__`, or a frame builder) calls it within a `recv` of its own thread.
             ssl.SSLError, OSError: the connection is broken; `ssl.SSLEOFError`: it ended without close_notify, so that input may be cut off.
         """
         seconds = self._timeout if isinstance(timeout, EllipsisType) else timeout

@@ -295,6 +295,7 @@ class _SocketStream(Stream):
         _unsent: bytes for the wire that the kernel has not taken.
         _is_sending: a blocking call sees to `_unsent`, and nobody else: or it would wait for the kernel to take what it has already.
         _user: the thread that is between beginning and end of `_hold`; 0: none.
+        _receiver: the thread that is taking frames; 0: none. Not under `_lock`.
         _is_shut: `shutdown` was called: this side has ended the input, also when what the peer still sends makes the kernel reset.
         _broken: what send(2) failed with. Nothing more is sent: what comes after a gap is nonsense to the peer.
         _end: why nothing more comes in; an `EOFError` for a graceful end. It is raised once all frames before it were given out.
@@ -312,6 +313,7 @@ class _SocketStream(Stream):
         self._sock = _socket_of(sock_or_fd)
         self._lock = threading.RLock()
         self._user = 0
+        self._receiver = 0
         self._is_left = False
         self._hands = threading.RLock()
         self._is_ready = True
@@ -390,7 +392,7 @@ class _SocketStream(Stream):
             OSError: the connection is broken.
             Exception: whatever a builder of the user's raises; `HandlerError` when it does what no builder may do.
         """
-        return self._collect(self._decoder.next_frame)
+        return self._receive(lambda: self._collect(self._decoder.next_frame))
 
     def nb_send(self, frame: Frame) -> None:
         """Write a frame, after what is kept, as far as the kernel takes it.
@@ -414,14 +416,13 @@ class _SocketStream(Stream):
 
         Raises:
             TimeoutError: no frame was complete in time.
+            RuntimeError: a signal handler calls it that came while its thread is in a call that receives.
             Exception: as `nb_recv`.
             BaseException: of a signal handler; see `b_send`.
         """
         deadline = deadline_of(timeout)
         self._shake_hands(deadline)
-        while (frame := self._read()) is None:
-            self._wait(self._interest(), deadline)
-        return frame
+        return self._receive(lambda: self._read_until(deadline))
 
     def b_send(self, frame: Frame) -> None:
         """Write a frame, after what is kept; returns when the kernel has taken all of it.
@@ -441,7 +442,7 @@ class _SocketStream(Stream):
 
     def recv(self) -> list[bytes]:
         """The payloads of `nb_recv`; raises what that raises."""
-        return self._collect(self._decoder.next)
+        return self._receive(lambda: self._collect(self._decoder.next))
 
     def send(self, buf: bytes) -> None:
         """`nb_send` of the frame that carries `buf`; without framing, of `buf` itself. `send(b"")` goes on with what is kept.
@@ -535,6 +536,19 @@ class _SocketStream(Stream):
 
     # ------------------------------------------------------------------ input
 
+    def _receive(self, work: Callable[[], T]) -> T:
+        """What `work` returns, which takes frames; not while this thread does so further out.
+
+        A frame that is being taken would be given out twice, and who waits does not know of what another one has read for him.
+        """
+        if self._receiver == threading.get_ident() or self.is_interrupted():
+            raise RuntimeError("a signal handler must not receive by the stream whose call it has interrupted")
+        try:
+            self._receiver = threading.get_ident()
+            return work()
+        finally:
+            self._receiver = 0
+
     def _next(self, take: Callable[[], T | None]) -> T | None:
         """The next frame or payload of what was read; None when none is complete. Raises what comes instead of one."""
         if self._failure is not None:
@@ -554,7 +568,7 @@ class _SocketStream(Stream):
         return item
 
     def _collect(self, take: Callable[[], T | None]) -> list[T]:
-        """All that `take` gives now."""
+        """All that `take` gives now, for `_receive`."""
         found: list[T] = []
         self._shake_hands_nb()
         reads = 0
@@ -569,6 +583,12 @@ class _SocketStream(Stream):
             if not found:
                 raise
             return found
+
+    def _read_until(self, deadline: float | None) -> Frame:
+        """Wait for the next frame, for `_receive`."""
+        while (frame := self._read()) is None:
+            self._wait(self._interest(), deadline)
+        return frame
 
     def _read(self) -> Frame | None:
         """The next frame, from the kernel if need be; None when it has no more, or always something."""

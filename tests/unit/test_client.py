@@ -12,7 +12,7 @@ from pathlib import Path
 
 import certificates
 import pytest
-from reentry import signalled
+from reentry import interrupted, signalled
 from support import PATIENCE, child, finish, open_fds, running, simple, wait_event, wait_until
 
 import hydrogen
@@ -869,6 +869,30 @@ def test_a_signal_handler_that_closes_and_connects_anew_leaves_the_old_fd_to_who
     ((other, peer),) = others
     other.send(b"x")
     assert peer.recv(1) == b"x"
+
+
+def test_a_signal_handler_that_receives_at_any_moment_of_recv_gets_no_message_twice(both):
+    """Nor is one lost."""
+
+    def once(number):
+        client, peer = both(framing=hydrogen.SimpleFrameBuilder, timeout=PATIENCE)
+        messages = [b"one", b"two", b"three"]
+        peer.sendall(b"".join(map(simple, messages)))
+        got = []
+
+        def receive():
+            with contextlib.suppress(RuntimeError):
+                got.append(client.recv())
+
+        came = interrupted(lambda: got.append(client.recv()), number, receive)
+        while len(got) < 3:
+            got.append(client.recv())
+        assert sorted(got) == sorted(messages)
+        client.close()
+        peer.close()
+        return came
+
+    at_every_moment(once)
 
 
 FORKED = """
