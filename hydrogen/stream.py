@@ -294,6 +294,7 @@ class _SocketStream(Stream):
         _waiting: messages that have not passed `_seal`: for longer than a moment only as long as the handshake is on.
         _unsent: bytes for the wire that the kernel has not taken.
         _is_sending: a blocking call sees to `_unsent`, and nobody else: or it would wait for the kernel to take what it has already.
+        _is_owed: a `b_send` that has interrupted another call has left its message to that. Not under `_lock`.
         _user: the thread that is between beginning and end of `_hold`; 0: none.
         _receiver: the thread that is taking frames; 0: none. Not under `_lock`.
         _is_shut: `shutdown` was called: this side has ended the input, also when what the peer still sends makes the kernel reset.
@@ -321,6 +322,7 @@ class _SocketStream(Stream):
         self._waiting: deque[bytes] = deque()
         self._unsent = bytearray()
         self._is_sending = False
+        self._is_owed = False
         self._is_shut = False
         self._broken: OSError | None = None
         self._end: Exception | None = None
@@ -413,6 +415,7 @@ class _SocketStream(Stream):
 
         Args:
             timeout: seconds; None: no limit. What has come by then is not lost.
+                What a signal handler sends within is sent to the end first.
 
         Raises:
             TimeoutError: no frame was complete in time.
@@ -432,7 +435,9 @@ class _SocketStream(Stream):
             BaseException: of a signal handler. How much was written or read by then is not known: close, and nothing else.
         """
         data = self._checked(frame).to_bytes()
-        if not self.is_interrupted():
+        if self.is_interrupted():
+            self._is_owed = True
+        else:
             self._shake_hands(None)
         self._waiting.append(data)
         while not self._write():
@@ -586,16 +591,29 @@ class _SocketStream(Stream):
 
     def _read_until(self, deadline: float | None) -> Frame:
         """Wait for the next frame, for `_receive`."""
+        self._pay()
         while (frame := self._read()) is None:
             self._wait(self._interest(), deadline)
         return frame
+
+    def _pay(self) -> None:
+        """Send to the end what a signal handler's `b_send` has left to this call. What `nb_send` has kept is not waited for."""
+        if self._is_owed and not self._is_sending:
+            self._is_owed = False
+            with contextlib.suppress(OSError):  # for who sends to be told; there may be input yet
+                while not self._write():
+                    self._wait(select.POLLOUT, None)
 
     def _read(self) -> Frame | None:
         """The next frame, from the kernel if need be; None when it has no more, or always something."""
         for _ in range(READS):
             frame = self._next(self._decoder.next_frame)
-            if frame is not None or not self._pull():
+            if frame is not None:
                 return frame
+            has_pulled = self._pull()
+            self._pay()
+            if not has_pulled:
+                return None
         return self._next(self._decoder.next_frame)
 
     def _pull(self) -> bool:

@@ -900,6 +900,26 @@ def test_a_signal_handler_may_send_by_the_client_whose_call_it_has_interrupted(i
 
 
 @pytest.mark.parametrize("first", ["send", "recv"])
+def test_what_a_signal_handler_sends_within_another_call_is_sent_to_the_end_by_that_one(interrupted, first):
+    """Also when it is more than the kernel takes."""
+    message = bytes(1 << 22)
+    client, peer = interrupted(lambda client: client.send(message))
+    peer.sendall(b"hello")
+    received = []
+
+    def receive():
+        for expected in ([b"first"] if first == "send" else []) + [message]:
+            assert peer.recv(len(expected), socket.MSG_WAITALL) == expected
+            received.append(expected)
+
+    with running(receive):
+        assert client.recv() == b"hello" if first == "recv" else client.send(b"first") is None
+    assert received[-1] is message
+    peer.close()
+    client.close()
+
+
+@pytest.mark.parametrize("first", ["send", "recv"])
 def test_a_signal_handler_may_close_the_client_whose_call_it_has_interrupted(interrupted, first):
     client, peer = interrupted(lambda client: client.close())
     peer.sendall(b"hello")
