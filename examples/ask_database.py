@@ -14,8 +14,11 @@ import threading
 import hydrogen
 from hydrogen.server import run
 
-PATIENCE = 10.0
-"""Seconds that a question waits for another one that writes. It blocks one worker and one client; the other workers go on."""
+PATIENCE = 5.0
+"""Seconds that a question waits for another one that writes. It blocks one worker and one client; the other workers go on.
+
+Less than `stop_timeout`: a stop does not wait longer than that for a worker, and the question would get no answer.
+"""
 
 
 class Notes(hydrogen.Handler):
@@ -44,7 +47,7 @@ class Notes(hydrogen.Handler):
     def database(self):
         """This worker's connection, made when it is first needed."""
         if not hasattr(self.local, "database"):
-            # `check_same_thread` is for `close`, which is called when the workers have ended: until then each uses its own only.
+            # `check_same_thread` is for `close`, which is called when all workers have ended: until then each uses its own only.
             self.local.database = sqlite3.connect(self.file, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
             self.opened.append(self.local.database)
         return self.local.database
@@ -63,8 +66,9 @@ def main():
     handler.database().execute("CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT)")
     config = hydrogen.Config(port=arguments.port, max_threads=8, framing=hydrogen.LineFrameBuilder)
     server = hydrogen.Server(handler, config)
-    run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
-    handler.close()
+    report = run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+    if not report.abandoned:  # such a worker still uses its connection: the exit of the process closes that
+        handler.close()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import subprocess
 import urllib.error
 import urllib.request
 import zlib
+from types import SimpleNamespace
 
 import certificates
 import pytest
@@ -149,6 +150,21 @@ def test_chat_tells_each_line_to_all_others(engine):
         otto.finish()
         assert otto.receive_until_end() == b""
     end(process)
+
+
+@pytest.mark.parametrize("abandoned", [0, 1])
+def test_ask_database_leaves_a_connection_alone_that_a_worker_may_use_after_the_stop(monkeypatch, tmp_path, abandoned):
+    names = of("ask_database.py")
+    assert names["PATIENCE"] < hydrogen.Config(port=0).stop_timeout
+    served, closed = [], []
+    close = names["Notes"].close
+    monkeypatch.setattr(names["Notes"], "close", lambda handler: closed.append(handler))
+    monkeypatch.setattr(hydrogen, "Server", lambda handler, config: served.append(handler))
+    monkeypatch.setitem(names["main"].__globals__, "run", lambda *_: SimpleNamespace(abandoned=abandoned))
+    monkeypatch.setattr("sys.argv", ["ask_database.py", "--port", "0", "--file", str(tmp_path / "notes.sqlite")])
+    names["main"]()
+    close(*served)
+    assert closed == ([] if abandoned else served)
 
 
 def test_ask_database_answers_each_question(engine, tmp_path):
