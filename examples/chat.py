@@ -1,4 +1,4 @@
-"""A chat of lines: what one says, all others hear. Shows names in `user_data`, and a broadcast over `server.connections`.
+"""A chat of lines: what one says, all others hear. Shows names in `user_data`, and what callbacks share.
 
 python examples/chat.py [--port PORT]        and then, several times, `nc 127.0.0.1 1337`
 """
@@ -20,6 +20,9 @@ class Chat(hydrogen.Handler):
         # Callbacks of different connections run at the same time. Under this lock names stay unique, and all hear the same order. It is
         # held while sending, which only queues: a guest who does not read keeps nobody waiting, and is removed at `max_write_buffer`.
         self.lock = threading.Lock()
+        # Connections by their names, until they are gone: `server.connections` are the open ones, and one that still has output to send
+        # when its client ends is told of as leaving later.
+        self.guests = {}
 
     def on_connected(self, socket):
         socket.send(b"* your name?")
@@ -36,30 +39,26 @@ class Chat(hydrogen.Handler):
     def on_disconnected(self, socket, err):
         if socket.user_data is not None:
             with self.lock:
+                del self.guests[socket.user_data]
                 self.tell_others(socket, b"* %s has left" % socket.user_data)
 
     def join(self, socket, name):
         """Give a connection its name, and make it known."""
-        there = [other for _, other in self.guests()]
-        if not name or len(name) > NAME_MOST or name in there:
+        if not name or len(name) > NAME_MOST or name in self.guests:
             socket.send(b"* another name, please")
             return
         socket.user_data = name
         socket.send(b"* welcome, %s" % name)
-        for other in sorted(there):
+        for other in sorted(self.guests):
             socket.send(b"* %s is here" % other)
+        self.guests[name] = socket
         self.tell_others(socket, b"* %s has come" % name)
 
     def tell_others(self, socket, line):
         """Send a line to all guests but one. A connection that has ended meanwhile refuses it, which does no harm."""
-        for other, _ in self.guests():
+        for other in self.guests.values():
             if other != socket:
                 other.send(line)
-
-    def guests(self):
-        """Connections that have a name, and the names. Each is asked once: `user_data` is None again when a connection is gone."""
-        asked = [(socket, socket.user_data) for socket in self.server.connections]
-        return [(socket, name) for socket, name in asked if name is not None]
 
 
 def main():

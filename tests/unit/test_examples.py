@@ -152,6 +152,26 @@ def test_chat_tells_each_line_to_all_others(engine):
     end(process)
 
 
+def test_chat_gives_no_name_away_before_it_says_that_its_guest_has_left(start, connect):
+    server = start(of("chat.py")["Chat"](), framing=hydrogen.LineFrameBuilder, write_buffer_limits=(1, 1 << 25), max_write_buffer=1 << 26)
+    eve, bob, other = connect(server), connect(server, receive_buffer=4096), connect(server)
+    for client, name in ((eve, b"eve"), (bob, b"bob")):
+        client.send(name + b"\n")
+        hears(client, b"* your name?", b"* welcome, " + name)
+    hears(eve, b"* bob has come")
+    guest = next(socket for socket in server.connections if socket.user_data == b"bob")
+    # More than a kernel ever takes (tcp_wmem), for he does not read: it is no passing moment.
+    wait_until(lambda: eve.send((b"x" * 1000 + b"\n") * 500) or guest.pending > 8 << 20, "much is pending")
+    bob.finish()
+    wait_until(lambda: not guest.is_open, "he has ended his side")
+    other.send(b"bob\n")
+    hears(other, b"* your name?", b"* another name, please")
+    bob.reset()
+    hears(eve, b"* bob has left")
+    other.send(b"bob\n")
+    hears(other, b"* welcome, bob")
+
+
 @pytest.mark.parametrize("abandoned", [0, 1])
 def test_ask_database_leaves_a_connection_alone_that_a_worker_may_use_after_the_stop(monkeypatch, tmp_path, abandoned):
     names = of("ask_database.py")
