@@ -48,6 +48,8 @@ class AdminServer(ThreadingMixIn, WSGIServer):
 
 
 class Quiet(WSGIRequestHandler):
+    timeout = 10  # seconds of silence; otherwise who never asks keeps a thread and a file descriptor for ever
+
     def log_message(self, format, *arguments):
         pass
 

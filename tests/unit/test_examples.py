@@ -366,6 +366,10 @@ def test_production_counts_and_says_that_it_is_ready_until_it_stops(engine):
     assert finish(process, 0) == ("", "")
 
 
+def test_production_does_not_wait_for_ever_for_what_the_operator_asks():
+    assert 0 < of("production.py")["Quiet"].timeout <= 60
+
+
 def test_production_exits_with_1_when_a_second_signal_cuts_the_stop_short(engine):
     process, address = begin(engine, "production.py", "--admin-port", "0")
     admin = admin_of(process)
