@@ -56,8 +56,9 @@ COLLECT_MOST = 64
 """Messages that one thread takes from others before it leaves the rest: else it would not come out as long as they send."""
 
 
-CONTENDED = 0.0001
-"""Seconds for which one who leaves a message to who encrypts lets that one get on, when much is pending."""
+CONTENDED = 0.025
+"""Seconds for which one who leaves a message to who is in the role lets that one get on, when `max_write_buffer` bytes are left to him;
+in proportion when it is less, and not at all below a 64th. So threads that send, however many, become as slow as the one who writes."""
 
 
 class Tally:
@@ -300,16 +301,17 @@ class Output(Mailbox):
             self.loop.refused()
             self.end(Cause.SLOW_CONSUMER, at_once=True)
             return False
+        size = len(data)
         try:
             self._waiting.append(data)
-            self._waiting_size += len(data)
+            self._waiting_size += size  # no call between: others would add theirs meanwhile, or take it all away
             self._asked = True
             if not self.owner_waits:
                 self._catch_up()
             if self.transport.is_stream and (self.owner_waits or self._role.is_taken()):
                 self._count_left()
-            elif session is not None and self._role.is_taken() and self.pending > self.loop.config.write_buffer_limits[1]:
-                time.sleep(CONTENDED)  # or who encrypts would not get on, and the peer be taken for a slow one
+            if self._role.is_taken():
+                self._let_get_on()
         except BaseException:
             self._leave_interrupted()
             raise
@@ -688,6 +690,13 @@ class Output(Mailbox):
         if not self.owner_waits:
             self._catch_up()
         time.sleep(0)  # lets go of the GIL: he gets on then, or we would leave him more and more
+
+    def _let_get_on(self) -> None:
+        """Somebody else is in the role. He needs the GIL to get on, and many who send, or one who never lets go of it, would leave him more
+        than he writes: the peer would be taken for a slow one. What lies in the queue is not waited for: the peer may be slow."""
+        left, most = self._waiting_size, self.loop.config.max_write_buffer
+        if left * 64 > most and not self._role.is_mine():
+            time.sleep(CONTENDED * min(left / most, 1.0))
 
     def _take_back(self, data: bytes) -> bool:
         """Whether the message `data` was still waiting when no more were to be written."""
