@@ -59,7 +59,8 @@ def serve_input(connection: Connection) -> None:
             budget -= read(connection)
         else:
             break
-    if connection.hung_up and connection.error is None:
+    is_next = connection.read_is_due and not (connection.is_paused or connection.is_held_back)  # who is in the stream comes out first
+    if connection.hung_up and connection.error is None and not is_next:
         check_hangup(connection)
 
 

@@ -449,3 +449,20 @@ def test_what_threads_are_writing_into_streams_does_not_count_for_max_buffered(s
         assert sockets[0].server.stats().queued_bytes == count
         assert handler.of("connection_removed") == []
         release.set()
+
+
+@pytest.mark.clause("T4", "T8", "K18")
+def test_what_a_unix_peer_sent_before_it_hung_up_is_delivered_though_a_thread_was_in_the_stream(one, hold, tmp_path):
+    """It has not read what it got, so the hang-up is a reset, of which the kernel tells before what is still there to be read."""
+    client, socket, stream, handler = one({"path": str(tmp_path / "socket")})
+    assert socket.send(b"unread")
+    wait_until(lambda: socket.server.stats().messages_sent == 1, "it is written")
+    inside, release = hold(stream, b"")
+    with running(lambda: socket.send(b"")):
+        wait_event(inside, "a thread is in the stream")
+        client.send(b"hello")
+        client.close()
+        settled(lambda: socket.server.stats().iterations)
+        release.set()
+    assert type(handler.wait_removed()[0]) is ConnectionResetError
+    assert handler.messages() == [b"hello"]
