@@ -55,7 +55,7 @@ def watch_idleness(connection: Connection) -> None:
         if kernel.unread(connection.transport.poll_fd):
             connection.last_byte = now
             return
-    elif connection.readable and not connection.input_ended:
+    elif connection.readable and not (connection.input_ended or connection.has_eof):
         return  # there is more to read: AGAIN was posted, and the next reminder follows
     connection.end(Cause.TIMEOUT, code=Timeout.IDLE_TIMEOUT, at_once=True)
 

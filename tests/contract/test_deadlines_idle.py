@@ -622,3 +622,22 @@ def test_what_was_left_to_a_worker_is_sent_though_all_of_them_were_in_callbacks_
         timed_out(watch, "idle_timeout", number)
     go.set()
     assert client.receive(7) == b"message"
+
+
+@pytest.mark.clause("C27", "T4")
+def test_a_connection_that_ends_because_a_stream_cannot_be_read_has_an_idle_timeout_still(start, connect):
+    """Its output waits for a peer that reads nothing. Nobody is to look again and again meanwhile whether there is more to be read."""
+
+    class Fails(PassThrough):
+        def recv(self):
+            if super().recv() == [b"bad"]:
+                raise hydrogen.ProtocolError("bad")
+            return []
+
+    handler = recorder(new_connection=Fails, connected=None)
+    limits = {"write_buffer_limits": (1 << 30, 1 << 30), "max_write_buffer": 1 << 30}
+    client = connect(start(handler, idle_timeout=SHORT, write_timeout=None, **limits), receive_buffer=4096)
+    assert handler.socket().send(BIG)
+    client.send(b"bad")
+    assert type(handler.wait_removed()[0]) is hydrogen.ProtocolError
+    assert client.at_end() == "reset"
