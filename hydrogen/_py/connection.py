@@ -15,7 +15,8 @@ Invariants of the deadlines:
    anew. The time that `on_new_connection` takes is not the peer's, and does not count.
 2. Until its output has ended there is a second one, `idle_timeout` after `last_byte`. It is not kept anywhere: it moves with every byte.
    Also with those that the peer takes from the kernel's send queue: while there may be some the queue is looked at every now and then
-   (`look_every`), and counts as moving when it got shorter, or was written to since the look before and is not empty.
+   (`look_every`), and counts as moving when its length is another one, or it was written to since the look before and is not empty.
+   It may be as long as before though it moves, where a stream of the user's fills it again at once: then edges of OUT are what is seen.
 3. When the owner lets go, a reminder stands at the monitor thread that is due by the earliest of these. An earlier one that stands
    already is left, and the step that it brings about asks for the next: so frames that are begun
    and finished, and bytes that come and go, cost the monitor nothing.

@@ -46,7 +46,7 @@ def watch_idleness(connection: Connection) -> None:
         return
     now = time.monotonic()
     unsent = kernel.unsent(connection.transport.poll_fd)
-    if unsent < connection.looked_unsent or (unsent and connection.tally.bytes_sent != connection.looked_sent):
+    if unsent != connection.looked_unsent or (unsent and connection.tally.bytes_sent != connection.looked_sent):
         connection.last_byte = now
     connection.looked_at, connection.looked_sent, connection.looked_unsent = now, connection.tally.bytes_sent, unsent
     if now < connection.last_byte + connection.loop.config.idle_timeout:

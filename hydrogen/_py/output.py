@@ -179,7 +179,8 @@ class Output(Mailbox):
         session: TLS; None: none. Set by the owner before anybody else can send; used in the role.
         tally: counters.
         blocked_output: bytes pending because the peer does not read: what counts towards `max_buffered`. Others leave at once.
-        last_byte: when the last byte came or went, by the monotonic clock. Written by the owner and in the role, each the time of now.
+        last_byte: when the last byte came or went, by the monotonic clock. Written by the owner, in the role, and by the event thread, each
+            the time of now.
     """
 
     __slots__ = (
@@ -390,6 +391,8 @@ class Output(Mailbox):
     def on_writable(self) -> None:
         """An edge of OUT came. By the event thread: a socket is flushed here, so that output moves while all workers block in handlers."""
         was_noted, self._edge = self._edge, True
+        if self.transport.is_stream:
+            self.last_byte = time.monotonic()  # what it writes it does not tell, and it may be in one `send` for long
         if not self._blocked:
             # Who writes finds it. If nobody does, it is of no interest.
             return

@@ -4,7 +4,9 @@ As in test_deadlines.py nothing here measures time: that a deadline has passed i
 removed by one as long.
 """
 
+import contextlib
 import os
+import select
 import socket as stdlib_socket
 import threading
 import time
@@ -510,6 +512,41 @@ def test_a_peer_that_only_reads_however_slowly_is_not_idle(start, connect, rate)
     wait_until(lambda: (read(), 0 < socket.pending < len(BIG))[1], "the reply is blocked")
     outlive(handler, server, connect, slowly(client, [], rate))
     assert socket.is_open
+
+
+@pytest.mark.clause("C27", "T5")
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+@pytest.mark.parametrize("waits", [False, True], ids=["keeps", "waits"])
+def test_a_peer_that_reads_steadily_is_not_idle_though_its_stream_fills_the_kernel_again_each_time(
+    start, connect, engine, request, tmp_path, waits, family
+):
+    """Within one `send`, too, which may wait for the peer: the server sees no more of all that than an edge now and then."""
+    if engine == "compiled" and waits:
+        request.applymarker(pytest.mark.xfail(strict=False, reason="edges that come while a thread is in the stream do not count"))
+
+    class Steady(PassThrough):
+        def send(self, buf):
+            if buf:
+                self.rest = memoryview(buf)
+            poll = select.poll()
+            poll.register(self.fd, select.POLLOUT)
+            while self.rest:
+                if waits:
+                    poll.poll()
+                with contextlib.suppress(BlockingIOError) if waits else contextlib.nullcontext():
+                    self.rest = self.rest[os.write(self.fd, self.rest[:65_536]) :]
+
+    handler = recorder(new_connection=Steady, connected=None)
+    options = {"path": str(tmp_path / "socket")} if family == "unix" else {}
+    limits = {"write_buffer_limits": (1 << 30, 1 << 30), "max_write_buffer": 1 << 30}
+    buffer = [(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 16_384)]
+    server = start(handler, idle_timeout=AMPLE, write_timeout=None, socket_options=buffer, **limits, **options)
+    client = connect(server, receive_buffer=16_384)
+    handler.wait_for("connected")
+    with running(lambda: handler.socket().send(bytes(64 << 20))):
+        outlive(handler, server, connect, lambda: client.sock.recv(1 << 14))
+        assert handler.socket().is_open
+        handler.socket().abort()
 
 
 @pytest.mark.clause("C27", "C25", "H25")
