@@ -155,6 +155,7 @@ class Connection(Output):
         "read_is_due",
         "readable",
         "ready",
+        "received",
         "reminder",
         "removed",
         "runner",
@@ -195,9 +196,10 @@ class Connection(Output):
         self.undelivered = Share()
         self.held = 0  # what it was said to be last
         self.readable = False  # an edge came, and EAGAIN has not been seen since
-        self.read_is_due = False  # somebody was in the stream when it was to be read: what was there to be read is, also during a stop
+        self.received: deque[bytes] = deque()  # from a stream of the user's, not taken in; put there in the role, taken away by the owner
+        self.read_is_due = False  # a read of that stream was asked for; until it is done, also during a stop, no other one is
         self.hung_up = False
-        self.has_eof = False  # of the socket
+        self.has_eof = False  # of the socket, or the stream: nothing more is read; also written in the role
         self.input_ended = False  # nothing more will come into the decoder
         self.told_eof = False
         self.context = context
@@ -255,7 +257,7 @@ class Connection(Output):
 
     def account_input(self) -> None:
         """Count what came in and was not delivered. By the owner."""
-        held = self.decoder.size + len(self.next_message or b"")
+        held = self.decoder.size + len(self.next_message or b"") + sum(map(len, self.received.copy()))
         if self.session is not None:
             held += sum(map(len, self.ciphertext.copy())) + sum(map(len, self.plaintext.copy()))
         if held != self.held:

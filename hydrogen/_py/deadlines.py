@@ -51,11 +51,11 @@ def watch_idleness(connection: Connection) -> None:
     connection.looked_at, connection.looked_sent, connection.looked_unsent = now, connection.tally.bytes_sent, unsent
     if now < connection.last_byte + connection.loop.config.idle_timeout:
         return
-    if connection.error is None and (must_not_read(connection) or connection.owner_waits):
+    if connection.error is None and (must_not_read(connection) or connection.read_is_due):
         if kernel.unread(connection.transport.poll_fd):
             connection.last_byte = now
             return
-    elif connection.readable and not (connection.input_ended or connection.has_eof):
+    elif connection.readable and not (connection.input_ended or connection.has_eof or connection.read_is_due):
         return  # there is more to read: AGAIN was posted, and the next reminder follows
     connection.end(Cause.TIMEOUT, code=Timeout.IDLE_TIMEOUT, at_once=True)
 

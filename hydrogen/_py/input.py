@@ -59,21 +59,32 @@ def serve_input(connection: Connection) -> None:
             budget -= read(connection)
         else:
             break
-    is_next = connection.read_is_due and not (connection.is_paused or connection.is_held_back)  # who is in the stream comes out first
-    if connection.hung_up and connection.error is None and not is_next:
+    if connection.hung_up and connection.error is None and not is_being_read(connection):
         check_hangup(connection)
 
 
 def may_read(connection: Connection) -> bool:
     """Whether there may be something to read, and it is wanted: once a graceful stop has asked for the end, only what was due before."""
-    return connection.readable and not connection.input_ended and (connection.read_is_due or not connection.stopping)
+    if connection.input_ended:
+        return False
+    return was_received(connection) or (connection.readable and not (connection.read_is_due or connection.stopping))
+
+
+def was_received(connection: Connection) -> bool:
+    """Whether a stream of the user's has given something out that was not taken in, be it the end."""
+    return connection.transport.is_stream and (bool(connection.received) or connection.has_eof)
+
+
+def is_being_read(connection: Connection) -> bool:
+    """Whether a stream of the user's has, or is about to have, what comes before anything that the kernel tells; no pause keeps it back."""
+    return (connection.read_is_due or bool(connection.received)) and not (connection.is_paused or connection.is_held_back)
 
 
 def end_gracefully(connection: Connection) -> None:
     """A graceful stop has asked for the end: it comes when all that was read is delivered. What a pause holds back waits for its end."""
     if connection.error is not None or (connection.read_is_due and not connection.is_paused):
         return
-    if connection.ready and (connection.ciphertext or connection.plaintext or has_message(connection)):
+    if connection.ready and (connection.received or connection.ciphertext or connection.plaintext or has_message(connection)):
         return
     if connection.error is None:
         connection.end(Cause.SERVER_STOPPED)
@@ -120,22 +131,15 @@ def read(connection: Connection) -> int:
 
 def receive(connection: Connection, most: int) -> list[bytes]:
     """What came, of a socket at most so many bytes; `[]` also at the end, or when reading fails."""
+    if connection.transport.is_stream:
+        return receive_of_stream(connection)
     chunks: list[bytes] = []
     try:
-        if not connection.transport.is_stream:
-            chunks = connection.transport.receive(most)
-        else:
-            connection.read_is_due = True
-            if not connection.in_role(lambda: chunks.extend(connection.transport.receive(most)), mailbox.READABLE):
-                connection.readable = False
-                return []
-            connection.read_is_due = False
+        chunks = connection.transport.receive(most)
     except EOFError:
-        connection.read_is_due = False
         # Who writes may have met a reset first: the kernel tells of it once, and to us it looks like an orderly end.
-        if not (connection.transport.is_stream or connection.has_eof):
+        if not connection.has_eof:
             connection.in_role(lambda: _has_ended(connection), mailbox.READABLE, by_anybody=True)
-        connection.has_eof |= connection.transport.is_stream
         connection.input_ended |= connection.has_eof
     except BaseException as error:
         reading_failed(connection, error)
@@ -145,6 +149,47 @@ def receive(connection: Connection, most: int) -> list[bytes]:
         connection.tally.bytes_received += sum(map(len, chunks))  # before TLS answers: who gets an answer may look here
     connection.loop.leave_if_forked()
     return chunks
+
+
+def receive_of_stream(connection: Connection) -> list[bytes]:
+    """What a stream of the user's has given out. If there is nothing, it is asked; by who is in it, then AGAIN will be posted."""
+    if not was_received(connection):
+        connection.readable = False  # an edge that comes now is another one
+        connection.read_is_due = True
+        try:
+            connection.in_role(lambda: _receive(connection), mailbox.AGAIN, by_anybody=True)
+        except BaseException as error:
+            reading_failed(connection, error)
+        connection.loop.leave_if_forked()
+    has_ended = connection.has_eof  # before the last of it is taken
+    chunks = []
+    while connection.received:
+        chunks.append(connection.received.popleft())
+    connection.readable |= bool(chunks)
+    connection.input_ended |= has_ended
+    connection.tally.bytes_received += sum(map(len, chunks))
+    return chunks
+
+
+def _receive(connection: Connection) -> None:
+    """One `recv` of a stream, in the role: by the owner, or in his stead."""
+    if not connection.read_is_due or connection.has_eof:
+        return
+    try:
+        chunks = connection.transport.receive()
+        connection.received.extend(chunks)
+        if chunks:
+            connection.last_byte = time.monotonic()
+    except EOFError:
+        connection.has_eof = True
+    except BaseException as error:
+        if connection.loop.forked_away:
+            raise
+        reading_failed(connection, error)
+        if not (issubclass(type(error), Exception) or connection.loop.in_worker()):
+            raise
+    finally:
+        connection.read_is_due = False
 
 
 def _has_ended(connection: Connection) -> None:
@@ -207,7 +252,7 @@ def discard(connection: Connection) -> None:
     """Read and drop what the peer still sends. Its own writes must not get stuck, or it would not come to read ours."""
     drop(connection)
     budget = connection.loop.config.read_budget
-    while connection.readable and not connection.has_eof and not connection.at_once:
+    while connection.readable and not (connection.has_eof or connection.read_is_due or connection.at_once):
         if budget <= 0:
             connection.post(mailbox.AGAIN)
             return
@@ -218,5 +263,6 @@ def drop(connection: Connection) -> None:
     """Drop what came in and was not delivered."""
     connection.decoder = ChunkDecoder()
     connection.next_message = None
+    connection.received.clear()
     connection.ciphertext.clear()
     connection.plaintext.clear()

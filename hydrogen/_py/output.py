@@ -21,12 +21,9 @@ edge in `_edge`, an end in `_ends`) and calls `tend`; who is in the role looks a
    which calls `look_at_progress` now and then until nothing is pending. It is not the owner who looks: he may be in the handler, waiting in
    `drain` for the very peer that takes nothing.
 6. Who sends without rest, or many who do in turn, would be in the role whenever the owner wants it. So
-   what the owner wants of a TLS session whoever is in the role does for him (`_left`). Of a stream of
-   the user's that is not possible: its `recv` is called by workers only. There he *waits* from when
-   he was refused until his next step, which was posted to him before the role was given back, and
-   until then who sends only leaves the message. It is not overlooked: he sets `_asked`, then looks
-   whether the owner waits; the owner, when he has come, says that he does not wait any more, then
-   looks at `_asked`, and leaves to another worker what was asked for, for he may go into a callback.
+   what the owner wants to be decrypted, or received of a stream of the user's, whoever is in the role
+   does for him (`_left`), and posts that it is done. The owner of a stream who has come out of it
+   leaves to another worker what was asked for meanwhile, for he may go into a callback.
 """
 
 from __future__ import annotations
@@ -209,7 +206,6 @@ class Output(Mailbox):
         "blocked_output",
         "last_byte",
         "loop",
-        "owner_waits",
         "session",
         "tally",
         "transport",
@@ -227,7 +223,6 @@ class Output(Mailbox):
         self._asked = False  # see invariant 1
         # What the owner asks for, and bits to post when the role is given back.
         self._left: deque[tuple[Callable[[], object], int]] = deque()
-        self.owner_waits = False  # see invariant 6
         self._ends: deque[End] = deque()
         self._waiting: deque[bytes] = deque()  # messages that were sent; they are queued in the role
         self._waiting_size = 0  # bytes in it, about: exact when nobody sends
@@ -307,9 +302,8 @@ class Output(Mailbox):
             self._waiting.append(data)
             self._waiting_size += size  # no call between: others would add theirs meanwhile, or take it all away
             self._asked = True
-            if not self.owner_waits:
-                self._catch_up()
-            if self.transport.is_stream and (self.owner_waits or self._role.is_taken()):
+            self._catch_up()
+            if self.transport.is_stream and self._role.is_taken():
                 self._count_left()
             if self._role.is_taken():
                 self._let_get_on()
@@ -332,28 +326,18 @@ class Output(Mailbox):
         """Do `work` in the role; False when somebody else is in it, then `bits` are posted when he is done. By the owner.
 
         Args:
-            by_anybody: whether he may do the work: it runs no code of the user's, and may be done again.
+            by_anybody: whether he does the work. It may be done again, and is not done any more when the connection ends at once.
         """
         try:
             if self._role.run(work):
                 return True
             self._left.append((work if by_anybody else _nothing, bits))
-            self.owner_waits = self.transport.is_stream
-            if self._role.run(work):
-                self.owner_waits = False
-                return True
-            return False
+            return self._role.run(work)
         finally:
             if self.transport.is_stream and self._asked and not self.loop.forked_away:
                 self._leave_to_another()  # the owner is needed: if who is in the stream is to be cut off, it is by him
             else:
                 self._catch_up()
-
-    def let_senders_in(self) -> None:
-        """The owner has come, see invariant 6. By him."""
-        self.owner_waits = False
-        if self._asked:
-            self._leave_to_another()
 
     def drain(self, timeout: float | None) -> bool:
         """Wait until pending output is below the low watermark; False when the connection ends at once or the time is over."""
@@ -497,8 +481,10 @@ class Output(Mailbox):
         finally:
             while self._left and not self.loop.forked_away:
                 work, bits = self._left[0]
-                if not self.at_once:
+                if not (self.at_once or self._sealed):
                     work()
+                if self.loop.forked_away:
+                    break
                 self.post(bits)
                 self._left.popleft()
 
@@ -684,14 +670,13 @@ class Output(Mailbox):
         return self._blocked and not (self._edge or self._sealed) and (bool(self._queued) or self.transport.is_stalled)
 
     def _count_left(self) -> None:
-        """A message was left to who is in a user's stream, or to the owner. Who counts it otherwise may be in there for long.
+        """A message was left to who is in a user's stream. Who counts it otherwise may be in there for long.
 
         It is counted anew by whoever looks at `_asked`, so that what he counts is the last word.
         """
         self.loop.memory.account(self.blocked_output, self._unwritten())
         self._asked = True
-        if not self.owner_waits:
-            self._catch_up()
+        self._catch_up()
         time.sleep(0)  # lets go of the GIL: he gets on then, or we would leave him more and more
 
     def _let_get_on(self) -> None:

@@ -22,8 +22,6 @@ def step(connection: Connection, runner: Runner) -> None:
     | CLOSING | (none is posted) | one step further towards the end |
     """
     connection.runner = runner
-    if connection.owner_waits:
-        connection.let_senders_in()
     bits = connection.take()
     connection.readable |= bool(bits & mailbox.READABLE)
     connection.hung_up |= bool(bits & mailbox.HANGUP)

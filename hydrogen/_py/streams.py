@@ -1,7 +1,7 @@
 """Transports: how one connection is read, written and ended. One for sockets that the engine adopts, one for streams written by a user.
 
-Nothing here is locked. The owner of a connection receives and ends, the flusher writes; the two exclude each other where they must
-(`Output.seal`).
+Nothing here is locked. A socket is read by the owner of its connection, and written in the role of the output; a stream of the user's is
+read there, too. The owner ends both when nobody is in there any more (`Output.seal`).
 """
 
 from __future__ import annotations

@@ -466,3 +466,52 @@ def test_what_a_unix_peer_sent_before_it_hung_up_is_delivered_though_a_thread_wa
         release.set()
     assert type(handler.wait_removed()[0]) is ConnectionResetError
     assert handler.messages() == [b"hello"]
+
+
+@pytest.mark.clause("K6", "P2", "T8")
+def test_what_a_thread_sends_on_a_stream_that_was_in_use_when_a_worker_came_is_sent_though_all_workers_are_busy_since(several, hold, gate):
+    """Nobody is in the stream any more, and the owner of its connection, who wanted to read, has not been there again."""
+    blocked, go = threading.Event(), gate()
+
+    def on_data(socket, data):
+        if data == b"block":
+            blocked.set()
+            wait_event(go, "it may go on")
+
+    (first, second), (socket, _), (stream, _), handler = several(2, {"max_threads": 1}, data_received=on_data)
+    inside, release = hold(stream, b"one")
+    with running(lambda: socket.send(b"one")) as threads:
+        wait_event(inside, "a thread is in the stream")
+        first.send(b"hello")
+        settled(lambda: socket.server.stats().iterations)
+        second.send(b"block")
+        wait_event(blocked, "the only worker is in a callback")
+        release.set()
+        threads[0].join(PATIENCE)
+        assert socket.send(b"two")
+        assert first.receive(6) == b"onetwo"
+    go.set()
+    wait_until(lambda: b"hello" in handler.messages(), "it is delivered")
+
+
+@pytest.mark.clause("T4", "T8", "S9")
+@pytest.mark.parametrize("resumes", [False, True], ids=["paused", "resumed"])
+def test_what_was_received_in_the_owner_s_stead_waits_for_the_end_of_a_pause(one, hold, resumes):
+    client, socket, stream, handler = one()
+    inside, release = hold(stream, b"first")
+    with running(lambda: socket.send(b"first")):
+        wait_event(inside, "a thread is in the stream")
+        client.send(b"request")
+        settled(lambda: socket.server.stats().iterations)
+        socket.pause_reading()
+        release.set()
+    assert client.receive(5) == b"first"
+    settled(lambda: socket.server.stats().iterations)
+    assert handler.messages() == []
+    if resumes:
+        socket.resume_reading()
+        handler.wait_for("data_received")
+    else:
+        client.reset()
+        assert type(handler.wait_removed()[0]) is ConnectionResetError
+    assert handler.messages() == [b"request"] * resumes
