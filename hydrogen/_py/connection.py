@@ -245,7 +245,7 @@ class Connection(Output):
     def on_events(self, events: int) -> None:
         """What the poller has to tell. By the event thread."""
         if events & poller.WRITE:
-            self.on_writable()
+            self.on_writable(is_alone=not events & poller.READ)
         if events & poller.HANGUP:
             self.post(mailbox.READABLE | mailbox.HANGUP)
         elif events & poller.READ:

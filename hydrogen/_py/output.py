@@ -230,7 +230,7 @@ class Output(Mailbox):
         self._draining = Waiters()
         self._blocked = False  # see invariant 2
         self._edge = False  # see invariant 2
-        self._edges = 0  # that came while it was blocked; by the event thread
+        self._edges = 0  # that came while it was blocked, and because the kernel had taken no more; by the event thread
         self._over_high = False  # pending was over the high watermark, and has not been below the low one since
         self._ended_messages = False  # see invariant 3
         self._told_high = False  # a handler was told that pending is over the high watermark
@@ -372,15 +372,19 @@ class Output(Mailbox):
             self.tend()  # no code of the user's runs: everything is dropped
         return at_once or self._ends[0] is end
 
-    def on_writable(self) -> None:
-        """An edge of OUT came. By the event thread: a socket is flushed here, so that output moves while all workers block in handlers."""
+    def on_writable(self, is_alone: bool) -> None:
+        """An edge of OUT came. By the event thread: a socket is flushed here, so that output moves while all workers block in handlers.
+
+        Args:
+            is_alone: nothing else came. Else it may be so only that the kernel could take more all the time.
+        """
         was_noted, self._edge = self._edge, True
         if self.transport.is_stream:
             self.last_byte = time.monotonic()  # what it writes it does not tell, and it may be in one `send` for long
         if not self._blocked:
             # Who writes finds it. If nobody does, it is of no interest.
             return
-        self._edges += 1
+        self._edges += is_alone or not self.transport.is_stream or kernel.unsent(self.transport.poll_fd) > 0
         if not self.transport.is_stream:
             self.tend()
         elif not was_noted:  # else a worker will come

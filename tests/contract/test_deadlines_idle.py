@@ -283,6 +283,30 @@ def test_f13_a_peer_that_reads_nothing_is_removed_at_write_timeout(start, connec
     assert server.stats().queued_bytes == 0
 
 
+@pytest.mark.clause("C28", "T5")
+def test_what_a_peer_sends_is_no_progress_of_output_that_its_stream_keeps(start, connect, engine, request):
+    """The stream keeps it for another reason than a kernel that takes no more: a window of its protocol, say."""
+    if engine == "compiled":
+        request.applymarker(pytest.mark.xfail(strict=False, reason="an edge of OUT that comes with one of IN counts"))
+
+    class Windowed(PassThrough):
+        def send(self, buf):
+            self.rest += buf
+            raise BlockingIOError
+
+    handler = recorder(new_connection=Windowed, connected=None)
+    client, pause = connect(start(handler, write_timeout=AMPLE)), threading.Event()
+    assert handler.socket().send(b"x")
+
+    def drip():
+        with contextlib.suppress(OSError):
+            client.send(b"drip")
+        pause.wait(AMPLE / 100)
+
+    repeat_until(drip, lambda: handler.of("connection_removed"), "it is removed although the peer sends")
+    timed_out(handler, "write_timeout")
+
+
 @pytest.mark.clause("C28")
 def test_f14_a_peer_that_vanishes_with_output_on_its_way_is_removed_at_write_timeout(start, connect):
     handler = recorder(connected=None)
