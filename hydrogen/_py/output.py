@@ -364,7 +364,8 @@ class Output(Mailbox):
         end = End(cause, code, error if error is not None else removal_error(cause, code))
         try:
             self._ends.append(end)
-            self.at_once |= at_once
+            if at_once:  # not |=, which could take back what another thread has set meanwhile
+                self.at_once = True
         finally:
             self.post(mailbox.CLOSING)
         if at_once:
@@ -559,7 +560,9 @@ class Output(Mailbox):
         """
         is_stream = self.transport.is_stream
         while not (self.at_once or self._sealed):
-            edge, self._edge = self._edge, False
+            edge = self._edge
+            if edge:  # else it is not cleared: one that comes between would be lost
+                self._edge = False
             self._blocked &= not edge
             if is_stream:
                 # A stream is given its messages at once; what it cannot write it keeps itself, and that is pending then.
@@ -568,7 +571,8 @@ class Output(Mailbox):
             elif self._blocked or not self._queued:
                 return
             if budget.size <= 0:
-                self._edge |= edge
+                if edge:
+                    self._edge = True
                 self._asked = True
                 return
             messages = [self._queued.take()] if is_stream and self._queued else self._queued.front()
