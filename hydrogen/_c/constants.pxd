@@ -250,8 +250,9 @@ cdef enum:
     TLS_JOINED = 64 << 10
     # Pieces that one thread encrypts, or decrypts, for others in a row.
     ENCRYPT_MOST = 64
-    # Who sends faster than another thread encrypts, or writes into a stream, lets go of the GIL for so long for each high watermark that waits.
-    YIELD_NS = 100000
+    # Who leaves a message to another thread, which encrypts it or writes it into a stream, lets that one get on for so
+    # long when max_write_buffer bytes are pending, in proportion when it is less.
+    YIELD_NS = 25000000
     # A thread that waits in drain() looks for signals so often.
     DRAIN_SLICE_NS = 50000000
     # What one recv(2) asks for.

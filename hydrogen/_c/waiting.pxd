@@ -45,11 +45,12 @@ cdef inline uint32_t waiting_uncount(
 cdef inline void waiting_yield(context_t *context, connection_t *connection) noexcept nogil:
     """Let who encrypts, or is in the user's stream, get on, the longer the more waits for him. Any thread that has left him a message.
 
-    It needs the GIL again and again. Those who send without rest would keep it, and the peer be taken for a slow one.
+    He needs the GIL again and again. Those who send without rest would keep it, and the peer be taken for a slow one. Below a 64th of
+    `max_write_buffer` nobody waits.
     """
-    cdef uint64_t times
+    cdef uint64_t pending
     lock_take(&connection.lock)
-    times = connection.pending // (context.high + 1)
+    pending = min(connection.pending, context.max_write_buffer)
     lock_give(&connection.lock)
-    if times:
-        kernel_sleep(times * YIELD_NS)
+    if pending > context.max_write_buffer // 64:
+        kernel_sleep(<uint64_t>(YIELD_NS * (<double>pending / context.max_write_buffer)))

@@ -284,10 +284,8 @@ def test_f13_a_peer_that_reads_nothing_is_removed_at_write_timeout(start, connec
 
 
 @pytest.mark.clause("C28", "T5")
-def test_what_a_peer_sends_is_no_progress_of_output_that_its_stream_keeps(start, connect, engine, request):
+def test_what_a_peer_sends_is_no_progress_of_output_that_its_stream_keeps(start, connect):
     """The stream keeps it for another reason than a kernel that takes no more: a window of its protocol, say."""
-    if engine == "compiled":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="an edge of OUT that comes with one of IN counts"))
 
     class Windowed(PassThrough):
         def send(self, buf):
@@ -541,12 +539,8 @@ def test_a_peer_that_only_reads_however_slowly_is_not_idle(start, connect, rate)
 @pytest.mark.clause("C27", "T5")
 @pytest.mark.parametrize("family", ["tcp", "unix"])
 @pytest.mark.parametrize("waits", [False, True], ids=["keeps", "waits"])
-def test_a_peer_that_reads_steadily_is_not_idle_though_its_stream_fills_the_kernel_again_each_time(
-    start, connect, engine, request, tmp_path, waits, family
-):
+def test_a_peer_that_reads_steadily_is_not_idle_though_its_stream_fills_the_kernel_again_each_time(start, connect, tmp_path, waits, family):
     """Within one `send`, too, which may wait for the peer: the server sees no more of all that than an edge now and then."""
-    if engine == "compiled" and waits:
-        request.applymarker(pytest.mark.xfail(strict=False, reason="edges that come while a thread is in the stream do not count"))
 
     class Steady(PassThrough):
         def send(self, buf):

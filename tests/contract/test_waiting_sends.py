@@ -297,11 +297,9 @@ def test_many_threads_that_send_short_messages_without_rest_are_not_slowed_down_
 @pytest.mark.clause("H20", "P2")
 @pytest.mark.parametrize(("kind", "senders", "size"), [("plain", 2, 500), ("tls", 8, 500), ("stream", 24, 50)])
 def test_what_threads_leave_to_the_one_of_them_that_writes_is_not_taken_for_output_a_peer_does_not_read(
-    start, connect, engine, request, kind, senders, size
+    start, connect, kind, senders, size
 ):
     """And it reads all there is."""
-    if engine == "compiled" and kind != "plain":
-        request.applymarker(pytest.mark.xfail(strict=False, reason="who leaves a message to another thread does not let that one get on"))
     most, each = 2000 * size, 6000 // senders
     handler = recorder(connected=None, **({"new_connection": PassThrough} if kind == "stream" else {}))
     tls = server_context() if kind == "tls" else None
