@@ -191,11 +191,11 @@ cdef inline int closing_linger(context_t *context, io_t *io, connection_t *conne
     """Our FIN is sent: wait for the peer's, for LINGER_NS at most.
 
     HANGUP is no reason to stop: now that our side has ended it comes with the peer's FIN too, and
-    there may be input before that. recv(2) tells.
+    there may be input before that. recv(2) tells. What came in time is thrown away however late we
+    are: closing with it unread would be a reset.
     """
-    if kernel_now() >= relaxed_load64(&connection.deadline):
-        return closing_finish(context, io, connection)
-    if connection.flags & FLAG_READABLE and closing_discard(io, connection):
+    cdef bint late = kernel_now() >= relaxed_load64(&connection.deadline)
+    if (late or connection.flags & FLAG_READABLE) and closing_discard(io, connection) or late:
         return closing_finish(context, io, connection)
     return NEXT_STEP if connection.mail else NEXT_LET_GO
 

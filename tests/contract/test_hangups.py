@@ -1,6 +1,7 @@
 """What looks like the end of a connection and is none, and ends that come although something keeps looking like more."""
 
 import contextlib
+import os
 import socket as stdlib_socket
 import struct
 import threading
@@ -8,7 +9,7 @@ import threading
 import pytest
 from certificates import client_context, server_context
 from families import connect_to, options_of, stream_of
-from support import TlsClient, echo, recorder, running, wait_until
+from support import TlsClient, echo, recorder, running, wait_event, wait_until
 
 import hydrogen
 
@@ -142,6 +143,52 @@ def test_who_resumes_a_connection_that_lingers_does_not_cut_off_what_the_peer_ha
     assert talker.receive_until_end() == reply
     client.finish()
     assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
+
+
+def ends_its_output(socket):
+    """Whether the server has ended its side of a connection: it waits for the peer's end now."""
+    try:
+        with stdlib_socket.socket(fileno=os.dup(socket.fileno())) as own:
+            own.send(b"", stdlib_socket.MSG_NOSIGNAL)
+    except BrokenPipeError:
+        return True
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.clause("K8")
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_what_a_peer_sends_in_time_behind_our_end_does_not_cut_its_reply_off_when_no_worker_comes_in_time(
+    start, connect, gate, tmp_path, family
+):
+    go, reply = gate(), bytes(100_000)
+
+    def received(socket, data):
+        if data == b"block":
+            wait_event(go, "let go")
+        else:
+            socket.send(reply)
+            socket.close()
+
+    handler = recorder(data_received=received)
+    options = {"path": str(tmp_path / "s")} if family == "unix" else {}
+    roomy = [(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 1 << 20)]
+    server = start(handler, socket_options=roomy, max_threads=1, **options)
+    client, blocker = connect(server, receive_buffer=4096), connect(server)
+    client.send(b"get")
+    socket = handler.wait_for("data_received")[0].socket
+    wait_until(lambda: ends_its_output(socket), "the server waits for the peer's end")
+    blocker.send(b"block")
+    handler.wait_for("data_received", 2)
+    client.send(b"the next request")
+    # Another server's connection waits as long as that one, and longer than it.
+    other = recorder(connected=lambda socket: socket.close())
+    connect(start(other))
+    other.wait_removed()
+    assert handler.of("connection_removed") == []
+    go.set()
+    handler.wait_removed()
+    assert client.receive_until_end() == reply
 
 
 class Endless(hydrogen.Stream):
