@@ -7,7 +7,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from hydrogen._c.addresses cimport addresses_take
-from hydrogen._c.atomic cimport atomic_load32, atomic_store32, relaxed_add64, relaxed_store32
+from hydrogen._c.atomic cimport (
+    atomic_load32, atomic_store32, atomic_store64, relaxed_add64, relaxed_store32,
+)
 from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_OVERLOAD,
@@ -74,6 +76,7 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
     opening_register(engine, connection, socket)
     if atomic_load32(&connection.state) != STATE_OPEN or connection.flags & FLAG_HANDSHAKE:
         return 0
+    atomic_store64(&connection.deadline, 0)  # the header's: a frame that is begun has one of its own
     atomic_store32(&connection.ready, 1)
     return callbacks_call(engine, worker, connection, socket, callbacks.on_connected, "on_connected")
 

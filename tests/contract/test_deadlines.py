@@ -9,6 +9,7 @@ import socket as stdlib_socket
 
 import pytest
 from certificates import client_context, server_context
+from proxy_headers import v1
 from support import (
     TlsClient,
     checksum32,
@@ -369,6 +370,35 @@ def test_a_frame_whose_beginning_was_read_by_hand_has_the_frame_timeout(start, c
     client = connect(start(handler, frame_timeout=SHORT))
     client.send(b"user\nnever finished")
     timed_out(handler, "frame_timeout")
+
+
+@pytest.mark.clause("C24", "C25", "T11")
+@pytest.mark.parametrize("kind", ["plain", "secure"])
+def test_a_frame_whose_beginning_was_read_by_hand_behind_a_proxy_header_does_not_have_the_header_s_deadline(start, connect, kind):
+    header, context = v1("192.0.2.1", "198.51.100.2"), server_context()
+
+    def login(fd):
+        if kind == "secure":
+            stream = hydrogen.Secure(fd, hydrogen.LineFrameBuilder(), context)
+        else:
+            stream = hydrogen.Plain(fd, hydrogen.LineFrameBuilder())
+        assert stream.b_recv(timeout=30).payload() == b"user"
+        return stream
+
+    handler = recorder(new_connection=login, connected=None, data_received=echo)
+    options = {"proxy_protocol": "v1", "proxy_allow_from": ["127.0.0.0/8"]}
+    server = start(handler, open_timeout=AMPLE, frame_timeout=None, **options)
+    client = connect(server)
+    client.send(header[:10])
+    wait_until(lambda: server.stats().bytes_received == 10, "a part of the header is read, and has its deadline")
+    client.send(header[10:])
+    talker = TlsClient(client, client_context()).handshake() if kind == "secure" else client
+    talker.send(b"user\nbegun")
+    handler.wait_for("connected")
+    connect(server)
+    timed_out(handler, "open_timeout")
+    talker.send(b" and finished\n")
+    assert talker.receive(19) == b"begun and finished\n"
 
 
 # ---------------------------------------------------------------------------------------------------- open_timeout
