@@ -198,10 +198,16 @@ static inline int kernel_thread_start(pthread_t *thread, void *(*body)(void *), 
 /* Counts forks: an engine of another count than its own belongs to the parent process. */
 static uint32_t kernel_forks;
 
-/* Held by who accepts, from accept(2) until the connection is in its slot, and by who forks: a child that had
- * the fd without knowing of it would keep the connection open. A fork waits half a second at most: what the
- * one who accepts waits for may be held by another library's handler of this very fork. */
-static pthread_mutex_t kernel_fork_gate = PTHREAD_MUTEX_INITIALIZER;
+/* Held shared by who accepts, from accept(2) until the connection is in its slot, and by who releases one, from
+ * when the slot forgets the fd until close(2) is done; alone by who forks: a child that had the fd without knowing
+ * of it would keep the connection open. A fork waits half a second at most: what the others wait for may be held by
+ * another library's handler of this very fork. While it waits nobody else comes in, or it would wait for long. */
+#ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
+#define KERNEL_FORK_GATE PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
+#else
+#define KERNEL_FORK_GATE PTHREAD_RWLOCK_INITIALIZER
+#endif
+static pthread_rwlock_t kernel_fork_gate = KERNEL_FORK_GATE;
 static __thread int kernel_fork_failed;
 
 static void kernel_fork_begins(void) {
@@ -210,18 +216,18 @@ static void kernel_fork_begins(void) {
     until.tv_nsec += 500000000;
     until.tv_sec += until.tv_nsec / 1000000000;
     until.tv_nsec %= 1000000000;
-    kernel_fork_failed = pthread_mutex_timedlock(&kernel_fork_gate, &until);
+    kernel_fork_failed = pthread_rwlock_timedwrlock(&kernel_fork_gate, &until);
 }
 static void kernel_fork_in_parent(void) {
-    if (!kernel_fork_failed) pthread_mutex_unlock(&kernel_fork_gate);
+    if (!kernel_fork_failed) pthread_rwlock_unlock(&kernel_fork_gate);
 }
 static void kernel_fork_in_child(void) {
     kernel_forks++;
-    pthread_mutex_init(&kernel_fork_gate, NULL);
+    kernel_fork_gate = (pthread_rwlock_t)KERNEL_FORK_GATE;
 }
 static inline void kernel_watch_forks(void) { pthread_atfork(kernel_fork_begins, kernel_fork_in_parent, kernel_fork_in_child); }
-static inline void kernel_close_fork_gate(void) { pthread_mutex_lock(&kernel_fork_gate); }
-static inline void kernel_open_fork_gate(void) { pthread_mutex_unlock(&kernel_fork_gate); }
+static inline void kernel_close_fork_gate(void) { pthread_rwlock_rdlock(&kernel_fork_gate); }
+static inline void kernel_open_fork_gate(void) { pthread_rwlock_unlock(&kernel_fork_gate); }
 
 /* The worker that this thread is, NULL in any other thread. */
 static __thread void *kernel_worker;

@@ -15,13 +15,12 @@ looks at `_hungry`. Either the thread sees the room, or the worker sees that it 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydrogen._py import kernel
@@ -36,50 +35,6 @@ PAUSE_MS = 100
 
 END_PATIENCE = 0.5
 """Seconds that `end` waits for the thread. It needs microseconds, but for a `__del__` that blocks: the collector may run in it."""
-
-FORK_PATIENCE = 0.5
-"""Seconds that a fork waits for who accepts, who needs microseconds. For ever would be wrong: this thread may hold, further out, what
-that one waits for."""
-
-
-class ForkGate:
-    """Keeps a fork from coming between accept(2) and the moment when `Engine.forked` finds the connection.
-
-    A child that had the fd without knowing of it would keep the connection open when the parent closes it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holder = 0
-        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._after_in_child)
-
-    @contextlib.contextmanager
-    def closed(self) -> Iterator[None]:
-        """While the calling thread accepts."""
-        with self._lock:
-            self._holder = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._holder = 0
-
-    def _before(self) -> None:
-        me = threading.get_ident()
-        # Not of its own: the collector may run in the thread that accepts, and code of the user's in there.
-        if self._holder != me and self._lock.acquire(timeout=FORK_PATIENCE):
-            self._holder = -me
-
-    def _after(self) -> None:
-        if self._holder == -threading.get_ident():
-            self._holder = 0
-            self._lock.release()
-
-    def _after_in_child(self) -> None:
-        self._lock = threading.Lock()
-        self._holder = 0
-
-
-_fork_gate = ForkGate()
 
 
 class Acceptor:
@@ -206,7 +161,7 @@ class Acceptor:
         """Accept one, which is there; False when the kernel is out of something."""
         if self._ended or self._suspended or self._must_wait():
             return True
-        with _fork_gate.closed():
+        with kernel.fork_gate.lock:
             # Again: a `__del__` may have blocked here until nobody waited for this thread any more.
             return self._ended or self._accept_and_welcome(listener)
 

@@ -14,6 +14,9 @@ import socket
 import struct
 import sys
 import termios
+import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 
@@ -37,6 +40,10 @@ TRANSIENT = frozenset(
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of accept(2) that stay until somebody gives something back: asking again at once would spin."""
+
+FORK_PATIENCE = 0.5
+"""Seconds that a fork waits for who accepts or closes, who needs microseconds. For ever would be wrong: this thread may hold, further out,
+what that one waits for."""
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -188,3 +195,50 @@ class Wakeup:
         """As `close`, in a forked child, where a thread that does not exist may be inside."""
         self._is_closed = True
         close_once(self._open)
+
+
+class ForkGate:
+    """Keeps a fork from coming between what the kernel knows of an fd and what `Engine.forked` finds.
+
+    A connection finds its fd a little later than the kernel makes it, and forgets it a little earlier than it is closed. A child that had
+    the fd without knowing of it would keep the connection open when the parent closes it.
+
+    Each thread has a lock of its own for that, and who forks takes all of them: threads must not wait for one in which the collector runs
+    code of the user's, which may block.
+    """
+
+    def __init__(self) -> None:
+        self._open_anew()
+        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._open_anew)
+
+    def _open_anew(self) -> None:
+        self._own = threading.local()
+        self._locks: weakref.WeakSet[threading._RLock] = weakref.WeakSet()
+        self._turn = threading.RLock()  # of `_locks`; held by who forks
+        self._forks: list[tuple[int, list[threading._RLock]]] = []  # by whom, and what it holds; a fork may come in another one's hooks
+
+    @property
+    def lock(self) -> threading._RLock:
+        """The calling thread's, to be held meanwhile. It may be taken again, and the thread may fork: see the class."""
+        lock: threading._RLock | None = getattr(self._own, "lock", None)
+        if lock is None:
+            lock = threading.RLock()
+            with self._turn:
+                self._locks.add(lock)
+            self._own.lock = lock
+        return lock
+
+    def _before(self) -> None:
+        until = time.monotonic() + FORK_PATIENCE
+        if self._turn.acquire(timeout=FORK_PATIENCE):
+            held = [lock for lock in self._locks if lock.acquire(timeout=max(0.0, until - time.monotonic()))]
+            self._forks.append((threading.get_ident(), held))
+
+    def _after(self) -> None:
+        if self._forks and self._forks[-1][0] == threading.get_ident():
+            for lock in self._forks.pop()[1]:
+                lock.release()
+            self._turn.release()
+
+
+fork_gate = ForkGate()

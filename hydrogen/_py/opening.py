@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 
-from hydrogen._py import callbacks, deadlines, input, mailbox, tls
+from hydrogen._py import callbacks, deadlines, input, kernel, mailbox, tls
 from hydrogen._py.connection import Connection
 from hydrogen._py.framing import ChunkDecoder, decoder_for
 from hydrogen._py.streams import SocketTransport, StreamTransport
@@ -130,15 +130,16 @@ def adopt(connection: Connection, stream: Stream) -> bool:
     transport = StreamTransport(stream, connection.complain)
     fd = stream.fileno()
     code = 0
-    try:
-        transport.open(fd)
-    except OSError as error:
-        if error.errno == errno.EBADF:
-            raise
-        code = error.errno or errno.EIO
-    assert isinstance(connection.transport, SocketTransport)
-    connection.transport.abandon()
-    connection.transport = transport
+    with kernel.fork_gate.lock:
+        try:
+            transport.open(fd)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise
+            code = error.errno or errno.EIO
+        assert isinstance(connection.transport, SocketTransport)
+        connection.transport.abandon()
+        connection.transport = transport
     connection.builder = None
     connection.decoder = ChunkDecoder()
     connection.readable = True  # it may have read already, and then no edge tells of that

@@ -163,12 +163,13 @@ class SocketTransport:
 
     def close(self) -> None:
         """The number may go to a new connection from now on."""
-        with contextlib.suppress(OSError):  # ECONNRESET of close(2) in some families
-            self._sock.close()
+        with kernel.fork_gate.lock:
+            self.forget()
 
     def forget(self) -> None:
-        """As `close`: the parent has the socket still, so nothing goes to the peer."""
-        self.close()
+        """The parent has the socket still, so nothing goes to the peer."""
+        with contextlib.suppress(OSError):  # ECONNRESET of close(2) in some families
+            self._sock.close()
 
 
 class StreamTransport:
@@ -265,7 +266,8 @@ class StreamTransport:
 
     def close(self) -> None:
         """`Stream.close`, and the duplicate. Called again when an exception kept it from returning: the stream is closed once at most."""
-        self.forget()
+        with kernel.fork_gate.lock:
+            self.forget()
         if self._is_closed:
             return
         self._is_closed = True
