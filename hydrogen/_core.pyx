@@ -52,7 +52,7 @@ from hydrogen._c.constants cimport (
     ACCEPTING, ACCEPT_FULL, CAUSE_LOCAL_CLOSED, CAUSE_OS_ERROR, HANDOFF_AUTO, HANDOFF_EAGER,
     HANDOFF_INLINE, LINGER_SWEEP_NS, LOG_ACCEPTING, LOG_ALL_BLOCKED, LOG_TURNED_AWAY,
     PAUSE_USER, SCRATCH_MOST, STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_VACANT, STOP,
-    TICK_NS, WORKER_CALLBACK,
+    TICK_NS, WORKER_BRIEF,
 )
 from hydrogen._c.kernel cimport (
     HYDROGEN_DEBUG, kernel_close, kernel_forks, kernel_now, kernel_watch_forks,
@@ -426,7 +426,7 @@ cdef class Engine:
         cdef uint32_t k
         return [
             (thread.ident, relaxed_load64(&self._loop.workers[k].progress))
-            for k, thread in enumerate(self._threads) if relaxed_load32(&self._loop.workers[k].state) == WORKER_CALLBACK
+            for k, thread in enumerate(self._threads) if relaxed_load32(&self._loop.workers[k].state) >= WORKER_BRIEF
         ]
 
     def end(self, HydrogenSocket socket not None):
@@ -476,7 +476,7 @@ cdef class Engine:
             # A worker that is not in a callback ends by itself, but for code of the user's that runs elsewhere: in
             # a collection, or as the thread ends. One that is in a callback may be about to come out of it.
             while thread.is_alive() and not loop_keeps(&self._loop, &self._loop.workers[index]):
-                in_callback = relaxed_load32(&self._loop.workers[index].state) == WORKER_CALLBACK
+                in_callback = relaxed_load32(&self._loop.workers[index].state) >= WORKER_BRIEF
                 left = (min(deadline, self._told_to_exit + JOIN_SECONDS) if in_callback else deadline) - time.monotonic()
                 if left <= 0:
                     abandoned += 1

@@ -174,6 +174,7 @@ cdef enum:
     WORKER_POLL      # in the event role, or in a step
     WORKER_FLUSH
     WORKER_WANT_GIL
+    WORKER_BRIEF     # in a short record of TLS: as WORKER_WANT_GIL, but for BRIEF_TICKS at most
     WORKER_CALLBACK
 
 cdef enum:
@@ -213,6 +214,9 @@ cdef enum:
     # Undelivered input above which nothing is read, so that a queue behind slow handlers does not grow with the network's speed.
     UNDELIVERED_MOST = 4 << 20
     TICK_NS = 1000000
+    # Looks after which who is in a short record of TLS counts as in a callback: OpenSSL needs
+    # microseconds, user code in there as long as it likes.
+    BRIEF_TICKS = 16
     # Without a stall the tick slows down by a factor of two each 16 ticks, to 4 ms at most: a 1 kHz tick costs 3 % on a busy machine (design.md).
     TICK_QUIET = 16
     TICK_SLOWEST = 4

@@ -10,9 +10,9 @@ from hydrogen._c.atomic cimport (
     relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_SLOW_CONSUMER, LOG_ALL_BLOCKED, MONITOR_ACTIVE, MONITOR_ASLEEP, MONITOR_IDLE,
+    BRIEF_TICKS, CAUSE_SLOW_CONSUMER, LOG_ALL_BLOCKED, MONITOR_ACTIVE, MONITOR_ASLEEP, MONITOR_IDLE,
     PAUSE_MEMORY, STATE_ABORTING, STATE_VACANT, TASK_TIMERS, TICKS_IDLE, TICK_NS, TICK_QUIET,
-    TICK_SLOWEST, WORKER_CALLBACK, WORKER_FLUSH, WORKER_PARKED, WORKER_WANT_GIL,
+    TICK_SLOWEST, WORKER_BRIEF, WORKER_CALLBACK, WORKER_FLUSH, WORKER_PARKED, WORKER_WANT_GIL,
 )
 from hydrogen._c.deadlines cimport deadlines_next_sweep, deadlines_sweep
 from hydrogen._c.flush cimport flush_for, flush_on_event
@@ -103,6 +103,9 @@ cdef inline void monitor_look(loop_t *loop, look_t *seen) noexcept nogil:
         state = relaxed_load32(&worker.state)
         progress = relaxed_load64(&worker.progress)
         same = progress == worker.seen_progress
+        worker.brief = worker.brief + 1 if state == WORKER_BRIEF and same else 0
+        if state == WORKER_BRIEF:
+            state = WORKER_CALLBACK if worker.brief > BRIEF_TICKS else WORKER_WANT_GIL
         if state == WORKER_CALLBACK and worker.seen_callback and same:
             blocked += 1
             flush_for(loop, &loop.monitor_io, worker, True)

@@ -136,6 +136,7 @@ ctypedef struct worker_t:
     uint64_t seen_progress
     bint seen_callback
     bint seen_waiting
+    uint32_t brief  # looks in a row that found it in one short record of TLS
 
 # Queue of owned connections.
 ctypedef struct conn_queue_t:

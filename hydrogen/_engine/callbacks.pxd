@@ -13,8 +13,8 @@ from hydrogen._c.atomic cimport (
     atomic_load32, relaxed_add64, relaxed_load64, relaxed_store32, relaxed_store64,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_HANDLER_ERROR, CORK_CALLBACKS, CORK_NS, FLAG_LATE, STATE_OPEN, WORKER_CALLBACK,
-    WORKER_FLUSH, WORKER_WANT_GIL,
+    CAUSE_HANDLER_ERROR, CORK_CALLBACKS, CORK_NS, FLAG_LATE, STATE_OPEN, WORKER_BRIEF,
+    WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL,
 )
 from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.flush cimport flush_corked, flush_is_last, flush_take_over
@@ -173,8 +173,9 @@ cdef inline void callbacks_computing(Engine engine, worker_t *worker, bint brief
     """Around short records: OpenSSL lets go of the GIL for microseconds, and another worker may keep it for long.
 
     Who waits to have it back does not block in a handler; did it count as that, more and more workers
-    would be woken, and wait for it. A handshake or a long message counts: OpenSSL takes a millisecond
-    or more, in which others can work.
+    would be woken, and wait for it. Unless it lasts (BRIEF_TICKS): user code may run in there, by the
+    collector or in a class of the user's, and block. A handshake or a long message counts: OpenSSL
+    takes a millisecond or more, in which others can work.
     """
     if worker != NULL:
-        relaxed_store32(&worker.state, WORKER_WANT_GIL if briefly else WORKER_CALLBACK)
+        relaxed_store32(&worker.state, WORKER_BRIEF if briefly else WORKER_CALLBACK)

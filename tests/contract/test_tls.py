@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from certificates import (
+    client_context,
     server_context,
 )
 from support import (
@@ -654,3 +655,47 @@ def test_abort_of_the_server_resets_connections_and_those_that_still_shake_hands
     assert client.at_end() == "reset"
     assert silent.at_end() == "reset"
     assert {type(error) for error in handler.wait_removed(2)} == {hydrogen.ServerStopped}
+
+
+@pytest.mark.clause("H22", "C22")
+@pytest.mark.parametrize("method", ["read", "write"])
+def test_user_code_that_blocks_in_a_short_record_delays_its_own_connection_only(start, connect, gate, method):
+    """A class of the user's does what the collector may do there, too."""
+    go, inside, socket = gate(), threading.Event(), []
+
+    def block():
+        if socket and not inside.is_set():
+            inside.set()
+            wait_event(go, "let go")
+
+    class Blocks(ssl.SSLObject):
+        def read(self, *arguments):
+            if method == "read":
+                block()
+            return super().read(*arguments)
+
+        def write(self, data):
+            if method == "write":
+                block()
+            return super().write(data)
+
+    def received(sender, data):
+        if data == b"last":
+            socket.append(sender)
+        sender.send(data)
+
+    context = server_context()
+    context.sslobject_class = Blocks
+    server = start(recorder(data_received=received), ssl=context, max_threads=4)
+    first, other = (TlsClient(connect(server), client_context()).handshake() for _ in range(2))
+    other.echo(b"served")
+    first.echo(b"served")
+    first.send(b"last")
+    if method == "read":
+        assert first.receive(4) == b"last"
+        first.send(b"more")
+    wait_event(inside, "it blocks")
+    for _ in range(3):
+        other.echo(b"served")
+    go.set()
+    assert first.receive(4) in (b"last", b"more")
