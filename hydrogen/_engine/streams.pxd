@@ -20,7 +20,7 @@ from hydrogen._c.constants cimport (
     STATE_ABORTING, STATE_CLOSING, STATE_OPEN, STOP,
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
-from hydrogen._c.kernel cimport kernel_unacknowledged
+from hydrogen._c.kernel cimport kernel_unacknowledged, kernel_unread
 from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
@@ -130,6 +130,9 @@ cdef inline object streams_ask(Engine engine, worker_t *worker, HydrogenSocket s
         # Since it was wanted. There may be something to receive, later.
         adapter.answer = True
         return None
+    # What is there has come, be it a whole message or not.
+    if engine._loop.context.idle_timeout and kernel_unread(socket._connection.poll_fd) > 0:
+        relaxed_store32(&socket._connection.active, 1)
     try:
         if not adapter.is_ended:
             received = callbacks_run(engine, worker, adapter.receive)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from hydrogen._py import callbacks, mailbox, tls
+from hydrogen._py import callbacks, kernel, mailbox, tls
 from hydrogen._py.connection import Connection
 from hydrogen._py.framing import ChunkDecoder, explain
 from hydrogen._py.streams import CHUNK
@@ -175,6 +175,9 @@ def _receive(connection: Connection) -> None:
     """One `recv` of a stream, in the role: by the owner, or in his stead."""
     if not connection.read_is_due or connection.has_eof:
         return
+    # What is there has come, be it a whole message or not.
+    if connection.loop.config.idle_timeout is not None and kernel.unread(connection.transport.poll_fd):
+        connection.last_byte = time.monotonic()
     try:
         chunks = connection.transport.receive()
         connection.received.extend(chunks)

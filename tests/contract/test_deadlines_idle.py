@@ -696,3 +696,29 @@ def test_a_connection_that_ends_because_a_stream_cannot_be_read_has_an_idle_time
     client.send(b"bad")
     assert type(handler.wait_removed()[0]) is hydrogen.ProtocolError
     assert client.at_end() == "reset"
+
+
+class Collects(PassThrough):
+    """A stream that gives out lines, and of a line that is begun nothing yet."""
+
+    def __init__(self, fd):
+        super().__init__(fd)
+        self.begun = b""
+
+    def recv(self):
+        part = os.read(self.fd, 4096)
+        if not part:
+            raise EOFError
+        *messages, self.begun = (self.begun + part).split(b"\n")
+        return messages
+
+
+@pytest.mark.clause("C27", "T4")
+def test_bytes_that_a_stream_has_read_and_makes_no_message_of_yet_have_come(start, connect):
+    handler = recorder(new_connection=Collects, connected=None, data_received=lambda socket, data: socket.send(b"done"))
+    server = start(handler, idle_timeout=AMPLE, max_threads=2)
+    client = connect(server)
+    handler.wait_for("connected")
+    outlive(handler, server, connect, lambda: client.send(b"x"))
+    client.send(b"\n")
+    assert client.receive(4) == b"done"
