@@ -86,6 +86,7 @@ class Config:
         read_budget: read from one connection in one turn before the others come.
         open_timeout: for the PROXY header and the TLS handshake, from when a worker has taken the connection up; None: no limit.
         idle_timeout: without a byte either way; None: no limit. Up to half the shortest timeout late, as is `write_timeout`.
+            While reading is paused, what waits unread counts as a byte, however long it waits.
         frame_timeout: from the first byte of a frame to its last, however it drips; None: no limit.
         write_timeout: with output queued of which the peer takes nothing, also while the connection closes; None: no limit.
         proxy_protocol: "v1", "v2" or "auto" (either): each connection begins with a header of the PROXY protocol, which names the client.
