@@ -219,20 +219,23 @@ class ForkGate:
 
     @property
     def lock(self) -> threading._RLock:
-        """The calling thread's, to be held meanwhile. It may be taken again, and the thread may fork: see the class."""
+        """The calling thread's, to be held meanwhile. It may be taken again, and the thread may fork: see the class.
+
+        Who asks for it while somebody forks waits here: locks are not fair, and a fork would find that of a thread that never rests taken.
+        """
         lock: threading._RLock | None = getattr(self._own, "lock", None)
-        if lock is None:
-            lock = threading.RLock()
+        if lock is None or self._forks:
             with self._turn:
+                self._own.lock = lock = lock or threading.RLock()
                 self._locks.add(lock)
-            self._own.lock = lock
         return lock
 
     def _before(self) -> None:
         until = time.monotonic() + FORK_PATIENCE
         if self._turn.acquire(timeout=FORK_PATIENCE):
-            held = [lock for lock in self._locks if lock.acquire(timeout=max(0.0, until - time.monotonic()))]
+            held: list[threading._RLock] = []
             self._forks.append((threading.get_ident(), held))
+            held += [lock for lock in self._locks if lock.acquire(timeout=max(0.0, until - time.monotonic()))]
 
     def _after(self) -> None:
         if self._forks and self._forks[-1][0] == threading.get_ident():
