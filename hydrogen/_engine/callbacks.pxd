@@ -54,8 +54,8 @@ cdef inline int callbacks_begin(Engine engine, worker_t *worker) except -1:
 cdef inline int callbacks_leave(Engine engine, worker_t *worker) except -1:
     """A callback of the handler's came back. Not after what one calls itself, as `send` does.
 
-    Flush in time what this iteration has corked. Each runs in a context of its own (PEP 567), which is made anew only where the last one has set a
-    variable.
+    Flush in time what this iteration has corked. Each runs in a context of its own (PEP 567), which is
+    made anew only where the last one has set a variable.
     """
     callbacks_check(engine)
     compat_forget_async_exception(worker.python_thread)
@@ -111,7 +111,7 @@ cdef inline int callbacks_message(Engine engine, worker_t *worker, connection_t 
 
 
 cdef inline int callbacks_raised(Engine engine, HydrogenSocket socket, name) except -1:
-    """`callbacks_failed` with what was raised: not in line, for to catch it takes time even when nothing is."""
+    """`callbacks_failed` with what was raised. By itself: to be ready to catch takes time even when nothing is raised."""
     try:
         compat_raise()
     except BaseException as error:

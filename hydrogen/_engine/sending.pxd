@@ -252,7 +252,7 @@ cdef inline bint sending_send(Engine engine, HydrogenSocket socket, const char *
 cdef inline int sending_send_otherwise(
     Engine engine, worker_t *worker, HydrogenSocket socket, const char *data, size_t n,
 ) except -1:
-    """The same of all but a message that is framed and queued as it is. Not in line: it would take time from those."""
+    """The same of all but a message that is framed and queued as it is, which would pay for what this needs."""
     cdef connection_t *connection = socket._connection
     cdef int result = SEND_REFUSED
     if connection.adapter != NULL:
