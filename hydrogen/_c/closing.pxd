@@ -207,11 +207,15 @@ cdef inline int closing_flushed(context_t *context, io_t *io, connection_t *conn
     """Closing: if all output is flushed, our FIN is next, with TLS after a close_notify.
 
     FLUSHED may be of earlier: records of TLS are queued also after it was posted. So the queue is
-    looked at; who flushes what is in it posts FLUSHED again.
+    looked at; who flushes what is in it posts FLUSHED again. So is the state: an abort that came
+    meanwhile has dropped what was in it, and a FIN would say that all was sent.
     """
     cdef bint flushed
     lock_take(&connection.lock)
-    flushed = connection.output.first == NULL and not connection.flushing and not connection.blocked
+    flushed = (
+        connection.state == STATE_CLOSING and connection.output.first == NULL and
+        not connection.flushing and not connection.blocked
+    )
     lock_give(&connection.lock)
     if not flushed:
         return NEXT_LET_GO

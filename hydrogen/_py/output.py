@@ -424,9 +424,13 @@ class Output(Mailbox):
         return None
 
     def end_messages(self) -> bool:
-        """Write what is left, and close_notify behind it; True when all is written, and nobody sends any more. By the owner, at the end."""
+        """Write what is left, and close_notify behind it; True when all is written, and nobody sends any more. By the owner, at the end.
+
+        An end at once that came meanwhile has dropped the rest, and is looked for last: a FIN in its place would say that all was sent.
+        """
         self._asked = True
-        return self.in_role(self._end_messages, mailbox.CLOSING) and self._ended_messages and self._is_flushed()
+        is_written = self.in_role(self._end_messages, mailbox.CLOSING) and self._ended_messages and self._is_flushed()
+        return is_written and not self.at_once
 
     def seal(self) -> bool:
         """Let nobody write any more; False when somebody still does, he will post CLOSING. By the owner, before the transport is closed."""

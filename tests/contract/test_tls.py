@@ -699,3 +699,32 @@ def test_user_code_that_blocks_in_a_short_record_delays_its_own_connection_only(
         other.echo(b"served")
     go.set()
     assert first.receive(4) in (b"last", b"more")
+
+
+@pytest.mark.clause("K7", "L6")
+@pytest.mark.parametrize("moment", ["before close_notify", "behind close_notify"])
+def test_an_abort_while_a_close_is_under_way_resets(start, connect, moment):
+    """A FIN would say that all was sent, and that to who cannot tell the one from the other without close_notify."""
+    sockets = []
+
+    class Aborts(ssl.SSLObject):
+        def unwrap(self):
+            if moment == "before close_notify":
+                sockets[0].abort()
+            try:
+                super().unwrap()
+            finally:
+                if moment == "behind close_notify":
+                    sockets[0].abort()
+
+    def close(socket, data):
+        sockets.append(socket)
+        socket.close()
+
+    context = server_context()
+    context.sslobject_class = Aborts
+    handler = recorder(data_received=close)
+    client = connect(start(handler, ssl=context))
+    TlsClient(client, client_context()).handshake().send(b"close")
+    assert client.at_end() == "reset"
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
