@@ -3,15 +3,17 @@
  * Both socket buffers are finite. A flusher above the high watermark pauses reading, the user
  * pauses it too and never resumes; the end is asked for in the midst of that. While closing, the
  * owner reads and discards whatever pauses there are; whoever empties the output posts FLUSHED;
- * then the owner ends its side (FIN) and lingers until the peer's FIN.
+ * then the owner ends its side (FIN) and lingers until the peer's FIN. At any moment somebody may
+ * abort, which drops the output.
  *
  * Checked: the peer receives everything, FIN behind the last byte; nobody waits for ever; the
  * connection is removed once, with nothing unread, which would reset the peer; a peer that ends
- * its side first is not waited for.
+ * its side first is not waited for; there is no FIN when output was dropped.
  *
  * Mutations: NO_DISCARD does not read while output is pending. HEED_PAUSE does not while paused.
  * SILENT_END posts nothing when the end is asked for with output pending. STATE_FIRST has the step
- * look at the state before it takes the bits. LOSE_FLUSHED: the flusher posts nothing. */
+ * look at the state before it takes the bits. LOSE_FLUSHED: the flusher posts nothing. FIN_ANYWAY
+ * looks only at the output before the FIN. */
 
 #define MESSAGES 2    /* that we send */
 #define REQUESTS 2    /* that the peer sends */
@@ -20,11 +22,12 @@
 #define AGAIN 2
 #define FLUSHED 4
 #define RESUME 8
+#define ABORT 16
 
 #define USER 1
 #define WATERMARK 2
 
-mtype = { OPEN, CLOSING, GONE };
+mtype = { OPEN, CLOSING, ABORTING, GONE };
 mtype state = OPEN;   /* written under the lock */
 
 /* The mailbox word, and the owner's. */
@@ -42,6 +45,7 @@ byte pending = MESSAGES;
 bool flushing;
 bool blocked;
 bool edge;
+bool dropped;
 
 /* The socket: each buffer holds one message. */
 bool inbox;
@@ -54,6 +58,7 @@ bool peer_fin;
 
 byte received;        /* by the peer */
 bool peer_done;
+bool aborted;
 
 inline post(b, mine) {
     atomic {
@@ -96,8 +101,9 @@ inline flush() {
         atomic {
             post_bits = 0;
             if
-            :: sent -> pending--
-            :: !sent && !edge -> blocked = true
+            :: state == ABORTING
+            :: state != ABORTING && sent -> pending--
+            :: state != ABORTING && !sent && !edge -> blocked = true
             :: else
             fi;
             edge = false;
@@ -106,8 +112,9 @@ inline flush() {
             :: !go ->
                 flushing = false;
                 if
+                :: state == ABORTING -> post_bits = ABORT
                 :: blocked && state == OPEN -> pauses = pauses | WATERMARK
-                :: !pending && (pauses & WATERMARK) ->
+                :: state != ABORTING && !pending && (pauses & WATERMARK) ->
                     pauses = pauses & ~WATERMARK;
                     if
                     :: !pauses -> post_bits = RESUME
@@ -148,10 +155,20 @@ inline step() {
     now = state;
 #endif
     if
-    :: now == CLOSING && (seen & FLUSHED) && !lingering ->
-        assert(!pending && !flushing && !fin);
-        fin = true;
-        lingering = true
+    :: now == CLOSING && !lingering ->   /* whatever the bit */
+        atomic {                         /* closing_flushed */
+#ifndef FIN_ANYWAY
+            flushed = (state == CLOSING && !pending && !flushing);
+#else
+            flushed = (!pending && !flushing);
+#endif
+            assert(flushed || state == ABORTING || !(seen & FLUSHED));
+            assert(!(flushed && dropped) && !fin)
+        }
+        if
+        :: flushed -> fin = true; lingering = true
+        :: else
+        fi
     :: else
     fi;
     if
@@ -171,9 +188,17 @@ inline step() {
         od
     :: else
     fi;
+    atomic {
+        gone = (now == CLOSING && lingering && eof);
+        assert(!gone || !inbox);
+        gone = (gone || now == ABORTING) && !flushing;
+        if
+        :: gone -> state = GONE
+        :: else
+        fi
+    }
     if
-    :: now == CLOSING && lingering && eof ->
-        atomic { assert(!inbox); state = GONE }
+    :: gone
     :: else ->
         atomic {                         /* mailbox_let_go */
             if
@@ -182,11 +207,12 @@ inline step() {
             fi
         }
     fi;
-    atomic { seen = 0; paused = 0; now = 0 }
+    atomic { seen = 0; paused = 0; now = 0; flushed = false; gone = false }
 }
 
 proctype worker() {
     byte seen, paused;
+    bool flushed, gone;
     mtype now;
     do
     :: queue?_ -> step()
@@ -222,11 +248,15 @@ proctype sender() {
     bool mine, go, sent;
     flush();
     atomic {                             /* closing_end, under the lock */
-        state = CLOSING;
         if
-        :: !pending && !flushing -> post_bits = FLUSHED
+        :: state != OPEN                 /* aborted */
+        :: else -> state = CLOSING
+        fi;
+        if
+        :: state != CLOSING
+        :: state == CLOSING && !pending && !flushing -> post_bits = FLUSHED
 #ifndef SILENT_END
-        :: else -> post_bits = AGAIN
+        :: state == CLOSING && (pending || flushing) -> post_bits = AGAIN
 #else
         :: else
 #endif
@@ -240,6 +270,25 @@ proctype sender() {
 
 proctype user() {
     atomic { state != GONE -> pauses = pauses | USER }
+}
+
+proctype aborter() {
+    bool mine;
+    if
+    :: true ->
+        atomic {                         /* closing_end */
+            if
+            :: state != GONE -> dropped = (pending > 0 || dropped); pending = 0; state = ABORTING
+            :: else
+            fi;
+            aborted = (state == ABORTING)
+        }
+        if
+        :: aborted -> serve(ABORT)
+        :: else
+        fi
+    :: true
+    fi
 }
 
 /* One that sends all before it reads, or one that does both as it can. It ends its side when it has
@@ -273,15 +322,17 @@ proctype peer() {
             fi
         }
         break
+    :: atomic { aborted && state == GONE -> peer_done = true }   /* reset */
+        break
     od
 }
 
 proctype judge() {
     timeout;
     assert(state == GONE && peer_done);
-    assert(received == MESSAGES && !pending && !outbox)
+    assert(!pending && (aborted || received == MESSAGES && !outbox))
 }
 
 init {
-    atomic { run worker(); run poller(); run sender(); run user(); run peer(); run judge() }
+    atomic { run worker(); run poller(); run sender(); run user(); run aborter(); run peer(); run judge() }
 }
