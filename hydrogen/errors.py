@@ -167,6 +167,12 @@ def cause_of(error: BaseException) -> tuple[Cause, Exception]:
     return Cause.HANDLER_ERROR, handler_error(error)
 
 
+_OUT_OF_MEMORY = MemoryError()
+"""Stands for every MemoryError of the interpreter's own. CPython keeps sixteen in reserve for when nothing is left, and up to 3.11
+it aborts when those are used up: connections that end gracefully would hold one each.
+"""
+
+
 def handler_error(error: BaseException) -> HandlerError:
     """A `HandlerError` whose `__cause__` is `error`; or `error` itself, if it is one.
 
@@ -182,7 +188,7 @@ def handler_error(error: BaseException) -> HandlerError:
     except BaseException:
         message = f"a callback raised {name}, whose __str__ raises"
     wrapped = HandlerError(message)
-    wrapped.__cause__ = error
+    wrapped.__cause__ = _OUT_OF_MEMORY if type(error) is MemoryError and not error.args else error
     return wrapped
 
 

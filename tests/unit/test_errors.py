@@ -148,6 +148,14 @@ def test_a_value_is_described_within_bounds_whatever_its_repr_does():
     assert described(Strange()) == "strange"
 
 
+def test_a_handler_error_holds_none_of_the_memory_errors_that_the_interpreter_has_in_reserve():
+    its_own, mine = MemoryError(), MemoryError("mine")
+    error = handler_error(its_own)
+    assert type(error.__cause__) is MemoryError
+    assert error.__cause__ is not its_own
+    assert handler_error(mine).__cause__ is mine
+
+
 @pytest.mark.parametrize("convert", [handler_error, lambda error: cause_of(error)[1], lambda error: cut_traceback(error)])
 @pytest.mark.parametrize("kind", [KeyError, OSError, hydrogen.HandlerError])
 def test_an_exception_that_is_raised_again_keeps_the_traceback_of_the_last_raise_only(convert, kind):
