@@ -1,7 +1,7 @@
 """Several loops as one engine: for `Config.loops` of the compiled engine.
 
 Each loop is an engine of its own, with its poller, slab, queues, workers and monitor; nothing of a message is shared between two.
-The first one's accept thread deals the connections out, each to the loop that has the fewest, and keeps the limits of the server as a
+Who polls for the first one accepts for all: each connection goes to the loop that has the fewest, and the limits are those of the server as a
 whole. A connection is found by its `HydrogenSocket`, which knows its loop; here is what the server asks of all.
 """
 
@@ -52,7 +52,7 @@ class Loops:
             raise
 
     def start(self) -> None:
-        """The first one last: its accept thread has connections for all. One that does not start has released itself; then all are."""
+        """The first one last: it has connections for all. One that does not start has released itself; then all are."""
         for loop in reversed(self._loops):
             try:
                 loop.start()
@@ -127,7 +127,7 @@ class Loops:
 
 
 def shares(config: Config) -> list[Config]:
-    """What each loop gets of what is the server's: workers, slots and memory. The limits that the accept thread keeps are not divided."""
+    """What each loop gets of what is the server's: workers, slots and memory. The limits that are kept where connections are accepted are not divided."""
     workers, more = divmod(config.max_threads, config.loops)
     return [
         dataclasses.replace(

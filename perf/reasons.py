@@ -75,8 +75,8 @@ REASONS = {
         "which the C limit pays for too, hydrogen has a slot, an object and a buffer for each, which share the caches with it."
     ),
     ("W7", RATE, "c"): (
-        "Most of the time goes into the kernel's making and unmaking of a connection. hydrogen accepts in a thread of its own, so a "
-        "connection changes threads once, and it calls the handler when a connection begins and when it ends."
+        "Most of the time goes into the kernel's making and unmaking of a connection. What is left is hydrogen's "
+        "slot for it, and the Python object by which the handler knows it."
     ),
     ("W8", "deliveries_per_second", "uvloop"): (
         "A broadcast is one send for each receiver, and the kernel's part of that is nearly all of its cost. The C limit, which does "

@@ -1,23 +1,33 @@
-/* `live` of two loops and those who wait for it to fall: the accept thread at `max_connections` of
- * both together, and a stop that waits until all are gone.
+/* Accepting, by whoever polls while the listeners are in the poller, and the accept thread, which
+ * puts them there; `live` of two loops and those who wait for it to fall: the accept thread at
+ * `max_connections` of both together, and a stop that waits until all are gone.
  *
- * Checked: there are never more than `max_connections`; the accept thread does not wait while
- * there is room; a stop that waits is told of the last release of each loop, and not before.
+ * Checked: one at a time accepts; there are never more than `max_connections`; all who wait are
+ * accepted, whatever is suspended and resumed and however full it was meanwhile; nothing is accepted
+ * once the stop looks at `live`; a stop that waits is told of the last release of each loop, and not
+ * before.
  *
  * Mutations: WAIT_LATE looks at `live` before it sets `waits`, and not after it. OWN_COUNT has a
  * release go by what it made of `live` itself: it may have been the last one before others were
- * accepted. */
+ * accepted. TELL_NOBODY takes the listeners out and does not wake the accept thread. NO_END leaves
+ * them there at the end. */
 
 #define MOST 2        /* max_connections */
-#define CLIENTS 4
+#define CLIENTS 3
 #define LOOPS 2
 
 byte live[LOOPS];
 bool waits;
 bool event;           /* the accept thread's eventfd */
+bool locked;          /* accept_lock */
+bool listening;       /* written with it */
+bool suspended;
+bool stop;
+bool joined;
 byte accepted;
 chan open = [CLIENTS] of { bit };
 bool stopping;
+bool early;           /* a stop before all are accepted */
 bool drained[LOOPS];
 bool waits_drained;
 
@@ -40,30 +50,103 @@ inline has_room(room) {
     fi
 }
 
-proctype acceptor() {
-    bool room;
+inline take() { atomic { !locked -> locked = true } }
+inline give() { locked = false }
+
+inline leave() {
+    listening = false;
+#ifndef TELL_NOBODY
+    event = true
+#endif
+}
+
+/* The event role of the first loop: level-triggered, some connections a turn. */
+proctype poller() {
+    bool room, more;
     byte sum;
     byte loop;
     do
-    :: accepted == CLIENTS -> break
-    :: else ->
-        has_room(room);
-        if
-        :: room ->
-            atomic {
+    :: listening && accepted < CLIENTS ->
+        take();
+        more = listening;
+        do
+        :: !more -> break
+        :: more ->
+            if
+            :: stop || suspended -> room = false
+            :: else -> has_room(room)
+            fi;
+            if
+            :: !room -> leave(); more = false
+            :: room ->
+                atomic {
+                    if
+                    :: accepted < CLIENTS ->
+                        if
+                        :: loop = 0
+                        :: loop = 1
+                        fi;
+                        live[loop]++;
+                        accepted++;
+                        assert(live[0] + live[1] <= MOST && !stopping);
+                        open!loop
+                    :: else -> more = false       /* EAGAIN */
+                    fi
+                };
                 if
-                :: loop = 0
-                :: loop = 1
-                fi;
-                live[loop]++;
-                accepted++;
-                assert(live[0] + live[1] <= MOST);
-                open!loop
-            }
-        :: else -> event; event = false
+                :: true
+                :: more = false                   /* the others' turn */
+                fi
+            fi
+        od;
+        give()
+    od
+}
+
+/* acceptor_main */
+proctype acceptor() {
+    bool room;
+    byte sum;
+    do
+    :: stop -> break
+    :: else ->
+        if
+        :: listening || suspended -> event; event = false
+        :: else ->
+            has_room(room);
+            if
+            :: room -> take(); listening = true; give()
+            :: else -> event; event = false
+            fi
         fi
     od;
-    stopping = true;                     /* the accept thread has ended; wait_drained */
+    joined = true
+}
+
+/* acceptor_suspend, twice */
+proctype suspender() {
+    suspended = true;
+    event = true;
+    suspended = false;
+    event = true
+}
+
+/* acceptor_end, and wait_drained */
+proctype stopper() {
+    byte loop;
+    early || accepted == CLIENTS;
+    stop = true;
+    event = true;
+    joined;
+#ifndef NO_END
+    take();
+    if
+    :: listening -> leave()
+    :: else
+    fi;
+    give();
+#endif
+    stopping = true;
     for (loop : 0 .. 1) {
         if
         :: live[loop] == 0
@@ -106,9 +189,23 @@ proctype releaser() {
 
 proctype judge() {
     timeout;
-    assert(accepted == CLIENTS && live[0] + live[1] == 0 && !waits_drained)
+    assert((accepted == CLIENTS || early) && live[0] + live[1] == 0 && !waits_drained && !locked)
 }
 
 init {
-    atomic { run acceptor(); run releaser(); run releaser(); run judge() }
+    atomic {
+        if
+        :: early = true
+        :: true
+        fi;
+        run poller();
+        run acceptor();
+        run stopper();
+        run releaser();
+        if
+        :: run suspender()
+        :: run releaser()
+        fi;
+        run judge()
+    }
 }

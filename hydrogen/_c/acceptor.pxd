@@ -1,8 +1,13 @@
-"""The accept thread: takes connections from the listeners, gives each a slot of the loop that has the fewest, and has it polled there. It never runs
-Python and never waits for the GIL.
+"""Accepting: takes connections from the listeners, gives each a slot of the loop that has the fewest, and has it polled there.
 
-One thread for all listeners and all loops, so that the limits have one writer: what it admits is never more than `max_connections`. Who releases a
-connection only makes `live` of its loop smaller, and tells this thread if it waits for that (loop_release).
+It belongs to the event role of the first loop: the listeners are in its poller, and whoever polls
+(a worker, or the monitor thread for workers that are stuck) accepts, and reads what the same
+connections send next, without a thread that is woken for each of them. When nothing is to be
+accepted (suspended, full, no fds or memory) the listeners are taken out, and the accept thread, which
+sleeps otherwise, waits until that is over and puts them back. One at a time does either, for all
+listeners and all loops, under `accept_lock`: so the limits have one writer, and what is admitted is
+never more than `max_connections`. Who releases a connection only makes `live` of its loop smaller,
+and tells the accept thread if that waits for it (loop_release).
 """
 
 from libc.errno cimport EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM
@@ -14,7 +19,7 @@ from hydrogen._c.atomic cimport (
     atomic_add32, atomic_add64, atomic_load32, atomic_load64, atomic_store32, atomic_swap32,
 )
 from hydrogen._c.closing cimport closing_end
-from hydrogen._c.connection cimport connection_open
+from hydrogen._c.connection cimport connection_open, connection_register
 from hydrogen._c.constants cimport (
     ACCEPTING, ACCEPT_EXHAUSTED, ACCEPT_FULL, ACCEPT_MOST, ACCEPT_PAUSE_MS, CAUSE_OS_ERROR,
     FLAG_FIRST, FLAG_HEADER, LOG_ACCEPTING, LOG_TURNED_AWAY, NEW, WATCH_CONFIGURED,
@@ -25,12 +30,12 @@ from hydrogen._c.kernel cimport (
     kernel_eventfd, kernel_open_fork_gate, kernel_poll, kernel_poll_init, kernel_reset,
     kernel_setsockopt, kernel_thread_start, name_t, pollfd, pthread_join,
 )
-from hydrogen._c.lock cimport RANK_ADDRESSES, RANK_FD, lock_destroy, lock_give, lock_init, lock_take
-from hydrogen._c.loop cimport loop_register
+from hydrogen._c.lock cimport RANK_ACCEPT, RANK_ADDRESSES, RANK_FD, lock_destroy, lock_give, lock_init, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_let_go
+from hydrogen._c.poller cimport poller_listen, poller_remove
 from hydrogen._c.queues cimport queues_log, queues_serve_later
 from hydrogen._c.slab cimport slab_acquire, slab_release
-from hydrogen._c.structs cimport acceptor_t, connection_t, listener_t, loop_t, option_t
+from hydrogen._c.structs cimport acceptor_t, connection_t, listener_t, loop_t, option_t, vacancy_t
 
 
 cdef inline uint32_t acceptor_workers_before(acceptor_t *acceptor, loop_t *loop) noexcept nogil:
@@ -62,6 +67,7 @@ cdef inline void acceptor_left(acceptor_t *acceptor) noexcept nogil:
 cdef inline void acceptor_clear(acceptor_t *acceptor) noexcept nogil:
     """Make a zeroed acceptor one that acceptor_end and acceptor_destroy may be called for."""
     acceptor.event = -1
+    lock_init(&acceptor.accept_lock, RANK_ACCEPT)
     lock_init(&acceptor.event_lock, RANK_FD)
     lock_init(&acceptor.addresses.lock, RANK_ADDRESSES)
 
@@ -71,9 +77,8 @@ cdef inline int acceptor_init(acceptor_t *acceptor, uint32_t listeners, uint32_t
     if not addresses_init(&acceptor.addresses, max_connections_per_ip):
         return -ENOMEM
     acceptor.listeners = <listener_t *>calloc(listeners, sizeof(listener_t))
-    acceptor.polled = <pollfd *>calloc(listeners + 1, sizeof(pollfd))
     acceptor.options = <option_t *>calloc(options or 1, sizeof(option_t))
-    if acceptor.listeners == NULL or acceptor.polled == NULL or acceptor.options == NULL:
+    if acceptor.listeners == NULL or acceptor.options == NULL:
         return -ENOMEM
     acceptor.listener_count = listeners
     acceptor.option_count = options
@@ -89,7 +94,7 @@ cdef inline void acceptor_destroy(acceptor_t *acceptor) noexcept nogil:
         free(acceptor.options[k].value)
     free(acceptor.options)
     free(acceptor.listeners)
-    free(acceptor.polled)
+    lock_destroy(&acceptor.accept_lock)
     lock_destroy(&acceptor.event_lock)
     addresses_destroy(&acceptor.addresses)
 
@@ -108,7 +113,7 @@ cdef inline loop_t *acceptor_choose(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline uint64_t acceptor_live(acceptor_t *acceptor) noexcept nogil:
-    """Connections of all loops: at least as many as there are, since by others they only become fewer. The accept thread."""
+    """Connections of all loops: at least as many as there are, since by others they only become fewer. With `accept_lock`."""
     cdef uint64_t live = 0
     cdef uint32_t k
     for k in range(acceptor.loop_count):
@@ -116,8 +121,10 @@ cdef inline uint64_t acceptor_live(acceptor_t *acceptor) noexcept nogil:
     return live
 
 
-cdef inline void acceptor_take(loop_t *loop, connection_t *connection, int fd, name_t *peer, uint32_t listener, bint counted) noexcept nogil:
-    """Begin the life of a connection. It starts owned, by this thread."""
+cdef inline void acceptor_take(
+    loop_t *loop, connection_t *connection, int fd, name_t *peer, uint32_t listener, bint counted, bint wake,
+) noexcept nogil:
+    """Begin the life of a connection. It starts owned, by this thread. `wake` unless that looks at the loop's queues next."""
     cdef acceptor_t *acceptor = loop.acceptor
     cdef int failed = 0
     cdef uint32_t k
@@ -134,16 +141,16 @@ cdef inline void acceptor_take(loop_t *loop, connection_t *connection, int fd, n
         if acceptor.has_proxy:
             connection.flags |= FLAG_HEADER | FLAG_FIRST
         connection.mail |= NEW
-        queues_serve_later(loop, connection, True)
+        queues_serve_later(loop, connection, wake)
         return
     if not failed:
-        failed = loop_register(loop, connection)
+        failed = connection_register(&loop.context, connection)
     # Now, not before: who sees it may send, and ask the poller for an edge.
     atomic_store32(&connection.ready, not loop.has_open_callbacks)
     if failed:
         connection.mail |= closing_end(&loop.context, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR, -failed, NULL)
     if not mailbox_let_go(connection):
-        queues_serve_later(loop, connection, True)
+        queues_serve_later(loop, connection, wake)
 
 
 cdef inline bint acceptor_admit(acceptor_t *acceptor, int fd, listener_t *listener, name_t *peer, bint *counted) noexcept nogil:
@@ -185,79 +192,100 @@ cdef inline bint acceptor_has_room(acceptor_t *acceptor) noexcept nogil:
     return acceptor_live(acceptor) < acceptor.max_connections
 
 
-# The slot that the next connection gets.
-ctypedef struct vacancy_t:
-    loop_t *loop
-    connection_t *connection
-
-
-cdef inline int acceptor_accept_one(acceptor_t *acceptor, uint32_t listener, vacancy_t *next) noexcept nogil:
+cdef inline int acceptor_accept_one(acceptor_t *acceptor, uint32_t listener, loop_t *polled) noexcept nogil:
     """Accept into the slot `next`, unless the connection is turned away. Returns the fd, or -errno. No fork comes between."""
+    cdef vacancy_t *next = &acceptor.next
     cdef name_t peer
     cdef bint counted
     cdef int fd
     kernel_close_fork_gate()
     fd = kernel_accept(acceptor.listeners[listener].fd, &peer)
     if fd >= 0 and acceptor_admit(acceptor, fd, &acceptor.listeners[listener], &peer, &counted):
-        acceptor_take(next.loop, next.connection, fd, &peer, listener, counted)
+        acceptor_take(next.loop, next.connection, fd, &peer, listener, counted, next.loop != polled)
         next.connection = NULL
     kernel_open_fork_gate()
     return fd
 
 
-cdef inline bint acceptor_accept(acceptor_t *acceptor, uint32_t listener, vacancy_t *next) noexcept nogil:
-    """Accept from one listener, until EAGAIN or the others' turn; False for want of fds or memory.
+cdef inline void acceptor_leave_locked(acceptor_t *acceptor, bint exhausted) noexcept nogil:
+    """Accept no more, and leave it to the accept thread when to begin again."""
+    cdef uint32_t k
+    for k in range(acceptor.listener_count):
+        poller_remove(&acceptor.loops[0].context.poller, acceptor.listeners[k].fd)
+    acceptor.exhausted = exhausted
+    atomic_store32(&acceptor.listening, 0)
+    kernel_event_set(acceptor.event)
 
-    Errors of the connection that was to be accepted (accept(2)) are skipped.
-    """
+
+cdef inline void acceptor_accept_locked(acceptor_t *acceptor, uint32_t listener, loop_t *polled) noexcept nogil:
+    """Errors of the connection that was to be accepted (accept(2)) are skipped."""
+    cdef vacancy_t *next = &acceptor.next
     cdef int fd
     cdef int left = ACCEPT_MOST
-    while left and not atomic_load32(&acceptor.stop) and not atomic_load32(&acceptor.suspended) and acceptor_has_room(acceptor):
+    while not atomic_load32(&acceptor.stop) and not atomic_load32(&acceptor.suspended) and acceptor_has_room(acceptor):
+        if left == 0:
+            return
         left -= 1
         if next.connection == NULL:
             next.loop = acceptor_choose(acceptor)
             next.connection = <connection_t *>slab_acquire(&next.loop.slab)
-        fd = acceptor_accept_one(acceptor, listener, next) if next.connection != NULL else -ENOMEM
+        fd = acceptor_accept_one(acceptor, listener, polled) if next.connection != NULL else -ENOMEM
         if fd == -EAGAIN:
-            return True
+            return
         if fd == -EMFILE or fd == -ENFILE or fd == -ENOBUFS or fd == -ENOMEM or fd == -EBADF or fd == -EINVAL:
-            return False
-    return True
+            acceptor_leave_locked(acceptor, True)
+            return
+    acceptor_leave_locked(acceptor, False)
+
+
+cdef inline void acceptor_accept(loop_t *polled, uint32_t listener) noexcept nogil:
+    """The poller of that loop says that connections wait at a listener: accept until EAGAIN, or the others' turn."""
+    cdef acceptor_t *acceptor = polled.acceptor
+    lock_take(&acceptor.accept_lock)
+    if atomic_load32(&acceptor.listening):  # else it says what was so before
+        acceptor_accept_locked(acceptor, listener, polled)
+    lock_give(&acceptor.accept_lock)
+
+
+cdef inline void acceptor_listen(acceptor_t *acceptor) noexcept nogil:
+    """Have whoever polls the first loop accept; not if there is no memory for that."""
+    cdef int failed = 0
+    cdef uint32_t k
+    lock_take(&acceptor.accept_lock)
+    atomic_store32(&acceptor.listening, 1)
+    for k in range(acceptor.listener_count):
+        failed = failed or poller_listen(&acceptor.loops[0].context.poller, acceptor.listeners[k].fd, k)
+    if failed:
+        acceptor_leave_locked(acceptor, True)
+    lock_give(&acceptor.accept_lock)
 
 
 cdef inline void *acceptor_main(void *argument) noexcept nogil:
-    """Accept until told to stop; suspended, full or exhausted wait for the event alone, and the last of these not for long."""
+    """While nobody accepts: wait until that is over, for want of fds or memory not for long. Then, and until the end, sleep."""
     cdef acceptor_t *acceptor = <acceptor_t *>argument
-    cdef vacancy_t next
-    cdef bint exhausted = False
-    cdef uint32_t k
-    next.connection = NULL
-    kernel_poll_init(&acceptor.polled[0], acceptor.event)
-    for k in range(acceptor.listener_count):
-        kernel_poll_init(&acceptor.polled[k + 1], acceptor.listeners[k].fd)
+    cdef pollfd polled
+    cdef int timeout
+    kernel_poll_init(&polled, acceptor.event)
     while not atomic_load32(&acceptor.stop):
-        if atomic_load32(&acceptor.suspended):
-            kernel_poll(acceptor.polled, 1, -1)
+        timeout = -1
+        if atomic_load32(&acceptor.listening) or atomic_load32(&acceptor.suspended):
+            pass
         elif not acceptor_has_room(acceptor):
             acceptor_state(acceptor, ACCEPT_FULL)
-            kernel_poll(acceptor.polled, 1, -1)
-        elif exhausted:
+        elif acceptor.exhausted:
             # A connection that is released gives an fd back: it need not wait for the end of the pause.
             acceptor_state(acceptor, ACCEPT_EXHAUSTED)
             atomic_store32(&acceptor.waits, 1)
-            kernel_poll(acceptor.polled, 1, ACCEPT_PAUSE_MS)
+            acceptor.exhausted = False
+            timeout = ACCEPT_PAUSE_MS
         else:
             acceptor_state(acceptor, ACCEPTING)
-            kernel_poll(acceptor.polled, acceptor.listener_count + 1, -1)
-        # Cleared before what it tells of is looked at: suspended, stop, room.
-        if acceptor.polled[0].revents:
+            acceptor_listen(acceptor)
+            continue
+        kernel_poll(&polled, 1, timeout)
+        # Cleared before what it tells of is looked at: listening, suspended, stop, room.
+        if polled.revents:
             kernel_event_clear(acceptor.event)
-        exhausted = False
-        for k in range(acceptor.listener_count):
-            if not acceptor_accept(acceptor, k, &next):
-                exhausted = True
-    if next.connection != NULL:
-        slab_release(&next.loop.slab, &next.connection.slot)
     return NULL
 
 
@@ -277,9 +305,16 @@ cdef inline void acceptor_suspend(acceptor_t *acceptor, bint suspend) noexcept n
 
 
 cdef inline void acceptor_end(acceptor_t *acceptor) noexcept nogil:
-    """End the thread, if it runs, and wait for it, which takes no longer than one accept(2)."""
+    """Accept no more, for good, and end the thread, if it runs; it takes no longer than accepting ACCEPT_MOST connections."""
     if acceptor.started:
         acceptor.started = False
         atomic_store32(&acceptor.stop, 1)
         kernel_event_set(acceptor.event)
         pthread_join(acceptor.thread, NULL)
+        lock_take(&acceptor.accept_lock)
+        if atomic_load32(&acceptor.listening):
+            acceptor_leave_locked(acceptor, False)
+        lock_give(&acceptor.accept_lock)
+        if acceptor.next.connection != NULL:
+            slab_release(&acceptor.next.loop.slab, &acceptor.next.connection.slot)
+            acceptor.next.connection = NULL

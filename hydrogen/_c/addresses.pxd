@@ -4,7 +4,7 @@ A hash table with open addressing: linear probing, and deletion by moving back w
 connections takes no room. It doubles when it is three quarters full. IPv4 addresses are kept as IPv6 ones mapped from them (RFC 4291, 2.5.5.2), so that
 a client of a socket of both families is one client. The hash is seeded: clients choose their addresses.
 
-Any thread: the accept thread takes, or a worker when the PROXY protocol names the client; whoever releases the connection gives.
+Any thread: who accepts takes, or a worker when the PROXY protocol names the client; whoever releases the connection gives.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t

@@ -8,9 +8,13 @@ and `decoder` (a user's frame builder: a worker feeds it with `input`).
 from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_store32, relaxed_store32
-from hydrogen._c.constants cimport CAUSE_NONE, FLAG_STICKY, NOT_CORKED, STALL_NONE, STATE_OPEN
+from hydrogen._c.constants cimport (
+    CAUSE_NONE, FLAG_POLLED, FLAG_STICKY, NOT_CORKED, STALL_NONE, STATE_OPEN,
+)
 from hydrogen._c.kernel cimport name_t
 from hydrogen._c.lock cimport RANK_OUTPUT, lock_give, lock_init, lock_take
+from hydrogen._c.mailbox cimport mailbox_token
+from hydrogen._c.poller cimport poller_add
 from hydrogen._c.structs cimport connection_t, context_t
 
 
@@ -47,3 +51,15 @@ cdef inline void connection_open(
     connection.leaving = 0
     atomic_store32(&connection.state, STATE_OPEN)
     lock_give(&connection.lock)
+
+
+cdef inline int connection_register(context_t *context, connection_t *connection) noexcept nogil:
+    """Have a connection polled, once; 0 or -errno. The owner only.
+
+    When a user's stream will be blocked nobody knows before: its OUT edges are wanted from the start.
+    """
+    cdef bint without_out = connection.unix_domain and connection.adapter == NULL
+    cdef int failed = poller_add(&context.poller, connection.poll_fd, mailbox_token(connection), without_out)
+    if not failed:
+        connection.flags |= FLAG_POLLED
+    return failed

@@ -194,7 +194,7 @@ cdef enum:
     LOG_ACCEPTING = 2         # `accepting` has changed
     LOG_TURNED_AWAY = 4
 
-# What the accept thread does.
+# Whether connections are accepted, by the accept thread.
 cdef enum:
     ACCEPTING
     ACCEPT_EXHAUSTED  # waits for fds or memory

@@ -22,6 +22,7 @@ cdef extern from "lock.h" nogil:
 
 # Ranks of the locks, lowest taken first.
 cdef enum:
+    RANK_ACCEPT = 1
     RANK_DRAIN = 1
     RANK_QUEUE = 2
     RANK_SLAB = 3

@@ -9,6 +9,7 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
+from hydrogen._c.acceptor cimport acceptor_accept
 from hydrogen._c.atomic cimport (
     atomic_add32, atomic_add64, atomic_load32, atomic_load64, atomic_store32, atomic_swap32,
     relaxed_add64,
@@ -17,7 +18,7 @@ from hydrogen._c.buffer cimport pool_destroy
 from hydrogen._c.closing cimport closing_end, closing_release
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_SERVER_STOPPED, FLAGS_ENDED, FLAG_BUSY, FLAG_EOF_TOLD, FLAG_HANGUP,
-    FLAG_LATE, FLAG_POLLED, FLAG_RECEIVING, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE,
+    FLAG_LATE, FLAG_RECEIVING, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE,
     POST_OWNER, RDHUP, READABLE, STATE_VACANT, STOP, TASK_DRAINED, URGENT,
 )
 from hydrogen._c.deadlines cimport deadlines_watch
@@ -28,11 +29,11 @@ from hydrogen._c.lock cimport (
     lock_destroy, lock_give, lock_init, lock_take,
 )
 from hydrogen._c.mailbox cimport (
-    mailbox_at, mailbox_generation, mailbox_let_go, mailbox_of, mailbox_post, mailbox_token,
+    mailbox_at, mailbox_generation, mailbox_let_go, mailbox_of, mailbox_post,
 )
 from hydrogen._c.poller cimport (
-    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLPRI, EPOLLRDHUP, TOKEN_WAKE, poller_add, poller_close,
-    poller_init, poller_wait,
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLPRI, EPOLLRDHUP, TOKEN_LISTENER, TOKEN_WAKE,
+    poller_close, poller_init, poller_wait,
 )
 from hydrogen._c.queues cimport (
     queues_add_task, queues_post, queues_push, queues_serve_later, queues_wake_locked,
@@ -46,10 +47,10 @@ cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) 
     """The last of a connection: fd closed, slot back."""
     closing_release(&loop.context, io, connection)
     slab_release(&loop.slab, &connection.slot)
-    # `stopping` is set, after the accept thread has ended, before `live` is looked at; here it is the
+    # `stopping` is set, after accepting has ended, before `live` is looked at; here it is the
     # other way round: one of the two sees the other. `live` is looked at anew, for this thread may have
     # been delayed while another connection was accepted. So it is with the acceptor's `waits`, which
-    # the accept thread sets before it looks at each `live` a last time.
+    # whoever accepts, or wants to, sets before he looks at each `live` a last time.
     atomic_add64(&loop.live, <uint64_t>-1)
     if atomic_load32(&loop.stopping) and atomic_load64(&loop.live) == 0:
         queues_add_task(loop, TASK_DRAINED)
@@ -121,11 +122,13 @@ cdef inline void loop_poll(loop_t *loop, worker_t *worker, int timeout, conn_que
         relaxed_add64(&worker.io.counters.polls, 1)
     for k in range(count):
         token = loop.events[k].data.u64
-        if token == TOKEN_WAKE:
+        generation = <uint32_t>(token >> 32)
+        if not generation:
+            if token != TOKEN_WAKE:
+                acceptor_accept(loop, <uint32_t>token - TOKEN_LISTENER)
             continue
         events = loop.events[k].events
         connection = mailbox_of(loop, token)
-        generation = <uint32_t>(token >> 32)
         flush_on_event(loop, &worker.io, connection, generation, events, False)
         bits = loop_event_bits(events)
         if bits and mailbox_post(connection, generation, bits) == POST_OWNER:
@@ -206,21 +209,8 @@ cdef inline void loop_destroy(loop_t *loop) noexcept nogil:
     lock_destroy(&loop.context.drain_lock)
 
 
-cdef inline int loop_register(loop_t *loop, connection_t *connection) noexcept nogil:
-    """Have a connection polled, once; 0 or -errno. The owner only.
-
-    When a user's stream will be blocked nobody knows before: its OUT edges are wanted from the start.
-    """
-    cdef bint without_out = connection.unix_domain and connection.adapter == NULL
-    cdef int failed = poller_add(
-        &loop.context.poller, connection.poll_fd, mailbox_token(connection), without_out)
-    if not failed:
-        connection.flags |= FLAG_POLLED
-    return failed
-
-
 cdef inline void loop_stop_all(loop_t *loop) noexcept nogil:
-    """Have every connection finish what it has received, and end. After the accept thread has ended."""
+    """Have every connection finish what it has received, and end. After accepting has ended."""
     cdef connection_t *connection
     cdef uint32_t index
     for index in range(slab_used(&loop.slab)):

@@ -5,6 +5,7 @@ It sleeps when nothing is due; why it does not oversleep is argued in queues.pxd
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from hydrogen._c.acceptor cimport acceptor_accept
 from hydrogen._c.atomic cimport (
     atomic_cas32, atomic_load32, atomic_load64, atomic_store32, atomic_store64, atomic_swap32,
     relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64,
@@ -20,7 +21,7 @@ from hydrogen._c.kernel cimport HYDROGEN_PLANTED_RACE, kernel_now, kernel_thread
 from hydrogen._c.lock cimport cond_signal, cond_wait, cond_wait_until, lock_give, lock_take
 from hydrogen._c.loop cimport loop_event_bits
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_of, mailbox_pauses, mailbox_token
-from hydrogen._c.poller cimport TOKEN_WAKE, poller_wait
+from hydrogen._c.poller cimport TOKEN_LISTENER, TOKEN_WAKE, poller_wait
 from hydrogen._c.queues cimport (
     queues_add_task, queues_end, queues_is_full, queues_log, queues_post, queues_resume,
     queues_wake_locked,
@@ -47,10 +48,12 @@ cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
     cdef int k
     for k in range(count):
         token = loop.events[k].data.u64
-        if token == TOKEN_WAKE:
+        generation = <uint32_t>(token >> 32)
+        if not generation:
+            if token != TOKEN_WAKE:
+                acceptor_accept(loop, <uint32_t>token - TOKEN_LISTENER)
             continue
         connection = mailbox_of(loop, token)
-        generation = <uint32_t>(token >> 32)
         flush_on_event(loop, &loop.monitor_io, connection, generation, loop.events[k].events, False)
         queues_post(loop, connection, generation, loop_event_bits(loop.events[k].events), False)
 

@@ -1,6 +1,6 @@
 """The poller: an epoll(7) instance and an eventfd that interrupts it. Knows fds and tokens, nothing of connections.
 
-Sockets are registered once, edge-triggered, for all they will ever need; interest is never modified per message. Unix sockets raise an OUT edge
+Connections are registered once, edge-triggered, for all they will ever need; interest is never modified per message. Unix sockets raise an OUT edge
 at every read of the peer, so there OUT is asked for only while output is blocked. An event carries a token, never an fd or a pointer: whoever gets
 it must check that the token is still good.
 """
@@ -23,8 +23,9 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_wait(int epfd, epoll_event *events, int most, int timeout)
 
 cdef enum:
-    # No connection has it: generations begin with 1.
+    # Of generation 0, which no connection has.
     TOKEN_WAKE = 0
+    TOKEN_LISTENER = 1  # of the first listener; the others follow
     POLL_EVENTS = 256
 
 ctypedef struct poller_t:
@@ -61,6 +62,14 @@ cdef inline int poller_add(poller_t *poller, int fd, uint64_t token, bint unix_d
     cdef epoll_event event
     event.events = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET | (0 if unix_domain else EPOLLOUT)
     event.data.u64 = token
+    return -errno if epoll_ctl(poller.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 else 0
+
+
+cdef inline int poller_listen(poller_t *poller, int fd, uint32_t listener) noexcept nogil:
+    """Register a listener; 0 or -errno. Level-triggered: there may be more connections than are accepted in one turn."""
+    cdef epoll_event event
+    event.events = EPOLLIN
+    event.data.u64 = TOKEN_LISTENER + listener
     return -errno if epoll_ctl(poller.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 else 0
 
 

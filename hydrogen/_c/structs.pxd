@@ -6,7 +6,7 @@ from hydrogen._c.addresses cimport addresses_t
 from hydrogen._c.buffer cimport block_t, pool_t, queue_t
 from hydrogen._c.constants cimport CAUSES, CORKED_MOST, LOOPS_MOST, TIMEOUTS
 from hydrogen._c.framing cimport framing_t
-from hydrogen._c.kernel cimport name_t, pollfd, pthread_t
+from hydrogen._c.kernel cimport name_t, pthread_t
 from hydrogen._c.lock cimport cond_t, lock_t
 from hydrogen._c.poller cimport POLL_EVENTS, epoll_event, poller_t
 from hydrogen._c.slab cimport slab_t, slot_t
@@ -154,6 +154,11 @@ ctypedef struct listener_t:
     int fd
     bint unix_domain
 
+# The slot that the next connection gets.
+ctypedef struct vacancy_t:
+    loop_t *loop
+    connection_t *connection
+
 # What accepts for all loops of a server, with what is said of the server as a whole.
 ctypedef struct acceptor_t:
     # constant after the start
@@ -172,10 +177,15 @@ ctypedef struct acceptor_t:
     uint32_t turned_away_told
     uint64_t pauses
     uint32_t accepting     # ACCEPT...; written by the accept thread
-    uint32_t waits         # the accept thread wants to be told when a connection is released: see loop_release
+    uint32_t listening     # the listeners are in the poller of the first loop; written with `accept_lock`
+    uint32_t waits         # somebody wants the accept thread to be told when a connection is released: see loop_release
     uint32_t suspended
     uint32_t stop
     uint32_t loops_left
+    # with `accept_lock`, which whoever accepts holds
+    lock_t accept_lock
+    vacancy_t next
+    bint exhausted         # there were no fds, or no memory; the accept thread's while not `listening`
     # under its own lock
     addresses_t addresses  # connections from each
     # the accept thread, and whoever starts and ends it
@@ -183,7 +193,6 @@ ctypedef struct acceptor_t:
     bint started
     int event              # closed under `event_lock`, and set there by others than threads of the loops
     lock_t event_lock
-    pollfd *polled         # the event, then the listeners
 
 ctypedef struct loop_t:
     context_t context
@@ -215,7 +224,7 @@ ctypedef struct loop_t:
     uint64_t sweep_ns     # between two looks at the deadlines: a quarter of the shortest of Config's; LINGER_SWEEP_NS while anybody lingers, if that is less
     uint32_t forks       # kernel_forks at the start
     # atomic
-    uint64_t live          # connections; only the accept thread makes it larger
+    uint64_t live          # connections; only who has the acceptor's `accept_lock` makes it larger
     uint64_t stalls
     uint64_t all_blocked
     uint64_t sweeps

@@ -11,6 +11,7 @@ from hydrogen._c.atomic cimport (
     atomic_load32, atomic_store32, atomic_store64, relaxed_add64, relaxed_store32,
 )
 from hydrogen._c.buffer cimport block_bytes, block_length, block_t
+from hydrogen._c.connection cimport connection_register
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_OVERLOAD,
     CAUSE_PEER_CLOSED, CAUSE_REJECT, FLAG_FIRST, FLAG_HANDSHAKE, FLAG_HEADER, FLAG_POLLED,
@@ -20,7 +21,6 @@ from hydrogen._c.framing cimport FRAMING_PYTHON
 from hydrogen._c.input cimport input_store
 from hydrogen._c.kernel cimport kernel_duplicate, kernel_recv, name_t
 from hydrogen._c.lock cimport lock_give, lock_take
-from hydrogen._c.loop cimport loop_register
 from hydrogen._c.poller cimport poller_remove
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._codec cimport Framing
@@ -99,7 +99,7 @@ cdef inline int opening_register(Engine engine, connection_t *connection, Hydrog
     """Have the connection polled, if it is not."""
     cdef int failed = 0
     if not connection.flags & FLAG_POLLED and connection.poll_fd >= 0:
-        failed = loop_register(&engine._loop, connection)
+        failed = connection_register(&engine._loop.context, connection)
     if failed:
         ending_ask(engine, socket, True, CAUSE_OS_ERROR, -failed)
     return 0

@@ -121,6 +121,22 @@ def test_f22_however_many_come_and_go_there_are_never_more_than_max_connections_
     assert (stats.accepted, stats.removed_overload) == (120, 0)
 
 
+@pytest.mark.clause("C32", "C33")
+def test_connections_are_accepted_and_turned_away_while_all_workers_block(start, connect, gate):
+    go = gate()
+    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go"))
+    server = start(handler, max_threads=1, max_connections=2, overload="close")
+    connect(server).send(b"block")
+    handler.wait_for("data_received")
+    waiting = connect(server)
+    wait_until(lambda: server.stats().accepted == 2, "it is accepted")
+    assert connect(server).at_end() == "reset"
+    assert server.stats().removed_overload == 1
+    go.set()
+    waiting.send(b"served")
+    handler.wait_for("data_received", 2)
+
+
 @pytest.mark.clause("C32", "H14")
 def test_f22_a_connection_counts_until_its_last_callback_has_returned(start, connect, gate):
     go = gate()

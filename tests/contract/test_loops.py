@@ -69,6 +69,17 @@ def test_a_handler_that_blocks_keeps_the_workers_of_its_own_loop_only(start, con
 
 
 @pytest.mark.clause("C42")
+def test_connections_of_other_loops_are_accepted_while_the_first_one_s_workers_block(start, connect, gate):
+    """Whoever polls for the first loop accepts for all."""
+    go = gate()
+    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else socket.send(data))
+    server = start(handler, loops=2, max_threads=2)
+    connect(server).send(b"block")
+    handler.wait_for("data_received")
+    connect(server).echo(b"served")
+
+
+@pytest.mark.clause("C42")
 def test_what_is_asked_of_the_server_is_asked_of_all_loops(start, connect):
     handler = recorder(connected=None, data_received=echo)
     server = start(handler, loops=LOOPS)
