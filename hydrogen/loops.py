@@ -1,8 +1,9 @@
 """Several loops as one engine: for `Config.loops` of the compiled engine.
 
 Each loop is an engine of its own, with its poller, slab, queues, workers and monitor; nothing of a message is shared between two.
-Who polls for the first one accepts for all: each connection goes to the loop that has the fewest, and the limits are those of the server as a
-whole. A connection is found by its `HydrogenSocket`, which knows its loop; here is what the server asks of all.
+Who polls for the first one accepts for all: each connection goes to the loop that has the fewest, and
+the limits are those of the server as a whole. A connection is found by its `HydrogenSocket`, which
+knows its loop; here is what the server asks of all.
 """
 
 from __future__ import annotations
@@ -127,7 +128,10 @@ class Loops:
 
 
 def shares(config: Config) -> list[Config]:
-    """What each loop gets of what is the server's: workers, slots and memory. The limits that are kept where connections are accepted are not divided."""
+    """What each loop gets of what is the server's: workers, slots and memory.
+
+    The limits that are kept where connections are accepted are not divided.
+    """
     workers, more = divmod(config.max_threads, config.loops)
     return [
         dataclasses.replace(

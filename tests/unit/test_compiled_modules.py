@@ -36,8 +36,8 @@ ORDER = [
     "flush",
     "step",
     "broadcast",
-    "loop",
     "acceptor",
+    "loop",
     "worker",
     "monitor",
 ]
