@@ -242,7 +242,8 @@ cdef enum:
     DELIVER_MOST = 256
     # A turn flushes what it has corked after so many callbacks, ...
     CORK_CALLBACKS = 64
-    # ... or, looking at the clock after each eighth, after so many nanoseconds.
+    # ... or, looking at the clock after so many, after so many nanoseconds.
+    CORK_LOOK = 8
     CORK_NS = 200000
     # Replies up to this size are sent with the GIL held in eager mode: send(2) takes 2 to 3 us, giving the GIL away and waiting to get it back more.
     SEND_HELD_MOST = 16 << 10

@@ -129,6 +129,7 @@ ctypedef struct worker_t:
     void *callbacks                  # its _Callbacks (_core.pyx), which it holds as long as it runs
     void *python_thread              # its PyThreadState
     uint32_t corked_count
+    uint64_t cork_seen               # `progress` when it looked last whether to flush that
     uint64_t iteration_began              # or its last flush ended
     uint64_t iteration_entered            # when it began, and `progress` then; without a GIL only
     uint64_t iteration_progress

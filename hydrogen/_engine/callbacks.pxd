@@ -13,7 +13,7 @@ from hydrogen._c.atomic cimport (
     atomic_load32, relaxed_add64, relaxed_load64, relaxed_store32, relaxed_store64,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_HANDLER_ERROR, CORK_CALLBACKS, CORK_NS, FLAG_LATE, STATE_OPEN, WORKER_BRIEF,
+    CAUSE_HANDLER_ERROR, CORK_CALLBACKS, CORK_LOOK, CORK_NS, FLAG_LATE, STATE_OPEN, WORKER_BRIEF,
     WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL,
 )
 from hydrogen._c.expect cimport expect_seldom
@@ -54,17 +54,21 @@ cdef inline int callbacks_begin(Engine engine, worker_t *worker) except -1:
 cdef inline int callbacks_leave(Engine engine, worker_t *worker) except -1:
     """A callback of the handler's came back. Not after what one calls itself, as `send` does.
 
-    Flush in time what this iteration has corked. Each runs in a context of its own (PEP 567), which is
-    made anew only where the last one has set a variable.
+    Flush in time what this iteration has corked; calls of streams and frame builders count as well.
+    Each callback runs in a context of its own (PEP 567), which is made anew only where the last one has
+    set a variable.
     """
+    cdef uint64_t progress
     callbacks_check(engine)
     compat_forget_async_exception(worker.python_thread)
     if expect_seldom(compat_context_size(<PyObject *>(<_Callbacks>worker.callbacks).context) != 0):
         (<_Callbacks>worker.callbacks).renew_context()
-    if expect_seldom(worker.corked_count and relaxed_load64(&worker.progress) & 7 == 0) and (
-        worker.corked_count >= CORK_CALLBACKS or kernel_now() - worker.iteration_began > CORK_NS
-    ):
-        callbacks_flush_corked(engine, worker)
+    if worker.corked_count:
+        progress = relaxed_load64(&worker.progress)
+        if expect_seldom(progress - worker.cork_seen >= CORK_LOOK):
+            worker.cork_seen = progress
+            if worker.corked_count >= CORK_CALLBACKS or kernel_now() - worker.iteration_began > CORK_NS:
+                callbacks_flush_corked(engine, worker)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 
 import pytest
 from families import FAMILIES, connect_to, options_of, stream_of
@@ -176,3 +177,31 @@ def test_no_message_is_delivered_after_another_thread_s_call_has_returned(start,
         client.reset()
         wait_until(lambda: server.stats().connections == 0, "it is gone")
     assert late == []
+
+
+@pytest.mark.clause("P2")
+@pytest.mark.parametrize("framing", ["built in", "user"])
+@pytest.mark.parametrize("hooks", [{}, {"connected": None}], ids=["", "connected"])
+def test_replies_to_a_batch_leave_while_the_rest_of_it_is_delivered(start, connect, framing, hooks):
+    """Whatever is called between the callbacks, and has been called before."""
+    count, pending = 200, []
+
+    class Lines(hydrogen.LineFrameBuilder):
+        def from_bytes(self, buf):
+            return super().from_bytes(buf)
+
+    def received(socket, data):
+        socket.send(b"reply")
+        began = time.monotonic_ns()
+        while time.monotonic_ns() < began + 300_000:  # so long that what is held back for others is due
+            pass
+        pending.append(socket.pending)
+
+    handler = recorder(data_received=received, **hooks)
+    server = start(handler, framing=Lines() if framing == "user" else hydrogen.LineFrameBuilder(), max_threads=1)
+    client = connect(server)
+    if hooks:
+        handler.wait_for("connected")
+    client.send(b"request\n" * count)
+    assert client.receive(count * len(b"reply\n")) == b"reply\n" * count
+    assert max(pending) <= 16 * len(b"reply\n")
