@@ -15,6 +15,7 @@ import threading
 import time
 from os import fsdecode
 from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton
+from ssl import SSLError
 from types import MethodType
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer

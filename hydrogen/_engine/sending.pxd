@@ -3,12 +3,12 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.errno cimport ENOMEM
+from libc.errno cimport EIO, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
-    CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS, DRAIN_WAIT,
+    CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, CAUSE_TLS_ERROR, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS, DRAIN_WAIT,
     ENCRYPT_MOST, NOT_CORKED, RECEIVED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING,
     SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN,
     TLS_JOINED, TLS_SHORT_MOST,
@@ -24,9 +24,9 @@ from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
 from hydrogen._c.waiting cimport waiting_count, waiting_uncount, waiting_yield
 from hydrogen._c.worker cimport worker_is_eager
 from hydrogen._codec cimport Framing, framed, too_large, unfit
-from hydrogen._core cimport Engine, HydrogenSocket, check_timeout, encode
+from hydrogen._core cimport Engine, HydrogenSocket, SSLError, check_timeout, encode
 from hydrogen._engine.callbacks cimport callbacks_check, callbacks_computing, callbacks_flush_corked
-from hydrogen._engine.ending cimport ending_ask
+from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_held
 from hydrogen._engine.streams cimport streams_is_mine, streams_send
 
@@ -150,7 +150,11 @@ cdef inline int sending_work_held(
 
     Records are numbered: what was encrypted is queued before the lock is given back. What was read
     comes first: it was asked for once, and the owner waits for it.
+
+    After an exception a record may be missing, and what came after it would be nonsense to the peer: the
+    connection is aborted. Without memory even catching may fail.
     """
+    cdef int code = ENOMEM
     cdef bint is_whole = False
     try:
         while most and not engine._inert() and sending_has_work(session):
@@ -166,9 +170,13 @@ cdef inline int sending_work_held(
             if not owner and not engine._inert():
                 queues_post(&engine._loop, socket._connection, socket._generation, RECEIVED, worker == NULL)
         is_whole = True
+    except BaseException as error:
+        if not issubclass(type(error), MemoryError):
+            code = EIO
+        raise
     finally:
-        if not is_whole:  # a record may be missing: what came after it would be nonsense to the peer
-            ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
+        if not is_whole:
+            ending_ask(engine, socket, True, CAUSE_OS_ERROR, code)
     return most
 
 
@@ -225,9 +233,17 @@ cdef inline int sending_encrypt(Engine engine, worker_t *worker, HydrogenSocket 
     callbacks_computing(engine, worker, size <= TLS_SHORT_MOST)
     try:
         data = session.encrypt(data)
+    except OSError as error:
+        if not issubclass(type(error), SSLError):
+            raise
+        # Not raised: the message may be another thread's, and the callback another connection's.
+        session.failure = error.with_traceback(None)
+        ending_with(engine, socket, True, CAUSE_TLS_ERROR, error)
+        sending_drop(engine, socket, session)
     finally:
         callbacks_computing(engine, worker, False)
-    sending_append(engine, worker, socket, &engine._raw, data, STATE_CLOSING, size)
+    if session.failure is None:
+        sending_append(engine, worker, socket, &engine._raw, data, STATE_CLOSING, size)
     return 0
 
 

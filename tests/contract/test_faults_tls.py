@@ -1,5 +1,7 @@
 """faults.md, rows 32 to 37: what peers do to TLS, and that the handler never hears of those that did not shake hands."""
 
+import contextlib
+import errno
 import os
 import socket as stdlib_socket
 import ssl
@@ -435,3 +437,86 @@ def test_a_client_without_a_cipher_in_common_is_told_so(start, connect):
         TlsClient(client, picky).handshake()
     client.close()
     assert "NO_SHARED_CIPHER" in str(only_removed(handler)[0])
+
+
+# ---------------------------------------------------------------------------------------------------- OpenSSL, and signals
+
+
+class Failing(ssl.SSLObject):
+    """Raises `error`, where there is one, instead of encrypting, or of decrypting."""
+
+    error: BaseException | None = None
+    fails = ""
+
+    def write(self, data):
+        if self.fails == "write" and type(self).error is not None:
+            raise type(self).error
+        return super().write(data)
+
+    def read(self, *arguments):
+        if self.fails == "read" and type(self).error is not None:
+            raise type(self).error
+        return super().read(*arguments)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A context for the server, and `fail(what, error)`."""
+    context = server_context()
+    context.sslobject_class = Failing
+
+    def fail(what, error):
+        monkeypatch.setattr(Failing, "fails", what)
+        monkeypatch.setattr(Failing, "error", error)
+
+    return context, fail
+
+
+ERRORS = {
+    "SSLError": (ssl.SSLError(ssl.SSL_ERROR_SSL, "something is wrong"), ssl.SSLError, None),
+    "Ctrl-C": (KeyboardInterrupt(), OSError, errno.EIO),
+    "MemoryError": (MemoryError(), OSError, errno.ENOMEM),
+}
+
+
+@pytest.mark.clause("H20", "H25")
+@pytest.mark.parametrize(("error", "kind", "code"), ERRORS.values(), ids=ERRORS)
+@pytest.mark.parametrize("what", ["read", "write"])
+def test_a_session_that_cannot_go_on_ends_its_connection_with_what_happened(start, secure, failing, error_log, what, error, kind, code):
+    context, fail = failing
+    handler = recorder(connected=None)
+    client = secure(start(handler, ssl=context))
+    handler.wait_for("connected")
+    fail(what, error)
+    if what == "read":
+        client.send(b"x")
+    else:
+        with contextlib.suppress(type(error)):
+            handler.socket().send(b"x")
+    (removed,) = handler.wait_removed()
+    assert isinstance(removed, kind)
+    if code is not None:
+        assert removed.errno == code
+
+
+@pytest.mark.clause("H16", "H20")
+def test_what_openssl_finds_wrong_with_one_connection_costs_none_that_sends_to_it(start, secure, failing):
+    context, fail = failing
+
+    def tell_the_other(socket, data):
+        for other in server.connections:
+            if other != socket:
+                other.send(data)
+
+    handler = recorder(connected=None, data_received=tell_the_other)
+    server = start(handler, ssl=context)
+    clients = []
+    for number in range(2):
+        clients.append(secure(server))
+        handler.wait_for("connected", number + 1)
+    fail("write", ERRORS["SSLError"][0])
+    clients[0].send(b"x")
+    (removed,) = handler.wait_removed()
+    assert isinstance(removed, ssl.SSLError)
+    assert handler.socket(0).is_open
+    assert not handler.socket(1).is_open
