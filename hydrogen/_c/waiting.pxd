@@ -4,7 +4,6 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.buffer cimport queue_t
 from hydrogen._c.constants cimport STATE_ABORTING, STATE_OPEN, YIELD_NS
-from hydrogen._c.kernel cimport kernel_sleep
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
 from hydrogen._c.output cimport output_account_locked, output_pause_locked, output_settle_locked
@@ -42,8 +41,9 @@ cdef inline uint32_t waiting_uncount(
     return bits
 
 
-cdef inline void waiting_yield(context_t *context, connection_t *connection) noexcept nogil:
-    """Let who encrypts, or is in the user's stream, get on, the longer the more waits for him. Any thread that has left him a message.
+cdef inline uint64_t waiting_rest(context_t *context, connection_t *connection) noexcept nogil:
+    """Nanoseconds for which a thread that has left a message to who encrypts, or is in the user's stream, lets that one get on: the
+    longer the more waits for him.
 
     He needs the GIL again and again. Those who send without rest would keep it, and the peer be taken for a slow one. Below a 64th of
     `max_write_buffer` nobody waits.
@@ -52,5 +52,6 @@ cdef inline void waiting_yield(context_t *context, connection_t *connection) noe
     lock_take(&connection.lock)
     pending = min(connection.pending, context.max_write_buffer)
     lock_give(&connection.lock)
-    if pending > context.max_write_buffer // 64:
-        kernel_sleep(<uint64_t>(YIELD_NS * (<double>pending / context.max_write_buffer)))
+    if pending <= context.max_write_buffer // 64:
+        return 0
+    return <uint64_t>(YIELD_NS * (<double>pending / context.max_write_buffer))

@@ -9,6 +9,7 @@ from hydrogen._c.broadcast cimport broadcast_send, broadcast_t
 from hydrogen._c.buffer cimport shared_drop, shared_new, shared_t
 from hydrogen._c.constants cimport STATE_OPEN, STATE_VACANT
 from hydrogen._c.framing cimport FRAMING_PYTHON, framing_t
+from hydrogen._c.kernel cimport kernel_sleep
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_of
 from hydrogen._c.slab cimport slab_used
@@ -42,7 +43,9 @@ cdef inline list broadcast_sockets(Engine engine, uint32_t last_state):
     return found
 
 
-cdef inline bint broadcast_send_other(Engine engine, worker_t *worker, HydrogenSocket socket, bytes data, bytes wire) except -1:
+cdef inline bint broadcast_send_other(
+    Engine engine, worker_t *worker, HydrogenSocket socket, bytes data, bytes wire, uint64_t *rest,
+) except -1:
     """`send` of a broadcast, of `wire` where that is what the builder would make; what a connection's own framing cannot carry is not sent to it."""
     cdef connection_t *connection = socket._connection
     cdef bint sent = False
@@ -55,7 +58,7 @@ cdef inline bint broadcast_send_other(Engine engine, worker_t *worker, HydrogenS
     ):
         return sending_count(engine, worker, sending_append(engine, worker, socket, &engine._raw, wire, STATE_OPEN))
     try:
-        sent = sending_send(engine, socket, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        sent = sending_send(engine, socket, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), rest)
     except ValueError:
         pass
     except Exception as error:
@@ -64,7 +67,10 @@ cdef inline bint broadcast_send_other(Engine engine, worker_t *worker, HydrogenS
 
 
 cdef inline object broadcast_to_all(Engine engine, bytes data, exclude):
-    """First, without the GIL, the connections that are framed as `Config` says, in compiled code; then the others one by one."""
+    """First, without the GIL, the connections that are framed as `Config` says, in compiled code; then the others one by one.
+
+    Those who encrypt, or write into a stream, get on in one rest for all, not in one for each: see `sending_send`.
+    """
     cdef loop_t *loop = &engine._loop
     cdef worker_t *worker = engine._worker()
     cdef const framing_t *framing = loop.context.framing
@@ -75,6 +81,7 @@ cdef inline object broadcast_to_all(Engine engine, bytes data, exclude):
     cdef shared_t *shared = NULL
     cdef broadcast_t report
     cdef HydrogenSocket socket
+    cdef uint64_t rest = 0
     cdef uint32_t k
     if engine._inert():
         return BroadcastReport(0, 0)
@@ -90,10 +97,13 @@ cdef inline object broadcast_to_all(Engine engine, bytes data, exclude):
         for k in range(report.others):
             socket = references_socket(engine, mailbox_of(loop, others[k]))
             socket._generation = <uint32_t>(others[k] >> 32)
-            if broadcast_send_other(engine, worker, socket, data, wire):
+            if broadcast_send_other(engine, worker, socket, data, wire, &rest):
                 report.sent += 1
             else:
                 report.dropped += 1
+        if rest:
+            with nogil:
+                kernel_sleep(rest)
     finally:
         free(skip)
         free(others)

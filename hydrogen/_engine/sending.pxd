@@ -17,11 +17,11 @@ from hydrogen._c.counters cimport counters_count
 from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over
 from hydrogen._c.framing cimport FRAMING_PYTHON, FRAMING_RAW, framing_t
-from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now
+from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now, kernel_sleep
 from hydrogen._c.output cimport output_send, output_wait_drained
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
-from hydrogen._c.waiting cimport waiting_count, waiting_uncount, waiting_yield
+from hydrogen._c.waiting cimport waiting_count, waiting_rest, waiting_uncount
 from hydrogen._c.worker cimport worker_is_eager
 from hydrogen._codec cimport Framing, framed, too_large, unfit
 from hydrogen._core cimport Engine, HydrogenSocket, SSLError, check_timeout, encode
@@ -31,8 +31,8 @@ from hydrogen._engine.references cimport references_held
 from hydrogen._engine.streams cimport streams_is_mine, streams_send
 
 
-cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSocket socket, bytes data) except -1:
-    """Send by a frame builder of the user's or of the connection's own, by TLS, or by both."""
+cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSocket socket, bytes data, uint64_t *rest) except -1:
+    """Send by a frame builder of the user's or of the connection's own, by TLS, or by both. `rest`: as of `streams_send`."""
     cdef connection_t *connection = socket._connection
     cdef Framing own = references_held(engine, socket, &connection.builder)
     session = references_held(engine, socket, &connection.session)
@@ -65,8 +65,7 @@ cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSock
     sending_work(engine, worker, socket, session, False)
     user = session.user
     if user is not None and user != PyThread_get_thread_ident():
-        with nogil:
-            waiting_yield(&engine._loop.context, connection)
+        rest[0] = waiting_rest(&engine._loop.context, connection)
     return SEND_QUEUED
 
 
@@ -247,8 +246,12 @@ cdef inline int sending_encrypt(Engine engine, worker_t *worker, HydrogenSocket 
     return 0
 
 
-cdef inline bint sending_send(Engine engine, HydrogenSocket socket, const char *data, size_t n) except -1:
-    """`HydrogenSocket.send`."""
+cdef inline bint sending_send(Engine engine, HydrogenSocket socket, const char *data, size_t n, uint64_t *rest=NULL) except -1:
+    """`HydrogenSocket.send`.
+
+    Where the message is left to another thread it lets that one get on. Who sends to many does so once,
+    for the longest of these times: it is stored in `rest`, if that is not NULL, instead.
+    """
     cdef connection_t *connection = socket._connection
     cdef worker_t *worker = engine._worker()
     cdef const framing_t *framing = engine._loop.context.framing
@@ -259,27 +262,33 @@ cdef inline bint sending_send(Engine engine, HydrogenSocket socket, const char *
         connection.adapter != NULL or connection.session != NULL or connection.builder != NULL or
         framing.kind == FRAMING_PYTHON or (framing.kind != FRAMING_RAW and n > framing.max_size)
     ):
-        result = sending_send_otherwise(engine, worker, socket, data, n)
+        result = sending_send_otherwise(engine, worker, socket, data, n, rest)
     else:
         result = sending_append_framed(engine, worker, socket, framing, data, n, STATE_OPEN, 0)
     return sending_count(engine, worker, result)
 
 
 cdef inline int sending_send_otherwise(
-    Engine engine, worker_t *worker, HydrogenSocket socket, const char *data, size_t n,
+    Engine engine, worker_t *worker, HydrogenSocket socket, const char *data, size_t n, uint64_t *rest,
 ) except -1:
     """The same of all but a message that is framed and queued as it is, which would pay for what this needs."""
     cdef connection_t *connection = socket._connection
+    cdef uint64_t mine = 0
     cdef int result = SEND_REFUSED
     if connection.adapter != NULL:
         if atomic_load32(&connection.state) == STATE_OPEN and socket.pending < engine._loop.context.max_write_buffer:
-            result = SEND_QUEUED if streams_send(engine, socket, PyBytes_FromStringAndSize(data, n)) else SEND_REFUSED
+            result = SEND_QUEUED if streams_send(engine, socket, PyBytes_FromStringAndSize(data, n), &mine) else SEND_REFUSED
         elif atomic_load32(&connection.state) == STATE_OPEN:
             ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
     elif connection.session != NULL or connection.builder != NULL or engine._loop.context.framing.kind == FRAMING_PYTHON:
-        result = sending_send_coded(engine, worker, socket, PyBytes_FromStringAndSize(data, n))
+        result = sending_send_coded(engine, worker, socket, PyBytes_FromStringAndSize(data, n), &mine)
     else:
         raise too_large(engine._loop.context.framing, n)
+    if rest != NULL:
+        rest[0] = max(rest[0], mine)
+    elif mine:
+        with nogil:
+            kernel_sleep(mine)
     return result
 
 
@@ -363,7 +372,7 @@ cdef inline object sending_drain(Engine engine, HydrogenSocket socket, timeout):
         with nogil:
             state = output_wait_drained(&engine._loop.context, socket._connection, socket._generation, until)
         if state == DRAIN_EDGE:
-            streams_send(engine, socket, None)
+            streams_send(engine, socket, None, NULL)
         elif state != DRAIN_WAIT:
             return state == DRAIN_DONE and (session is None or not session.is_cut)
         PyErr_CheckSignals()

@@ -10,7 +10,7 @@ meanwhile, be it to send a message or to receive, and looks again before he leav
 
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.errno cimport ENOMEM
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.adapter cimport adapter_enter, adapter_leave, adapter_sent, adapter_writes
 from hydrogen._c.atomic cimport atomic_load32, atomic_load64, relaxed_add64, relaxed_store32
@@ -24,7 +24,7 @@ from hydrogen._c.kernel cimport kernel_unacknowledged, kernel_unread
 from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._c.waiting cimport waiting_count, waiting_uncount, waiting_yield
+from hydrogen._c.waiting cimport waiting_count, waiting_rest, waiting_uncount
 from hydrogen._core cimport Engine, HydrogenSocket, class_name, errors
 from hydrogen._engine.callbacks cimport callbacks_log, callbacks_message, callbacks_run
 from hydrogen._engine.ending cimport ending_ask, ending_with
@@ -171,8 +171,10 @@ cdef inline bint streams_ended(Engine engine, HydrogenSocket socket, adapter, na
     return is_done
 
 
-cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except -1:
+cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data, uint64_t *rest) except -1:
     """Have a user's stream write; None: go on with what it has kept. False when it is too late, or it raised. Any thread.
+
+    `rest`, for a message: how long the caller is to let the thread that writes it get on.
 
     Nobody waits for who is in the stream: it may be this thread, further out, or one that is about to
     send by the stream in which this one is. The message waits in the adapter, and he looks again.
@@ -198,8 +200,7 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data) except
     if entered == ADAPTER_ENTERED:
         return streams_leave(engine, engine._worker(), socket, adapter, False, True)
     if entered == ADAPTER_BUSY and data is not None and adapter.user != PyThread_get_thread_ident():
-        with nogil:
-            waiting_yield(&engine._loop.context, connection)
+        rest[0] = waiting_rest(&engine._loop.context, connection)
     return entered == ADAPTER_BUSY
 
 

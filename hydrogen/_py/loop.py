@@ -250,6 +250,7 @@ class Engine:
             if not isinstance(other, HydrogenSocket):
                 raise TypeError(f"exclude: sockets are expected, not {other!r}")
         sent = dropped = 0
+        rest = 0.0
         for connection in self._slab.snapshot():
             if not connection.ready or connection.at_once or connection.socket in excluded:
                 continue
@@ -259,6 +260,9 @@ class Engine:
             taken = self._send(connection, frames[id(builder)])
             sent += taken
             dropped += not taken
+            rest = max(rest, connection.rest())
+        if rest:
+            time.sleep(rest)
         return BroadcastReport(sent, dropped)
 
     def _frame(self, builder: FrameBuilder | None, data: bytes) -> bytes | None:
@@ -274,7 +278,7 @@ class Engine:
     def _send(self, connection: Connection, frame: bytes | None) -> bool:
         """Send to one of many: whatever is wrong with it, the others are not to miss theirs."""
         try:
-            return frame is not None and connection.send(frame)
+            return frame is not None and connection.send(frame, rests=False)
         except Exception as error:
             self.complain("broadcast", error)
             return False

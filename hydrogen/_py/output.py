@@ -284,8 +284,12 @@ class Output(Mailbox):
         """Whether so much output is pending that nothing is to be read or delivered."""
         return self._over_high
 
-    def send(self, data: bytes) -> bool:
+    def send(self, data: bytes, rests: bool = True) -> bool:
         """Queue the message `data`, framed, and write what the kernel takes now; False when the connection ends, or must end for this.
+
+        Args:
+            data: the message.
+            rests: let who has to write it get on, if that is somebody else; who sends to many does so once, for the longest `rest`.
 
         Raises: BaseException: what a thread of the user's is to be told (Ctrl-C, or `sys.exit()` of a signal handler), see `_write`.
         """
@@ -305,8 +309,8 @@ class Output(Mailbox):
             self._catch_up()
             if self.transport.is_stream and self._role.is_taken():
                 self._count_left()
-            if self._role.is_taken():
-                self._let_get_on()
+            if rests and self._role.is_taken() and (seconds := self.rest()):
+                time.sleep(seconds)
         except BaseException:
             self._leave_interrupted()
             raise
@@ -691,12 +695,14 @@ class Output(Mailbox):
         self._catch_up()
         time.sleep(0)  # lets go of the GIL: he gets on then, or we would leave him more and more
 
-    def _let_get_on(self) -> None:
-        """Somebody else is in the role. He needs the GIL to get on, and many who send, or one who never lets go of it, would leave him more
-        than he writes: the peer would be taken for a slow one. What lies in the queue is not waited for: the peer may be slow."""
+    def rest(self) -> float:
+        """Seconds for which one who has sent lets who is in the role get on: he needs the GIL for that, and many who send, or one who never
+        lets go of it, would leave him more than he writes: the peer would be taken for a slow one. What lies in the queue is not waited
+        for: the peer may be slow."""
         left, most = self._waiting_size, self.loop.config.max_write_buffer
-        if left * 64 > most and not self._role.is_mine():
-            time.sleep(CONTENDED * min(left / most, 1.0))
+        if left * 64 <= most or not self._role.is_taken() or self._role.is_mine():
+            return 0.0
+        return CONTENDED * min(left / most, 1.0)
 
     def _take_back(self, data: bytes) -> bool:
         """Whether the message `data` was still waiting when no more were to be written."""

@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import resource
 
 import pytest
 from certificates import client_context, server_context
@@ -24,6 +25,7 @@ from support import (
 )
 
 import hydrogen
+from hydrogen.tls import TlsSession
 
 BIG = bytes(8 << 20)
 """More than the kernel takes for a peer that does not read."""
@@ -586,3 +588,45 @@ def test_broadcasts_count_towards_max_buffered(start, connect):
 
     wait_until(step, "those who do not read go for it")
     assert server.stats().memory_pauses >= 1
+
+
+@pytest.mark.clause("S36", "P2")
+@pytest.mark.parametrize("kind", ["tls", "stream"])
+def test_a_broadcast_lets_those_who_write_for_others_get_on_once_for_all_of_them(start, connect, gate, monkeypatch, engine, kind):
+    """On each connection a thread is kept that encrypts, or is in the stream, and much waits for that one."""
+    count, release, inside = 40, gate(), []
+    encrypt = TlsSession.encrypt
+
+    def hold(data):
+        if bytes(data) == b"first":
+            inside.append(data)
+            wait_event(release, "it may go on")
+
+    def held(session, plaintext):
+        hold(plaintext)
+        return encrypt(session, plaintext)
+
+    class Held(PassThrough):
+        def send(self, buf):
+            hold(buf)
+            super().send(buf)
+
+    handler = recorder(connected=None, **({"new_connection": Held} if kind == "stream" else {}))
+    limits = {"max_write_buffer": 1000, "write_buffer_limits": (1000, 1000)}
+    server = start(handler, ssl=server_context() if kind == "tls" else None, max_threads=2, **limits)
+    clients = [connect(server) for _ in range(count)]
+    peers = [TlsClient(client, client_context()).handshake() if kind == "tls" else client for client in clients]
+    sockets = [call.socket for call in handler.wait_for("connected", count)]
+    monkeypatch.setattr(TlsSession, "encrypt", held)
+    with running(*(lambda socket=socket: socket.send(b"first") for socket in sockets)):
+        wait_until(lambda: len(inside) == count, "all threads are kept")
+        for socket in sockets:
+            assert socket.send(bytes(900))
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        assert server.broadcast(b"to all") == hydrogen.BroadcastReport(count, 0)
+        waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
+        release.set()
+    for peer in peers:
+        assert peer.receive(911) == b"first" + bytes(900) + b"to all"
+    given_away = count if (engine, kind) == ("python", "stream") else 0  # the GIL, once for each message
+    assert waits < given_away + count // 2
