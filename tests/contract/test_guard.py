@@ -42,9 +42,10 @@ def test_an_exception_set_in_a_worker_that_waits_costs_neither_it_nor_anybody(st
         idents.add(threading.get_ident())
         socket.send(data)
 
-    handler = recorder(new_connection=lambda fd: stream_of(family, fd), data_received=received)
+    handler = recorder(new_connection=lambda fd: stream_of(family, fd), connected=None, data_received=received)
     server = start(handler, **options_of(family, str(tmp_path / "s")), max_threads=WORKERS)
     stays = connect_to(server, family)
+    handler.wait_for("connected")
     gone = 0
     for _ in range(ROUNDS):
         victim = connect_to(server, family)
@@ -61,6 +62,8 @@ def test_an_exception_set_in_a_worker_that_waits_costs_neither_it_nor_anybody(st
                 gone += 1
                 break
         victim.close()
+        # Before the next one: else it may hit the stream in its own close(), which then leaves the fd open.
+        wait_until(lambda: server.stats().connections == handler.socket(0).is_open, "the victim is gone, and its stream closed")
     handler.wait_removed(ROUNDS)
     if not handler.socket(0).is_open:
         stays.close()

@@ -421,7 +421,7 @@ def test_what_a_thread_is_writing_into_a_stream_is_pending(one, hold):
         assert socket.pending == 100
         assert not socket.drain(0)
         release.set()
-    assert socket.pending == 0
+    wait_until(lambda: socket.pending == 0, "it is written: by a worker, if one was in the stream before")
 
 
 @pytest.mark.clause("C18", "T8")
