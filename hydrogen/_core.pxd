@@ -18,6 +18,10 @@ cdef class HydrogenSocket:
     cdef bint _send_buffer(self, data) except -1
 
 
+cdef class Message:
+    cdef bytes data
+
+
 cdef class _Callbacks:
     cdef object on_data, on_new, on_connected, on_eof, on_writable, on_disconnected, on_removed
     cdef object context

@@ -256,6 +256,12 @@ cdef class HydrogenSocket:
 SocketContract.register(HydrogenSocket)
 
 
+@cython.final
+@cython.freelist(64)
+cdef class Message:
+    """What somebody sends, left to who encrypts or is in a user's stream. Equal to no other one: its sender may take it back."""
+
+
 cdef object _rebound(callback):
     """A bound method anew; anything else as it is."""
     # Not isinstance(), which would take a wrapper that says it is one for it, and leave the wrapper out.

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ssl import SSLContext
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hydrogen.config import Framing
 from hydrogen.connection import check_timeout, contiguous
@@ -119,7 +119,7 @@ class StreamAdapter:
         blocked: the last `send` of the stream raised `BlockingIOError`: it has kept something.
         pending: bytes that it was given since it last had nothing; an upper bound of what it keeps.
         writing: bytes that it is being given.
-        waiting: of the compiled engine: messages for who is in the stream; None asks him to go on.
+        waiting: of the compiled engine: messages for who is in the stream, each in an object of its own; None asks him to go on.
         wanted: the same: who is in the stream is to receive, for the owner, who is told.
         answer: the same: whether he has received something; None: not yet.
         is_ended: the same: `recv` has raised `EOFError`.
@@ -134,7 +134,7 @@ class StreamAdapter:
         self.blocked = False
         self.pending = 0
         self.writing = 0
-        self.waiting: deque[bytes | None] = deque()
+        self.waiting: deque[Any] = deque()
         self.wanted = False
         self.answer: bool | None = None
         self.is_ended = False

@@ -59,7 +59,7 @@ class TlsSession:
     Of the compiled engine, where whoever gets the lock does what anybody has asked for:
 
         received: what was read; `plaintexts`: what became of it, one for each, for the owner.
-        waiting: messages that were taken, to be encrypted.
+        waiting: messages that were taken, to be encrypted, each in an object of its own.
         is_closing: nothing more is put there; close_notify comes behind what is there.
         is_sealed: close_notify is in the output.
         is_cut: messages that waited were dropped, for the failure.
@@ -93,7 +93,7 @@ class TlsSession:
         self.lock = threading.Lock()
         self.received: deque[bytes] = deque()
         self.plaintexts: deque[bytes] = deque()
-        self.waiting: deque[bytes] = deque()
+        self.waiting: deque[Any] = deque()
         self.is_closing = False
         self.is_sealed = False
         self.is_cut = False

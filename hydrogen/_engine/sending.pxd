@@ -24,7 +24,7 @@ from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
 from hydrogen._c.waiting cimport waiting_count, waiting_rest, waiting_uncount
 from hydrogen._c.worker cimport worker_is_eager
 from hydrogen._codec cimport Framing, framed, too_large, unfit
-from hydrogen._core cimport Engine, HydrogenSocket, SSLError, check_timeout, encode
+from hydrogen._core cimport Engine, HydrogenSocket, Message, SSLError, check_timeout, encode
 from hydrogen._engine.callbacks cimport callbacks_check, callbacks_computing, callbacks_flush_corked
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_held
@@ -79,10 +79,12 @@ cdef inline bint sending_put(Engine engine, HydrogenSocket socket, session, byte
     cdef connection_t *connection = socket._connection
     cdef bint waits = False
     cdef bint was_there = False
+    cdef Message message = Message.__new__(Message)
+    message.data = data
     if not waiting_count(&engine._loop.context, connection, socket._generation, len(data)):
         return False
     try:
-        session.waiting.append(data)
+        session.waiting.append(message)
         waits = True
     finally:
         if not waits:
@@ -90,7 +92,7 @@ cdef inline bint sending_put(Engine engine, HydrogenSocket socket, session, byte
     if not session.is_closing and session.failure is None:
         return True
     try:
-        session.waiting.remove(data)
+        session.waiting.remove(message)
         was_there = True
     except ValueError:  # it was encrypted
         pass
@@ -200,11 +202,12 @@ cdef inline int sending_receive(Engine engine, worker_t *worker, HydrogenSocket 
 
 cdef inline int sending_drop(Engine engine, HydrogenSocket socket, session) except -1:
     """OpenSSL has failed: what waits cannot be encrypted any more. Or reading would be paused, and drain() wait, for it."""
+    cdef Message message
     try:
         while session.waiting:
-            data = session.waiting.popleft()
+            message = session.waiting.popleft()
             session.is_cut = True
-            sending_uncount(engine, socket, len(data))
+            sending_uncount(engine, socket, len(message.data))
     except IndexError:  # taken back
         pass
     return 0
@@ -217,13 +220,14 @@ cdef inline int sending_encrypt(Engine engine, worker_t *worker, HydrogenSocket 
     threads that send without rest takes far longer than to encrypt.
     """
     cdef bytes data
+    cdef Message message
     cdef list parts = []
     cdef size_t size = 0
     try:
         while session.waiting and size < TLS_JOINED:
-            data = session.waiting.popleft()
-            parts.append(data)
-            size += len(data)
+            message = session.waiting.popleft()
+            parts.append(message.data)
+            size += len(message.data)
     except IndexError:  # taken back
         pass
     if not parts:

@@ -25,7 +25,7 @@ from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._c.waiting cimport waiting_count, waiting_rest, waiting_uncount
-from hydrogen._core cimport Engine, HydrogenSocket, class_name, errors
+from hydrogen._core cimport Engine, HydrogenSocket, Message, class_name, errors
 from hydrogen._engine.callbacks cimport callbacks_log, callbacks_message, callbacks_run
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_held
@@ -171,7 +171,7 @@ cdef inline bint streams_ended(Engine engine, HydrogenSocket socket, adapter, na
     return is_done
 
 
-cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data, uint64_t *rest) except -1:
+cdef inline bint streams_send(Engine engine, HydrogenSocket socket, bytes data, uint64_t *rest) except -1:
     """Have a user's stream write; None: go on with what it has kept. False when it is too late, or it raised. Any thread.
 
     `rest`, for a message: how long the caller is to let the thread that writes it get on.
@@ -183,13 +183,17 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data, uint64
     cdef bint waits = False
     cdef uint32_t bits
     cdef int entered
+    cdef Message message = None
     adapter = references_held(engine, socket, &connection.adapter)  # None: the connection is gone
     if adapter is None:
         return False
-    if data is not None and not waiting_count(&engine._loop.context, connection, socket._generation, len(data)):
-        return False
+    if data is not None:
+        message = Message.__new__(Message)
+        message.data = data
+        if not waiting_count(&engine._loop.context, connection, socket._generation, len(data)):
+            return False
     try:
-        adapter.waiting.append(data)
+        adapter.waiting.append(message)
         waits = True
     finally:
         if not waits and data is not None:
@@ -201,7 +205,18 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, data, uint64
         return streams_leave(engine, engine._worker(), socket, adapter, False, True)
     if entered == ADAPTER_BUSY and data is not None and adapter.user != PyThread_get_thread_ident():
         rest[0] = waiting_rest(&engine._loop.context, connection)
-    return entered == ADAPTER_BUSY
+    return entered == ADAPTER_BUSY or (message is not None and not streams_take_back(adapter, message))
+
+
+cdef inline bint streams_take_back(adapter, Message message) except -1:
+    """It is too late. False when another thread has written the message meanwhile."""
+    cdef bint was_there = False
+    try:
+        adapter.waiting.remove(message)
+        was_there = True
+    except ValueError:
+        pass
+    return was_there
 
 
 cdef inline bint streams_leave(
@@ -269,6 +284,7 @@ cdef inline bint streams_leave(
 cdef inline int streams_write(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, int most) except -1:
     """In the stream: write what waits, while it is open `most` messages; how many more there might have been."""
     cdef connection_t *connection = socket._connection
+    cdef Message message
     cdef size_t size
     cdef int queued
     cdef bint moved
@@ -277,15 +293,15 @@ cdef inline int streams_write(Engine engine, worker_t *worker, HydrogenSocket so
             break
         most = max(most - 1, 0)
         try:
-            data = adapter.waiting.popleft()
+            message = adapter.waiting.popleft()
         except IndexError:  # taken back
             break
         size = adapter.pending
         queued = kernel_unacknowledged(connection.poll_fd) if adapter.blocked else -1
-        if data is not None:
-            size += len(data)
-            adapter_writes(&engine._loop.context, connection, len(data))
-            callbacks_run(engine, worker, adapter.send, data)
+        if message is not None:
+            size += len(message.data)
+            adapter_writes(&engine._loop.context, connection, len(message.data))
+            callbacks_run(engine, worker, adapter.send, message.data)
         elif adapter.blocked:
             callbacks_run(engine, worker, adapter.resume)
         if engine._inert():

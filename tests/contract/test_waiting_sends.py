@@ -1,8 +1,10 @@
 """With TLS one thread encrypts at a time. What others send meanwhile is pending, is limited, and is no burden on one thread for ever."""
 
+import gc
 import ssl
 import sys
 import threading
+from collections import deque
 
 import pytest
 from certificates import client_context, server_context
@@ -11,6 +13,7 @@ from support import PATIENCE, TlsClient, recorder, running, settled, wait_event,
 
 import hydrogen
 from hydrogen import tls
+from hydrogen.stream import StreamAdapter
 from hydrogen.tls import TlsSession
 
 LIMIT = 1 << 20
@@ -315,3 +318,84 @@ def test_what_threads_leave_to_the_one_of_them_that_writes_is_not_taken_for_outp
     with running(*[send] * senders, lambda: peer.receive(size * each * senders)):
         wait_until(lambda: len(taken) == senders * each, "all is sent")
         assert taken.count(False) == 0
+
+
+# --------------------------------------------------------------------------------------------------
+# Between leaving a message and looking whether it came too late other threads may run, without a GIL.
+
+
+class Watched(deque):
+    """Calls `hook`, once, when something was appended: as what other threads do in that moment."""
+
+    hook = None
+
+    def append(self, item):
+        super().append(item)
+        hook, self.hook = self.hook, None
+        if hook is not None:
+            hook()
+
+
+def watch(kind, reference):
+    """What waits in the object of that kind which refers to `reference`: the only one of its fields that a `Watched` may replace."""
+    (owner,) = [owner for owner in gc.get_referrers(reference) if isinstance(owner, kind)]
+    owner.waiting = Watched()
+    return owner
+
+
+@pytest.fixture
+def compiled(engine):
+    """The Python engine has other queues, and takes back only what was sent after the end."""
+    if engine == "python":
+        pytest.skip("of the compiled engine")
+
+
+@pytest.mark.clause("K3", "K6")
+def test_who_comes_too_late_takes_back_his_own_message_and_no_equal_one(compiled, pair):
+    socket, peer, _ = pair()
+    session = watch(TlsSession, socket.get_extra_info("ssl_object"))
+    too_late = []
+
+    def close():
+        socket.close()
+        wait_until(lambda: session.is_closing, "the owner wants to close")
+
+    def send():
+        session.waiting.hook = close
+        too_late.append(socket.send(b"A"))
+
+    assert session.lock.acquire(False)  # a thread is in the session
+    assert socket.send(b"A")
+    assert socket.send(b"B")
+    with running(send):
+        pass
+    session.lock.release()
+    socket.drain(0)  # it looks again
+    assert too_late == [False]
+    assert peer.receive_until_end() == b"AB"
+
+
+@pytest.mark.clause("K3", "K18")
+def test_a_message_that_another_thread_has_written_is_said_to_be_sent_though_its_sender_comes_too_late(compiled, start, connect):
+    streams = []
+
+    def new(fd):
+        streams.append(PassThrough(fd))
+        return streams[-1]
+
+    handler = recorder(new_connection=new, connected=None)
+    client = connect(start(handler))
+    handler.wait_for("connected")
+    socket = handler.socket()
+    adapter = watch(StreamAdapter, streams[0])
+    sent = []
+
+    def other():
+        sent.append(socket.send(b"2"))
+        socket.close()
+        handler.wait_removed()
+
+    adapter.waiting.hook = other
+    sent.append(socket.send(b"1"))
+    assert sent == [True, True]
+    assert client.receive_until_end() == b"12"
