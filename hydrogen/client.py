@@ -17,7 +17,8 @@ from hydrogen.config import Framing
 from hydrogen.connection import BytesLike, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.frame import ChunkFrameBuilder, FrameBuilder, builder_of
-from hydrogen.stream import Plain, Secure, deadline_of, seconds_left, under
+from hydrogen.locks import under
+from hydrogen.stream import Plain, Secure, deadline_of, seconds_left
 from hydrogen.tls import check_context, check_server_hostname
 
 CLOSE_PATIENCE = 2.0

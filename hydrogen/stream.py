@@ -30,6 +30,7 @@ from hydrogen.config import Framing
 from hydrogen.connection import check_timeout, contiguous
 from hydrogen.errors import Cause, HandlerError, described, removal_error
 from hydrogen.frame import ChunkFrameBuilder, Frame, FrameBuilder, FrameDecoder, builder_of, encode
+from hydrogen.locks import under
 from hydrogen.tls import TlsSession, check_context, check_server_hostname
 
 CHUNK = 1 << 16
@@ -263,21 +264,6 @@ def seconds_left(deadline: float | None) -> float:
     if left <= 0:
         raise TimeoutError("timed out")
     return min(left, LONGEST_WAIT)
-
-
-def under(lock: threading.RLock, work: Callable[[], T], wait: bool = True, seconds: float = -1.0) -> T | None:
-    """What `work` returns, done under `lock`; None when that is not to be had: not at once, or not in so many seconds.
-
-    An exception of a signal handler comes between any two bytecodes. So what was taken is in a deque
-    before the call of C code that takes it has returned.
-    """
-    taken: deque[bool] = deque()
-    try:
-        taken.extend(map(lock.acquire, (wait,), (seconds,)))
-        return work() if taken[0] else None
-    finally:
-        if taken and taken[0]:
-            lock.release()
 
 
 class _SocketStream(Stream):

@@ -12,12 +12,14 @@ a deque, each of which is one step. The heap is for workers only, one at a time:
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
+from hydrogen.locks import under
 from hydrogen.log import RateLimitedLog
 
 SLACK = 64
@@ -94,16 +96,16 @@ class Timers:
         While another worker does this, nothing: that one looks at `_missed` when it is done, and has
         the alarm rung once more. Either it sees `_missed`, or it was done before it was set, and then
         the lock was free.
+
+        Another thread may have an exception raised in here (PyThreadState_SetAsyncExc). It comes when
+        a call of C code has returned, or a function of Python begins. It may leave this function: then
+        it is to be called again.
         """
-        callback = None
+        taken: list[Callable[[], object]] = []
         try:
             self._missed = True
-            if not self._sorting.acquire(blocking=False):
+            if not under(self._sorting, lambda: self._take_due(taken), wait=False):
                 return
-            try:
-                callback = self._take_due()
-            finally:
-                self._sorting.release()
             if self._missed:
                 set_alarm(time.monotonic())
             elif self._following is not None:
@@ -112,25 +114,28 @@ class Timers:
             set_alarm(time.monotonic() + RETRY)
             self._log.callback_error("call_later", error)
         finally:
-            if callback is not None:
-                self._call(callback)
+            if taken:
+                try:
+                    callback = taken[0]  # in no function of its own, as it begins an exception could come
+                    callback()
+                except BaseException as error:
+                    self._log.callback_error("call_later", error)
 
-    def _call(self, callback: Callable[[], object]) -> None:
-        try:
-            callback()
-        except BaseException as error:
-            self._log.callback_error("call_later", error)
+    def _take_due(self, taken: list[Callable[[], object]]) -> bool:
+        """Take out the first that is due; `_following` is the time of the next one then. With the lock. True.
 
-    def _take_due(self) -> Callable[[], object] | None:
-        """The first that is due, taken out; `_following` is the time of the next one then. With the lock."""
+        It is in `taken` before the call of C code that takes it out has returned. It leaves the heap
+        last: one that does not stand any more is dropped by the next look.
+        """
         self._missed = False
         self._sort()
         now = time.monotonic()
-        callback = None
-        while self._heap and callback is None and self._heap[0][0] <= now:
-            callback = self._standing.pop(heapq.heappop(self._heap)[2], None)
+        while self._heap and not taken and self._heap[0][0] <= now:
+            with contextlib.suppress(KeyError):  # it was cancelled
+                taken.extend(map(self._standing.pop, (self._heap[0][2],)))
+            heapq.heappop(self._heap)
         self._following = self._heap[0][0] if self._heap else None
-        return callback
+        return True
 
     def _sort(self) -> None:
         """Move what was added into the heap, without those that were cancelled."""
@@ -141,8 +146,9 @@ class Timers:
                 heapq.heappush(self._heap, (when, self._number, timer))
             self._added.popleft()
         if len(self._heap) > 2 * len(self._standing) + SLACK:
-            self._heap = [entry for entry in self._heap if entry[2] in self._standing]
-            heapq.heapify(self._heap)
+            heap = [entry for entry in self._heap if entry[2] in self._standing]
+            heapq.heapify(heap)
+            self._heap = heap
 
 
 def _no_alarm(when: float) -> None:

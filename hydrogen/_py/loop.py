@@ -632,10 +632,7 @@ class Engine:
         self._stalled_workers.begin()
 
     def _run_timers(self) -> None:
-        try:
-            self.server.timers.run_due(self.set_alarm)
-        except MemoryError:  # nobody else would ring
-            self._timers.set(time.monotonic() + OVERLOOKED)
+        self.server.timers.run_due(self.set_alarm)
         self.leave_if_forked()
 
     def _on_lost(self, connection: Connection, error: BaseException) -> None:

@@ -106,8 +106,8 @@ class Worker(threading.Thread):
         else:
             context = contextvars.Context()
             with self.calling:
-                self.hands.clear()  # not before: what has not begun is begun again
                 context.run(item)
+            self.hands.clear()  # not before: what an exception has left is begun again
         return True
 
     def _recover(self, error: BaseException) -> None:

@@ -151,3 +151,19 @@ def test_what_a_timer_sets_in_its_context_no_other_one_sees(start):
         server.call_later(0, callback)
         assert called.acquire(timeout=PATIENCE)
     assert seen == ["nothing"] * 3
+
+
+@pytest.mark.clause("S43", "H16")
+def test_timers_are_run_though_an_exception_from_outside_has_cut_a_ring_short(start, monkeypatch):
+    server, called = start(Echo(), max_threads=1), threading.Event()
+    run_due, cuts = server.timers.run_due, [Late, Late]
+
+    def cut_short(set_alarm):
+        if cuts:
+            raise cuts.pop()
+        run_due(set_alarm)
+
+    monkeypatch.setattr(server.timers, "run_due", cut_short)
+    server.call_later(0, called.set)
+    wait_event(called, "the timer")
+    assert not cuts

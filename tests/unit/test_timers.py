@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from reentry import interrupted
+from reentry import interrupted, signalled
 
 from hydrogen.log import RateLimitedLog
 from hydrogen.timers import SLACK, Timers
@@ -277,3 +277,32 @@ def test_a_look_that_fails_for_want_of_memory_is_made_again(clockwork, error_log
     clockwork.timers.run_due(clockwork.set_alarm)
     assert calls == ["called"]
     assert len(error_log()) == 1
+
+
+@pytest.mark.parametrize("cancelled", [0, 3 * SLACK])
+@pytest.mark.clause("S43", "S44")
+def test_an_exception_from_outside_at_any_moment_of_a_ring_costs_no_timer(clockwork, error_log, cancelled):
+    class Outside(BaseException):
+        pass
+
+    def raise_it():
+        raise Outside
+
+    number, came = 0, True
+    while came:
+        calls = []
+        for _ in range(cancelled):  # what stands is so little that the heap is made anew
+            clockwork.add(-2, print).cancel()
+        for seconds in (-1, -3, -2):
+            clockwork.add(seconds, lambda calls=calls, seconds=seconds: calls.append(seconds))
+        try:
+            came = signalled(clockwork.ring, number, raise_it)
+        except Outside:  # as it begins, or leaves: then an engine calls it again
+            clockwork.set_alarm(time.monotonic())
+        if clockwork.alarm is not None and clockwork.alarm > time.monotonic():
+            clockwork.set_alarm(time.monotonic())  # the one by which it tries again a moment later
+        while clockwork.ring():
+            pass
+        assert calls == [-3, -2, -1], f"before moment {number}"
+        number += 1
+    assert number > 15

@@ -1,0 +1,26 @@
+"""Locks where an exception may come between any two bytecodes: of a signal handler, or set by another thread."""
+
+from __future__ import annotations
+
+import threading
+from _thread import LockType
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def under(lock: LockType | threading.RLock, work: Callable[[], T], wait: bool = True, seconds: float = -1.0) -> T | None:
+    """What `work` returns, done under `lock`; None when that is not to be had: not at once, or not in so many seconds.
+
+    An exception that comes when the lock was taken must not leave it so. What was taken is in a deque
+    before the call of C code that takes it has returned.
+    """
+    taken: deque[bool] = deque()
+    try:
+        taken.extend(map(lock.acquire, (wait,), (seconds,)))
+        return work() if taken[0] else None
+    finally:
+        if taken and taken[0]:
+            lock.release()
