@@ -234,7 +234,7 @@ class Client:
 
         So the output ends first, and what still comes in is thrown away until the server ends the connection, too: for 2 s at most; a
         server that goes on sending after that is reset. Then calls of other threads return. In a signal handler (or a `__del__`) that
-        came while a call of this client reads or writes, it does not wait.
+        came while a call of this client reads or writes, it does not wait: that call does all this when it ends, within the same 2 s.
         """
         if self._stream.fileno() < 0:
             return
@@ -244,6 +244,8 @@ class Client:
         if self._here.is_inside:
             self._here.is_closing = True
         self._stream.finish(CLOSE_PATIENCE)
+        if self._stream.is_interrupted():  # the call further out closes, or is a `close` itself
+            return
         self._stream.shutdown()
         if self._here.is_inside:
             return

@@ -284,7 +284,9 @@ class _SocketStream(Stream):
         _user: the thread that is between beginning and end of `_hold`; 0: none.
         _receiver: the thread that is taking frames; 0: none. Not under `_lock`.
         _is_shut: `shutdown` was called: this side has ended the input, also when what the peer still sends makes the kernel reset.
-        _broken: what send(2) failed with. Nothing more is sent: what comes after a gap is nonsense to the peer.
+        _until: `finish` was called, and gives up then. Who sends does not wait any longer, either. Not under `_lock`.
+        _broken: what send(2) failed with, or that a message came when output had ended. Nothing more is sent: what comes after a gap is
+            nonsense to the peer.
         _end: why nothing more comes in; an `EOFError` for a graceful end. It is raised once all frames before it were given out.
         _failure: what `_decoder` raised, with its traceback of then in `_failed_at`.
 
@@ -310,6 +312,7 @@ class _SocketStream(Stream):
         self._is_sending = False
         self._is_owed = False
         self._is_shut = False
+        self._until: float | None = None
         self._broken: OSError | None = None
         self._end: Exception | None = None
         self._failure: Exception | None = None
@@ -322,8 +325,12 @@ class _SocketStream(Stream):
         return data
 
     def _seal(self, data: bytes) -> bytes:
-        """Under `_lock`: plaintext as it goes on the wire."""
+        """Under `_lock`, if `_can_seal`: plaintext as it goes on the wire."""
         return data
+
+    def _can_seal(self) -> bool:
+        """Under `_lock`: whether messages may be sent: not before the handshake is done, nor after the end."""
+        return True
 
     def _end_output(self) -> None:
         """Under `_lock`: what goes out last. Called again."""
@@ -356,6 +363,8 @@ class _SocketStream(Stream):
         self._is_left = False
         if self._is_shut:
             self._shut()
+        elif self._until is not None:
+            self._finish()
         elif not self._is_sending:
             with contextlib.suppress(OSError):  # for who sends to be told
                 self._flush()
@@ -417,17 +426,19 @@ class _SocketStream(Stream):
         """Write a frame, after what is kept; returns when the kernel has taken all of it.
 
         Raises:
-            ssl.SSLError, OSError: as `nb_send`.
+            ssl.SSLError, OSError: as `nb_send`. `BrokenPipeError` in a signal handler that has interrupted what ends the output.
             BaseException: of a signal handler. How much was written or read by then is not known: close, and nothing else.
         """
         data = self._checked(frame).to_bytes()
         if self.is_interrupted():
+            if self._is_shut or self._until is not None:  # it may have ended: who is in there would not tell
+                raise BrokenPipeError(errno.EPIPE, "the output was ended")
             self._is_owed = True
         else:
             self._shake_hands(None)
         self._waiting.append(data)
         while not self._write():
-            self._wait(select.POLLOUT, None)
+            self._wait_for_room()
 
     # ------------------------------------------------------------------ Stream
 
@@ -458,10 +469,16 @@ class _SocketStream(Stream):
 
     def _shut(self) -> None:
         """Under `_lock`."""
+        self._flush_to_the_end()
+        self._cut()
+
+    def _flush_to_the_end(self) -> None:
+        """Under `_lock`: write what is kept, and the end behind it, as far as the kernel takes it."""
+        with contextlib.suppress(OSError):  # for who sends to be told
+            self._flush()  # what waits to be encrypted: after close_notify it could not be
         self._end_output()
         with contextlib.suppress(OSError):
             self._flush()
-        self._cut()
 
     def _cut(self) -> None:
         with contextlib.suppress(OSError):  # the peer has reset the connection, or it is closed
@@ -471,31 +488,33 @@ class _SocketStream(Stream):
         """Before `shutdown`, for what was sent to arrive: write what is kept, end the output, throw away input until the peer ends its own.
 
         What comes once the input is shut down makes the kernel reset the connection (RFC 1122, 4.2.2.13): what it has not sent yet is
-        lost, and what the peer has not read may be. Gives up after so many seconds, and at once in a signal handler that has interrupted a
-        call of this stream.
+        lost, and what the peer has not read may be. Gives up so many seconds after it was first called. In a signal handler that has
+        interrupted a call of this stream it does not wait: that call ends the output then, and is over in that time; one that receives
+        raises `EOFError`.
         """
-        deadline = deadline_of(seconds)
+        if self._until is None:
+            self._until = deadline_of(seconds)
         awaited: list[int] = []
         with contextlib.suppress(TimeoutError):
             while self._hold(lambda: awaited.append(self._finish())) and awaited[-1]:
-                self._wait(awaited[-1], deadline)
+                self._wait(awaited[-1], self._until)
 
     def _finish(self) -> int:
         """Under `_lock`: what is to be waited for; 0: the peer has ended, too."""
         self._end = self._end or EOFError()  # who receives must not be given what comes after a gap
-        with contextlib.suppress(OSError):  # for who sends to be told; there may be input yet
-            self._flush()  # what waits to be encrypted: after close_notify it could not be
-            self._end_output()
-            if self._flush():
-                self._sock.shutdown(socket.SHUT_WR)
+        self._flush_to_the_end()
+        has_more = bool(self._unsent) and self._broken is None
+        awaited = select.POLLIN | select.POLLOUT if has_more else select.POLLIN
         try:
+            if not has_more:
+                self._sock.shutdown(socket.SHUT_WR)
             if not self._sock.recv(CHUNK, socket.MSG_DONTWAIT):
-                return 0
+                awaited &= select.POLLOUT  # it may read on
         except BlockingIOError:
             pass
         except OSError:
             return 0
-        return select.POLLIN | select.POLLOUT if self._unsent and self._broken is None else select.POLLIN
+        return awaited
 
     def discard(self) -> None:
         """Throw away what has arrived, before `close()`: closing with unread input makes the kernel reset the peer."""
@@ -588,7 +607,7 @@ class _SocketStream(Stream):
             self._is_owed = False
             with contextlib.suppress(OSError):  # for who sends to be told; there may be input yet
                 while not self._write():
-                    self._wait(select.POLLOUT, None)
+                    self._wait_for_room()
 
     def _read(self) -> Frame | None:
         """The next frame, from the kernel if need be; None when it has no more, or always something."""
@@ -598,7 +617,7 @@ class _SocketStream(Stream):
                 return frame
             has_pulled = self._pull()
             self._pay()
-            if not has_pulled:
+            if not has_pulled and self._end is None:  # a signal handler may have ended it
                 return None
         return self._next(self._decoder.next_frame)
 
@@ -656,7 +675,7 @@ class _SocketStream(Stream):
         if self._broken is not None:
             self._waiting.clear()
             raise self._broken.with_traceback(None)
-        while self._waiting and self._is_ready:
+        while self._waiting and self._can_seal():
             self._unsent += self._seal(self._waiting.popleft())
         while self._unsent:
             try:
@@ -668,6 +687,9 @@ class _SocketStream(Stream):
                 self._broken = error
                 raise
             del self._unsent[:sent]
+        if self._waiting and self._is_ready and not self._can_seal():  # who sent it may look for it later
+            self._broken = BrokenPipeError(errno.EPIPE, "the output was ended")
+            raise self._broken
         return True
 
     def _write(self) -> bool:
@@ -677,6 +699,13 @@ class _SocketStream(Stream):
             self._is_sending = not self._flush()
 
         return not self._hold(write) or not (self._is_sending or self._unsent or self._waiting)
+
+    def _wait_for_room(self) -> None:
+        """To send on; as long as `finish` does, once that was called."""
+        try:
+            self._wait(select.POLLOUT, self._until)
+        except TimeoutError:
+            raise BrokenPipeError(errno.EPIPE, "the output was ended") from None
 
     # ------------------------------------------------------------------ handshake, waiting
 
@@ -814,9 +843,10 @@ class Secure(_SocketStream):
         return plaintext
 
     def _seal(self, data: bytes) -> bytes:
-        if not self._session.is_writable:
-            raise BrokenPipeError(errno.EPIPE, "shutdown() was called")
         return self._session.encrypt(data)
+
+    def _can_seal(self) -> bool:
+        return self._session.is_writable
 
     def _heed(self) -> None:
         """What follows from the session having received something."""
