@@ -19,7 +19,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from socket import socket
+from functools import partial
+from socket import socket, socketpair
 from types import BuiltinFunctionType, FrameType, TracebackType
 from typing import Any
 
@@ -401,7 +402,7 @@ def _after_fork_in_child() -> None:
     for server in list(_running):
         server._forked()
     _running.clear()
-    for signals in reversed(_signals):
+    for signals in reversed(list(_signals)):
         signals.give_back()
 
 
@@ -450,8 +451,15 @@ def run(server: Server, started: Callable[[], None] = lambda: None) -> StopRepor
     """Start `server`, call `started`, and wait until a signal (see `begin`) or anybody stops it."""
     if threading.current_thread() is not threading.main_thread():
         return _run(server, started, server.wait)
-    with _Signals(server) as signals:
-        return _run(server, started, signals.wait)
+    signals = _Signals(server)
+    try:
+        try:
+            signals.take()
+            return _run(server, started, signals.wait)
+        finally:
+            signals.give_back()
+    finally:
+        signals.give_back()  # an exception of a signal handler of the user's may have come before, or within, the first time
 
 
 def _run(server: Server, started: Callable[[], None], wait: Callable[[], object]) -> StopReport:
@@ -473,30 +481,21 @@ class _Signals:
         self._pid = os.getpid()
         self._count = 0
         self._restore: dict[int, Callable[[], object]] = {}
-        self._earlier_fd: int | None = None
-        self._fds: list[int] = []
+        self._earlier_fd: list[int] = []
+        self._reading, self._writing = socketpair()  # objects, and no numbers: they may be closed again
 
-    def __enter__(self) -> _Signals:
-        try:
-            _signals.append(self)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._take(number)
-            # A signal may be delivered to any thread, and then interrupts no wait of this one: but
-            # Python's wakeup fd is written to wherever it arrives.
-            self._fds.extend(os.pipe())
-            os.set_blocking(self._fds[1], False)
-            self._earlier_fd = signal.set_wakeup_fd(self._fds[1], warn_on_full_buffer=False)
-            self._server._on_stopped = self._wake
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.give_back()
-        finally:
-            _signals.remove(self)
+    def take(self) -> None:
+        """Install the handlers. Whatever comes out of it: `give_back`."""
+        _signals.append(self)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._take(number)
+        # A signal may be delivered to any thread, and then interrupts no wait of this one: but
+        # Python's wakeup fd is written to wherever it arrives.
+        self._writing.setblocking(False)
+        set_wakeup_fd = partial(signal.set_wakeup_fd, warn_on_full_buffer=False)
+        # What it returns is kept before the call of C code returns, and an exception may come.
+        self._earlier_fd.extend(map(set_wakeup_fd, (self._writing.fileno(),)))
+        self._server._on_stopped = self._wake
 
     def give_back(self) -> None:
         """Restore what was there before; in a forked child, too, where nobody would act on a signal.
@@ -504,17 +503,19 @@ class _Signals:
         May be called again. SIGINT last: up to there no KeyboardInterrupt comes.
         """
         self._server._on_stopped = None
-        if self._earlier_fd is not None:
+        if self._earlier_fd:
             try:
-                signal.set_wakeup_fd(self._earlier_fd)
+                signal.set_wakeup_fd(self._earlier_fd[0])
             except (OSError, ValueError):  # its owner has closed it meanwhile, or made it blocking
                 signal.set_wakeup_fd(-1)
-            self._earlier_fd = None
-        while self._fds:
-            os.close(self._fds.pop())
+            self._earlier_fd.clear()
+        self._reading.close()
+        self._writing.close()
         for number, restore in reversed(list(self._restore.items())):
             restore()
             self._restore.pop(number, None)  # a signal in between may have done it
+        with contextlib.suppress(ValueError):  # called again
+            _signals.remove(self)
 
     def _take(self, number: int) -> None:
         earlier = signal.getsignal(number)
@@ -556,18 +557,18 @@ class _Signals:
         self._act()  # one may have come before the start
         while not self._server.wait(0):
             try:
-                os.read(self._fds[0], 1)
-            except (OSError, IndexError):  # a signal handler has forked meanwhile, and this is the child, without the pipe
+                self._reading.recv(1)
+            except OSError:  # a signal handler has forked meanwhile, and this is the child, in which it is closed
                 if not self._server.wait(0):
                     raise
 
     def _wake(self) -> None:
         """By another thread, when `Server.wait` has become true.
 
-        A pipe that is full of signals wakes as well: who waits looks again after each byte. Nobody may empty it any more.
+        One that is full of signals wakes as well: who waits looks again after each byte. Nobody may empty it any more.
         """
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._fds[1], b"\0")
+        with contextlib.suppress(OSError):  # or it is closed, and nobody waits
+            self._writing.send(b"\0")
 
 
 def _saved_action(number: int) -> Callable[[], object]:
