@@ -144,7 +144,7 @@ def parse(arguments: Sequence[str] | None) -> Command:
             plot.check(plot_path)
         return Command(
             options=Options(
-                address=given.unix or parse_address(given.address),
+                address=parse_address(given.address) if given.unix is None else given.unix,
                 connections=given.connections,
                 threads=given.threads,
                 in_flight=given.in_flight if given.burst is None else given.burst,

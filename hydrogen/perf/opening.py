@@ -133,7 +133,9 @@ class Opener:
             return [(family, found) for family, _, _, _, found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM)]
         except OSError as error:
             self._failed(f"{address[0]}: {error.strerror}")
-            return []
+        except UnicodeError as error:  # a name that the codec "idna" cannot encode
+            self._failed(f"{address[0]}: {error}")
+        return []
 
     def _failed(self, reason: str) -> None:
         self.failures += 1

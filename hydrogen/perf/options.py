@@ -14,6 +14,9 @@ Address = tuple[str, int] | str
 
 IN_FLIGHT_MOST = 1 << 24
 
+MAX_SECONDS = 1_000_000_000
+"""Nanoseconds of so much fit 64 bits; so do those from one message to the next, of which there is one in a thousandth of it at least."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -56,6 +59,7 @@ class Options:
     def __post_init__(self) -> None:
         on_tcp = not isinstance(self.address, str)
         for name, good in {
+            "address": self.address != "",
             "connections": self.connections >= 1,
             "threads": 1 <= self.threads <= self.connections,
             "in_flight": self.in_flight is None or 1 <= self.in_flight <= IN_FLIGHT_MOST,
@@ -63,16 +67,17 @@ class Options:
             "churn": not self.churn or (on_tcp and not self.tls and not self.burst and not self.upgrade and self.in_flight in (None, 1)),
             "framing": self.framing in FRAMINGS,
             "upgrade": not self.upgrade or self.framing == "websocket",
-            "duration": self.duration > 0,
-            "warm_up": self.warm_up >= 0,
-            "number": self.number == 0 or self.number >= self.threads,
-            "rate": 0 <= self.rate <= 1e9 and not (self.rate and self.burst),
+            "duration": 0 < self.duration <= MAX_SECONDS,
+            "warm_up": 0 <= self.warm_up <= MAX_SECONDS,
+            "number": self.number == 0 or self.threads <= self.number < 1 << 63,
+            "rate": not self.rate or (1000 / MAX_SECONDS <= self.rate <= 1e9 and not self.burst),
             "connect_rate": self.connect_rate >= 0,
             "idle": self.idle >= 0,
             "sources": not self.sources or (on_tcp and all(map(is_address, self.sources))),
-            "timeout": self.timeout > 0,
+            "timeout": 0 < self.timeout <= MAX_SECONDS,
             "cacert": self.cacert is None or (self.tls and not self.insecure),
             "insecure": self.tls or not self.insecure,
+            "pid": self.pid is None or self.pid > 0,
             "loop": self.loop in ("auto", "compiled", "python"),
         }.items():
             if not good:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import re
 import select
@@ -621,9 +622,17 @@ def test_both_loops_share_the_bucket_arithmetic(loop):
         ("size", -1),
         ("framing", "other"),
         ("duration", 0),
+        ("duration", math.inf),
+        ("duration", 1e10),
         ("warm_up", -1),
+        ("warm_up", math.inf),
         ("number", -1),
+        ("number", 1 << 63),
+        ("rate", 1e-300),
+        ("rate", math.nan),
         ("timeout", 0),
+        ("timeout", math.inf),
+        ("pid", -1),
         ("loop", "other"),
         ("cacert", "/ca.pem"),
         ("insecure", True),

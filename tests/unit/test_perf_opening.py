@@ -91,6 +91,12 @@ def test_a_name_that_nobody_knows_is_a_connect_failure(monkeypatch):
     assert (result.connect_failures, result.connect_error) == (1, "nobody.test: Name or service not known")
 
 
+def test_a_name_that_can_be_none_is_a_connect_failure():
+    result = measure(("a..b", 1), "auto")
+    assert result.connect_failures == 1
+    assert result.connect_error.startswith("a..b: ")
+
+
 def test_no_connection_is_begun_before_its_rate_allows_it(serve, monkeypatch):
     begun = []
     monkeypatch.setattr(opening.Opener, "_source", lambda self, family, address: begun.append(time.monotonic()))
