@@ -51,6 +51,8 @@ cdef class Engine:
     cdef worker_t *_worker(self) noexcept
     cdef _prepare_acceptor(self, config, max_connections)
     cdef int _start(self) except -1
+    cdef int _await_workers(self) except -1
+    cdef void _tell_to_exit(self) noexcept
     cdef void _tell_events(self, uint32_t events) noexcept
 
 

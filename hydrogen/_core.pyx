@@ -68,7 +68,9 @@ from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_pause
 from hydrogen._c.monitor cimport monitor_end, monitor_set_alarm, monitor_start
 from hydrogen._c.queues cimport queues_await_log, queues_post, queues_resume
 from hydrogen._c.structs cimport acceptor_t, connection_t, context_t, option_t, worker_t
-from hydrogen._c.worker cimport worker_enter, worker_leave, worker_left, worker_next, worker_refill
+from hydrogen._c.worker cimport (
+    worker_claim, worker_enter, worker_leave, worker_left, worker_next, worker_refill,
+)
 from hydrogen._codec cimport Framing
 from hydrogen._engine.broadcast cimport broadcast_sockets, broadcast_to_all
 from hydrogen._engine.compat cimport compat_forget_async_exception, compat_this_thread
@@ -89,6 +91,9 @@ JOIN_SECONDS = 0.1
 
 # How long it waits for one of them until it looks at it again.
 JOIN_SLICE = 0.01
+
+# The same of a start that waits for them to begin.
+BEGIN_SLICE = 0.001
 
 cdef dict _HANDOFFS = {"auto": HANDOFF_AUTO, "inline": HANDOFF_INLINE, "eager": HANDOFF_EAGER}
 
@@ -396,6 +401,7 @@ cdef class Engine:
             is_started = True
         finally:
             if not is_started:
+                self._tell_to_exit()  # which takes no memory
                 self.release()
 
     cdef int _start(self) except -1:
@@ -403,14 +409,25 @@ cdef class Engine:
         before = acceptor_workers_before(self._acceptor, &self._loop)
         for index in range(self._loop.worker_count):
             thread = threading.Thread(target=self._work, args=(index,), name=f"hydrogen-worker-{before + index}", daemon=True)
+            self._threads.append(thread)  # before: it may run although start() raises
             thread.start()
-            self._threads.append(thread)
         self._log_thread.start()
+        self._await_workers()
         failed = monitor_start(&self._loop)
         if not failed and self._first is None:
             failed = acceptor_start(self._acceptor)
         if failed:
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
+        return 0
+
+    cdef int _await_workers(self) except -1:
+        """Until all have begun. One that has no memory to begin would be missing for good, and perhaps no other one is there."""
+        cdef uint32_t k
+        for k, thread in enumerate(self._threads):
+            while not atomic_load32(&self._loop.workers[k].begun):
+                if not thread.is_alive():
+                    raise MemoryError(f"no memory for {thread.name} to begin")
+                time.sleep(BEGIN_SLICE)
         return 0
 
     def stop_accepting(self):
@@ -465,15 +482,21 @@ cdef class Engine:
 
     def exit(self):
         """Tell the threads to end; for several loops of one server, before the first one is released."""
+        self._tell_to_exit()
+
+    cdef void _tell_to_exit(self) noexcept:
+        """The same, without memory. For workers that have not come to run, in a start that failed, the last words are said here."""
+        cdef uint32_t k
         if self._told_to_exit:
             return
         with nogil:
             acceptor_end(self._acceptor)
             monitor_end(&self._loop)
             loop_exit(&self._loop)
-        self._told_to_exit = time.monotonic()
-        for index in range(len(self._threads), self._loop.worker_count):  # a start that failed
-            worker_left(&self._loop.workers[index])
+            for k in range(self._loop.worker_count):
+                if worker_claim(&self._loop.workers[k]):
+                    worker_left(&self._loop.workers[k])
+        self._told_to_exit = kernel_now() / 1e9
 
     def release(self, seconds=1.0):
         abandoned = 0
@@ -561,11 +584,14 @@ cdef class Engine:
         cdef _Callbacks callbacks
         cdef uint64_t asked
         cdef bint go_on
+        if not worker_claim(worker):
+            return  # the start has failed
         try:
             callbacks = _Callbacks(self._callbacks)
             worker.callbacks = <void *>callbacks
             worker.python_thread = compat_this_thread()
             kernel_worker_set(worker)
+            atomic_store32(&worker.begun, 1)
             while not self._inert():
                 with nogil:
                     go_on = worker_next(worker)

@@ -49,11 +49,12 @@ class Engine(Protocol):
     def start(self) -> None:
         """Start the threads: from now on connections are accepted and served.
 
-        When it raises it has released everything: no thread of it runs, no fd is open.
+        When it raises it has released everything: no thread of it runs, no fd is open. For want of memory
+        something may be left, for `stop_accepting` and `release` to do.
         """
 
     def stop_accepting(self) -> None:
-        """Accept nothing more; when it returns nothing more is accepted. May be called again."""
+        """Accept nothing more; when it returns nothing more is accepted. May be called again, and before `start`."""
 
     def suspend(self) -> None:
         """Accept nothing until `resume`; what connects waits in the kernel's backlog. One more may be accepted while this is called."""
@@ -84,7 +85,7 @@ class Engine(Protocol):
         """Bytes of output pending over all connections, now."""
 
     def release(self, seconds: float = 1.0) -> int:
-        """End the threads; returns how many workers are still in a callback and were left behind. Call once, last.
+        """End the threads; returns how many workers are still in a callback and were left behind. Last; again, when it failed.
 
         Waits for all of them `seconds` at most: each may be kept by code of the user's, by a log handler say.
         """

@@ -369,7 +369,7 @@ class Life:
         self._stop.run()
 
     def _fail(self, error: BaseException) -> None:
-        """Back to where it was. An engine that did not start has released itself."""
+        """Back to where it was. An engine that did not start has released itself, as far as it had memory for that."""
         self.error = error
         self._undo.run()
 
@@ -425,7 +425,7 @@ class Life:
             self._before = self.engine.stats()
 
     def _stop_accepting(self) -> None:
-        if self._serves and self.engine is not None:
+        if self.engine is not None:
             self.engine.stop_accepting()
 
     def _close_listeners(self) -> None:
@@ -477,8 +477,9 @@ class Life:
             self._watchdog.end(self._left())
 
     def _release(self) -> None:
-        if self.engine is not None and self._serves:
-            self._abandoned = self.engine.stats().connections
+        if self.engine is not None:
+            if self._serves:
+                self._abandoned = self.engine.stats().connections
             self.engine.release(self._left())
 
     def _make_report(self) -> None:

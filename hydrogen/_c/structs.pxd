@@ -121,6 +121,9 @@ ctypedef struct worker_t:
     worker_t *next_parked
     bint woken
     cond_t cond
+    # atomic
+    uint32_t claimed  # by its thread, or by who says its last words for it: worker_claim
+    uint32_t begun    # written by the worker: nothing is missing that it needs
     # atomic, written by the worker, read by the monitor thread
     uint32_t state
     uint64_t progress                # callbacks begun

@@ -7,7 +7,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.acceptor cimport acceptor_left
 from hydrogen._c.atomic cimport (
-    atomic_add32, atomic_load64, relaxed_add64, relaxed_load32, relaxed_load64, relaxed_store32,
+    atomic_add32, atomic_load64, atomic_swap32, relaxed_add64, relaxed_load32, relaxed_load64,
+    relaxed_store32,
 )
 from hydrogen._c.constants cimport (
     BLOCKS_NS, EAGER_MS, HANDOFF_AUTO, HANDOFF_EAGER, WORKER_CALLBACK, WORKER_FLUSH,
@@ -205,6 +206,11 @@ cdef inline void worker_leave(worker_t *worker) noexcept nogil:
             relaxed_store32(&worker.loop.handler_ns, <uint32_t>((7 * <uint64_t>relaxed_load32(&worker.loop.handler_ns) + mean) // 8))
     relaxed_store32(&worker.state, WORKER_FLUSH)
     atomic_add32(&worker.loop.awake, 1)
+
+
+cdef inline bint worker_claim(worker_t *worker) noexcept nogil:
+    """Whether the caller is to say the last words of a worker: its thread as it begins, unless a start that failed came before."""
+    return not atomic_swap32(&worker.claimed, 1)
 
 
 cdef inline void worker_left(worker_t *worker) noexcept nogil:

@@ -124,7 +124,9 @@ class Engine:
         self._refused = Total()
         self._polls = 0
         self._unfinished: deque[Output] = deque()
+        self._placeholders: deque[int] = deque()  # who takes it out closes it
         self._ended = False
+        self._is_open = False  # there is something to release
         self._tls = config.ssl
         self._listeners = listeners
         self._pool = Pool(config.max_threads, self._is_empty, self._on_all_busy, self._on_lost, self._close_fds, lambda: self.forked_away)
@@ -144,9 +146,9 @@ class Engine:
     def start(self) -> None:
         """Open what the threads need, and start them."""
         with contextlib.ExitStack() as undo:
-            self.placeholder = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            undo.callback(os.close, self.placeholder)
-            self._placeholders = deque((self.placeholder,))  # who takes it out closes it
+            undo.callback(kernel.close_once, self._placeholders)  # before it is open, for this may fail, too
+            self._placeholders.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            self.placeholder = self._placeholders[0]
             self.poller = Poller()
             undo.callback(self.poller.close)
             self._acceptor = Acceptor(
@@ -161,6 +163,7 @@ class Engine:
             )
             self._threads.append(self._acceptor.thread)
             undo.pop_all()
+        self._is_open = True
         try:
             self._log_thread.start()
             self._pool.start()
@@ -174,7 +177,8 @@ class Engine:
 
     def stop_accepting(self) -> None:
         """End the accept thread."""
-        self._acceptor.end()
+        if self._is_open:
+            self._acceptor.end()
 
     def suspend(self) -> None:
         """Accept nothing until `resume`."""
@@ -218,6 +222,8 @@ class Engine:
         Those that are in no callback need microseconds, or, on a machine that swaps, longer. But a `__del__` that blocks may keep each of
         them, and a log handler the log thread.
         """
+        if not self._is_open:
+            return 0
         deadline = time.monotonic() + seconds
 
         def left() -> float:

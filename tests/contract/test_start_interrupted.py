@@ -5,12 +5,14 @@ import dataclasses
 import gc
 import socket
 import threading
+import time
 
 import pytest
 from reentry import interrupted, signalled
 from support import PATIENCE, Client, Echo, child, finish, open_fds, recorder, running, threads, wait_event, wait_until
 
 import hydrogen
+from hydrogen.handler import callbacks_of
 
 NOTHING = hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)
 
@@ -428,3 +430,76 @@ def test_where_threads_are_not_real_the_start_says_so_at_once(engine):
     assert "needs real threads" in out
     assert "gevent" in out
     assert out.endswith("\nTrue\n")
+
+
+# ---------------------------------------------------------------------------------------------------- want of memory
+
+
+@pytest.mark.clause("S22", "S53")
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_thread_that_runs_although_its_start_has_raised_does_not_outlive_the_start(engine, monkeypatch, which):
+    """threading.Thread.start waits for the thread that it has started, and there may be no memory for the lock by which it waits."""
+    fds, tasks, known, workers = open_fds(), threads(), threading.Thread.start, []
+
+    def start(thread):
+        known(thread)
+        if thread.name.startswith("hydrogen-worker"):
+            workers.append(thread)
+            if len(workers) == which + 1:
+                raise MemoryError("mine")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(MemoryError, match="mine"):
+        make(engine).start()
+    wait_until(lambda: len(threads()) == len(tasks), "no thread is left")
+    assert open_fds() == fds
+
+
+@pytest.mark.clause("S22", "S53")
+def test_a_start_that_has_no_memory_to_undo_itself_leaves_no_thread_either(engine, monkeypatch):
+    fds, tasks, known, failures = open_fds(), threads(), threading.Thread.start, []
+    clock = time.monotonic
+
+    def start(thread):
+        known(thread)
+        if thread.name == "hydrogen-worker-1":
+            failures.append(MemoryError("the clock"))
+            raise MemoryError("mine")
+
+    def monotonic():
+        if failures and threading.current_thread().name == "hydrogen-lifecycle":
+            raise failures.pop()
+        return clock()
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(time, "monotonic", monotonic)
+    with pytest.raises(MemoryError):
+        make(engine).start()
+    assert failures == []
+    wait_until(lambda: len(threads()) == len(tasks), "no thread is left")
+    assert open_fds() == fds
+
+
+@pytest.mark.clause("S22", "S53")
+def test_a_server_whose_worker_has_no_memory_to_begin_does_not_start(engine, monkeypatch):
+    """Else it would accept connections, and nobody be there to serve them."""
+    fds, tasks, ended = open_fds(), threads(), []
+
+    class Callbacks:
+        def __getattr__(self, name):
+            if threading.current_thread().name == "hydrogen-worker-1":
+                raise MemoryError("mine")
+            return getattr(callbacks_of(Echo()), name)
+
+    monkeypatch.setattr("hydrogen.server.callbacks_of", lambda handler: Callbacks())
+    monkeypatch.setattr(threading, "excepthook", lambda args: ended.append(args.thread.name))
+    server = make(engine)
+    if engine == "python":  # whose workers look at them when they serve
+        server.start()
+        server.stop()
+    else:
+        with pytest.raises(MemoryError, match="hydrogen-worker-1"):
+            server.start()
+        assert ended == ["hydrogen-worker-1"]
+    wait_until(lambda: len(threads()) == len(tasks), "no thread is left")
+    assert open_fds() == fds
