@@ -64,7 +64,8 @@ cdef inline bint deadlines_is_idle(context_t *context, connection_t *connection,
     moves = (
         connection.flushing and not unreadable or
         connection.output.first != NULL and not connection.blocked or  # corked, say, by another worker
-        connection.adapter != NULL and connection.edge and not connection.flushing  # left to a worker
+        connection.adapter != NULL and connection.edge and not connection.flushing or  # left to a worker
+        connection.session != NULL and relaxed_load32(&connection.in_outputs)  # the same
     )
     lock_give(&connection.lock)
     unacknowledged = kernel_unacknowledged(connection.poll_fd)

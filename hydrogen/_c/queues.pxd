@@ -114,8 +114,8 @@ cdef inline void queues_leave_output(loop_t *loop, connection_t *connection, bin
     `wake` unless the caller looks at the tasks next, or wakes a worker for them.
     """
     lock_take(&loop.lock)
-    if not connection.in_outputs:
-        connection.in_outputs = True
+    if not relaxed_load32(&connection.in_outputs):
+        relaxed_store32(&connection.in_outputs, True)
         connection.next_output = NULL
         if loop.output_first == NULL:
             loop.output_first = connection
@@ -139,7 +139,9 @@ cdef inline connection_t *queues_pop_output(loop_t *loop) noexcept nogil:
     connection = loop.output_first
     if connection != NULL:
         loop.output_first = connection.next_output
-        connection.in_outputs = False
+        if connection.session != NULL:
+            relaxed_store32(&connection.active, 1)  # it is about to send, see deadlines_is_idle
+        relaxed_store32(&connection.in_outputs, False)
         loop.outputs -= 1
         if loop.output_first != NULL:
             loop.tasks |= TASK_OUTPUT

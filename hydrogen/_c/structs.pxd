@@ -84,7 +84,7 @@ ctypedef struct connection_t:
     uint64_t input_counted   # of all three, counted in context.buffered; atomic, the monitor thread reads it
     # under the loop's lock; of the slot, whosever it is
     connection_t *next_output  # in the list of those whose output a worker is to go on with
-    bint in_outputs
+    uint32_t in_outputs      # atomic: the owner looks at it without the lock
     # atomic
     uint32_t ready           # on_new_connection has not refused it: others may see it, and on_disconnected is due; written by the owner
     # output side, under the lock

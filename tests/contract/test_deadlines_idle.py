@@ -8,6 +8,7 @@ import contextlib
 import os
 import select
 import socket as stdlib_socket
+import ssl
 import threading
 import time
 
@@ -722,3 +723,46 @@ def test_bytes_that_a_stream_has_read_and_makes_no_message_of_yet_have_come(star
     outlive(handler, server, connect, lambda: client.send(b"x"))
     client.send(b"\n")
     assert client.receive(4) == b"done"
+
+
+@pytest.mark.clause("C27")
+def test_what_tls_has_left_to_a_worker_is_sent_though_all_of_them_were_in_callbacks_for_longer_than_idle_timeout(start, connect, gate):
+    """The same: a thread that encrypts for others leaves to a worker what they send beyond some pieces."""
+    written, go = gate(), gate()
+    inside = threading.Event()
+
+    class Held(ssl.SSLObject):
+        def write(self, data):
+            if bytes(data) == b"first":
+                inside.set()
+                wait_event(written, "it has written")
+            return super().write(data)
+
+    context = server_context()
+    context.sslobject_class = Held
+    handler = recorder(connected=None, data_received=lambda socket, data: wait_event(go, "let go"))
+    limits = {"write_buffer_limits": (1 << 30, 1 << 30), "max_write_buffer": 1 << 30}  # so that nobody waits until others get on
+    server = start(handler, ssl=context, idle_timeout=SHORT, write_timeout=None, max_threads=1, **limits)
+    client, blocker = connect(server), connect(server)
+    peer = TlsClient(client, client_context()).handshake()
+    handler.wait_for("connected")
+    socket = handler.socket()
+    blocking = TlsClient(blocker, client_context()).handshake()
+    handler.wait_for("connected", 2)
+    blocking.send(b"block")
+    handler.wait_for("data_received")
+    messages = [b"first", *(bytes([number]) * (64 << 10) for number in range(100))]
+    with running(lambda: socket.send(messages[0])):
+        wait_event(inside, "it is being written")
+        for message in messages[1:]:
+            assert socket.send(message)
+        written.set()
+    begun = len(b"first") + 63 * (64 << 10)
+    received = peer.receive(begun)
+    watch = recorder()
+    other = start(watch, idle_timeout=SHORT)
+    for number in (1, 2):
+        connect(other)
+        timed_out(watch, "idle_timeout", number)
+    go.set()
+    assert received + peer.receive(sum(map(len, messages)) - begun) == b"".join(messages)
