@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 from hydrogen._c.addresses cimport addresses_take
 from hydrogen._c.atomic cimport (
-    atomic_load32, atomic_store32, atomic_store64, relaxed_add64, relaxed_store32,
+    atomic_load32, atomic_store32, atomic_store64, relaxed_add64, relaxed_load64, relaxed_store32,
 )
 from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.connection cimport connection_register
@@ -19,7 +19,7 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.framing cimport FRAMING_PYTHON
 from hydrogen._c.input cimport input_store
-from hydrogen._c.kernel cimport kernel_duplicate, kernel_recv, name_t
+from hydrogen._c.kernel cimport kernel_duplicate, kernel_now, kernel_recv, name_t
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.poller cimport poller_remove
 from hydrogen._c.structs cimport connection_t, worker_t
@@ -54,6 +54,7 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
     It is polled before it is `ready`, and others see it: who sends may ask the poller for an edge.
     """
     cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
+    cdef uint64_t began
     if atomic_load32(&connection.state) >= STATE_ABORTING:
         return 0
     if connection.flags & FLAG_HEADER and not opening_read_header(engine, worker, connection, socket):
@@ -61,6 +62,7 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
     relaxed_store32(&connection.active, 1)  # it may have waited for a worker
     if engine._debug:
         engine._log.accepted(connection.id, socket.peername)
+    began = kernel_now()
     try:
         opening_settle_stream(engine, worker, connection, socket)
     except BaseException as error:
@@ -71,6 +73,8 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
         else:
             callbacks_failed(engine, socket, "on_new_connection", error)
     callbacks_leave(engine, worker)
+    if relaxed_load64(&connection.deadline):  # the header's, and now the handshake's: this time was not the peer's
+        atomic_store64(&connection.deadline, relaxed_load64(&connection.deadline) + kernel_now() - began)
     if atomic_load32(&connection.state) >= STATE_ABORTING:
         return 0
     opening_register(engine, connection, socket)

@@ -35,6 +35,7 @@ import hydrogen
 LOOPBACK = ["127.0.0.0/8", "::1"]
 
 SHORT = 0.3
+AMPLE = 1.0
 """Seconds of the deadlines that are to pass."""
 
 SOURCE4, SOURCE6 = ("192.0.2.1", 56_324), ("2001:db8::1", 56_324, 0, 0)
@@ -700,3 +701,22 @@ def test_a_crowd_behind_a_proxy_that_misbehaves_in_every_way_leaves_nothing(star
     stats = server.stats()
     assert stats.accepted == stats.removed == 240
     assert len(handler.of("connected")) == len(handler.of("disconnected"))
+
+
+@pytest.mark.clause("C24")
+def test_the_time_that_on_new_connection_takes_does_not_count_for_the_handshake_behind_a_header(start, connect, gate):
+    """It is not the peer's. The deadline, which is the header's too, runs already when the header is whole."""
+    go, begun = gate(), v1("192.0.2.1", "198.51.100.2")
+    handler = recorder(new_connection=lambda fd: wait_event(go, "let go"), connected=None, data_received=echo)
+    server = behind_proxy(start, handler, ssl=server_context(), open_timeout=AMPLE)
+    client = connect(server)
+    client.send(begun[:5])
+    wait_until(lambda: server.stats().bytes_received == 5, "the header has begun")
+    client.send(begun[5:])
+    handler.wait_for("new_connection")
+    watch = recorder()
+    other = behind_proxy(start, watch, open_timeout=AMPLE)
+    connect(other)
+    timed_out(watch, "open_timeout")
+    go.set()
+    TlsClient(client, client_context()).handshake().echo(b"served")
