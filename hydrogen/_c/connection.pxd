@@ -9,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_store32, relaxed_store32
 from hydrogen._c.constants cimport (
-    CAUSE_NONE, FLAG_POLLED, FLAG_STICKY, NOT_CORKED, STALL_NONE, STATE_OPEN,
+    CAUSE_NONE, FLAG_POLLED, FLAG_STICKY, NOT_CORKED, NOT_LOOKED, STALL_NONE, STATE_OPEN,
 )
 from hydrogen._c.kernel cimport name_t
 from hydrogen._c.lock cimport RANK_OUTPUT, lock_give, lock_init, lock_take
@@ -35,7 +35,7 @@ cdef inline void connection_open(
     connection.scanned = connection.held = 0
     connection.local.family = 0
     connection.counted = False
-    connection.idle_unacknowledged = 0
+    relaxed_store32(&connection.idle_unacknowledged, NOT_LOOKED)
     relaxed_store32(&connection.active, 1)
     relaxed_store32(&connection.stalled, STALL_NONE)
     atomic_store32(&connection.ready, 0)

@@ -130,6 +130,7 @@ cdef enum:
 
 cdef enum:
     NOT_CORKED = 0xFFFFFFFF
+    NOT_LOOKED = 0xFFFFFFFF
 
 cdef enum:
     # nginx's lingering_timeout is 5 s; 2 s cover a retransmission of the tail (RFC 6298: 1 s at first).

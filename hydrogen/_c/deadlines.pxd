@@ -8,7 +8,7 @@ from hydrogen._c.atomic cimport (
 )
 from hydrogen._c.constants cimport (
     CAUSE_TIMEOUT, DEADLINE, FLAGS_OPENING, FLAG_LATE, FLAG_LINGERING, FLAG_PARTIAL,
-    FLAG_READABLE, LINGER_SWEEP_NS, STALL_NEW, STALL_SEEN, STATE_CLOSING, STATE_OPEN,
+    FLAG_READABLE, LINGER_SWEEP_NS, NOT_LOOKED, STALL_NEW, STALL_SEEN, STATE_CLOSING, STATE_OPEN,
     STATE_VACANT, TIMEOUT_FRAME, TIMEOUT_IDLE, TIMEOUT_OPEN, TIMEOUT_WRITE, WATCH_CONFIGURED,
     WATCH_LINGERING,
 )
@@ -49,10 +49,9 @@ cdef inline int deadlines_passed(context_t *context, connection_t *connection) n
 cdef inline bint deadlines_is_idle(context_t *context, connection_t *connection, uint64_t now) noexcept nogil:
     """Whether no byte came or went for idle_timeout. By the owner.
 
-    What the peer's kernel acknowledged meanwhile went; what may not be read came: in a pause, or
-    while another thread is in the user's stream.
+    What the peer's kernel acknowledged since the last sweep went, and the next one sees it; what may
+    not be read came: in a pause, or while another thread is in the user's stream.
     """
-    cdef int unacknowledged
     cdef bint moves, unreadable
     if (
         not context.idle_timeout or atomic_load32(&connection.active) or
@@ -68,14 +67,10 @@ cdef inline bint deadlines_is_idle(context_t *context, connection_t *connection,
         connection.session != NULL and relaxed_load32(&connection.in_outputs)  # the same
     )
     lock_give(&connection.lock)
-    unacknowledged = kernel_unacknowledged(connection.poll_fd)
-    moves = moves or unacknowledged != connection.idle_unacknowledged or (
-        (unreadable or mailbox_pauses(connection)) and kernel_unread(connection.poll_fd) > 0)
-    if not moves:
-        return True
-    connection.idle_unacknowledged = unacknowledged
-    relaxed_store32(&connection.active, 1)
-    return False
+    if moves or (unreadable or mailbox_pauses(connection)) and kernel_unread(connection.poll_fd) > 0:
+        relaxed_store32(&connection.active, 1)
+        return False
+    return <uint32_t>kernel_unacknowledged(connection.poll_fd) == relaxed_load32(&connection.idle_unacknowledged)
 
 
 cdef inline void deadlines_watch_frame(context_t *context, connection_t *connection) noexcept nogil:
@@ -143,6 +138,25 @@ cdef inline bint deadlines_is_stalled(connection_t *connection, uint32_t generat
     return stalled
 
 
+cdef inline bint deadlines_was_taken(
+    context_t *context, connection_t *connection, uint32_t generation,
+) noexcept nogil:
+    """Whether the peer may have taken something of what the kernel holds since the last sweep; then it is quiet since now.
+
+    Whatever is sent makes the connection active. So where the kernel held nothing, nobody looks again.
+    """
+    cdef uint32_t before = relaxed_load32(&connection.idle_unacknowledged)
+    cdef uint32_t unacknowledged
+    if before == 0:
+        return False
+    unacknowledged = <uint32_t>deadlines_unacknowledged(context, connection, generation)
+    if unacknowledged == before:
+        return False
+    relaxed_store32(&connection.idle_unacknowledged, unacknowledged)
+    atomic_store64(&connection.quiet_since, kernel_now())
+    return True
+
+
 cdef inline bint deadlines_examine(loop_t *loop, connection_t *connection, uint64_t now, uint32_t *left) noexcept nogil:
     """Whether one of a connection's deadlines seems to have passed. `left`: the kinds that it has are added. Keeps the times since when it is idle, and
     write-stalled; ends it if it is so for too long.
@@ -172,9 +186,10 @@ cdef inline bint deadlines_examine(loop_t *loop, connection_t *connection, uint6
         if relaxed_load32(&connection.active):
             # Before, so that nobody sees it quiet since long ago; after, so that no byte is dated before it came.
             atomic_store64(&connection.quiet_since, kernel_now())
+            relaxed_store32(&connection.idle_unacknowledged, NOT_LOOKED)
             atomic_store32(&connection.active, 0)
             atomic_store64(&connection.quiet_since, kernel_now())
-        else:
+        elif not deadlines_was_taken(context, connection, generation):
             late |= now >= relaxed_load64(&connection.quiet_since) + context.idle_timeout
     return late
 

@@ -61,6 +61,7 @@ ctypedef struct connection_t:
     int unacknowledged       # bytes in the kernel when stuck output last moved; the monitor thread only
     uint64_t quiet_since     # monotonic ns of the sweep that found it active last; atomic, written by the monitor thread
     uint64_t stalled_since     # the same, of the sweep that found it stuck first, or that it had moved; the monitor thread only
+    uint32_t idle_unacknowledged  # bytes in the kernel at the last sweep, NOT_LOOKED when it was active; atomic, written by the monitor thread
     # constant from acquire to release
     int fd          # the number that callbacks get
     int poll_fd     # what is polled, read and written: `fd`, or the duplicate of a user's stream's
@@ -79,7 +80,6 @@ ctypedef struct connection_t:
     block_t *input           # bytes (plaintext) read and not delivered
     size_t scanned           # of them, known to hold no delimiter: framing_find
     size_t held              # bytes that `decoder` holds
-    int idle_unacknowledged  # bytes in the kernel when it was last nearly idle
     bint counted             # in context.addresses, under the address `peer`
     uint64_t input_counted   # of all three, counted in context.buffered; atomic, the monitor thread reads it
     # under the loop's lock; of the slot, whosever it is

@@ -766,3 +766,21 @@ def test_what_tls_has_left_to_a_worker_is_sent_though_all_of_them_were_in_callba
         timed_out(watch, "idle_timeout", number)
     go.set()
     assert received + peer.receive(sum(map(len, messages)) - begun) == b"".join(messages)
+
+
+@pytest.mark.clause("C27")
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+def test_a_peer_that_takes_nothing_is_idle_no_later_than_one_that_says_nothing(start, connect, kind):
+    """Counted in looks at the deadlines, of which there are four in the time: two may pass before the clock begins."""
+    sweeps = []
+    options, limits = options_for(kind)
+    handler = recorder(connected=None, connection_removed=lambda fd, error: sweeps.append(server.stats().sweeps), **options)
+    server = start(handler, idle_timeout=AMPLE, write_timeout=None, **limits)
+    client = connect(server, receive_buffer=4096)
+    talker(kind, client)
+    handler.wait_for("connected")
+    handler.socket().send(BIG)
+    settled(lambda: server.stats().bytes_sent)
+    begun = server.stats().sweeps
+    timed_out(handler, "idle_timeout")
+    assert sweeps[0] - begun <= 8
