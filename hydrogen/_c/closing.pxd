@@ -93,6 +93,8 @@ cdef inline int closing_finish(context_t *context, io_t *io, connection_t *conne
     if context.has_end_callbacks and not connection.unix_domain:
         kernel_local_name(connection.poll_fd, &local)  # a reset makes the kernel forget it
     lock_take(&connection.lock)
+    if connection.local.family == 0:
+        connection.local = local  # the first time: see FLAG_CUT, and closing_reset
     aborted = connection.state == STATE_ABORTING
     leaving = connection.leaving
     connection.leaving = 0
@@ -108,7 +110,6 @@ cdef inline int closing_finish(context_t *context, io_t *io, connection_t *conne
             else:
                 kernel_reset(connection.poll_fd)
         return NEXT_LET_GO  # who flushes posts ABORT when he is done
-    connection.local = local
     atomic_store32(&connection.state, STATE_GONE)
     connection.blocked = False
     drainers = output_drop_locked(context, connection, &dropped) != 0

@@ -96,7 +96,7 @@ ctypedef struct connection_t:
     bint asked_out           # a Unix socket that is polled for OUT; changed only by the flusher
     int code                 # errno of CAUSE_OS_ERROR; while open: with which reading ended
     name_t peer              # of the client, whom the PROXY protocol may name; constant from when it is ready; empty for Unix sockets
-    name_t local             # written by the owner at the end, when the kernel is about to forget it
+    name_t local             # written at the end, when the kernel is about to forget it
     uint32_t corked_by       # worker on whose list of corked connections it is
     uint32_t drainers
     queue_t output

@@ -52,7 +52,7 @@ cdef inline object names_local(HydrogenSocket socket):
             listener = socket._connection.listener
         kernel_local_name(socket._connection.poll_fd, &name)
         lock_take(&socket._connection.lock)
-        if socket._connection.state >= STATE_GONE:
+        if socket._connection.state >= STATE_GONE or socket._connection.local.family != 0:
             name = socket._connection.local
         lock_give(&socket._connection.lock)
     lock_give(&socket._engine._loop.context.fd_lock)

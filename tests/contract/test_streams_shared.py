@@ -512,3 +512,30 @@ def test_what_was_received_in_the_owner_s_stead_waits_for_the_end_of_a_pause(one
         client.reset()
         assert type(handler.wait_removed()[0]) is ConnectionResetError
     assert handler.messages() == [b"request"] * resumes
+
+
+@pytest.mark.clause("H13")
+def test_a_connection_that_is_cut_while_a_thread_is_in_its_stream_has_its_names_to_the_end(start, connect, gate):
+    """A reset makes the kernel forget the one of this end, where it is not of the listener."""
+    inside, go, names = threading.Event(), gate(), []
+
+    class Held(Bytes):
+        def send(self, buf):
+            inside.set()
+            wait_event(go, "let go")
+
+    handler = recorder(
+        new_connection=Held, connected=None, disconnected=lambda socket, error: names.append((socket.sockname, socket.peername))
+    )
+    server = start(handler, addr="0.0.0.0", max_threads=2)
+    client = connect(("127.0.0.1", server.address[1]))
+    handler.wait_for("connected")
+    socket = handler.socket()
+    before = socket.sockname, socket.peername
+    with running(lambda: socket.send(b"x")):
+        wait_event(inside, "it is in the stream")
+        socket.abort()
+        assert client.at_end() == "reset"
+        go.set()
+    handler.wait_removed()
+    assert names == [before]
