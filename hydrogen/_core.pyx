@@ -62,7 +62,7 @@ from hydrogen._c.kernel cimport (
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport (
     loop_abort_all, loop_clear, loop_close_fds, loop_destroy, loop_exit, loop_init,
-    loop_keeps, loop_stop_all,
+    loop_keeps, loop_reset_all, loop_stop_all,
 )
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_pause
 from hydrogen._c.monitor cimport monitor_end, monitor_set_alarm, monitor_start
@@ -512,6 +512,8 @@ cdef class Engine:
                     abandoned += 1
                     break
                 thread.join(min(left, JOIN_SLICE))
+        with nogil:
+            loop_reset_all(&self._loop)
         if self._log_thread.ident is not None:
             self._log_thread.join(max(0.0, deadline - time.monotonic()))
         return abandoned

@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from hydrogen._c.addresses cimport addresses_give
 from hydrogen._c.atomic cimport (
-    atomic_add64, atomic_store32, atomic_store64, relaxed_add64, relaxed_load64,
+    atomic_add64, atomic_load32, atomic_store32, atomic_store64, relaxed_add64, relaxed_load64,
     relaxed_store32,
 )
 from hydrogen._c.buffer cimport queue_clear, queue_t
@@ -136,6 +136,28 @@ cdef inline int closing_finish(context_t *context, io_t *io, connection_t *conne
         connection.todo = TODO_FINISH
         return NEXT_DISPATCH
     return NEXT_RELEASE
+
+
+cdef inline void closing_reset(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
+    """Reset the peer of a connection that is aborted while its owner is in a callback, perhaps for ever. Any thread.
+
+    Else the peer would learn of it when the process ends, and then by a FIN, though output was dropped.
+    """
+    cdef name_t local
+    lock_take(&context.fd_lock)
+    if mailbox_generation(connection) == generation and connection.poll_fd >= 0 and (
+        atomic_load32(&connection.state) == STATE_ABORTING
+    ):
+        if connection.unix_domain:
+            kernel_shutdown(connection.poll_fd, SHUT_RDWR)
+        else:
+            kernel_local_name(connection.poll_fd, &local)
+            lock_take(&connection.lock)
+            if connection.local.family == 0:
+                connection.local = local
+            lock_give(&connection.lock)
+            kernel_reset(connection.poll_fd)
+    lock_give(&context.fd_lock)
 
 
 cdef inline void closing_release(context_t *context, io_t *io, connection_t *connection) noexcept nogil:

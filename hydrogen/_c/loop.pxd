@@ -15,7 +15,7 @@ from hydrogen._c.atomic cimport (
     relaxed_add64,
 )
 from hydrogen._c.buffer cimport pool_destroy
-from hydrogen._c.closing cimport closing_end, closing_release
+from hydrogen._c.closing cimport closing_end, closing_release, closing_reset
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_SERVER_STOPPED, FLAGS_ENDED, FLAG_BUSY, FLAG_EOF_TOLD, FLAG_HANGUP,
     FLAG_LATE, FLAG_RECEIVING, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE,
@@ -233,6 +233,16 @@ cdef inline uint64_t loop_abort_all(loop_t *loop) noexcept nogil:
         count += bits & ABORT != 0
         queues_post(loop, connection, generation, bits, True)
     return count
+
+
+cdef inline void loop_reset_all(loop_t *loop) noexcept nogil:
+    """Reset the peers of all who are left: who owns them is in a callback, or in the user's stream."""
+    cdef connection_t *connection
+    cdef uint32_t index
+    for index in range(slab_used(&loop.slab)):
+        connection = mailbox_at(loop, index)
+        if atomic_load32(&connection.state) != STATE_VACANT:
+            closing_reset(&loop.context, connection, mailbox_generation(connection))
 
 
 cdef inline void loop_exit(loop_t *loop) noexcept nogil:

@@ -235,6 +235,9 @@ class Engine:
             self._event_thread.join(left())
         self._monitor.end(left())
         abandoned = self._pool.end(left())
+        for connection in self._slab.snapshot():
+            if connection.at_once and not connection.transport.is_stream:
+                connection.transport.cut_off()  # or its peer would meet a FIN at last, though output was dropped
         self._log_thread.end(left())
         return abandoned
 

@@ -159,7 +159,8 @@ class SocketTransport:
         kernel.reset(self._sock, placeholder)
 
     def cut_off(self) -> None:
-        """Nobody is in there for long."""
+        """Nobody is in there for long. But who owns the connection may be in a callback for ever: when the process ends that is a reset."""
+        kernel.reset_on_close(self._sock)
 
     def close(self) -> None:
         """The number may go to a new connection from now on."""

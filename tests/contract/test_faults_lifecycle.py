@@ -109,6 +109,37 @@ def test_f27_interpreter_exit_while_serving(engine, how):
     assert "of main" in err if how == "exception" else err == "", err
 
 
+ABANDONS = """
+import os, sys, threading
+import hydrogen
+
+class Blocks(hydrogen.Handler):
+    def on_data_received(self, socket, data):
+        socket.send(bytes(20_000_000))
+        threading.Event().wait()
+
+options = {"path": sys.argv[2]} if sys.argv[2] else {"port": 0}
+server = hydrogen.serve(Blocks(), engine=sys.argv[1], max_threads=2, **options)
+print(server.address[1], flush=True)
+sys.stdin.readline()
+print(server.stop(0).abandoned, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.clause("P3", "K10")
+def test_f27_the_peer_of_an_abandoned_handler_is_reset_at_last_and_never_told_that_all_was_sent(engine, connect):
+    process = child(ABANDONS, engine, "")
+    client = connect(("127.0.0.1", int(process.stdout.readline())), receive_buffer=4096)
+    client.send(b"x")
+    client.receive(1)
+    process.stdin.write("stop\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "1\n"
+    finish(process, 0, "exit\n")
+    assert client.at_end() == "reset"
+
+
 # ---------------------------------------------------------------------------------------------------- row 28
 
 FORKS = """
