@@ -50,6 +50,8 @@ SIGNAL_LOOK = 0.5
 """Seconds after which the main thread stops waiting for a moment. A signal that arrives in another
 thread, or just before this one sleeps, does not wake it, and its handler runs only when it is awake."""
 
+FORKED = "the process was forked during the start: the server is the parent's"
+
 NOTHING = StopReport(0, 0, 0, 0, 0, 0.0)
 """The report of a stop that found nothing to do, or was only asked for."""
 
@@ -254,7 +256,7 @@ class Life:
         while (fd := self._created.get()) is not None:
             self._called.put(self._call(fd))
         if self._forked:
-            raise RuntimeError("the process was forked during the start: the server is the parent's")
+            raise RuntimeError(FORKED)
         if self.error is None and self.engine is not None:
             self._server._tell_start()
 
@@ -312,6 +314,7 @@ class Life:
         """In the child after fork(2), without the threads: give back the fds, and let everybody go on
         who waits. Takes no lock: a thread that exists in the parent only may hold it."""
         self._forked = self.stopping = True
+        self._claim()  # should it go on to start the thread
         self.started.set()
         if self._listeners is not None:
             for sock in self._listeners.sockets:
@@ -320,6 +323,10 @@ class Life:
             self.engine.forked()
         self.engine, self.report = None, NOTHING
         self._created.put(None)
+        # The thread itself has forked, in a `__del__` say: it is to end.
+        self._called.put(RuntimeError(FORKED))
+        self._terms.append((None, 0.0))
+        self._asked.put(None)
         self.ended.set()
         self.told.set()
 

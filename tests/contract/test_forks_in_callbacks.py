@@ -242,3 +242,67 @@ client.close()
 @pytest.mark.clause("P4")
 def test_a_thread_that_forks_within_a_send_goes_on_in_the_child_which_sends_nothing(engine):
     assert finish(child(FORKS_IN_A_FRAME, engine), 0) == ("child: 0\nparent: 1 b'fork\\n'\n", "")
+
+
+FORKS_AS_IT_STARTS = """
+import os, sys, time, warnings
+import hydrogen
+from hydrogen.lifecycle import Life
+from support import Echo
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+pids, begin, cancel = [], Life.begin, Life.cancel
+
+def forks(life):
+    pids.append(os.fork())
+    begin(life)
+
+def waits(life, error):
+    while life._thread is None or life._thread.ident is None:
+        time.sleep(0.001)
+    life._thread.join(5)
+    os.write(1, b"a thread is left\\n" if life._thread.is_alive() else b"child: none is left\\n")
+    cancel(life, error)
+
+Life.begin, Life.cancel = forks, waits
+try:
+    server = hydrogen.serve(Echo(), engine=sys.argv[1], port=0)
+except RuntimeError as error:
+    os.write(1, f"child: {error}\\n".encode())
+    os._exit(0)
+print("parent:", os.waitpid(pids[0], 0)[1])
+server.stop()
+"""
+
+
+@pytest.mark.clause("P4")
+def test_a_child_forked_by_a_signal_handler_as_the_start_begins_carries_out_none(engine):
+    lines = "child: none is left\nchild: the process was forked during the start: the server is the parent's\nparent: 0\n"
+    assert finish(child(FORKS_AS_IT_STARTS, engine), 0) == (lines, "")
+
+
+FORKS_IN_THE_START = """
+import os, sys, warnings
+import hydrogen
+from support import Client, Echo
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+pids = []
+
+class Forks(Echo):
+    def __setattr__(self, name, value):
+        if name == "server":
+            pids.append(os.fork())
+        super().__setattr__(name, value)
+
+server = hydrogen.serve(Forks(), engine=sys.argv[1], port=0)
+print("parent:", os.waitpid(pids[0], 0)[1])
+with Client(server.address) as client:
+    client.echo(b"served")
+server.stop()
+"""
+
+
+@pytest.mark.clause("P4")
+def test_a_child_that_returns_to_the_thread_of_the_start_ends(engine):
+    assert finish(child(FORKS_IN_THE_START, engine), 0) == ("parent: 0\n", "")
