@@ -172,6 +172,12 @@ _OUT_OF_MEMORY = MemoryError()
 it aborts when those are used up: connections that end gracefully would hold one each.
 """
 
+_CHAIN = 5
+"""How far one exception is followed to those it came from. They may go round in a ring, and each has two."""
+
+# Of `error` itself: a class of the user's may have properties of these names.
+_CAUSE, _CONTEXT = (BaseException.__dict__[name] for name in ("__cause__", "__context__"))
+
 
 def handler_error(error: BaseException) -> HandlerError:
     """A `HandlerError` whose `__cause__` is `error`; or `error` itself, if it is one.
@@ -188,8 +194,23 @@ def handler_error(error: BaseException) -> HandlerError:
     except BaseException:
         message = f"a callback raised {name}, whose __str__ raises"
     wrapped = HandlerError(message)
-    wrapped.__cause__ = _OUT_OF_MEMORY if type(error) is MemoryError and not error.args else error
+    wrapped.__cause__ = _OUT_OF_MEMORY if _is_spare(error) else error
     return wrapped
+
+
+def _is_spare(error: BaseException | None) -> bool:
+    """Whether it is a MemoryError of the interpreter's own."""
+    return type(error) is MemoryError and error is not _OUT_OF_MEMORY and not error.args
+
+
+def _spare_memory(error: BaseException, depth: int = _CHAIN) -> None:
+    """Let go of the MemoryErrors that `error` was raised from, or while they were handled: see `_OUT_OF_MEMORY`."""
+    for attribute in (_CAUSE, _CONTEXT):
+        before = attribute.__get__(error)
+        if _is_spare(before):
+            attribute.__set__(error, _OUT_OF_MEMORY)
+        elif before is not None and depth:
+            _spare_memory(before, depth - 1)
 
 
 def class_name(value: object) -> str:
@@ -206,7 +227,10 @@ def cut_traceback(error: BaseException) -> None:
     the function that caught it, whose entry comes first: none of ours that catches what user code
     raises lets it pass, so an entry of the same function further down is of an earlier raise.
     Tracebacks that somebody else holds stay whole: they begin at, or behind, the cut.
+
+    It is kept as long as its connection, so it holds no MemoryError of the interpreter's, either.
     """
+    _spare_memory(error)
     last = _traceback_of(error)
     if last is None or not _is_ours(last):
         return

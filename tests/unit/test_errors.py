@@ -156,6 +156,39 @@ def test_a_handler_error_holds_none_of_the_memory_errors_that_the_interpreter_ha
     assert handler_error(mine).__cause__ is mine
 
 
+@pytest.mark.parametrize("kind", [KeyError, hydrogen.ProtocolError, hydrogen.HandlerError, OSError])
+@pytest.mark.parametrize("how", ["context", "cause", "further back"])
+def test_what_is_kept_of_an_exception_holds_no_memory_error_that_it_came_from(how, kind):
+    its_own, mine = MemoryError(), MemoryError("mine")
+    try:
+        try:
+            try:
+                raise its_own
+            except MemoryError:
+                if how == "further back":
+                    raise ValueError("in between") from mine
+                raise
+        except Exception as before:
+            raise kind("too large") from before if how == "cause" else None
+    except kind as raised:
+        kept = cause_of(raised)[1]
+    chain, left = [], [kept]
+    while left:
+        error = left.pop()
+        if error is not None and error not in chain:
+            chain.append(error)
+            left += [error.__cause__, error.__context__]
+    assert its_own not in chain
+    assert any(type(error) is MemoryError for error in chain)
+    assert (mine in chain) == (how == "further back")
+
+
+def test_exceptions_that_came_from_each_other_in_a_ring_are_told_all_the_same():
+    first, second = KeyError("first"), KeyError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert handler_error(first).__cause__ is first
+
+
 @pytest.mark.parametrize("convert", [handler_error, lambda error: cause_of(error)[1], lambda error: cut_traceback(error)])
 @pytest.mark.parametrize("kind", [KeyError, OSError, hydrogen.HandlerError])
 def test_an_exception_that_is_raised_again_keeps_the_traceback_of_the_last_raise_only(convert, kind):
