@@ -28,7 +28,7 @@ from hydrogen._c.deadlines cimport deadlines_announce
 from hydrogen._c.kernel cimport (
     kernel_accept, kernel_close, kernel_close_fork_gate, kernel_event_clear, kernel_event_set,
     kernel_eventfd, kernel_open_fork_gate, kernel_poll, kernel_poll_init, kernel_reset,
-    kernel_setsockopt, kernel_thread_start, name_t, pollfd, pthread_join,
+    kernel_setsockopt, kernel_thread_start, kernel_unblock, name_t, pollfd, pthread_join,
 )
 from hydrogen._c.lock cimport RANK_ACCEPT, RANK_ADDRESSES, RANK_FD, lock_destroy, lock_give, lock_init, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_let_go
@@ -222,6 +222,7 @@ cdef inline void acceptor_accept_locked(acceptor_t *acceptor, uint32_t listener,
     cdef vacancy_t *next = &acceptor.next
     cdef int fd
     cdef int left = ACCEPT_MOST
+    kernel_unblock(acceptor.listeners[listener].fd)
     while not atomic_load32(&acceptor.stop) and not atomic_load32(&acceptor.suspended) and acceptor_has_room(acceptor):
         if left == 0:
             return

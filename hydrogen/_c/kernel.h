@@ -108,6 +108,12 @@ static inline int kernel_accept(int fd, name_t *peer) {
     kernel_name_from(peer, &from);
     return got;
 }
+/* accept(2) knows no MSG_DONTWAIT, and whether the listener blocks is of the open file, which the program, or another one that
+ * it was passed to, may share, and change. */
+static inline void kernel_unblock(int fd) {
+    int flags = fcntl(fd, F_GETFL);
+    if (flags >= 0 && !(flags & O_NONBLOCK)) (void)fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
 static inline void kernel_local_name(int fd, name_t *local) {
     struct sockaddr_storage from;
     socklen_t size = sizeof from;

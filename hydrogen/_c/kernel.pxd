@@ -31,6 +31,7 @@ cdef extern from "kernel.h" nogil:
         uint32_t scope
         uint8_t bytes[16]
     int kernel_accept(int fd, name_t *peer)
+    void kernel_unblock(int fd)
     void kernel_local_name(int fd, name_t *local)
     void kernel_shutdown(int fd, int how)
     void kernel_close(int fd)

@@ -268,3 +268,16 @@ def test_the_mode_is_set_before_anybody_can_connect(start, tmp_path):
 
     start(recorder(server_created=created), path=path, path_mode=0o640)
     assert seen == [(0o640, False)]
+
+
+@pytest.mark.clause("C10")
+def test_a_listener_that_is_made_to_block_while_it_serves_holds_nobody_up(start, connect):
+    """Whether it blocks is of the open file, which others may have, too."""
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as mine:
+        server = start(recorder(data_received=echo), sock=mine.dup(), max_threads=2)
+        first = connect(server)
+        first.echo(b"before")
+        mine.setblocking(True)
+        connect(server).echo(b"new")
+        first.echo(b"still")
+        server.stop(PATIENCE)
