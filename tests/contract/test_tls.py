@@ -321,8 +321,9 @@ def test_no_worker_spins_while_another_thread_is_in_the_session(start, connect, 
     """More has come than is read at once, and all of it has to wait until that thread is done."""
     handler = recorder(connected=None, data_received=echo)
     server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, handoff=handoff, read_budget=10_000)
-    client, other = secure(server), secure(server)
-    socket = handler.socket()
+    client = secure(server)
+    handler.wait_for("connected")
+    socket, other = handler.socket(), secure(server)
     entered, done = threading.Event(), gate()
     encrypt = TlsSession.encrypt
 
