@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import operator
 import os
 import signal
 import socket
@@ -44,6 +45,8 @@ EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 FORK_PATIENCE = 0.5
 """Seconds that a fork waits for who accepts or closes, who needs microseconds. For ever would be wrong: this thread may hold, further out,
 what that one waits for."""
+
+_release = operator.methodcaller("release")
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -197,6 +200,36 @@ class Wakeup:
         close_once(self._open)
 
 
+class Fork:
+    """One fork of a thread.
+
+    Attributes:
+        thread: whose.
+        held: the locks that it has taken.
+        is_over: it gives them back.
+    """
+
+    __slots__ = ("_until", "held", "is_over", "thread")
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.held: deque[threading._RLock] = deque()
+        self.is_over = False
+        self._until = time.monotonic() + FORK_PATIENCE
+
+    def take(self, lock: threading._RLock) -> bool:
+        """Whether `lock` could be had in time."""
+        acquire = operator.methodcaller("acquire", timeout=max(0.0, self._until - time.monotonic()))
+        self.held.extend(filter(acquire, (lock,)))
+        return lock in self.held
+
+    def end(self) -> None:
+        """Give everything back. May be called again."""
+        self.is_over = True
+        while self.held:
+            deque(map(_release, map(deque.pop, (self.held,))), 0)
+
+
 class ForkGate:
     """Keeps a fork from coming between what the kernel knows of an fd and what `Engine.forked` finds.
 
@@ -205,17 +238,22 @@ class ForkGate:
 
     Each thread has a lock of its own for that, and who forks takes all of them: threads must not wait for one in which the collector runs
     code of the user's, which may block.
+
+    A signal handler of a thread that forks may raise at any point of the hooks, or as one begins: the
+    interpreter ignores that, and forks. So each lock is taken and noted in one call of C code, as it is
+    given back, and there is a second hook that gives back what the first one was kept from.
     """
 
     def __init__(self) -> None:
         self._open_anew()
-        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._open_anew)
+        os.register_at_fork(before=self._before, after_in_parent=self._give_back, after_in_child=self._open_anew)
+        os.register_at_fork(after_in_parent=self._after)
 
     def _open_anew(self) -> None:
         self._own = threading.local()
         self._locks: weakref.WeakSet[threading._RLock] = weakref.WeakSet()
         self._turn = threading.RLock()  # of `_locks`; held by who forks
-        self._forks: list[tuple[int, list[threading._RLock]]] = []  # by whom, and what it holds; a fork may come in another one's hooks
+        self._forks: deque[Fork] = deque()  # one may come in another one's hooks
 
     @property
     def lock(self) -> threading._RLock:
@@ -224,24 +262,33 @@ class ForkGate:
         Who asks for it while somebody forks waits here: locks are not fair, and a fork would find that of a thread that never rests taken.
         """
         lock: threading._RLock | None = getattr(self._own, "lock", None)
-        if lock is None or self._forks:
+        if lock is None or any(fork.held for fork in self._forks.copy()):
             with self._turn:
                 self._own.lock = lock = lock or threading.RLock()
                 self._locks.add(lock)
         return lock
 
     def _before(self) -> None:
-        until = time.monotonic() + FORK_PATIENCE
-        if self._turn.acquire(timeout=FORK_PATIENCE):
-            held: list[threading._RLock] = []
-            self._forks.append((threading.get_ident(), held))
-            held += [lock for lock in self._locks if lock.acquire(timeout=max(0.0, until - time.monotonic()))]
+        fork = Fork()
+        self._forks.append(fork)
+        if fork.take(self._turn):
+            for lock in list(self._locks):
+                fork.take(lock)
+
+    def _give_back(self) -> None:
+        for fork in [fork for fork in self._mine() if not fork.is_over][-1:]:
+            fork.end()
 
     def _after(self) -> None:
-        if self._forks and self._forks[-1][0] == threading.get_ident():
-            for lock in self._forks.pop()[1]:
-                lock.release()
-            self._turn.release()
+        for fork in self._mine()[-1:]:  # if it is not over
+            fork.end()
+        for fork in self._mine():
+            if fork.is_over:  # be it of earlier
+                self._forks.remove(fork)
+
+    def _mine(self) -> list[Fork]:
+        me = threading.get_ident()
+        return [fork for fork in self._forks.copy() if fork.thread == me]
 
 
 fork_gate = ForkGate()

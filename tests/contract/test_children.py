@@ -96,3 +96,38 @@ print(statuses)
 def test_children_that_callbacks_start_keep_nothing_and_their_status_is_told(engine, how):
     out, err = finish(child(CHILDREN, engine, how), 0)
     assert (out, err) == ("[7, 7, 7, 7]\n", "")
+
+
+INTERRUPTED = """
+import os, sys, warnings
+import hydrogen
+from reentry import signalled
+from support import Client, Echo
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+sys.unraisablehook = lambda unraisable: None  # the interpreter ignores what is raised while a thread forks, but says so
+
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+def interrupt():
+    raise KeyboardInterrupt
+
+came, number = True, 0
+while came:
+    with hydrogen.serve(Echo(), port=0, engine=sys.argv[1], max_threads=2) as server:
+        with Client(server.address) as client:
+            client.echo(b"before")
+        came = signalled(fork, number, interrupt)
+        with Client(server.address) as client:
+            client.echo(b"after")
+    number += 1
+"""
+
+
+@pytest.mark.clause("P4", "K18")
+def test_a_signal_handler_that_raises_while_its_thread_forks_keeps_nobody_from_being_served(engine):
+    assert finish(child(INTERRUPTED, engine), 0) == ("", "")
