@@ -164,12 +164,12 @@ class SocketTransport:
 
     def close(self) -> None:
         """The number may go to a new connection from now on."""
-        with kernel.fork_gate.lock:
-            self.forget()
+        with kernel.fork_gate.lock, contextlib.suppress(OSError):
+            kernel.close_without_waiting(self._sock)
 
     def forget(self) -> None:
         """The parent has the socket still, so nothing goes to the peer."""
-        with contextlib.suppress(OSError):  # ECONNRESET of close(2) in some families
+        with contextlib.suppress(OSError):
             self._sock.close()
 
 

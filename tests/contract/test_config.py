@@ -143,6 +143,27 @@ def test_socket_options_are_set_on_each_connection(start, connect):
 
 
 @pytest.mark.clause("C15")
+def test_a_close_that_so_linger_would_delay_keeps_no_worker(start, connect):
+    """The peer has ended its side, and reads nothing of what the kernel holds for it."""
+    linger = (stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack("ii", 1, 3600))
+
+    def received(socket, data):
+        if data == b"much":
+            socket.send(bytes(1 << 16))
+            socket.close()
+        else:
+            socket.send(data)
+
+    handler = recorder(data_received=received)
+    server = start(handler, socket_options=[linger], max_threads=1)
+    client, other = connect(server, receive_buffer=2048), connect(server)
+    client.send(b"much")
+    client.finish()
+    handler.wait_removed()
+    other.echo(b"served")
+
+
+@pytest.mark.clause("C15")
 def test_a_socket_option_that_the_kernel_refuses_removes_the_connection_with_its_error(start, connect):
     handler = recorder(connected=None)
     server = start(handler, socket_options=[(stdlib_socket.IPPROTO_TCP, 9999, 1)])
