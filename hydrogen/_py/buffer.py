@@ -37,15 +37,13 @@ class SendQueue:
         self._messages.append(data)
         self.size = size
 
-    def front(self) -> list[bytes | memoryview]:
-        """The first messages, still in the queue."""
-        return [message for message, _ in zip(self._messages, range(BATCH), strict=False)]
+    def front(self, most: int) -> list[bytes | memoryview]:
+        """The first messages, at most so many, still in the queue."""
+        return [message for message, _ in zip(self._messages, range(most), strict=False)]
 
-    def take(self) -> bytes | memoryview:
+    def take(self) -> None:
         """Take the first message off."""
-        message = self._messages.popleft()
-        self.size -= len(message)
-        return message
+        self.size -= len(self._messages.popleft())
 
     def consume(self, count: int) -> None:
         """Take the first `count` bytes off."""

@@ -37,7 +37,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from hydrogen._py import kernel, mailbox
-from hydrogen._py.buffer import Memory, SendQueue, Share
+from hydrogen._py.buffer import BATCH, Memory, SendQueue, Share
 from hydrogen._py.mailbox import Mailbox, Queue
 from hydrogen._py.role import Role, Waiters
 from hydrogen._py.streams import Transport
@@ -583,11 +583,13 @@ class Output(Mailbox):
                     self._edge = True
                 self._asked = True
                 return
-            messages = [self._queued.take()] if is_stream and self._queued else self._queued.front()
+            messages = self._queued.front(1 if is_stream else BATCH)
             # What is known when all is taken is worked out before: then nothing is allocated until it is noted.
             total = sum(map(len, messages))
             following, sent, now = budget.size - total, self.tally.bytes_sent + total, time.monotonic()
-            self._torn = True
+            self._torn = True  # from here on: while a stream writes its message, that is nowhere else
+            if is_stream and messages:
+                self._queued.take()
             try:
                 written, full = self.transport.write(messages)
             except BaseException as error:

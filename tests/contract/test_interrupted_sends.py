@@ -1,9 +1,11 @@
 """Ctrl-C in a thread that sends, wherever it comes: nothing that was taken waits for somebody who sends again."""
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from families import PassThrough
 from support import recorder, running, wait_until
 
 import hydrogen
@@ -16,8 +18,9 @@ In the compiled engine no Python runs that could be interrupted.
 """
 
 
-def interrupted(call, line, action):
-    """Call `call`; at line number `line`, of those of the engine that are run, have `action` called and raise KeyboardInterrupt.
+def interrupted(call, line, action, since=(True,)):
+    """Call `call`; at line number `line`, of those of the engine that are run since there is something in `since`, have `action`
+    called and raise KeyboardInterrupt.
 
     Whether it came to that.
     """
@@ -27,7 +30,7 @@ def interrupted(call, line, action):
         nonlocal left
         if frame.f_code.co_filename not in OUTPUT:
             return None
-        if event == "line":
+        if event == "line" and since:
             left -= 1
             if left < 0:
                 sys.settrace(None)
@@ -77,3 +80,49 @@ def test_an_interrupted_send_leaves_nothing_unwritten_but_may_end_the_connection
         client.close()
         lines += 1
     assert survivors >= lines / 2
+
+
+@pytest.mark.clause("K6", "K18")
+def test_an_interrupted_send_loses_no_message_that_another_thread_has_left_to_it(start, connect):
+    """It came while this thread was in the stream. The connection may end: then it is known that something is missing."""
+    actions = []
+
+    class Stream(PassThrough):
+        def send(self, buf):
+            if actions:
+                actions.pop()()
+            super().send(buf)
+
+    handler = recorder(new_connection=Stream, connected=None)
+    server = start(handler)
+    connections = lines = survivors = 0
+    came = True
+    while came:
+        client = connect(server)
+        connections += 1
+        handler.wait_for("connected", connections)
+        socket = handler.socket(connections - 1)
+        left = []
+
+        writers = []
+
+        def leave(socket=socket, left=left, writers=writers):
+            with running(lambda: left.append(socket.send(b"other"))):
+                pass
+            writers.append(threading.current_thread())
+
+        actions.append(leave)
+        came = interrupted(lambda socket=socket: socket.send(b"mine"), lines, lambda: None, left)
+        wait_until(lambda socket=socket: not (socket.is_open and socket.pending), f"all is written, line {lines}")
+        if writers != [threading.current_thread()]:
+            came = True  # a worker was in the stream, to receive, and wrote for this thread: once more
+            socket.abort()
+            continue
+        if socket.is_open:
+            survivors += 1
+            socket.close()
+            assert left == [True]
+            assert client.receive_until_end() == b"mineother"
+        client.close()
+        lines += 1
+    assert survivors
