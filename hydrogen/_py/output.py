@@ -322,9 +322,16 @@ class Output(Mailbox):
         return True
 
     def tend(self) -> None:
-        """See to the output. If somebody is at it, he does. Of a stream of the user's only where code of the user's may run."""
-        self._asked = True
-        self._catch_up()
+        """See to the output. If somebody is at it, he does. Of a stream of the user's only where code of the user's may run.
+
+        Raises: BaseException: see `send`. What this thread was kept from another one does.
+        """
+        try:
+            self._asked = True
+            self._catch_up()
+        except BaseException:
+            self._leave_interrupted()
+            raise
 
     def in_role(self, work: Callable[[], object], bits: int, *, by_anybody: bool = False) -> bool:
         """Do `work` in the role; False when somebody else is in it, then `bits` are posted when he is done. By the owner.
@@ -348,13 +355,9 @@ class Output(Mailbox):
         low = self.loop.config.write_buffer_limits[0]
 
         def is_over() -> bool:
-            # After an edge, or a budget, a stream waits for a worker. That may be the very thread that is waiting here.
-            if self.transport.is_stream:
-                try:
-                    self.tend()
-                except BaseException:
-                    self._leave_interrupted()
-                    raise
+            # Who was about to may be the very thread that is waiting here: a worker for which a stream waits, after an edge or a budget,
+            # or one that this call has interrupted on its way to the role.
+            self.tend()
             return self._sealed or self.at_once or self.loop.forked_away or self.pending < low
 
         if self._role.is_mine():  # this call has interrupted who writes, and would wait for itself

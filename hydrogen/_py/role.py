@@ -22,36 +22,41 @@ _NOT_BLOCKING = (False,)
 
 
 class Role:
-    """A lock that nobody waits for."""
+    """A lock that nobody waits for.
 
-    __slots__ = ("_holder", "_lock")
+    It knows who has it from the call of C code on in which that one got it: a signal handler must not wait for what its own thread holds.
+    """
+
+    __slots__ = ("_is_taken", "_lock")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holder = 0
+        self._lock = threading.RLock()
+        self._is_taken = False
 
     def run(self, work: Callable[[], object]) -> bool:
         """Do `work` in the role; False when somebody else is in it, or this thread further out."""
         taken: deque[bool] = deque()
         try:
+            if self._lock._is_owned():  # type: ignore[attr-defined]
+                return False
             taken.extend(map(self._lock.acquire, _NOT_BLOCKING))
             if not taken[0]:
                 return False
-            self._holder = threading.get_ident()
+            self._is_taken = True
             work()
             return True
         finally:
             if taken and taken[0]:
-                self._holder = 0
+                self._is_taken = False
                 self._lock.release()
 
     def is_taken(self) -> bool:
         """Whether somebody is in the role. A hint."""
-        return self._lock.locked()
+        return self._is_taken
 
     def is_mine(self) -> bool:
         """Whether the calling thread is in the role, further out."""
-        return self._holder == threading.get_ident()
+        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # as threading.Condition asks
 
 
 class Total:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from families import PassThrough
+from reentry import signalled
 from support import recorder, running, wait_until
 
 import hydrogen
@@ -83,7 +84,7 @@ def test_an_interrupted_send_leaves_nothing_unwritten_but_may_end_the_connection
 
 
 @pytest.mark.clause("K6", "K18")
-def test_an_interrupted_send_loses_no_message_that_another_thread_has_left_to_it(start, connect):
+def test_an_interrupted_send_loses_no_message_that_another_thread_has_left_to_it(start, connect, error_log):
     """It came while this thread was in the stream. The connection may end: then it is known that something is missing."""
     actions = []
 
@@ -126,3 +127,29 @@ def test_an_interrupted_send_loses_no_message_that_another_thread_has_left_to_it
         client.close()
         lines += 1
     assert survivors
+    assert all("Stream.send raised KeyboardInterrupt" in record.getMessage() for record in error_log())
+
+
+@pytest.mark.clause("K7", "K18")
+def test_a_signal_handler_that_drains_within_a_send_waits_for_nothing_that_its_own_thread_was_about_to_do(start, connect):
+    """The peer reads all the time; what the handler gets is True, or False where it has interrupted who writes."""
+    handler = recorder(connected=None)
+    client = connect(start(handler, write_buffer_limits=(1, 2)))
+    handler.wait_for("connected")
+    socket = handler.socket()
+    moments, came = [0], True
+
+    def send():
+        nonlocal came
+        while came:
+            came = signalled(lambda: socket.send(bytes(100_000)), moments[-1], lambda: socket.drain(None))
+            moments.append(len(moments))
+
+    def end():
+        try:
+            wait_until(lambda: not came, "no drain is waited for")
+        finally:  # which ends a drain that waits
+            socket.abort()
+
+    with running(client.at_end, send, end):
+        pass
