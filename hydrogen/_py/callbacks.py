@@ -43,10 +43,10 @@ def _failed(connection: Connection, name: str, error: BaseException) -> None:
 
 
 def connected(connection: Connection) -> None:
-    """Ready for use: messages may come and go."""
-    connection.ready = True
+    """Ready for use: messages may come and go. If it ends already nobody hears of it, now or in the end."""
     connection.deadline = math.inf
     if connection.loop.is_verbose and connection.session is not None:
         connection.loop.log.shaken(connection.socket.id, connection.session.info("cipher"))
     if connection.error is None:
+        connection.ready = True
         call(connection, "on_connected", connection.loop.callbacks.on_connected, connection.socket)

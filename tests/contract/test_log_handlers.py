@@ -7,7 +7,8 @@ import re
 import threading
 
 import pytest
-from support import Client, Echo, child, finish, recorder, wait_event, wait_until
+from certificates import client_context, server_context
+from support import Client, Echo, TlsClient, child, finish, recorder, running, wait_event, wait_until
 
 import hydrogen
 from hydrogen import lifecycle
@@ -390,6 +391,31 @@ def test_a_module_whose_loader_raises_costs_no_watchdog(start, connect, gate, ca
     lines = [record.getMessage() for record in caplog.get_records("call")]
     if has_gil():
         assert any("not_there.py:2 in slow" in line for line in lines)
+
+
+@pytest.mark.clause("S59", "H13", "H23")
+def test_a_connection_that_a_log_handler_aborts_as_it_becomes_ready_has_no_on_disconnected(start, connect, caplog):
+    """It has no on_connected either. That the abort has come is seen by a connection behind it."""
+    caplog.set_level(logging.DEBUG, logger="hydrogen")
+    streams = [hydrogen.Plain, lambda fd: None]
+    handler = recorder(new_connection=lambda fd: streams.pop()(fd), connected=None)
+    server = start(handler, ssl=server_context())
+    client = connect(server)
+    handler.wait_for("new_connection")
+    connect(server)
+    handler.wait_for("connected")
+
+    def emit(record):
+        if "handshake done" in record.getMessage():
+            caplog.set_level(logging.INFO, logger="hydrogen")  # else that one's removal would be logged, and wait for this line
+            with running(server.abort):
+                handler.wait_for("disconnected")
+
+    with handling(emit, logging.DEBUG):
+        with contextlib.suppress(ConnectionResetError):
+            TlsClient(client, client_context()).handshake()
+        handler.wait_removed(2)
+    assert [call.id for call in handler.of("disconnected")] == [call.id for call in handler.of("connected")]
 
 
 @pytest.mark.clause("S59", "C14")
