@@ -2,7 +2,7 @@
 
 One thread at a time is in the *role* of the output (see `role`): it alone touches the send queue, the TLS session, the stream adapter's
 `send`, and what hangs on them. Nobody waits for it. Who has something to be done leaves it where it is found (a message in `_waiting`, an
-edge in `_edge`, an end in `_ends`) and calls `tend`; who is in the role looks again after giving it back. Invariants:
+edge in `_noted`, an end in `_ends`) and calls `tend`; who is in the role looks again after giving it back. Invariants:
 
 1. `_asked` is set after what is asked for, and cleared in the role before that is looked at; it is set
    again where something is left of it. Whoever leaves the role looks at `_asked` afterwards: one who
@@ -10,8 +10,10 @@ edge in `_edge`, an end in `_ends`) and calls `tend`; who is in the role looks a
    budget is used up, leaves it to another thread (`tend_later`). His budget is his own: others who
    come and go meanwhile do not renew it, and he says that it is used up to nobody but himself. So
    nothing that was asked for is overlooked, and nobody is kept for as long as others send.
-2. `_blocked` means: the kernel takes no more and owes an edge. An edge is noted in `_edge`, which is cleared before each write: it belongs
-   to a later state of the kernel's buffer than the write will find.
+2. `_blocked` means: the kernel takes no more and owes an edge. Edges are counted (`_noted`, by the event
+   thread); before each write it is kept how many there were (`_taken`, in the role). One that comes later
+   belongs to a later state of the kernel's buffer than the write will find. Each counter has one writer:
+   a flag that is set here and cleared there loses what comes between the load and the store of a swap.
 3. Once there is an end (`error`) no message is taken; what is queued is written, unless `at_once`. The first end wins. The owner ends the
    messages (`end_messages`) when all are written, which it knows in the role; close_notify is the last. A message that comes later finds
    that, and is taken back by who sent it.
@@ -185,17 +187,19 @@ class Output(Mailbox):
         "_asked",
         "_blocked",
         "_draining",
-        "_edge",
         "_edges",
         "_ended_messages",
         "_ends",
         "_left",
+        "_noted",
         "_over_high",
         "_progress",
         "_queued",
         "_rests",
         "_role",
         "_sealed",
+        "_taken",
+        "_told_edges",
         "_told_flushed",
         "_told_high",
         "_torn",
@@ -229,7 +233,8 @@ class Output(Mailbox):
         self._queued = SendQueue()
         self._draining = Waiters()
         self._blocked = False  # see invariant 2
-        self._edge = False  # see invariant 2
+        self._noted = self._taken = 0  # see invariant 2
+        self._told_edges = 0  # so many had come when a worker was sent for last; by the event thread
         self._edges = 0  # that came while it was blocked, and because the kernel had taken no more; by the event thread
         self._over_high = False  # pending was over the high watermark, and has not been below the low one since
         self._ended_messages = False  # see invariant 3
@@ -386,7 +391,7 @@ class Output(Mailbox):
         Args:
             is_alone: nothing else came. Else it may be so only that the kernel could take more all the time.
         """
-        was_noted, self._edge = self._edge, True
+        self._noted += 1
         if self.transport.is_stream:
             self.last_byte = time.monotonic()  # what it writes it does not tell, and it may be in one `send` for long
         if not self._blocked:
@@ -395,12 +400,9 @@ class Output(Mailbox):
         self._edges += is_alone or not self.transport.is_stream or kernel.unsent(self.transport.poll_fd) > 0
         if not self.transport.is_stream:
             self.tend()
-        elif not was_noted:  # else a worker will come
-            try:
-                self._leave_to_another()
-            except BaseException:
-                self._edge = False  # or none would
-                raise
+        elif self._taken >= self._told_edges:  # else a worker is to come for an earlier one still, and takes this one, too
+            self._leave_to_another()
+            self._told_edges = self._noted
 
     def look_at_progress(self, now: float, timeout: float) -> float | None:
         """End the connection, at once, if the peer has taken nothing of its output for `timeout` seconds. By the loop, see invariant 5.
@@ -571,9 +573,8 @@ class Output(Mailbox):
         """
         is_stream = self.transport.is_stream
         while not (self.at_once or self._sealed):
-            edge = self._edge
-            if edge:  # else it is not cleared: one that comes between would be lost
-                self._edge = False
+            noted = self._noted
+            edge = noted != self._taken
             self._blocked &= not edge
             if is_stream:
                 # A stream is given its messages at once; what it cannot write it keeps itself, and that is pending then.
@@ -582,14 +583,13 @@ class Output(Mailbox):
             elif self._blocked or not self._queued:
                 return
             if budget.size <= 0:
-                if edge:
-                    self._edge = True
                 self._asked = True
                 return
             messages = self._queued.front(1 if is_stream else BATCH)
             # What is known when all is taken is worked out before: then nothing is allocated until it is noted.
             total = sum(map(len, messages))
             following, sent, now = budget.size - total, self.tally.bytes_sent + total, time.monotonic()
+            self._taken = noted
             self._torn = True  # from here on: while a stream writes its message, that is nowhere else
             if is_stream and messages:
                 self._queued.take()
@@ -688,7 +688,7 @@ class Output(Mailbox):
 
     def _is_stalled(self) -> bool:
         """Whether output waits for the peer, and not, after an edge, for us. A hint."""
-        return self._blocked and not (self._edge or self._sealed) and (bool(self._queued) or self.transport.is_stalled)
+        return self._blocked and self._noted == self._taken and not self._sealed and (bool(self._queued) or self.transport.is_stalled)
 
     def _count_left(self) -> None:
         """A message was left to who is in a user's stream. Who counts it otherwise may be in there for long.
