@@ -15,8 +15,9 @@ edge in `_noted`, an end in `_ends`) and calls `tend`; who is in the role looks 
    belongs to a later state of the kernel's buffer than the write will find. Each counter has one writer:
    a flag that is set here and cleared there loses what comes between the load and the store of a swap.
 3. Once there is an end (`error`) no message is taken; what is queued is written, unless `at_once`. The first end wins. The owner ends the
-   messages (`end_messages`) when all are written, which it knows in the role; close_notify is the last. A message that comes later finds
-   that, and is taken back by who sent it.
+   messages (`end_messages`) when all are written, which it knows in the role; close_notify is the last. A message that comes meanwhile is
+   written if the owner, who looks for some when he has said so, takes it out of `_waiting`, and not if who sent it does, who looks for
+   that when he has put it there.
 4. When the queue of a connection that is ending becomes empty, CLOSING is posted. The owner who needs the role and does not get it leaves
    bits, which are posted when the role is given back.
 5. Output that is blocked is *watched* for `write_timeout`: whoever sets `_blocked` hands the connection to the loop, once (`_watched`),
@@ -540,16 +541,19 @@ class Output(Mailbox):
             sent = self.tally.messages_sent + 1
             if not (self.at_once or self._sealed):
                 self._torn = True
-                if self.session is not None:
-                    self._encrypt(self.session, data)
-                elif data or self.transport.is_stream:  # on a socket there is nothing to an empty one
-                    self._enqueue(data)
+                self._prepare(data)
             # Nothing is allocated from here on: a message is queued once, or has not been taken.
             self._told_flushed = False
             self.tally.messages_sent = sent
             self._waiting.popleft()
             self._torn = False
         self._waiting_size = 0
+
+    def _prepare(self, data: bytes) -> None:
+        if self.session is not None:
+            self._encrypt(self.session, data)
+        elif data or self.transport.is_stream:  # on a socket there is nothing to an empty one
+            self._enqueue(data)
 
     def _enqueue(self, data: bytes) -> None:
         try:
@@ -666,13 +670,21 @@ class Output(Mailbox):
         self._tend(budget)
         if not self._ended_messages and self._is_flushed():
             self._ended_messages = True
-            if self._waiting:  # it was sent before that could be known
-                self._ended_messages = False
-                self._asked = True
-            elif self.session is not None and (last := self.session.close()):
+            self._take_late()
+            if self.session is not None and (last := self.session.close()):
                 self._queued.append(last)
-                self._tend(budget)
+            self._tend(budget)
         self._told_flushed = self._is_flushed()
+
+    def _take_late(self) -> None:
+        """Messages that were sent before it could be known that they are the last: see invariant 3. What is raised ends the connection."""
+        while self._waiting:
+            try:
+                data = self._waiting.popleft()
+            except IndexError:  # it was taken back
+                return
+            self._prepare(data)
+            self.tally.messages_sent += 1
 
     def _seal(self) -> None:
         self._sealed = self._ended_messages = True
@@ -681,8 +693,8 @@ class Output(Mailbox):
         self._rests = True
 
     def _is_flushed(self) -> bool:
-        """Whether all output is written, or dropped."""
-        return self.at_once or not (self._waiting or self._queued or self.transport.is_stalled)
+        """Whether all output is written, or dropped. What waits when the messages have ended is taken back, sooner or later."""
+        return self.at_once or not (self._queued or self.transport.is_stalled or (self._waiting and not self._ended_messages))
 
     # ---------------------------------------------------------------- anybody's
 
@@ -710,7 +722,11 @@ class Output(Mailbox):
         return CONTENDED * min(left / most, 1.0)
 
     def _take_back(self, data: bytes) -> bool:
-        """Whether the message `data` was still waiting when no more were to be written."""
+        """Whether the message `data` was still waiting when no more were to be written.
+
+        It may be an equal one of another thread's that is taken: then that thread's `send` finds ours, or nobody looks and ours is
+        written. No order is lost, for no thread has two of which the end did not know.
+        """
         try:
             self._waiting.remove(data)
         except ValueError:

@@ -5,12 +5,13 @@ Of the Python engine. The compiled one runs no opcodes there: it takes the same 
 
 import contextlib
 import socket as stdlib_socket
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from families import PassThrough
-from support import PATIENCE, Client, recorder, wait_event, wait_until
+from support import PATIENCE, Client, recorder, running, wait_event, wait_until
 
 import hydrogen
 
@@ -115,5 +116,65 @@ def test_no_edge_is_lost_to_who_takes_an_earlier_one(engine):
                     wait_until(lambda point=point: point.is_over, "another edge")
                 go.set()
                 assert client.receive(size - read) == bytes(size - read)
+        came = point.came
+        number += 1
+
+
+@pytest.mark.slow
+@pytest.mark.clause("K3", "K8")
+def test_a_message_that_comes_as_the_end_of_messages_is_found_is_written_or_refused(engine):
+    """Its sender has found the connection open. It looks whether its message was in time while the owner works on."""
+    number, came = 0, True
+    while came:
+        goes, looks, goes_on, is_done = (threading.Event() for _ in range(4))
+        stands = threading.Event()
+        point = Point("_end_messages", number)
+        sent = []
+
+        def profile(frame, event, argument, stands=stands, goes=goes, looks=looks, goes_on=goes_on):
+            if event == "call" and frame.f_code.co_filename == OUTPUT:
+                if frame.f_code.co_name == "pending" and not stands.is_set():
+                    stands.set()
+                    wait_event(goes, "the owner is there")
+                elif frame.f_code.co_name == "_take_back":
+                    looks.set()
+                    wait_event(goes_on, "the owner is further")
+
+        def send(socket, profile=profile, sent=sent, stands=stands, is_done=is_done):
+            sys.setprofile(profile)
+            try:
+                sent.append(socket.send(b"late"))
+            finally:
+                sys.setprofile(None)
+                stands.set()
+                is_done.set()
+
+        def action(goes=goes, looks=looks, is_done=is_done):
+            goes.set()
+            wait_until(lambda: looks.is_set() or is_done.is_set(), "the sender looks")
+
+        def trace(frame, event, argument, point=point, looks=looks, goes_on=goes_on, is_done=is_done):
+            if frame.f_code.co_filename == OUTPUT and frame.f_code.co_name == "_enqueue" and looks.is_set():
+                goes_on.set()
+                wait_event(is_done, "the sender is done")
+            return point._trace(frame, event, argument)
+
+        handler = recorder(connected=None, eof=None)
+        with point.traced():
+            threading.settrace(trace)
+            with hydrogen.serve(handler, engine=engine, port=0, max_threads=1) as server, Client(server.address) as client:
+                client.finish()  # so that nothing lingers
+                handler.wait_for("eof")
+                socket = handler.socket()
+                point.arm(socket, action)
+                with running(lambda socket=socket, send=send: send(socket)):
+                    wait_event(stands, "the sender has found the connection open")
+                    socket.close()
+                    if engine == "python":
+                        wait_until(lambda point=point: point.is_over, "the end of messages")
+                    goes.set()
+                    goes_on.set()
+                assert client.receive_until_end() == (b"late" if sent == [True] else b"")
+                assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
         came = point.came
         number += 1
