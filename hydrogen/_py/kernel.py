@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import operator
 import os
 import signal
@@ -19,7 +20,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 TRANSIENT = frozenset(
     {
@@ -72,27 +73,42 @@ def close_without_waiting(sock: socket.socket) -> None:
     sock.close()
 
 
+@functools.cache
+def _connect() -> Callable[[int, bytes, int], object]:
+    import ctypes
+
+    function: Callable[[int, bytes, int], object] = ctypes.CDLL(None).connect
+    return function
+
+
 def disconnect(fd: int) -> None:
     """Reset the connection of `fd` now, whoever else holds it open: connect(2) to AF_UNSPEC, which the socket module cannot say.
 
     Unix sockets do not mind. Where Python was built without ctypes the last close resets.
     """
     try:
-        import ctypes
-
-        ctypes.CDLL(None).connect(fd, bytes(16), 16)
+        _connect()(fd, bytes(16), 16)
     except (ImportError, OSError):
         with contextlib.suppress(OSError), borrowed(fd) as sock:
             reset_on_close(sock)
 
 
+def end_at_once(sock: socket.socket) -> None:
+    """Reset the connection of `sock`, see `disconnect`; of a Unix socket, which has no reset, end both directions."""
+    disconnect(sock.fileno())
+    if sock.family == socket.AF_UNIX:
+        with contextlib.suppress(OSError):  # the peer may be gone
+            sock.shutdown(socket.SHUT_RDWR)
+
+
 def reset(sock: socket.socket, placeholder: int) -> None:
     """Reset the connection of `sock` now, and keep its fd number taken until `sock` is closed.
 
-    The socket is made to reset on its last close, and a duplicate of `placeholder` is put in its place: dup3(2) closes it, and in the same
-    step occupies the number that the handler still files by. A forked child closes its copies (`Engine.forked`), so this close is the last.
+    A duplicate of `placeholder` is put in its place: dup3(2) closes it, and in the same step occupies the number that the handler still
+    files by. Where the close is the last it resets as well: see `disconnect`.
     """
     reset_on_close(sock)
+    end_at_once(sock)
     os.dup2(placeholder, sock.fileno(), inheritable=False)
 
 

@@ -260,10 +260,8 @@ class StreamTransport:
     def cut_off(self) -> None:
         """By the duplicate: a reset, or on a Unix socket, which has none, the end of both directions."""
         if self.poll_fd >= 0:
-            kernel.disconnect(self.poll_fd)
             with contextlib.suppress(OSError), kernel.borrowed(self.poll_fd) as sock:
-                if sock.family == socket.AF_UNIX:
-                    sock.shutdown(socket.SHUT_RDWR)
+                kernel.end_at_once(sock)
 
     def close(self) -> None:
         """`Stream.close`, and the duplicate. Called again when an exception kept it from returning: the stream is closed once at most."""

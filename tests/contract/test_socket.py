@@ -200,6 +200,26 @@ def test_the_first_cause_of_an_end_is_the_one_that_is_told(start, connect, secon
 
 
 @pytest.mark.clause("K10")
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_abort_is_told_to_the_peer_though_the_handler_holds_a_duplicate_of_the_fd(start, connect, tmp_path, family):
+    duplicates = []
+
+    def received(socket, data):
+        duplicates.append(os.dup(socket.fileno()))
+        socket.abort()
+
+    handler = recorder(data_received=received)
+    server = start(handler, **({"path": str(tmp_path / "s")} if family == "unix" else {}))
+    client = connect(server)
+    client.send(b"x")
+    try:
+        assert client.at_end() == ("end" if family == "unix" else "reset")
+    finally:
+        handler.wait_removed()
+        os.close(duplicates[0])
+
+
+@pytest.mark.clause("K10")
 def test_abort_after_close_does_not_wait_for_a_peer_that_does_not_read(start, connect):
     handler = recorder(data_received=lambda socket, data: (socket.send(bytes(8 << 20)), socket.close()))
     client = connect(start(handler))
