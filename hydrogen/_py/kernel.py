@@ -21,6 +21,10 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _thread import RLock
 
 TRANSIENT = frozenset(
     {
@@ -242,11 +246,11 @@ class Fork:
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
-        self.held: deque[threading._RLock] = deque()
+        self.held: deque[RLock] = deque()
         self.is_over = False
         self._until = time.monotonic() + FORK_PATIENCE
 
-    def take(self, lock: threading._RLock) -> bool:
+    def take(self, lock: RLock) -> bool:
         """Whether `lock` could be had in time."""
         acquire = operator.methodcaller("acquire", timeout=max(0.0, self._until - time.monotonic()))
         self.held.extend(filter(acquire, (lock,)))
@@ -280,17 +284,17 @@ class ForkGate:
 
     def _open_anew(self) -> None:
         self._own = threading.local()
-        self._locks: weakref.WeakSet[threading._RLock] = weakref.WeakSet()
+        self._locks: weakref.WeakSet[RLock] = weakref.WeakSet()
         self._turn = threading.RLock()  # of `_locks`; held by who forks
         self._forks: deque[Fork] = deque()  # one may come in another one's hooks
 
     @property
-    def lock(self) -> threading._RLock:
+    def lock(self) -> RLock:
         """The calling thread's, to be held meanwhile. It may be taken again, and the thread may fork: see the class.
 
         Who asks for it while somebody forks waits here: locks are not fair, and a fork would find that of a thread that never rests taken.
         """
-        lock: threading._RLock | None = getattr(self._own, "lock", None)
+        lock: RLock | None = getattr(self._own, "lock", None)
         if lock is None or any(fork.held for fork in self._forks.copy()):
             with self._turn:
                 self._own.lock = lock = lock or threading.RLock()
