@@ -8,19 +8,21 @@
 
 #include "kernel.h"
 
-typedef struct { pthread_mutex_t mutex; uint32_t rank; } lock_t;
 typedef struct { pthread_cond_t cond; } cond_t;
 
 #if HYDROGEN_DEBUG
+typedef struct { pthread_mutex_t mutex; uint32_t rank; } lock_t;
 static __thread uint32_t lock_ranks_held;
 #define LOCK_ENTER(l) do { kernel_assert((lock_ranks_held >> (l)->rank) == 0); lock_ranks_held |= 1u << (l)->rank; } while (0)
 #define LOCK_LEAVE(l) do { kernel_assert(lock_ranks_held & (1u << (l)->rank)); lock_ranks_held &= ~(1u << (l)->rank); } while (0)
+static inline void lock_init(lock_t *l, uint32_t rank) { pthread_mutex_init(&l->mutex, NULL); l->rank = rank; }
 #else
+typedef struct { pthread_mutex_t mutex; } lock_t;  /* each connection has one */
+static inline void lock_init(lock_t *l, uint32_t rank) { pthread_mutex_init(&l->mutex, NULL); (void)rank; }
 #define LOCK_ENTER(l) do { } while (0)
 #define LOCK_LEAVE(l) do { } while (0)
 #endif
 
-static inline void lock_init(lock_t *l, uint32_t rank) { pthread_mutex_init(&l->mutex, NULL); l->rank = rank; }
 static inline void lock_destroy(lock_t *l) { pthread_mutex_destroy(&l->mutex); }
 static inline void lock_take(lock_t *l) { LOCK_ENTER(l); pthread_mutex_lock(&l->mutex); }
 static inline void lock_give(lock_t *l) { LOCK_LEAVE(l); pthread_mutex_unlock(&l->mutex); }

@@ -65,9 +65,8 @@ ctypedef struct connection_t:
     # constant from acquire to release
     int fd          # the number that callbacks get
     int poll_fd     # what is polled, read and written: `fd`, or the duplicate of a user's stream's
-    uint64_t id
-    bint unix_domain
     uint32_t listener  # its index
+    uint64_t id
     # owner only
     const framing_t *framing # constant from when it is ready: the server's, or that of `builder`
     connection_t *next       # in the ready or the service queue
@@ -80,7 +79,6 @@ ctypedef struct connection_t:
     block_t *input           # bytes (plaintext) read and not delivered
     size_t scanned           # of them, known to hold no delimiter: framing_find
     size_t held              # bytes that `decoder` holds
-    bint counted             # in context.addresses, under the address `peer`
     uint64_t input_counted   # of all three, counted in context.buffered; atomic, the monitor thread reads it
     # under the loop's lock; of the slot, whosever it is
     connection_t *next_output  # in the list of those whose output a worker is to go on with
@@ -90,10 +88,12 @@ ctypedef struct connection_t:
     # output side, under the lock
     lock_t lock
     uint8_t cause
-    bint flushing            # somebody sends, or is in the user's stream
-    bint blocked             # EAGAIN was seen and no OUT edge since
-    bint edge                # an OUT edge came while flushing; of a user's stream also: a message, and while blocked
-    bint asked_out           # a Unix socket that is polled for OUT; changed only by the flusher
+    uint8_t flushing         # somebody sends, or is in the user's stream
+    uint8_t blocked          # EAGAIN was seen and no OUT edge since
+    uint8_t edge             # an OUT edge came while flushing; of a user's stream also: a message, and while blocked
+    uint8_t asked_out        # a Unix socket that is polled for OUT; changed only by the flusher
+    uint8_t unix_domain      # constant from acquire to release; here, where a byte has room
+    uint8_t counted          # in context.addresses, under the address `peer`; owner only
     int code                 # errno of CAUSE_OS_ERROR; while open: with which reading ended
     name_t peer              # of the client, whom the PROXY protocol may name; constant from when it is ready; empty for Unix sockets
     name_t local             # written at the end, when the kernel is about to forget it
