@@ -101,7 +101,8 @@ def test_w10_the_gil_is_taken_once_a_batch_and_nothing_is_allocated_but_the_payl
     if engine == "compiled":
         # A machine that is busy with other things makes a handler seem to block: then more workers take part, each with a pool of its own.
         disturbed = rise["stalls"] + rise["handoffs"]
-        assert 0 < rise["gil_acquisitions"] <= rise["polls"] + 20 + 3 * disturbed, rise
+        # And a turn long: after each eighth callback of one that lasts it may be given back, to flush.
+        assert 0 < rise["gil_acquisitions"] <= rise["polls"] + MESSAGES // 8 + 3 * disturbed, rise
         assert rise["buffer_allocations"] <= 4 * 2 * CONNECTIONS, rise
 
 
