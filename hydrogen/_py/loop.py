@@ -236,8 +236,8 @@ class Engine:
         self._monitor.end(left())
         abandoned = self._pool.end(left())
         for connection in self._slab.snapshot():
-            if connection.at_once and not connection.transport.is_stream:
-                connection.transport.cut_off()  # or its peer would meet a FIN at last, though output was dropped
+            if connection.at_once:
+                connection.transport.reset_at_last()  # or its peer would meet a FIN at last, though output was dropped
         self._log_thread.end(left())
         return abandoned
 

@@ -80,6 +80,9 @@ class Transport(Protocol):
     def cut_off(self) -> None:
         """Have who is in a stream of the user's come out: what it does to the socket fails from now on."""
 
+    def reset_at_last(self) -> None:
+        """End at once though the owner is in a callback, perhaps for ever: at the latest when the process ends. By any thread."""
+
     def close(self) -> None:
         """Give the fds back. Last, once."""
 
@@ -159,7 +162,10 @@ class SocketTransport:
         kernel.reset(self._sock, placeholder)
 
     def cut_off(self) -> None:
-        """Nobody is in there for long. But who owns the connection may be in a callback for ever: when the process ends that is a reset."""
+        """Nobody is in there for long."""
+
+    def reset_at_last(self) -> None:
+        """By the last close, which is the kernel's when the process ends: the owner may use the socket, and close it."""
         kernel.reset_on_close(self._sock)
 
     def close(self) -> None:
@@ -262,6 +268,18 @@ class StreamTransport:
         if self.poll_fd >= 0:
             with contextlib.suppress(OSError), kernel.borrowed(self.poll_fd) as sock:
                 kernel.end_at_once(sock)
+
+    def reset_at_last(self) -> None:
+        """By the duplicate, now. It is taken out meanwhile, so that the owner does not close it, nor its number becomes a stranger's."""
+        with kernel.fork_gate.lock, contextlib.suppress(IndexError):  # the owner has closed it
+            fd = self._fds.pop()
+            try:
+                with contextlib.suppress(OSError), kernel.borrowed(fd) as sock:
+                    kernel.end_at_once(sock)
+            finally:
+                self._fds.append(fd)
+                if self.poll_fd < 0:  # the owner would have closed it
+                    kernel.close_once(self._fds)
 
     def close(self) -> None:
         """`Stream.close`, and the duplicate. Called again when an exception kept it from returning: the stream is closed once at most."""

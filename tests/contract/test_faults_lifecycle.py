@@ -110,16 +110,19 @@ def test_f27_interpreter_exit_while_serving(engine, how):
 
 
 ABANDONS = """
-import os, sys, threading
+import sys, threading
 import hydrogen
+from families import stream_of
 
 class Blocks(hydrogen.Handler):
+    def on_new_connection(self, fd):
+        return stream_of(sys.argv[2], fd)
+
     def on_data_received(self, socket, data):
         socket.send(bytes(20_000_000))
         threading.Event().wait()
 
-options = {"path": sys.argv[2]} if sys.argv[2] else {"port": 0}
-server = hydrogen.serve(Blocks(), engine=sys.argv[1], max_threads=2, **options)
+server = hydrogen.serve(Blocks(), port=0, engine=sys.argv[1], max_threads=2)
 print(server.address[1], flush=True)
 sys.stdin.readline()
 print(server.stop(0).abandoned, flush=True)
@@ -128,10 +131,11 @@ sys.stdin.readline()
 
 
 @pytest.mark.clause("P3", "K10")
-def test_f27_the_peer_of_an_abandoned_handler_is_reset_at_last_and_never_told_that_all_was_sent(engine, connect):
-    process = child(ABANDONS, engine, "")
+@pytest.mark.parametrize("family", ["tcp", "stream"])
+def test_f27_the_peer_of_an_abandoned_handler_is_reset_at_last_and_never_told_that_all_was_sent(engine, family, connect):
+    process = child(ABANDONS, engine, family)
     client = connect(("127.0.0.1", int(process.stdout.readline())), receive_buffer=4096)
-    client.send(b"x")
+    client.send(b"x\n")
     client.receive(1)
     process.stdin.write("stop\n")
     process.stdin.flush()
