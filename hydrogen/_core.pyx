@@ -531,13 +531,17 @@ cdef class Engine:
             return self._tls
 
     def forked(self):
-        """In the child: its copies of fds go, or a peer would not see the parent close. No lock: a thread of the parent's may hold it."""
+        """In the child: its copies of fds go, or a peer would not see the parent close. No lock: a thread of the parent's may hold it.
+
+        Called again when an exception kept the caller from noting it.
+        """
         cdef connection_t *connection
         cdef uint32_t index
         for index in range(self._loop.slab.used):
             connection = mailbox_at(&self._loop, index)
             if connection.state != STATE_VACANT and connection.poll_fd >= 0:
                 kernel_close(connection.poll_fd)
+                connection.poll_fd = -1
         loop_close_fds(&self._loop)
         if self._first is None:
             acceptor_close_fd(&self._own)

@@ -399,6 +399,7 @@ def _stop_at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
+    """Called twice: the interpreter ignores what a signal handler raises in a hook, and the rest of it would not be done."""
     for server in list(_running):
         server._forked()
     _running.clear()
@@ -407,7 +408,8 @@ def _after_fork_in_child() -> None:
 
 
 atexit.register(_stop_at_exit)
-os.register_at_fork(after_in_child=_after_fork_in_child)
+for _ in range(2):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def serve(handler: Handler, config: Config | None = None, *, engine: str | None = None, **options: Any) -> Server:

@@ -274,13 +274,14 @@ class ForkGate:
 
     A signal handler of a thread that forks may raise at any point of the hooks, or as one begins: the
     interpreter ignores that, and forks. So each lock is taken and noted in one call of C code, as it is
-    given back, and there is a second hook that gives back what the first one was kept from.
+    given back, and there is a second hook that gives back what the first one was kept from. In the child,
+    too, what the first one was kept from the second one does.
     """
 
     def __init__(self) -> None:
         self._open_anew()
         os.register_at_fork(before=self._before, after_in_parent=self._give_back, after_in_child=self._open_anew)
-        os.register_at_fork(after_in_parent=self._after)
+        os.register_at_fork(after_in_parent=self._after, after_in_child=self._open_anew)
 
     def _open_anew(self) -> None:
         self._own = threading.local()

@@ -131,3 +131,53 @@ while came:
 @pytest.mark.clause("P4", "K18")
 def test_a_signal_handler_that_raises_while_its_thread_forks_keeps_nobody_from_being_served(engine):
     assert finish(child(INTERRUPTED, engine), 0) == ("", "")
+
+
+INTERRUPTED_CHILD = """
+import os, signal, sys, threading, warnings
+
+def profile(frame, event, argument):
+    if event in ("call", "c_return") and frame.f_code.co_filename.startswith(ours) and next(moments) == 0:
+        raise KeyboardInterrupt  # and the profile function is gone
+
+os.register_at_fork(after_in_child=lambda: sys.setprofile(profile))  # behind the hook of threading, before ours
+import hydrogen
+from support import Client, Echo, open_fds
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+sys.unraisablehook = lambda unraisable: None
+ours = os.path.dirname(hydrogen.__file__)
+
+def serve():
+    return hydrogen.serve(Echo(), port=0, engine=sys.argv[1], max_threads=2)
+
+def in_child():
+    came = sys.getprofile() is None
+    sys.setprofile(None)
+    signal.alarm(60)  # it must not outlive the test
+    assert not held & open_fds().keys()
+    server.stop()
+    with serve() as other, Client(other.address) as client:
+        client.echo(b"again")
+    os._exit(7 if came else 8)
+
+number, status = 0, 7
+while status == 7:
+    before = open_fds().keys()
+    with serve() as server:
+        with Client(server.address) as client:
+            client.echo(b"before")
+            held = open_fds().keys() - before - {client.sock.fileno()}
+            moments = iter(range(number, -sys.maxsize, -1))
+            pid = os.fork()
+            if pid == 0:
+                in_child()
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    number += 1
+print(status)
+"""
+
+
+@pytest.mark.clause("P4", "K18")
+def test_a_signal_handler_that_raises_in_the_child_as_it_begins_leaves_nothing_of_the_parents_there(engine):
+    assert finish(child(INTERRUPTED_CHILD, engine), 0) == ("8\n", "")
