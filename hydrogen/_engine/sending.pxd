@@ -10,8 +10,8 @@ from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
     CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, CAUSE_TLS_ERROR, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS, DRAIN_WAIT,
     ENCRYPT_MOST, NOT_CORKED, RECEIVED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING,
-    SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_CLOSING, STATE_OPEN,
-    TLS_JOINED, TLS_SHORT_MOST,
+    SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_ABORTING, STATE_CLOSING,
+    STATE_OPEN, TLS_JOINED, TLS_SHORT_MOST,
 )
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.expect cimport expect_seldom
@@ -138,8 +138,9 @@ cdef inline int sending_work(Engine engine, worker_t *worker, HydrogenSocket soc
         finally:
             session.user = None
             session.lock.release()
-        if left == 0 and not engine._inert() and sending_has_work(session):
-            queues_leave_output(&engine._loop, socket._connection, True, True)
+        if left == 0:
+            if not engine._inert() and sending_has_work(session) and atomic_load32(&socket._connection.state) < STATE_ABORTING:
+                queues_leave_output(&engine._loop, socket._connection, True, True)
             break
     return 0
 
@@ -153,7 +154,9 @@ cdef inline int sending_work_held(
     comes first: it was asked for once, and the owner waits for it.
 
     After an exception a record may be missing, and what came after it would be nonsense to the peer: the
-    connection is aborted. Without memory even catching may fail.
+    connection is aborted. It is raised to the owner, and to a thread of the user's what that is to be
+    told: anybody else may be in a callback of another connection, which is not to end for this one.
+    Without memory even catching may fail.
     """
     cdef int code = ENOMEM
     cdef bint is_whole = False
@@ -174,11 +177,12 @@ cdef inline int sending_work_held(
     except BaseException as error:
         if not issubclass(type(error), MemoryError):
             code = EIO
-        raise
+        if owner or engine._inert() or (worker == NULL and not issubclass(type(error), Exception)):
+            raise
     finally:
         if not is_whole:
             ending_ask(engine, socket, True, CAUSE_OS_ERROR, code)
-    return most
+    return most if is_whole else 0
 
 
 cdef inline int sending_receive(Engine engine, worker_t *worker, HydrogenSocket socket, session) except -1:

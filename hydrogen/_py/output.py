@@ -569,6 +569,10 @@ class Output(Mailbox):
             self._queued.append(session.encrypt(data))
         except ssl.SSLError as error:  # a record may be missing
             self.end(Cause.TLS_ERROR, error.with_traceback(None), at_once=True)
+        except MemoryError:
+            raise
+        except Exception:  # as above, of a class of the user's. Who is here may be in a callback of another connection
+            self.end(Cause.OS_ERROR, code=errno.EIO, at_once=True)
 
     def _write(self, budget: Budget) -> None:
         """Write until nothing is left, the kernel takes no more, or the budget is used up.

@@ -11,7 +11,7 @@ import xml.etree.ElementTree
 
 import pytest
 from certificates import VERSIONS, client_context, server_context
-from support import PATIENCE, TlsClient, drip, echo, recorder, simple, wait_until
+from support import PATIENCE, TlsClient, drip, echo, recorder, simple, wait_event, wait_until
 
 import hydrogen
 
@@ -476,7 +476,9 @@ ERRORS = {
     "SSLError": (ssl.SSLError(ssl.SSL_ERROR_SSL, "something is wrong"), ssl.SSLError, None),
     "Ctrl-C": (KeyboardInterrupt(), OSError, errno.EIO),
     "MemoryError": (MemoryError(), OSError, errno.ENOMEM),
+    "ValueError": (ValueError("of the user's class"), OSError, errno.EIO),
 }
+OF_OTHERS = [name for name in ERRORS if name != "Ctrl-C"]
 
 
 @pytest.mark.clause("H20", "H25")
@@ -500,7 +502,8 @@ def test_a_session_that_cannot_go_on_ends_its_connection_with_what_happened(star
 
 
 @pytest.mark.clause("H16", "H20")
-def test_what_openssl_finds_wrong_with_one_connection_costs_none_that_sends_to_it(start, secure, failing):
+@pytest.mark.parametrize("error", OF_OTHERS)
+def test_what_openssl_finds_wrong_with_one_connection_costs_none_that_sends_to_it(start, secure, failing, error):
     context, fail = failing
 
     def tell_the_other(socket, data):
@@ -514,9 +517,54 @@ def test_what_openssl_finds_wrong_with_one_connection_costs_none_that_sends_to_i
     for number in range(2):
         clients.append(secure(server))
         handler.wait_for("connected", number + 1)
-    fail("write", ERRORS["SSLError"][0])
+    fail("write", ERRORS[error][0])
     clients[0].send(b"x")
     (removed,) = handler.wait_removed()
-    assert isinstance(removed, ssl.SSLError)
+    assert isinstance(removed, ERRORS[error][1])
     assert handler.socket(0).is_open
     assert not handler.socket(1).is_open
+
+
+@pytest.mark.clause("H16", "H20")
+@pytest.mark.parametrize("error", OF_OTHERS)
+def test_what_one_connection_cannot_decrypt_costs_none_that_decrypts_it_in_its_stead(start, secure, failing, gate, error):
+    context, fail = failing
+    entered, go_on = gate(), gate()
+    sent = []
+
+    class Held(Failing):
+        """Who encrypts for the first connection waits, and finds there then what that has received."""
+
+        def write(self, data):
+            if data == b"held":
+                entered.set()
+                wait_event(go_on, "the other messages to be read")
+                fail("read", ERRORS[error][0])
+            return super().write(data)
+
+    context.sslobject_class = Held
+
+    def answer(socket, data):
+        if data == b"tell the first":
+            sent.append(handler.socket(0).send(b"held"))
+        else:
+            socket.send(data)
+
+    handler = recorder(connected=None, data_received=answer)
+    server = start(handler, ssl=context, max_threads=2)
+    clients = []
+    for number in range(3):
+        clients.append(secure(server))
+        handler.wait_for("connected", number + 1)
+    clients[1].send(b"tell the first")
+    wait_event(entered, "somebody to encrypt")
+    received = server.stats().bytes_received
+    clients[0].send(b"x")
+    wait_until(lambda: server.stats().bytes_received > received, "the first message to be read")
+    clients[2].send(b"y")  # by the one worker that is left, which has come past the first connection then
+    clients[2].receive(1)
+    go_on.set()
+    (removed,) = handler.wait_removed()
+    assert isinstance(removed, ERRORS[error][1])
+    assert sent == [True]
+    assert [handler.socket(number).is_open for number in range(3)] == [False, True, True]
