@@ -125,10 +125,12 @@ cdef inline int opening_adopt(Engine engine, worker_t *worker, connection_t *con
         poller_remove(&engine._loop.context.poller, connection.fd)
         connection.flags &= ~<uint32_t>FLAG_POLLED
     Py_INCREF(adapter)
+    lock_take(&engine._loop.context.fd_lock)  # the monitor thread may be asking about the number
     lock_take(&connection.lock)
     connection.adapter = <void *>adapter
     connection.poll_fd = max(duplicate, -1)
     lock_give(&connection.lock)
+    lock_give(&engine._loop.context.fd_lock)
     if duplicate < 0:  # for want of fds, say: no fault of the handler's
         ending_ask(engine, socket, True, CAUSE_OS_ERROR, -duplicate)
     # It may have read already, and then no edge tells of that.
