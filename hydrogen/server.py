@@ -494,6 +494,7 @@ class _Signals:
         # A signal may be delivered to any thread, and then interrupts no wait of this one: but
         # Python's wakeup fd is written to wherever it arrives.
         self._writing.setblocking(False)
+        self._reading.setblocking(True)  # whatever socket.setdefaulttimeout says
         set_wakeup_fd = partial(signal.set_wakeup_fd, warn_on_full_buffer=False)
         # What it returns is kept before the call of C code returns, and an exception may come.
         self._earlier_fd.extend(map(set_wakeup_fd, (self._writing.fileno(),)))

@@ -418,3 +418,30 @@ def test_when_a_signal_handler_raises_at_any_moment_of_begin_the_signals_are_as_
     process = child(RAISING, HYDROGEN_ENGINE=engine)
     out, _ = finish(process, 0)
     assert out == "right\n"
+
+
+PATIENT = """
+import socket, sys, threading
+import hydrogen
+from hydrogen.server import run
+from support import Echo
+
+class Server(hydrogen.Server):
+    def wait(self, timeout=None):
+        if not stopping:
+            stopping.append(threading.Thread(target=self.stop))
+            stopping[0].start()
+            return False
+        return super().wait(timeout)
+
+stopping = []
+socket.setdefaulttimeout(float(sys.argv[1]))
+print(run(Server(Echo(), hydrogen.Config(port=0))).aborted)
+"""
+
+
+@pytest.mark.clause("S58", "S2")
+@pytest.mark.parametrize("seconds", [0, 1e-6])
+def test_begin_waits_as_long_as_the_server_runs_whatever_the_default_timeout_of_sockets_is(engine, seconds):
+    out, err = finish(child(PATIENT, str(seconds), HYDROGEN_ENGINE=engine), 0)
+    assert (out, err) == ("0\n", "")
