@@ -201,10 +201,13 @@ class Client:
             EOFError: the server will send no more, or `close` was called.
             IncompleteFrame: the same, and a message has begun.
             ProtocolError: what came can never become a message.
-            RuntimeError: a signal handler (or a `__del__`, or a frame builder) calls it within a `recv` of its own thread.
+            RuntimeError: a signal handler (or a `__del__`, or a frame builder) calls it within a `recv` of its own thread, or while any
+                call of its thread reads or writes.
             ssl.SSLError, OSError: the connection is broken; `ssl.SSLEOFError`: it ended without close_notify, so that input may be cut off.
         """
         seconds = self._timeout if isinstance(timeout, EllipsisType) else timeout
+        if self._stream.is_interrupted():  # it raises; who has the lock may wait for what this thread has
+            return self._stream.b_recv(seconds).payload()
         return self._use(self._receiving, lambda: self._stream.b_recv(seconds)).payload()
 
     def _use(self, lock: threading.RLock, call: Callable[[], T]) -> T:

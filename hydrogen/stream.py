@@ -266,6 +266,9 @@ def seconds_left(deadline: float | None) -> float:
     return min(left, LONGEST_WAIT)
 
 
+RECEIVES_WITHIN = "a signal handler must not receive by the stream whose call it has interrupted"
+
+
 class _SocketStream(Stream):
     """What `Plain` and `Secure` share. Between the wire and the frames bytes pass `_open` and `_seal`, which here change nothing.
 
@@ -281,7 +284,8 @@ class _SocketStream(Stream):
         _unsent: bytes for the wire that the kernel has not taken.
         _is_sending: a blocking call sees to `_unsent`, and nobody else: or it would wait for the kernel to take what it has already.
         _is_owed: a `b_send` that has interrupted another call has left its message to that. Not under `_lock`.
-        _user: the thread that is between beginning and end of `_hold`; 0: none.
+        _inside: the threads that are in `_alone`, have `_lock` or wait for it. Not under `_lock`: a signal handler comes also when that was
+            taken this moment, and must not wait then for a thread that wants it.
         _receiver: the thread that is taking frames; 0: none. Not under `_lock`.
         _is_shut: `shutdown` was called: this side has ended the input, also when what the peer still sends makes the kernel reset.
         _until: `finish` was called, and gives up then. Who sends does not wait any longer, either. Not under `_lock`.
@@ -301,7 +305,7 @@ class _SocketStream(Stream):
         self._decoder = FrameDecoder(self._builder or ChunkFrameBuilder())
         self._sock = _socket_of(sock_or_fd)
         self._lock = threading.RLock()
-        self._user = 0
+        self._inside: set[int] = set()
         self._receiver = 0
         self._is_left = False
         self._hands = threading.RLock()
@@ -340,23 +344,23 @@ class _SocketStream(Stream):
     def _hold(self, work: Callable[[], None], wait: bool = True) -> bool:
         """Do `work` under `_lock`; False when it is left to who is in there: this thread further out, or (not `wait`) another one."""
         try:
-            held = bool(under(self._lock, lambda: self._alone(work), wait))
+            held = self._alone(work, wait)
             if not held:
                 self._is_left = True
             return held
         finally:  # also when `work` has failed, or was interrupted: nobody else looks
-            while self._is_left and under(self._lock, lambda: self._alone(self._see_to_the_rest), wait=False):
+            while self._is_left and self._alone(self._see_to_the_rest, wait=False):
                 pass
 
-    def _alone(self, work: Callable[[], None]) -> bool:
-        if self._user:
+    def _alone(self, work: Callable[[], None], wait: bool) -> bool:
+        me = threading.get_ident()
+        if me in self._inside:
             return False
         try:
-            self._user = threading.get_ident()
-            work()
-            return True
+            self._inside.add(me)
+            return bool(under(self._lock, lambda: work() is None, wait))
         finally:
-            self._user = 0
+            self._inside.discard(me)
 
     def _see_to_the_rest(self) -> None:
         """Under `_lock`: what others have left."""
@@ -371,7 +375,7 @@ class _SocketStream(Stream):
 
     def is_interrupted(self) -> bool:
         """Whether the caller has interrupted a call of this stream, in this thread, as a signal handler does."""
-        return self._user == threading.get_ident()
+        return threading.get_ident() in self._inside
 
     # ------------------------------------------------------------------ non-blocking
 
@@ -552,7 +556,7 @@ class _SocketStream(Stream):
         A frame that is being taken would be given out twice, and who waits does not know of what another one has read for him.
         """
         if self._receiver == threading.get_ident() or self.is_interrupted():
-            raise RuntimeError("a signal handler must not receive by the stream whose call it has interrupted")
+            raise RuntimeError(RECEIVES_WITHIN)
         try:
             self._receiver = threading.get_ident()
             return work()
@@ -634,7 +638,7 @@ class _SocketStream(Stream):
                         self._flush()
 
         if not self._hold(pull):
-            raise RuntimeError("a signal handler must not receive by the stream whose call it has interrupted")
+            raise RuntimeError(RECEIVES_WITHIN)
         return pulled[0]
 
     def _pull_locked(self) -> bool:
@@ -723,6 +727,8 @@ class _SocketStream(Stream):
         """Wait until the handshake is done. Raises what it failed with, or `TimeoutError`."""
         self._shake_hands_nb()
         while not self._is_ready:
+            if self.is_interrupted():  # who has `_hands` may wait for what this thread has
+                raise RuntimeError(RECEIVES_WITHIN)
             if self._end is not None:
                 raise self._end.with_traceback(None)
             under(self._hands, lambda: self._pull_until(deadline), seconds=seconds_left(deadline))

@@ -3,6 +3,7 @@
 What was sent arrives, once and in order, and the end behind it; what does not arrive is told of.
 """
 
+import contextlib
 import signal
 import socket
 import threading
@@ -126,6 +127,47 @@ def test_what_another_thread_sends_at_any_moment_of_close_arrives_or_is_told_of(
     at_every_moment(once)
 
 
+@pytest.mark.parametrize("second", ["send", "close"])
+@pytest.mark.parametrize("first", ["recv", "close"])
+def test_a_signal_handler_waits_for_no_thread_that_waits_for_the_call_it_has_interrupted(first, second):
+    """That thread has begun to send, and goes on when the call gives back what both need, which it may just have taken."""
+
+    def once(number):
+        peer, sent, came, threads = Peer("plain"), [], [], []
+
+        def send(message):
+            try:
+                client.send(message)
+                sent.append(message)
+            except OSError:
+                assert "close" in (first, second)
+
+        def receive():
+            with contextlib.suppress(EOFError):
+                assert client.recv() == b"hello"
+
+        calls = {"send": lambda: send(b"second"), "recv": receive, "close": lambda: client.close()}
+
+        def interrupt():
+            threads.append(threading.Thread(target=send, args=(b"beside",), daemon=True))
+            threads[0].start()
+            stream = client._stream
+            wait_until(lambda: stream._waiting or not threads[0].is_alive() or client._sending._is_owned(), "it has begun")
+            calls[second]()
+
+        with running(peer.serve):
+            client = peer.connect()
+            with running(lambda: came.append(signalled(calls[first], number, interrupt))):
+                pass
+            for thread in threads:
+                thread.join(PATIENCE)
+            client.close()
+        assert sorted(peer.received.splitlines()) == sorted(sent), f"moment {number}"
+        return came[0]
+
+    at_every_moment(once)
+
+
 @pytest.mark.parametrize("ended", [False, True])
 def test_close_lets_the_send_of_another_thread_come_to_its_end_also_when_the_peer_has_ended_its_side(monkeypatch, ended):
     message = b"x" * (1 << 24)
@@ -187,3 +229,25 @@ def test_a_call_within_which_a_signal_handler_closes_ends_though_the_peer_neithe
         finally:
             signal.signal(signal.SIGUSR1, earlier)
         assert client.fileno() == -1
+
+
+def test_a_signal_handler_that_receives_within_a_send_is_told_so_though_another_thread_receives():
+    """That one may need what the send has taken to receive anything."""
+
+    class Within(socket.socket):
+        def send(self, *args):
+            with pytest.raises(RuntimeError):
+                client.recv()
+            told.append(True)
+            return super().send(*args)
+
+    ours, peer = socket.socketpair()
+    client = Client(hydrogen.Plain(Within(fileno=ours.detach())), ChunkFrameBuilder(), PATIENCE)
+    told, received = [], []
+    with peer, client, running(lambda: received.append(client.recv())):
+        wait_until(lambda: client._stream._receiver, "the other one receives")
+        with running(lambda: client.send(b"x")):
+            wait_until(lambda: told, "the handler is told")
+            peer.sendall(b"message")
+        peer.shutdown(socket.SHUT_WR)
+    assert received == [b"message"]
