@@ -705,9 +705,13 @@ class _SocketStream(Stream):
         return not self._hold(write) or not (self._is_sending or self._unsent or self._waiting)
 
     def _wait_for_room(self) -> None:
-        """To send on; as long as `finish` does, once that was called."""
+        """To send on; as long as `finish` does, once that was called, and reading as that does: or the peer might not read, either."""
+        awaited = [select.POLLOUT]
+        if self._until is not None:
+            self._hold(lambda: awaited.append(self._finish()))
         try:
-            self._wait(select.POLLOUT, self._until)
+            if awaited[-1] & select.POLLOUT:
+                self._wait(awaited[-1], self._until)
         except TimeoutError:
             raise BrokenPipeError(errno.EPIPE, "the output was ended") from None
 

@@ -251,3 +251,35 @@ def test_a_signal_handler_that_receives_within_a_send_is_told_so_though_another_
             peer.sendall(b"message")
         peer.shutdown(socket.SHUT_WR)
     assert received == [b"message"]
+
+
+@pytest.mark.parametrize("call", ["send", "recv"])
+def test_a_call_within_which_a_signal_handler_closes_reads_so_that_a_peer_reads_that_first_writes(monkeypatch, call):
+    monkeypatch.setattr(client_module, "CLOSE_PATIENCE", PATIENCE)
+    message, received = bytes(1 << 22), []
+    ours, peer = socket.socketpair()
+
+    def serve():
+        """An echo that has nothing in hand."""
+        with peer:
+            while data := peer.recv(1 << 16):
+                received.append(len(data))
+                peer.sendall(data)
+
+    client = Client(hydrogen.Plain(Signalling(fileno=ours.detach())), ChunkFrameBuilder(), None)
+    earlier = signal.signal(signal.SIGUSR1, lambda *_: client.close())
+    try:
+        if call == "recv":
+            client._stream._sock.signals = False
+            with contextlib.suppress(BlockingIOError):
+                client._stream.nb_send(ChunkFrameBuilder().frame(message))
+            client._stream._sock.signals = True
+        with running(serve):
+            if call == "send":
+                client.send(message)
+            else:
+                with pytest.raises(EOFError):
+                    client.recv()
+    finally:
+        signal.signal(signal.SIGUSR1, earlier)
+    assert (sum(received), client.fileno()) == (len(message), -1)
