@@ -259,10 +259,7 @@ class Client:
 
     def _close_fd(self) -> bool:
         """Under both locks."""
-        try:
-            self._stream.discard()  # what came since then would do for a reset, too
-        finally:
-            self._stream.close()
+        self._stream.discard_and_close()  # what came since then would do for a reset, too
         return True
 
     def fileno(self) -> int:

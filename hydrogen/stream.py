@@ -520,11 +520,21 @@ class _SocketStream(Stream):
             return 0
         return awaited
 
-    def discard(self) -> None:
-        """Throw away what has arrived, before `close()`: closing with unread input makes the kernel reset the peer."""
-        with contextlib.suppress(OSError):
-            while self._sock.recv(CHUNK, socket.MSG_DONTWAIT):
-                pass
+    def discard_and_close(self) -> None:
+        """Throw away what has arrived, and close: closing with unread input makes the kernel reset the peer.
+
+        Other threads may be in `finish` and `shutdown`, which must not come to a stranger's fd of the same number.
+        """
+        self._hold(self._discard_and_close)
+
+    def _discard_and_close(self) -> None:
+        """Under `_lock`."""
+        try:
+            with contextlib.suppress(OSError):
+                while self._sock.recv(CHUNK, socket.MSG_DONTWAIT):
+                    pass
+        finally:
+            self._sock.close()
 
     def close(self) -> None:
         """Close the fd, or the socket that the stream was given. No other thread may be in a call. May be called again."""

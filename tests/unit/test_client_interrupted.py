@@ -283,3 +283,34 @@ def test_a_call_within_which_a_signal_handler_closes_reads_so_that_a_peer_reads_
     finally:
         signal.signal(signal.SIGUSR1, earlier)
     assert (sum(received), client.fileno()) == (len(message), -1)
+
+
+def test_close_closes_no_fd_that_the_close_of_another_thread_is_about_to_read():
+    """By then the number may be that of somebody else's."""
+    comes, closed, numbers = threading.Event(), threading.Event(), []
+
+    class Shared(socket.socket):
+        def recv(self, *args):
+            if threading.current_thread() in others:
+                before = self.fileno()
+                comes.set()
+                wait_event(closed, "the first one has closed")
+                numbers.append((before, self.fileno()))
+            elif client._stream._is_shut and not others:
+                others.append(threading.Thread(target=client.close))
+                others[0].start()
+                if not client._stream._lock._is_owned():  # else it waits for that
+                    wait_event(comes, "the other one is about to read")
+            return super().recv(*args)
+
+        def close(self):
+            super().close()
+            closed.set()
+
+    others = []
+    ours, peer = socket.socketpair()
+    client = Client(hydrogen.Plain(Shared(fileno=ours.detach())), ChunkFrameBuilder(), None)
+    peer.close()
+    client.close()
+    others[0].join(PATIENCE)
+    assert not [numbers for before, after in numbers if before != after]
