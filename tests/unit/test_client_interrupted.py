@@ -21,6 +21,12 @@ from hydrogen.frame import ChunkFrameBuilder
 KINDS = pytest.mark.parametrize("kind", ["plain", "tls"])
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    """A peer that this machine is slow to run is not reset; those of the tests end when they have read the end."""
+    monkeypatch.setattr(client_module, "CLOSE_PATIENCE", PATIENCE)
+
+
 class Peer:
     """Reads to the end, and answers each piece: what comes in when the input is shut down makes the kernel of the client reset.
 
@@ -174,7 +180,6 @@ def test_close_lets_the_send_of_another_thread_come_to_its_end_also_when_the_pee
     listener = socket.create_server(("127.0.0.1", 0))
     client = hydrogen.connect(listener.getsockname(), timeout=PATIENCE)
     peer, _ = listener.accept()
-    monkeypatch.setattr(client_module, "CLOSE_PATIENCE", PATIENCE)
     real, closing = client._stream._finish, threading.Event()
     monkeypatch.setattr(client._stream, "_finish", lambda: (real(), closing.set())[0])
     received = 0
@@ -253,9 +258,7 @@ def test_a_signal_handler_that_receives_within_a_send_is_told_so_though_another_
     assert received == [b"message"]
 
 
-@pytest.mark.parametrize("call", ["send", "recv"])
-def test_a_call_within_which_a_signal_handler_closes_reads_so_that_a_peer_reads_that_first_writes(monkeypatch, call):
-    monkeypatch.setattr(client_module, "CLOSE_PATIENCE", PATIENCE)
+def test_a_send_within_which_a_signal_handler_closes_reads_so_that_a_peer_reads_that_first_writes():
     message, received = bytes(1 << 22), []
     ours, peer = socket.socketpair()
 
@@ -269,17 +272,8 @@ def test_a_call_within_which_a_signal_handler_closes_reads_so_that_a_peer_reads_
     client = Client(hydrogen.Plain(Signalling(fileno=ours.detach())), ChunkFrameBuilder(), None)
     earlier = signal.signal(signal.SIGUSR1, lambda *_: client.close())
     try:
-        if call == "recv":
-            client._stream._sock.signals = False
-            with contextlib.suppress(BlockingIOError):
-                client._stream.nb_send(ChunkFrameBuilder().frame(message))
-            client._stream._sock.signals = True
         with running(serve):
-            if call == "send":
-                client.send(message)
-            else:
-                with pytest.raises(EOFError):
-                    client.recv()
+            client.send(message)
     finally:
         signal.signal(signal.SIGUSR1, earlier)
     assert (sum(received), client.fileno()) == (len(message), -1)
