@@ -23,7 +23,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SI
 from cpython.contextvars cimport PyContext_Enter, PyContext_Exit, PyContext_New
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from libc.errno cimport ENOMEM
+from libc.errno cimport EINVAL, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport malloc
 from libc.string cimport memcpy
@@ -51,14 +51,15 @@ from hydrogen._c.atomic cimport (
 )
 from hydrogen._c.constants cimport (
     ACCEPTING, ACCEPT_FULL, CAUSE_LOCAL_CLOSED, CAUSE_OS_ERROR, HANDOFF_AUTO, HANDOFF_EAGER,
-    HANDOFF_INLINE, LINGER_SWEEP_NS, LOG_ACCEPTING, LOG_ALL_BLOCKED, LOG_TURNED_AWAY,
-    PAUSE_USER, SCRATCH_MOST, STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_VACANT, STOP,
-    TICK_NS, WORKER_BRIEF,
+    HANDOFF_INLINE, LINGER_SWEEP_NS, LOG_ACCEPTING, LOG_ALL_BLOCKED, LOG_LISTENER,
+    LOG_TURNED_AWAY, PAUSE_USER, SCRATCH_MOST, STATE_CLOSING, STATE_GONE, STATE_OPEN,
+    STATE_VACANT, STOP, TICK_NS, WORKER_BRIEF,
 )
 from hydrogen._c.kernel cimport (
     HYDROGEN_DEBUG, kernel_close, kernel_forks, kernel_now, kernel_watch_forks,
     kernel_worker_get, kernel_worker_set,
 )
+from hydrogen._c.listeners cimport listeners_close
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport (
     loop_abort_all, loop_clear, loop_close_fds, loop_destroy, loop_exit, loop_init,
@@ -377,7 +378,7 @@ cdef class Engine:
         if failed:
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
         for index, listener in enumerate(self._listeners):
-            acceptor.listeners[index].fd = listener.fileno()
+            acceptor.listeners[index].given = listener.fileno()
             acceptor.listeners[index].unix_domain = listener.family == AF_UNIX
         for index, (level, name, value) in enumerate(config.socket_options):
             if isinstance(value, int):
@@ -545,6 +546,7 @@ cdef class Engine:
         loop_close_fds(&self._loop)
         if self._first is None:
             acceptor_close_fd(&self._own)
+            listeners_close(&self._own)
 
     cdef bint _inert(self) noexcept:
         """Whether this engine must not act: it was not made to the end, or it is a forked child's copy."""
@@ -579,6 +581,8 @@ cdef class Engine:
             if events & LOG_TURNED_AWAY:
                 atomic_store32(&self._acceptor.turned_away_told, 0)
                 self._log.turned_away(atomic_load64(&self._acceptor.turned_away))
+            if events & LOG_LISTENER:
+                self._log.say(logging.ERROR, "accept", "accept: %s", errors.removal_error(CAUSE_OS_ERROR, EINVAL))
         except BaseException:  # no memory: the thread is needed again
             pass
 

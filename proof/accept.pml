@@ -105,18 +105,26 @@ proctype poller() {
 
 /* acceptor_main */
 proctype acceptor() {
-    bool room;
+    bool room, there;
     byte sum;
     do
     :: stop -> break
     :: else ->
+        take();
+        event = false;
+        there = listening;
+        give();
         if
-        :: listening || suspended -> event; event = false
+        :: stop -> break
+        :: else
+        fi;
+        if
+        :: there || suspended -> event
         :: else ->
             has_room(room);
             if
             :: room -> take(); listening = true; give()
-            :: else -> event; event = false
+            :: else -> event
             fi
         fi
     od;

@@ -10,7 +10,7 @@ never more than `max_connections`. Who releases a connection only makes `live` o
 and tells the accept thread if that waits for it (loop_release).
 """
 
-from libc.errno cimport EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM
+from libc.errno cimport EAGAIN, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -30,9 +30,12 @@ from hydrogen._c.kernel cimport (
     kernel_eventfd, kernel_open_fork_gate, kernel_poll, kernel_poll_init, kernel_reset,
     kernel_setsockopt, kernel_thread_start, kernel_unblock, name_t, pollfd, pthread_join,
 )
+from hydrogen._c.listeners cimport (
+    listeners_close, listeners_duplicate, listeners_enter, listeners_init, listeners_leave_locked,
+    listeners_lose_locked,
+)
 from hydrogen._c.lock cimport RANK_ACCEPT, RANK_ADDRESSES, RANK_FD, lock_destroy, lock_give, lock_init, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_let_go
-from hydrogen._c.poller cimport poller_listen, poller_remove
 from hydrogen._c.queues cimport queues_log, queues_serve_later
 from hydrogen._c.slab cimport slab_acquire, slab_release
 from hydrogen._c.structs cimport acceptor_t, connection_t, listener_t, loop_t, option_t, vacancy_t
@@ -76,11 +79,9 @@ cdef inline int acceptor_init(acceptor_t *acceptor, uint32_t listeners, uint32_t
     """Allocate. 0 or -errno; after either, acceptor_destroy."""
     if not addresses_init(&acceptor.addresses, max_connections_per_ip):
         return -ENOMEM
-    acceptor.listeners = <listener_t *>calloc(listeners, sizeof(listener_t))
     acceptor.options = <option_t *>calloc(options or 1, sizeof(option_t))
-    if acceptor.listeners == NULL or acceptor.options == NULL:
+    if acceptor.options == NULL or not listeners_init(acceptor, listeners):
         return -ENOMEM
-    acceptor.listener_count = listeners
     acceptor.option_count = options
     acceptor.event = kernel_eventfd()
     return min(acceptor.event, 0)
@@ -176,7 +177,7 @@ cdef inline void acceptor_turned_away(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline void acceptor_state(acceptor_t *acceptor, uint32_t state) noexcept nogil:
-    """Publish what this thread does. Each wait is counted, a change is told of."""
+    """Publish whether connections are accepted. Each wait is counted, a change is told of."""
     if state != ACCEPTING:
         atomic_add64(&acceptor.pauses, 1)
     if state != atomic_load32(&acceptor.accepting):
@@ -204,17 +205,9 @@ cdef inline int acceptor_accept_one(acceptor_t *acceptor, uint32_t listener, loo
         acceptor_take(next.loop, next.connection, fd, &peer, listener, counted, next.loop != polled)
         next.connection = NULL
     kernel_open_fork_gate()
+    if fd >= 0 and atomic_load32(&acceptor.accepting) == ACCEPT_EXHAUSTED:
+        acceptor_state(acceptor, ACCEPTING)  # now, not at the end of the pause: it may have been in vain
     return fd
-
-
-cdef inline void acceptor_leave_locked(acceptor_t *acceptor, bint exhausted) noexcept nogil:
-    """Accept no more, and leave it to the accept thread when to begin again."""
-    cdef uint32_t k
-    for k in range(acceptor.listener_count):
-        poller_remove(&acceptor.loops[0].context.poller, acceptor.listeners[k].fd)
-    acceptor.exhausted = exhausted
-    atomic_store32(&acceptor.listening, 0)
-    kernel_event_set(acceptor.event)
 
 
 cdef inline void acceptor_accept_locked(acceptor_t *acceptor, uint32_t listener, loop_t *polled) noexcept nogil:
@@ -233,10 +226,13 @@ cdef inline void acceptor_accept_locked(acceptor_t *acceptor, uint32_t listener,
         fd = acceptor_accept_one(acceptor, listener, polled) if next.connection != NULL else -ENOMEM
         if fd == -EAGAIN:
             return
-        if fd == -EMFILE or fd == -ENFILE or fd == -ENOBUFS or fd == -ENOMEM or fd == -EBADF or fd == -EINVAL:
-            acceptor_leave_locked(acceptor, True)
+        if fd == -EINVAL:
+            listeners_lose_locked(acceptor, listener)
             return
-    acceptor_leave_locked(acceptor, False)
+        if fd == -EMFILE or fd == -ENFILE or fd == -ENOBUFS or fd == -ENOMEM:
+            listeners_leave_locked(acceptor, True)
+            return
+    listeners_leave_locked(acceptor, False)
 
 
 cdef inline void acceptor_accept(loop_t *polled, uint32_t listener) noexcept nogil:
@@ -248,17 +244,14 @@ cdef inline void acceptor_accept(loop_t *polled, uint32_t listener) noexcept nog
     lock_give(&acceptor.accept_lock)
 
 
-cdef inline void acceptor_listen(acceptor_t *acceptor) noexcept nogil:
-    """Have whoever polls the first loop accept; not if there is no memory for that."""
-    cdef int failed = 0
-    cdef uint32_t k
+cdef inline bint acceptor_is_listening(acceptor_t *acceptor) noexcept nogil:
+    """Clear the event, then look. Who takes listeners out sets it under this lock: it does not end the pause that he asks for."""
+    cdef bint listening
     lock_take(&acceptor.accept_lock)
-    atomic_store32(&acceptor.listening, 1)
-    for k in range(acceptor.listener_count):
-        failed = failed or poller_listen(&acceptor.loops[0].context.poller, acceptor.listeners[k].fd, k)
-    if failed:
-        acceptor_leave_locked(acceptor, True)
+    kernel_event_clear(acceptor.event)
+    listening = atomic_load32(&acceptor.listening)
     lock_give(&acceptor.accept_lock)
+    return listening
 
 
 cdef inline void *acceptor_main(void *argument) noexcept nogil:
@@ -266,10 +259,18 @@ cdef inline void *acceptor_main(void *argument) noexcept nogil:
     cdef acceptor_t *acceptor = <acceptor_t *>argument
     cdef pollfd polled
     cdef int timeout
+    cdef bint listening
     kernel_poll_init(&polled, acceptor.event)
     while not atomic_load32(&acceptor.stop):
+        # Cleared before what the event tells of is looked at: listening, suspended, stop, room.
+        listening = acceptor_is_listening(acceptor)
         timeout = -1
-        if atomic_load32(&acceptor.listening) or atomic_load32(&acceptor.suspended):
+        if atomic_load32(&acceptor.stop):
+            break
+        elif listening:
+            if atomic_load32(&acceptor.lost):
+                timeout = ACCEPT_PAUSE_MS
+        elif atomic_load32(&acceptor.suspended):
             pass
         elif not acceptor_has_room(acceptor):
             acceptor_state(acceptor, ACCEPT_FULL)
@@ -280,19 +281,19 @@ cdef inline void *acceptor_main(void *argument) noexcept nogil:
             acceptor.exhausted = False
             timeout = ACCEPT_PAUSE_MS
         else:
-            acceptor_state(acceptor, ACCEPTING)
-            acceptor_listen(acceptor)
+            if atomic_load32(&acceptor.accepting) == ACCEPT_FULL:
+                acceptor_state(acceptor, ACCEPTING)
+            listeners_enter(acceptor)
             continue
         kernel_poll(&polled, 1, timeout)
-        # Cleared before what it tells of is looked at: listening, suspended, stop, room.
-        if polled.revents:
-            kernel_event_clear(acceptor.event)
+        if listening and not polled.revents:
+            listeners_enter(acceptor)  # those that were lost
     return NULL
 
 
 cdef inline int acceptor_start(acceptor_t *acceptor) noexcept nogil:
-    """0 or -errno."""
-    cdef int failed = kernel_thread_start(&acceptor.thread, acceptor_main, acceptor)
+    """0 or -errno; after either, acceptor_end."""
+    cdef int failed = listeners_duplicate(acceptor) or kernel_thread_start(&acceptor.thread, acceptor_main, acceptor)
     acceptor.started = not failed
     return failed
 
@@ -314,8 +315,11 @@ cdef inline void acceptor_end(acceptor_t *acceptor) noexcept nogil:
         pthread_join(acceptor.thread, NULL)
         lock_take(&acceptor.accept_lock)
         if atomic_load32(&acceptor.listening):
-            acceptor_leave_locked(acceptor, False)
+            listeners_leave_locked(acceptor, False)
         lock_give(&acceptor.accept_lock)
         if acceptor.next.connection != NULL:
             slab_release(&acceptor.next.loop.slab, &acceptor.next.connection.slot)
             acceptor.next.connection = NULL
+    kernel_close_fork_gate()
+    listeners_close(acceptor)
+    kernel_open_fork_gate()

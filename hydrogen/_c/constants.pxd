@@ -194,8 +194,9 @@ cdef enum:
     LOG_ALL_BLOCKED = 1
     LOG_ACCEPTING = 2         # `accepting` has changed
     LOG_TURNED_AWAY = 4
+    LOG_LISTENER = 8          # one is shut down
 
-# Whether connections are accepted, by the accept thread.
+# Whether connections are accepted.
 cdef enum:
     ACCEPTING
     ACCEPT_EXHAUSTED  # waits for fds or memory

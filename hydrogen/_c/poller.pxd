@@ -5,7 +5,7 @@ at every read of the peer, so there OUT is asked for only while output is blocke
 it must check that the token is still good.
 """
 
-from libc.errno cimport errno
+from libc.errno cimport EEXIST, errno
 from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.kernel cimport kernel_assert, kernel_close, kernel_event_set, kernel_eventfd
@@ -66,11 +66,11 @@ cdef inline int poller_add(poller_t *poller, int fd, uint64_t token, bint unix_d
 
 
 cdef inline int poller_listen(poller_t *poller, int fd, uint32_t listener) noexcept nogil:
-    """Register a listener; 0 or -errno. Level-triggered: there may be more connections than are accepted in one turn."""
+    """Register a listener, unless it is; 0 or -errno. Level-triggered: there may be more connections than are accepted in one turn."""
     cdef epoll_event event
     event.events = EPOLLIN
     event.data.u64 = TOKEN_LISTENER + listener
-    return -errno if epoll_ctl(poller.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 else 0
+    return -errno if epoll_ctl(poller.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 and errno != EEXIST else 0
 
 
 cdef inline void poller_change(poller_t *poller, int fd, uint64_t token, bint out) noexcept nogil:

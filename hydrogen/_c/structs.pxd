@@ -155,7 +155,8 @@ ctypedef struct option_t:
     char *value
 
 ctypedef struct listener_t:
-    int fd
+    int given  # the program's fd; looked at when accepting starts
+    int fd     # a duplicate; -1 before the start, and when nobody accepts any more
     bint unix_domain
 
 # The slot that the next connection gets.
@@ -180,8 +181,9 @@ ctypedef struct acceptor_t:
     uint64_t turned_away
     uint32_t turned_away_told
     uint64_t pauses
-    uint32_t accepting     # ACCEPT...; written by the accept thread
+    uint32_t accepting     # ACCEPT...; written with `accept_lock`, or by the accept thread while not `listening`
     uint32_t listening     # the listeners are in the poller of the first loop; written with `accept_lock`
+    uint32_t lost          # some of them are not, because they are shut down; written with `accept_lock`
     uint32_t waits         # somebody wants the accept thread to be told when a connection is released: see loop_release
     uint32_t suspended
     uint32_t stop

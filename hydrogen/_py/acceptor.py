@@ -7,7 +7,8 @@ user's.
 
 Accepting *pauses* in three cases, in which the listeners are not polled: they stay readable, and would spin. While suspended, until
 `resume`. At `max_connections`, if the policy is to wait, until a connection is released. When the kernel is out of something, for
-`PAUSE_MS`, or until a connection is released, whichever comes first; and so it does after any other error, which may go on.
+`PAUSE_MS`, or until a connection is released, whichever comes first. A listener of which accept(2) fails otherwise, as of one that somebody
+has shut down, is left out alone for `PAUSE_MS`.
 
 No release is slept through: this thread sets `_hungry`, then looks whether there is room, then sleeps; a worker releases the slot, then
 looks at `_hungry`. Either the thread sees the room, or the worker sees that it is hungry, and wakes it.
@@ -20,6 +21,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +78,8 @@ class Acceptor:
         self._hungry = False  # see the module
         self._paused_for: str | None = None  # so that it is told once
         self._ended = False
+        self._left_out: list[int] = []  # not polled, for the time being
+        self._next_try = 0.0  # when they are polled again
         self._asleep, self._waiting = select.poll(), select.poll()
         self._asleep.register(self._wakeup.fileno(), select.POLLIN)
         for fd in (self._wakeup.fileno(), *self._listeners):
@@ -137,12 +141,27 @@ class Acceptor:
             self._hungry = False
             if self._paused_for == "limit":
                 self._go_on()
-            ready = waiting.poll()
+            ready = waiting.poll(self._poll_left_out())
             if self._suspended or self._accept_from([fd for fd, _ in ready if fd in self._listeners]):
                 return
             self._hungry = True
             asleep.poll(PAUSE_MS)
         self._wakeup.clear()
+
+    def _poll_left_out(self) -> float | None:
+        """Poll again what was left out, if it is time; ms until it is."""
+        if self._left_out and (left := self._next_try - time.monotonic()) > 0:
+            return left * 1000
+        while self._left_out:
+            self._waiting.register(self._left_out[-1], select.POLLIN)
+            self._left_out.pop()
+        return None
+
+    def _leave_out(self, fd: int) -> None:
+        if not self._left_out:
+            self._next_try = time.monotonic() + PAUSE_MS / 1000
+        self._left_out.append(fd)
+        self._waiting.unregister(fd)
 
     def _recover(self, error: BaseException) -> None:
         """Want of memory, or an fd that somebody else has closed: it concerns one connection."""
@@ -155,24 +174,26 @@ class Acceptor:
     def _accept_from(self, ready: list[int]) -> bool:
         """One of each listener that is ready; False when the kernel is out of something."""
         self._wakeup.clear()
-        return all(self._accept_one(self._listeners[fd]) for fd in ready)
+        return all(self._accept_one(fd, self._listeners[fd]) for fd in ready)
 
-    def _accept_one(self, listener: socket.socket) -> bool:
+    def _accept_one(self, fd: int, listener: socket.socket) -> bool:
         """Accept one, which is there; False when the kernel is out of something."""
         if self._ended or self._suspended or self._must_wait():
             return True
         with kernel.fork_gate.lock:
             # Again: a `__del__` may have blocked here until nobody waited for this thread any more.
-            return self._ended or self._accept_and_welcome(listener)
+            return self._ended or self._accept_and_welcome(fd, listener)
 
-    def _accept_and_welcome(self, listener: socket.socket) -> bool:
+    def _accept_and_welcome(self, polled: int, listener: socket.socket) -> bool:
         try:
             fd, peername = self._take(listener)
         except OSError as error:
             if isinstance(error, BlockingIOError) or error.errno in kernel.TRANSIENT:
                 return True
             if error.errno not in kernel.EXHAUSTED:
+                self._leave_out(polled)
                 self._tell(self._log.say, logging.ERROR, "accept", "accept: %s", error)
+                return True
             self._pause("want", None)
             return False
         try:

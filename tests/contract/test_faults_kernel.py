@@ -29,14 +29,14 @@ print(report.aborted, report.abandoned, stats.accepted - stats.removed, stats.ac
 """
 
 
-def traced(engine, *injections, handoff="auto"):
+def traced(engine, *injections, handoff="auto", code=SERVER):
     """An echo server under strace, and its address."""
     strace = shutil.which("strace")
     assert strace, "strace(1) is needed; the package is called so"
     calls = sorted({call for injection in injections for call in injection.split(":")[0].split(",")})
     options = [option for injection in injections for option in ("-e", f"inject={injection}")]
     prefix = (strace, "-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e", f"trace={','.join(calls)}", *options)
-    process = child(SERVER, engine, handoff, prefix=prefix)
+    process = child(code, engine, handoff, prefix=prefix)
     line = process.stdout.readline()
     if not line:
         finish(process, 0)
@@ -98,6 +98,59 @@ def test_f18_accept_without_memory_or_fds_pauses_and_goes_on_by_itself(engine, e
     process, address = traced(engine, f"accept4,accept:error={error}:when=2..4")
     assert converse(address, 6, 3) == 0
     assert 1 <= stopped(process) <= 3
+
+
+LOGGED = """
+import logging
+
+lines = []
+
+class Lines(logging.Handler):
+    def emit(self, record):
+        lines.append(record.getMessage())
+
+logging.getLogger("hydrogen").setLevel(logging.INFO)
+logging.getLogger("hydrogen").addHandler(Lines())
+"""
+
+
+def test_f18_a_pause_for_want_of_fds_that_goes_on_is_told_once(engine):
+    """A look that finds none again is no end of it."""
+    ask = "print(*[line.split(':')[0] for line in lines if line.startswith('accepting')], sep='|')\n"
+    process, address = traced(engine, "accept4,accept:error=EMFILE:when=1..3", code=LOGGED + SERVER + ask)
+    assert converse(address, 1, 1) == 0
+    out, _ = finish(process, 0, "\n")
+    assert out.splitlines()[-1] == "accepting is paused|accepting goes on"
+
+
+SPARED = """
+import sys
+import threading
+import hydrogen
+from support import Client, Echo, wait_until
+
+server = hydrogen.serve(Echo(), port=0, engine="compiled", max_connections=1)
+with Client(server.address) as client:
+    client.echo(b"x")
+    wait_until(lambda: server.stats().accept_pauses, "it is full")
+wait_until(lambda: server.stats().accept_pauses > 1, "epoll_ctl(2) has failed")
+rung = threading.Event()
+server.call_later(0.5, rung.set)
+assert rung.wait(30)
+print(server.stats().accept_pauses, flush=True)
+server.stop(20)
+"""
+
+
+def test_f18_who_finds_no_memory_to_have_a_listener_polled_waits_until_he_looks_again(engine):
+    """By a count: some five looks in half a second; without the pauses it is tens of thousands. The Python engine uses no epoll(7)."""
+    if engine == "python":
+        return
+    strace = shutil.which("strace")
+    prefix = (strace, "-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e", "trace=epoll_ctl")
+    process = child(SPARED, prefix=(*prefix, "-e", "inject=epoll_ctl:error=ENOMEM:when=2+"))
+    out, _ = finish(process)
+    assert int(out) < 200
 
 
 @pytest.mark.parametrize("call", ["recvfrom,recvmsg", "sendto,sendmsg"], ids=["recv", "send"])

@@ -281,3 +281,43 @@ def test_a_listener_that_is_made_to_block_while_it_serves_holds_nobody_up(start,
         connect(server).echo(b"new")
         first.echo(b"still")
         server.stop(PATIENCE)
+
+
+@pytest.mark.clause("C10")
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first", "last"])
+def test_a_listener_that_somebody_shuts_down_holds_up_no_other(start, connect, order, error_log):
+    """Another process that was passed the socket can do so. accept(2) says EINVAL of it from then on."""
+    mine = [stdlib_socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    with mine[0], mine[1]:
+        server = start(recorder(data_received=echo), sock=[sock.dup() for sock in mine], max_threads=2)
+        dead, good = (server.addresses[number] for number in order)
+        connect(dead).echo(b"before")
+        mine[order[0]].shutdown(stdlib_socket.SHUT_RDWR)
+        for _ in range(5):
+            connect(good).echo(b"after")
+        assert server.stats().accept_pauses == 0
+        wait_until(error_log, "it is told")
+        assert {record.getMessage() for record in error_log()} == {"accept: [Errno 22] Invalid argument"}
+
+
+@pytest.mark.clause("C10")
+def test_a_socket_that_is_given_twice_is_listened_on(start, connect):
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as mine:
+        server = start(recorder(data_received=echo), sock=[mine, mine], max_threads=2)
+        for _ in range(3):
+            connect(server).echo(b"x")
+        assert server.stats().accept_pauses == 0
+
+
+@pytest.mark.clause("C10")
+def test_the_number_of_a_listener_that_somebody_closes_does_no_harm(engine, start, connect):
+    """Where another process holds the open file, epoll(7) would report it for ever, and let nobody take it out."""
+    with stdlib_socket.create_server(("127.0.0.1", 0)) as mine:
+        given = mine.dup()
+        server = start(recorder(data_received=echo), sock=given, max_threads=2)
+        first = connect(server)
+        first.echo(b"before")
+        given.close()
+        if engine == "compiled":  # the other one is left without a listener
+            connect(server).echo(b"new")
+        first.echo(b"still")

@@ -36,6 +36,7 @@ ORDER = [
     "flush",
     "step",
     "broadcast",
+    "listeners",
     "acceptor",
     "loop",
     "worker",
