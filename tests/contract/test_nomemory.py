@@ -42,7 +42,7 @@ class Starving:
         self.transport, self.opening = transport, opening
         self.accepted = 0
         arguments = engine, transport, opening, operation, "catches" if catches else "raises"
-        arguments += str(certificates.server_certificate()), str(folder / "socket")
+        arguments += str(certificates.SERVER), str(folder / "socket")
         self._process = child("from faults import nomemory; nomemory.main()", *arguments)
         self._errors = []
         # Read as it comes, or a server that says much would wait for the pipe.

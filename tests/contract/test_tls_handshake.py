@@ -7,14 +7,14 @@ import threading
 
 import pytest
 from certificates import (
+    AUTHORITY,
+    CLIENT,
     CLIENT_NAME,
-    NAMES,
-    authority,
-    client_certificate,
+    FOREIGN_CLIENT,
+    MISNAMED,
+    RENEWED,
+    SERVER,
     client_context,
-    foreign_client_certificate,
-    misnamed_certificate,
-    server_certificate,
     server_context,
 )
 from support import (
@@ -31,7 +31,7 @@ from support import (
 import hydrogen
 
 OTHER_NAME = "elsewhere.example.org"
-"""The name of `misnamed_certificate`."""
+"""The name of `MISNAMED`."""
 
 
 # ---------------------------------------------------------------------------------------------------- the handshake
@@ -60,8 +60,8 @@ def test_on_writable_does_not_come_before_on_connected(start, connect, tmp_path)
     """The certificates of the handshake alone are above the high watermark."""
     chain = tmp_path / "chain.pem"
     begin = "-----BEGIN CERTIFICATE"
-    other = authority().certificate.read_text().partition(begin)[2]
-    chain.write_text(server_certificate().read_text() + f"{begin}{other}\n" * 60)
+    other = AUTHORITY.read_text().partition(begin)[2]
+    chain.write_text(SERVER.read_text() + f"{begin}{other}\n" * 60)
     handler = recorder(connected=None, data_received=None, writable=None)
     server = start(
         handler,
@@ -167,7 +167,7 @@ def serial(client):
 
 
 def test_the_callback_for_the_server_s_name_chooses_another_certificate(start, connect, trust):
-    context, other, asked = server_context(), server_context(misnamed_certificate()), []
+    context, other, asked = server_context(), server_context(MISNAMED), []
 
     def choose(tls, name, first):
         asked.append((name, first is context, threading.current_thread().name.startswith("hydrogen-worker")))
@@ -189,7 +189,7 @@ def test_the_callback_for_the_server_s_name_may_block_and_delays_nobody_else(sta
 
     def choose(tls, name, first):
         if name == OTHER_NAME:
-            tls.context = server_context(misnamed_certificate())
+            tls.context = server_context(MISNAMED)
             entered.set()
             wait_event(go, "let go")
 
@@ -220,18 +220,18 @@ def test_the_callback_for_the_server_s_name_may_refuse(start, connect, trust):
 def test_a_client_s_certificate_is_asked_for_and_told(start, connect, version):
     handler = recorder(connected=None, data_received=echo)
     server = start(handler, ssl=server_context(ask=True))
-    client = TlsClient(connect(server), client_context(client_certificate(), version=version)).handshake()
+    client = TlsClient(connect(server), client_context(CLIENT, version=version)).handshake()
     client.echo(b"hello")
     certificate = handler.socket().get_extra_info("peercert")
     assert certificate["subjectAltName"] == (("email", CLIENT_NAME),)
 
 
 @pytest.mark.clause("H23", "H24")
-@pytest.mark.parametrize("certificate", [lambda: None, foreign_client_certificate], ids=["none", "a stranger's"])
+@pytest.mark.parametrize("certificate", [None, FOREIGN_CLIENT], ids=["none", "a stranger's"])
 def test_a_client_without_the_right_certificate_is_refused(start, connect, version, certificate):
     handler = recorder(connected=None, data_received=echo)
     server = start(handler, ssl=server_context(ask=True))
-    client = TlsClient(connect(server), client_context(certificate(), version=version))
+    client = TlsClient(connect(server), client_context(certificate, version=version))
     with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
         # With TLS 1.3 the client is done before the server has seen its certificate, and learns of it when it reads.
         client.handshake().echo(b"let me in")
@@ -370,7 +370,7 @@ def test_stats_count_messages_as_such_and_bytes_as_they_travel(start, secure):
 
 @pytest.mark.clause("S29", "K20")
 def test_reload_tls_is_for_new_connections_and_those_that_are_open_keep_theirs(start, connect, trust):
-    old, new = server_context(), server_context(authority().issue(*NAMES))
+    old, new = server_context(), server_context(RENEWED)
     handler = recorder(connected=None, data_received=echo)
     server = start(handler, ssl=old)
     open_before, accepted_before = TlsClient(connect(server), trust).handshake(), TlsClient(connect(server), trust)

@@ -5,7 +5,7 @@ import ssl
 import threading
 
 import pytest
-from certificates import misnamed_certificate, server_context
+from certificates import MISNAMED, server_context
 from support import PATIENCE, TlsClient, echo, length_frame, line, recorder, wait_event, wait_until
 
 import hydrogen
@@ -101,7 +101,7 @@ def test_an_adopted_secure_stream_has_tls_whatever_the_config_says(start, connec
 
 @pytest.mark.clause("T9", "T10")
 def test_an_adopted_secure_stream_has_its_own_context_and_framing(start, connect, trust):
-    mine = server_context(misnamed_certificate())
+    mine = server_context(MISNAMED)
     handler = recorder(new_connection=lambda fd: hydrogen.Secure(fd, None, mine), data_received=echo)
     client = TlsClient(
         connect(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)), trust, name="elsewhere.example.org"

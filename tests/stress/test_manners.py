@@ -104,7 +104,7 @@ class Served:
     """The server process."""
 
     def __init__(self, engine, transport, handoff, folder):
-        certificate = str(certificates.server_certificate()) if transport == "tls" else ""
+        certificate = str(certificates.SERVER) if transport == "tls" else ""
         path = str(folder / "socket")
         self.process = child(SERVER, engine, transport, handoff, path, certificate)
         line = self.process.stdout.readline()

@@ -64,21 +64,16 @@ def serve():
 
 
 @pytest.fixture(scope="module")
-def authority():
-    return certificates.authority()
-
-
-@pytest.fixture(scope="module")
-def tls(authority):
+def tls():
     """A server's context, with a certificate for this machine."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority.issue("127.0.0.1", "localhost"))
+    context.load_cert_chain(certificates.SERVER)
     return context
 
 
 @pytest.fixture(scope="module")
-def cacert(authority):
-    return str(authority.certificate)
+def cacert():
+    return str(certificates.AUTHORITY)
 
 
 @pytest.fixture(scope="module")

@@ -508,9 +508,9 @@ def test_connect_speaks_tls_and_checks_the_name(both_tls, version):
 
 
 BAD = {
-    "expired": (certificates.expired_certificate, "expired"),
-    "by a stranger": (certificates.foreign_certificate, "unable to get local issuer"),
-    "of another name": (certificates.misnamed_certificate, "IP address mismatch"),
+    "expired": (certificates.EXPIRED, "expired"),
+    "by a stranger": (certificates.FOREIGN, "unable to get local issuer"),
+    "of another name": (certificates.MISNAMED, "IP address mismatch"),
 }
 
 
@@ -521,14 +521,14 @@ def test_a_bad_certificate_fails_connect_and_nothing_stays_open(listen, certific
     def serve():
         sock, _ = listener.accept()
         with sock, pytest.raises(ssl.SSLError):
-            certificates.server_context(certificate()).wrap_socket(sock, server_side=True)
+            certificates.server_context(certificate).wrap_socket(sock, server_side=True)
 
     with running(serve), pytest.raises(ssl.SSLCertVerificationError, match=reason):
         connect(listener.getsockname(), ssl=certificates.client_context(), timeout=PATIENCE)
 
 
 def test_server_hostname_is_another_name_to_check(both_tls):
-    context = certificates.server_context(certificates.misnamed_certificate())
+    context = certificates.server_context(certificates.MISNAMED)
     client, peer = both_tls(context=context, server_hostname="elsewhere.example.org", timeout=PATIENCE)
     client.send(b"x")
     assert peer.recv(1) == b"x"

@@ -295,7 +295,7 @@ def test_tls_echo_echoes_and_reads_its_certificate_again_at_sighup(engine, tmp_p
 
     assert hang_up() == "reloaded\n"
     assert serial_number(address, trust) == before
-    certificates.write_files(tmp_path, certificates.authority().issue(*certificates.NAMES))
+    certificates.write_files(tmp_path, certificates.RENEWED)
     assert hang_up() == "reloaded\n"
     after = serial_number(address, trust)
     assert after != before

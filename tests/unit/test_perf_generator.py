@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 
+import certificates
 import pytest
 from echoes import changing, echo, faults, measure, read_exactly, read_messages, reset
 from support import PATIENCE, wait_until
@@ -408,10 +409,10 @@ def test_messages_go_and_return_through_tls(measure_tls, loop, options):
     assert sum(received) == result.counters.received == 50 * wire
 
 
-def test_tls_1_2_will_do(serve, loop, authority, cacert):
+def test_tls_1_2_will_do(serve, loop, cacert):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(authority.issue("127.0.0.1"))
+    context.load_cert_chain(certificates.SERVER)
     result = measure(serve(echo, tls=context), loop, tls=True, cacert=cacert)
     assert result.ok
     assert result.tls.startswith("TLSv1.2 ")
@@ -536,17 +537,17 @@ def test_tls_ends_with_close_notify(measure_tls):
 
 
 @pytest.mark.parametrize(
-    ("trusted", "name", "insecure", "reason"),
+    ("trusted", "certificate", "insecure", "reason"),
     [
-        (True, "127.0.0.1", False, ""),
-        (False, "127.0.0.1", False, "certificate verify failed"),
-        (True, "192.0.2.1", False, "IP address mismatch"),
-        (False, "192.0.2.1", True, ""),
+        (True, certificates.SERVER, False, ""),
+        (False, certificates.SERVER, False, "certificate verify failed"),
+        (True, certificates.MISNAMED, False, "IP address mismatch"),
+        (False, certificates.MISNAMED, True, ""),
     ],
 )
-def test_the_certificate_is_verified_unless_told_otherwise(serve, loop, authority, cacert, trusted, name, insecure, reason):
+def test_the_certificate_is_verified_unless_told_otherwise(serve, loop, cacert, trusted, certificate, insecure, reason):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority.issue(name))
+    context.load_cert_chain(certificate)
     result = measure(serve(echo, tls=context), loop, tls=True, cacert=cacert if trusted else None, insecure=insecure)
     assert result.connect_failures == (1 if reason else 0)
     assert result.ok == (not reason)

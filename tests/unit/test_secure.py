@@ -48,7 +48,7 @@ def version(request):
 def test_python_s_ssl_as_client(pair, version, ask):
     ours, peer = pair(socket.AF_INET)
     server = hydrogen.Secure(ours, hydrogen.SimpleFrameBuilder, certificates.server_context(version=version, ask=ask))
-    context = certificates.client_context(certificates.client_certificate() if ask else None, version=version)
+    context = certificates.client_context(certificates.CLIENT if ask else None, version=version)
 
     def client():
         with wrapped(peer, context, server_hostname=NAME) as sock:
@@ -302,9 +302,9 @@ def test_f37_what_one_record_holds_is_given_out_at_once(pair, version):
 
 
 BAD = {
-    "expired": (certificates.expired_certificate, "expired"),
-    "by a stranger": (certificates.foreign_certificate, "unable to get local issuer"),
-    "of another name": (certificates.misnamed_certificate, "Hostname mismatch"),
+    "expired": (certificates.EXPIRED, "expired"),
+    "by a stranger": (certificates.FOREIGN, "unable to get local issuer"),
+    "of another name": (certificates.MISNAMED, "Hostname mismatch"),
 }
 
 
@@ -313,7 +313,7 @@ BAD = {
 @pytest.mark.parametrize("how", ["handshake", "b_recv", "b_send", "nb_recv", "nb_send"])
 def test_a_bad_certificate_of_the_server_fails_the_handshake_on_both_sides(pair, version, certificate, reason, how):
     ours, peer = pair()
-    server = secure(ours, context=certificates.server_context(certificate(), version=version))
+    server = secure(ours, context=certificates.server_context(certificate, version=version))
     client = secure(peer, version=version, server_side=False)
     frame = hydrogen.ChunkFrame(b"secret")
 
@@ -347,11 +347,11 @@ def test_a_bad_certificate_of_the_server_fails_the_handshake_on_both_sides(pair,
         server.nb_recv()
 
 
-@pytest.mark.parametrize("certificate", [None, certificates.foreign_client_certificate], ids=["none", "by a stranger"])
+@pytest.mark.parametrize("certificate", [None, certificates.FOREIGN_CLIENT], ids=["none", "by a stranger"])
 def test_a_client_without_the_certificate_that_is_asked_for_is_refused(pair, version, certificate):
     ours, peer = pair()
     server = secure(ours, context=certificates.server_context(version=version, ask=True))
-    context = certificates.client_context(certificate and certificate(), version=version)
+    context = certificates.client_context(certificate, version=version)
     client = secure(peer, server_side=False, context=context)
 
     def serve():
@@ -365,7 +365,7 @@ def test_a_client_without_the_certificate_that_is_asked_for_is_refused(pair, ver
 def test_a_client_with_the_certificate_that_is_asked_for_is_known(pair, version):
     ours, peer = pair()
     server = secure(ours, context=certificates.server_context(version=version, ask=True))
-    client = secure(peer, server_side=False, context=certificates.client_context(certificates.client_certificate(), version=version))
+    client = secure(peer, server_side=False, context=certificates.client_context(certificates.CLIENT, version=version))
     with running(lambda: client.b_send(hydrogen.ChunkFrame(b"it is me"))):
         assert server.b_recv().payload() == b"it is me"
     assert ("email", certificates.CLIENT_NAME) in server._session.info("peercert")["subjectAltName"]
