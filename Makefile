@@ -20,7 +20,7 @@ endif
 BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
 ENGINE := $(if $(PURE),python,both)
 
-.PHONY: help demo test build exhaustive debug tsan asan ubsan model proof fuzz format lint types dist test-all free-threaded churn soak machine exits bench clean
+.PHONY: help demo test test-deps build exhaustive debug tsan asan ubsan model proof fuzz format lint types dist test-all free-threaded churn soak machine exits bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ demo: build  ## an echo server, ten seconds of load on it, and the table of what
 test: build  ## the suite, on both engines
 	$(if $(PURE),@printf '\n%s\n' "*** $(PURE): the tests of the compiled engine are DESELECTED ***")
 	$(BIN)/pytest -n $(JOBS) --engine=$(ENGINE) $(ARGS)
+
+test-deps:  ## the programs of others that some tests call (on Debian, as root; elsewhere it says which); without them those tests are left out
+	@$(PYTHON) tests/programs.py
 
 build: $(VENV)/.installed  ## the compiled modules, in place: after each change of a .pyx or .pxd
 	$(if $(PURE),@printf '\n%s\n' "*** $(PURE): no compiled engine is built ***")

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from certificates import VERSIONS, client_context
+from programs import NEEDS
 from support import PATIENCE, ROOT, Client, Recorder, TlsClient, assert_empty, end_children, open_fds, threads, wait_until
 
 import hydrogen
@@ -60,6 +61,16 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" in metafunc.fixturenames:
         metafunc.parametrize("engine", _engines)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was left out for want of a program is said last, and loudly."""
+    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
+    wanted = [reason.partition(NEEDS)[2] for reason in reasons if NEEDS in reason]
+    if wanted:
+        names = ", ".join(sorted(set(wanted)))
+        line = f"*** {len(wanted)} tests were LEFT OUT, for want of: {names}. `make test-deps` installs programs. ***"
+        terminalreporter.write_line(line, red=True, bold=True)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import collections
 import contextlib
 import fcntl
 import os
-import shutil
 import socket
 import ssl
 import struct
@@ -23,6 +22,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+import programs
 
 import hydrogen
 
@@ -429,12 +430,10 @@ def child(code: str, *args: str, prefix: tuple[str, ...] = (), pass_fds: tuple[i
 
 
 def program(*command: object, **options: Any) -> subprocess.Popen[bytes]:
-    """A process that runs a program of somebody else's; where that is missing the test fails. `options` are those of `Popen`."""
+    """A process that runs a program of somebody else's, see `programs`. `options` are those of `Popen`."""
     name, *arguments = map(str, command)
-    found = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
-    assert found, f"{name} is needed; .ci/run knows its package"
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    process: subprocess.Popen[bytes] = subprocess.Popen([found, *arguments], **options)
+    process: subprocess.Popen[bytes] = subprocess.Popen([programs.path_of(name), *arguments], **options)
     _children.append(process)
     return process
 

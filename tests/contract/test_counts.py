@@ -6,12 +6,12 @@
 import contextlib
 import re
 import selectors
-import shutil
 import signal
 import socket as stdlib_socket
 import subprocess
 
 import pytest
+from programs import path_of
 from support import PATIENCE, child, finish
 
 CONNECTIONS, MESSAGES, SIZE = 64, 10_000, 64
@@ -63,9 +63,7 @@ def load(sockets, messages):
 @contextlib.contextmanager
 def traced(pid, summary):
     """Count the system calls of a process while the body runs; they are then in the file `summary`."""
-    strace = shutil.which("strace")
-    assert strace, "strace(1) is needed; the package is called so"
-    command = [strace, "-f", "-c", "-U", "calls,name", "-o", str(summary), "-p", str(pid)]
+    command = [path_of("strace"), "-f", "-c", "-U", "calls,name", "-o", str(summary), "-p", str(pid)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
         assert "attached" in (line := tracer.stderr.readline()), line
         try:

@@ -7,11 +7,11 @@ one for it, and lets each single call fail).
 
 import errno
 import os
-import shutil
 import socket as stdlib_socket
 import threading
 
 import pytest
+from programs import path_of
 from support import Client, Echo, child, echo, finish, recorder, running, simple, unframe, wait_until
 
 import hydrogen
@@ -31,11 +31,9 @@ print(report.aborted, report.abandoned, stats.accepted - stats.removed, stats.ac
 
 def traced(engine, *injections, handoff="auto", code=SERVER):
     """An echo server under strace, and its address."""
-    strace = shutil.which("strace")
-    assert strace, "strace(1) is needed; the package is called so"
     calls = sorted({call for injection in injections for call in injection.split(":")[0].split(",")})
     options = [option for injection in injections for option in ("-e", f"inject={injection}")]
-    prefix = (strace, "-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e", f"trace={','.join(calls)}", *options)
+    prefix = (path_of("strace"), "-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e", f"trace={','.join(calls)}", *options)
     process = child(code, engine, handoff, prefix=prefix)
     line = process.stdout.readline()
     if not line:

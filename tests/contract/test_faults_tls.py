@@ -11,6 +11,7 @@ import xml.etree.ElementTree
 
 import pytest
 from certificates import VERSIONS, client_context, server_context
+from programs import path_of
 from support import PATIENCE, TlsClient, drip, echo, recorder, simple, wait_event, wait_until
 
 import hydrogen
@@ -225,7 +226,7 @@ def test_f35_renegotiation_is_refused(start, secure):
     context = renegotiating_context()
     server = start(handler, ssl=context)
     neighbour = secure(server)
-    command = ["openssl", "s_client", "-tls1_2", "-connect", "{}:{}".format(*server.address)]
+    command = [path_of("openssl"), "s_client", "-tls1_2", "-connect", "{}:{}".format(*server.address)]
     storm = 5
     for _ in range(storm):
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
@@ -249,7 +250,7 @@ def test_f35_a_renewed_context_refuses_renegotiation_too(start):
     handler = watched()
     server = start(handler, ssl=server_context())
     server.reload_tls(renegotiating_context())
-    command = ["openssl", "s_client", "-tls1_2", "-connect", "{}:{}".format(*server.address)]
+    command = [path_of("openssl"), "s_client", "-tls1_2", "-connect", "{}:{}".format(*server.address)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         process.stdin.write(b"R\n")
         process.stdin.flush()
@@ -266,7 +267,7 @@ def test_f35_a_scanner_finds_no_old_protocol_and_no_renegotiation(start, highest
     handler = recorder(connected=None)
     server = start(handler, ssl=context)
     scan = subprocess.run(
-        ["sslscan", "--xml=-", "--no-colour", "{}:{}".format(*server.address)], capture_output=True, check=True, timeout=60
+        [path_of("sslscan"), "--xml=-", "--no-colour", "{}:{}".format(*server.address)], capture_output=True, check=True, timeout=60
     )
     test = xml.etree.ElementTree.fromstring(scan.stdout).find("ssltest")
     found = {protocol.get("type") + protocol.get("version"): protocol.get("enabled") for protocol in test.iter("protocol")}

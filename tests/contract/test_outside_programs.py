@@ -14,6 +14,7 @@ import socket as stdlib_socket
 import subprocess
 import threading
 
+import programs
 import pytest
 from certificates import client_context, server_context
 from support import Client, TlsClient, child, echo, family_of, finish, program, recorder, running, wait_until
@@ -183,6 +184,8 @@ def kill(*where):
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_ss_kills_sockets_under_traffic_and_each_is_removed_once(start, connect, side):
     """The victims come from an address of their own. Which end is killed decides who is told ECONNABORTED, and who gets the reset."""
+    programs.path_of("ss")
+    programs.be_root()
     handler = recorder(data_received=echo)
     server = start(handler)
     neighbour = connect(server)

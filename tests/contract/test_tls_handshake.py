@@ -17,6 +17,7 @@ from certificates import (
     client_context,
     server_context,
 )
+from programs import path_of
 from support import (
     Echo,
     TlsClient,
@@ -269,7 +270,7 @@ def test_a_key_update_is_answered_and_the_connection_goes_on(start):
     """RFC 8446, 4.6.3; Python cannot ask for one, the openssl program can: with K it asks for the server's too."""
     handler = recorder(data_received=echo)
     server = start(handler, ssl=server_context(), framing=hydrogen.LineFrameBuilder)
-    command = ["openssl", "s_client", "-tls1_3", "-connect", "{}:{}".format(*server.address)]
+    command = [path_of("openssl"), "s_client", "-tls1_3", "-connect", "{}:{}".format(*server.address)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
 
         def say(words, until):

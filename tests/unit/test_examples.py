@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import certificates
 import pytest
+from programs import path_of
 from support import PATIENCE, ROOT, Client, TlsClient, child, finish, running, simple, unframe, wait_until
 
 import hydrogen
@@ -316,6 +317,7 @@ def test_tls_echo_reports_who_does_not_speak_tls(engine, tmp_path):
 
 
 def test_tls_echo_says_how_to_make_a_certificate_that_serves(engine, tmp_path):
+    path_of("openssl")
     (command,) = re.findall(r"^ +(openssl req .*?)\n\n", of("tls_echo.py")["__doc__"], re.DOTALL | re.MULTILINE)
     subprocess.run(shlex.split(command), cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE)
     process, address = begin(engine, "tls_echo.py", str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from programs import path_of
 from support import PATIENCE, ROOT, child, finish, wait_until
 
 import hydrogen
@@ -76,6 +77,7 @@ def certificates():
     with tempfile.TemporaryDirectory() as folder:
         for block in blocks_of(GUIDE):
             if "openssl req" in block.text:
+                path_of("openssl")
                 subprocess.run(["sh", "-e", "-c", block.text], cwd=folder, check=True, capture_output=True, timeout=PATIENCE)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
@@ -291,7 +293,7 @@ def test_systemd_understands_the_units_of_the_guide(tmp_path):
         text = block_of(f"ini {kind}").replace("/srv/echo/.venv/bin/python", sys.executable)
         (tmp_path / f"echo.{kind}").write_text(text)
     files = [str(tmp_path / "echo.service"), str(tmp_path / "echo.socket")]
-    checked = subprocess.run(["systemd-analyze", "verify", *files], capture_output=True, text=True, timeout=PATIENCE)
+    checked = subprocess.run([path_of("systemd-analyze"), "verify", *files], capture_output=True, text=True, timeout=PATIENCE)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
@@ -305,7 +307,7 @@ def test_systemd_socket_activate_starts_a_server_with_the_first_connection(engin
     [port] = free_ports(1)
     words = shlex.split(line.replace("127.0.0.1:1337", f"{HOST}:{port}").replace(" python ", f" {sys.executable} "))
     env = {**os.environ, "HYDROGEN_ENGINE": engine, "PYTHONPATH": str(Path(hydrogen.__file__).parent.parent)}
-    activator = ["systemd-socket-activate", "--setenv=PYTHONPATH", "--setenv=HYDROGEN_ENGINE", *words]
+    activator = [path_of("systemd-socket-activate"), "--setenv=PYTHONPATH", "--setenv=HYDROGEN_ENGINE", *words]
     process = subprocess.Popen(activator, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         assert "Listening on" in process.stderr.readline()

@@ -16,6 +16,7 @@ import certificates
 import pytest
 from by_hand import NAME, Memory, connected, name_of, payloads, readable, secure, wrapped
 from certificates import VERSIONS
+from programs import path_of
 from support import PATIENCE, running, simple, wait_until
 
 import hydrogen
@@ -94,7 +95,7 @@ def test_openssl_as_client(after, tmp_path, version):
     _, trusted = certificates.write_files(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        command = ["openssl", "s_client", "-quiet", option(version), "-connect", address, "-CAfile", str(trusted)]
+        command = [path_of("openssl"), "s_client", "-quiet", option(version), "-connect", address, "-CAfile", str(trusted)]
         command += ["-servername", NAME, "-verify_hostname", NAME, "-verify_return_error"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             after.callback(process.kill)
@@ -112,7 +113,7 @@ def test_openssl_as_client(after, tmp_path, version):
 
 def test_openssl_as_server(after, tmp_path, version):
     pair, _ = certificates.write_files(tmp_path)
-    command = ["openssl", "s_server", "-rev", option(version), "-accept", "127.0.0.1:0", "-naccept", "1"]
+    command = [path_of("openssl"), "s_server", "-rev", option(version), "-accept", "127.0.0.1:0", "-naccept", "1"]
     with subprocess.Popen([*command, "-cert", str(pair), "-key", str(pair)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         after.callback(process.kill)
         *_, port = next(line for line in process.stdout if line.startswith(b"ACCEPT")).split(b":")
