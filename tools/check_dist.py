@@ -53,7 +53,8 @@ def complaints(sdist: Path, wheel: Path) -> list[str]:
     found = [f"sdist lacks {n}" for n in sorted({*SDIST_HAS, *sources(".py", ".pyi", ".pyx", ".pxd")} - in_sdist)]
     found += [f"wheel lacks {n}" for n in sorted({*WHEEL_HAS, *sources(".py", ".pyi")} - in_wheel)]
     found += [f"wheel lacks the compiled {n}" for n in ("_codec", "_core", "perf/_generator") if not has_module(in_wheel, n)]
-    found += [f"sdist has {n}" for n in sorted(in_sdist - {*SDIST_HAS}) if n.endswith((".c", ".so", ".pyc"))]
+    generated = {n.removesuffix(".pyx") + ".c" for n in in_sdist if n.endswith(".pyx")}
+    found += [f"sdist has {n}" for n in sorted(in_sdist) if n in generated or n.endswith((".so", ".pyc"))]
     found += [f"wheel has {n}" for n in sorted(in_wheel) if n.endswith((".c", ".pyx", ".pxd", ".pyc"))]
     found += [f"wheel has {n}" for n in sorted(in_wheel) if not n.startswith(("hydrogen/", "hydrogen_server-"))]
     found += [f"the wheel needs: {n}" for n in metadata.splitlines() if n.startswith("Requires-Dist") and "extra" not in n]
