@@ -144,8 +144,7 @@ def test_f18_who_finds_no_memory_to_have_a_listener_polled_waits_until_he_looks_
     """By a count: some five looks in half a second; without the pauses it is tens of thousands. The Python engine uses no epoll(7)."""
     if engine == "python":
         return
-    strace = shutil.which("strace")
-    prefix = (strace, "-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e", "trace=epoll_ctl")
+    prefix = (path_of("strace"), "-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e", "trace=epoll_ctl")
     process = child(SPARED, prefix=(*prefix, "-e", "inject=epoll_ctl:error=ENOMEM:when=2+"))
     out, _ = finish(process)
     assert int(out) < 200
