@@ -3,7 +3,7 @@
  * `max_connections` of both together, and a stop that waits until all are gone.
  *
  * Checked: one at a time accepts; there are never more than `max_connections`; all who wait are
- * accepted, whatever is suspended and resumed and however full it was meanwhile; nothing is accepted
+ * accepted, whatever is suspended and resumed, and however full it was or short of fds; nothing is accepted
  * once the stop looks at `live`; a stop that waits is told of the last release of each loop, and not
  * before.
  *
@@ -22,6 +22,7 @@ bool event;           /* the accept thread's eventfd */
 bool locked;          /* accept_lock */
 bool listening;       /* written with it */
 bool suspended;
+bool wants;           /* accept(2) finds no fd, once; the pause that follows may be of any length */
 bool stop;
 bool joined;
 byte accepted;
@@ -78,7 +79,8 @@ proctype poller() {
             fi;
             if
             :: !room -> leave(); more = false
-            :: room ->
+            :: room && wants -> wants = false; leave(); more = false
+            :: room && !wants ->
                 atomic {
                     if
                     :: accepted < CLIENTS ->
@@ -213,6 +215,7 @@ init {
         if
         :: run suspender()
         :: run releaser()
+        :: wants = true
         fi;
         run judge()
     }
