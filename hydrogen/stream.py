@@ -356,9 +356,14 @@ class _SocketStream(Stream):
         me = threading.get_ident()
         if me in self._inside:
             return False
+
+        def done() -> bool:
+            work()
+            return True
+
         try:
             self._inside.add(me)
-            return bool(under(self._lock, lambda: work() is None, wait))
+            return bool(under(self._lock, done, wait))
         finally:
             self._inside.discard(me)
 
