@@ -13,6 +13,7 @@ from hydrogen.server import Server
 DEBUG: bool
 JOIN_SECONDS: float
 JOIN_SLICE: float
+BEGIN_SLICE: float
 __pyx_capi__: dict[str, object]
 
 @final
@@ -47,6 +48,9 @@ class HydrogenSocket:
     def __deepcopy__(self, memo: object) -> HydrogenSocket: ...
     def __eq__(self, value: object, /) -> bool: ...
     def __hash__(self) -> int: ...
+
+@final
+class Message: ...
 
 @final
 class Engine:
