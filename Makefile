@@ -20,7 +20,7 @@ endif
 BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
 ENGINE := $(if $(PURE),python,both)
 
-.PHONY: help demo test test-deps build exhaustive debug tsan asan ubsan model proof fuzz format lint types dist test-all free-threaded newest churn soak machine exits bench clean
+.PHONY: help demo test test-deps build exhaustive debug tsan asan ubsan model proof fuzz format lint types dist test-all free-threaded churn soak machine exits bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -84,9 +84,6 @@ test-all: $(VENV)/.dev  ## every Python, with and without the compiled engine, a
 
 free-threaded: $(VENV)/.dev  ## the whole suite on a CPython without a GIL, which is built first if it is not there yet
 	python=$$(tools/cpython.sh 3.13t) && PATH=$${python%/*}:$$PATH && $(TOX) run -e py313t $(ARGS)
-
-newest: $(VENV)/.dev  ## the whole suite on the newest CPython, which is fetched first if it is not there yet
-	python=$$(tools/cpython.sh 3.15) && PATH=$${python%/*}:$$PATH && $(TOX) run -e py315-compiled $(ARGS)
 
 churn: build  ## row 16 of the faults at length: a million connections on each engine, fds, slots and memory flat
 	HYDROGEN_SOAK=1000000 $(BIN)/pytest -p no:xdist --engine=$(ENGINE) -k f16 tests/contract $(ARGS)
