@@ -175,7 +175,8 @@ cdef class HydrogenSocket:
 
     @property
     def is_open(self):
-        return self._valid() and atomic_load32(&self._connection.state) == STATE_OPEN
+        # Once more afterwards: the state may be the next connection's in the slot.
+        return self._valid() and atomic_load32(&self._connection.state) == STATE_OPEN and self._valid()
 
     @property
     def id(self):

@@ -261,12 +261,12 @@ cdef inline void *acceptor_main(void *argument) noexcept nogil:
     cdef int timeout
     cdef bint listening
     kernel_poll_init(&polled, acceptor.event)
-    while not atomic_load32(&acceptor.stop):
+    while True:
         # Cleared before what the event tells of is looked at: listening, suspended, stop, room.
         listening = acceptor_is_listening(acceptor)
         timeout = -1
         if atomic_load32(&acceptor.stop):
-            break
+            return NULL
         elif listening:
             if atomic_load32(&acceptor.lost):
                 timeout = ACCEPT_PAUSE_MS
@@ -288,7 +288,6 @@ cdef inline void *acceptor_main(void *argument) noexcept nogil:
         kernel_poll(&polled, 1, timeout)
         if listening and not polled.revents:
             listeners_enter(acceptor)  # those that were lost
-    return NULL
 
 
 cdef inline int acceptor_start(acceptor_t *acceptor) noexcept nogil:

@@ -28,7 +28,7 @@ from hydrogen._core cimport Engine, HydrogenSocket, Message, SSLError, check_tim
 from hydrogen._engine.callbacks cimport callbacks_check, callbacks_computing, callbacks_flush_corked
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_held
-from hydrogen._engine.streams cimport streams_is_mine, streams_send
+from hydrogen._engine.streams cimport streams_is_mine, streams_send, streams_take_back
 
 
 cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSocket socket, bytes data, uint64_t *rest) except -1:
@@ -78,7 +78,6 @@ cdef inline bint sending_put(Engine engine, HydrogenSocket socket, session, byte
     """
     cdef connection_t *connection = socket._connection
     cdef bint waits = False
-    cdef bint was_there = False
     cdef Message message = Message.__new__(Message)
     message.data = data
     if not waiting_count(&engine._loop.context, connection, socket._generation, len(data)):
@@ -91,14 +90,10 @@ cdef inline bint sending_put(Engine engine, HydrogenSocket socket, session, byte
             sending_uncount(engine, socket, len(data))
     if not session.is_closing and session.failure is None:
         return True
-    try:
-        session.waiting.remove(message)
-        was_there = True
-    except ValueError:  # it was encrypted
-        pass
-    if was_there:
-        sending_uncount(engine, socket, len(data))
-    return not was_there
+    if not streams_take_back(session, message):  # it was encrypted
+        return True
+    sending_uncount(engine, socket, len(data))
+    return False
 
 
 cdef inline void sending_uncount(Engine engine, HydrogenSocket socket, size_t size) noexcept:

@@ -208,11 +208,11 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, bytes data, 
     return entered == ADAPTER_BUSY or (message is not None and not streams_take_back(adapter, message))
 
 
-cdef inline bint streams_take_back(adapter, Message message) except -1:
-    """It is too late. False when another thread has written the message meanwhile."""
+cdef inline bint streams_take_back(holder, Message message) except -1:
+    """It is too late. False when another thread has taken the message out of what waits in a stream's adapter, or a session, meanwhile."""
     cdef bint was_there = False
     try:
-        adapter.waiting.remove(message)
+        holder.waiting.remove(message)
         was_there = True
     except ValueError:
         pass
