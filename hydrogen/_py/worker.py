@@ -68,9 +68,22 @@ class Worker(threading.Thread):
     def run(self) -> None:
         """Take steps until the pool ends. The outermost guard: see the module.
 
-        What calls anything is inside of it: an asynchronous exception may come while one is caught.
+        There is another one within, `_take_steps`: an asynchronous exception may come at the very
+        jump by which a guard that has caught one goes on, and there it does not reach.
         """
         error: BaseException | None = None
+        while True:
+            try:
+                self._take_steps(error)
+                return
+            except BaseException as raised:
+                error = raised
+
+    def _take_steps(self, error: BaseException | None) -> None:
+        """Until the pool ends; first see to what `error` has interrupted.
+
+        What calls anything is inside of the guard: an asynchronous exception may come while one is caught.
+        """
         while True:
             try:
                 if error is not None:
