@@ -24,6 +24,19 @@ def address_of(peername: Any) -> str | None:
     return host[len(_MAPPED) :] if host.startswith(_MAPPED) and "." in host else host
 
 
+class Place:
+    """Of one connection.
+
+    Attributes:
+        address: at which it is counted; None: at none.
+    """
+
+    __slots__ = ("address",)
+
+    def __init__(self) -> None:
+        self.address: str | None = None
+
+
 class Limits:
     """`max_connections` and `max_connections_per_ip`.
 
@@ -44,23 +57,27 @@ class Limits:
         """Whether there may be no more connections. By the accept thread; for others it is old when they hear it."""
         return self._count() >= self.most
 
-    def enter(self, address: str) -> bool:
-        """Count one more at `address`; False, and it is not counted, when there are too many."""
+    def enter(self, place: Place, address: str) -> bool:
+        """Count `place` at `address`; False, and it is not counted, when there are too many."""
         if self.most_per_address is None:
             return True
         with self._lock:
             count = self._of_address.get(address, 0)
             if count >= self.most_per_address:
                 return False
+            # It is counted and noted, or neither, whatever is raised: nothing is called between the two. So it is in `leave`.
             self._of_address[address] = count + 1
+            place.address = address
             return True
 
-    def leave(self, address: str) -> None:
-        """Undo an `enter` that was granted."""
-        if self.most_per_address is None:
+    def leave(self, place: Place) -> None:
+        """Count `place` no more, if it is counted."""
+        if place.address is None:
             return
         with self._lock:
+            address = place.address
             count = self._of_address[address] - 1
+            place.address = None
             if count:
                 self._of_address[address] = count
             else:

@@ -46,6 +46,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from hydrogen._py import mailbox, poller
+from hydrogen._py.addresses import Place
 from hydrogen._py.buffer import Share
 from hydrogen._py.framing import Decoder, decoder_for
 from hydrogen._py.output import Output, OutputLoop
@@ -121,11 +122,10 @@ class Connection(Output):
         is_paused: by `pause_reading`.
         peername, sockname: as at the start; a connection that was reset has forgotten them. `peername` is what the PROXY header says.
         proxy: that header; None: none has come.
-        address: at which the connection is counted, see `addresses`; None: at none. Written before it is let go first, then by the owner.
+        place: where the connection is counted, see `addresses`.
     """
 
     __slots__ = (
-        "address",
         "builder",
         "ciphertext",
         "context",
@@ -150,6 +150,7 @@ class Connection(Output):
         "looked_unsent",
         "next_message",
         "peername",
+        "place",
         "plaintext",
         "proxy",
         "read_is_due",
@@ -179,6 +180,7 @@ class Connection(Output):
         token: int,
         handle: HydrogenSocket,
         context: ssl.SSLContext | None,
+        place: Place,
     ) -> None:
         """Args: names: `peername` and `sockname`. context: for TLS, unless `on_new_connection` returns a stream; None: no TLS."""
         super().__init__(loop, SocketTransport(sock))
@@ -207,7 +209,7 @@ class Connection(Output):
         self.shaking = False  # hands, for TLS
         self.stopping = False  # a graceful stop has asked for the end
         self.proxy: ProxyHeader | None = None
-        self.address: str | None = None
+        self.place = place
         versions = loop.config.proxy_protocol
         self.header = None if versions == "off" else HeaderReader(cast(Versions, versions))  # None: none is to come, or it is here
         self.first_bytes: bytes | None = None  # after the header, as long as they may become another one

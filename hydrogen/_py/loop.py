@@ -27,12 +27,12 @@ import ssl
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hydrogen._py import kernel, mailbox, opening
 from hydrogen._py.acceptor import Acceptor
-from hydrogen._py.addresses import Limits, address_of
+from hydrogen._py.addresses import Limits, Place, address_of
 from hydrogen._py.buffer import Memory
 from hydrogen._py.connection import Connection
 from hydrogen._py.log import LogThread
@@ -50,6 +50,7 @@ from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause, Timeout, class_name, cut_traceback, handler_error
 from hydrogen.frame import FrameBuilder, encode
 from hydrogen.handler import Callbacks
+from hydrogen.locks import under
 from hydrogen.proxy import may_send
 from hydrogen.report import BroadcastReport, Stats, removals
 
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from hydrogen.server import Server
 
 log = logging.getLogger("hydrogen")
+
+T = TypeVar("T")
 
 OVERLOOKED = 0.05
 """Seconds after which a connection that could not be queued, for want of memory, is tried again."""
@@ -70,31 +73,30 @@ SHED_AGAIN = 0.01
 
 class Changes:
     """A lock for those who change the counters, one after the other. Who reads them takes no lock, and looks at the version before and
-    after. Leaving it allocates nothing.
+    after.
 
     Attributes:
         version: odd while somebody changes them.
     """
 
-    __slots__ = ("_following", "_lock", "version")
+    __slots__ = ("_lock", "version")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.version = self._following = 0
+        self.version = 0
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
+    def make(self, change: Callable[[], T]) -> T:
+        """What `change` returns, which changes counters. Whatever is raised, the lock is free and the version even then: see `locks`."""
+        return cast(T, under(self._lock, lambda: self._make(change)))
+
+    def _make(self, change: Callable[[], T]) -> T:
+        version = self.version + 1
+        following = version + 1  # leaving allocates nothing
         try:
-            version = self.version + 1
-            self._following = version + 1
             self.version = version
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def __exit__(self, kind: object, error: object, entries: object) -> None:  # not *exc, which would be a tuple
-        self.version = self._following
-        self._lock.release()
+            return change()
+        finally:
+            self.version = following
 
 
 class Engine:
@@ -414,25 +416,25 @@ class Engine:
         address = address_of(connection.peername)
         if address is None:
             return True
-        if not self._limits.enter(address):
+        if not self._limits.enter(connection.place, address):
             self.log.turned_away_from(connection.peername)
             return False
-        self._leave(connection)
-        connection.address = address
         return True
 
     def removing(self, connection: Connection) -> None:
         """See `connection.Loop`. Counted before the last callbacks, so that they find themselves in `stats`."""
+        if connection.cause != Cause.OVERLOAD and not connection.is_counted:
+            self._changes.make(lambda: self._count_removal(connection))
+
+    def _count_removal(self, connection: Connection) -> None:
         cause, code = connection.cause, connection.code
         is_late = cause == Cause.TIMEOUT
-        if cause != Cause.OVERLOAD and not connection.is_counted:
-            with self._changes:
-                removed, timed_out = self._removed[cause] + 1, self._timed_out[code] + 1
-                # Nothing is allocated from here on: it is counted once.
-                self._removed[cause] = removed
-                if is_late:
-                    self._timed_out[code] = timed_out
-                connection.is_counted = True
+        removed, timed_out = self._removed[cause] + 1, self._timed_out[code] + 1
+        # Nothing is allocated or called from here on: it is counted once.
+        self._removed[cause] = removed
+        if is_late:
+            self._timed_out[code] = timed_out
+        connection.is_counted = True
 
     def tell_removed(self, connection: Connection) -> None:
         """See `connection.Loop`."""
@@ -444,26 +446,25 @@ class Engine:
     def gone(self, connection: Connection) -> None:
         """See `connection.Loop`. Called again when an exception kept it from returning."""
         self._monitor.cancel(connection.token)
-        self._leave(connection)
+        self._limits.leave(connection.place)
         self._counted.pop(connection.token, None)
         if self._slab.find(connection.token) is connection:
-            total = Tally()
-            with self._changes:
-                total.add(self._total)
-                total.add(connection.tally)
-                removed = self._removed[Cause.OVERLOAD] + (connection.cause == Cause.OVERLOAD)  # which has no callbacks
-                self._slab.release(connection.token)
-                self._total, self._removed[Cause.OVERLOAD] = total, removed
+            self._changes.make(lambda: self._take_out(connection))
         self._acceptor.released()
         if self._is_empty():
             self._drained.wake()
             self._pool.emptied()
 
-    def _leave(self, connection: Connection) -> None:
-        """`connection` counts at its address no more."""
-        address, connection.address = connection.address, None
-        if address is not None:
-            self._limits.leave(address)
+    def _take_out(self, connection: Connection) -> None:
+        total, nothing = Tally(), Tally()
+        total.add(self._total)
+        total.add(connection.tally)
+        is_new = connection.cause == Cause.OVERLOAD and not connection.is_counted  # which has no callbacks
+        removed = self._removed[Cause.OVERLOAD] + is_new
+        # Nothing is allocated or called until the slot is given back: if that is left, to be done again, this counts nothing then.
+        self._total, connection.tally = total, nothing
+        self._removed[Cause.OVERLOAD], connection.is_counted = removed, True
+        self._slab.release(connection.token)
 
     # The accept thread.
 
@@ -488,9 +489,12 @@ class Engine:
 
     def _count_gone(self, cause: Cause) -> None:
         """One was accepted, and is gone before it had a slot."""
-        with self._changes:
+
+        def count() -> None:
             accepted, removed = self._accepted + 1, self._removed[cause] + 1
             self._accepted, self._removed[cause] = accepted, removed
+
+        self._changes.make(count)
 
     def _welcome(self, sock: socket.socket, peername: Any) -> None:
         """A connection was accepted: it is born owned, and handed to a worker if it is to be made ready, or has failed.
@@ -534,31 +538,30 @@ class Engine:
             return None
         # Proxies are not counted at their own address: what they bring is, when its header is there.
         is_proxy = self.config.proxy_protocol != "off" and may_send(self.config.proxy_allow_from, peername)
-        address = None if is_proxy else address_of(peername)
-        if address is not None and not self._limits.enter(address):
+        address, place = None if is_proxy else address_of(peername), Place()
+        if address is not None and not self._limits.enter(place, address):
             self._turn_away(sock)
             return None
         try:
-            connection = self._take_in(sock, peername)
+            return self._take_in(sock, peername, place)
         except BaseException:
-            if address is not None:
-                self._limits.leave(address)
+            self._limits.leave(place)
             raise
-        connection.address = address
-        return connection
 
-    def _take_in(self, sock: socket.socket, peername: Any) -> Connection:
+    def _take_in(self, sock: socket.socket, peername: Any, place: Place) -> Connection:
         """The connection, in its slot. `stats` never sees an accepted connection that is neither there nor removed."""
         names = (peername, sock.getsockname())
         tls, number = self._tls, self._accepted + 1
 
         def make(token: int) -> Connection:
-            return Connection(self, sock, names, token, Socket(self, token, number), tls)
+            return Connection(self, sock, names, token, Socket(self, token, number), tls, place)
 
-        with self._changes:
+        def take() -> Connection:
             connection = self._slab.acquire(make)
             self._accepted = number
-        return connection
+            return connection
+
+        return self._changes.make(take)
 
     # The event thread.
 

@@ -8,7 +8,6 @@ No lock for those who look: each change of a list is whole. Who acquires and who
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -26,26 +25,31 @@ _INDEX_MASK = (1 << INDEX_BITS) - 1
 
 
 class Slab(Generic[T]):
-    """Slots for things of type `T`. Safe from any thread but for `acquire` and `release`, of which there is one at a time."""
+    """Slots for things of type `T`. Safe from any thread but for `acquire` and `release`, of which there is one at a time.
+
+    `_vacant` is a stack as long as there are slots, of which the first `_left` entries count: giving back allocates nothing.
+    """
 
     def __init__(self, pre_allocated: int) -> None:
         """Args: pre_allocated: slots that exist from the start."""
         self._tenants: list[T | None] = [None] * pre_allocated
         self._generations = [1] * pre_allocated
-        self._vacant = deque(range(pre_allocated - 1, -1, -1))  # the one given back last is used first
+        self._vacant = list(range(pre_allocated - 1, -1, -1))  # the one given back last is used first
+        self._left = pre_allocated
 
     def acquire(self, make: Callable[[int], T]) -> T:
         """Take a slot for what `make(token)` returns, and return that."""
-        if not self._vacant:
+        if not self._left:
             self._generations[len(self._tenants) :] = [1]
+            self._vacant[len(self._tenants) :] = [0]
             self._tenants.append(None)
-            self._vacant.append(len(self._tenants) - 1)
-        index = self._vacant.pop()
-        try:
-            self._tenants[index] = tenant = make(self._generations[index] << INDEX_BITS | index)
-        except BaseException:
-            self._vacant.append(index)
-            raise
+            self._vacant[0] = len(self._tenants) - 1
+            self._left = 1
+        left = self._left - 1
+        index = self._vacant[left]
+        tenant = make(self._generations[index] << INDEX_BITS | index)
+        self._tenants[index] = tenant
+        self._left = left
         return tenant
 
     def find(self, token: int) -> T | None:
@@ -56,10 +60,13 @@ class Slab(Generic[T]):
     def release(self, token: int) -> None:
         """Give the slot of `token` back; the token finds nothing from now on. Once for each `acquire`."""
         index = token & _INDEX_MASK
-        generation = self._generations[index] + 1
-        self._vacant.append(index)  # what allocates comes first: a release that raises has changed nothing
+        generation, left = self._generations[index] + 1, self._left
+        following = left + 1
+        # Nothing is called or allocated from here on: this is done as a whole, or not at all.
+        self._vacant[left] = index
         self._generations[index] = generation
         self._tenants[index] = None
+        self._left = following
 
     def snapshot(self) -> list[T]:
         """The tenants there are now, in the order of their slots."""
@@ -67,4 +74,4 @@ class Slab(Generic[T]):
 
     def __len__(self) -> int:
         """How many slots are occupied."""
-        return len(self._tenants) - len(self._vacant)
+        return len(self._tenants) - self._left
