@@ -57,7 +57,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_AT_ONCE = struct.pack("ii", 0, 0)
 
 
-def reset_on_close(sock: socket.socket) -> None:
+def reset_on_close(sock: socket.SocketType) -> None:
     """Make the last close of `sock` a reset (SO_LINGER with no time, see socket(7)). Sockets without resets do not mind."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
@@ -97,7 +97,7 @@ def disconnect(fd: int) -> None:
             reset_on_close(sock)
 
 
-def end_at_once(sock: socket.socket) -> None:
+def end_at_once(sock: socket.SocketType) -> None:
     """Reset the connection of `sock`, see `disconnect`; of a Unix socket, which has no reset, end both directions."""
     disconnect(sock.fileno())
     if sock.family == socket.AF_UNIX:
@@ -141,13 +141,18 @@ def _queued(fd: int, request: int) -> int:
 
 
 @contextlib.contextmanager
-def borrowed(fd: int) -> Iterator[socket.socket]:
-    """A socket object for `fd`, which stays open. Raises: OSError: `fd` is no socket."""
-    sock = socket.socket(fileno=fd)
+def borrowed(fd: int) -> Iterator[socket.SocketType]:
+    """A socket object for `fd`, which stays open: nothing comes between what is made and the `finally` that sees to it (see `role`).
+
+    Raises: OSError: `fd` is no socket.
+    """
+    held: deque[socket.SocketType] = deque()
     try:
-        yield sock
+        held.extend(map(socket.SocketType, (-1,), (-1,), (-1,), (fd,)))
+        yield held[0]
     finally:
-        sock.detach()
+        for sock in held:
+            sock.detach()
 
 
 def close_once(fds: deque[int]) -> None:

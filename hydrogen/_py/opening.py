@@ -129,17 +129,23 @@ def adopt(connection: Connection, stream: Stream) -> bool:
     """
     transport = StreamTransport(stream, connection.complain)
     fd = stream.fileno()
+    ours = connection.transport
+    assert isinstance(ours, SocketTransport)
     code = 0
     with kernel.fork_gate.lock:
         try:
-            transport.open(fd)
-        except OSError as error:
-            if error.errno == errno.EBADF:
-                raise
-            code = error.errno or errno.EIO
-        assert isinstance(connection.transport, SocketTransport)
-        connection.transport.abandon()
-        connection.transport = transport
+            try:
+                transport.open(fd)
+            except OSError as error:
+                if error.errno == errno.EBADF:
+                    raise
+                code = error.errno or errno.EIO
+            # Nothing is called between the two: the fd has one owner, whatever is raised.
+            connection.transport = transport
+            ours.abandon()
+        except BaseException:
+            transport.forget()
+            raise
     connection.builder = None
     connection.decoder = ChunkDecoder()
     connection.readable = True  # it may have read already, and then no edge tells of that

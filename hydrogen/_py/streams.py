@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import socket
 from collections import deque
 from typing import Protocol
@@ -91,9 +92,13 @@ class Transport(Protocol):
 
 
 class SocketTransport:
-    """A socket that belongs to the engine. Whether it blocks does not matter: `on_new_connection` had its fd, and may have changed that."""
+    """A socket that belongs to the engine. Whether it blocks does not matter: `on_new_connection` had its fd, and may have changed that.
 
-    __slots__ = ("_sock", "poll_fd")
+    Attributes:
+        abandon: the fd belongs to somebody else from now on; a call of C code, see `role`.
+    """
+
+    __slots__ = ("_sock", "abandon", "poll_fd")
 
     is_stream = False
     kept = 0
@@ -102,6 +107,7 @@ class SocketTransport:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self.abandon = functools.partial(socket.SocketType.detach, sock)
         self.poll_fd = sock.fileno()
 
     def receive(self, most: int = CHUNK) -> list[bytes]:
@@ -152,10 +158,6 @@ class SocketTransport:
         """shutdown(2) both ways."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-
-    def abandon(self) -> None:
-        """The fd belongs to somebody else from now on."""
-        self._sock.detach()
 
     def reset(self, placeholder: int) -> None:
         """See `kernel.reset`."""
@@ -289,7 +291,7 @@ class StreamTransport:
             return
         self._is_closed = True
         try:
-            self._port.close()
+            self._port.stream.close()
         except BaseException as error:
             self._complain(f"{self._name}.close", error)
 
