@@ -366,10 +366,11 @@ cdef class Engine:
     def __dealloc__(self):
         # In a forked child the threads to join are not there, and a lock may be held for ever: what is left goes with the process.
         if self._loop.forks == kernel_forks:
-            acceptor_end(&self._own)
-            monitor_end(&self._loop)
-            loop_destroy(&self._loop)
-            acceptor_destroy(&self._own)
+            with nogil:
+                acceptor_end(&self._own)
+                monitor_end(&self._loop)
+                loop_destroy(&self._loop)
+                acceptor_destroy(&self._own)
 
     cdef _prepare_acceptor(self, config, max_connections):
         cdef acceptor_t *acceptor = &self._own
@@ -417,7 +418,8 @@ cdef class Engine:
         self._await_workers()
         failed = monitor_start(&self._loop)
         if not failed and self._first is None:
-            failed = acceptor_start(self._acceptor)
+            with nogil:  # it waits for who forks
+                failed = acceptor_start(self._acceptor)
         if failed:
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
         return 0

@@ -25,8 +25,8 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.input cimport input_drop
 from hydrogen._c.kernel cimport (
-    SHUT_RDWR, SHUT_WR, kernel_close, kernel_close_fork_gate, kernel_close_socket,
-    kernel_local_name, kernel_now, kernel_open_fork_gate, kernel_recv, kernel_reset, kernel_reset_error, kernel_shutdown, name_t,
+    SHUT_RDWR, SHUT_WR, kernel_close, kernel_close_socket, kernel_local_name, kernel_now,
+    kernel_recv, kernel_reset, kernel_reset_error, kernel_shutdown, name_t,
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
@@ -165,7 +165,7 @@ cdef inline void closing_release(context_t *context, io_t *io, connection_t *con
 
     Python references are gone already. Nobody else uses the fd's number once it is -1 (fd_lock), so
     close(2) needs no lock, however long it takes; but no fork comes between, or the child would not
-    find its copy.
+    find its copy: the caller has closed the fork gate.
     """
     cdef int fd
     relaxed_add64(&io.counters.removed[connection.cause], 1)
@@ -173,7 +173,6 @@ cdef inline void closing_release(context_t *context, io_t *io, connection_t *con
         relaxed_add64(&io.counters.timeouts[connection.code], 1)
     if connection.counted:
         addresses_give(context.addresses, &connection.peer)
-    kernel_close_fork_gate()
     lock_take(&context.fd_lock)
     fd = connection.poll_fd
     connection.fd = connection.poll_fd = -1
@@ -182,7 +181,6 @@ cdef inline void closing_release(context_t *context, io_t *io, connection_t *con
         kernel_close(fd)
     else:
         kernel_close_socket(fd)
-    kernel_open_fork_gate()
     lock_take(&connection.lock)
     atomic_store32(&connection.state, STATE_VACANT)
     slab_advance(&connection.slot)

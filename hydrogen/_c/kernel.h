@@ -207,7 +207,8 @@ static uint32_t kernel_forks;
 /* Held shared by who accepts, from accept(2) until the connection is in its slot, and by who releases one, from
  * when the slot forgets the fd until close(2) is done; alone by who forks: a child that had the fd without knowing
  * of it would keep the connection open. A fork waits half a second at most: what the others wait for may be held by
- * another library's handler of this very fork. While it waits nobody else comes in, or it would wait for long. */
+ * another library's handler of this very fork. While it waits nobody else comes in, or it would wait for long.
+ * Nobody waits for the gate with the GIL: such a handler, grpc's say, may take that while the gate is held. */
 #ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
 #define KERNEL_FORK_GATE PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
 #else
@@ -233,6 +234,7 @@ static void kernel_fork_in_child(void) {
 }
 static inline void kernel_watch_forks(void) { pthread_atfork(kernel_fork_begins, kernel_fork_in_parent, kernel_fork_in_child); }
 static inline void kernel_close_fork_gate(void) { pthread_rwlock_rdlock(&kernel_fork_gate); }
+static inline int kernel_try_close_fork_gate(void) { return pthread_rwlock_tryrdlock(&kernel_fork_gate) == 0; }
 static inline void kernel_open_fork_gate(void) { pthread_rwlock_unlock(&kernel_fork_gate); }
 
 /* The worker that this thread is, NULL in any other thread. */

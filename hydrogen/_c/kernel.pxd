@@ -58,6 +58,7 @@ cdef extern from "kernel.h" nogil:
     uint32_t kernel_forks
     void kernel_watch_forks()
     void kernel_close_fork_gate()
+    bint kernel_try_close_fork_gate()
     void kernel_open_fork_gate()
     void *kernel_worker_get()
     void kernel_worker_set(void *worker)

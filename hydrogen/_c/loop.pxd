@@ -23,7 +23,9 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.deadlines cimport deadlines_watch
 from hydrogen._c.flush cimport flush_on_event
-from hydrogen._c.kernel cimport kernel_event_set, kernel_forks
+from hydrogen._c.kernel cimport (
+    kernel_close_fork_gate, kernel_event_set, kernel_forks, kernel_open_fork_gate,
+)
 from hydrogen._c.lock cimport (
     RANK_DRAIN, RANK_FD, RANK_MONITOR, RANK_QUEUE, cond_destroy, cond_init, cond_signal,
     lock_destroy, lock_give, lock_init, lock_take,
@@ -44,7 +46,7 @@ from hydrogen._c.structs cimport acceptor_t, conn_queue_t, connection_t, io_t, l
 
 
 cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) noexcept nogil:
-    """The last of a connection: fd closed, slot back."""
+    """The last of a connection: fd closed, slot back. With the fork gate closed."""
     closing_release(&loop.context, io, connection)
     slab_release(&loop.slab, &connection.slot)
     # `stopping` is set, after accepting has ended, before `live` is looked at; here it is the
@@ -75,7 +77,9 @@ cdef inline void loop_step(
     if then == NEXT_DISPATCH:
         queues_push(ready, connection)  # loop_settle is its exit
     elif then == NEXT_RELEASE:
+        kernel_close_fork_gate()
         loop_release(loop, &worker.io, connection)
+        kernel_open_fork_gate()
     elif not loop_let_go(loop, connection):
         queues_push(service, connection)
 

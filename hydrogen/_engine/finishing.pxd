@@ -9,6 +9,9 @@ from cpython.ref cimport Py_XDECREF
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport CAUSE_OVERLOAD, CAUSE_SLOW_CONSUMER
+from hydrogen._c.kernel cimport (
+    kernel_close_fork_gate, kernel_open_fork_gate, kernel_try_close_fork_gate,
+)
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport loop_release
 from hydrogen._c.structs cimport connection_t, worker_t
@@ -106,4 +109,10 @@ cdef inline void finishing_release(Engine engine, worker_t *worker, connection_t
     for k in range(7):
         Py_XDECREF(<PyObject *>references[k])
     if not engine._inert():
+        # Who forks may need the GIL until it opens the gate: whoever waits for that must not hold it.
+        while not kernel_try_close_fork_gate():
+            with nogil:
+                kernel_close_fork_gate()
+                kernel_open_fork_gate()
         loop_release(&engine._loop, &worker.io, connection)
+        kernel_open_fork_gate()

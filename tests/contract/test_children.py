@@ -181,3 +181,57 @@ print(status)
 @pytest.mark.clause("P4", "K18")
 def test_a_signal_handler_that_raises_in_the_child_as_it_begins_leaves_nothing_of_the_parents_there(engine):
     assert finish(child(INTERRUPTED_CHILD, engine), 0) == ("8\n", "")
+
+
+ANOTHER_HANDLER = """
+import ctypes, os, sys, threading, warnings
+
+@ctypes.CFUNCTYPE(None)
+def prepare():  # takes the GIL, as the handler of grpc does, and gives it away
+    if armed:
+        inside.set()
+        settled(lambda: len(threads()))
+
+armed, inside = False, threading.Event()
+libc = ctypes.CDLL(None)
+register = getattr(libc, "__register_atfork", None) or libc.pthread_atfork
+register(prepare, None, None, None)  # before ours, and so it runs behind it
+import hydrogen
+from support import Client, Echo, echo, recorder, running, settled, threads, wait_event
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+
+def serve(handler):
+    return hydrogen.serve(handler, port=0, engine=sys.argv[1], max_threads=2)
+
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+ending, go_on = threading.Event(), threading.Event()
+
+def removed(fd, error):
+    ending.set()
+    wait_event(go_on, "the fork has begun")
+
+with serve(recorder(data_received=echo, connection_removed=removed)) as server:
+    with Client(server.address) as client:
+        client.echo(b"before")
+    wait_event(ending, "the connection ends")
+    armed = True
+    with running(fork):
+        wait_event(inside, "the handler of the fork")
+        if sys.argv[2] == "start":
+            with serve(Echo()) as other, Client(other.address) as client:
+                client.echo(b"after")
+        go_on.set()
+"""
+
+
+@pytest.mark.clause("P4", "K18")
+@pytest.mark.parametrize("what", ["start", "end"])
+def test_a_fork_handler_of_another_library_that_takes_the_gil_holds_nobody_up(engine, what):
+    """Who waited with the GIL for the fork to be over waited for a handler that waited for the GIL."""
+    assert finish(child(ANOTHER_HANDLER, engine, what), 0) == ("", "")
