@@ -71,6 +71,7 @@ class Server:
         self.log = RateLimitedLog(self.call_later)
         self.timers = Timers(self.log)
         self._startable = threading.Lock()  # nobody waits for it
+        self._pid = 0  # of the process in which it was started
         self._life: Life | None = None
         self._stopped = Latch()
         self._on_stopped: Callable[[], object] | None = None
@@ -95,6 +96,7 @@ class Server:
             taken.extend(map(self._startable.acquire, (False,)))
             if not taken[0]:
                 raise RuntimeError("a server is started once; make another one")
+            self._pid = os.getpid()
             self._life = life
             _running.add(self)
             life.begin()
@@ -399,10 +401,14 @@ def _stop_at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Called twice: the interpreter ignores what a signal handler raises in a hook, and the rest of it would not be done."""
+    """Called twice: the interpreter ignores what a signal handler raises in a hook, and the rest of it would not be done.
+
+    An earlier hook of somebody else's may have started a server already, which is the child's own.
+    """
     for server in list(_running):
-        server._forked()
-    _running.clear()
+        if server._pid != os.getpid():
+            server._forked()
+            _running.discard(server)
     for signals in reversed(list(_signals)):
         signals.give_back()
 

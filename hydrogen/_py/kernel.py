@@ -284,15 +284,22 @@ class ForkGate:
     """
 
     def __init__(self) -> None:
+        self._forks: deque[Fork] = deque()  # one may come in another one's hooks
         self._open_anew()
         os.register_at_fork(before=self._before, after_in_parent=self._give_back, after_in_child=self._open_anew)
         os.register_at_fork(after_in_parent=self._after, after_in_child=self._open_anew)
 
     def _open_anew(self) -> None:
-        self._own = threading.local()
+        """In a child: threads that exist in the parent only give nothing back.
+
+        But this one does: an earlier hook may have started a server, whose threads wait for that.
+        """
+        for fork in self._mine():
+            fork.end()
         self._locks: weakref.WeakSet[RLock] = weakref.WeakSet()
         self._turn = threading.RLock()  # of `_locks`; held by who forks
-        self._forks: deque[Fork] = deque()  # one may come in another one's hooks
+        self._own = threading.local()  # after `_locks`: whoever has a lock anew is in there
+        self._forks = deque()
 
     @property
     def lock(self) -> RLock:

@@ -235,3 +235,50 @@ with serve(recorder(data_received=echo, connection_removed=removed)) as server:
 def test_a_fork_handler_of_another_library_that_takes_the_gil_holds_nobody_up(engine, what):
     """Who waited with the GIL for the fork to be over waited for a handler that waited for the GIL."""
     assert finish(child(ANOTHER_HANDLER, engine, what), 0) == ("", "")
+
+
+STARTED_IN_A_HOOK = """
+import os, signal, sys, threading, warnings  # threading: its hook comes first
+
+def begin():
+    signal.alarm(60)  # it must not outlive the test
+    started.append(serve())
+    if sys.argv[2] == "late" and sys.argv[1] == "python":
+        client = Client(started[0].address)  # before the hook of the gate
+        wait_until(comes_to_the_gate, "the accept thread waits for the fork to be over")
+        client.close()
+
+def comes_to_the_gate():
+    return any(frame.f_code.co_name == "lock" for frame in sys._current_frames().values())
+
+started = []
+if sys.argv[2] == "early":
+    os.register_at_fork(after_in_child=begin)
+import hydrogen
+from support import Client, Echo, wait_until
+
+if sys.argv[2] == "late":
+    os.register_at_fork(after_in_child=begin)
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+
+def serve():
+    return hydrogen.serve(Echo(), port=0, engine=sys.argv[1], max_threads=2)
+
+with serve() as server, Client(server.address) as client:
+    client.echo(b"before")
+    pid = os.fork()
+    if pid == 0:
+        assert server.wait(0) and not started[0].wait(0)
+        with started[0] as mine, Client(mine.address) as other:
+            other.echo(b"x")
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    client.echo(b"after")
+"""
+
+
+@pytest.mark.clause("P4", "K18")
+@pytest.mark.parametrize("when", ["early", "late"])
+def test_a_server_that_a_fork_hook_of_the_programs_starts_in_the_child_serves(engine, when):
+    """Hooks run in the order in which they were registered: this one before some of ours, or all."""
+    assert finish(child(STARTED_IN_A_HOOK, engine, when), 0) == ("7\n", "")
