@@ -210,6 +210,9 @@ class Acceptor:
         """One accept(2): the fd, and the peer's address."""
         free = os.dup(self._wakeup.fileno())
         os.close(free)
+        # Whether it blocks is of the open file, which another process may share, and change: somebody
+        # else may take the connection, and this thread would keep every listener and every fork waiting.
+        os.set_blocking(listener.fileno(), False)
         try:
             # accept() loses the fd where there is no memory for the object.
             return listener._accept()  # type: ignore[attr-defined,no-any-return]

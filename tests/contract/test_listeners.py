@@ -6,7 +6,7 @@ import socket as stdlib_socket
 import stat
 
 import pytest
-from support import PATIENCE, Client, Echo, echo, open_fds, recorder, running, threads, wait_until
+from support import PATIENCE, Client, Echo, child, echo, finish, open_fds, recorder, running, threads, wait_until
 
 import hydrogen
 
@@ -281,6 +281,48 @@ def test_a_listener_that_is_made_to_block_while_it_serves_holds_nobody_up(start,
         connect(server).echo(b"new")
         first.echo(b"still")
         server.stop(PATIENCE)
+
+
+TAKEN_AWAY = """
+import os, socket, sys, warnings
+
+def take_away():
+    # All hooks of the engine's have run: the accept thread, which has polled, waits for the fork to be over.
+    with socket.create_connection(mine.getsockname()):
+        wait_until(comes_to_the_gate, "the accept thread has polled")
+        mine.setblocking(True)
+        mine.accept()[0].close()
+
+def comes_to_the_gate():
+    return any(frame.f_code.co_name == "lock" for frame in sys._current_frames().values())
+
+mine, other = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+os.register_at_fork(before=lambda: armed and take_away())
+armed = False
+import hydrogen
+from support import Client, Echo, wait_until
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+with hydrogen.serve(Echo(), sock=[mine.dup(), other.dup()], engine="python", max_threads=2) as server:
+    with Client(server.addresses[1]) as client:
+        client.echo(b"before")
+    armed = True
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with Client(server.addresses[1]) as client:
+        client.echo(b"after")
+mine.close()
+other.close()
+"""
+
+
+@pytest.mark.clause("C10")
+def test_a_listener_that_blocks_and_whose_connection_another_process_takes_holds_nobody_up(engine):
+    """The compiled engine cannot be held there."""
+    if engine == "python":
+        assert finish(child(TAKEN_AWAY), 0) == ("", "")
 
 
 @pytest.mark.clause("C10")
