@@ -358,8 +358,9 @@ class Engine:
         self.forked_away = True
         for connection in self._slab.snapshot():
             connection.transport.forget()
-        self._acceptor.forget()
-        self.poller.forget()
+        if self._is_open:  # or another thread was about to start it: it is known before
+            self._acceptor.forget()
+            self.poller.forget()
         kernel.close_once(self._placeholders)
 
     # For connections and their sockets.

@@ -282,3 +282,44 @@ with serve() as server, Client(server.address) as client:
 def test_a_server_that_a_fork_hook_of_the_programs_starts_in_the_child_serves(engine, when):
     """Hooks run in the order in which they were registered: this one before some of ours, or all."""
     assert finish(child(STARTED_IN_A_HOOK, engine, when), 0) == ("7\n", "")
+
+
+DURING_A_START = """
+import os, signal, sys, threading, warnings
+import hydrogen
+from support import Client, Echo, running, wait_event
+
+class Held:
+    # An engine that is there, and is kept from starting.
+    def __init__(self, engine):
+        self.engine = engine
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+    def start(self):
+        made.set()
+        wait_event(go_on, "the child has ended")
+        self.engine.start()
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+made, go_on = threading.Event(), threading.Event()
+server = hydrogen.Server(Echo(), hydrogen.Config(port=0, max_threads=2), engine=sys.argv[1])
+make = server._make_engine
+server._make_engine = lambda listeners: Held(make(listeners))
+with running(server.start):
+    wait_event(made, "the engine is made")
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)  # it must not outlive the test
+        assert server.wait(0)
+        server.stop()
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    go_on.set()
+with server, Client(server.address) as client:
+    client.echo(b"after")
+"""
+
+
+@pytest.mark.clause("P4", "K18")
+def test_a_child_that_is_forked_while_a_server_starts_finds_it_stopped(engine):
+    assert finish(child(DURING_A_START, engine), 0) == ("7\n", "")
