@@ -49,6 +49,7 @@ cdef class Engine:
     cdef object _context(self)
     cdef bint _inert(self) noexcept
     cdef worker_t *_worker(self) noexcept
+    cdef _make(self, server, callbacks, config, listeners, max_connections, Engine first)
     cdef _prepare_acceptor(self, config, max_connections)
     cdef int _start(self) except -1
     cdef int _await_workers(self) except -1

@@ -314,10 +314,19 @@ cdef class Engine:
         self._acceptor = &self._own
 
     def __init__(self, server, callbacks, config, listeners, max_connections, Engine first=None):
-        cdef int failed
-        cdef context_t *context = &self._loop.context
         if self._server is not None:
             raise RuntimeError("an engine is made once")
+        try:
+            self._make(server, callbacks, config, listeners, max_connections, first)
+        except BaseException:
+            # Now: the exception may keep this object until the next collection.
+            loop_close_fds(&self._loop)
+            acceptor_close_fd(&self._own)
+            raise
+
+    cdef _make(self, server, callbacks, config, listeners, max_connections, Engine first):
+        cdef int failed
+        cdef context_t *context = &self._loop.context
         self._first = first
         self._acceptor = &self._own if first is None else &first._own
         self._server = server

@@ -7,6 +7,7 @@ connection. Hence nothing is believed here: the owner reads, and what recv(2) sa
 
 from __future__ import annotations
 
+import contextlib
 import select
 
 from hydrogen._py.kernel import Wakeup
@@ -29,10 +30,14 @@ class Poller:
     __slots__ = ("_epoll", "_tokens", "_wakeup")
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._wakeup = Wakeup()
         self._tokens: dict[int, int] = {}
-        self._epoll.register(self._wakeup.fileno(), select.EPOLLIN)
+        with contextlib.ExitStack() as undo:
+            # Now: the exception may keep these objects until the next collection.
+            self._epoll = undo.enter_context(select.epoll())
+            self._wakeup = Wakeup()
+            undo.callback(self._wakeup.close)
+            self._epoll.register(self._wakeup.fileno(), select.EPOLLIN)
+            undo.pop_all()
 
     def add(self, fd: int, token: int) -> None:
         """Report events of `fd` with `token` from now on.

@@ -370,3 +370,41 @@ def test_f19_without_fds_accepting_pauses_existing_connections_are_served_and_it
     log = server.finish()
     assert "WARNING:hydrogen" in log
     assert log.count("WARNING:hydrogen") <= 20, log
+
+
+FEW_FDS = """
+import errno, gc, os, resource, sys
+import hydrogen
+from support import Echo, open_fds
+
+def start():
+    options = {"loops": int(sys.argv[2]), "max_threads": 2, "max_connections": 10}
+    return hydrogen.serve(Echo(), addr=["127.0.0.1", "127.0.0.2"], port=0, engine=sys.argv[1], **options)
+
+start().stop()  # what is opened once only
+gc.collect()
+gc.disable()
+fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(100)]  # no number is free below the last one
+before, hard = open_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+failed = -1
+server = None
+while server is None:
+    failed += 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fds[-1] + 1 + failed, hard))
+    try:
+        server = start()
+    except OSError as error:
+        assert error.errno == errno.EMFILE, error
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if server is None:
+        assert open_fds() == before, (failed, open_fds().keys() - before.keys())
+server.stop()
+print(failed > 5)
+"""
+
+
+@pytest.mark.clause("S22")
+@pytest.mark.parametrize("loops", ["1", "2"])
+def test_a_start_for_which_there_are_too_few_fds_leaves_none_open(engine, loops):
+    """However many there are, and without the collector."""
+    assert finish(child(FEW_FDS, engine, loops), 0) == ("True\n", "")
