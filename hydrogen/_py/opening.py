@@ -87,15 +87,19 @@ def introduce(connection: Connection) -> None:
 
 
 def settle_streams(connection: Connection) -> bool:
-    """Ask `on_new_connection`, and set up what it wants; False when it refuses or fails, then the connection ends."""
+    """Ask `on_new_connection`, and set up what it wants; False when it refuses or fails, then the connection ends.
+
+    A stream that it returns is taken also where the connection was aborted meanwhile: it owns the fd, or has a socket that would
+    close it.
+    """
     stream = callbacks.call(connection, "on_new_connection", connection.loop.callbacks.on_new_connection, connection.fd)
-    if connection.error is not None:
-        return False
     try:
         if type(stream) is Plain or type(stream) is Secure:
             take_over(connection, stream)
         elif isinstance(stream, Stream):
             return adopt(connection, stream)
+        elif connection.error is not None:
+            return False
         elif stream is not None:
             raise TypeError(f"on_new_connection must return None or a hydrogen.Stream, not {stream!r:.80}")
         elif connection.context is not None:

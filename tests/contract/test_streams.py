@@ -106,6 +106,67 @@ def test_a_stream_reads_and_writes_its_connection(start, connect):
     assert len(streams) == 1
 
 
+@pytest.fixture
+def aborted_in_new(start, connect, gate):
+    """Abort a server while `on_new_connection` runs, then have it return `make(fd)`; returns the handler, and the fd."""
+
+    def run(make):
+        entered, go, fds = gate(), gate(), []
+
+        def new(fd):
+            fds.append(fd)
+            entered.set()
+            wait_event(go, "the abort")
+            return make(fd)
+
+        handler = recorder(new_connection=new, connected=None)
+        server = start(handler)
+        connect(server)
+        wait_event(entered, "on_new_connection")
+        server.abort()  # does not wait for it for long
+        go.set()
+        handler.wait_removed()
+        assert handler.names() == ["on_new_connection", "on_connection_removed"]
+        return fds[0]
+
+    return run
+
+
+@pytest.mark.clause("T6", "T7", "S15")
+def test_a_stream_that_comes_after_an_abort_is_shut_down_and_closes_its_fd(aborted_in_new):
+    streams = []
+
+    def make(fd):
+        streams.append(Lines(fd))
+        return streams[-1]
+
+    aborted_in_new(make)
+    wait_until(lambda: "close" in streams[0].notes, "the stream is closed")
+    assert streams[0].notes == ["shutdown", "close"]
+
+
+@pytest.mark.clause("T11", "S15")
+def test_a_socket_whose_stream_comes_after_an_abort_is_detached(aborted_in_new):
+    """Else it would close a number that is a stranger's by then."""
+    socks = []
+
+    def make(fd):
+        socks.append(stdlib_socket.socket(fileno=fd))
+        return hydrogen.Plain(socks[-1])
+
+    fd = aborted_in_new(make)
+    assert socks[0].fileno() == -1
+    wait_until(lambda: not is_open(fd), "the engine closes the fd")
+
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.clause("T6", "T7", "H14")
 def test_at_the_end_come_shutdown_then_the_last_callbacks_then_close_once_each(start, connect):
     handler, streams = streaming(data_received=echo)
