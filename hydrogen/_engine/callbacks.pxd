@@ -10,7 +10,8 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport (
-    atomic_load32, relaxed_add64, relaxed_load64, relaxed_store32, relaxed_store64,
+    atomic_load32, atomic_store32, atomic_store64, relaxed_add64, relaxed_load64, relaxed_store32,
+    relaxed_store64,
 )
 from hydrogen._c.constants cimport (
     CAUSE_HANDLER_ERROR, CORK_CALLBACKS, CORK_LOOK, CORK_NS, FLAG_LATE, STATE_OPEN, WORKER_BRIEF,
@@ -129,6 +130,25 @@ cdef inline int callbacks_call(
     """Run a callback that takes the socket alone, if it is overridden and the connection open."""
     if callback is None or atomic_load32(&connection.state) != STATE_OPEN:
         return 0
+    return callbacks_told(engine, worker, socket, callback, name)
+
+
+cdef inline int callbacks_connected(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+    """Ready for use: messages may come and go. If it ends already nobody hears of it, now or in the end.
+
+    The state is looked at once: from `ready` on `on_disconnected` is due, and others see the connection and may end it.
+    """
+    cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
+    atomic_store64(&connection.deadline, 0)  # the header's, the handshake's: a frame that is begun has one of its own
+    if atomic_load32(&connection.state) != STATE_OPEN:
+        return 0
+    atomic_store32(&connection.ready, 1)
+    if callbacks.on_connected is None:
+        return 0
+    return callbacks_told(engine, worker, socket, callbacks.on_connected, "on_connected")
+
+
+cdef inline int callbacks_told(Engine engine, worker_t *worker, HydrogenSocket socket, callback, name) except -1:
     callbacks_begin(engine, worker)
     try:
         callback(socket)

@@ -8,14 +8,14 @@ from libc.string cimport memcpy
 
 from hydrogen._c.addresses cimport addresses_take
 from hydrogen._c.atomic cimport (
-    atomic_load32, atomic_store32, atomic_store64, relaxed_add64, relaxed_load64, relaxed_store32,
+    atomic_load32, atomic_store64, relaxed_add64, relaxed_load64, relaxed_store32,
 )
 from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.connection cimport connection_register
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_OVERLOAD,
     CAUSE_PEER_CLOSED, CAUSE_REJECT, FLAG_FIRST, FLAG_HANDSHAKE, FLAG_HEADER, FLAG_POLLED,
-    FLAG_READABLE, HEADER_PART, STATE_ABORTING, STATE_CLOSING, STATE_OPEN,
+    FLAG_READABLE, HEADER_PART, STATE_ABORTING, STATE_CLOSING,
 )
 from hydrogen._c.framing cimport FRAMING_PYTHON
 from hydrogen._c.input cimport input_store
@@ -30,7 +30,7 @@ from hydrogen._core cimport (
     may_send,
 )
 from hydrogen._engine.callbacks cimport (
-    callbacks_call, callbacks_check, callbacks_failed, callbacks_leave, callbacks_run,
+    callbacks_check, callbacks_connected, callbacks_failed, callbacks_leave, callbacks_run,
 )
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_hold
@@ -53,7 +53,6 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
 
     It is polled before it is `ready`, and others see it: who sends may ask the poller for an edge.
     """
-    cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
     cdef uint64_t began
     if atomic_load32(&connection.state) >= STATE_ABORTING:
         return 0
@@ -78,11 +77,9 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
     if atomic_load32(&connection.state) >= STATE_ABORTING:
         return 0
     opening_register(engine, connection, socket)
-    if atomic_load32(&connection.state) != STATE_OPEN or connection.flags & FLAG_HANDSHAKE:
+    if connection.flags & FLAG_HANDSHAKE:
         return 0
-    atomic_store64(&connection.deadline, 0)  # the header's: a frame that is begun has one of its own
-    atomic_store32(&connection.ready, 1)
-    return callbacks_call(engine, worker, connection, socket, callbacks.on_connected, "on_connected")
+    return callbacks_connected(engine, worker, connection, socket)
 
 
 cdef inline int opening_settle_stream(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:

@@ -3,16 +3,15 @@
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t
 
-from hydrogen._c.atomic cimport atomic_load32, atomic_store32, atomic_store64
 from hydrogen._c.buffer cimport block_bytes, block_free, block_length, block_t
 from hydrogen._c.constants cimport (
     AGAIN, FLAG_BUSY, FLAG_CLOSE_NOTIFY, FLAG_HANDSHAKE, FLAG_RECEIVING, FLAG_TLS_END,
-    FLAG_TLS_FAILED, FLUSHED, STATE_CLOSING, STATE_OPEN,
+    FLAG_TLS_FAILED, FLUSHED, STATE_CLOSING,
 )
 from hydrogen._c.input cimport input_store
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks
-from hydrogen._engine.callbacks cimport callbacks_begin, callbacks_call, callbacks_check
+from hydrogen._core cimport Engine, HydrogenSocket
+from hydrogen._engine.callbacks cimport callbacks_begin, callbacks_check, callbacks_connected
 from hydrogen._engine.references cimport references_hold
 from hydrogen._engine.sending cimport sending_append, sending_work
 
@@ -70,10 +69,7 @@ cdef inline int tls_collect(Engine engine, worker_t *worker, connection_t *conne
     connection.flags &= ~<uint32_t>FLAG_HANDSHAKE
     if engine._debug:
         engine._log.shaken(connection.id, session.info("cipher"))
-    atomic_store64(&connection.deadline, 0)
-    if atomic_load32(&connection.state) == STATE_OPEN:
-        atomic_store32(&connection.ready, 1)
-    return callbacks_call(engine, worker, connection, socket, (<_Callbacks>worker.callbacks).on_connected, "on_connected")
+    return callbacks_connected(engine, worker, connection, socket)
 
 
 cdef inline int tls_told(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
