@@ -571,8 +571,10 @@ class Output(Mailbox):
             self.end(Cause.TLS_ERROR, error.with_traceback(None), at_once=True)
         except MemoryError:
             raise
-        except Exception:  # as above, of a class of the user's. Who is here may be in a callback of another connection
+        except BaseException as error:  # as above, of a class of the user's. Who is here may be in a callback of another connection
             self.end(Cause.OS_ERROR, code=errno.EIO, at_once=True)
+            if not (issubclass(type(error), Exception) or self.loop.in_worker()):
+                raise
 
     def _write(self, budget: Budget) -> None:
         """Write until nothing is left, the kernel takes no more, or the budget is used up.

@@ -51,5 +51,5 @@ def _decrypt(connection: Connection, session: TlsSession) -> None:
     except BaseException as error:  # a callback of the user's context, want of memory, or Ctrl-C
         cause, reason = connection.transport.explain(error, "recv")
         connection.end(cause, reason, at_once=True)
-        if not issubclass(type(error), Exception):
+        if not (issubclass(type(error), Exception) or connection.loop.in_worker()):
             raise

@@ -479,7 +479,6 @@ ERRORS = {
     "MemoryError": (MemoryError(), OSError, errno.ENOMEM),
     "ValueError": (ValueError("of the user's class"), OSError, errno.EIO),
 }
-OF_OTHERS = [name for name in ERRORS if name != "Ctrl-C"]
 
 
 @pytest.mark.clause("H20", "H25")
@@ -503,7 +502,7 @@ def test_a_session_that_cannot_go_on_ends_its_connection_with_what_happened(star
 
 
 @pytest.mark.clause("H16", "H20")
-@pytest.mark.parametrize("error", OF_OTHERS)
+@pytest.mark.parametrize("error", ERRORS)
 def test_what_openssl_finds_wrong_with_one_connection_costs_none_that_sends_to_it(start, secure, failing, error):
     context, fail = failing
 
@@ -527,7 +526,7 @@ def test_what_openssl_finds_wrong_with_one_connection_costs_none_that_sends_to_i
 
 
 @pytest.mark.clause("H16", "H20")
-@pytest.mark.parametrize("error", OF_OTHERS)
+@pytest.mark.parametrize("error", ERRORS)
 def test_what_one_connection_cannot_decrypt_costs_none_that_decrypts_it_in_its_stead(start, secure, failing, gate, error):
     context, fail = failing
     entered, go_on = gate(), gate()
