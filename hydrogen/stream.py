@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from ssl import SSLContext
+from ssl import SSLContext, SSLError
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -202,6 +202,8 @@ class Handover:
         session: None: no TLS. What is in it already counts: `failure`, `is_ended`.
         received: plaintext that was read and not given out; it comes before what the fd has.
         unsent: bytes for the wire, which go out before anything else.
+        code: the errno that the kernel has told the stream, of a reset say; 0: none. It tells once, and then what looks like an
+            orderly end.
     """
 
     fd: int
@@ -209,6 +211,7 @@ class Handover:
     session: TlsSession | None
     received: bytes
     unsent: bytes
+    code: int = 0
 
 
 class _Numbered(socket.socket):
@@ -264,6 +267,13 @@ def seconds_left(deadline: float | None) -> float:
     if left <= 0:
         raise TimeoutError("timed out")
     return min(left, LONGEST_WAIT)
+
+
+def _told_once(error: Exception | None) -> OSError | None:
+    """`error`, if it is what the kernel reports once, as a reset is; else None."""
+    if not isinstance(error, OSError) or isinstance(error, SSLError) or error.errno in (errno.EPIPE, errno.ENOBUFS, errno.ENOMEM):
+        return None
+    return error
 
 
 RECEIVES_WITHIN = "a signal handler must not receive by the stream whose call it has interrupted"
@@ -561,7 +571,9 @@ class _SocketStream(Stream):
                 raise ValueError("a message was sent before the TLS handshake was done: send it from on_connected")
             self._decoder.builder = ChunkFrameBuilder()  # it takes all there is, as it is
             received = self._decoder.next() or b""
-            return Handover(fd, self._builder, self._session, received, bytes(self._unsent))
+            told = _told_once(self._end) or _told_once(self._broken)
+            code = told.errno or 0 if told is not None else 0
+            return Handover(fd, self._builder, self._session, received, bytes(self._unsent), code)
 
     # ------------------------------------------------------------------ input
 
@@ -666,14 +678,9 @@ class _SocketStream(Stream):
             self._end = EOFError() if self._is_shut or self._sock.fileno() < 0 else error
             return True
         self._decoder.feed(self._open(data))
-        if (
-            not data
-            and not self._is_shut
-            and self._broken is not None
-            and self._broken.errno not in (errno.EPIPE, errno.ENOBUFS, errno.ENOMEM)
-        ):
-            # The kernel reports a reset once. When send(2) has had it, this looks like an end in order.
-            self._end = self._broken
+        if not data and not self._is_shut and (told := _told_once(self._broken)) is not None:
+            # When send(2) has had it, this looks like an end in order.
+            self._end = told
         return True
 
     # ------------------------------------------------------------------ output

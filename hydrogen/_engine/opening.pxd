@@ -18,7 +18,7 @@ from hydrogen._c.constants cimport (
     FLAG_READABLE, HEADER_PART, STATE_ABORTING, STATE_CLOSING,
 )
 from hydrogen._c.framing cimport FRAMING_PYTHON
-from hydrogen._c.input cimport input_store
+from hydrogen._c.input cimport input_broken, input_store
 from hydrogen._c.kernel cimport kernel_duplicate, kernel_now, kernel_recv, name_t
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.poller cimport poller_remove
@@ -147,6 +147,9 @@ cdef inline int opening_take_over(Engine engine, worker_t *worker, connection_t 
     framing = Framing(handover.builder)
     references_hold(connection, &connection.builder, framing)
     connection.framing = &framing.value
+    if handover.code:
+        input_broken(connection, handover.code)
+        connection.mail |= AGAIN
     received, unsent = handover.received, handover.unsent
     if connection.framing.kind == FRAMING_PYTHON:
         references_hold(connection, &connection.decoder, FrameDecoder(handover.builder))

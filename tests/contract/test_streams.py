@@ -106,6 +106,34 @@ def test_a_stream_reads_and_writes_its_connection(start, connect):
     assert len(streams) == 1
 
 
+@pytest.mark.clause("T11", "H20")
+@pytest.mark.parametrize(("family", "how"), [("tcp", "reads"), ("tcp", "writes"), ("unix", "reads")])
+def test_a_reset_that_was_met_by_hand_is_what_the_connection_ends_with(start, connect, tmp_path, family, how):
+    """The kernel tells of it once, and then what looks like an orderly end."""
+    greeted, reset = threading.Event(), threading.Event()
+
+    def new(fd):
+        stream = hydrogen.Plain(fd, hydrogen.LineFrameBuilder())
+        stream.nb_send(hydrogen.LineFrame(b"who closes a Unix socket without reading this resets it"))
+        greeted.set()
+        wait_event(reset, "the peer to reset")
+        if how == "reads":
+            assert [frame.payload() for frame in stream.nb_recv()] == [b"one"]
+        else:
+            with pytest.raises(ConnectionResetError):
+                stream.nb_send(hydrogen.LineFrame(b"two"))
+        return stream
+
+    handler = recorder(new_connection=new)
+    client = connect(start(handler, **({"path": str(tmp_path / "path")} if family == "unix" else {})))
+    client.send(b"one\n")
+    wait_event(greeted, "something to leave unread")
+    client.reset()
+    reset.set()
+    (error,) = handler.wait_removed()
+    assert type(error) is ConnectionResetError
+
+
 @pytest.fixture
 def aborted_in_new(start, connect, gate):
     """Abort a server while `on_new_connection` runs, then have it return `make(fd)`; returns the handler, and the fd."""
