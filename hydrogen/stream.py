@@ -96,7 +96,11 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     def shutdown(self) -> None:
-        """End both ways."""
+        """End both ways.
+
+        Raises:
+            OSError: the peer is gone, say: that is ignored.
+        """
 
     @abc.abstractmethod
     def fileno(self) -> int:
@@ -181,8 +185,9 @@ class StreamAdapter:
             self.send(GO_ON)
 
     def shutdown(self) -> None:
-        """End the stream both ways; nothing is sent any more."""
-        self.stream.shutdown()
+        """End the stream both ways; nothing is sent any more. An `OSError` says no more than that the peer is gone."""
+        with contextlib.suppress(OSError):
+            self.stream.shutdown()
 
     def close(self) -> None:
         """Have the stream close its fd; the last call."""

@@ -260,12 +260,7 @@ class StreamTransport:
     def reset(self, placeholder: int) -> None:
         """Reset by the duplicate, before `Stream.shutdown` ends gracefully. The stream's fd is not touched: it may be another's by now."""
         self.cut_off()
-        try:
-            self._port.shutdown()
-        except OSError:  # the peer may be gone, that is why we are here
-            return
-        except BaseException as error:
-            self._complain(f"{self._name}.shutdown", error)
+        self.shutdown()
 
     def cut_off(self) -> None:
         """By the duplicate: a reset, or on a Unix socket, which has none, the end of both directions."""

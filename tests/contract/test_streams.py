@@ -523,6 +523,29 @@ def test_f29_a_stream_that_raises_at_its_end_is_only_logged(start, connect, erro
     assert other.receive(2) == b"Y\n"
 
 
+@pytest.mark.clause("T6", "S51")
+@pytest.mark.parametrize("resets", [True, False], ids=["the peer resets", "the server closes"])
+def test_a_stream_that_cannot_be_shut_down_because_the_peer_is_gone_is_no_fault_of_the_handler_s(start, connect, error_log, resets):
+    closed = threading.Event()
+
+    class Gone(Lines):
+        def shutdown(self):
+            raise OSError(errno.ENOTCONN, "not connected")
+
+        def close(self):
+            super().close()
+            closed.set()
+
+    handler, _ = streaming(Gone, data_received=lambda socket, data: resets or socket.close())
+    client = connect(start(handler))
+    client.send(b"x\n")
+    handler.wait_for("data_received")
+    if resets:
+        client.reset()
+    wait_event(closed, "the stream is closed")
+    assert error_log() == []
+
+
 def test_f29_a_protocol_error_of_a_stream_is_the_removal_error_itself(start, connect):
     mine = hydrogen.ProtocolError("not a line")
     handler, _ = streaming(type("Strict", (Lines,), {"recv": raising(mine)}))
