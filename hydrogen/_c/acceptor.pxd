@@ -161,10 +161,10 @@ cdef inline bint acceptor_admit(acceptor_t *acceptor, int fd, listener_t *listen
         counted[0] = acceptor.addresses.most and not acceptor.has_proxy and not listener.unix_domain
         if not counted[0] or addresses_take(&acceptor.addresses, peer):
             return True
+    acceptor_turned_away(acceptor)  # first: who meets the reset finds it in `stats`
     if not listener.unix_domain:
         kernel_reset(fd)
     kernel_close(fd)
-    acceptor_turned_away(acceptor)
     return False
 
 
