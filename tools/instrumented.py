@@ -33,15 +33,16 @@ CONTRACT, STRESS = str(ROOT / "tests" / "contract"), str(ROOT / "tests" / "stres
 # Any traffic makes a planted race show.
 RACY = str(ROOT / "tests" / "stress" / "test_threads.py")
 # What cannot hold under a sanitizer. Memory is not flat: the address sanitizer keeps what was freed, and the thread sanitizer's shadow
-# grows. The latter also makes a turn longer than the time after which the GIL is asked for, and crashes in a process that was forked off
-# one with threads.
+# grows. The latter also makes a turn longer than the time after which the GIL is asked for, starves a peer in the same process for as long
+# as a server waits for one, and crashes in a process that was forked off one with threads, and in shells.
 #
 # Nor what limits the address space, which the shadow is a part of. And (but on the debug build) every cell of the table of states, each
 # of which the plain build runs, would take longer than all the rest.
 LIMITED = "test_memory_limit"
 NOT_UNDER_UBSAN = f"not ({LIMITED})"
 NOT_UNDER_ASAN = f"not (f16 or short_soak or test_states or {LIMITED})"
-NOT_UNDER_TSAN = f"not (f16 or short_soak or w10_the_gil or f28 or test_states or test_children or test_forks or {LIMITED})"
+FORKS = "test_children or test_forks or forked_in_begin or background_job"
+NOT_UNDER_TSAN = f"not (f16 or short_soak or w10_the_gil or f28 or test_states or reads_steadily or {FORKS} or {LIMITED})"
 OURS = re.compile(r"\b(_codec|_core|_generator)\.")
 
 

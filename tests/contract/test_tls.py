@@ -633,11 +633,13 @@ def test_stop_flushes_what_is_queued(start, secure):
 
 @pytest.mark.clause("S11", "S23")
 def test_stop_aborts_at_its_timeout_what_does_not_read(start, secure):
-    handler = recorder(data_received=lambda socket, data: socket.send(bytes(8_000_000)))
+    sent = threading.Event()
+    handler = recorder(data_received=lambda socket, data: (socket.send(bytes(8_000_000)), sent.set()))
     server = start(handler, ssl=server_context())
     client = secure(server, receive_buffer=4096)
     client.send(b"x")
-    wait_until(lambda: handler.calls and handler.socket().pending > 1_000_000, "more than what the handshake sends is pending")
+    wait_event(sent, "it is pending, and the callback returns")
+    assert handler.socket().pending > 1_000_000
     report = server.stop(0.1)
     assert (report.closed, report.aborted, report.abandoned) == (0, 1, 0)
     assert report.unsent_bytes > 0
