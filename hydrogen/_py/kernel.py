@@ -23,6 +23,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from hydrogen.locks import under
+
 if TYPE_CHECKING:
     from _thread import RLock
 
@@ -48,8 +50,8 @@ EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of accept(2) that stay until somebody gives something back: asking again at once would spin."""
 
 FORK_PATIENCE = 0.5
-"""Seconds that a fork waits for who accepts or closes, who needs microseconds. For ever would be wrong: this thread may hold, further out,
-what that one waits for."""
+"""Seconds that a fork waits for who accepts or closes, who needs microseconds, and that one for the fork. For ever would be wrong: each
+may hold, further out, or do, what the other one waits for."""
 
 _release = operator.methodcaller("release")
 
@@ -306,13 +308,18 @@ class ForkGate:
         """The calling thread's, to be held meanwhile. It may be taken again, and the thread may fork: see the class.
 
         Who asks for it while somebody forks waits here: locks are not fair, and a fork would find that of a thread that never rests taken.
+        Not for ever: a hook of the program's may wait for a connection that is to be accepted, or closed.
         """
-        lock: RLock | None = getattr(self._own, "lock", None)
-        if lock is None or any(fork.held for fork in self._forks.copy()):
-            with self._turn:
-                self._own.lock = lock = lock or threading.RLock()
-                self._locks.add(lock)
-        return lock
+        own: RLock | None = getattr(self._own, "lock", None)
+        if own is not None and not any(fork.held for fork in self._forks.copy()):
+            return own
+
+        def enter() -> RLock:
+            self._own.lock = lock = own or threading.RLock()
+            self._locks.add(lock)
+            return lock
+
+        return under(self._turn, enter, seconds=FORK_PATIENCE) or threading.RLock()
 
     def _before(self) -> None:
         fork = Fork()

@@ -249,7 +249,8 @@ def begin():
         client.close()
 
 def comes_to_the_gate():
-    return any(frame.f_code.co_name == "lock" for frame in sys._current_frames().values())
+    callers = [frame.f_back for frame in sys._current_frames().values()]
+    return any(caller is not None and caller.f_code.co_name == "lock" for caller in callers)
 
 started = []
 if sys.argv[2] == "early":
@@ -282,6 +283,45 @@ with serve() as server, Client(server.address) as client:
 def test_a_server_that_a_fork_hook_of_the_programs_starts_in_the_child_serves(engine, when):
     """Hooks run in the order in which they were registered: this one before some of ours, or all."""
     assert finish(child(STARTED_IN_A_HOOK, engine, when), 0) == ("7\n", "")
+
+
+SERVED_IN_A_HOOK = """
+import os, signal, sys, warnings
+import hydrogen
+from support import Client, Echo
+
+def ask():
+    if sys.argv[2] == "after_in_child":
+        signal.alarm(60)  # it must not outlive the test
+        servers.append(serve())
+    if servers:
+        with Client(servers[-1].address) as client:
+            client.echo(b"within")
+
+def serve():
+    return hydrogen.serve(Echo(), port=0, engine=sys.argv[1], max_threads=2)
+
+servers = []
+os.register_at_fork(**{sys.argv[2]: ask})
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+with serve() as server, Client(server.address) as client:
+    client.echo(b"before")
+    servers.append(server)
+    pid = os.fork()
+    if pid == 0:
+        with servers[-1] if len(servers) > 1 else serve() as mine, Client(mine.address) as other:
+            other.echo(b"x")
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    client.echo(b"after")
+"""
+
+
+@pytest.mark.clause("P4", "K18")
+@pytest.mark.parametrize("when", ["before", "after_in_parent", "after_in_child"])
+def test_a_fork_hook_of_the_programs_may_wait_for_a_server(engine, when):
+    """It may run while ours hold what keeps a connection from coming or going meanwhile."""
+    assert finish(child(SERVED_IN_A_HOOK, engine, when), 0) == ("7\n", "")
 
 
 DURING_A_START = """
