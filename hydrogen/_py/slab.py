@@ -40,11 +40,12 @@ class Slab(Generic[T]):
     def acquire(self, make: Callable[[int], T]) -> T:
         """Take a slot for what `make(token)` returns, and return that."""
         if not self._left:
-            self._generations[len(self._tenants) :] = [1]
-            self._vacant[len(self._tenants) :] = [0]
-            self._tenants.append(None)
-            self._vacant[0] = len(self._tenants) - 1
-            self._left = 1
+            last = len(self._tenants)
+            self._generations[last:] = [1]
+            self._vacant[last:] = [0]
+            self._vacant[0] = last
+            self._tenants[last:] = [None]
+            self._left = 1  # nothing is called or allocated between these two: a slot that is not vacant would count as occupied
         left = self._left - 1
         index = self._vacant[left]
         tenant = make(self._generations[index] << INDEX_BITS | index)
