@@ -428,13 +428,11 @@ class Engine:
             self._changes.make(lambda: self._count_removal(connection))
 
     def _count_removal(self, connection: Connection) -> None:
-        cause, code = connection.cause, connection.code
-        is_late = cause == Cause.TIMEOUT
-        removed, timed_out = self._removed[cause] + 1, self._timed_out[code] + 1
-        # Nothing is allocated or called from here on: it is counted once.
-        self._removed[cause] = removed
-        if is_late:
-            self._timed_out[code] = timed_out
+        cause = connection.cause
+        counts, key = (self._timed_out, connection.code) if cause == Cause.TIMEOUT else (self._removed, cause)
+        count = counts[key] + 1
+        # Nothing is allocated or called from here on, nor is there a jump, see `addresses`: it is counted once.
+        counts[key] = count
         connection.is_counted = True
 
     def tell_removed(self, connection: Connection) -> None:
