@@ -17,11 +17,21 @@ def keep_running(iterate: Callable[[], bool], recover: Callable[[BaseException],
 
     After an iteration that raised comes `recover` with the error, at once, for somebody waits for what
     was left undone, and then until it does not raise. All that allocates is done where what it raises
-    is caught: for want of memory anything may fail.
+    is caught: for want of memory anything may fail. There are two guards: an asynchronous exception may
+    come at the very jump by which one that has caught another goes on, and there it does not reach.
     """
+    error: BaseException | None = None
+    while True:
+        try:
+            _keep_running(iterate, recover, error)
+            return
+        except BaseException as raised:
+            error = raised
+
+
+def _keep_running(iterate: Callable[[], bool], recover: Callable[[BaseException], None], error: BaseException | None) -> None:
     is_new = True
     is_failing = False
-    error: BaseException | None = None
     while True:
         try:
             if is_new:
