@@ -99,7 +99,7 @@ class Stream(abc.ABC):
         """End both ways.
 
         Raises:
-            OSError: the peer is gone, say: that is ignored.
+            ConnectionError, OSError with ENOTCONN: the peer is gone; ignored.
         """
 
     @abc.abstractmethod
@@ -185,9 +185,16 @@ class StreamAdapter:
             self.send(GO_ON)
 
     def shutdown(self) -> None:
-        """End the stream both ways; nothing is sent any more. An `OSError` says no more than that the peer is gone."""
-        with contextlib.suppress(OSError):
+        """End the stream both ways; nothing is sent any more. That the peer is gone is no news.
+
+        Raises:
+            Exception: whatever else the stream raises.
+        """
+        try:
             self.stream.shutdown()
+        except OSError as error:
+            if not issubclass(type(error), ConnectionError) and error.errno != errno.ENOTCONN:
+                raise
 
     def close(self) -> None:
         """Have the stream close its fd; the last call."""
