@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -133,9 +134,7 @@ class Stats:
 
 
 if Stats.__doc__ is not None:  # it is under -OO
-    Stats.__doc__ = (
-        Stats.__doc__.rstrip() + "\n" + "".join([f"        {item.name}: {item.metadata['help']}\n" for item in fields(Stats)]) + "    "
-    )
+    Stats.__doc__ = inspect.cleandoc(Stats.__doc__) + "".join([f"\n    {item.name}: {item.metadata['help']}" for item in fields(Stats)])
 
 REMOVALS = tuple([item.name for item in fields(Stats) if item.metadata["kind"] == "removal"])
 """The fields of `Stats` that count removals: each removal is counted by one of them."""
