@@ -783,4 +783,5 @@ def test_a_peer_that_takes_nothing_is_idle_no_later_than_one_that_says_nothing(s
     settled(lambda: server.stats().bytes_sent)
     begun = server.stats().sweeps
     timed_out(handler, "idle_timeout")
+    wait_until(lambda: sweeps, "the last callback has counted")
     assert sweeps[0] - begun <= 8

@@ -9,6 +9,7 @@ from families import FAMILIES, connect_to, options_of, stream_of
 from support import recorder, running, settled, wait_event, wait_until
 
 import hydrogen
+from hydrogen.watchdog import has_gil
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -137,6 +138,8 @@ def test_while_clients_pipeline_without_a_pause_a_neighbour_is_served(start, tmp
 @pytest.fixture
 def without_switches():
     """A thread keeps the GIL until it waits, or lets go of it."""
+    if not has_gil():
+        pytest.skip("without a GIL a callback may have begun before the call, and look after it")
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1000)
     yield
