@@ -50,8 +50,8 @@ EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Errors of accept(2) that stay until somebody gives something back: asking again at once would spin."""
 
 FORK_PATIENCE = 0.5
-"""Seconds that a fork waits for who accepts or closes, who needs microseconds, and that one for the fork. For ever would be wrong: each
-may hold, further out, or do, what the other one waits for."""
+"""Seconds that a fork waits for all who accept or close, who need microseconds, and that they wait for the rest of it. For ever would be
+wrong: each may hold, further out, or do, what the other one waits for."""
 
 _release = operator.methodcaller("release")
 
@@ -259,9 +259,16 @@ class Fork:
 
     def take(self, lock: RLock) -> bool:
         """Whether `lock` could be had in time."""
-        acquire = operator.methodcaller("acquire", timeout=max(0.0, self._until - time.monotonic()))
+        acquire = operator.methodcaller("acquire", timeout=self._left())
         self.held.extend(filter(acquire, (lock,)))
         return lock in self.held
+
+    def rest(self) -> float:
+        """Seconds that others still wait for it, all of them together: a hook of the program's may wait for many connections."""
+        return self._left(FORK_PATIENCE)
+
+    def _left(self, more: float = 0.0) -> float:
+        return max(0.0, self._until + more - time.monotonic())
 
     def end(self) -> None:
         """Give everything back. May be called again."""
@@ -311,7 +318,8 @@ class ForkGate:
         Not for ever: a hook of the program's may wait for a connection that is to be accepted, or closed.
         """
         own: RLock | None = getattr(self._own, "lock", None)
-        if own is not None and not any(fork.held for fork in self._forks.copy()):
+        rests = [fork.rest() for fork in self._forks.copy() if fork.held]
+        if own is not None and not rests:
             return own
 
         def enter() -> RLock:
@@ -319,7 +327,7 @@ class ForkGate:
             self._locks.add(lock)
             return lock
 
-        return under(self._turn, enter, seconds=FORK_PATIENCE) or threading.RLock()
+        return under(self._turn, enter, seconds=max(rests, default=FORK_PATIENCE)) or threading.RLock()
 
     def _before(self) -> None:
         fork = Fork()

@@ -324,6 +324,39 @@ def test_a_fork_hook_of_the_programs_may_wait_for_a_server(engine, when):
     assert finish(child(SERVED_IN_A_HOOK, engine, when), 0) == ("7\n", "")
 
 
+STOPPED_IN_A_HOOK = """
+import os, sys, warnings
+import hydrogen
+from support import Client, Echo
+
+def stop():
+    for server in servers:
+        for client in clients:
+            client.close()
+        report = server.stop()
+        print(report.aborted, report.abandoned)
+
+servers = []
+os.register_at_fork(before=stop)
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+server = hydrogen.serve(Echo(), port=0, engine=sys.argv[1], max_threads=1)
+clients = [Client(server.address) for _ in range(40)]
+for client in clients:
+    client.echo(b"before")
+servers.append(server)
+pid = os.fork()
+if pid == 0:
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+@pytest.mark.clause("P4", "K18")
+def test_a_fork_hook_of_the_programs_may_stop_a_server_of_many_connections(engine):
+    """Who closes them waits for the fork once, not for each."""
+    assert finish(child(STOPPED_IN_A_HOOK, engine), 0) == ("0 0\n7\n", "")
+
+
 DURING_A_START = """
 import os, signal, sys, threading, warnings
 import hydrogen
