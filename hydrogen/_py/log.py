@@ -7,10 +7,12 @@ nobody else.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 
+from hydrogen._py import mailbox
 from hydrogen._py.threads import keep_running
 
 MANY = 1000
@@ -26,6 +28,7 @@ class LogThread:
 
     def __init__(self) -> None:
         self._lines: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._hands: mailbox.Hands = deque()  # of the thread: what it has taken, and not begun
         self.thread = threading.Thread(target=self._run, name="hydrogen-log", daemon=True)
 
     def start(self) -> None:
@@ -49,7 +52,11 @@ class LogThread:
         keep_running(self._iterate, lambda _: None)
 
     def _iterate(self) -> bool:
-        write = self._lines.get()
-        if write is not None:
-            write()
-        return write is not None
+        if not self._hands:
+            mailbox.receive(self._lines, self._hands)  # an exception set in a thread that waits comes behind this
+        write = self._hands[0]
+        if write is None:  # it stays there: who is kept from leaving comes again
+            return False
+        self._hands.clear()  # before: what raises is not written twice
+        write()
+        return True

@@ -1,12 +1,15 @@
-"""The guard of the Python engine's own threads."""
+"""The Python engine's own threads, and what is set in them."""
 
 import ctypes
 import functools
 import itertools
+import operator
 import threading
+from types import SimpleNamespace
 
 from support import running
 
+from hydrogen._py.log import LogThread
 from hydrogen._py.threads import keep_running
 
 set_late = ctypes.PyDLL(None).PyThreadState_SetAsyncExc
@@ -35,3 +38,26 @@ def test_a_thread_outlives_an_exception_that_is_set_as_it_goes_on_after_another(
     with running(run):
         pass
     assert len(iterations) == 3
+
+
+def test_the_log_thread_loses_neither_a_line_nor_its_end_to_an_exception_that_is_set_while_it_waits():
+    """It comes when the queue has given what the thread waited for."""
+    written = []
+    given = iter([functools.partial(written.append, "a line"), None, None, None])
+
+    class Late(BaseException):
+        pass
+
+    def run():
+        ident = ctypes.c_ulong(threading.get_ident())
+        orders = itertools.chain([ctypes.py_object(Late)] * 2, itertools.repeat(ctypes.py_object()))
+        late = map(set_late, itertools.repeat(ident), orders)
+        lines = map(operator.itemgetter(1), zip(late, given, strict=False))  # by C code only
+        log_thread = LogThread()
+        log_thread._lines = SimpleNamespace(get=functools.partial(next, lines))
+        log_thread._run()
+
+    with running(run):
+        pass
+    assert written == ["a line"]
+    assert len(list(given)) == 2
