@@ -7,8 +7,9 @@
     curl http://127.0.0.1:9100/metrics
     curl http://127.0.0.1:9100/ready        200, and 503 as soon as it stops
 
-It answers lines with the same in capitals. The exit status is 1 when the stop had to cut something short. docs/operations.md tells why each
-limit is there, and has the units for systemd.
+It answers lines with the same in capitals. The exit status is 1 when the stop had to cut something
+short. docs/how-to/limits.md says why each limit is there, docs/how-to/deployment.md has the units
+for systemd.
 """
 
 import argparse

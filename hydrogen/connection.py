@@ -110,7 +110,7 @@ class HydrogenSocket(abc.ABC):
         Args:
             data: any contiguous bytes-like object; it is copied before `send` returns.
         Returns:
-            False when the connection is closed or closing: nothing was queued.
+            False when the connection is closed or closing; nothing was queued then.
         Raises:
             TypeError: `data` is not bytes-like, or not contiguous.
             FrameTooLarge: the framing cannot carry so long a message.
@@ -170,7 +170,7 @@ class HydrogenSocket(abc.ABC):
     @property
     @abc.abstractmethod
     def is_open(self) -> bool:
-        """True until the connection is closing or gone: whether `send` would queue. See `send` for what a stop changes of it."""
+        """Whether `send` would queue. False once the connection is closing or gone; see `send` for what a stop changes of it."""
 
     @property
     @abc.abstractmethod

@@ -208,7 +208,7 @@ class Server:
 
     @property
     def ready(self) -> bool:
-        """True while connections are accepted: False while suspended, and once stopping begins."""
+        """Whether connections are accepted. False while suspended, and once stopping begins."""
         life = self._life
         if life is None or life.stopping or self._suspended:
             return False

@@ -1,4 +1,4 @@
-"""`begin`: the seed's call, its signals, and what it returns. In processes of their own, for a signal is the process's."""
+"""`begin`: the Rust crate's call, its signals, and what it returns. In processes of their own, for a signal is the process's."""
 
 import signal
 import threading

@@ -187,7 +187,7 @@ def test_a_value_at_the_edge_of_what_is_allowed_is_taken_as_it_is(field, value):
 
 
 @pytest.mark.clause("C1")
-def test_the_fields_of_the_seed_come_first_and_the_rest_by_keyword():
+def test_the_fields_of_the_rust_crate_come_first_and_the_rest_by_keyword():
     config = hydrogen.Config("::1", 80, 4, 100)
     assert (config.addr, config.port, config.max_threads, config.pre_allocated) == ("::1", 80, 4, 100)
     with pytest.raises(TypeError):
