@@ -25,7 +25,10 @@ html_title = f"hydrogen {version}"
 html_copy_source = False
 
 myst_heading_anchors = 4  # headings down to this level have the anchors that GitHub gives them
+autoclass_content = "both"  # what a class is, and how it is made
 autodoc_member_order = "bysource"
+python_maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
 default_role = "code"  # what docstrings put between single backticks
 
 

@@ -225,7 +225,11 @@ class Server:
         self._suspend(True)
 
     def resume(self) -> None:
-        """Undo `suspend`. Raises: RuntimeError: the server does not run."""
+        """Undo `suspend`.
+
+        Raises:
+            RuntimeError: the server does not run.
+        """
         self._suspend(False)
 
     def _suspend(self, wanted: bool) -> None:
@@ -259,7 +263,7 @@ class Server:
 
     @property
     def address(self) -> Any:
-        """What `getsockname` gives for the first listener: a tuple, or the path; None before the start."""
+        """The address of the first listener, as `getsockname` gives it; None before the start."""
         addresses = self.addresses
         return addresses[0] if addresses else None
 
