@@ -231,7 +231,7 @@ def test_links_lead_to_files_and_headings_that_exist(path):
             assert link in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, f"{file}#{link}"
 
 
-@pytest.mark.parametrize("path", [*GUIDE, README], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*GUIDE, README, ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT)))
 def test_lines_are_at_most_100_columns_wide(path):
     """But those of tables, and of files of other programs, which may have no place to break them."""
     other = {line for block in blocks_of(path) if block.info.split()[:1] not in (["python"], ["sh"]) for line in block.text.splitlines()}
