@@ -1,10 +1,12 @@
-"""Questions to a database, one a line. Shows handlers that block, each worker with a connection to sqlite3 of its own.
+"""A database server, one question a line.
 
-set NAME VALUE      ok
-get NAME            the value, or nothing
-anything else       error: ...
+Shows handlers that block, and a connection to sqlite3 for each worker.
 
-python examples/ask_database.py [--port PORT] [--file FILE]
+    set NAME VALUE      ok
+    get NAME            the value, or nothing
+    anything else       error: ...
+
+    python examples/ask_database.py [--port PORT] [--file FILE]
 """
 
 import argparse

@@ -1,6 +1,8 @@
-"""A chat of lines: what one says, all others hear. Shows names in `user_data`, and what callbacks share.
+"""A chat of lines: everybody hears what one client says.
 
-python examples/chat.py [--port PORT]        and then, several times, `nc 127.0.0.1 1337`
+Shows names in `user_data`, and state that callbacks share under a lock.
+
+    python examples/chat.py [--port PORT]        and then, several times, `nc 127.0.0.1 1337`
 """
 
 import argparse
@@ -17,11 +19,12 @@ class Chat(hydrogen.Handler):
     """The first line of a connection is its name; `user_data` is None until it has one."""
 
     def __init__(self):
-        # Callbacks of different connections run at the same time. Under this lock names stay unique, and all hear the same order. It is
-        # held while sending, which only queues: a guest who does not read keeps nobody waiting, and is removed at `max_write_buffer`.
+        # Callbacks of different connections run at the same time. Under this lock names stay unique,
+        # and all hear the lines in the same order. It is held while sending, which only queues: a
+        # guest that does not read delays nobody, and is removed at `max_write_buffer`.
         self.lock = threading.Lock()
-        # Connections by their names, until they are gone: `server.connections` are the open ones, and one that still has output to send
-        # when its client ends is told of as leaving later.
+        # Connections by their names, until they are gone. (`server.connections` are the open ones. One
+        # that still has output to send when its client ends is announced as leaving later.)
         self.guests = {}
 
     def on_connected(self, socket):

@@ -1,7 +1,9 @@
-"""Frames of one's own: netstrings (`5:hello,`), for a server and for its client.
+"""A frame format of your own: netstrings (`5:hello,`), for a server and its client.
 
-python examples/custom_framing.py [--port PORT]                     a server that answers in capitals
-python examples/custom_framing.py --port PORT --say hello world     a client that says each word, and prints the answers
+python examples/custom_framing.py [--port PORT]
+    a server that answers in capitals
+python examples/custom_framing.py --port PORT --say hello world
+    a client that sends each word, and prints the answers
 """
 
 import argparse

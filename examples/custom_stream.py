@@ -1,9 +1,10 @@
-"""A stream of one's own: everything is compressed with zlib, both ways. The handler does not know.
+"""A stream of your own: everything is compressed with zlib, in both directions.
+
+The handler does not know. What a stream has to get right: `recv` returns nothing only when the
+kernel has nothing, because it is called again only when more has arrived; what the kernel does not
+take is kept in order, and `send(b"")` continues with it; the socket is closed once, by `close`.
 
     python examples/custom_stream.py [--port PORT]
-
-What a stream has to get right: `recv` returns nothing only when the kernel has nothing, for it is called again only when more has come;
-what the kernel does not take is kept, in order, and `send(b"")` goes on with it; the socket is closed once, by `close`.
 """
 
 import argparse

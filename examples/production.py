@@ -49,7 +49,7 @@ class AdminServer(ThreadingMixIn, WSGIServer):
 
 
 class Quiet(WSGIRequestHandler):
-    timeout = 10  # seconds of silence; otherwise who never asks keeps a thread and a file descriptor for ever
+    timeout = 10  # seconds of silence; or a client that never asks holds a thread and an fd for ever
 
     def log_message(self, format, *arguments):
         pass

@@ -1,10 +1,12 @@
-"""A protocol in which the server speaks first: enough of SMTP (RFC 5321) to take a letter and say what it was. It delivers nothing.
+"""A protocol in which the server speaks first: enough of SMTP (RFC 5321) to take a letter.
 
-Shows `on_connected`, which greets, and `user_data`, which holds how far the dialogue has come. It needs no lock: the callbacks of one
-connection come one at a time and in order.
+It says what the letter was, and delivers nothing. Shows `on_connected`, which greets, and
+`user_data`, which holds how far the dialogue has come. It needs no lock: the callbacks of one
+connection run one at a time and in order.
 
     python examples/talk_first.py [--port PORT]
-    python -c "import smtplib; smtplib.SMTP('127.0.0.1', 1337).sendmail('me@localhost', ['you@localhost'], 'Subject: hello')"
+    python -c "import smtplib; smtplib.SMTP('127.0.0.1', 1337).sendmail(
+        'me@localhost', ['you@localhost'], 'Subject: hello')"
 """
 
 import argparse
