@@ -51,8 +51,6 @@ class Server:
     Attributes:
         config: as given.
         engine: `"compiled"` or `"python"`.
-        log: what its engine logs by.
-        timers: what its engine runs when it is due.
     """
 
     def __init__(self, handler: Handler, config: Config | None = None, *, engine: str | None = None) -> None:
@@ -68,7 +66,7 @@ class Server:
         self._handler = handler
         self._callbacks = callbacks_of(handler)
         self.engine, self._engine_class = backend.engine_class(engine)
-        self.log = RateLimitedLog(self.call_later)
+        self.log = RateLimitedLog(self.call_later)  # for the engine, as the timers are
         self.timers = Timers(self.log)
         self._startable = threading.Lock()  # nobody waits for it
         self._pid = 0  # of the process in which it was started
