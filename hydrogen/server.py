@@ -429,9 +429,7 @@ def serve(handler: Handler, config: Config | None = None, *, engine: str | None 
     Raises:
         TypeError, ValueError, OSError, RuntimeError: as `Config`, `Server` and `Server.start`.
     """
-    if options:
-        config = dataclasses.replace(config if config is not None else Config(), **options)
-    server = Server(handler, config, engine=engine)
+    server = Server(handler, _replaced(config, options), engine=engine)
     try:
         server.start()
         return server
@@ -440,7 +438,14 @@ def serve(handler: Handler, config: Config | None = None, *, engine: str | None 
         raise
 
 
-def begin(handler: Handler, config: Config | None = None) -> StopReport:
+def begin(
+    handler: Handler,
+    config: Config | None = None,
+    *,
+    engine: str | None = None,
+    on_started: Callable[[Server], object] | None = None,
+    **options: Any,
+) -> StopReport:
     """Serve until stopped, and return the report of the stop.
 
     In the main thread the first SIGINT or SIGTERM stops within `stop_timeout`, a second one aborts.
@@ -448,32 +453,41 @@ def begin(handler: Handler, config: Config | None = None) -> StopReport:
     SIGINT that is ignored, as in a background job of a shell, stays ignored. In another thread it
     returns when somebody calls `stop`.
 
+    Args:
+        handler, config, engine, options: as for `serve`.
+        on_started: called once with the server, in this thread, when it accepts connections. What it
+            raises aborts the server and is raised here.
     Raises:
-        TypeError, ValueError, OSError, RuntimeError: as `Server` and `Server.start`.
+        TypeError, ValueError, OSError, RuntimeError: as `serve`.
         RuntimeError: this is a subinterpreter, which cannot handle signals.
     """
-    return run(Server(handler, config))
-
-
-def run(server: Server, started: Callable[[], None] = lambda: None) -> StopReport:
-    """Start `server`, call `started`, and wait until a signal (see `begin`) or anybody stops it."""
+    if on_started is not None and not callable(on_started):
+        raise TypeError(f"on_started: something to call is expected, not {described(on_started)}")
+    server = Server(handler, _replaced(config, options), engine=engine)
     if threading.current_thread() is not threading.main_thread():
-        return _run(server, started, server.wait)
+        return _serve_until(server.wait, server, on_started)
     signals = _Signals(server)
     try:
         try:
             signals.take()
-            return _run(server, started, signals.wait)
+            return _serve_until(signals.wait, server, on_started)
         finally:
             signals.give_back()
     finally:
         signals.give_back()  # an exception of a signal handler of the user's may have come before, or within, the first time
 
 
-def _run(server: Server, started: Callable[[], None], wait: Callable[[], object]) -> StopReport:
+def _replaced(config: Config | None, options: dict[str, Any]) -> Config | None:
+    if not options:
+        return config
+    return dataclasses.replace(config if config is not None else Config(), **options)
+
+
+def _serve_until(wait: Callable[[], object], server: Server, on_started: Callable[[Server], object] | None) -> StopReport:
     try:
         server.start()
-        started()
+        if on_started is not None:
+            on_started(server)
         wait()
     except BaseException:
         server.abort()
