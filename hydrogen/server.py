@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from socket import socket, socketpair
 from types import BuiltinFunctionType, FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydrogen import backend
-from hydrogen.config import MAX_SECONDS, Config, default_max_connections
+from hydrogen.config import MAX_SECONDS, Config, Options, default_max_connections
 from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.handler import Handler, callbacks_of
@@ -34,6 +34,9 @@ from hydrogen.log import RateLimitedLog
 from hydrogen.report import BroadcastReport, Stats, StopReport
 from hydrogen.timers import Timer, Timers
 from hydrogen.tls import check_context
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in `typing` since 3.11
 
 _running: set[Server] = set()
 """Servers that start, run or stop. A plain set: each of its operations is one step, also for a
@@ -418,7 +421,7 @@ for _ in range(2):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def serve(handler: Handler, config: Config | None = None, *, engine: str | None = None, **options: Any) -> Server:
+def serve(handler: Handler, config: Config | None = None, *, engine: str | None = None, **options: Unpack[Options]) -> Server:
     """A started server; `with` stops it.
 
     Args:
@@ -444,7 +447,7 @@ def begin(
     *,
     engine: str | None = None,
     on_started: Callable[[Server], object] | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> StopReport:
     """Serve until stopped, and return the report of the stop.
 
@@ -477,7 +480,7 @@ def begin(
         signals.give_back()  # an exception of a signal handler of the user's may have come before, or within, the first time
 
 
-def _replaced(config: Config | None, options: dict[str, Any]) -> Config | None:
+def _replaced(config: Config | None, options: Options) -> Config | None:
     if not options:
         return config
     return dataclasses.replace(config if config is not None else Config(), **options)
