@@ -9,7 +9,6 @@ import argparse
 import threading
 
 import hydrogen
-from hydrogen.server import run
 
 NAME_MOST = 20
 LINE_MOST = 1000
@@ -64,12 +63,16 @@ class Chat(hydrogen.Handler):
                 other.send(line)
 
 
+def announce(server):
+    print("listening on {}:{}".format(*server.address), flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--port", type=int, default=1337)
     arguments = options.parse_args()
-    server = hydrogen.Server(Chat(), hydrogen.Config(port=arguments.port, framing=hydrogen.LineFrameBuilder))
-    run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+    config = hydrogen.Config(port=arguments.port, framing=hydrogen.LineFrameBuilder)
+    hydrogen.begin(Chat(), config, on_started=announce)
 
 
 if __name__ == "__main__":

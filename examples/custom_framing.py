@@ -9,7 +9,6 @@ python examples/custom_framing.py --port PORT --say hello world
 import argparse
 
 import hydrogen
-from hydrogen.server import run
 
 
 class Netstring(hydrogen.Frame):
@@ -57,6 +56,10 @@ class Capitals(hydrogen.Handler):
         socket.send(data.upper())
 
 
+def announce(server):
+    print("listening on {}:{}".format(*server.address), flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--port", type=int, default=1337)
@@ -68,8 +71,8 @@ def main():
                 client.send(word.encode())
                 print(client.recv().decode())
         return
-    server = hydrogen.Server(Capitals(), hydrogen.Config(port=arguments.port, framing=NetstringBuilder))
-    run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+    config = hydrogen.Config(port=arguments.port, framing=NetstringBuilder)
+    hydrogen.begin(Capitals(), config, on_started=announce)
 
 
 if __name__ == "__main__":

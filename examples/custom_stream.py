@@ -13,7 +13,6 @@ import socket
 import zlib
 
 import hydrogen
-from hydrogen.server import run
 
 CHUNK = 1 << 16
 
@@ -76,12 +75,15 @@ class Echo(hydrogen.Handler):
         socket.send(data)
 
 
+def announce(server):
+    print("listening on {}:{}".format(*server.address), flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--port", type=int, default=1337)
     arguments = options.parse_args()
-    server = hydrogen.Server(Echo(), hydrogen.Config(port=arguments.port))
-    run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+    hydrogen.begin(Echo(), hydrogen.Config(port=arguments.port), on_started=announce)
 
 
 if __name__ == "__main__":

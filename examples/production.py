@@ -23,7 +23,6 @@ import prometheus_client
 
 import hydrogen
 from hydrogen.contrib.prometheus import Collector
-from hydrogen.server import run
 
 LIMITS = {
     "max_threads": 16,  # callbacks that block at the same moment, and so connections to a database, say
@@ -83,15 +82,17 @@ def main():
 
     sockets = hydrogen.listen_fds()
     where = {"sock": sockets} if sockets else {"port": arguments.port}
-    server = hydrogen.Server(Capitals(), hydrogen.Config(**where, **LIMITS))
-    admin = make_server("127.0.0.1", arguments.admin_port, admin_app(server), AdminServer, Quiet)
-    threading.Thread(target=admin.serve_forever, daemon=True).start()
+    admin = make_server("127.0.0.1", arguments.admin_port, None, AdminServer, Quiet)
 
-    def started():
+    def started(server):
+        admin.set_app(admin_app(server))
+        threading.Thread(target=admin.serve_forever, daemon=True).start()
         print("listening on {}:{}".format(*server.address), flush=True)
         print(f"admin on http://127.0.0.1:{admin.server_port}", flush=True)
 
-    report = run(server, started)  # until SIGTERM or SIGINT; a second one cuts the stop short
+    config = hydrogen.Config(**where, **LIMITS)
+    # Until SIGTERM or SIGINT; a second one cuts the stop short.
+    report = hydrogen.begin(Capitals(), config, on_started=started)
     admin.shutdown()  # last: /ready tells of the stop while it lasts
     admin.server_close()
     sys.exit(1 if report.aborted or report.abandoned else 0)

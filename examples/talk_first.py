@@ -13,7 +13,6 @@ import argparse
 from dataclasses import dataclass, field
 
 import hydrogen
-from hydrogen.server import run
 
 LETTER_MOST = 1 << 20
 """Bytes of a letter. `max_size` bounds a line; what is put together of lines the handler has to bound."""
@@ -82,13 +81,16 @@ class Mail(hydrogen.Handler):
         letter.lines.append(data.removeprefix(b"."))  # a dot was put before a line that begins with one (4.5.2)
 
 
+def announce(server):
+    print("listening on {}:{}".format(*server.address), flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--port", type=int, default=1337)
     arguments = options.parse_args()
     framing = hydrogen.LineFrameBuilder(delimiter=b"\r\n", max_size=1000)
-    server = hydrogen.Server(Mail(), hydrogen.Config(port=arguments.port, framing=framing))
-    run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+    hydrogen.begin(Mail(), hydrogen.Config(port=arguments.port, framing=framing), on_started=announce)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from hydrogen.errors import Timeout, described
 from hydrogen.frame import FrameBuilder, builder_of
@@ -265,6 +265,42 @@ class Config:
         if limits[0] > limits[1]:
             raise ValueError(f"write_buffer_limits: low must not be over high, not {described(limits)}")
         object.__setattr__(self, "write_buffer_limits", tuple(limits))
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Config`, as keyword options of `serve` and `begin`. For type checkers."""
+
+    addr: str | Sequence[str]
+    port: int
+    max_threads: int
+    pre_allocated: int
+    loops: int
+    framing: Framing
+    ssl: SSLContext | None
+    path: str | os.PathLike[str] | None
+    path_mode: int | None
+    sock: socket.socket | Sequence[socket.socket] | None
+    backlog: int
+    reuse_port: bool
+    nodelay: bool
+    keepalive: tuple[int, int, int] | None
+    socket_options: Sequence[tuple[int, int, int | bytes]]
+    max_connections: int | None
+    max_connections_per_ip: int | None
+    overload: str
+    write_buffer_limits: tuple[int, int]
+    max_write_buffer: int
+    max_buffered: int
+    read_budget: int
+    open_timeout: float | None
+    idle_timeout: float | None
+    frame_timeout: float | None
+    write_timeout: float | None
+    proxy_protocol: str
+    proxy_allow_from: Sequence[Allowed | str]
+    stop_timeout: float
+    slow_callback: float | None
+    handoff: str
 
 
 def default_max_connections() -> int:

@@ -66,6 +66,8 @@ CLAUSES: dict[str, str] = {
     "S59": "Whatever a log handler does, raise, hang or call the server, costs its line, and a worker while it hangs.",
     "S60": "Where threads are not the interpreter's own the start raises RuntimeError.",
     "S61": "Children of a process that serves keep neither port nor connections, and their exit status reaches who waits for it.",
+    "S62": "begin() takes the options of serve(), and calls on_started(server) in its own thread once connections are accepted.",
+    "S63": "What on_started raises aborts the server, and begin() raises it.",
     # ------------------------------------------------------------------ config
     "C1": "Config is frozen; addr, port, max_threads, pre_allocated are positional, the rest keyword-only.",
     "C2": "Config raises ValueError or TypeError that names the field, the value and what is allowed.",

@@ -180,8 +180,12 @@ def test_ask_database_leaves_a_connection_alone_that_a_worker_may_use_after_the_
     served, closed = [], []
     close = names["Notes"].close
     monkeypatch.setattr(names["Notes"], "close", lambda handler: closed.append(handler))
-    monkeypatch.setattr(hydrogen, "Server", lambda handler, config: served.append(handler))
-    monkeypatch.setitem(names["main"].__globals__, "run", lambda *_: SimpleNamespace(abandoned=abandoned))
+
+    def begin(handler, config, on_started):
+        served.append(handler)
+        return SimpleNamespace(abandoned=abandoned)
+
+    monkeypatch.setattr(hydrogen, "begin", begin)
     monkeypatch.setattr("sys.argv", ["ask_database.py", "--port", "0", "--file", str(tmp_path / "notes.sqlite")])
     names["main"]()
     close(*served)
