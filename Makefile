@@ -20,7 +20,7 @@ endif
 BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
 ENGINE := $(if $(PURE),python,both)
 
-.PHONY: help demo test test-deps build exhaustive debug tsan asan ubsan model proof fuzz format lint types dist test-all free-threaded churn soak machine exits bench clean
+.PHONY: help demo test test-deps build exhaustive debug tsan asan ubsan model proof fuzz format lint types dist test-all free-threaded churn soak machine exits bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -104,6 +104,9 @@ exits: build  ## 500 processes that end at a random moment, with traffic on and 
 bench: build $(VENV)/.bench  ## hydrogen beside its peers and beside C, in ratios, and docs/performance.md (ARGS=--fast: some minutes)
 	$(BIN)/python -m perf.compare --publish $(ARGS)
 
+docs: build $(VENV)/.docs  ## the documentation as a site, in build/docs; a warning, or a link that leads nowhere, is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet -d build/doctrees docs build/docs
+
 clean:  ## all that was made here, the environments included
 	rm -rf build dist *.egg-info .tox .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find hydrogen perf tests tools proof -name __pycache__ -prune -exec rm -rf {} + -o -name '*.so' -exec rm -f {} +
@@ -118,6 +121,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) tox ruff
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python $(PIP_INSTALL) sphinx furo myst-parser
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.installed perf/requirements.txt

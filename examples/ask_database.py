@@ -1,10 +1,12 @@
-"""Questions to a database, one a line. Shows handlers that block, each worker with a connection to sqlite3 of its own.
+"""A database server, one question a line.
 
-set NAME VALUE      ok
-get NAME            the value, or nothing
-anything else       error: ...
+Shows handlers that block, and a connection to sqlite3 for each worker.
 
-python examples/ask_database.py [--port PORT] [--file FILE]
+    set NAME VALUE      ok
+    get NAME            the value, or nothing
+    anything else       error: ...
+
+    python examples/ask_database.py [--port PORT] [--file FILE]
 """
 
 import argparse
@@ -12,7 +14,6 @@ import sqlite3
 import threading
 
 import hydrogen
-from hydrogen.server import run
 
 PATIENCE = 5.0
 """Seconds that a question waits for another one that writes. It blocks one worker and one client; the other workers go on.
@@ -57,6 +58,10 @@ class Notes(hydrogen.Handler):
             database.close()
 
 
+def announce(server):
+    print("listening on {}:{}".format(*server.address), flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--port", type=int, default=1337)
@@ -65,8 +70,7 @@ def main():
     handler = Notes(arguments.file)
     handler.database().execute("CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT)")
     config = hydrogen.Config(port=arguments.port, max_threads=8, framing=hydrogen.LineFrameBuilder)
-    server = hydrogen.Server(handler, config)
-    report = run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+    report = hydrogen.begin(handler, config, on_started=announce)
     if not report.abandoned:  # such a worker still uses its connection: the exit of the process closes that
         handler.close()
 

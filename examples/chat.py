@@ -1,13 +1,14 @@
-"""A chat of lines: what one says, all others hear. Shows names in `user_data`, and what callbacks share.
+"""A chat of lines: everybody hears what one client says.
 
-python examples/chat.py [--port PORT]        and then, several times, `nc 127.0.0.1 1337`
+Shows names in `user_data`, and state that callbacks share under a lock.
+
+    python examples/chat.py [--port PORT]        and then, several times, `nc 127.0.0.1 1337`
 """
 
 import argparse
 import threading
 
 import hydrogen
-from hydrogen.server import run
 
 NAME_MOST = 20
 LINE_MOST = 1000
@@ -17,11 +18,12 @@ class Chat(hydrogen.Handler):
     """The first line of a connection is its name; `user_data` is None until it has one."""
 
     def __init__(self):
-        # Callbacks of different connections run at the same time. Under this lock names stay unique, and all hear the same order. It is
-        # held while sending, which only queues: a guest who does not read keeps nobody waiting, and is removed at `max_write_buffer`.
+        # Callbacks of different connections run at the same time. Under this lock names stay unique,
+        # and all hear the lines in the same order. It is held while sending, which only queues: a
+        # guest that does not read delays nobody, and is removed at `max_write_buffer`.
         self.lock = threading.Lock()
-        # Connections by their names, until they are gone: `server.connections` are the open ones, and one that still has output to send
-        # when its client ends is told of as leaving later.
+        # Connections by their names, until they are gone. (`server.connections` are the open ones. One
+        # that still has output to send when its client ends is announced as leaving later.)
         self.guests = {}
 
     def on_connected(self, socket):
@@ -61,12 +63,16 @@ class Chat(hydrogen.Handler):
                 other.send(line)
 
 
+def announce(server):
+    print("listening on {}:{}".format(*server.address), flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--port", type=int, default=1337)
     arguments = options.parse_args()
-    server = hydrogen.Server(Chat(), hydrogen.Config(port=arguments.port, framing=hydrogen.LineFrameBuilder))
-    run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+    config = hydrogen.Config(port=arguments.port, framing=hydrogen.LineFrameBuilder)
+    hydrogen.begin(Chat(), config, on_started=announce)
 
 
 if __name__ == "__main__":

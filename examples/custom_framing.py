@@ -1,13 +1,14 @@
-"""Frames of one's own: netstrings (`5:hello,`), for a server and for its client.
+"""A frame format of your own: netstrings (`5:hello,`), for a server and its client.
 
-python examples/custom_framing.py [--port PORT]                     a server that answers in capitals
-python examples/custom_framing.py --port PORT --say hello world     a client that says each word, and prints the answers
+python examples/custom_framing.py [--port PORT]
+    a server that answers in capitals
+python examples/custom_framing.py --port PORT --say hello world
+    a client that sends each word, and prints the answers
 """
 
 import argparse
 
 import hydrogen
-from hydrogen.server import run
 
 
 class Netstring(hydrogen.Frame):
@@ -55,6 +56,10 @@ class Capitals(hydrogen.Handler):
         socket.send(data.upper())
 
 
+def announce(server):
+    print("listening on {}:{}".format(*server.address), flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--port", type=int, default=1337)
@@ -66,8 +71,8 @@ def main():
                 client.send(word.encode())
                 print(client.recv().decode())
         return
-    server = hydrogen.Server(Capitals(), hydrogen.Config(port=arguments.port, framing=NetstringBuilder))
-    run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+    config = hydrogen.Config(port=arguments.port, framing=NetstringBuilder)
+    hydrogen.begin(Capitals(), config, on_started=announce)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""A stream of one's own: everything is compressed with zlib, both ways. The handler does not know.
+"""A stream of your own: everything is compressed with zlib, in both directions.
+
+The handler does not know. What a stream has to get right: `recv` returns nothing only when the
+kernel has nothing, because it is called again only when more has arrived; what the kernel does not
+take is kept in order, and `send(b"")` continues with it; the socket is closed once, by `close`.
 
     python examples/custom_stream.py [--port PORT]
-
-What a stream has to get right: `recv` returns nothing only when the kernel has nothing, for it is called again only when more has come;
-what the kernel does not take is kept, in order, and `send(b"")` goes on with it; the socket is closed once, by `close`.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import socket
 import zlib
 
 import hydrogen
-from hydrogen.server import run
 
 CHUNK = 1 << 16
 
@@ -75,12 +75,15 @@ class Echo(hydrogen.Handler):
         socket.send(data)
 
 
+def announce(server):
+    print("listening on {}:{}".format(*server.address), flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--port", type=int, default=1337)
     arguments = options.parse_args()
-    server = hydrogen.Server(Echo(), hydrogen.Config(port=arguments.port))
-    run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+    hydrogen.begin(Echo(), hydrogen.Config(port=arguments.port), on_started=announce)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@
     curl http://127.0.0.1:9100/metrics
     curl http://127.0.0.1:9100/ready        200, and 503 as soon as it stops
 
-It answers lines with the same in capitals. The exit status is 1 when the stop had to cut something short. docs/operations.md tells why each
-limit is there, and has the units for systemd.
+It answers lines with the same in capitals. The exit status is 1 when the stop had to cut something
+short. docs/how-to/limits.md says why each limit is there, docs/how-to/deployment.md has the units
+for systemd.
 """
 
 import argparse
@@ -22,7 +23,6 @@ import prometheus_client
 
 import hydrogen
 from hydrogen.contrib.prometheus import Collector
-from hydrogen.server import run
 
 LIMITS = {
     "max_threads": 16,  # callbacks that block at the same moment, and so connections to a database, say
@@ -48,7 +48,7 @@ class AdminServer(ThreadingMixIn, WSGIServer):
 
 
 class Quiet(WSGIRequestHandler):
-    timeout = 10  # seconds of silence; otherwise who never asks keeps a thread and a file descriptor for ever
+    timeout = 10  # seconds of silence; or a client that never asks holds a thread and an fd for ever
 
     def log_message(self, format, *arguments):
         pass
@@ -82,15 +82,17 @@ def main():
 
     sockets = hydrogen.listen_fds()
     where = {"sock": sockets} if sockets else {"port": arguments.port}
-    server = hydrogen.Server(Capitals(), hydrogen.Config(**where, **LIMITS))
-    admin = make_server("127.0.0.1", arguments.admin_port, admin_app(server), AdminServer, Quiet)
-    threading.Thread(target=admin.serve_forever, daemon=True).start()
+    admin = make_server("127.0.0.1", arguments.admin_port, None, AdminServer, Quiet)
 
-    def started():
+    def started(server):
+        admin.set_app(admin_app(server))
+        threading.Thread(target=admin.serve_forever, daemon=True).start()
         print("listening on {}:{}".format(*server.address), flush=True)
         print(f"admin on http://127.0.0.1:{admin.server_port}", flush=True)
 
-    report = run(server, started)  # until SIGTERM or SIGINT; a second one cuts the stop short
+    config = hydrogen.Config(**where, **LIMITS)
+    # Until SIGTERM or SIGINT; a second one cuts the stop short.
+    report = hydrogen.begin(Capitals(), config, on_started=started)
     admin.shutdown()  # last: /ready tells of the stop while it lasts
     admin.server_close()
     sys.exit(1 if report.aborted or report.abandoned else 0)

@@ -1,17 +1,18 @@
-"""A protocol in which the server speaks first: enough of SMTP (RFC 5321) to take a letter and say what it was. It delivers nothing.
+"""A protocol in which the server speaks first: enough of SMTP (RFC 5321) to take a letter.
 
-Shows `on_connected`, which greets, and `user_data`, which holds how far the dialogue has come. It needs no lock: the callbacks of one
-connection come one at a time and in order.
+It says what the letter was, and delivers nothing. Shows `on_connected`, which greets, and
+`user_data`, which holds how far the dialogue has come. It needs no lock: the callbacks of one
+connection run one at a time and in order.
 
     python examples/talk_first.py [--port PORT]
-    python -c "import smtplib; smtplib.SMTP('127.0.0.1', 1337).sendmail('me@localhost', ['you@localhost'], 'Subject: hello')"
+    python -c "import smtplib; smtplib.SMTP('127.0.0.1', 1337).sendmail(
+        'me@localhost', ['you@localhost'], 'Subject: hello')"
 """
 
 import argparse
 from dataclasses import dataclass, field
 
 import hydrogen
-from hydrogen.server import run
 
 LETTER_MOST = 1 << 20
 """Bytes of a letter. `max_size` bounds a line; what is put together of lines the handler has to bound."""
@@ -80,13 +81,16 @@ class Mail(hydrogen.Handler):
         letter.lines.append(data.removeprefix(b"."))  # a dot was put before a line that begins with one (4.5.2)
 
 
+def announce(server):
+    print("listening on {}:{}".format(*server.address), flush=True)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--port", type=int, default=1337)
     arguments = options.parse_args()
     framing = hydrogen.LineFrameBuilder(delimiter=b"\r\n", max_size=1000)
-    server = hydrogen.Server(Mail(), hydrogen.Config(port=arguments.port, framing=framing))
-    run(server, lambda: print("listening on {}:{}".format(*server.address), flush=True))
+    hydrogen.begin(Mail(), hydrogen.Config(port=arguments.port, framing=framing), on_started=announce)
 
 
 if __name__ == "__main__":

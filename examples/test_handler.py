@@ -1,13 +1,16 @@
-"""How to test a handler with pytest: a real server, on a port that the kernel chooses, and a blocking client. Nobody sleeps.
+"""How to test a handler with pytest: a real server on each engine, on a port that the kernel chooses, and blocking clients.
 
 pytest examples/test_handler.py
 """
 
+import functools
 import queue
 
 import pytest
 
 import hydrogen
+
+pytest_plugins = ["hydrogen.testing"]
 
 PATIENCE = 10
 """Seconds after which a test fails. What a test waits for, it waits for by an event; so this is no time that anybody spends."""
@@ -41,23 +44,10 @@ def ledger():
 
 
 @pytest.fixture
-def server(ledger):
-    with hydrogen.serve(Counter(ledger), port=0, framing=hydrogen.LineFrameBuilder) as server:
-        yield server
-
-
-@pytest.fixture
-def connect(server):
-    """Makes clients. They are closed before the server stops, which otherwise would wait for them."""
-    clients = []
-
-    def connect(framing=hydrogen.LineFrameBuilder):
-        clients.append(hydrogen.connect(server.address, framing=framing, timeout=PATIENCE))
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
+def connect(hydrogen_serve, hydrogen_connect, ledger):
+    """Makes clients of one server. Whatever is left of it at the end fails the test."""
+    server = hydrogen_serve(Counter(ledger), framing=hydrogen.LineFrameBuilder)
+    return functools.partial(hydrogen_connect, server)
 
 
 def test_lines_are_numbered(connect):
@@ -93,6 +83,14 @@ def test_an_empty_line_says_goodbye(connect, ledger):
     count, err = ledger.get(timeout=PATIENCE)
     assert count == 0
     assert isinstance(err, hydrogen.LocalClosed)
+
+
+def test_what_a_callback_raises_is_in_the_log(hydrogen_serve, hydrogen_connect, hydrogen_errors):
+    client = hydrogen_connect(hydrogen_serve(Counter(ledger=None), framing=hydrogen.LineFrameBuilder))
+    client.send(b"")
+    assert list(client) == [b"goodbye"]
+    record = hydrogen_errors.get(timeout=PATIENCE)
+    assert record.exc_info[0] is AttributeError
 
 
 def test_a_client_that_leaves_is_noticed(connect, ledger):

@@ -17,7 +17,6 @@ import ssl
 import sys
 
 import hydrogen
-from hydrogen.server import run
 
 
 class Echo(hydrogen.Handler):
@@ -43,20 +42,19 @@ def main():
         context.load_cert_chain(arguments.cert, arguments.key)
         return context
 
-    def reload(number, frame):
-        try:
-            server.reload_tls(context())
-        except (OSError, RuntimeError) as error:  # a bad file (or the server is stopping): the certificate of before stays
-            print(f"not reloaded: {error}", file=sys.stderr, flush=True)
-        else:
-            print("reloaded", file=sys.stderr, flush=True)
+    def started(server):
+        def reload(number, frame):
+            try:
+                server.reload_tls(context())
+            except (OSError, RuntimeError) as error:  # a bad file (or the server is stopping): the certificate of before stays
+                print(f"not reloaded: {error}", file=sys.stderr, flush=True)
+            else:
+                print("reloaded", file=sys.stderr, flush=True)
 
-    def started():
         signal.signal(signal.SIGHUP, reload)
         print("listening on {}:{}".format(*server.address), flush=True)
 
-    server = hydrogen.Server(Echo(), hydrogen.Config(port=arguments.port, ssl=context()))
-    run(server, started)
+    hydrogen.begin(Echo(), hydrogen.Config(port=arguments.port, ssl=context()), on_started=started)
 
 
 if __name__ == "__main__":

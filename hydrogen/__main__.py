@@ -23,7 +23,7 @@ from hydrogen.errors import HydrogenError
 from hydrogen.frame import BUILT_IN, FrameBuilder
 from hydrogen.handler import Handler
 from hydrogen.listener import listen_fds
-from hydrogen.server import Server, run
+from hydrogen.server import Server, begin
 
 FRAMINGS: dict[str, type[FrameBuilder] | None] = {"raw": None, **BUILT_IN}
 
@@ -184,14 +184,13 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may be of bytes that are no text
     logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
 
-    def announce() -> None:
+    def announce(server: Server) -> None:
         for address in server.addresses:
             print(f"listening on {_shown(address)}", flush=True)
 
     try:
         handler = Echo() if arguments.command == "echo" else load_handler(arguments.handler)
-        server = Server(handler, _config(arguments), engine=arguments.engine)
-        report = run(server, announce)
+        report = begin(handler, _config(arguments), engine=arguments.engine, on_started=announce)
     except (HydrogenError, OSError, TypeError, ValueError) as error:
         print(f"python -m hydrogen: {error}", file=sys.stderr)
         return 2

@@ -112,7 +112,15 @@ cdef uint64_t _nanoseconds(seconds) except? 0:
 @cython.final
 @cython.freelist(64)
 cdef class HydrogenSocket:
-    """A connection of the compiled engine; hydrogen.connection.HydrogenSocket is the contract. Slot and generation together are its identity."""
+    """A connection, as its handler sees it.
+
+    Two of one connection are equal and hash alike; they need not be the same object. It can be
+    referred to weakly. `copy.copy` and `copy.deepcopy` return the socket itself; pickle raises
+    TypeError.
+    """
+
+    # `hydrogen.connection.HydrogenSocket` is the contract, and has the same docstrings: those of a
+    # cdef class cannot be inherited. Slot and generation together are the identity.
 
     def __cinit__(self):
         self._engine = _nobody  # of a socket that no server has made every method says that the connection is gone
@@ -121,6 +129,29 @@ cdef class HydrogenSocket:
         raise TypeError("sockets are made by a server")
 
     def send(self, data):
+        """Queue one message, framed as the server's `framing` says. Compiled code writes it.
+
+        Messages of one thread stay in order; messages never interleave. One message may be larger
+        than `max_write_buffer`; a send while that much is pending already removes the connection
+        with `SlowConsumer`.
+
+        While the server stops, a connection whose callback runs, or of which complete messages were
+        read, is still open: what they send is taken, and flushed before the connection is closed.
+
+        May be called at any moment, also by a signal handler or a `__del__` that runs while this
+        very thread is in a method of the same connection; a message that cannot be queued at once
+        is then queued by a worker, in its turn.
+
+        Args:
+            data: any contiguous bytes-like object; it is copied before `send` returns.
+        Returns:
+            False when the connection is closed or closing; nothing was queued then.
+        Raises:
+            TypeError: `data` is not bytes-like, or not contiguous.
+            FrameTooLarge: the framing cannot carry so long a message.
+            ValueError: the framing cannot carry this message, such as a line that contains the
+                delimiter.
+        """
         if PyBytes_CheckExact(data):
             return sending_send(self._engine, self, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
         return self._send_buffer(data)
@@ -138,22 +169,54 @@ cdef class HydrogenSocket:
             PyBuffer_Release(&view)
 
     def drain(self, timeout=None):
+        """Block (with the GIL released) until pending output is below the low watermark.
+
+        Args:
+            timeout: seconds, 0 or more; None or infinity: no limit.
+        Returns:
+            False when the timeout passed or the connection is gone.
+        Raises:
+            TypeError, ValueError: `timeout` is no number of seconds, is negative or nan; also when
+                the connection is gone.
+        """
         return sending_drain(self._engine, self, timeout)
 
     def close(self):
+        """Flush, end the sending side, discard what still arrives for up to 2 s, close.
+
+        After it nothing more is delivered, even if it was already buffered. While output is
+        pending, what the peer sends is read and discarded, so that a peer that sends before it
+        reads gets all of it; for how long is up to `write_timeout`. The 2 s begin with the end of
+        the sending side, and are cut short by the peer's own end, or by a reset.
+        """
         ending_ask(self._engine, self, False, CAUSE_LOCAL_CLOSED, 0)
 
     def shutdown(self):
+        """Close gracefully: the name of `close` in the Rust crate hydrogen."""
         ending_ask(self._engine, self, False, CAUSE_LOCAL_CLOSED, 0)
 
     def abort(self):
+        """Reset the connection at once; pending output is lost, and nothing more is delivered."""
         ending_ask(self._engine, self, True, CAUSE_LOCAL_CLOSED, 0)
 
     def pause_reading(self):
+        """Deliver no further message until `resume_reading`.
+
+        TCP's window holds the peer back once buffers are full. It acts on this connection only,
+        also while that goes and another one takes its place. On TCP a reset ends the connection in
+        spite of it, and what was not delivered is dropped. On a Unix socket the peer's close is a
+        graceful end, which is met after the resume, behind all that the peer sent. When the server
+        stops, a paused connection is closed at once if no complete message was read from it;
+        otherwise it may be resumed within `stop_timeout`, and is aborted then.
+        """
         if self._valid():
             mailbox_pause(self._connection, self._generation, PAUSE_USER)
 
     def resume_reading(self):
+        """Undo `pause_reading`; one call suffices, however often that was called.
+
+        It acts on this connection only.
+        """
         if self._valid():
             queues_resume(
                 &self._engine._loop, self._connection, self._generation, PAUSE_USER,
@@ -164,6 +227,7 @@ cdef class HydrogenSocket:
 
     @property
     def pending(self):
+        """Bytes queued and not yet taken by the kernel; 0 when the connection is gone."""
         cdef size_t pending = 0
         if not self._valid():
             return 0
@@ -175,15 +239,21 @@ cdef class HydrogenSocket:
 
     @property
     def is_open(self):
+        """Whether `send` would queue. False once the connection is closing or gone.
+
+        See `send` for what a stop changes of it.
+        """
         # Once more afterwards: the state may be the next connection's in the slot.
         return self._valid() and atomic_load32(&self._connection.state) == STATE_OPEN and self._valid()
 
     @property
     def id(self):
+        """A number, unique for the server's life."""
         return self._id
 
     @property
     def user_data(self):
+        """The handler's state of the connection; None at first, and again when it is gone."""
         value = None
         if self._valid():
             lock_take(&self._connection.lock)
@@ -214,17 +284,27 @@ cdef class HydrogenSocket:
 
     @property
     def server(self):
+        """The server that accepted this connection."""
         return self._engine._server
 
     @property
     def peername(self):
+        """The peer's address as `socket.getpeername` gives it; None when the connection is gone.
+
+        With `proxy_protocol` it is the client's.
+        """
         return names_peer(self)
 
     @property
     def sockname(self):
+        """This end's address as `socket.getsockname` gives it; None when the connection is gone."""
         return names_local(self)
 
     def fileno(self):
+        """The number that the handler's callbacks get as `fd`; -1 when the connection is gone.
+
+        Only for looking up: do not read, write or close it.
+        """
         cdef int fd = -1
         if self._valid():
             lock_take(&self._engine._loop.context.fd_lock)
@@ -234,6 +314,12 @@ cdef class HydrogenSocket:
         return fd
 
     def get_extra_info(self, name, default=None):
+        """What `asyncio.BaseTransport.get_extra_info` gives by the same name.
+
+        `peername`, `sockname`; with TLS `ssl_object`, `sslcontext`, `peercert`, `cipher`,
+        `compression`. `proxy`: the `ProxyHeader` with which the connection began. `default` for
+        what there is none of, and when the connection is gone.
+        """
         header = references_held(self._engine, self, &self._connection.header)
         return extra_info(self, references_held(self._engine, self, &self._connection.session), header, name, default)
 

@@ -36,16 +36,19 @@ def connect(
     server_hostname: str | None = None,
     timeout: float | None = None,
 ) -> Client:
-    """Connect, with the TLS handshake if there is one. Safe from any thread. When it fails, nothing stays open.
+    """Open an outbound connection, with the TLS handshake if there is one.
+
+    Safe from any thread. When it fails, nothing stays open.
 
     Args:
-        address: (host, port), of which all addresses of the name are tried in turn; what `Server.address` gives; or the path of a Unix
-            socket.
+        address: (host, port), of which all addresses of the name are tried one after the other; the
+            value of `Server.address`; or the path of a Unix socket.
         framing: a frame builder, class or instance; None: chunks as read.
         ssl: a client-side context: TLS. `OP_NO_RENEGOTIATION` is set on it.
-        server_hostname: the name that the server's certificate must have; None: the host, without the zone of an IPv6 address.
-        timeout: seconds for all of it together (but looking up the name is as slow as the resolver), and the default of each
-            `Client.recv`. None: no limit.
+        server_hostname: the name that the server's certificate must have; None: the host, without
+            the zone of an IPv6 address.
+        timeout: seconds for all of it together (but looking up the name is as slow as the
+            resolver), and the default of each `Client.recv`. None: no limit.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -155,10 +158,11 @@ class _Here(threading.local):
 
 
 class Client:
-    """A blocking connection, made by `connect`. A context manager, and an iterator's source: `for message in client`.
+    """A blocking connection, made by `connect`: a context manager, and iterable.
 
-    One thread may send while another receives; any may close. In a forked child `close` gives back the
-    fd and nothing else: the connection is the parent's.
+    `for message in client` gives the messages until the end. One thread may send while another
+    receives; any thread may close. In a forked child `close` gives back the fd and nothing else:
+    the connection is the parent's.
     """
 
     def __init__(self, stream: Plain | Secure, builder: FrameBuilder, timeout: float | None) -> None:
@@ -194,16 +198,18 @@ class Client:
         """Wait for the next message; without framing, for a chunk.
 
         Args:
-            timeout: seconds; None: no limit; left out: that of `connect`.
+            timeout: seconds; None: no limit; omitted: that of `connect`.
 
         Raises:
-            TimeoutError: none was complete in time. What has come of it is not lost: call again.
+            TimeoutError: no message was complete in time. What has arrived of it is not lost: call
+                again.
             EOFError: the server will send no more, or `close` was called.
-            IncompleteFrame: the same, and a message has begun.
-            ProtocolError: what came can never become a message.
-            RuntimeError: a signal handler (or a `__del__`, or a frame builder) calls it within a `recv` of its own thread, or while any
-                call of its thread reads or writes.
-            ssl.SSLError, OSError: the connection is broken; `ssl.SSLEOFError`: it ended without close_notify, so that input may be cut off.
+            IncompleteFrame: the same, inside a message.
+            ProtocolError: what arrived can never become a message.
+            RuntimeError: a signal handler (or a `__del__`, or a frame builder) calls it within a
+                `recv` of its own thread, or while any call of its thread reads or writes.
+            ssl.SSLError, OSError: the connection is broken; `ssl.SSLEOFError`: it ended without
+                close_notify, so input may be missing.
         """
         seconds = self._timeout if isinstance(timeout, EllipsisType) else timeout
         if self._stream.is_interrupted():  # it raises; who has the lock may wait for what this thread has
@@ -224,7 +230,7 @@ class Client:
                 self.close()
 
     def __iter__(self) -> Iterator[bytes]:
-        """The messages until the end; each is waited for, and raises, as by `recv()`."""
+        """The messages until the end; each is waited for, and raises, as with `recv()`."""
         while True:
             try:
                 message = self.recv()
@@ -233,11 +239,13 @@ class Client:
             yield message
 
     def close(self) -> None:
-        """Close; what was sent still arrives, and with TLS a close_notify after it. May be called again.
+        """Close; what was sent still arrives, with TLS followed by close_notify.
 
-        So the output ends first, and what still comes in is thrown away until the server ends the connection, too: for 2 s at most; a
-        server that goes on sending after that is reset. Then calls of other threads return. In a signal handler (or a `__del__`) that
-        came while a call of this client reads or writes, it does not wait: that call does all this when it ends, within the same 2 s.
+        May be called again. Output ends first, and input is discarded until the server ends the
+        connection too, for 2 s at most; a server that goes on sending after that is reset. Then
+        calls of other threads return. In a signal handler (or a `__del__`) that came while a call
+        of this client reads or writes, it does not wait: that call does all this when it ends,
+        within the same 2 s.
         """
         if self._stream.fileno() < 0:
             return

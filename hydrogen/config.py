@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from hydrogen.errors import Timeout, described
 from hydrogen.frame import FrameBuilder, builder_of
@@ -53,50 +53,69 @@ def _seconds(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Config:
-    """How a server listens, and its limits. Sizes are in bytes, times in seconds. Immutable, so safe from any thread.
+    """How a server listens, and its limits. Sizes are in bytes, times in seconds.
 
-    Sequences are kept as tuples, so that it can be hashed (a framing or a context of the user's that cannot be is the exception).
+    Immutable, so safe from any thread. Sequences are kept as tuples, so that it can be hashed
+    (unless a framing or a context of yours cannot be).
 
     Attributes:
-        addr: IPv4 or IPv6 address, or a host name (all its addresses), to listen on; or several of them.
-        port: TCP port of each; with 0 the kernel chooses one (`Server.address` tells it).
-        max_threads: workers, that is handlers that may block at once.
-        loops: among which the compiled engine deals out workers and connections, each connection to the loop that has the fewest. More than
-            one only pays where there is no GIL and processors are left; the Python engine has one.
+        addr: IPv4 or IPv6 address, or a host name (all its addresses), to listen on; or several of
+            them.
+        port: TCP port of each; with 0 the kernel chooses one (`Server.address` says which).
+        max_threads: workers, that is handlers that may block at the same time.
+        loops: event loops of the compiled engine, among which workers and connections are divided;
+            each connection goes to the loop that has the fewest. More than one only pays where
+            there is no GIL and processors are idle; the Python engine has one.
         pre_allocated: connection slots that exist from the start; not a limit.
-        framing: a frame builder, class or instance (a class is instantiated); None: raw chunks as read.
+        framing: a frame builder, class or instance (a class is instantiated); None: raw chunks as
+            read.
         ssl: a server-side context: connections speak TLS. `OP_NO_RENEGOTIATION` is set on it.
-        path: listen on a Unix socket of that name instead; what is not UTF-8 as `os.fsdecode` gives it. Kept as a str.
-        path_mode: permissions of that socket, as 0o660; None: what the umask leaves.
-        sock: listen on this bound stream socket, or on these, instead; the server takes them over and closes them when it stops.
+        path: listen on a Unix socket of that name instead; what is not UTF-8 as `os.fsdecode` gives
+            it. Kept as a str.
+        path_mode: permissions of that socket, such as 0o660; None: what the umask leaves.
+        sock: listen on this bound stream socket, or on these, instead; the server takes them over
+            and closes them when it stops.
         backlog: queue of connections not yet accepted, see listen(2).
         reuse_port: set SO_REUSEPORT, so that several processes can share the port, see socket(7).
         nodelay: set TCP_NODELAY on each connection, see tcp(7).
-        keepalive: (seconds idle, seconds between probes, probes) before a vanished peer is noticed, see tcp(7); None: off.
-        socket_options: (level, name, value) for each connection, value an int or bytes, as `socket.setsockopt` takes them.
-        max_connections: open at once; None: what RLIMIT_NOFILE allows at the start, see `default_max_connections`.
-        max_connections_per_ip: open at once from one address (there is none on Unix sockets); more are reset at once, whatever `overload`
-            says. None: no limit.
-        overload: at `max_connections`, "pause": accept no more until one goes, the kernel's backlog waits; "close": accept and reset,
-            without callbacks.
-        write_buffer_limits: (low, high) watermarks of pending output: above high a connection is not read until it is below low.
-        max_write_buffer: a send while so much is pending removes the connection as a slow consumer.
-        max_buffered: above so much over all connections nothing is read and the one with the most pending output is removed. Of
-            several loops each has its share.
-        read_budget: read from one connection in one turn before the others come.
-        open_timeout: for the PROXY header and the TLS handshake, from when a worker has taken the connection up; None: no limit.
-        idle_timeout: without a byte either way; None: no limit. Up to half the shortest timeout late, as is `write_timeout`.
-            While reading is paused, what waits unread counts as a byte, however long it waits.
+        keepalive: (seconds idle, seconds between probes, probes) before a vanished peer is noticed,
+            see tcp(7); None: off.
+        socket_options: (level, name, value) for each connection, value an int or bytes, as
+            `socket.setsockopt` takes them.
+        max_connections: open at once; None: what RLIMIT_NOFILE allows at the start, see
+            `default_max_connections`.
+        max_connections_per_ip: open at once from one address (there is none on Unix sockets); more
+            are reset at once, whatever `overload` says. None: no limit.
+        overload: at `max_connections`, "pause": accept no more until one has gone, while new ones
+            wait in the kernel's backlog; "close": accept and reset, without callbacks.
+        write_buffer_limits: (low, high) watermarks of pending output: above high a connection is
+            not read until it is below low.
+        max_write_buffer: a send while that much is pending removes the connection as a slow
+            consumer.
+        max_buffered: above that, over all connections, nothing is read and the one with the most
+            pending output is removed. Of several loops each has its share.
+        read_budget: read from one connection before the others are read.
+        open_timeout: for the PROXY header and the TLS handshake, from when a worker has taken the
+            connection up; None: no limit.
+        idle_timeout: without a byte in either direction; None: no limit. Up to half the shortest
+            timeout late, as is `write_timeout`. While reading is paused, unread input counts as a
+            byte, however long it waits.
         frame_timeout: from the first byte of a frame to its last, however it drips; None: no limit.
-        write_timeout: with output queued of which the peer takes nothing, also while the connection closes; None: no limit.
-        proxy_protocol: "v1", "v2" or "auto" (either): each connection begins with a header of the PROXY protocol, which names the client.
-        proxy_allow_from: networks, or "unix", from which such a header is accepted; a connection from elsewhere is refused.
+        write_timeout: with output queued of which the peer takes nothing, also while the connection
+            closes; None: no limit.
+        proxy_protocol: "v1", "v2" or "auto" (either): each connection begins with a header of the
+            PROXY protocol, which names the client.
+        proxy_allow_from: networks, or "unix", from which such a header is accepted; a connection
+            from elsewhere is refused.
         stop_timeout: default of `Server.stop`; container runtimes kill after 10 s.
-        slow_callback: a callback that runs for so long is logged, where there is a GIL with its stack; None: none is.
-        handoff: who is woken when: "auto", or "inline" or "eager" to pin one policy (for experts and tests).
+        slow_callback: a callback that runs for that long is logged, with its stack where there is a
+            GIL; None: none is.
+        handoff: which thread is woken when: "auto", or "inline" or "eager" to pin one policy (for
+            experts and tests).
 
     Raises:
-        TypeError, ValueError: at construction; the message names the field, the value and what is allowed.
+        TypeError, ValueError: at construction; the message names the field, the value and what is
+            allowed.
     """
 
     addr: str | Sequence[str] = "127.0.0.1"
@@ -246,6 +265,42 @@ class Config:
         if limits[0] > limits[1]:
             raise ValueError(f"write_buffer_limits: low must not be over high, not {described(limits)}")
         object.__setattr__(self, "write_buffer_limits", tuple(limits))
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Config`, as keyword options of `serve` and `begin`. For type checkers."""
+
+    addr: str | Sequence[str]
+    port: int
+    max_threads: int
+    pre_allocated: int
+    loops: int
+    framing: Framing
+    ssl: SSLContext | None
+    path: str | os.PathLike[str] | None
+    path_mode: int | None
+    sock: socket.socket | Sequence[socket.socket] | None
+    backlog: int
+    reuse_port: bool
+    nodelay: bool
+    keepalive: tuple[int, int, int] | None
+    socket_options: Sequence[tuple[int, int, int | bytes]]
+    max_connections: int | None
+    max_connections_per_ip: int | None
+    overload: str
+    write_buffer_limits: tuple[int, int]
+    max_write_buffer: int
+    max_buffered: int
+    read_budget: int
+    open_timeout: float | None
+    idle_timeout: float | None
+    frame_timeout: float | None
+    write_timeout: float | None
+    proxy_protocol: str
+    proxy_allow_from: Sequence[Allowed | str]
+    stop_timeout: float
+    slow_callback: float | None
+    handoff: str
 
 
 def default_max_connections() -> int:

@@ -81,10 +81,11 @@ def refuse_to_pickle(socket: object) -> NoReturn:
 
 
 class HydrogenSocket(abc.ABC):
-    """A connection, as its handler sees it. Two of one connection are equal and hash alike; they need not be the same object.
+    """A connection, as its handler sees it.
 
-    It can be referred to weakly. `copy.copy` and `copy.deepcopy` return the socket itself; pickle
-    raises TypeError.
+    Two of one connection are equal and hash alike; they need not be the same object. It can be
+    referred to weakly. `copy.copy` and `copy.deepcopy` return the socket itself; pickle raises
+    TypeError.
     """
 
     __slots__ = ("__weakref__",)
@@ -95,26 +96,28 @@ class HydrogenSocket(abc.ABC):
 
     @abc.abstractmethod
     def send(self, data: BytesLike) -> bool:
-        """Send one message, framed as the server's `framing` says. It is queued; compiled code writes it.
+        """Queue one message, framed as the server's `framing` says. Compiled code writes it.
 
-        Messages of one thread stay in order; messages never interleave. One message may be larger than `max_write_buffer`; a send
-        while that much is pending already removes the connection with `SlowConsumer`.
+        Messages of one thread stay in order; messages never interleave. One message may be larger
+        than `max_write_buffer`; a send while that much is pending already removes the connection
+        with `SlowConsumer`.
 
         While the server stops, a connection whose callback runs, or of which complete messages were
         read, is still open: what they send is taken, and flushed before the connection is closed.
 
-        May be called at any moment, also by a signal handler or a `__del__` that runs while this very
-        thread is in a method of the same connection; a message that cannot be queued at once is then
-        queued by a worker, in its turn.
+        May be called at any moment, also by a signal handler or a `__del__` that runs while this
+        very thread is in a method of the same connection; a message that cannot be queued at once
+        is then queued by a worker, in its turn.
 
         Args:
             data: any contiguous bytes-like object; it is copied before `send` returns.
         Returns:
-            False when the connection is closed or closing: nothing was queued.
+            False when the connection is closed or closing; nothing was queued then.
         Raises:
             TypeError: `data` is not bytes-like, or not contiguous.
             FrameTooLarge: the framing cannot carry so long a message.
-            ValueError: the framing cannot carry this message, as a line that contains the delimiter.
+            ValueError: the framing cannot carry this message, such as a line that contains the
+                delimiter.
         """
 
     @abc.abstractmethod
@@ -126,41 +129,46 @@ class HydrogenSocket(abc.ABC):
         Returns:
             False when the timeout passed or the connection is gone.
         Raises:
-            TypeError, ValueError: `timeout` is no number of seconds, is negative or nan; also when the connection is gone.
+            TypeError, ValueError: `timeout` is no number of seconds, is negative or nan; also when
+                the connection is gone.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
         """Flush, end the sending side, discard what still arrives for up to 2 s, close.
 
-        After it nothing more is delivered, even if it was already buffered. While output is pending,
-        what the peer sends is read and discarded, so that a peer that sends before it reads gets all
-        of it; for how long is up to `write_timeout`. The 2 s begin with the end of the sending side,
-        and are cut short by the peer's own end, or by a reset.
+        After it nothing more is delivered, even if it was already buffered. While output is
+        pending, what the peer sends is read and discarded, so that a peer that sends before it
+        reads gets all of it; for how long is up to `write_timeout`. The 2 s begin with the end of
+        the sending side, and are cut short by the peer's own end, or by a reset.
         """
 
     def shutdown(self) -> None:
-        """The name of `close` in the Rust crate hydrogen."""
+        """Close gracefully: the name of `close` in the Rust crate hydrogen."""
         self.close()
 
     @abc.abstractmethod
     def abort(self) -> None:
-        """Reset the connection at once; pending output is lost. After it nothing more is delivered."""
+        """Reset the connection at once; pending output is lost, and nothing more is delivered."""
 
     @abc.abstractmethod
     def pause_reading(self) -> None:
-        """Deliver no further message until `resume_reading`; the peer is held back by TCP's window once buffers are full.
+        """Deliver no further message until `resume_reading`.
 
-        It acts on this connection only, also while that goes and another one takes its place. On TCP
-        a reset ends the connection in spite of it, and what was not delivered is dropped. On a Unix
-        socket the peer's close is an orderly end, which is met after the resume, behind all that the
-        peer sent. When the server stops, a paused connection is closed at once if no complete
-        message was read of it; else it may be resumed within `stop_timeout`, and is aborted then.
+        TCP's window holds the peer back once buffers are full. It acts on this connection only,
+        also while that goes and another one takes its place. On TCP a reset ends the connection in
+        spite of it, and what was not delivered is dropped. On a Unix socket the peer's close is a
+        graceful end, which is met after the resume, behind all that the peer sent. When the server
+        stops, a paused connection is closed at once if no complete message was read from it;
+        otherwise it may be resumed within `stop_timeout`, and is aborted then.
         """
 
     @abc.abstractmethod
     def resume_reading(self) -> None:
-        """Undo `pause_reading`. However often that was called, once suffices. It acts on this connection only."""
+        """Undo `pause_reading`; one call suffices, however often that was called.
+
+        It acts on this connection only.
+        """
 
     @property
     @abc.abstractmethod
@@ -170,17 +178,20 @@ class HydrogenSocket(abc.ABC):
     @property
     @abc.abstractmethod
     def is_open(self) -> bool:
-        """True until the connection is closing or gone: whether `send` would queue. See `send` for what a stop changes of it."""
+        """Whether `send` would queue. False once the connection is closing or gone.
+
+        See `send` for what a stop changes of it.
+        """
 
     @property
     @abc.abstractmethod
     def id(self) -> int:
-        """An int, unique for the server's life."""
+        """A number, unique for the server's life."""
 
     @property
     @abc.abstractmethod
     def user_data(self) -> Any:
-        """The state of the connection, for its handler; None at first, and again when the connection is gone."""
+        """The handler's state of the connection; None at first, and again when it is gone."""
 
     @user_data.setter
     @abc.abstractmethod
@@ -194,7 +205,10 @@ class HydrogenSocket(abc.ABC):
     @property
     @abc.abstractmethod
     def peername(self) -> Any:
-        """The peer's address as `socket.getpeername` gives it, with `proxy_protocol` the client's; None when the connection is gone."""
+        """The peer's address as `socket.getpeername` gives it; None when the connection is gone.
+
+        With `proxy_protocol` it is the client's.
+        """
 
     @property
     @abc.abstractmethod
@@ -203,13 +217,18 @@ class HydrogenSocket(abc.ABC):
 
     @abc.abstractmethod
     def fileno(self) -> int:
-        """The number that `on_new_connection` and `on_connection_removed` get; -1 when the connection is gone."""
+        """The number that the handler's callbacks get as `fd`; -1 when the connection is gone.
+
+        Only for looking up: do not read, write or close it.
+        """
 
     @abc.abstractmethod
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What `asyncio.BaseTransport.get_extra_info` gives by the same name: `peername`, `sockname`; with TLS `ssl_object`, `sslcontext`,
-        `peercert`, `cipher`, `compression`. `proxy`: the `ProxyHeader` with which the connection began. `default` for what there is none
-        of, and when the connection is gone.
+        """What `asyncio.BaseTransport.get_extra_info` gives by the same name.
+
+        `peername`, `sockname`; with TLS `ssl_object`, `sslcontext`, `peercert`, `cipher`,
+        `compression`. `proxy`: the `ProxyHeader` with which the connection began. `default` for
+        what there is none of, and when the connection is gone.
         """
 
 

@@ -31,11 +31,14 @@ class ServerStopped(HydrogenError, ConnectionError):
 
 
 class SlowConsumer(HydrogenError, ConnectionError):
-    """The peer did not read: pending output reached `max_write_buffer`, or the server's `max_buffered` was exceeded."""
+    """The peer did not read: too much output was pending.
+
+    That is, `max_write_buffer` of its connection, or the server's `max_buffered`.
+    """
 
 
 class HandlerError(HydrogenError, RuntimeError):
-    """A callback (or a stream written by the user) raised; `__cause__` is what it raised."""
+    """A callback, or a stream or builder of yours, raised; see `__cause__`."""
 
 
 class Reject(HydrogenError, ConnectionError):
@@ -51,7 +54,7 @@ class ProtocolError(HydrogenError, ValueError):
 
 
 class FrameTooLarge(ProtocolError):
-    """A frame is longer than `max_size` of its builder (on receipt), or than its format can carry (on sending)."""
+    """A frame over `max_size` of its builder, or, on sending, over what its format can carry."""
 
 
 class ChecksumMismatch(ProtocolError):
@@ -63,7 +66,7 @@ class IncompleteFrame(ProtocolError):
 
 
 class EngineUnavailable(HydrogenError, ImportError):
-    """The compiled engine was asked for and could not be imported."""
+    """The compiled engine was requested and could not be imported."""
 
 
 class Cause(enum.IntEnum):

@@ -331,7 +331,11 @@ class SimpleFrame(_PayloadFrame):
     __slots__ = ()
 
     def __init__(self, payload: Payload) -> None:
-        """Args: payload: at most 65,535 bytes; `FrameTooLarge` beyond."""
+        """Make the frame of a payload.
+
+        Args:
+            payload: at most 65,535 bytes; `FrameTooLarge` beyond.
+        """
         super().__init__(payload)
         _check_length(len(self._payload), SIMPLE_MAX_PAYLOAD, "SimpleFrame")
 
@@ -393,7 +397,11 @@ class Checksum32Frame(_PayloadFrame):
     __slots__ = ()
 
     def __init__(self, payload: Payload) -> None:
-        """Args: payload: at most 16,843,009 bytes; `FrameTooLarge` beyond."""
+        """Make the frame of a payload.
+
+        Args:
+            payload: at most 16,843,009 bytes; `FrameTooLarge` beyond.
+        """
         super().__init__(payload)
         _check_length(len(self._payload), CHECKSUM32_MAX_PAYLOAD, "Checksum32Frame")
 

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 
 class Handler:
-    """The user's side of a server: subclass it and write `on_data_received`; all other callbacks are optional.
+    """Your side of a server: subclass it and write `on_data_received`; the rest is optional.
 
-    One instance serves all connections, from several threads at once; per connection callbacks run one at a time and in order. State of a
-    connection belongs in `socket.user_data`; objects bound to a thread, such as sqlite3's, in `threading.local`. A callback may block: it
-    delays its own connection. It may raise: the exception is logged with its traceback, and that connection is removed with a
-    `HandlerError` whose `__cause__` it is (from `on_disconnected` and `on_connection_removed` it is only logged).
+    One instance serves all connections, from several threads at once. Callbacks of one connection
+    run one at a time and in order. Keep the state of a connection in `socket.user_data`, and
+    objects bound to a thread, such as those of sqlite3, in `threading.local`.
+
+    A callback may block: it delays its own connection. It may raise: the exception is logged with
+    its traceback, and that connection is removed with a `HandlerError` whose `__cause__` is the
+    exception (exceptions from `on_disconnected` and `on_connection_removed` are only logged).
 
     Attributes:
         server: set before the first callback.
@@ -30,33 +33,47 @@ class Handler:
     server: Server
 
     def on_server_created(self, fd: int) -> None:
-        """The listening socket exists and is bound; before `listen(2)`. If it raises, the start fails with that."""
+        """The listening socket is bound, but does not listen yet.
+
+        If this raises, the start fails with that exception.
+        """
 
     def on_new_connection(self, fd: int) -> Stream | None:
-        """A connection was accepted. None: the server's own stream for `framing`. A `Stream` of the user's takes over `fd`.
+        """A connection was accepted; nothing was read yet.
 
-        Raise `hydrogen.Reject` to refuse it quietly.
+        Return None for the server's own stream, with `framing`; or a `Stream`, which takes over
+        `fd`. Raise `hydrogen.Reject` to refuse the connection quietly.
         """
         return None
 
     def on_connected(self, socket: HydrogenSocket) -> None:
-        """Ready for use: greet, set `user_data`."""
+        """The connection is ready for use: greet, set `user_data`."""
 
     def on_data_received(self, socket: HydrogenSocket, data: bytes) -> None:
-        """One complete message, or, without framing, one chunk as read. To be written by the user."""
+        """One complete message, or, without framing, one chunk as read. You must write this one."""
 
     def on_eof(self, socket: HydrogenSocket) -> None:
-        """The peer will send no more. By default the connection closes once output is flushed; who overrides this closes himself."""
+        """The peer will send no more.
+
+        By default the connection closes once output is flushed. If you override this, you must
+        close it.
+        """
         socket.close()
 
     def on_writable(self, socket: HydrogenSocket) -> None:
-        """Pending output fell below the low watermark after it had been above the high one."""
+        """Pending output fell below the low watermark, after it was above the high one."""
 
     def on_disconnected(self, socket: HydrogenSocket, err: Exception) -> None:
-        """For each connection that `on_connected` saw or would have seen; `user_data` and names are still there."""
+        """The connection has ended; `user_data` and names are still there.
+
+        Called for each connection that `on_connected` saw, or would have seen.
+        """
 
     def on_connection_removed(self, fd: int, err: Exception) -> None:
-        """Last; exactly once for each accepted connection. The number `fd` is not used again before this returns."""
+        """The last callback, exactly once for each accepted connection.
+
+        The number `fd` is not used again before this returns.
+        """
 
 
 @dataclass(frozen=True)

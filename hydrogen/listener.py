@@ -354,12 +354,14 @@ _left: list[tuple[str, int]] = []
 
 
 def listen_fds(names: Collection[str] | None = None) -> list[socket.socket]:
-    """The sockets that systemd, or who speaks its protocol, has opened for this process: `Config(sock=hydrogen.listen_fds())`.
+    """The sockets that systemd, or another supervisor with its protocol, has opened for us.
 
-    Follows sd_listen_fds_with_names(3): LISTEN_PID must be this process's id, LISTEN_FDS is how many there are, from fd 3 on, and
-    LISTEN_FDNAMES their names with colons between ("unknown" without it). All are made close-on-exec, and the variables are removed from
-    `os.environ`, so that no child takes them for its own. A socket is given out once: what `names` left out is there for a further call.
-    To be called while the process has one thread, as all that changes the environment.
+    Use them as `Config(sock=hydrogen.listen_fds())`. Follows sd_listen_fds_with_names(3):
+    LISTEN_PID must be this process's id, LISTEN_FDS is how many there are, from fd 3 on, and
+    LISTEN_FDNAMES their names, separated by colons ("unknown" without it). All are made close-on-
+    exec, and the variables are removed from `os.environ`, so that no child takes them for its own.
+    A socket is given out once: what `names` left out is there for a further call. Call it while the
+    process has one thread, like everything that changes the environment.
 
     Args:
         names: only sockets of these names (FileDescriptorName= in systemd.socket(5)); None: all.
@@ -369,7 +371,8 @@ def listen_fds(names: Collection[str] | None = None) -> list[socket.socket]:
 
     Raises:
         TypeError: `names` is a str.
-        ValueError: a variable is nonsense, or one of the fds is not open or no stream socket; names the variable and the fd.
+        ValueError: a variable is malformed, or one of the fds is not open or no stream socket;
+            names the variable and the fd.
     """
     if isinstance(names, str):
         raise TypeError(f"names: a collection of names is expected, not {described(names)}")

@@ -93,11 +93,11 @@ class ProxyHeader:
     Attributes:
         version: 1 or 2.
         is_local: the proxy speaks for itself (v2 LOCAL), as it does for health checks.
-        source: the client's address, in the form of `getpeername`; None when it is not known and the real peer counts (v1 UNKNOWN; v2
-            LOCAL, UNSPEC and datagrams).
-        destination: the address that the client connected to, like `source`.
-        tlvs: (type, value) of what v2 carries besides, in the order sent and without padding (PP2_TYPE_NOOP). The sections of the
-            specification from 2.2.1 on say what they mean.
+        source: the client's address, in the form of `getpeername`; None when it is unknown and the
+            real peer counts (v1 UNKNOWN; v2 LOCAL, UNSPEC and datagrams).
+        destination: the address that the client connected to, in the same form.
+        tlvs: (type, value) of the other fields of v2, in the order sent and without padding
+            (PP2_TYPE_NOOP). The sections of the specification from 2.2.1 on say what they mean.
     """
 
     version: int

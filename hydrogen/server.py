@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from socket import socket, socketpair
 from types import BuiltinFunctionType, FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydrogen import backend
-from hydrogen.config import MAX_SECONDS, Config, default_max_connections
+from hydrogen.config import MAX_SECONDS, Config, Options, default_max_connections
 from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.handler import Handler, callbacks_of
@@ -34,6 +34,9 @@ from hydrogen.log import RateLimitedLog
 from hydrogen.report import BroadcastReport, Stats, StopReport
 from hydrogen.timers import Timer, Timers
 from hydrogen.tls import check_context
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in `typing` since 3.11
 
 _running: set[Server] = set()
 """Servers that start, run or stop. A plain set: each of its operations is one step, also for a
@@ -51,8 +54,6 @@ class Server:
     Attributes:
         config: as given.
         engine: `"compiled"` or `"python"`.
-        log: what its engine logs by.
-        timers: what its engine runs when it is due.
     """
 
     def __init__(self, handler: Handler, config: Config | None = None, *, engine: str | None = None) -> None:
@@ -68,7 +69,7 @@ class Server:
         self._handler = handler
         self._callbacks = callbacks_of(handler)
         self.engine, self._engine_class = backend.engine_class(engine)
-        self.log = RateLimitedLog(self.call_later)
+        self.log = RateLimitedLog(self.call_later)  # for the engine, as the timers are
         self.timers = Timers(self.log)
         self._startable = threading.Lock()  # nobody waits for it
         self._pid = 0  # of the process in which it was started
@@ -208,7 +209,7 @@ class Server:
 
     @property
     def ready(self) -> bool:
-        """True while connections are accepted: False while suspended, and once stopping begins."""
+        """Whether connections are accepted. False while suspended, and once stopping begins."""
         life = self._life
         if life is None or life.stopping or self._suspended:
             return False
@@ -225,7 +226,11 @@ class Server:
         self._suspend(True)
 
     def resume(self) -> None:
-        """Undo `suspend`. Raises: RuntimeError: the server does not run."""
+        """Undo `suspend`.
+
+        Raises:
+            RuntimeError: the server does not run.
+        """
         self._suspend(False)
 
     def _suspend(self, wanted: bool) -> None:
@@ -259,7 +264,7 @@ class Server:
 
     @property
     def address(self) -> Any:
-        """What `getsockname` gives for the first listener: a tuple, or the path; None before the start."""
+        """The address of the first listener, as `getsockname` gives it; None before the start."""
         addresses = self.addresses
         return addresses[0] if addresses else None
 
@@ -418,7 +423,7 @@ for _ in range(2):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def serve(handler: Handler, config: Config | None = None, *, engine: str | None = None, **options: Any) -> Server:
+def serve(handler: Handler, config: Config | None = None, *, engine: str | None = None, **options: Unpack[Options]) -> Server:
     """A started server; `with` stops it.
 
     Args:
@@ -429,9 +434,7 @@ def serve(handler: Handler, config: Config | None = None, *, engine: str | None 
     Raises:
         TypeError, ValueError, OSError, RuntimeError: as `Config`, `Server` and `Server.start`.
     """
-    if options:
-        config = dataclasses.replace(config if config is not None else Config(), **options)
-    server = Server(handler, config, engine=engine)
+    server = Server(handler, _replaced(config, options), engine=engine)
     try:
         server.start()
         return server
@@ -440,7 +443,14 @@ def serve(handler: Handler, config: Config | None = None, *, engine: str | None 
         raise
 
 
-def begin(handler: Handler, config: Config | None = None) -> StopReport:
+def begin(
+    handler: Handler,
+    config: Config | None = None,
+    *,
+    engine: str | None = None,
+    on_started: Callable[[Server], object] | None = None,
+    **options: Unpack[Options],
+) -> StopReport:
     """Serve until stopped, and return the report of the stop.
 
     In the main thread the first SIGINT or SIGTERM stops within `stop_timeout`, a second one aborts.
@@ -448,32 +458,41 @@ def begin(handler: Handler, config: Config | None = None) -> StopReport:
     SIGINT that is ignored, as in a background job of a shell, stays ignored. In another thread it
     returns when somebody calls `stop`.
 
+    Args:
+        handler, config, engine, options: as for `serve`.
+        on_started: called once with the server, in this thread, when it accepts connections. What it
+            raises aborts the server and is raised here.
     Raises:
-        TypeError, ValueError, OSError, RuntimeError: as `Server` and `Server.start`.
+        TypeError, ValueError, OSError, RuntimeError: as `serve`.
         RuntimeError: this is a subinterpreter, which cannot handle signals.
     """
-    return run(Server(handler, config))
-
-
-def run(server: Server, started: Callable[[], None] = lambda: None) -> StopReport:
-    """Start `server`, call `started`, and wait until a signal (see `begin`) or anybody stops it."""
+    if on_started is not None and not callable(on_started):
+        raise TypeError(f"on_started: something to call is expected, not {described(on_started)}")
+    server = Server(handler, _replaced(config, options), engine=engine)
     if threading.current_thread() is not threading.main_thread():
-        return _run(server, started, server.wait)
+        return _serve_until(server.wait, server, on_started)
     signals = _Signals(server)
     try:
         try:
             signals.take()
-            return _run(server, started, signals.wait)
+            return _serve_until(signals.wait, server, on_started)
         finally:
             signals.give_back()
     finally:
         signals.give_back()  # an exception of a signal handler of the user's may have come before, or within, the first time
 
 
-def _run(server: Server, started: Callable[[], None], wait: Callable[[], object]) -> StopReport:
+def _replaced(config: Config | None, options: Options) -> Config | None:
+    if not options:
+        return config
+    return dataclasses.replace(config if config is not None else Config(), **options)
+
+
+def _serve_until(wait: Callable[[], object], server: Server, on_started: Callable[[Server], object] | None) -> StopReport:
     try:
         server.start()
-        started()
+        if on_started is not None:
+            on_started(server)
         wait()
     except BaseException:
         server.abort()

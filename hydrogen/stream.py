@@ -66,20 +66,23 @@ GO_ON = _GoOn()
 
 
 class Stream(abc.ABC):
-    """How one connection is read and written. The server never calls two methods of one stream at once.
+    """How one connection is read and written. The server calls one method of it at a time.
 
-    It calls them in its workers, `send` also in a thread that calls `HydrogenSocket.send`. While such a
-    thread is in the stream it does what others want of it meanwhile, which may be a `recv`.
+    It calls them in its workers, and `send` also in a thread that calls `HydrogenSocket.send`.
+    While such a thread is in the stream it also does what other threads ask of it meanwhile, which
+    may be a `recv`.
 
-    The fd must be non-blocking where `recv` and `send` should not block others' reading of this stream; the server hands it over so.
+    The server hands the fd over non-blocking. Leave it so, or a `send` that blocks keeps others from
+    reading this stream.
     """
 
     @abc.abstractmethod
     def recv(self) -> list[bytes]:
-        """The messages complete now; `[]` (or `BlockingIOError`) when there is nothing.
+        """The messages that are complete now; `[]` (or `BlockingIOError`) when there is nothing.
 
-        It is called once when `on_new_connection` has returned the stream, and when something may have arrived; then again until it has
-        nothing or raises, so that nothing that was read ahead, and no last batch, is left.
+        It is called once when `on_new_connection` has returned the stream, and when something may
+        have arrived; then again until it has nothing or raises, so that nothing that was read
+        ahead, and no last batch, is left.
 
         Raises:
             EOFError: the peer will send no more.
@@ -88,15 +91,15 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     def send(self, buf: bytes) -> None:
-        """Write one message; `send(b"")` goes on with what was kept.
+        """Write one message; `send(b"")` continues with what was kept.
 
         Raises:
-            BlockingIOError: not all could be written; the rest is kept by the stream.
+            BlockingIOError: not all could be written; the stream keeps the rest.
         """
 
     @abc.abstractmethod
     def shutdown(self) -> None:
-        """End both ways.
+        """End both directions.
 
         Raises:
             ConnectionError, OSError with ENOTCONN: the peer is gone; ignored.
@@ -409,27 +412,31 @@ class _SocketStream(Stream):
     def nb_recv(self) -> list[Frame]:
         """All frames that are complete now; `[]` when there is none.
 
-        After `[]` nothing was left to read: until then, call it again, should you poll for edges. What is kept of output is written too, as
-        far as the kernel takes it. Each error comes after all frames before it were given out, and comes again when called again.
+        After `[]` nothing was left to read; if you poll for edges, call it again until then. Kept
+        output is written too, as far as the kernel takes it. Each error is raised after all frames
+        before it were returned, and again when called again.
 
         Raises:
             EOFError: the peer will send no more.
-            IncompleteFrame: the same, and a frame has begun.
+            IncompleteFrame: the same, inside a frame.
             ProtocolError: what follows can never become a frame.
-            ssl.SSLError: what OpenSSL found wrong; `ssl.SSLEOFError`: the end came without close_notify (RFC 8446, 6.1).
+            ssl.SSLError: what OpenSSL found wrong; `ssl.SSLEOFError`: the end came without
+                close_notify (RFC 8446, 6.1).
             OSError: the connection is broken.
-            Exception: whatever a builder of the user's raises; `HandlerError` when it does what no builder may do.
+            Exception: whatever a builder of yours raises; `HandlerError` when it does what no
+                builder may do.
         """
         return self._receive(lambda: self._collect(self._decoder.next_frame))
 
     def nb_send(self, frame: Frame) -> None:
         """Write a frame, after what is kept, as far as the kernel takes it.
 
-        The frame that a stream makes of the `b""` by which the server asks it to go on is no message: nothing but what is kept is written.
+        The frame that a stream makes of the `b""` by which the server asks it to continue is no
+        message: nothing but what is kept is written.
 
         Raises:
-            BlockingIOError: the rest is kept. `send(b"")` goes on with it when the fd is writable; with TLS, as long as the handshake is
-                on, also when it is readable.
+            BlockingIOError: the rest is kept. `send(b"")` continues with it when the fd is
+                writable; with TLS, during the handshake, also when it is readable.
             ssl.SSLError, OSError: as `nb_recv`; `BrokenPipeError` after `shutdown`.
         """
         self._push(b"" if self._checked(frame).payload() is GO_ON else frame.to_bytes())
@@ -440,12 +447,13 @@ class _SocketStream(Stream):
         """Wait for the next frame.
 
         Args:
-            timeout: seconds; None: no limit. What has come by then is not lost.
-                What a signal handler sends within is sent to the end first.
+            timeout: seconds; None: no limit. What has arrived by then is not lost. What a signal
+                handler sends within is sent to the end first.
 
         Raises:
             TimeoutError: no frame was complete in time.
-            RuntimeError: a signal handler calls it that came while its thread is in a call that receives.
+            RuntimeError: called by a signal handler that came while its thread is in a call that
+                receives.
             Exception: as `nb_recv`.
             BaseException: of a signal handler; see `b_send`.
         """
@@ -489,10 +497,11 @@ class _SocketStream(Stream):
         self._push(encode(self._builder, data) if data else b"")
 
     def shutdown(self) -> None:
-        """End both ways; with TLS, close_notify goes first. Does not wait: what is kept of output and the kernel does not take is lost.
+        """End both directions; with TLS, after close_notify.
 
-        Blocking calls of other threads return: with `EOFError`, `BrokenPipeError`. In a signal handler that has interrupted a call of this
-        stream the end comes at once, with TLS without close_notify.
+        Does not wait: kept output that the kernel does not take is lost. Blocking calls of other
+        threads return, with `EOFError` or `BrokenPipeError`. In a signal handler that has
+        interrupted a call of this stream the end comes at once, with TLS without close_notify.
         """
         self._is_shut = True
         if not self._hold(self._shut, wait=False) and self.is_interrupted():
@@ -799,7 +808,7 @@ class _SocketStream(Stream):
 
 
 class Plain(_SocketStream):
-    """A connection as it is, without TLS. One thread may receive while another sends."""
+    """A plain connection, without TLS. One thread may receive while another sends."""
 
     def __init__(self, sock_or_fd: socket.socket | int, framing: Framing = None) -> None:
         """Nothing is read or written yet.
@@ -820,10 +829,11 @@ RECORD_HEADER = 5
 
 
 class Secure(_SocketStream):
-    """A connection with TLS. The handshake goes on within whatever is called. One thread may receive while another sends.
+    """A connection with TLS. One thread may receive while another sends.
 
-    As long as the handshake is on, records are read one by one: a call that sends must not take a message off the socket, which then would
-    not be readable any more for who waits for messages.
+    The handshake proceeds within whatever is called. During the handshake, records are read one by
+    one: a call that sends must not take a message off the socket, where a thread that waits for
+    messages would not find it.
     """
 
     _session: TlsSession

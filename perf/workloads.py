@@ -181,7 +181,7 @@ WORKLOADS = {
         measure=load(connections=1, burst=100_000, size=4),
         columns={"burst_p50_us": "whole burst p50 us", "burst_p98_us": "p98 us", **NO_LATENCY},
         compared=RATE,
-        # 44,000 messages/s is what the seed, in Rust, does in its own benchmark of that shape.
+        # 44,000 messages/s is what the Rust crate hydrogen does in its own benchmark of that shape.
         goals=(Goal(RATE, "c", ">=", 0.5), Goal(RATE, None, ">=", 50 * 44_000)),
     ),
     "W4": Workload(

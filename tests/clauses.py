@@ -66,6 +66,8 @@ CLAUSES: dict[str, str] = {
     "S59": "Whatever a log handler does, raise, hang or call the server, costs its line, and a worker while it hangs.",
     "S60": "Where threads are not the interpreter's own the start raises RuntimeError.",
     "S61": "Children of a process that serves keep neither port nor connections, and their exit status reaches who waits for it.",
+    "S62": "begin() takes the options of serve(), and calls on_started(server) in its own thread once connections are accepted.",
+    "S63": "What on_started raises aborts the server, and begin() raises it.",
     # ------------------------------------------------------------------ config
     "C1": "Config is frozen; addr, port, max_threads, pre_allocated are positional, the rest keyword-only.",
     "C2": "Config raises ValueError or TypeError that names the field, the value and what is allowed.",
@@ -145,7 +147,7 @@ CLAUSES: dict[str, str] = {
     "K6": "Messages of one thread stay in order; messages never interleave.",
     "K7": "drain() blocks until pending output is below the low watermark; False when the timeout passed or the connection is gone.",
     "K8": "close() flushes, ends the sending side, discards what still arrives, closes.",
-    "K9": "shutdown() is close() by the seed's name.",
+    "K9": "shutdown() is close() by the name it has in the Rust crate.",
     "K10": "abort() resets.",
     "K11": "pending is the number of bytes queued.",
     "K12": "is_open is True until the connection is closing or gone.",
@@ -178,7 +180,7 @@ CLAUSES: dict[str, str] = {
     "T16": "connect() gives a Client: send(data); recv() a message, or a chunk without framing, EOFError at the end.",
     "T17": "A Client iterates over its messages; close(); with.",
     "T18": "connect's timeout bounds the connect with its handshake, and is the default of each recv.",
-    "T19": "The seed's first example, ported statement by statement, runs.",
+    "T19": "The Rust crate's first example, ported statement by statement, runs.",
     # ------------------------------------------------------------------ frames
     "F1": "Frame has to_bytes(), payload(), len_as_vec() and len().",
     "F2": "from_bytes(buf) takes one frame off the front, or None while it is incomplete; it removes what it used and no more.",

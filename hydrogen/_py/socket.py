@@ -30,7 +30,10 @@ class Directory(Protocol):
 
 
 class Socket(HydrogenSocket):
-    """See `HydrogenSocket`; each method looks the connection up, and says what that class promises when it is gone."""
+    """A `HydrogenSocket` of the Python engine, which has its docstrings, too.
+
+    Each method looks the connection up, and says what that class promises when it is gone.
+    """
 
     __slots__ = ("_engine", "_id", "token")
 
@@ -43,7 +46,7 @@ class Socket(HydrogenSocket):
         return self._engine.find(self.token)
 
     def send(self, data: BytesLike) -> bool:
-        """Frame and send; the arguments are checked whether or not there is a connection."""
+        # The arguments are checked whether or not there is a connection.
         connection = self._find()
         encoded = encode(self._engine.config.builder if connection is None else connection.builder, contiguous(data))
         if connection is None:
@@ -52,35 +55,28 @@ class Socket(HydrogenSocket):
         return connection.send(encoded)
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Wait until little output is pending."""
         seconds = check_timeout("timeout", timeout)
         connection = self._find()
         return connection is not None and connection.drain(seconds)
 
     def close(self) -> None:
-        """End in order."""
         connection = self._find()
         if connection is not None:
             connection.end(Cause.LOCAL_CLOSED)
 
     def abort(self) -> None:
-        """End at once."""
         connection = self._find()
         if connection is not None:
             connection.end(Cause.LOCAL_CLOSED, at_once=True)
 
     def pause_reading(self) -> None:
-        """The owner looks before every message."""
         connection = self._find()
         if connection is not None:
-            connection.is_paused = True
+            connection.is_paused = True  # the owner looks before every message
 
     def resume_reading(self) -> None:
-        """A turn is needed: the edge that told of waiting input is gone.
-
-        As on the compiled engine this does not fail: who has no memory to look the connection up has
-        none to do something about it either.
-        """
+        # Without memory to look the connection up there is none to do something about it either, so
+        # this waits and does not fail, as on the compiled engine.
         while True:
             try:
                 connection = self._find()
@@ -89,28 +85,24 @@ class Socket(HydrogenSocket):
                 time.sleep(mailbox.SHORTAGE)
         if connection is not None and connection.is_paused:
             connection.is_paused = False
-            connection.post(mailbox.RESUME)
+            connection.post(mailbox.RESUME)  # the edge that told of waiting input is gone
 
     @property
     def pending(self) -> int:
-        """Bytes queued."""
         connection = self._find()
         return 0 if connection is None else connection.tell_pending()
 
     @property
     def is_open(self) -> bool:
-        """Whether `send` would queue."""
         connection = self._find()
         return connection is not None and connection.error is None
 
     @property
     def id(self) -> int:
-        """From 1, in the order of accepting."""
-        return self._id
+        return self._id  # from 1, in the order of accepting
 
     @property
     def user_data(self) -> Any:
-        """The handler's."""
         connection = self._find()
         return None if connection is None else connection.user_data
 
@@ -122,28 +114,25 @@ class Socket(HydrogenSocket):
 
     @property
     def server(self) -> Server:
-        """The server."""
         return self._engine.server
 
     @property
     def peername(self) -> Any:
-        """As accept(2) gave it, or the proxy's header."""
+        # As accept(2) gave it, or the proxy's header.
         connection = self._find()
         return None if connection is None else connection.peername
 
     @property
     def sockname(self) -> Any:
-        """As getsockname(2) gave it at the start."""
+        # As getsockname(2) gave it at the start.
         connection = self._find()
         return None if connection is None else connection.sockname
 
     def fileno(self) -> int:
-        """The number accept(2) gave."""
         connection = self._find()
         return -1 if connection is None else connection.fd
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Names of both ends, what the proxy said, and what TLS knows."""
         connection = self._find()
         if connection is None:
             return default

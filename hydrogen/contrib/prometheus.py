@@ -47,9 +47,11 @@ class Collector(_Collector):
     """What a registry of `prometheus-client` asks. May be registered before the server is started, and outlives its stop."""
 
     def __init__(self, servers: Server | Mapping[str, Server]) -> None:
-        """Args:
-        servers: one server; or several by their names, which become the label `server`. (Two collectors in one registry would have the same
-            names, and a registry refuses that.)
+        """Nothing is asked yet.
+
+        Args:
+            servers: one server; or several by their names, which become the label `server`. (Two
+                collectors in one registry would have the same names, and a registry refuses that.)
         """
         self._servers = {"": servers} if isinstance(servers, Server) else dict(servers)
         self._labels = [] if isinstance(servers, Server) else ["server"]

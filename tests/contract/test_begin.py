@@ -1,4 +1,4 @@
-"""`begin`: the seed's call, its signals, and what it returns. In processes of their own, for a signal is the process's."""
+"""`begin`: the Rust crate's call, its signals, and what it returns. In processes of their own, for a signal is the process's."""
 
 import signal
 import threading
@@ -147,3 +147,51 @@ def test_begin_raises_what_the_start_raises(engine, monkeypatch):
         assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(TypeError, match="instance"):
         hydrogen.begin(Echo)
+
+
+@pytest.mark.clause("S62")
+def test_begin_takes_the_options_of_serve_and_tells_when_it_serves(engine):
+    told = []
+
+    def started(server):
+        told.append((server, threading.current_thread()))
+        assert server.ready
+        assert server.engine == engine
+        assert (server.config.max_threads, server.config.port) == (2, 0)
+        with Client(server.address) as client:
+            client.echo(b"hello")
+        server.stop()
+
+    config = hydrogen.Config(port=1, max_threads=2)
+    report = hydrogen.begin(Echo(), config, port=0, engine=engine, on_started=started)
+    ((server, thread),) = told
+    assert report == server.stop()
+    assert thread is threading.current_thread()
+
+
+@pytest.mark.clause("S63")
+def test_what_on_started_raises_aborts_the_server_and_comes_out_of_begin(engine):
+    servers, clients = [], []
+
+    def started(server):
+        servers.append(server)
+        clients.append(Client(server.address))
+        clients[0].echo(b"hello")
+        raise LookupError("the user's own")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(LookupError, match="the user's own"):
+        hydrogen.begin(Echo(), port=0, engine=engine, on_started=started)
+    with clients[0]:
+        assert clients[0].at_end() == "reset"
+    assert servers[0].wait(0)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.clause("S62")
+def test_begin_opens_nothing_when_on_started_cannot_be_called(engine):
+    created = []
+    handler = recorder(server_created=created.append)
+    with pytest.raises(TypeError, match="on_started: something to call is expected, not 7"):
+        hydrogen.begin(handler, port=0, engine=engine, on_started=7)
+    assert created == []

@@ -312,7 +312,7 @@ class Stops(Echo):
         if sys.argv[1] == "on_server_created":
             fill_and_stop()
 
-def started():
+def started(server):
     if sys.argv[1] == "a signal handler":
         signal.raise_signal(signal.SIGUSR2)
     elif sys.argv[1] == "started":
@@ -320,7 +320,7 @@ def started():
 
 signal.signal(signal.SIGUSR2, fill_and_stop)
 handler = Stops()
-print(hydrogen.server.run(hydrogen.Server(handler, hydrogen.Config(port=0, max_threads=2)), started).closed)
+print(hydrogen.begin(handler, port=0, max_threads=2, on_started=started).closed)
 assert signal.set_wakeup_fd(-1) == -1
 """
 
@@ -372,7 +372,6 @@ def test_the_wakeup_fd_of_before_is_restored_if_it_can_be(engine, how):
 RAISING = """
 import logging, os, signal, socket, sys
 import hydrogen
-from hydrogen.server import run
 from reentry import signalled
 from support import Echo, open_fds, threads, wait_until
 
@@ -391,10 +390,14 @@ ours, theirs = socket.socketpair()
 ours.setblocking(False)
 signal.signal(signal.SIGTERM, before)
 
+config = hydrogen.Config(port=0, max_threads=1)
+
+def stop_soon(server):
+    server.call_later(0, server.stop)
+
 def once(number):
-    server = hydrogen.Server(Echo(), hydrogen.Config(port=0, max_threads=1))
     try:
-        return signalled(lambda: run(server, lambda: server.call_later(0, server.stop)), number, alarm)
+        return signalled(lambda: hydrogen.begin(Echo(), config, on_started=stop_soon), number, alarm)
     except Alarm:
         return True
 
@@ -423,7 +426,6 @@ def test_when_a_signal_handler_raises_at_any_moment_of_begin_the_signals_are_as_
 PATIENT = """
 import socket, sys, threading
 import hydrogen
-from hydrogen.server import run
 from support import Echo
 
 class Server(hydrogen.Server):
@@ -436,7 +438,8 @@ class Server(hydrogen.Server):
 
 stopping = []
 socket.setdefaulttimeout(float(sys.argv[1]))
-print(run(Server(Echo(), hydrogen.Config(port=0))).aborted)
+hydrogen.server.Server = Server
+print(hydrogen.begin(Echo(), port=0).aborted)
 """
 
 

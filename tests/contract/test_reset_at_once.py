@@ -15,7 +15,7 @@ import hydrogen
 
 RESETS = 20
 
-GUIDE = (ROOT / "docs" / "guide.md").read_text()
+GUIDE = "\n".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
 BLOCKS = [block for block in re.findall(r"```python[^\n]*\n(.*?)```", GUIDE, re.DOTALL) if "def on_new_connection(" in block]
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.Assign, ast.Expr, ast.ClassDef, ast.FunctionDef)
 
@@ -42,7 +42,7 @@ PROGRAMS = {
 
 
 def test_there_are_such_programs():
-    assert {"Picky", "Guarded", "WebSocketEcho", "custom_stream.py", "seed.py"} <= set(PROGRAMS)
+    assert {"Picky", "Guarded", "WebSocketEcho", "custom_stream.py", "upstream.py"} <= set(PROGRAMS)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

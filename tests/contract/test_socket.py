@@ -1,5 +1,6 @@
 """HydrogenSocket: sending, closing, and what it answers while the connection lives and afterwards."""
 
+import inspect
 import os
 import threading
 
@@ -280,6 +281,17 @@ def test_drain_gives_up_when_the_connection_goes(start, connect):
     with running(lambda: drained.append(socket.drain()), lambda: drained.append(socket.drain(3600))):
         client.reset()
     assert drained == [False, False]
+
+
+def test_help_says_the_same_of_a_socket_whichever_engine_made_it(start, connect):
+    handler = recorder(data_received=echo)
+    server = start(handler)
+    connect(server).echo(b"x")
+    kind, contract = type(server.connections[0]), hydrogen.HydrogenSocket
+    for name in vars(contract):
+        if not name.startswith("_"):
+            assert inspect.getdoc(getattr(contract, name)), name
+            assert inspect.getdoc(getattr(kind, name)) == inspect.getdoc(getattr(contract, name)), name
 
 
 @pytest.mark.clause("K1", "K13")

@@ -6,12 +6,13 @@ import os
 import resource
 import socket
 import ssl
+import typing
 from pathlib import Path
 
 import pytest
 
 import hydrogen
-from hydrogen.config import MAX_SECONDS, MAX_SLOTS, default_max_connections
+from hydrogen.config import MAX_SECONDS, MAX_SLOTS, Options, default_max_connections
 
 REFUSED = [
     ("addr", 7, TypeError, "str"),
@@ -187,7 +188,7 @@ def test_a_value_at_the_edge_of_what_is_allowed_is_taken_as_it_is(field, value):
 
 
 @pytest.mark.clause("C1")
-def test_the_fields_of_the_seed_come_first_and_the_rest_by_keyword():
+def test_the_fields_of_the_rust_crate_come_first_and_the_rest_by_keyword():
     config = hydrogen.Config("::1", 80, 4, 100)
     assert (config.addr, config.port, config.max_threads, config.pre_allocated) == ("::1", 80, 4, 100)
     with pytest.raises(TypeError):
@@ -486,3 +487,11 @@ def test_of_a_value_that_cannot_be_shown_the_message_names_the_class(field):
     for value in (Strange(), [Strange()]):
         with pytest.raises((TypeError, ValueError), match=f"^{field}.*(__repr__ raises|expected, not)"):
             hydrogen.Config(**{field: value}, **({"path": "x"} if field == "path_mode" else {}))
+
+
+def test_the_options_that_type_checkers_know_are_the_fields():
+    """In names, order and types."""
+    hints = typing.get_type_hints(hydrogen.Config)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(hydrogen.Config) if field.init}
+    assert list(typing.get_type_hints(Options).items()) == list(fields.items())
+    assert not Options.__required_keys__

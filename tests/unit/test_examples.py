@@ -80,12 +80,12 @@ def test_each_example_is_tested_here_and_says_how_it_is_started():
         assert [name for name in globals() if name.startswith(f"test_{path.stem}")], f"no test of {path.name}"
 
 
-# ---------------------------------------------------------------------------------------------------- the seed's
+# ---------------------------------------------------------------------------------------------------- upstream's
 
 
 @pytest.mark.clause("T19")
-def test_seed_sends_back_each_frame(engine):
-    process, address = begin(engine, "seed.py", "--addr", "127.0.0.1")
+def test_upstream_sends_back_each_frame(engine):
+    process, address = begin(engine, "upstream.py", "--addr", "127.0.0.1")
     with dial(address) as client:
         for piece in (simple(b"one")[:2], simple(b"one")[2:] + simple(b"two") + simple(b"three")):
             client.send(piece)
@@ -101,8 +101,8 @@ def test_seed_sends_back_each_frame(engine):
 
 
 @pytest.mark.clause("T19", "T5")
-def test_seed_goes_on_where_the_kernel_stopped_and_sends_no_frame_that_nobody_sent(start, connect):
-    server = start(of("seed.py")["Server"]())
+def test_upstream_goes_on_where_the_kernel_stopped_and_sends_no_frame_that_nobody_sent(start, connect):
+    server = start(of("upstream.py")["Server"]())
     client = connect(server, receive_buffer=4096)
     messages = [bytes([number]) * 60_000 for number in range(200)]
     with running(lambda: client.send(b"".join(map(simple, messages)))):
@@ -113,8 +113,8 @@ def test_seed_goes_on_where_the_kernel_stopped_and_sends_no_frame_that_nobody_se
 
 
 @pytest.mark.clause("T19", "F7")
-def test_seed_sends_back_an_empty_message(start, connect):
-    client = connect(start(of("seed.py")["Server"]()))
+def test_upstream_sends_back_an_empty_message(start, connect):
+    client = connect(start(of("upstream.py")["Server"]()))
     client.send(simple(b"") + simple(b"x"))
     assert [client.receive_frame() for _ in range(2)] == [b"", b"x"]
     client.finish()
@@ -180,8 +180,12 @@ def test_ask_database_leaves_a_connection_alone_that_a_worker_may_use_after_the_
     served, closed = [], []
     close = names["Notes"].close
     monkeypatch.setattr(names["Notes"], "close", lambda handler: closed.append(handler))
-    monkeypatch.setattr(hydrogen, "Server", lambda handler, config: served.append(handler))
-    monkeypatch.setitem(names["main"].__globals__, "run", lambda *_: SimpleNamespace(abandoned=abandoned))
+
+    def begin(handler, config, on_started):
+        served.append(handler)
+        return SimpleNamespace(abandoned=abandoned)
+
+    monkeypatch.setattr(hydrogen, "begin", begin)
     monkeypatch.setattr("sys.argv", ["ask_database.py", "--port", "0", "--file", str(tmp_path / "notes.sqlite")])
     names["main"]()
     close(*served)

@@ -1,8 +1,8 @@
-"""The guides and the README: every block of Python in them runs, on both engines, and what they are to explain is in them.
+"""The pages of docs/ and the README: every block of Python in them runs, on both engines, and what they are to explain is in them.
 
-A block is a program of its own. It runs in an empty folder (with the certificates that the guide says how to make), finishes by itself,
-and logs no error; one whose fence says `logs` must log one. What serves for ever is begun and stopped here: `hydrogen.begin`, and in the
-README a wait for sixty seconds, are replaced by a client that talks to the server.
+A block is a program of its own. It runs in an empty folder (with the certificates that the page about TLS says how to make), finishes by
+itself, and logs no error; one whose fence says `logs` must log one. What serves for ever is begun and stopped here: `hydrogen.begin`, and
+in the README a wait for sixty seconds, are replaced by a client that talks to the server.
 """
 
 import contextlib
@@ -28,9 +28,15 @@ import hydrogen
 import hydrogen.__main__
 import hydrogen.perf.__main__
 
-GUIDE = ROOT / "docs" / "guide.md"
-OPERATIONS = ROOT / "docs" / "operations.md"
-GUIDES = (GUIDE, OPERATIONS)
+DOCS = ROOT / "docs"
+GENERATED = (DOCS / "performance.md", DOCS / "states.md")
+"""Written by programs, which have tests of their own."""
+
+PAGES = [path for path in sorted(DOCS.rglob("*.md")) if path not in GENERATED]
+GUIDE = [path for path in PAGES if path.name != "ARCHITECTURE.md"]
+"""What is written for users."""
+
+FRAMING, TLS, COOKBOOK = DOCS / "reference" / "framing.md", DOCS / "how-to" / "tls.md", DOCS / "cookbook.md"
 README = ROOT / "README.md"
 
 
@@ -75,7 +81,7 @@ def python_of(*paths):
 def certificates():
     """The files that the guide's commands of openssl make, by their names."""
     with tempfile.TemporaryDirectory() as folder:
-        for block in blocks_of(GUIDE):
+        for block in blocks_of(TLS):
             if "openssl req" in block.text:
                 path_of("openssl")
                 subprocess.run(["sh", "-e", "-c", block.text], cwd=folder, check=True, capture_output=True, timeout=PATIENCE)
@@ -119,7 +125,7 @@ def begun(on_engine, monkeypatch):
 # ---------------------------------------------------------------------------------------------------- what runs
 
 
-@python_of(*GUIDES)
+@python_of(*GUIDE)
 def test_guide_block(block, begun, error_log, tmp_path):
     for name, data in certificates().items() if ".pem" in block.text else ():
         (tmp_path / name).write_bytes(data)
@@ -148,7 +154,7 @@ def test_readme_block(block, begun, monkeypatch):
 
 def test_the_guides_commands_are_taken_by_the_command_line():
     seen = set()
-    for block in [*blocks_of(GUIDE), *blocks_of(OPERATIONS)]:
+    for block in [block for path in GUIDE for block in blocks_of(path)]:
         for line in block.text.replace("\\\n", "").splitlines() if block.info == "sh" else ():
             words = shlex.split(line, comments=True)
             while words and "=" in words[0]:
@@ -189,7 +195,7 @@ NAMES = {
 
 @pytest.mark.parametrize("of", NAMES)
 def test_the_guides_speak_of_every_public_name(of):
-    text = "".join(path.read_text() for path in GUIDES)
+    text = "".join(path.read_text() for path in GUIDE if path.stem != "api")
     missing = [name for name in sorted(NAMES[of]) if not re.search(rf"(?<!\w){name}(?!\w)", text)]
     assert missing == []
 
@@ -198,33 +204,47 @@ BUILDERS = [name for name in hydrogen.__all__ if name.endswith("FrameBuilder") a
 
 
 def test_each_framing_has_a_row_and_a_block():
-    text = GUIDE.read_text()
+    text = FRAMING.read_text()
     for name in BUILDERS:
         assert re.search(rf"^\| `{name}", text, re.MULTILINE), f"no row of {name}"
-        assert [block for block in blocks_of(GUIDE) if name in block.heading and block.info == "python"], f"no block of {name}"
+        assert [block for block in blocks_of(FRAMING) if name in block.heading and block.info == "python"], f"no block of {name}"
 
 
-@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
-def test_the_guide_names_examples_and_files_that_exist(path):
-    named = set(re.findall(r"\]\(([\w./]+)", path.read_text()))
-    assert [name for name in named if not (path.parent / name).exists()] == []
-    if path == GUIDE:
-        assert {f"../examples/{example.name}" for example in (ROOT / "examples").glob("*.py")} <= named
+def test_the_cookbook_shows_every_example():
+    shown = re.findall(r"^```{literalinclude} \.\./examples/(.+)$", COOKBOOK.read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.stem)
-def test_the_guides_links_to_chapters_lead_somewhere(path):
-    for file, link in re.findall(r"\]\(([\w.]*)#([^)]+)\)", path.read_text()):
-        headings = re.findall(r"^#+ (.+)$", (path.parent / (file or path.name)).read_text(), re.MULTILINE)
-        assert link in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, f"{file}#{link}"
+LINKING = [*PAGES, *GENERATED, *ROOT.glob("*.md"), ROOT / "perf" / "README.md", ROOT / "proof" / "README.md"]
+
+
+@pytest.mark.parametrize("path", LINKING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(path):
+    prose = re.sub(r"^```.*?^```$|`[^`\n]*`(?!\])", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for file, _, link in (target.partition("#") for target in re.findall(r"\]\(([^)\s]+)\)", prose)):
+        if re.match("https?:", file):
+            continue
+        there = path.parent / file if file else path
+        assert there.exists(), file
+        if link:
+            headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
+            assert link in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, f"{file}#{link}"
+
+
+@pytest.mark.parametrize("path", [*GUIDE, README, ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_are_at_most_100_columns_wide(path):
+    """But those of tables, and of files of other programs, which may have no place to break them."""
+    other = {line for block in blocks_of(path) if block.info.split()[:1] not in (["python"], ["sh"]) for line in block.text.splitlines()}
+    wide = [line for line in path.read_text().splitlines() if len(line) > 100 and not line.startswith("|") and line not in other]
+    assert wide == []
 
 
 # ---------------------------------------------------------------------------------------------------- what other programs read
 
 
 def block_of(info):
-    """The text of the one block of the operator's guide whose fence says that."""
-    [text] = [block.text for block in blocks_of(OPERATIONS) if block.info == info]
+    """The text of the one block of all pages whose fence says that."""
+    [text] = [block.text for path in GUIDE for block in blocks_of(path) if block.info == info]
     return text
 
 
@@ -262,8 +282,8 @@ def says(address, line):
 
 
 def test_haproxy_serves_by_the_configuration_of_the_guide_and_survives_a_stop(engine, tmp_path):
-    [lines] = [block.text.splitlines() for block in blocks_of(OPERATIONS) if block.info == "sh" and "--proxy-protocol" in block.text]
-    text = "\n".join([block_of("haproxy"), *lines, ""])
+    [commands] = [block.text for path in GUIDE for block in blocks_of(path) if block.info == "sh" and "--proxy-protocol" in block.text]
+    text = "\n".join([block_of("text haproxy"), commands.replace("\\\n", ""), ""])
     for given, free in zip(("13370", "13381", "13382"), free_ports(3), strict=True):
         assert given in text
         text = text.replace(f"127.0.0.1:{given}", f"{HOST}:{free}").replace(f"--port {given}", f"--addr {HOST} --port {free}")
@@ -303,7 +323,8 @@ def test_the_command_line_of_the_unit_is_taken():
 
 
 def test_systemd_socket_activate_starts_a_server_with_the_first_connection(engine):
-    [line] = re.findall(r"^systemd-socket-activate (.+)$", OPERATIONS.read_text(), re.MULTILINE)
+    text = "\n".join(path.read_text() for path in GUIDE)
+    [line] = re.findall(r"^systemd-socket-activate (.+)$", text, re.MULTILINE)
     [port] = free_ports(1)
     words = shlex.split(line.replace("127.0.0.1:1337", f"{HOST}:{port}").replace(" python ", f" {sys.executable} "))
     env = {**os.environ, "HYDROGEN_ENGINE": engine, "PYTHONPATH": str(Path(hydrogen.__file__).parent.parent)}

@@ -42,8 +42,8 @@ def test_every_field_says_what_it_counts_in_a_sentence_and_help_shows_it():
         assert (name in REMOVALS) == name.startswith("removed_")
 
 
-def test_the_table_of_the_operations_document_has_every_field_of_stats_and_no_other():
-    text = (ROOT / "docs" / "operations.md").read_text()
+def test_the_table_of_the_statistics_page_has_every_field_of_stats_and_no_other():
+    text = (ROOT / "docs" / "reference" / "statistics.md").read_text()
     table = text.partition("| field of `Stats` |")[2].partition("\n\n")[0]
     named = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(named) == sorted(FIELDS)

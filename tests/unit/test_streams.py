@@ -980,8 +980,8 @@ class KeepingFrame(hydrogen.SimpleFrame):
         return self.kept
 
 
-class Seeds(hydrogen.Stream):
-    """The seed's example."""
+class Upstreams(hydrogen.Stream):
+    """The Rust crate's example."""
 
     def __init__(self, fd):
         self.inner = hydrogen.Plain(fd, hydrogen.SimpleFrameBuilder)
@@ -1004,7 +1004,7 @@ class Seeds(hydrogen.Stream):
 def test_a_stream_that_makes_a_frame_of_what_it_is_given_sends_no_message_that_nobody_sent(pair):
     """Asked to go on with what was kept, with `b""`, it writes no empty frame; an empty message it does write."""
     ours, peer = pair(buffer=8192)
-    port = StreamAdapter(Seeds(ours.fileno()))
+    port = StreamAdapter(Upstreams(ours.fileno()))
     other = hydrogen.Plain(peer, hydrogen.SimpleFrameBuilder)
     port.send(b"x" * 60_000)
     assert port.blocked

@@ -1,12 +1,14 @@
-"""The first example of the seed's README, ported to Python statement by statement.
+"""The first example of the Rust crate hydrogen, from its README, ported to Python statement by statement.
 
-The seed is the Rust crate hydrogen. Its users write a stream; this one is made of simple-stream's `Plain` and `SimpleFrame`, which here are
-the library's own. Where Rust hands on an `Err`, Python raises, so the `match` on the result of `nb_recv` is not there.
+Users of the crate write a stream; this one is made of simple-stream's `Plain` and `SimpleFrame`,
+which are built in here. Where Rust passes on an `Err`, Python raises, so there is no `match` on the
+result of `nb_recv`.
 
-A stream of one's own runs in Python, with the GIL. Who needs no more than this one does lets the server do it, off the GIL: no `Stream`, no
-`on_new_connection`, but `framing=hydrogen.SimpleFrameBuilder` in the `Config`.
+A stream of your own runs in Python, with the GIL. If you need no more than this one does, let the
+server do it without the GIL: write no `Stream` and no `on_new_connection`, and set
+`framing=hydrogen.SimpleFrameBuilder` in the `Config`.
 
-    python examples/seed.py [--addr ADDRESS] [--port PORT]
+    python examples/upstream.py [--addr ADDRESS] [--port PORT]
 """
 
 import argparse
