@@ -435,7 +435,8 @@ def cycles(engine: str, what: str, highest: int) -> None:
             assert server.wait(20), at
             report, stats = server.stop(20), server.stats()
             ended = report.closed, report.aborted, report.abandoned, stats.connections
-            assert ended in ((1, 0, 0, 0), (0, 1, 0, 0)), (at, ended)
+            # None of them: a worker that was still at the echo has met it, and the connection ended before the stop counted.
+            assert ended in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0, 0)), (at, ended)
         del server
         gc.collect()
         held = held or (set(open_fds()), threads())
