@@ -88,7 +88,7 @@ free-threaded: $(VENV)/.dev  ## the whole suite on a CPython without a GIL, whic
 churn: build  ## row 16 of the faults at length: a million connections on each engine, fds, slots and memory flat
 	HYDROGEN_SOAK=1000000 $(BIN)/pytest -p no:xdist --engine=$(ENGINE) -k f16 tests/contract $(ARGS)
 
-exhaustive: build  ## what `make test` leaves out: an exception of each kind in each callback, allocations that fail, and what is known to fail
+exhaustive: build  ## what `make test` leaves out: an exception of each kind in each callback, and allocations that fail
 	$(BIN)/pytest -n $(JOBS) --engine=$(ENGINE) -m exhaustive $(ARGS)
 
 soak: build  ## churn, and then ten minutes of well-behaved and hostile clients (ARGS are of these)
