@@ -47,7 +47,10 @@ def talk(seed):
     bound.wait()
     while True:
         try:
-            with stdlib_socket.create_connection(handler.address) as client:
+            with stdlib_socket.socket() as client:
+                # Not by create_connection, which looks a codec up: without a GIL, CPython 3.13
+                # may suspend a thread in there, with a lock, when the process exits.
+                client.connect(handler.address)
                 for _ in range(dice.randrange(1, 200)):
                     client.sendall(dice.choice([b"echo", b"echo", b"echo", b"briefly", b"for ever" if seed % 4 == 1 else b"echo"]))
                     if dice.random() < 0.9:
