@@ -244,6 +244,9 @@ def begin():
     signal.alarm(60)  # it must not outlive the test
     started.append(serve())
     if sys.argv[2] == "late" and sys.argv[1] == "python":
+        from hydrogen._py import kernel
+
+        kernel.FORK_PATIENCE = PATIENCE  # the accept thread is there until this has seen it
         client = Client(started[0].address)  # before the hook of the gate
         wait_until(comes_to_the_gate, "the accept thread waits for the fork to be over")
         client.close()
@@ -256,7 +259,7 @@ started = []
 if sys.argv[2] == "early":
     os.register_at_fork(after_in_child=begin)
 import hydrogen
-from support import Client, Echo, wait_until
+from support import PATIENCE, Client, Echo, wait_until
 
 if sys.argv[2] == "late":
     os.register_at_fork(after_in_child=begin)

@@ -294,14 +294,17 @@ def take_away():
         mine.accept()[0].close()
 
 def comes_to_the_gate():
-    return any(frame.f_code.co_name == "lock" for frame in sys._current_frames().values())
+    frames = sys._current_frames().values()
+    return any(frame.f_code.co_name == "under" and frame.f_back.f_code.co_name == "lock" for frame in frames)
 
 mine, other = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
 os.register_at_fork(before=lambda: armed and take_away())
 armed = False
 import hydrogen
-from support import Client, Echo, wait_until
+from hydrogen._py import kernel
+from support import PATIENCE, Client, Echo, wait_until
 
+kernel.FORK_PATIENCE = PATIENCE  # the accept thread is there until the hook has seen it
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 with hydrogen.serve(Echo(), sock=[mine.dup(), other.dup()], engine="python", max_threads=2) as server:
     with Client(server.addresses[1]) as client:
