@@ -127,6 +127,26 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     yield {"workload": name, **report.as_json(workload, layout.name, measured)}
 
 
+def text_of(document: dict[str, Any]) -> str:
+    """A result as it is kept: four digits of each figure, which is more than a round is worth, and a line for each round."""
+    comparisons = []
+    for each in document["comparisons"]:
+        rounds = ",\n".join([f"   {json.dumps(rounded(one))}" for one in each["rounds"]])
+        rest = json.dumps({name: rounded(value) for name, value in each.items() if name != "rounds"})
+        comparisons.append(f'  {rest[:-1]}, "rounds": [\n{rounds}\n  ]}}')
+    head = json.dumps({name: value for name, value in document.items() if name != "comparisons"}, indent=1)
+    return head[:-2] + ',\n "comparisons": [\n' + ",\n".join(comparisons) + "\n ]\n}\n"
+
+
+def rounded(value: Any) -> Any:
+    """All floats in there with four significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {name: rounded(inner) for name, inner in value.items()}
+    return [rounded(inner) for inner in value] if isinstance(value, list) else value
+
+
 def write(found: Sequence[dict[str, Any]], options: argparse.Namespace, began: datetime.datetime) -> Path:
     """Keep what was measured, with all that it depends on; where it is kept and published is nothing of that. Returns the file."""
     given = {name: value for name, value in vars(options).items() if name not in ("results", "publish")}
@@ -142,7 +162,7 @@ def write(found: Sequence[dict[str, Any]], options: argparse.Namespace, began: d
     options.results.mkdir(parents=True, exist_ok=True)
     measured = "all" if options.workload == list(WORKLOADS) else "-".join(options.workload)
     path: Path = options.results / f"{began:%Y%m%dT%H%M%SZ}-{measured}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(text_of(document))
     print(f"written to {path}", file=sys.stderr)
     return path
 

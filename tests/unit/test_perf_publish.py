@@ -325,3 +325,25 @@ def test_nothing_is_measured_when_matplotlib_is_missing_for_publish(compare, mon
     assert exit_.value.code == 2
     assert "--publish needs matplotlib" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+def test_a_result_is_kept_with_a_line_for_each_round_and_four_digits_of_each_figure():
+    from perf.compare import text_of
+
+    verdict = {"goal": "hydrogen / c", "met": True, "measured": {"median": 0.123456, "lowest": 0.1, "highest": 1}}
+    document = {
+        "schema": {"name": "x"},
+        "options": {"workload": ["W1"], "contenders": []},
+        "comparisons": [
+            compared("W1", {"c": run(123456.7), "hydrogen": run(0.000123456)}, {"c": run(2.0), "hydrogen": run(3)}, verdicts=[verdict]),
+            compared("W2", {"c": run(1.5)}),
+        ],
+    }
+    text = text_of(document)
+    kept = json.loads(text)
+    first, second = kept["comparisons"]
+    assert (kept["schema"], kept["options"]) == (document["schema"], document["options"])
+    assert first["rounds"] == [{"c": run(123500.0), "hydrogen": run(0.0001235)}, {"c": run(2.0), "hydrogen": run(3)}]
+    assert first["verdicts"] == [{**verdict, "measured": {"median": 0.1235, "lowest": 0.1, "highest": 1}}]
+    assert second == document["comparisons"][1]
+    assert len([line for line in text.splitlines() if "server_us" in line]) == 3
