@@ -85,7 +85,7 @@ test-all: $(VENV)/.dev  ## every Python, with and without the compiled engine, a
 free-threaded: $(VENV)/.dev  ## the whole suite on a CPython without a GIL, which is built first if it is not there yet
 	python=$$(tools/cpython.sh 3.13t) && PATH=$${python%/*}:$$PATH && $(TOX) run -e py313t $(ARGS)
 
-churn: build  ## row 16 of the faults at length: a million connections on each engine, fds, slots and memory flat
+churn: build  ## row 16 of docs/faults.md at length: a million connections on each engine, fds, slots and memory flat
 	HYDROGEN_SOAK=1000000 $(BIN)/pytest -p no:xdist --engine=$(ENGINE) -k f16 tests/contract $(ARGS)
 
 exhaustive: build  ## what `make test` leaves out: an exception of each kind in each callback, and allocations that fail

@@ -1,9 +1,9 @@
-"""Builds the three compiled modules; everything static is in pyproject.toml.
+"""Builds the compiled modules; everything static is in pyproject.toml.
 
-Both are optional: where no C compiler works the install goes on, with the engine written in Python, and says so.
+They are optional: where no C compiler works the install goes on, with the engine written in Python, and says so.
 What the build looks at in the environment:
 
-HYDROGEN_NO_EXTENSIONS=1        build neither (the Python engine only)
+HYDROGEN_NO_EXTENSIONS=1        build none (the Python engine only)
 HYDROGEN_REQUIRE_EXTENSIONS=1   a build that fails is an error, not a fallback (CI, `make`)
 HYDROGEN_DEBUG=1                assertions, lock ranks, bounds checks, -O1 -g
 HYDROGEN_SANITIZE=thread        (or address, or undefined) instrument with that sanitizer

@@ -219,7 +219,7 @@ cdef enum:
     # Looks after which who is in a short record of TLS counts as in a callback: OpenSSL needs
     # microseconds, user code in there as long as it likes.
     BRIEF_TICKS = 16
-    # Without a stall the tick slows down by a factor of two each 16 ticks, to 4 ms at most: a 1 kHz tick costs 3 % on a busy machine (design.md).
+    # Without a stall the tick slows down by a factor of two each 16 ticks, to 4 ms at most: a 1 kHz tick costs 3 % on a busy machine.
     TICK_QUIET = 16
     TICK_SLOWEST = 4
     # Ticks without any work after which the monitor thread sleeps.

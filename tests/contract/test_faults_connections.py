@@ -1,4 +1,4 @@
-"""faults.md, rows 10 to 17: how connections end, break, and are mistaken for one another."""
+"""docs/faults.md, rows 10 to 17: how connections end, break, and are mistaken for one another."""
 
 import collections
 import os

@@ -1,4 +1,4 @@
-"""faults.md, rows 23 to 26 and 27b: callbacks that raise or block, and calls from everywhere at once."""
+"""docs/faults.md, rows 23 to 26 and 27b: callbacks that raise or block, and calls from everywhere at once."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""faults.md, row 18, one failure at a time: each call that the engines make on sockets fails at its n-th call, for every n up to 200.
+"""docs/faults.md, row 18, one failure at a time: each call that the engines make on sockets fails at its n-th call, for every n up to 200.
 
 A library that is preloaded into the server process (tests/faults/inject.c) makes the failures. It is told each anew through a mapped
 file, so that one process lives through all of them. After each it is asserted that it was made; that each accepted connection but the

@@ -1,4 +1,4 @@
-"""faults.md, rows 18, 20 and 21: what the kernel refuses, and one connection that wants everything.
+"""docs/faults.md, rows 18, 20 and 21: what the kernel refuses, and one connection that wants everything.
 
 Errors are injected by strace(1) into a server process: it lets chosen system calls fail without making them. What the kernel would
 never do is not injected: EAGAIN from recv and send belongs to an edge, which an invented one would not have (test_faults_injected.py makes

@@ -1,4 +1,4 @@
-"""faults.md, rows 27, 28, 30 and 31: stopping, exiting, forking, starting badly, and starting often."""
+"""docs/faults.md, rows 27, 28, 30 and 31: stopping, exiting, forking, starting badly, and starting often."""
 
 import errno
 import itertools

@@ -1,4 +1,4 @@
-"""faults.md, rows 32 to 37: what peers do to TLS, and that the handler never hears of those that did not shake hands."""
+"""docs/faults.md, rows 32 to 37: what peers do to TLS, and that the handler never hears of those that did not shake hands."""
 
 import contextlib
 import errno

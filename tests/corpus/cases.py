@@ -1,6 +1,6 @@
 """Bytes, and what they are as frames: the corpus on which the builders, the compiled decoder and both engines must agree.
 
-Written by hand from the formats (api.md's table, RFC 6455 section 5.2), not made by the code under test. Where a format has
+Written by hand from the formats (docs/reference/framing.md, RFC 6455 section 5.2), not made by the code under test. Where a format has
 lengths, each power of two at which an integer type ends is met with its neighbours, with a payload when that is short enough.
 """
 
