@@ -55,6 +55,7 @@ cdef class Engine:
     cdef int _await_workers(self) except -1
     cdef void _tell_to_exit(self) noexcept
     cdef void _tell_events(self, uint32_t events) noexcept
+    cdef void _tell_event(self, uint32_t event) noexcept
 
 
 # What the modules of _engine/ use of Python, which a .pxd file cannot import: set in _core.pyx.

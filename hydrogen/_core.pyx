@@ -664,24 +664,34 @@ cdef class Engine:
             if not events:
                 break
             self._tell_events(events)
+        compat_forget_async_exception(compat_this_thread())  # as in `_work`
 
     cdef void _tell_events(self, uint32_t events) noexcept:
+        cdef uint32_t event
+        for event in (LOG_ALL_BLOCKED, LOG_ACCEPTING, LOG_TURNED_AWAY, LOG_LISTENER):
+            if events & event:
+                self._tell_event(event)
+
+    cdef void _tell_event(self, uint32_t event) noexcept:
+        """One line. What goes wrong, for want of memory, takes no other one: the thread is needed again."""
         cdef uint32_t state
+        # What was set in this thread for a log handler that has ended meanwhile would take this line.
+        compat_forget_async_exception(compat_this_thread())
         try:
-            if events & LOG_ALL_BLOCKED:
+            if event == LOG_ALL_BLOCKED:
                 self._log.all_blocked(self._loop.worker_count)
-            if events & LOG_ACCEPTING:
+            elif event == LOG_ACCEPTING:
                 state = atomic_load32(&self._acceptor.accepting)
                 if state == ACCEPTING:
                     self._log.accepting()
                 else:
                     self._log.accepting_paused(self._acceptor.max_connections if state == ACCEPT_FULL else None)
-            if events & LOG_TURNED_AWAY:
+            elif event == LOG_TURNED_AWAY:
                 atomic_store32(&self._acceptor.turned_away_told, 0)
                 self._log.turned_away(atomic_load64(&self._acceptor.turned_away))
-            if events & LOG_LISTENER:
+            else:
                 self._log.say(logging.ERROR, "accept", "accept: %s", errors.removal_error(CAUSE_OS_ERROR, EINVAL))
-        except BaseException:  # no memory: the thread is needed again
+        except BaseException:
             pass
 
     # --- the dispatch role -----------------------------------------------------------------------------------------------------------------

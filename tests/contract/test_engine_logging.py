@@ -4,7 +4,9 @@ Hooks of logging that raise or hang around callbacks: test_log_handlers.py.
 """
 
 import contextlib
+import ctypes
 import logging
+import sys
 import threading
 
 import pytest
@@ -111,6 +113,35 @@ def test_whatever_a_log_handler_raises_the_next_line_is_written(start, connect, 
         with Client(server.address) as fourth:
             fourth.echo(b"served")
         server.stop(5)
+
+
+class Late(BaseException):
+    """What a library for timeouts sets."""
+
+
+@pytest.mark.clause("S59")
+def test_an_exception_set_in_the_log_thread_while_it_waits_takes_no_line(start, connect):
+    """The log handler that it was meant for has ended."""
+    lines = []
+
+    def emit(record):
+        lines.append((threading.get_ident(), record.getMessage()))
+
+    def waits(ident):  # its innermost frame: of the compiled engine that which called it
+        return sys._current_frames()[ident].f_code.co_name in {"run", "receive"}
+
+    handler = recorder(connected=None)
+    with handling(emit):
+        server = start(handler, max_connections=1, overload="close")
+        connect(server)
+        handler.wait_for("connected")
+        for number in range(1, 4):
+            assert connect(server).at_end() == "reset"
+            wait_until(lambda number=number: len(lines) == number, "it is told")
+            ident, line = lines[-1]
+            assert line.startswith(f"overload: {number} ")
+            wait_until(lambda ident=ident: waits(ident), "the thread waits")
+            assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Late)) == 1
 
 
 @pytest.mark.clause("S59")
