@@ -1,4 +1,4 @@
-"""docs/faults.md, rows 1 to 7: what peers send that is no frame, or too many of them. (The whole corpus, and row 9, are in tests/corpus.)"""
+"""docs/faults.md, rows 1 to 7: what peers send that is no frame, or too many of them. (The corpus, and row 9, are in tests/corpus.)"""
 
 import functools
 
