@@ -102,7 +102,7 @@ class Stream(abc.ABC):
         """End both directions.
 
         Raises:
-            ConnectionError, OSError with ENOTCONN: the peer is gone; ignored.
+            OSError: ignored where it says that the peer is gone (a ConnectionError, or ENOTCONN).
         """
 
     @abc.abstractmethod
