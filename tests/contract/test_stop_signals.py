@@ -88,7 +88,7 @@ def test_signal_handlers_that_stop_may_interrupt_each_other(engine, handlers):
     process = child(HANDLER, engine, *handlers)
     out, err = stubborn(process, [signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGTERM])
     assert (out, err) == ("True\n", "")
-    assert process.returncode in (0, -signal.SIGTERM)  # the last may come when the interpreter is gone
+    assert process.returncode in (0, -signal.SIGINT, -signal.SIGTERM)  # one may come when the interpreter is gone
 
 
 MAIN_ENDS = """
