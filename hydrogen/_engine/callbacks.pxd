@@ -19,12 +19,12 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.flush cimport flush_corked, flush_is_last, flush_take_over
-from hydrogen._c.kernel cimport kernel_now
+from hydrogen._c.kernel cimport kernel_now, kernel_worker_get
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._c.worker cimport worker_is_eager
 from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, errors
 from hydrogen._engine.compat cimport (
-    compat_call, compat_context_size, compat_forget_async_exception, compat_raise,
+    compat_call, compat_context_size, compat_forget_async_exception, compat_raise, compat_this_thread,
 )
 from hydrogen._engine.ending cimport ending_with
 
@@ -90,6 +90,8 @@ cdef inline void callbacks_flush_corked(Engine engine, worker_t *worker) noexcep
 cdef inline int callbacks_failed(Engine engine, HydrogenSocket socket, name, error) except -1:
     """User code raised: end the connection with a HandlerError, then log it. Raises SystemExit in a forked child."""
     callbacks_check(engine)
+    if kernel_worker_get() != NULL:  # what was set in it for the callback would come in here, in place of `error`
+        compat_forget_async_exception(compat_this_thread())
     ending_with(engine, socket, False, CAUSE_HANDLER_ERROR, errors.handler_error(error))
     callbacks_log(engine, socket, name, error)
     return 0

@@ -8,6 +8,8 @@ outside (PyThreadState_SetAsyncExc) and which may come a moment late, and contex
 import contextvars
 import ctypes
 import decimal
+import socket as stdlib_socket
+import struct
 import threading
 
 import pytest
@@ -107,6 +109,39 @@ def test_an_exception_set_in_a_worker_during_its_callback_ends_that_connection(s
         assert stays.receive(2) == b"%d\n" % number
     stays.close()
     wait_until(lambda: server.stats().removed_handler_error == ROUNDS, "the last one is counted")
+
+
+@pytest.mark.clause("H16")
+def test_an_error_of_a_callback_is_told_though_an_exception_was_set_in_it_just_before(start, connect, error_log):
+    """While it waits in C, which then raises by itself: no line of Python comes in between."""
+    near, idents, removed = [], [], []
+
+    class Waits(hydrogen.Handler):
+        def on_data_received(self, socket, data):
+            idents.append(threading.get_ident())
+            near[-1].recv(1)
+
+        def on_connection_removed(self, fd, err):
+            removed.append(err)
+
+    server = start(Waits(), max_threads=1)
+    for number in range(ROUNDS):
+        with stdlib_socket.create_server(("127.0.0.1", 0)) as listener:
+            far = stdlib_socket.create_connection(listener.getsockname())
+            near.append(listener.accept()[0])
+        client = connect(server)
+        client.send(b"x")
+        wait_until(lambda number=number: len(idents) > number, "the callback is about to wait")
+        far.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack("ii", 1, 0))
+        set_in(idents[-1])
+        far.close()  # a reset: recv(2) raises
+        client.close()
+        wait_until(lambda number=number: len(removed) > number, "it is removed")
+        near[-1].close()
+        assert type(removed[number]) is hydrogen.HandlerError
+        assert type(removed[number].__cause__) in (ConnectionResetError, Late)
+    lines = [record.getMessage() for record in error_log()]
+    assert len([line for line in lines if line.startswith("on_data_received raised ")]) == ROUNDS, lines
 
 
 mine = contextvars.ContextVar("mine", default="nothing")
