@@ -667,10 +667,15 @@ cdef class Engine:
         compat_forget_async_exception(compat_this_thread())  # as in `_work`
 
     cdef void _tell_events(self, uint32_t events) noexcept:
-        cdef uint32_t event
-        for event in (LOG_ALL_BLOCKED, LOG_ACCEPTING, LOG_TURNED_AWAY, LOG_LISTENER):
-            if events & event:
-                self._tell_event(event)
+        # Not in a loop: over constants that would be a tuple, for which there may be no memory.
+        if events & LOG_ALL_BLOCKED:
+            self._tell_event(LOG_ALL_BLOCKED)
+        if events & LOG_ACCEPTING:
+            self._tell_event(LOG_ACCEPTING)
+        if events & LOG_TURNED_AWAY:
+            self._tell_event(LOG_TURNED_AWAY)
+        if events & LOG_LISTENER:
+            self._tell_event(LOG_LISTENER)
 
     cdef void _tell_event(self, uint32_t event) noexcept:
         """One line. What goes wrong, for want of memory, takes no other one: the thread is needed again."""

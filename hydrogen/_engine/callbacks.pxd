@@ -190,6 +190,7 @@ cdef inline int callbacks_quietly(
             callback(first, second)
     except BaseException as error:
         callbacks_check(engine)
+        compat_forget_async_exception(worker.python_thread)  # as in `callbacks_failed`
         errors.cut_traceback(error)
         callbacks_log(engine, socket, name, error)
     return callbacks_leave(engine, worker)
