@@ -345,7 +345,7 @@ def test_f30_a_port_in_use_is_a_clear_error_at_the_start_and_leaves_nothing_open
             hydrogen.serve(Echo(), port=server.address[1], engine=engine)
         assert raised.value.errno == errno.EADDRINUSE
     assert open_fds() == fds
-    wait_until(lambda: threads() == tasks, "no thread is left")
+    wait_until(lambda: threads() <= tasks, "no thread is left")
 
 
 @pytest.mark.parametrize("addr", ["192.0.2.1", "2001:db8::1"])
@@ -367,7 +367,7 @@ def test_f30_a_path_with_a_live_socket_is_refused_and_the_socket_is_left_alone(s
     with pytest.raises(OSError, match=path) as raised:
         hydrogen.serve(Echo(), path=path, engine=engine)
     assert raised.value.errno == errno.EADDRINUSE
-    wait_until(lambda: threads() == tasks, "no thread is left")
+    wait_until(lambda: threads() <= tasks, "no thread is left")
     wait_until(lambda: open_fds() == fds, "nothing is open, and the probe was served and is gone")
     connect(server).echo(b"still served")
 

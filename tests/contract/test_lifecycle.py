@@ -44,7 +44,8 @@ def test_with_starts_and_stops(engine):
 def test_a_server_opens_nothing_before_its_start(engine):
     fds, tasks = open_fds(), threads()
     server = make(engine)
-    assert (open_fds(), threads()) == (fds, tasks)
+    assert open_fds() == fds
+    assert threads() <= tasks
     assert not server.ready
     assert server.address is None
     assert server.addresses == []
@@ -253,7 +254,8 @@ def test_starting_twice_raises_and_leaves_nothing_open(start, connect, engine):
     fds, tasks = open_fds(), threads()
     with pytest.raises(RuntimeError):
         server.start()
-    assert (open_fds(), threads()) == (fds, tasks)
+    assert open_fds() == fds
+    assert threads() <= tasks
     connect(server).echo(b"still there")
     stopped = make(engine)
     stopped.start()
@@ -270,7 +272,7 @@ def test_a_busy_address_raises_at_once_and_leaves_nothing_open(start, engine):
         hydrogen.serve(Echo(), port=server.address[1], engine=engine)
     assert raised.value.errno == 98
     assert open_fds() == fds
-    wait_until(lambda: threads() == tasks, "no thread is left")
+    wait_until(lambda: threads() <= tasks, "no thread is left")
 
 
 @pytest.mark.clause("S19")

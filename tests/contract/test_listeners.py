@@ -86,7 +86,7 @@ def test_if_it_raises_for_the_second_one_the_start_fails_and_nothing_is_open(eng
         hydrogen.serve(recorder(server_created=created), addr=("127.0.0.1", "::1"), port=0, engine=engine)
     assert len(seen) == 2
     assert open_fds() == fds
-    wait_until(lambda: threads() == tasks, "no thread is left")
+    wait_until(lambda: threads() <= tasks, "no thread is left")
 
 
 @pytest.mark.clause("S22", "C29")
@@ -100,7 +100,7 @@ def test_f30_if_one_of_the_addresses_is_busy_the_start_fails_naming_it_and_nothi
             hydrogen.serve(Echo(), addr=("127.0.0.77", "::1"), port=busy.getsockname()[1], engine=engine)
         assert raised.value.errno == errno.EADDRINUSE
         assert open_fds() == fds
-        wait_until(lambda: threads() == tasks, "no thread is left")
+        wait_until(lambda: threads() <= tasks, "no thread is left")
 
 
 @pytest.mark.clause("C29", "S22")
