@@ -6,7 +6,6 @@ import os
 import resource
 import socket
 import ssl
-import typing
 from pathlib import Path
 
 import pytest
@@ -491,7 +490,8 @@ def test_of_a_value_that_cannot_be_shown_the_message_names_the_class(field):
 
 def test_the_options_that_type_checkers_know_are_the_fields():
     """In names, order and types."""
-    hints = typing.get_type_hints(hydrogen.Config)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(hydrogen.Config) if field.init}
-    assert list(typing.get_type_hints(Options).items()) == list(fields.items())
+    # As they are written: typing.get_type_hints of CPython 3.10 cannot evaluate a KW_ONLY.
+    fields = {field.name: field.type for field in dataclasses.fields(hydrogen.Config) if field.init}
+    options = {name: hint.__forward_arg__ for name, hint in Options.__annotations__.items()}
+    assert list(options.items()) == list(fields.items())
     assert not Options.__required_keys__
