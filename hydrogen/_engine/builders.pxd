@@ -12,7 +12,7 @@ from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._core cimport Engine, FrameDecoder, HydrogenSocket, class_name, errors
 from hydrogen._engine.callbacks cimport (
-    callbacks_check, callbacks_failed, callbacks_message, callbacks_run,
+    callbacks_caught, callbacks_failed, callbacks_message, callbacks_run,
 )
 from hydrogen._engine.ending cimport ending_with
 from hydrogen._engine.references cimport references_hold
@@ -46,11 +46,11 @@ cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *
             data = callbacks_run(engine, worker, decoder.next)
         except BaseException as error:
             if issubclass(type(error), errors.ProtocolError):
-                callbacks_check(engine)
+                callbacks_caught(engine, worker)
                 errors.cut_traceback(error)
                 ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
             else:
-                callbacks_failed(engine, socket, f"{class_name(decoder.builder)}.from_bytes", error)
+                callbacks_failed(engine, worker, socket, f"{class_name(decoder.builder)}.from_bytes", error)
             break
         connection.held = decoder.size
         if data is None:

@@ -1,7 +1,7 @@
 """The one way into user code: callbacks, streams, frame builders.
 
 Who calls it begins with `callbacks_begin` and looks at `callbacks_check` afterwards: it may have
-forked, and this is the child. Callbacks of the handler, between which nothing may pass, end with
+forked, and this is the child. Who catches what it raised calls `callbacks_caught` first. Callbacks of the handler, between which nothing may pass, end with
 `callbacks_leave`. What they raise is their own fault, whatever the class (`callbacks_failed`), but
 where the caller knows better.
 """
@@ -19,12 +19,12 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.flush cimport flush_corked, flush_is_last, flush_take_over
-from hydrogen._c.kernel cimport kernel_now, kernel_worker_get
+from hydrogen._c.kernel cimport kernel_now
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._c.worker cimport worker_is_eager
 from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, errors
 from hydrogen._engine.compat cimport (
-    compat_call, compat_context_size, compat_forget_async_exception, compat_raise, compat_this_thread,
+    compat_call, compat_context_size, compat_forget_async_exception, compat_raise,
 )
 from hydrogen._engine.ending cimport ending_with
 
@@ -87,11 +87,19 @@ cdef inline void callbacks_flush_corked(Engine engine, worker_t *worker) noexcep
     worker.iteration_began = kernel_now()
 
 
-cdef inline int callbacks_failed(Engine engine, HydrogenSocket socket, name, error) except -1:
-    """User code raised: end the connection with a HandlerError, then log it. Raises SystemExit in a forked child."""
+cdef inline int callbacks_caught(Engine engine, worker_t *worker) except -1:
+    """User code has raised. As `callbacks_check`; and what somebody has set in this worker for that code is
+    dropped: the next line of Python is ours, and would raise it. `worker`: NULL in a thread of the user's.
+    """
     callbacks_check(engine)
-    if kernel_worker_get() != NULL:  # what was set in it for the callback would come in here, in place of `error`
-        compat_forget_async_exception(compat_this_thread())
+    if worker != NULL:
+        compat_forget_async_exception(worker.python_thread)
+    return 0
+
+
+cdef inline int callbacks_failed(Engine engine, worker_t *worker, HydrogenSocket socket, name, error) except -1:
+    """User code raised: end the connection with a HandlerError, then log it. Raises SystemExit in a forked child."""
+    callbacks_caught(engine, worker)
     ending_with(engine, socket, False, CAUSE_HANDLER_ERROR, errors.handler_error(error))
     callbacks_log(engine, socket, name, error)
     return 0
@@ -113,26 +121,36 @@ cdef inline int callbacks_message(Engine engine, worker_t *worker, connection_t 
         relaxed_store64(&connection.deadline, 0)
     connection.flags &= ~<uint32_t>FLAG_LATE  # what made it late has come
     if expect_seldom(not compat_call(<PyObject *>(<_Callbacks>worker.callbacks).on_data, <PyObject *>socket, <PyObject *>data)):
-        callbacks_raised(engine, socket, "on_data_received")
+        callbacks_raised(engine, worker, socket, "on_data_received")
     return callbacks_leave(engine, worker)
 
 
-cdef inline int callbacks_raised(Engine engine, HydrogenSocket socket, name) except -1:
+cdef inline int callbacks_raised(Engine engine, worker_t *worker, HydrogenSocket socket, name) except -1:
     """`callbacks_failed` with what was raised. By itself: to be ready to catch takes time even when nothing is raised."""
     try:
         compat_raise()
     except BaseException as error:
-        callbacks_failed(engine, socket, name, error)
+        callbacks_failed(engine, worker, socket, name, error)
     return 0
+
+
+cdef inline int callbacks_invoke(Engine engine, worker_t *worker, HydrogenSocket socket, callback, name) except -1:
+    """Run a callback that takes the socket alone."""
+    callbacks_begin(engine, worker)
+    try:
+        callback(socket)
+    except BaseException as error:
+        callbacks_failed(engine, worker, socket, name, error)
+    return callbacks_leave(engine, worker)
 
 
 cdef inline int callbacks_call(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, callback, name,
 ) except -1:
-    """Run a callback that takes the socket alone, if it is overridden and the connection open."""
+    """The same, if it is overridden and the connection open."""
     if callback is None or atomic_load32(&connection.state) != STATE_OPEN:
         return 0
-    return callbacks_told(engine, worker, socket, callback, name)
+    return callbacks_invoke(engine, worker, socket, callback, name)
 
 
 cdef inline int callbacks_connected(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
@@ -147,20 +165,11 @@ cdef inline int callbacks_connected(Engine engine, worker_t *worker, connection_
     atomic_store32(&connection.ready, 1)
     if callbacks.on_connected is None:
         return 0
-    return callbacks_told(engine, worker, socket, callbacks.on_connected, "on_connected")
-
-
-cdef inline int callbacks_told(Engine engine, worker_t *worker, HydrogenSocket socket, callback, name) except -1:
-    callbacks_begin(engine, worker)
-    try:
-        callback(socket)
-    except BaseException as error:
-        callbacks_failed(engine, socket, name, error)
-    return callbacks_leave(engine, worker)
+    return callbacks_invoke(engine, worker, socket, callbacks.on_connected, "on_connected")
 
 
 cdef inline object callbacks_run(Engine engine, worker_t *worker, function, first=None, second=None):
-    """What `function` of the user's returns, or raises; who catches that calls `callbacks_check`.
+    """What `function` of the user's returns, or raises; who catches that calls `callbacks_caught`.
 
     Arguments are left out when they are None. In the child of a worker it raises SystemExit; that of a
     thread of the user's goes its own way, and who calls this there looks whether it is one.
@@ -189,8 +198,7 @@ cdef inline int callbacks_quietly(
         else:
             callback(first, second)
     except BaseException as error:
-        callbacks_check(engine)
-        compat_forget_async_exception(worker.python_thread)  # as in `callbacks_failed`
+        callbacks_caught(engine, worker)
         errors.cut_traceback(error)
         callbacks_log(engine, socket, name, error)
     return callbacks_leave(engine, worker)

@@ -30,7 +30,7 @@ from hydrogen._core cimport (
     may_send,
 )
 from hydrogen._engine.callbacks cimport (
-    callbacks_check, callbacks_connected, callbacks_failed, callbacks_leave, callbacks_run,
+    callbacks_caught, callbacks_connected, callbacks_failed, callbacks_leave, callbacks_run,
 )
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_hold
@@ -66,11 +66,11 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
         opening_settle_stream(engine, worker, connection, socket)
     except BaseException as error:
         if issubclass(type(error), errors.Reject):
-            callbacks_check(engine)
+            callbacks_caught(engine, worker)
             errors.cut_traceback(error)
             ending_with(engine, socket, True, CAUSE_REJECT, error)
         else:
-            callbacks_failed(engine, socket, "on_new_connection", error)
+            callbacks_failed(engine, worker, socket, "on_new_connection", error)
     callbacks_leave(engine, worker)
     if relaxed_load64(&connection.deadline):  # the header's, and now the handshake's: this time was not the peer's
         atomic_store64(&connection.deadline, relaxed_load64(&connection.deadline) + kernel_now() - began)

@@ -26,7 +26,7 @@ from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._c.waiting cimport waiting_count, waiting_rest, waiting_uncount
 from hydrogen._core cimport Engine, HydrogenSocket, Message, class_name, errors
-from hydrogen._engine.callbacks cimport callbacks_log, callbacks_message, callbacks_run
+from hydrogen._engine.callbacks cimport callbacks_caught, callbacks_log, callbacks_message, callbacks_run
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_held
 
@@ -141,6 +141,7 @@ cdef inline object streams_ask(Engine engine, worker_t *worker, HydrogenSocket s
     except BaseException as error:
         if engine._inert():
             raise
+        callbacks_caught(engine, worker)
         streams_failed(engine, socket, adapter, "recv", error)
         if worker == NULL and not isinstance(error, Exception):
             raised = error
@@ -257,6 +258,7 @@ cdef inline bint streams_leave(
             except BaseException as error:
                 if engine._inert():
                     raise
+                callbacks_caught(engine, worker)
                 went_well = False
                 streams_failed(engine, socket, adapter, "send", error)
                 if worker == NULL and not isinstance(error, Exception):
