@@ -1,9 +1,10 @@
-"""The outermost guard of the engine's own threads: the event, the accept, the monitor and the log thread."""
+"""The outermost guards of the engine's threads."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from hydrogen._py import kernel
 
@@ -12,21 +13,29 @@ PAUSE = 0.05
 ours must not become a load."""
 
 
-def keep_running(iterate: Callable[[], bool], recover: Callable[[BaseException], None]) -> None:
-    """Call `iterate` until it returns False, whatever it raises.
+def outlive(work: Callable[[BaseException | None], None]) -> None:
+    """Call `work` with None, then with what it raises, until it returns.
 
-    After an iteration that raised comes `recover` with the error, at once, for somebody waits for what
-    was left undone, and then until it does not raise. All that allocates is done where what it raises
-    is caught: for want of memory anything may fail. There are two guards: an asynchronous exception may
-    come at the very jump by which one that has caught another goes on, and there it does not reach.
+    For a loop that catches everything itself: an asynchronous exception may come at the very jump by
+    which its guard goes on after it has caught another, and there that guard does not reach.
     """
     error: BaseException | None = None
     while True:
         try:
-            _keep_running(iterate, recover, error)
+            work(error)
             return
         except BaseException as raised:
             error = raised
+
+
+def keep_running(iterate: Callable[[], bool], recover: Callable[[BaseException], None]) -> None:
+    """Call `iterate` until it returns False, whatever it raises. For all but workers.
+
+    After an iteration that raised comes `recover` with the error, at once, for somebody waits for what
+    was left undone, and then until it does not raise. All that allocates is done where what it raises
+    is caught: for want of memory anything may fail.
+    """
+    outlive(partial(_keep_running, iterate, recover))
 
 
 def _keep_running(iterate: Callable[[], bool], recover: Callable[[BaseException], None], error: BaseException | None) -> None:

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from hydrogen._py import mailbox
 from hydrogen._py.connection import Connection
 from hydrogen._py.step import step
+from hydrogen._py.threads import outlive
 
 Task = Callable[[], None]
 
@@ -66,21 +67,11 @@ class Worker(threading.Thread):
         self._stepping: Connection | None = None
 
     def run(self) -> None:
-        """Take steps until the pool ends. The outermost guard: see the module.
-
-        There is another one within, `_take_steps`: an asynchronous exception may come at the very
-        jump by which a guard that has caught one goes on, and there it does not reach.
-        """
-        error: BaseException | None = None
-        while True:
-            try:
-                self._take_steps(error)
-                return
-            except BaseException as raised:
-                error = raised
+        """Take steps until the pool ends."""
+        outlive(self._take_steps)
 
     def _take_steps(self, error: BaseException | None) -> None:
-        """Until the pool ends; first see to what `error` has interrupted.
+        """Until the pool ends; first see to what `error` has interrupted. The guard of the module.
 
         What calls anything is inside of the guard: an asynchronous exception may come while one is caught.
         """
