@@ -245,10 +245,10 @@ def test_a_thread_that_forks_within_a_send_goes_on_in_the_child_which_sends_noth
 
 
 FORKS_AS_IT_STARTS = """
-import os, sys, time, warnings
+import os, sys, warnings
 import hydrogen
 from hydrogen.lifecycle import Life
-from support import Echo
+from support import Echo, wait_until
 
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 pids, begin, cancel = [], Life.begin, Life.cancel
@@ -258,8 +258,7 @@ def forks(life):
     begin(life)
 
 def waits(life, error):
-    while life._thread is None or life._thread.ident is None:
-        time.sleep(0.001)
+    wait_until(lambda: life._thread is not None and life._thread.ident is not None, "there is a thread")
     life._thread.join(5)
     os.write(1, b"a thread is left\\n" if life._thread.is_alive() else b"child: none is left\\n")
     cancel(life, error)

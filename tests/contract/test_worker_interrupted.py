@@ -1,6 +1,7 @@
 """An exception set in a worker from outside, at every moment of a connection's life: deterministic, one after the other.
 
-Of the Python engine: the compiled one's workers run no bytecode between two callbacks, see test_guard.py.
+Of the Python engine: the compiled one's workers run no bytecode between two callbacks, so there is no such moment, and one round.
+For that one see test_guard.py.
 """
 
 import contextlib
@@ -100,8 +101,6 @@ def converse(server, family):
 @pytest.mark.clause("H16")
 @pytest.mark.parametrize("family", [*FAMILIES, "proxy"])
 def test_an_exception_set_in_the_only_worker_at_any_moment_costs_nobody_else(engine, family, tmp_path, error_log):
-    if engine == "compiled":
-        pytest.skip("its workers run no bytecode of their own")
     number, came, fds = 0, True, open_fds()
     while came:
         shots = Shots(number)
