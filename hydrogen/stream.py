@@ -217,8 +217,8 @@ class Handover:
         session: None: no TLS. What is in it already counts: `failure`, `is_ended`.
         received: plaintext that was read and not given out; it comes before what the fd has.
         unsent: bytes for the wire, which go out before anything else.
-        code: the errno that the kernel has told the stream, of a reset say; 0: none. It tells once, and then what looks like an
-            orderly end.
+        code: the errno that the kernel has reported to the stream, of a reset say; 0: none. It reports once, and then what looks like an
+            graceful end.
     """
 
     fd: int
@@ -284,7 +284,7 @@ def seconds_left(deadline: float | None) -> float:
     return min(left, LONGEST_WAIT)
 
 
-def _told_once(error: Exception | None) -> OSError | None:
+def _reported_once(error: Exception | None) -> OSError | None:
     """`error`, if it is what the kernel reports once, as a reset is; else None."""
     if not isinstance(error, OSError) or isinstance(error, SSLError) or error.errno in (errno.EPIPE, errno.ENOBUFS, errno.ENOMEM):
         return None
@@ -592,8 +592,8 @@ class _SocketStream(Stream):
                 raise ValueError("a message was sent before the TLS handshake was done: send it from on_connected")
             self._decoder.builder = ChunkFrameBuilder()  # it takes all there is, as it is
             received = self._decoder.next() or b""
-            told = _told_once(self._end) or _told_once(self._broken)
-            code = told.errno or 0 if told is not None else 0
+            reported = _reported_once(self._end) or _reported_once(self._broken)
+            code = reported.errno or 0 if reported is not None else 0
             return Handover(fd, self._builder, self._session, received, bytes(self._unsent), code)
 
     # ------------------------------------------------------------------ input
@@ -699,9 +699,9 @@ class _SocketStream(Stream):
             self._end = EOFError() if self._is_shut or self._sock.fileno() < 0 else error
             return True
         self._decoder.feed(self._open(data))
-        if not data and not self._is_shut and (told := _told_once(self._broken)) is not None:
-            # When send(2) has had it, this looks like an end in order.
-            self._end = told
+        if not data and not self._is_shut and (reported := _reported_once(self._broken)) is not None:
+            # When send(2) has had it, this looks like a graceful end.
+            self._end = reported
         return True
 
     # ------------------------------------------------------------------ output

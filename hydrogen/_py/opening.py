@@ -117,7 +117,7 @@ def take_over(connection: Connection, stream: Plain | Secure) -> None:
         raise ValueError(f"on_new_connection({connection.fd}) returned a {type(stream).__name__} of another fd: {stream.fileno()}")
     handover = stream.hand_over()
     assert isinstance(connection.transport, SocketTransport)
-    connection.transport.told = handover.code
+    connection.transport.reported = handover.code
     connection.builder = handover.builder
     connection.decoder = decoder_for(connection.builder)
     if handover.received:

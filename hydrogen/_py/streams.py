@@ -96,10 +96,10 @@ class SocketTransport:
 
     Attributes:
         abandon: the fd belongs to somebody else from now on; a call of C code, see `role`.
-        told: the errno that the kernel has told who used the fd before, 0: none; see `stream.Handover`.
+        reported: the errno that the kernel has reported to the stream that had the fd before; 0: none. See `stream.Handover`.
     """
 
-    __slots__ = ("_sock", "abandon", "poll_fd", "told")
+    __slots__ = ("_sock", "abandon", "poll_fd", "reported")
 
     is_stream = False
     kept = 0
@@ -110,7 +110,7 @@ class SocketTransport:
         self._sock = sock
         self.abandon = functools.partial(socket.SocketType.detach, sock)
         self.poll_fd = sock.fileno()
-        self.told = 0
+        self.reported = 0
 
     def receive(self, most: int = CHUNK) -> list[bytes]:
         """One recv(2)."""
@@ -119,7 +119,7 @@ class SocketTransport:
         except BlockingIOError:
             return []
         if not data:
-            raise removal_error(Cause.OS_ERROR, self.told) if self.told else EOFError
+            raise removal_error(Cause.OS_ERROR, self.reported) if self.reported else EOFError
         return [data]
 
     def peek(self, most: int) -> bytes:
@@ -143,12 +143,12 @@ class SocketTransport:
     def explain(self, error: BaseException, method: str) -> tuple[Cause, Exception]:
         """Always an `OSError`; want of memory is ENOMEM, as it would be from the kernel."""
         kind = type(error)
-        code = errno.ENOMEM if issubclass(kind, MemoryError) else self.told or getattr(error, "errno", None)
+        code = errno.ENOMEM if issubclass(kind, MemoryError) else self.reported or getattr(error, "errno", None)
         return Cause.OS_ERROR, removal_error(Cause.OS_ERROR, code or errno.EIO)
 
     def pending_error(self) -> int:
         """SO_ERROR."""
-        return self.told or self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return self.reported or self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def end_output(self) -> bool:
         """A FIN."""
@@ -288,6 +288,7 @@ class StreamTransport:
             return
         self._is_closed = True
         try:
+            # Not by the adapter: an exception set from outside would come as that begins, and leave the stream open.
             self._port.stream.close()
         except BaseException as error:
             self._complain(f"{self._name}.close", error)
