@@ -37,7 +37,7 @@ from hydrogen.connection import extra_info
 from hydrogen.frame import FrameDecoder, encode
 from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header, may_send
 from hydrogen.report import BroadcastReport, Stats, removals
-from hydrogen.stream import Plain, Secure, Stream, StreamAdapter
+from hydrogen.stream import Plain, Secure, Stream, StreamAdapter, close_stream
 from hydrogen.tls import TlsSession
 
 cimport cython

@@ -15,7 +15,7 @@ from hydrogen._c.kernel cimport (
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport loop_release
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._core cimport Engine, HydrogenSocket, Stream, StreamAdapter, _Callbacks, errors
+from hydrogen._core cimport Engine, HydrogenSocket, Stream, StreamAdapter, _Callbacks, close_stream, errors
 from hydrogen._engine.callbacks cimport callbacks_quietly
 from hydrogen._engine.references cimport references_hold, references_socket
 
@@ -38,7 +38,7 @@ cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_
         lock_take(&engine._loop.context.fd_lock)
         connection.fd = -1  # its number may be a stranger's from now on
         lock_give(&engine._loop.context.fd_lock)
-        finishing_step(engine, worker, socket, StreamAdapter.close, "Stream.close", adapter, None)
+        finishing_step(engine, worker, socket, close_stream, "Stream.close", adapter.stream, None)
     return 0
 
 

@@ -1,7 +1,7 @@
 """An exception set in a worker from outside, at every moment of a connection's life: deterministic, one after the other.
 
-Of the Python engine: the compiled one's workers run no bytecode between two callbacks, so there is no such moment, and one round.
-For that one see test_guard.py.
+The compiled engine's workers run no bytecode of ours but the adapter of a stream: few moments, and one round for the other families.
+For that engine see test_guard.py, too.
 """
 
 import contextlib
