@@ -22,7 +22,7 @@ from hydrogen._c.closing cimport closing_end
 from hydrogen._c.connection cimport connection_open, connection_register
 from hydrogen._c.constants cimport (
     ACCEPTING, ACCEPT_EXHAUSTED, ACCEPT_FULL, ACCEPT_MOST, ACCEPT_PAUSE_MS, CAUSE_OS_ERROR,
-    FLAG_FIRST, FLAG_HEADER, LOG_ACCEPTING, LOG_TURNED_AWAY, NEW, WATCH_CONFIGURED,
+    FLAG_COUNTED, FLAG_FIRST, FLAG_HEADER, LOG_ACCEPTING, LOG_TURNED_AWAY, NEW, WATCH_CONFIGURED,
 )
 from hydrogen._c.deadlines cimport deadlines_announce
 from hydrogen._c.kernel cimport (
@@ -131,7 +131,8 @@ cdef inline void acceptor_take(
     cdef uint32_t k
     connection_open(
         &loop.context, connection, fd, atomic_add64(&acceptor.accepted, 1) + 1, peer, listener, acceptor.listeners[listener].unix_domain)
-    connection.counted = counted
+    if counted:
+        connection.flags |= FLAG_COUNTED
     atomic_add64(&loop.live, 1)
     if loop.context.idle_timeout:
         deadlines_announce(loop, WATCH_CONFIGURED)

@@ -6,7 +6,7 @@ the poller, the last callbacks, and the slot is released.
 """
 
 from libc.errno cimport EAGAIN, ECONNRESET
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from hydrogen._c.addresses cimport addresses_give
 from hydrogen._c.atomic cimport (
@@ -17,8 +17,8 @@ from hydrogen._c.buffer cimport queue_clear, queue_t
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_PEER_CLOSED,
     CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, CAUSE_TRUNCATED, DISCARD_READS, FLAG_CLOSE_NOTIFY,
-    FLAG_CUT, FLAG_EOF, FLAG_EOF_TOLD, FLAG_HANGUP, FLAG_LINGERING, FLAG_PARTIAL, FLAG_POLLED,
-    FLAG_READABLE, FLAG_TLS_END, FLAG_TLS_FAILED, FLUSHED, FLUSH_DRAINED, LINGER_NS,
+    FLAG_COUNTED, FLAG_CUT, FLAG_EOF, FLAG_EOF_TOLD, FLAG_HANGUP, FLAG_LINGERING, FLAG_PARTIAL,
+    FLAG_POLLED, FLAG_READABLE, FLAG_TLS_END, FLAG_TLS_FAILED, FLUSHED, FLUSH_DRAINED, LINGER_NS,
     NEXT_DISPATCH, NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP, STALL_NONE, STATE_ABORTING,
     STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_VACANT, TODO_CLOSE_NOTIFY, TODO_EOF,
     TODO_FINISH,
@@ -56,7 +56,7 @@ cdef inline uint32_t closing_end(
     if mailbox_generation(connection) == generation and STATE_OPEN <= connection.state <= last:
         if connection.state == STATE_OPEN:
             connection.cause = <uint8_t>cause
-            connection.code = code
+            connection.code = <int16_t>code
             if error != NULL:
                 connection.error = error[0]
                 error[0] = NULL
@@ -171,7 +171,7 @@ cdef inline void closing_release(context_t *context, io_t *io, connection_t *con
     relaxed_add64(&io.counters.removed[connection.cause], 1)
     if connection.cause == CAUSE_TIMEOUT:
         relaxed_add64(&io.counters.timeouts[connection.code], 1)
-    if connection.counted:
+    if connection.flags & FLAG_COUNTED:
         addresses_give(context.addresses, &connection.peer)
     lock_take(&context.fd_lock)
     fd = connection.poll_fd
@@ -203,7 +203,7 @@ cdef inline bint closing_discard(io_t *io, connection_t *connection) noexcept no
             if got == -EAGAIN:
                 return False
             connection.flags |= FLAG_EOF
-            connection.end_code = <int>-got
+            connection.end_code = <int16_t>-got
             return True
         relaxed_add64(&io.counters.bytes_received, <uint64_t>got)
         relaxed_store32(&connection.active, 1)

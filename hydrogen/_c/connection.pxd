@@ -34,7 +34,6 @@ cdef inline void connection_open(
     connection.framing = context.framing
     connection.scanned = connection.held = 0
     connection.local.family = 0
-    connection.counted = False
     relaxed_store32(&connection.idle_unacknowledged, NOT_LOOKED)
     relaxed_store32(&connection.active, 1)
     relaxed_store32(&connection.stalled, STALL_NONE)

@@ -100,6 +100,7 @@ cdef enum:
     FLAG_BUSY = 1 << 17       # what the owner needs is with another thread, who posts when it is done
     FLAG_CUT = 1 << 18        # aborting: a thread is in the user's stream, and its socket was ended under it
     FLAG_RECEIVING = 1 << 19  # another thread receives for the owner, and posts RECEIVED then
+    FLAG_COUNTED = 1 << 20    # in context.addresses, under the address `peer`
     # No more input will come, for either reason.
     FLAGS_ENDED = (1 << 0) | (1 << 7)
     # It is not ready: what open_timeout is for.
@@ -129,7 +130,7 @@ cdef enum:
     FLUSH_OWNER = 1 << 30    # the caller has become the owner, and has to queue the connection
 
 cdef enum:
-    NOT_CORKED = 0xFFFFFFFF
+    NOT_CORKED = 0xFFFF  # Config allows 1,024 workers
     NOT_LOOKED = 0xFFFFFFFF
 
 cdef enum:

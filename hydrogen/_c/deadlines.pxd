@@ -42,7 +42,7 @@ cdef inline int deadlines_passed(context_t *context, connection_t *connection) n
         connection.flags &= ~<uint32_t>FLAG_LATE
     elif not connection.flags & FLAG_LATE:
         connection.flags |= FLAG_LATE | FLAG_READABLE  # its edge is perhaps on its way still
-        connection.grace = <size_t>kernel_unread(connection.poll_fd)
+        connection.grace = kernel_unread(connection.poll_fd)
     return late
 
 

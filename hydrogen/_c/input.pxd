@@ -5,7 +5,7 @@ worker gives what is complete to the handler; nothing here runs Python.
 """
 
 from libc.errno cimport EAGAIN, ENOMEM
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from hydrogen._c.atomic cimport (
@@ -135,11 +135,11 @@ cdef inline bint input_tidy(io_t *io, connection_t *connection) noexcept nogil:
 
 cdef inline void input_broken(connection_t *connection, int code) noexcept nogil:
     """Reading ended with the errno `code`, or with 0 for a graceful end."""
-    connection.end_code = code
+    connection.end_code = <int16_t>code
     connection.flags = (connection.flags | FLAG_EOF) & ~<uint32_t>FLAG_READABLE
     lock_take(&connection.lock)
     if connection.state == STATE_OPEN:
-        connection.code = code
+        connection.code = <int16_t>code
     lock_give(&connection.lock)
 
 
@@ -166,7 +166,7 @@ cdef inline void input_read(context_t *context, io_t *io, connection_t *connecti
                 return
             budget -= <size_t>got
             if connection.flags & FLAG_LATE:
-                connection.grace -= min(connection.grace, <size_t>got)
+                connection.grace -= min(connection.grace, <int>got)
             if <size_t>got < want and not connection.flags & FLAG_STICKY:
                 connection.flags &= ~<uint32_t>FLAG_READABLE
                 return

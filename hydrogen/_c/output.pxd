@@ -16,7 +16,7 @@
 """
 
 from libc.errno cimport EAGAIN
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from hydrogen._c.atomic cimport (
@@ -147,7 +147,7 @@ cdef inline int output_append(
         if connection.blocked:
             output_account_locked(context, connection)
         elif not connection.flushing and (worker == NOT_CORKED or connection.corked_by != worker):
-            connection.corked_by = worker
+            connection.corked_by = <uint16_t>worker
             result = SEND_CORKED if worker != NOT_CORKED else SEND_NOW
         if not connection.blocked and not connection.flushing and connection.pending > context.high:
             result = SEND_NOW
@@ -263,7 +263,7 @@ cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *co
             if connection.state == STATE_OPEN:
                 connection.cause = CAUSE_OS_ERROR
                 # A reset is reported once; when the reader has had it, send(2) only says EPIPE.
-                connection.code = connection.code or <int>-sent
+                connection.code = connection.code or <int16_t>-sent
             output_abort_locked(context, connection)
             break
         elif output_block_locked(connection, moved):

@@ -1,6 +1,6 @@
 """The structs of a loop and its connections. Each field says who writes it, under which lock."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from hydrogen._c.addresses cimport addresses_t
 from hydrogen._c.buffer cimport block_t, pool_t, queue_t
@@ -73,8 +73,7 @@ ctypedef struct connection_t:
     uint32_t mail            # bits handed over with the ownership
     uint32_t todo
     uint32_t flags
-    int end_code             # errno with which reading ended
-    size_t grace             # with FLAG_LATE: bytes that were in the kernel when it was found late
+    int grace                # with FLAG_LATE: bytes that were in the kernel when it was found late
     block_t *ciphertext      # ciphertext read and not decrypted
     block_t *input           # bytes (plaintext) read and not delivered
     size_t scanned           # of them, known to hold no delimiter: framing_find
@@ -93,12 +92,12 @@ ctypedef struct connection_t:
     uint8_t edge             # an OUT edge came while flushing; of a user's stream also: a message, and while blocked
     uint8_t asked_out        # a Unix socket that is polled for OUT; changed only by the flusher
     uint8_t unix_domain      # constant from acquire to release; here, where a byte has room
-    uint8_t counted          # in context.addresses, under the address `peer`; owner only
-    int code                 # errno of CAUSE_OS_ERROR; while open: with which reading ended
+    int16_t code             # errno of CAUSE_OS_ERROR; while open: with which reading ended
     name_t peer              # of the client, whom the PROXY protocol may name; constant from when it is ready; empty for Unix sockets
     name_t local             # written at the end, when the kernel is about to forget it
-    uint32_t corked_by       # worker on whose list of corked connections it is
     uint32_t drainers
+    uint16_t corked_by       # worker on whose list of corked connections it is
+    int16_t end_code         # errno with which reading ended; owner only, as `unix_domain` is here for its size
     queue_t output
     size_t pending           # bytes in `output`, with the flusher, and of messages that wait for TLS or a user's stream
     size_t writing           # of them, given to a user's stream that has not yet returned; by who is in it

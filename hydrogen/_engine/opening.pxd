@@ -14,7 +14,7 @@ from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.connection cimport connection_register
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_OVERLOAD,
-    CAUSE_PEER_CLOSED, CAUSE_REJECT, FLAG_FIRST, FLAG_HANDSHAKE, FLAG_HEADER, FLAG_POLLED,
+    CAUSE_PEER_CLOSED, CAUSE_REJECT, FLAG_COUNTED, FLAG_FIRST, FLAG_HANDSHAKE, FLAG_HEADER, FLAG_POLLED,
     FLAG_READABLE, HEADER_PART, STATE_ABORTING, STATE_CLOSING,
 )
 from hydrogen._c.framing cimport FRAMING_PYTHON
@@ -181,11 +181,12 @@ cdef inline bint opening_read_header(Engine engine, worker_t *worker, connection
         lock_take(&connection.lock)
         connection.peer = name
         lock_give(&connection.lock)
-        connection.counted = engine._loop.context.addresses.most and addresses_take(engine._loop.context.addresses, &connection.peer)
-        if engine._loop.context.addresses.most and not connection.counted:
-            ending_ask(engine, socket, True, CAUSE_OVERLOAD, 0)
-            engine._log.turned_away_from(header.source)
-            return False
+        if engine._loop.context.addresses.most:
+            if not addresses_take(engine._loop.context.addresses, &connection.peer):
+                ending_ask(engine, socket, True, CAUSE_OVERLOAD, 0)
+                engine._log.turned_away_from(header.source)
+                return False
+            connection.flags |= FLAG_COUNTED
     connection.flags &= ~<uint32_t>FLAG_HEADER
     # The edge that told of what is behind the header has come already.
     connection.flags |= FLAG_READABLE
