@@ -24,6 +24,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from hydrogen import backend
+from hydrogen.guard import outlive
 from hydrogen.listener import Listeners
 from hydrogen.log import RateLimitedLog
 from hydrogen.report import Stats, StopReport
@@ -385,18 +386,21 @@ class Life:
         self._created.put(None)
 
     def _wait_for_stop(self) -> None:
+        outlive(self._take_terms)
+
+    def _take_terms(self, error: BaseException | None) -> None:
         while True:
             # Libraries that raise in other threads (PyThreadState_SetAsyncExc) do not end a server, nor keep it from ending:
             # what comes as `get` returns takes with it what that has returned, and nothing else.
             try:
+                if error is not None and issubclass(type(error), SHORT_OF_MEMORY):
+                    time.sleep(SHORTAGE)
                 while not self._terms:
                     self._asked.get()
                 self._timeout, self._spread = self._terms[0]
                 return
-            except SHORT_OF_MEMORY:
-                time.sleep(SHORTAGE)
-            except BaseException:
-                continue
+            except BaseException as raised:
+                error = raised
 
     def _start(self) -> None:
         server, config = self._server, self._server.config

@@ -14,7 +14,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
-import operator
 import os
 import select
 import socket
@@ -200,11 +199,6 @@ class StreamAdapter:
             if not issubclass(type(error), ConnectionError) and error.errno != errno.ENOTCONN:
                 raise
 
-
-close_stream = operator.methodcaller("close")
-"""Has a stream close its fd; the last call. A function of C: what somebody sets in this thread (PyThreadState_SetAsyncExc) cannot be raised
-before the stream's own code runs, or the fd would stay.
-"""
 
 # ---------------------------------------------------------------------------------------------------- the library's own
 

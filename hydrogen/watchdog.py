@@ -13,7 +13,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 
+from hydrogen.guard import outlive
 from hydrogen.log import RateLimitedLog
 
 
@@ -37,7 +39,7 @@ class Watchdog:
         self._running = running
         self._log = log
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="hydrogen-watchdog", daemon=True)
+        self._thread = threading.Thread(target=partial(outlive, self._watch), name="hydrogen-watchdog", daemon=True)
         self._seen: dict[tuple[int, int], float] = {}  # since when each callback runs
         self._told: set[tuple[int, int]] = set()
         self.slow = 0
@@ -56,15 +58,18 @@ class Watchdog:
         """Whether the calling thread is the watchdog."""
         return threading.current_thread() is self._thread
 
-    def _watch(self) -> None:
-        pause = self._seconds / 4
+    def _watch(self, error: BaseException | None) -> None:
+        """Until the end; first tell of `error`, by which it was interrupted: want of memory, or a fault of ours."""
         while not self._ended.is_set():
             try:
-                if not self._ended.wait(pause):
+                if error is not None:
+                    told, error = error, None
+                    time.sleep(self._seconds / 4)
+                    self._log.say(logging.ERROR, "watchdog", "a look of the watchdog failed", error=told)
+                while not self._ended.wait(self._seconds / 4):
                     self._look()
-            except BaseException as error:  # want of memory, or a fault of ours
-                self._log.say(logging.ERROR, "watchdog", "a look of the watchdog failed", error=error)
-                time.sleep(pause)
+            except BaseException as raised:
+                error = raised
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -45,8 +45,8 @@ cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *
         try:
             data = callbacks_run(engine, worker, decoder.next)
         except BaseException as error:
+            callbacks_caught(engine, worker)
             if issubclass(type(error), errors.ProtocolError):
-                callbacks_caught(engine, worker)
                 errors.cut_traceback(error)
                 ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
             else:

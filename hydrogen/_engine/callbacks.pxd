@@ -100,9 +100,20 @@ cdef inline int callbacks_caught(Engine engine, worker_t *worker) except -1:
 cdef inline int callbacks_failed(Engine engine, worker_t *worker, HydrogenSocket socket, name, error) except -1:
     """User code raised: end the connection with a HandlerError, then log it. Raises SystemExit in a forked child."""
     callbacks_caught(engine, worker)
-    ending_with(engine, socket, False, CAUSE_HANDLER_ERROR, errors.handler_error(error))
+    shown = callbacks_error(engine, worker, error)
+    callbacks_check(engine)  # its __str__ is user code
+    ending_with(engine, socket, False, CAUSE_HANDLER_ERROR, shown)
     callbacks_log(engine, socket, name, error)
     return 0
+
+
+cdef inline object callbacks_error(Engine engine, worker_t *worker, error):
+    """The HandlerError for `error`. What somebody sets in this worker meanwhile is dropped, once."""
+    try:
+        return errors.handler_error(error)
+    except BaseException:
+        callbacks_caught(engine, worker)
+    return errors.handler_error(error)
 
 
 cdef inline void callbacks_log(Engine engine, HydrogenSocket socket, name, error) noexcept:
@@ -182,6 +193,7 @@ cdef inline object callbacks_run(Engine engine, worker_t *worker, function, firs
         result = function() if first is None else function(first)
     if worker != NULL:
         callbacks_check(engine)
+        compat_forget_async_exception(worker.python_thread)
     return result
 
 

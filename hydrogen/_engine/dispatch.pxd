@@ -31,6 +31,7 @@ from hydrogen._engine.builders cimport builders_deliver
 from hydrogen._engine.callbacks cimport (
     callbacks_begin, callbacks_call, callbacks_leave, callbacks_message,
 )
+from hydrogen._engine.compat cimport compat_forget_async_exception
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.finishing cimport finishing_callbacks, finishing_release
 from hydrogen._engine.opening cimport opening_has_second_header, opening_open
@@ -45,6 +46,7 @@ cdef inline void dispatch_iteration(Engine engine, worker_t *worker) noexcept:
     cdef connection_t *connection
     cdef uint32_t tasks = 0
     cdef uint32_t count = queues_begin_iteration(&engine._loop, &tasks)
+    compat_forget_async_exception(worker.python_thread)  # it came while this worker waited
     relaxed_add64(&worker.io.counters.iterations, 1)
     if tasks:
         dispatch_tasks(engine, worker, tasks)

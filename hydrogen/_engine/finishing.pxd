@@ -34,7 +34,7 @@ cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_
         finishing_step(engine, worker, socket, callbacks.on_disconnected, "on_disconnected", socket, error)
     if connection.cause != CAUSE_OVERLOAD:
         finishing_removed(engine, worker, connection, socket, error)
-    if adapter is not None:
+    if adapter is not None and not engine._inert():  # in a child the lock may be held for ever
         lock_take(&engine._loop.context.fd_lock)
         connection.fd = -1  # its number may be a stranger's from now on
         lock_give(&engine._loop.context.fd_lock)

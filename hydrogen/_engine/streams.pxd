@@ -85,7 +85,7 @@ cdef inline bint streams_receive(
         connection.flags |= FLAG_RECEIVING
     if entered != ADAPTER_ENTERED:
         return False
-    streams_leave(engine, worker, socket, adapter, True, True)
+    streams_leave(engine, worker, socket, adapter, True)
     return streams_received(connection, adapter)
 
 
@@ -141,10 +141,7 @@ cdef inline object streams_ask(Engine engine, worker_t *worker, HydrogenSocket s
     except BaseException as error:
         if engine._inert():
             raise
-        callbacks_caught(engine, worker)
-        streams_failed(engine, socket, adapter, "recv", error)
-        if worker == NULL and not isinstance(error, Exception):
-            raised = error
+        raised = streams_failed(engine, worker, socket, adapter, "recv", error)
     finally:
         adapter.answer = received
     if received:
@@ -152,28 +149,37 @@ cdef inline object streams_ask(Engine engine, worker_t *worker, HydrogenSocket s
     return raised
 
 
-cdef inline void streams_failed(Engine engine, HydrogenSocket socket, adapter, name, error) noexcept:
-    """`Stream.recv` or `send` raised."""
-    if not streams_ended(engine, socket, adapter, name, error):
-        ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
-
-
-cdef inline bint streams_ended(Engine engine, HydrogenSocket socket, adapter, name, error) noexcept:
-    """The same; False when there is no memory for it."""
-    cdef bint is_done = False
+cdef inline object streams_failed(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, name, error):
+    """`Stream.recv` or `send` raised. Returns what a thread of the user's is to be told: that, or Ctrl-C that comes meanwhile."""
+    cause = shown = None
+    interrupt = streams_interrupt(worker, error)
+    callbacks_caught(engine, worker)
     try:
         cause, shown = errors.cause_of(error)
-        ending_with(engine, socket, cause == CAUSE_OS_ERROR or name == "send", cause, shown)
-        is_done = True
-        if cause == CAUSE_HANDLER_ERROR:
-            callbacks_log(engine, socket, f"{class_name(adapter.stream)}.{name}", error)
-    except BaseException:
-        pass
-    return is_done
+    except BaseException as raised:
+        if engine._inert():
+            raise
+        interrupt = streams_interrupt(worker, raised) if interrupt is None else interrupt
+        callbacks_caught(engine, worker)
+        cause, shown = errors.cause_of(error)
+    if engine._inert():  # the `__str__` of `error` is user code
+        return None
+    ending_with(engine, socket, cause == CAUSE_OS_ERROR or name == "send", cause, shown)
+    if cause == CAUSE_HANDLER_ERROR:
+        try:
+            engine._log.callback_error(f"{class_name(adapter.stream)}.{name}", error, socket)
+        except BaseException as raised:
+            interrupt = streams_interrupt(worker, raised) if interrupt is None else interrupt
+    return interrupt
+
+
+cdef inline object streams_interrupt(worker_t *worker, error):
+    """What was raised, if it is for the thread that sends and not about the stream; None in a worker, and for an Exception."""
+    return error if worker == NULL and not issubclass(type(error), Exception) else None
 
 
 cdef inline bint streams_send(Engine engine, HydrogenSocket socket, bytes data, uint64_t *rest) except -1:
-    """Have a user's stream write; None: go on with what it has kept. False when it is too late, or it raised. Any thread.
+    """Have a user's stream write; None: go on with what it has kept. False when it is too late. Any thread.
 
     `rest`, for a message: how long the caller is to let the thread that writes it get on.
 
@@ -203,7 +209,8 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, bytes data, 
     entered = adapter_enter(&engine._loop.context, connection, socket._generation)
     queues_check_memory(&engine._loop)
     if entered == ADAPTER_ENTERED:
-        return streams_leave(engine, engine._worker(), socket, adapter, False, True)
+        streams_leave(engine, engine._worker(), socket, adapter, False)
+        return not engine._inert()
     if entered == ADAPTER_BUSY and data is not None and adapter.user != PyThread_get_thread_ident():
         rest[0] = waiting_rest(&engine._loop.context, connection)
     return entered == ADAPTER_BUSY or (message is not None and not streams_take_back(adapter, message))
@@ -220,10 +227,8 @@ cdef inline bint streams_take_back(holder, Message message) except -1:
     return was_there
 
 
-cdef inline bint streams_leave(
-    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint owner, bint went_well,
-) except -1:
-    """Receive, if the owner wants it; write what waits; and come out of the stream. False when that failed.
+cdef inline int streams_leave(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint owner) except -1:
+    """Receive, if the owner wants it; write what waits; and come out of the stream.
 
     After DELIVER_MOST messages the rest is left to a worker: others send as fast as this thread. The
     owner leaves all of it: `send` of the stream may block, and deadlines and abort() need him.
@@ -247,7 +252,7 @@ cdef inline bint streams_leave(
                     raised = streams_ask(engine, worker, socket, adapter)
                     interrupt = raised if interrupt is None else interrupt
                     if engine._inert():
-                        return False
+                        return 0
                     if not owner:
                         queues_post(&engine._loop, connection, socket._generation, RECEIVED, worker == NULL)
                 if owner:
@@ -258,13 +263,10 @@ cdef inline bint streams_leave(
             except BaseException as error:
                 if engine._inert():
                     raise
-                callbacks_caught(engine, worker)
-                went_well = False
-                streams_failed(engine, socket, adapter, "send", error)
-                if worker == NULL and not isinstance(error, Exception):
-                    interrupt = error
+                raised = streams_failed(engine, worker, socket, adapter, "send", error)
+                interrupt = raised if interrupt is None else interrupt
             if engine._inert():  # the child of a thread of the user's
-                return False
+                return 0
             adapter.user = None
             is_out = adapter_leave(&engine._loop.context, connection, hands_over, &bits)
             if not is_out and adapter.blocked and not adapter.waiting:
@@ -280,7 +282,7 @@ cdef inline bint streams_leave(
                 queues_leave_output(&engine._loop, connection, True, True)
     if interrupt is not None:
         raise interrupt
-    return went_well
+    return 0
 
 
 cdef inline int streams_write(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, int most) except -1:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydrogen._py import kernel
-from hydrogen._py.threads import keep_running
+from hydrogen._py.threads import kept_running
 
 if TYPE_CHECKING:
     from hydrogen.log import RateLimitedLog
@@ -84,6 +84,7 @@ class Acceptor:
         self._asleep.register(self._wakeup.fileno(), select.POLLIN)
         for fd in (self._wakeup.fileno(), *self._listeners):
             self._waiting.register(fd, select.POLLIN)
+        self._keep_running = kept_running(self._iterate, self._recover)
         self.thread = threading.Thread(target=self._run, name="hydrogen-accept", daemon=True)
         self.pauses = 0
 
@@ -120,7 +121,7 @@ class Acceptor:
         self._wakeup.forget()
 
     def _run(self) -> None:
-        keep_running(self._iterate, self._recover)
+        self._keep_running()
         self._wakeup.close()  # here: nobody else knows when it is polled no more
 
     def _iterate(self) -> bool:

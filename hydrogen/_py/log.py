@@ -13,7 +13,7 @@ from functools import partial
 from queue import SimpleQueue
 
 from hydrogen._py import mailbox
-from hydrogen._py.threads import keep_running
+from hydrogen._py.threads import kept_running
 
 MANY = 1000
 """Lines that may wait; what comes while the log takes none is left out."""
@@ -26,10 +26,11 @@ class LogThread:
         thread: who writes them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_interrupted: Callable[[BaseException], None]) -> None:
+        """Args: on_interrupted: called, until it does not raise, when an exception set from outside may have taken a line."""
         self._lines: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._hands: mailbox.Hands = deque()  # of the thread: what it has taken, and not begun
-        self.thread = threading.Thread(target=self._run, name="hydrogen-log", daemon=True)
+        self.thread = threading.Thread(target=kept_running(self._iterate, on_interrupted), name="hydrogen-log", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -47,9 +48,6 @@ class LogThread:
         self._lines.put(None)
         if self.thread.ident is not None:
             self.thread.join(patience)
-
-    def _run(self) -> None:
-        keep_running(self._iterate, lambda _: None)
 
     def _iterate(self) -> bool:
         if not self._hands:

@@ -43,7 +43,7 @@ from hydrogen._py.role import Total, Waiters
 from hydrogen._py.slab import Slab
 from hydrogen._py.socket import Socket
 from hydrogen._py.stalls import StalledOutput, StalledWorkers
-from hydrogen._py.threads import keep_running
+from hydrogen._py.threads import kept_running
 from hydrogen._py.worker import Pool
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
@@ -133,7 +133,7 @@ class Engine:
         self._listeners = listeners
         self._pool = Pool(config.max_threads, self._is_empty, self._on_all_busy, self._on_lost, self._close_fds, lambda: self.forked_away)
         self.ready = self._pool.ready
-        self._log_thread = LogThread()
+        self._log_thread = LogThread(self._on_line_lost)
         self._monitor = Monitor(self._on_deadline)
         self._excess = self._monitor.alarm(self._shed)
         self._overlooked = self._monitor.alarm(self._claim_all)
@@ -142,7 +142,7 @@ class Engine:
         self.look_every = min((timeout for timeout in timeouts if timeout is not None), default=math.inf) / 4
         self._stalled_output = StalledOutput(self._monitor, config.write_timeout, self.look_every)
         self._stalled_workers = StalledWorkers(self._monitor, self._pool, self._on_all_blocked)
-        self._event_thread = threading.Thread(target=self._watch, name="hydrogen-event", daemon=True)
+        self._event_thread = threading.Thread(target=kept_running(self._poll, self._recover), name="hydrogen-event", daemon=True)
         self._threads = [self._event_thread, self._monitor.thread, self._log_thread.thread]  # beside workers
 
     def start(self) -> None:
@@ -402,15 +402,18 @@ class Engine:
     def complain(self, name: str, error: BaseException, connection: Connection | None = None) -> None:
         """See `framing.Complain`. What a log handler raises, whatever it is, is none of the engine's.
 
-        Raises: SystemExit: see `leave_if_forked`.
+        Raises: SystemExit: see `leave_if_forked`. KeyboardInterrupt: Ctrl-C, when the main thread sends.
         """
         self.leave_if_forked()
-        with contextlib.suppress(BaseException):
+        try:
             cut_traceback(error)
             if self.forked_away:  # the log's lock may be held by a thread that exists in the parent only
                 log.error("%s raised %s", name, class_name(error), exc_info=(type(error), error, error.__traceback__))
             else:
                 self.log.callback_error(name, error, None if connection is None else connection.socket)
+        except BaseException as raised:
+            if not (issubclass(type(raised), Exception) or self.in_worker()):
+                raise
 
     def admit(self, connection: Connection) -> bool:
         """See `connection.Loop`."""
@@ -476,12 +479,18 @@ class Engine:
         kernel.turn_away(sock)
         if not self._tells_of_overload:  # one line at a time: a flood must not fill the queue while the log takes none
             self._tells_of_overload = True
-            if not self._log_thread.say(self._tell_of_overload):
-                self._tells_of_overload = False
+            is_taken = False
+            try:
+                is_taken = self._log_thread.say(self._tell_of_overload)
+            finally:
+                self._tells_of_overload = is_taken
 
     def _tell_of_overload(self) -> None:
         self._tells_of_overload = False
         self.log.turned_away(self._removed[Cause.OVERLOAD])
+
+    def _on_line_lost(self, error: BaseException) -> None:
+        self._tells_of_overload = False
 
     def _lost(self) -> None:
         self._count_gone(Cause.OS_ERROR)
@@ -563,9 +572,6 @@ class Engine:
         return self._changes.make(take)
 
     # The event thread.
-
-    def _watch(self) -> None:
-        keep_running(self._poll, self._recover)
 
     def _poll(self) -> bool:
         """One poll; False: the last."""

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from hydrogen._py.threads import keep_running
+from hydrogen._py.threads import kept_running
 
 MANY = 1000
 """Requests that may wait for a thread which is asleep: many a connection comes and goes long before a deadline."""
@@ -61,7 +61,8 @@ class Monitor:
         self._order: list[tuple[float, int]] = []
         self._alarms: list[Alarm] = []
         self._ended = False
-        self.thread = threading.Thread(target=self._run, name="hydrogen-monitor", daemon=True)
+        run = kept_running(self._iterate, lambda _: None)
+        self.thread = threading.Thread(target=run, name="hydrogen-monitor", daemon=True)
 
     def alarm(self, action: Callable[[], None]) -> Alarm:
         """A new one, for `action`, which this thread will call. Before `start`."""
@@ -93,9 +94,6 @@ class Monitor:
         self._bell.put(None)
         if self.thread.ident is not None:
             self.thread.join(patience)
-
-    def _run(self) -> None:
-        keep_running(self._iterate, lambda _: None)
 
     def _iterate(self) -> bool:
         """Do what is due, and wait for the next thing; False: the monitor has ended. Whatever is raised, what is due stays so."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
+from typing import Any
 
 from hydrogen._py import callbacks, deadlines, input, kernel, mailbox, tls
 from hydrogen._py.connection import Connection
@@ -86,13 +87,31 @@ def introduce(connection: Connection) -> None:
         callbacks.connected(connection)
 
 
+def new_stream(connection: Connection) -> Any:
+    """What `on_new_connection` returns, also where an exception set from outside comes as it does: a stream would close the fd as it is
+    dropped, and so should we.
+    """
+    callback = connection.loop.callbacks.on_new_connection
+    if callback is None:
+        return None
+    answers: list[Any] = []
+
+    def ask(fd: int) -> None:
+        answers.extend(map(callback, (fd,)))  # by C code only
+        if not answers:  # which takes it for the end
+            raise StopIteration
+
+    callbacks.call(connection, "on_new_connection", ask, connection.fd)
+    return answers[0] if answers else None
+
+
 def settle_streams(connection: Connection) -> bool:
     """Ask `on_new_connection`, and set up what it wants; False when it refuses or fails, then the connection ends.
 
     A stream that it returns is taken also where the connection was aborted meanwhile: it owns the fd, or has a socket that would
     close it.
     """
-    stream = callbacks.call(connection, "on_new_connection", connection.loop.callbacks.on_new_connection, connection.fd)
+    stream = new_stream(connection)
     try:
         if type(stream) is Plain or type(stream) is Secure:
             take_over(connection, stream)

@@ -45,7 +45,7 @@ from hydrogen._py.mailbox import Mailbox, Queue
 from hydrogen._py.role import Role, Waiters
 from hydrogen._py.streams import Transport
 from hydrogen.config import Config
-from hydrogen.errors import Cause, Timeout, removal_error
+from hydrogen.errors import Cause, Timeout, cause_of, removal_error
 from hydrogen.tls import TlsSession
 
 FLUSH_BUDGET = 256 << 10
@@ -608,7 +608,11 @@ class Output(Mailbox):
             except BaseException as error:
                 if self.loop.forked_away:
                     raise
-                cause, reason = self.transport.explain(error, "send")
+                try:
+                    cause, reason = self.transport.explain(error, "send")
+                except BaseException:  # Ctrl-C, while that tells of it
+                    self.end(*cause_of(error), at_once=True)
+                    raise
                 self.end(cause, reason, at_once=True)
                 if not (issubclass(type(error), Exception) or self.loop.in_worker()):
                     raise

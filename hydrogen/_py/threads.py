@@ -1,4 +1,4 @@
-"""The outermost guards of the engine's threads."""
+"""What the threads of the engine but its workers run in."""
 
 from __future__ import annotations
 
@@ -7,35 +7,21 @@ from collections.abc import Callable
 from functools import partial
 
 from hydrogen._py import kernel
+from hydrogen.guard import outlive
 
 PAUSE = 0.05
 """Seconds until a thread goes on after an iteration that failed: memory may come back, and a fault of
 ours must not become a load."""
 
 
-def outlive(work: Callable[[BaseException | None], None]) -> None:
-    """Call `work` with None, then with what it raises, until it returns.
-
-    For a loop that catches everything itself: an asynchronous exception may come at the very jump by
-    which its guard goes on after it has caught another, and there that guard does not reach.
-    """
-    error: BaseException | None = None
-    while True:
-        try:
-            work(error)
-            return
-        except BaseException as raised:
-            error = raised
-
-
-def keep_running(iterate: Callable[[], bool], recover: Callable[[BaseException], None]) -> None:
-    """Call `iterate` until it returns False, whatever it raises. For all but workers.
+def kept_running(iterate: Callable[[], bool], recover: Callable[[BaseException], None]) -> Callable[[], None]:
+    """The target of a thread that calls `iterate` until it returns False, whatever it raises. For all but workers.
 
     After an iteration that raised comes `recover` with the error, at once, for somebody waits for what
     was left undone, and then until it does not raise. All that allocates is done where what it raises
-    is caught: for want of memory anything may fail.
+    is caught, or here, by who starts the thread: for want of memory anything may fail.
     """
-    outlive(partial(_keep_running, iterate, recover))
+    return partial(outlive, partial(_keep_running, iterate, recover))
 
 
 def _keep_running(iterate: Callable[[], bool], recover: Callable[[BaseException], None], error: BaseException | None) -> None:

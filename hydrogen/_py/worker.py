@@ -13,12 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 
 from hydrogen._py import mailbox
 from hydrogen._py.connection import Connection
 from hydrogen._py.step import step
-from hydrogen._py.threads import outlive
+from hydrogen.guard import outlive
 
 Task = Callable[[], None]
 
@@ -58,17 +59,13 @@ class Worker(threading.Thread):
     """
 
     def __init__(self, pool: Pool, number: int) -> None:
-        super().__init__(name=f"hydrogen-worker-{number}", daemon=True)
+        super().__init__(target=partial(outlive, self._take_steps), name=f"hydrogen-worker-{number}", daemon=True)
         self.pool = pool
         self.hands: mailbox.Hands = deque()
         self.calling = Calling()
         self.busy = False
         self.steps = 0
         self._stepping: Connection | None = None
-
-    def run(self) -> None:
-        """Take steps until the pool ends."""
-        outlive(self._take_steps)
 
     def _take_steps(self, error: BaseException | None) -> None:
         """Until the pool ends; first see to what `error` has interrupted. The guard of the module.
@@ -95,9 +92,10 @@ class Worker(threading.Thread):
             mailbox.receive(self.pool.ready, self.hands)
         item = self.hands[0]
         if item is None:
-            has_left = self.pool.leave(self)
+            if self.pool.leave(self):  # it stays in the hands: who is kept from leaving comes again
+                return False
             self.hands.clear()
-            return not has_left
+            return True
         self.busy = True
         self.calling.progress += 1
         if self.pool.all_are_busy():

@@ -12,6 +12,8 @@ import threading
 import pytest
 from support import Client, Echo, recorder, wait_event, wait_until
 
+from hydrogen._py.log import LogThread
+
 
 @contextlib.contextmanager
 def handling(emit):
@@ -142,6 +144,30 @@ def test_an_exception_set_in_the_log_thread_while_it_waits_takes_no_line(start, 
             assert line.startswith(f"overload: {number} ")
             wait_until(lambda ident=ident: waits(ident), "the thread waits")
             assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Late)) == 1
+
+
+@pytest.mark.clause("S59")
+def test_an_overload_is_told_of_although_there_was_no_memory_to_tell_of_the_one_before(start, connect, monkeypatch):
+    say, fails, lines = LogThread.say, [MemoryError()], []
+
+    def emit(record):
+        if record.getMessage().startswith("overload"):
+            lines.append(record)
+
+    def scarce(self, *arguments):
+        if fails:
+            raise fails.pop()
+        return say(self, *arguments)
+
+    monkeypatch.setattr(LogThread, "say", scarce)  # of the Python engine
+    handler = recorder(connected=None)
+    with handling(emit):
+        server = start(handler, max_connections=1, overload="close")
+        connect(server)
+        handler.wait_for("connected")
+        for _ in range(2):
+            connect(server).at_end()
+        wait_until(lambda: lines, "it is told")
 
 
 @pytest.mark.clause("S59")

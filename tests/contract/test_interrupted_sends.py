@@ -1,5 +1,10 @@
 """Ctrl-C in a thread that sends, wherever it comes: nothing that was taken waits for somebody who sends again."""
 
+import functools
+import logging
+import operator
+import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -153,3 +158,90 @@ def test_a_signal_handler_that_drains_within_a_send_waits_for_nothing_that_its_o
 
     with running(client.at_end, send, end):
         pass
+
+
+class Raises(PassThrough):
+    """A stream whose `send` raises."""
+
+    def send(self, buf):
+        raise ValueError
+
+
+@pytest.mark.clause("K6", "T4")
+def test_a_message_whose_stream_raises_was_taken(start, connect, error_log):
+    """As one that the kernel does not take: it is the connection that ends."""
+    answers = []
+
+    def received(socket, data):
+        answers.append(socket.send(b"in a callback"))
+
+    handler = recorder(new_connection=Raises, connected=None, data_received=received)
+    server = start(handler)
+    connect(server)
+    handler.wait_for("connected")
+    assert handler.socket(0).send(b"by another thread")
+    handler.wait_removed()
+    connect(server).send(b"x")
+    handler.wait_removed(2)
+    assert answers == [True]
+    assert server.stats().messages_refused == 0
+    assert server.stats().messages_sent == 2
+
+
+@pytest.mark.clause("K6", "T4")
+def test_ctrl_c_while_it_is_logged_what_a_stream_raised_is_not_lost(start, connect):
+    class Interrupts(logging.Handler):
+        def emit(self, record):
+            if threading.current_thread() is threading.main_thread() and "send raised" in record.getMessage():
+                raise KeyboardInterrupt
+
+    handler = recorder(new_connection=Raises, connected=None)
+    connect(start(handler))
+    handler.wait_for("connected")
+    interrupts, log = Interrupts(), logging.getLogger("hydrogen")
+    log.addHandler(interrupts)
+    log.propagate = False
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            handler.socket(0).send(b"x")
+    finally:
+        log.removeHandler(interrupts)
+        log.propagate = True
+    error = handler.wait_removed()[0]
+    assert type(error) is hydrogen.HandlerError
+    assert type(error.__cause__) is ValueError
+
+
+@pytest.mark.clause("K6", "T4")
+def test_ctrl_c_that_is_pending_when_a_stream_raises_is_not_lost_and_neither_is_its_error(start, connect, tmp_path):
+    """The signal is noted while the main thread is in a system call, which then fails: no line of Python comes in between."""
+    meet = tmp_path / "fifo"
+    os.mkfifo(meet)
+
+    class Waits(PassThrough):
+        def send(self, buf):
+            os.set_blocking(self.fd, True)
+            calls = functools.partial(os.open, meet, os.O_RDONLY), functools.partial(os.read, self.fd, 1)
+            opened.extend(map(operator.methodcaller("__call__"), calls))
+
+    def interrupt():
+        opened.append(os.open(meet, os.O_WRONLY))  # returns when the main thread is there, too
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)  # not in the main thread, whose call goes on
+        client.reset()
+
+    def handle(number, frame):
+        raise KeyboardInterrupt
+
+    opened = []
+    handler = recorder(new_connection=Waits, connected=None)
+    client = connect(start(handler))
+    handler.wait_for("connected")
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with running(interrupt), pytest.raises(KeyboardInterrupt):
+            handler.socket(0).send(b"x")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        for fd in opened:
+            os.close(fd)
+    assert type(handler.wait_removed()[0]) is ConnectionResetError

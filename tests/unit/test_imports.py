@@ -10,7 +10,7 @@ HYDROGEN = ROOT / "hydrogen"
 MODULES = ["kernel", "slab", "buffer", "framing", "poller", "connection", "loop"]
 """Lowest first. There may be more; they count as part of those that name them."""
 
-FACADE = {"config", "errors", "handler", "stream", "frame", "connection", "report", "listener", "tls", "client", "locks", "proxy"}
+FACADE = {"config", "errors", "handler", "stream", "frame", "connection", "report", "listener", "tls", "client", "locks", "proxy", "guard"}
 
 
 def imports(path):

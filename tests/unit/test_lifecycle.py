@@ -1,9 +1,17 @@
-"""`Latch`, by which a server's start and stop are waited for."""
+"""The thread that starts and stops a server, and `Latch`, by which it is waited for."""
+
+import ctypes
+import functools
+import itertools
 
 from reentry import signalled
-from support import running, wait_until
+from support import Echo, running, wait_until
 
+import hydrogen
 from hydrogen.lifecycle import Latch
+
+set_late = ctypes.PyDLL(None).PyThreadState_SetAsyncExc
+set_late.restype = None
 
 
 class Interrupt(BaseException):
@@ -38,3 +46,26 @@ def test_many_may_set_it_at_once():
             pass
         assert latch.is_set()
         assert not latch._waiting
+
+
+def test_a_server_goes_on_though_two_exceptions_are_set_in_its_lifecycle_thread_one_behind_the_other():
+    """As it is made the first one sets the second, by C code only, so that it comes at the next jump."""
+
+    class Late(BaseException):
+        pass
+
+    server = hydrogen.serve(Echo(), port=0, max_threads=1)
+    try:
+        thread = server._life._thread
+        order = ctypes.c_ulong(thread.ident), ctypes.py_object(Late)
+        Late.__init__ = staticmethod(functools.partial(next, map(set_late, *map(itertools.repeat, order, (1, 1))), None))
+        asked = server._life._asked
+        set_late(*order)
+        asked.put(None)  # what it waits for
+        wait_until(asked.empty, "it has woken up")
+        asked.put(None)  # and again, or it is gone
+        wait_until(asked.empty, "it waits as before")
+        assert server.ready
+        assert not server.wait(0)
+    finally:
+        server.stop()

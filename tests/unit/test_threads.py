@@ -5,12 +5,14 @@ import functools
 import itertools
 import operator
 import threading
+from collections import deque
 from types import SimpleNamespace
 
-from support import running
+from support import PATIENCE, running
 
 from hydrogen._py.log import LogThread
-from hydrogen._py.threads import keep_running
+from hydrogen._py.threads import kept_running
+from hydrogen._py.worker import Pool
 
 set_late = ctypes.PyDLL(None).PyThreadState_SetAsyncExc
 set_late.restype = None
@@ -33,7 +35,7 @@ def test_a_thread_outlives_an_exception_that_is_set_as_it_goes_on_after_another(
                 set_late(*order)
             return len(iterations) < 3
 
-        keep_running(iterate, lambda _: None)
+        kept_running(iterate, lambda _: None)()
 
     with running(run):
         pass
@@ -42,7 +44,7 @@ def test_a_thread_outlives_an_exception_that_is_set_as_it_goes_on_after_another(
 
 def test_the_log_thread_loses_neither_a_line_nor_its_end_to_an_exception_that_is_set_while_it_waits():
     """It comes when the queue has given what the thread waited for."""
-    written = []
+    written, interruptions = [], []
     given = iter([functools.partial(written.append, "a line"), None, None, None])
 
     class Late(BaseException):
@@ -53,11 +55,44 @@ def test_the_log_thread_loses_neither_a_line_nor_its_end_to_an_exception_that_is
         orders = itertools.chain([ctypes.py_object(Late)] * 2, itertools.repeat(ctypes.py_object()))
         late = map(set_late, itertools.repeat(ident), orders)
         lines = map(operator.itemgetter(1), zip(late, given, strict=False))  # by C code only
-        log_thread = LogThread()
+        log_thread = LogThread(interruptions.append)
         log_thread._lines = SimpleNamespace(get=functools.partial(next, lines))
-        log_thread._run()
+        log_thread.thread.run()
 
     with running(run):
         pass
     assert written == ["a line"]
     assert len(list(given)) == 2
+
+
+def test_a_line_that_an_exception_has_taken_is_told_of():
+    """As the line begins; who has asked for it may ask again."""
+    written, interruptions = [], []
+
+    class Late(BaseException):
+        pass
+
+    def late():
+        raise Late
+
+    log_thread = LogThread(interruptions.append)
+    log_thread.start()
+    log_thread.say(late)
+    log_thread.say(written.append, "a line")
+    log_thread.end(PATIENCE)
+    assert [type(error) for error in interruptions] == [Late]
+    assert written == ["a line"]
+
+
+def test_a_worker_leaves_although_an_exception_comes_as_it_does():
+    class Hands(deque):
+        """Raises as the last item has gone, whatever that is."""
+
+        def clear(self):
+            super().clear()
+            raise KeyboardInterrupt
+
+    pool = Pool(1, lambda: True, lambda: None, lambda connection, error: None, lambda: None, lambda: False)
+    pool._workers[0].hands = Hands()
+    pool.start()
+    assert pool.end(PATIENCE) == 0

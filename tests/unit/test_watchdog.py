@@ -102,3 +102,29 @@ def test_it_ends_although_its_time_is_long(workers):
     watchdog = Watchdog(1_000_000.0, workers.running, RateLimitedLog(lambda seconds, callback: None))
     watchdog.start()
     watchdog.end(PATIENCE)
+
+
+def test_it_outlives_an_exception_that_comes_while_it_tells_of_another(workers):
+    looks = threading.Semaphore(0)
+
+    class Log:
+        """In which it comes."""
+
+        said = 0
+
+        def say(self, *arguments, **named):
+            self.said += 1
+            if self.said == 1:
+                raise KeyboardInterrupt
+
+    def running_ones():
+        looks.release()
+        raise KeyboardInterrupt
+
+    watchdog = Watchdog(0.004, running_ones, Log())
+    watchdog.start()
+    try:
+        for _ in range(3):
+            assert looks.acquire(timeout=PATIENCE), "it looks no more"
+    finally:
+        watchdog.end(PATIENCE)
