@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import time
 from typing import Any
 
@@ -94,15 +95,9 @@ def new_stream(connection: Connection) -> Any:
     callback = connection.loop.callbacks.on_new_connection
     if callback is None:
         return None
-    answers: list[Any] = []
-
-    def ask(fd: int) -> None:
-        answers.extend(map(callback, (fd,)))  # by C code only
-        if not answers:  # which takes it for the end
-            raise StopIteration
-
+    ask = functools.cache(callback)  # which keeps what was returned, by C code only
     callbacks.call(connection, "on_new_connection", ask, connection.fd)
-    return answers[0] if answers else None
+    return ask(connection.fd) if ask.cache_info().currsize else None
 
 
 def settle_streams(connection: Connection) -> bool:
