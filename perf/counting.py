@@ -23,6 +23,7 @@ KINDS = {
     "receive": ("recvfrom", "recvmsg", "read", "readv"),
     "send": ("sendto", "sendmsg", "write", "writev"),
     "poll": ("epoll_wait", "epoll_pwait", "epoll_pwait2"),
+    "memory": ("mmap", "munmap", "brk"),
 }
 """System calls that do the same job under different names."""
 

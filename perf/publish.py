@@ -18,7 +18,7 @@ from perf import pictures, report
 from perf.pictures import Row
 from perf.reasons import REASONS
 from perf.rounds import Round, Spread, bounded, ratio
-from perf.servers import OURS, ROOT
+from perf.servers import FRESH_MALLOC, OURS, ROOT
 from perf.workloads import MORE_IS_BETTER, WORKLOADS, Goal, Workload
 
 DOCS = ROOT / "docs"
@@ -137,11 +137,15 @@ def reference(comparison: Comparison) -> str | None:
 
 
 def row(comparison: Comparison) -> Row | None:
-    """Its row of the picture: hydrogen, the peers, the C limit; the engine without a compiler is left out. None when it has no row."""
+    """Its row of the picture: hydrogen, the peers, the C limit. None when it has no row.
+
+    The engine without a compiler is left out, and the slower asyncio.
+    """
     other = reference(comparison)
     if not comparison.workload.pictured or other is None or comparison.advantage(OURS, other) is None:
         return None
-    contenders = sorted([OURS, *peers(comparison), LIMIT], key=pictures.order)
+    others = [contender for contender in peers(comparison) if contender != FRESH_MALLOC]
+    contenders = sorted([OURS, *others, LIMIT], key=pictures.order)
     found = {contender: comparison.advantage(contender, other) for contender in contenders}
     workload = comparison.workload
     inverse = "" if workload.compared in MORE_IS_BETTER else ", inverse"

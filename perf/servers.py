@@ -47,6 +47,13 @@ OURS = "hydrogen"
 BEFORE = "hydrogen-before"
 """The contender of ``--against``: another build of hydrogen, which does the job of `OURS`."""
 
+FRESH_MALLOC = "asyncio-default"
+"""asyncio as a new process has it: see `KEPT_BUFFERS`."""
+
+KEPT_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}
+"""The environment of asyncio's other contenders (mallopt(3)). asyncio reads into a new buffer of 256 KiB each time, which glibc, until
+it has learned better, maps and unmaps for each message: three quarters of the time of an echo."""
+
 LIMIT = ("c", "generator")
 """The families of contenders whose server is the C limit: also those that are clients, `generator` and `c-client`."""
 
@@ -100,6 +107,8 @@ class Contender(NamedTuple):
     """its command line"""
     folder: Path = ROOT
     """where that runs"""
+    environment: Mapping[str, str] = {}
+    """what its environment has besides"""
 
 
 def contender_called(name: str, job: str, settings: Settings) -> Contender:
@@ -114,7 +123,8 @@ def contender_called(name: str, job: str, settings: Settings) -> Contender:
         words += ["--threads", variant, "--loops", variant if family == LOOPS else "1", "--handoff", settings.handoff]
     if family == "hydrogen":
         words += ["--engine", "python" if variant == "python" else "compiled", "--handoff", settings.handoff]
-    return Contender(name, job, words, settings.folder / BEFORE if name == BEFORE else ROOT)
+    environment = KEPT_BUFFERS if family == "asyncio" and name != FRESH_MALLOC else {}
+    return Contender(name, job, words, settings.folder / BEFORE if name == BEFORE else ROOT, environment)
 
 
 class Server:
@@ -167,7 +177,7 @@ def started(contender: Contender, cpu: int | None = None, environment: Mapping[s
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **(environment or {})},
+        env={**os.environ, **contender.environment, **(environment or {})},
         preexec_fn=on_cpu(cpu),
     )
     with process:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from perf import counting, loads
 from perf.loads import RATE, SECOND_CLIENT, Measure, load
-from perf.servers import BEFORE, BROADCAST_JOB, OURS, TLS_JOB, UPGRADED_JOB
+from perf.servers import BEFORE, BROADCAST_JOB, FRESH_MALLOC, OURS, TLS_JOB, UPGRADED_JOB
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,10 @@ PARALLEL = ("workers-1", "workers-2", "loops-2")
 TLS = dict.fromkeys(("asyncio", "uvloop", "hydrogen", "hydrogen-python"), TLS_JOB)
 SOME_RAW = {"c": "echo", "uvloop": "raw", "hydrogen": "raw"}
 RAW = {"c": "echo", "asyncio": "raw", "uvloop": "raw", "hydrogen": "raw", "hydrogen-python": "raw"}
-MORE_RAW = {"c": "echo", **dict.fromkeys(("asyncio", "uvloop", "gevent", "threads", "twisted", "hydrogen", "hydrogen-python"), "raw")}
+MORE_RAW = {
+    "c": "echo",
+    **dict.fromkeys(("asyncio", FRESH_MALLOC, "uvloop", "gevent", "threads", "twisted", "hydrogen", "hydrogen-python"), "raw"),
+}
 
 PLAIN = load(connections=64, size=64)
 
@@ -283,7 +286,7 @@ WORKLOADS = {
     ),
     "W10": Workload(
         title="W1 counted over 10,000 echoes on 64 connections, per message",
-        jobs=RAW,
+        jobs=MORE_RAW,
         measure=counting.per_message,
         columns={
             "syscalls": "system calls",
@@ -292,6 +295,7 @@ WORKLOADS = {
             "poll": "epoll_wait",
             "epoll_ctl": "epoll_ctl",
             "futex": "futex",
+            "memory": "mmap, munmap and brk",
             "mallocs": "malloc calls",
             "objects": "malloc calls, Python objects included",
             "switches": "context switches",
