@@ -750,10 +750,11 @@ def _close_stream(stream):
     """Have a stream close its fd; the last call. Compiled, also what `Stream` itself does: what somebody
     sets in this worker would be raised where a function of ours in Python begins, and the fd stay open.
     """
-    if type(stream).close is Stream.close:
+    close = stream.close
+    if getattr(close, "__func__", None) is Stream.close:
         close_fd(stream.fileno())
     else:
-        stream.close()
+        close()
 
 
 close_stream = _close_stream  # for _engine/finishing.pxd

@@ -11,6 +11,7 @@ import enum
 import errno
 import os
 import ssl
+import threading
 from types import TracebackType
 
 
@@ -182,11 +183,16 @@ _CHAIN = 5
 _CAUSE, _CONTEXT = (BaseException.__dict__[name] for name in ("__cause__", "__context__"))
 
 
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether it interrupts the main thread, and only happened to come where it was caught."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
 def handler_error(error: BaseException) -> HandlerError:
     """A `HandlerError` whose `__cause__` is `error`; or `error` itself, if it is one.
 
     (It says already what user code did wrong.) Whatever `__str__` of `error` does, this does not
-    raise. Of its traceback the last raise is left, see `cut_traceback`.
+    raise, but for Ctrl-C in the main thread. Of its traceback the last raise is left, see `cut_traceback`.
     """
     cut_traceback(error)
     if issubclass(type(error), HandlerError):
@@ -194,7 +200,9 @@ def handler_error(error: BaseException) -> HandlerError:
     name = class_name(error)
     try:
         message = f"a callback raised {name}: {error}"
-    except BaseException:
+    except BaseException as raised:
+        if is_ctrl_c(raised):
+            raise
         message = f"a callback raised {name}, whose __str__ raises"
     wrapped = HandlerError(message)
     wrapped.__cause__ = _OUT_OF_MEMORY if _is_spare(error) else error

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hydrogen.errors import class_name
+from hydrogen.errors import class_name, is_ctrl_c
 
 if TYPE_CHECKING:
     from hydrogen.connection import HydrogenSocket
@@ -232,8 +232,7 @@ def _named(socket: HydrogenSocket) -> str:
 def _survive(error: BaseException) -> None:
     """Write on stderr what came out of logging. An interrupt of the main thread goes on: it is the
     user's Ctrl-C, which only happened to come here."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and isinstance(error, KeyboardInterrupt):
+    if is_ctrl_c(error):
         raise error
     with contextlib.suppress(BaseException):
         traceback.print_exception(type(error), error, error.__traceback__)

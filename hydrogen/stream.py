@@ -45,6 +45,9 @@ LONGEST_WAIT = 3600.0
 HANDSHAKE_WAIT = 0.5
 """The same in a handshake: a signal handler that used the stream may have taken what this thread waits for."""
 
+MAX_ERRNO = 4095
+"""The highest number of an error that Linux uses."""
+
 T = TypeVar("T")
 
 
@@ -590,6 +593,8 @@ class _SocketStream(Stream):
             received = self._decoder.next() or b""
             reported = _reported_once(self._end) or _reported_once(self._broken)
             code = reported.errno or 0 if reported is not None else 0
+            if not 0 <= code <= MAX_ERRNO:  # a class of the user's
+                code = errno.EIO
             return Handover(fd, self._builder, self._session, received, bytes(self._unsent), code)
 
     # ------------------------------------------------------------------ input

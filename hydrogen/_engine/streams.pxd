@@ -20,7 +20,7 @@ from hydrogen._c.constants cimport (
     STATE_ABORTING, STATE_CLOSING, STATE_OPEN, STOP,
 )
 from hydrogen._c.deadlines cimport deadlines_watch_output
-from hydrogen._c.kernel cimport kernel_unacknowledged, kernel_unread
+from hydrogen._c.kernel cimport kernel_unacknowledged, kernel_unread, kernel_worker_get
 from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
 from hydrogen._c.structs cimport connection_t, worker_t
@@ -152,16 +152,20 @@ cdef inline object streams_ask(Engine engine, worker_t *worker, HydrogenSocket s
 cdef inline object streams_failed(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, name, error):
     """`Stream.recv` or `send` raised. Returns what a thread of the user's is to be told: that, or Ctrl-C that comes meanwhile."""
     cause = shown = None
-    interrupt = streams_interrupt(worker, error)
+    interrupt = streams_interrupt(engine, error)
     callbacks_caught(engine, worker)
     try:
         cause, shown = errors.cause_of(error)
     except BaseException as raised:
         if engine._inert():
             raise
-        interrupt = streams_interrupt(worker, raised) if interrupt is None else interrupt
+        interrupt = streams_interrupt(engine, raised) if interrupt is None else interrupt
         callbacks_caught(engine, worker)
-        cause, shown = errors.cause_of(error)
+        try:
+            cause, shown = errors.cause_of(error)
+        except BaseException:  # there is no memory
+            ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
+            return interrupt
     if engine._inert():  # the `__str__` of `error` is user code
         return None
     ending_with(engine, socket, cause == CAUSE_OS_ERROR or name == "send", cause, shown)
@@ -169,13 +173,16 @@ cdef inline object streams_failed(Engine engine, worker_t *worker, HydrogenSocke
         try:
             engine._log.callback_error(f"{class_name(adapter.stream)}.{name}", error, socket)
         except BaseException as raised:
-            interrupt = streams_interrupt(worker, raised) if interrupt is None else interrupt
+            interrupt = streams_interrupt(engine, raised) if interrupt is None else interrupt
     return interrupt
 
 
-cdef inline object streams_interrupt(worker_t *worker, error):
-    """What was raised, if it is for the thread that sends and not about the stream; None in a worker, and for an Exception."""
-    return error if worker == NULL and not issubclass(type(error), Exception) else None
+cdef inline object streams_interrupt(Engine engine, error):
+    """What was raised, if it is for the thread that sends and not about the stream: not in a worker of the server, nor an Exception."""
+    cdef worker_t *worker = <worker_t *>kernel_worker_get()
+    if worker != NULL and worker.loop.acceptor == engine._loop.acceptor or issubclass(type(error), Exception):
+        return None
+    return error
 
 
 cdef inline bint streams_send(Engine engine, HydrogenSocket socket, bytes data, uint64_t *rest) except -1:

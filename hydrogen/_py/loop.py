@@ -483,7 +483,8 @@ class Engine:
             try:
                 is_taken = self._log_thread.say(self._tell_of_overload)
             finally:
-                self._tells_of_overload = is_taken
+                if not is_taken:  # else it may have been told of already
+                    self._tells_of_overload = False
 
     def _tell_of_overload(self) -> None:
         self._tells_of_overload = False

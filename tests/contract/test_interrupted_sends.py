@@ -245,3 +245,28 @@ def test_ctrl_c_that_is_pending_when_a_stream_raises_is_not_lost_and_neither_is_
         for fd in opened:
             os.close(fd)
     assert type(handler.wait_removed()[0]) is ConnectionResetError
+
+
+@pytest.mark.clause("K6", "T4")
+def test_ctrl_c_while_an_error_of_a_stream_is_put_into_words_is_not_lost(start, connect, error_log):
+    class Interrupted(Exception):
+        comes = True
+
+        def __str__(self):
+            if self.comes and threading.current_thread() is threading.main_thread():
+                Interrupted.comes = False
+                raise KeyboardInterrupt
+            return "in words"
+
+    class RaisesThat(PassThrough):
+        def send(self, buf):
+            raise Interrupted
+
+    handler = recorder(new_connection=RaisesThat, connected=None)
+    connect(start(handler))
+    handler.wait_for("connected")
+    with pytest.raises(KeyboardInterrupt):
+        handler.socket(0).send(b"x")
+    error = handler.wait_removed()[0]
+    assert type(error) is hydrogen.HandlerError
+    assert "in words" in str(error)

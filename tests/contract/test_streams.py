@@ -212,6 +212,25 @@ def test_at_the_end_come_shutdown_then_the_last_callbacks_then_close_once_each(s
 
 
 @pytest.mark.clause("T7")
+def test_the_close_of_one_stream_alone_is_called(start, connect):
+    """An attribute of the instance: another object owns the fd, and closing the number behind its back would close it twice."""
+    closed = threading.Event()
+
+    class Owns(Lines):
+        def __init__(self, fd):
+            super().__init__(fd)
+            self.sock = stdlib_socket.socket(fileno=fd)
+            self.close = self.end
+
+        def end(self):
+            self.sock.close()
+            closed.set()
+
+    connect(start(recorder(new_connection=Owns))).close()
+    wait_event(closed, "the stream is closed by its own close")
+
+
+@pytest.mark.clause("T4")
 def test_a_stream_that_does_not_close_its_fd_keeps_it(start, connect):
     class Keeps(Lines):
         def close(self):

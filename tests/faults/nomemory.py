@@ -344,6 +344,8 @@ def main() -> None:
         what, _, value = order.decode().strip().partition(" ")
         if what == "arm":
             first, last = int(value), int(value) + 1
+            # Or it fails a worker that is still at what those have asked who stay.
+            wait_until(lambda: not server._life.engine.running(), "no worker is busy")
             try:
                 arm(first, last)
                 write(1, ANSWER)
