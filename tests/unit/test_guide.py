@@ -289,12 +289,13 @@ def test_haproxy_serves_by_the_configuration_of_the_guide_and_survives_a_stop(en
         text = text.replace(f"127.0.0.1:{given}", f"{HOST}:{free}").replace(f"--port {given}", f"--addr {HOST} --port {free}")
     config, lines = text.split("\npython", 1)[0] + "\n", [f"python{line}" for line in text.split("\npython")[1:]]
     (tmp_path / "haproxy.cfg").write_text(config)
-    checked = subprocess.run(["haproxy", "-c", "-f", "haproxy.cfg"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    haproxy = path_of("haproxy")
+    checked = subprocess.run([haproxy, "-c", "-f", "haproxy.cfg"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert (checked.returncode, checked.stderr) == (0, "")
     [port] = re.findall(rf"bind {HOST}:(\d+)", config)
     one, two = (command(line, engine) for line in lines)
     proxy = subprocess.Popen(
-        ["haproxy", "-db", "-f", "haproxy.cfg"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [haproxy, "-db", "-f", "haproxy.cfg"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     try:
         address = (HOST, int(port))
