@@ -7,6 +7,7 @@ is found late. Where there is no GIL it tells which worker, and not where: a fra
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 
 from hydrogen.guard import outlive
 from hydrogen.log import RateLimitedLog
@@ -86,10 +88,23 @@ class Watchdog:
         self._log.say(logging.WARNING, "slow callback", "a callback has run for %.3f s in %s:\n%s", seconds, name, _stack_of(ident))
 
 
+def _current_frames() -> dict[int, FrameType]:
+    if sys.version_info >= (3, 12, 3):
+        return sys._current_frames()
+    # The collector may run in there, with a lock held that others wait for who have the GIL (CPython's issue 106883).
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _stack_of(ident: int) -> str:
     if not has_gil():
         return "(where, can only be seen with a GIL)"
-    frame = sys._current_frames().get(ident)
+    frame = _current_frames().get(ident)
     if frame is None:
         return "(it has ended meanwhile)"
     try:

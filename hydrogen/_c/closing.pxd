@@ -18,8 +18,8 @@ from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_PEER_CLOSED,
     CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, CAUSE_TRUNCATED, DISCARD_READS, FLAG_CLOSE_NOTIFY,
     FLAG_COUNTED, FLAG_CUT, FLAG_EOF, FLAG_EOF_TOLD, FLAG_HANGUP, FLAG_LINGERING, FLAG_PARTIAL,
-    FLAG_POLLED, FLAG_READABLE, FLAG_TLS_END, FLAG_TLS_FAILED, FLUSHED, FLUSH_DRAINED, LINGER_NS,
-    NEXT_DISPATCH, NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP, STALL_NONE, STATE_ABORTING,
+    FLAG_POLLED, FLAG_READABLE, FLAG_REMOVED, FLAG_TLS_END, FLAG_TLS_FAILED, FLUSHED,
+    FLUSH_DRAINED, LINGER_NS, NEXT_DISPATCH, NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP, STALL_NONE, STATE_ABORTING,
     STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_VACANT, TODO_CLOSE_NOTIFY, TODO_EOF,
     TODO_FINISH,
 )
@@ -160,6 +160,16 @@ cdef inline void closing_reset(context_t *context, connection_t *connection, uin
     lock_give(&context.fd_lock)
 
 
+cdef inline void closing_count(io_t *io, connection_t *connection) noexcept nogil:
+    """Count a connection among the removed, if it is not yet: before its last callbacks, which find it in the statistics."""
+    if connection.flags & FLAG_REMOVED:
+        return
+    connection.flags |= FLAG_REMOVED
+    relaxed_add64(&io.counters.removed[connection.cause], 1)
+    if connection.cause == CAUSE_TIMEOUT:
+        relaxed_add64(&io.counters.timeouts[connection.code], 1)
+
+
 cdef inline void closing_release(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
     """Close the fd and end the use of the slot; the slab gets it back from the caller.
 
@@ -168,9 +178,7 @@ cdef inline void closing_release(context_t *context, io_t *io, connection_t *con
     find its copy: the caller has closed the fork gate.
     """
     cdef int fd
-    relaxed_add64(&io.counters.removed[connection.cause], 1)
-    if connection.cause == CAUSE_TIMEOUT:
-        relaxed_add64(&io.counters.timeouts[connection.code], 1)
+    closing_count(io, connection)
     if connection.flags & FLAG_COUNTED:
         addresses_give(context.addresses, &connection.peer)
     lock_take(&context.fd_lock)

@@ -8,6 +8,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
 
 from hydrogen._c.atomic cimport atomic_load32
+from hydrogen._c.closing cimport closing_count
 from hydrogen._c.constants cimport CAUSE_OVERLOAD, CAUSE_SLOW_CONSUMER
 from hydrogen._c.kernel cimport (
     kernel_close_fork_gate, kernel_open_fork_gate, kernel_try_close_fork_gate,
@@ -24,6 +25,7 @@ cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_
     """The last callbacks. What they raise is only logged; in a forked child the rest is left out."""
     cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
     cdef HydrogenSocket socket = finishing_socket(engine, connection)
+    closing_count(&worker.io, connection)
     finishing_find_error(engine, connection)
     error = <object>connection.error if connection.error != NULL else engine._no_memory
     adapter = <object>connection.adapter if connection.adapter != NULL else None

@@ -161,11 +161,13 @@ cdef inline object streams_failed(Engine engine, worker_t *worker, HydrogenSocke
             raise
         interrupt = streams_interrupt(engine, raised) if interrupt is None else interrupt
         callbacks_caught(engine, worker)
+    if shown is None:
         try:
             cause, shown = errors.cause_of(error)
         except BaseException:  # there is no memory
             ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
-            return interrupt
+    if shown is None:
+        return interrupt
     if engine._inert():  # the `__str__` of `error` is user code
         return None
     ending_with(engine, socket, cause == CAUSE_OS_ERROR or name == "send", cause, shown)

@@ -540,3 +540,18 @@ def test_counters_only_grow_and_may_be_asked_for_from_any_thread(start, connect)
             done.set()
     assert wrong == []
     becomes(server, messages_received=300, messages_sent=300, accepted=60, connections=0)
+
+
+@pytest.mark.clause("S48")
+def test_a_connection_finds_itself_among_the_removed_in_its_last_callbacks(start, connect):
+    found = []
+
+    def look(*arguments):
+        stats = server.stats()
+        found.append((stats.connections, stats.removed, stats.removed_peer_closed))
+
+    handler = recorder(disconnected=look, connection_removed=look)
+    server = start(handler)
+    connect(server).close()
+    handler.wait_removed()
+    assert found == [(1, 1, 1)] * 2

@@ -162,6 +162,7 @@ def test_ctrl_c_while_the_interpreter_exits_aborts_what_it_waits_for(engine):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer was met
 @pytest.mark.clause("S56", "S14")
 def test_a_stop_that_is_interrupted_between_any_two_lines_goes_on_and_may_be_waited_for(engine):
     tasks = threads()
