@@ -64,7 +64,7 @@ def connect(
             server_hostname = address[0].partition("%")[0]
         check_server_hostname(server_hostname)
     elif server_hostname is not None:
-        raise ValueError(f"server_hostname: only with ssl, not {described(server_hostname)} alone")
+        raise ValueError(f"server_hostname: only allowed with ssl, not {described(server_hostname)} without it")
     timeout = check_timeout("timeout", timeout)
     deadline = deadline_of(timeout)
     sock = _connected(address, deadline)
@@ -85,15 +85,15 @@ def _check_address(address: object) -> None:
         os.fspath(cast(str, address))
         return
     if len(address) not in (2, 4):
-        raise ValueError(f"address: (host, port) or a path is expected, not {described(address)}")
+        raise ValueError(f"address: expected (host, port) or a path, not {described(address)}")
     host, *numbers = address
     if not isinstance(host, str):
-        raise TypeError(f"address: a host that is a str is expected, not {described(host)}")
+        raise TypeError(f"address: expected a str as the host, not {described(host)}")
     for name, number, most in zip(("port", "flow label", "scope"), numbers, (65_535, (1 << 20) - 1, (1 << 32) - 1), strict=False):
         if not isinstance(number, int) or isinstance(number, bool):
-            raise TypeError(f"address: a {name} that is an int is expected, not {described(number)}")
+            raise TypeError(f"address: expected an int as the {name}, not {described(number)}")
         if not 0 <= number <= most:
-            raise ValueError(f"address: a {name} of 0 to {most} is allowed, not {described(number)}")
+            raise ValueError(f"address: the {name} must be 0 to {most}, not {described(number)}")
 
 
 def _connected(address: Address, deadline: float | None) -> socket.socket:

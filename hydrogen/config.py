@@ -29,26 +29,26 @@ Framing = FrameBuilder | type[FrameBuilder] | None
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: an int is expected, not {described(value)}")
+        raise TypeError(f"{name}: expected an int, not {described(value)}")
     if not low <= value <= high:
-        raise ValueError(f"{name}: {low} to {high} is allowed, not {described(value)}")
+        raise ValueError(f"{name}: must be {low} to {high}, not {described(value)}")
 
 
 def _flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{name}: True or False is expected, not {described(value)}")
+        raise TypeError(f"{name}: expected True or False, not {described(value)}")
 
 
 def _choice(name: str, value: object, *allowed: str) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}: {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r} is allowed, not {described(value)}")
+        raise ValueError(f"{name}: must be {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, not {described(value)}")
 
 
 def _seconds(name: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name}: seconds are expected, not {described(value)}")
+        raise TypeError(f"{name}: expected a number of seconds, not {described(value)}")
     if not 0 < value <= MAX_SECONDS:
-        raise ValueError(f"{name}: more than 0 and at most {MAX_SECONDS} seconds are allowed, not {described(value)}")
+        raise ValueError(f"{name}: must be more than 0 and at most {MAX_SECONDS} seconds, not {described(value)}")
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ class Config:
             if getattr(self, name) is not None:
                 _seconds(name, getattr(self, name))
         if not isinstance(self.stop_timeout, (int, float)) or isinstance(self.stop_timeout, bool):
-            raise TypeError(f"stop_timeout: seconds are expected, not {described(self.stop_timeout)}")
+            raise TypeError(f"stop_timeout: expected a number of seconds, not {described(self.stop_timeout)}")
         if not 0 <= self.stop_timeout <= MAX_SECONDS:
-            raise ValueError(f"stop_timeout: 0 or more seconds, at most {MAX_SECONDS}, are allowed, not {described(self.stop_timeout)}")
+            raise ValueError(f"stop_timeout: must be 0 or more, and at most {MAX_SECONDS} seconds, not {described(self.stop_timeout)}")
         _choice("handoff", self.handoff, "auto", "inline", "eager")
 
     def _check_listener(self) -> None:
@@ -179,37 +179,37 @@ class Config:
             object.__setattr__(self, "addr", tuple(self.addr))
         for addr in self.addresses:
             if not isinstance(addr, str):
-                raise TypeError(f"addr: a str, or several, are expected, not {described(self.addr)}")
+                raise TypeError(f"addr: expected a str, or a sequence of them, not {described(self.addr)}")
             if not addr or "\0" in addr:
-                raise ValueError(f"addr: an address or a name is expected, not {described(addr)}")
+                raise ValueError(f"addr: expected an address or a host name, not {described(addr)}")
         if not self.addresses or len(set(self.addresses)) < len(self.addresses):
-            raise ValueError(f"addr: one address or several different ones are expected, not {described(self.addr)}")
+            raise ValueError(f"addr: expected one address or several different ones, not {described(self.addr)}")
         _whole("port", self.port, 0, 65_535)
         _whole("backlog", self.backlog, 1, 1 << 30)
         if self.path is not None:
             path = os.fspath(self.path) if isinstance(self.path, os.PathLike) else self.path
             if not isinstance(path, str):
-                raise TypeError(f"path: a str, or a path of str, is expected, not {described(self.path)}")
+                raise TypeError(f"path: expected a str or a path-like object of str, not {described(self.path)}")
             object.__setattr__(self, "path", path)
             if not 1 <= len(os.fsencode(path)) <= 107 or "\0" in path:
-                raise ValueError(f"path: 1 to 107 bytes without a NUL are allowed (unix(7)), not {described(self.path)}")
+                raise ValueError(f"path: must be 1 to 107 bytes without a NUL (unix(7)), not {described(self.path)}")
         if self.path_mode is not None:
             _whole("path_mode", self.path_mode, 0, 0o777)
             if self.path is None:
-                raise ValueError(f"path_mode: allowed with path only, not {self.path_mode:#o} without it")
+                raise ValueError(f"path_mode: only allowed with path, not {self.path_mode:#o} without it")
         if is_several(self.sock):
             object.__setattr__(self, "sock", tuple(self.sock))
             if not self.sock:
-                raise ValueError("sock: one socket or several are expected, not none")
+                raise ValueError("sock: expected one socket or several, not none")
         for sock in self.socks:
             if not isinstance(sock, socket.socket):
-                raise TypeError(f"sock: a socket.socket, or several, are expected, not {described(self.sock)}")
+                raise TypeError(f"sock: expected a socket.socket, or a sequence of them, not {described(self.sock)}")
             if sock.type != socket.SOCK_STREAM:
-                raise ValueError(f"sock: a stream socket is expected, not {described(sock)}")
+                raise ValueError(f"sock: expected a stream socket, not {described(sock)}")
         own_address = (self.addr, self.port) != (type(self).addr, type(self).port)
         if sum((own_address, self.path is not None, self.sock is not None)) > 1:
             raise ValueError(
-                "addr/port, path, sock: one of them is allowed, not "
+                "addr/port, path, sock: only one of them can be given, not "
                 f"{described((self.addr, self.port))}, {described(self.path)} and {described(self.sock)}"
             )
 
@@ -233,7 +233,7 @@ class Config:
         object.__setattr__(self, "proxy_allow_from", allowed_networks(self.proxy_allow_from))
         if (self.proxy_protocol == "off") is not (self.proxy_allow_from == ()):
             raise ValueError(
-                "proxy_allow_from: networks are expected with proxy_protocol, and none without it, "
+                "proxy_allow_from: expected networks with proxy_protocol, and none without it, "
                 f"not {described(self.proxy_allow_from)} with {described(self.proxy_protocol)}"
             )
 
@@ -244,7 +244,7 @@ class Config:
                 _whole(f"keepalive ({name})", value, 1, 32_767 if name != "probes" else 127)
             object.__setattr__(self, "keepalive", tuple(self.keepalive))
         if not is_several(self.socket_options):
-            raise TypeError(f"socket_options: a sequence of (level, name, value) is expected, not {described(self.socket_options)}")
+            raise TypeError(f"socket_options: expected a sequence of (level, name, value), not {described(self.socket_options)}")
         for option in self.socket_options:
             _triple("socket_options", option)
             _whole("socket_options (level)", option[0], 0, (1 << 31) - 1)
@@ -259,11 +259,11 @@ class Config:
         _whole("read_budget", self.read_budget, 1, 1 << 30)
         limits = self.write_buffer_limits
         if not isinstance(limits, (tuple, list)) or len(limits) != 2:
-            raise TypeError(f"write_buffer_limits: (low, high) is expected, not {described(limits)}")
+            raise TypeError(f"write_buffer_limits: expected (low, high), not {described(limits)}")
         _whole("write_buffer_limits (low)", limits[0], 1, 1 << 40)
         _whole("write_buffer_limits (high)", limits[1], 1, 1 << 40)
         if limits[0] > limits[1]:
-            raise ValueError(f"write_buffer_limits: low must not be over high, not {described(limits)}")
+            raise ValueError(f"write_buffer_limits: low must not exceed high, not {described(limits)}")
         object.__setattr__(self, "write_buffer_limits", tuple(limits))
 
 
@@ -316,4 +316,4 @@ def default_max_connections() -> int:
 
 def _triple(name: str, value: Any) -> None:
     if not isinstance(value, (tuple, list)) or len(value) != 3:
-        raise TypeError(f"{name}: a tuple of three is expected, not {described(value)}")
+        raise TypeError(f"{name}: expected a tuple of three values, not {described(value)}")

@@ -55,9 +55,9 @@ def check_timeout(name: str, value: object) -> float | None:
     if value is None:
         return None
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name}: seconds or None are expected, not {described(value)}")
+        raise TypeError(f"{name}: expected a number of seconds or None, not {described(value)}")
     if not value >= 0:
-        raise ValueError(f"{name}: 0 or more seconds are allowed, not {described(value)}")
+        raise ValueError(f"{name}: must be 0 or more seconds, not {described(value)}")
     return None if value > MAX_SECONDS else float(value)
 
 

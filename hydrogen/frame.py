@@ -79,11 +79,11 @@ def builder_of(framing: object) -> FrameBuilder | None:
     if framing is None or isinstance(framing, FrameBuilder):
         return framing
     if not (isinstance(framing, type) and issubclass(framing, FrameBuilder)):
-        raise TypeError(f"framing: a FrameBuilder (class or instance) or None is expected, not {described(framing)}")
+        raise TypeError(f"framing: expected a FrameBuilder (class or instance) or None, not {described(framing)}")
     try:
         return framing()
     except TypeError as error:
-        raise TypeError(f"framing: {framing.__name__}() cannot be made: {error}") from error
+        raise TypeError(f"framing: {framing.__name__}() cannot be instantiated: {error}") from error
 
 
 def encode(builder: FrameBuilder | None, data: bytes) -> bytes:
@@ -158,13 +158,13 @@ class FrameDecoder:
         else:
             frame = builder.from_bytes(self._buffer)
         if len(self._buffer) > before:
-            raise HandlerError(f"{name}.from_bytes() put bytes into the buffer")
+            raise HandlerError(f"{name}.from_bytes() added bytes to the buffer")
         if frame is None:
             return None
         if not isinstance(frame, Frame):
             raise HandlerError(f"{name}.from_bytes() returned {described(frame, 60)}, neither a Frame nor None")
         if len(self._buffer) == before:  # it would be found for ever
-            raise HandlerError(f"{name}.from_bytes() returned a frame and took nothing off the buffer")
+            raise HandlerError(f"{name}.from_bytes() returned a frame but took nothing off the buffer")
         return frame
 
     def next(self) -> bytes | None:
@@ -195,16 +195,16 @@ def _copied(payload: Payload) -> bytes:
 
 def _check_max_size(max_size: int, limit: int) -> int:
     if not isinstance(max_size, int) or isinstance(max_size, bool):
-        raise TypeError(f"max_size: an int is expected, not {described(max_size)}")
+        raise TypeError(f"max_size: expected an int, not {described(max_size)}")
     if not 0 <= max_size <= limit:
-        raise ValueError(f"max_size: 0 to {limit} is allowed, not {max_size}")
+        raise ValueError(f"max_size: must be 0 to {limit}, not {max_size}")
     return max_size
 
 
 def _check_length(length: int, limit: int, what: str) -> None:
     """On sending: what the format (`what`) can carry."""
     if length > limit:
-        raise FrameTooLarge(f"a payload of {length} bytes; a {what} carries at most {limit}")
+        raise FrameTooLarge(f"a payload of {length} bytes: a {what} carries at most {limit}")
 
 
 def _fitting(payload: Payload, max_size: int) -> bytes:
@@ -456,11 +456,11 @@ LENGTH_WIDTHS = (1, 2, 4, 8)
 def _length_limit(width: int, byteorder: ByteOrder) -> int:
     """The longest payload that a length of `width` bytes can declare, and the check of both fields."""
     if not isinstance(width, int) or isinstance(width, bool):
-        raise TypeError(f"width: an int is expected, not {described(width)}")
+        raise TypeError(f"width: expected an int, not {described(width)}")
     if width not in LENGTH_WIDTHS:
-        raise ValueError(f"width: 1, 2, 4 or 8 is allowed, not {width}")
+        raise ValueError(f"width: must be 1, 2, 4 or 8, not {width}")
     if byteorder not in ("big", "little"):
-        raise ValueError(f"byteorder: 'big' or 'little' is allowed, not {described(byteorder)}")
+        raise ValueError(f"byteorder: must be 'big' or 'little', not {described(byteorder)}")
     return min((1 << 8 * width) - 1, MAX_PAYLOAD)
 
 
@@ -536,15 +536,15 @@ class LengthFrameBuilder(BuiltIn):
 
 DELIMITER_MOST = 64
 LINE_END = b"\n"
-UNFIT = "the payload contains the delimiter, or ends with a part that makes one"
+UNFIT = "the payload contains the delimiter, or its last bytes would form one with the delimiter"
 """Why a line cannot carry a payload; both engines say so."""
 
 
 def _check_delimiter(delimiter: bytes) -> bytes:
     if not isinstance(delimiter, bytes):
-        raise TypeError(f"delimiter: bytes are expected, not {described(delimiter)}")
+        raise TypeError(f"delimiter: expected bytes, not {described(delimiter)}")
     if not 1 <= len(delimiter) <= DELIMITER_MOST:
-        raise ValueError(f"delimiter: 1 to {DELIMITER_MOST} bytes are allowed, not {len(delimiter)}")
+        raise ValueError(f"delimiter: must be 1 to {DELIMITER_MOST} bytes long, not {len(delimiter)}")
     return delimiter
 
 
@@ -671,11 +671,11 @@ class WebSocketFrame(_PayloadFrame):
         """
         super().__init__(payload)
         if opcode not in WEBSOCKET_OPCODES:
-            raise ValueError(f"opcode: one of {WEBSOCKET_OPCODES} is allowed, not {described(opcode)}")
+            raise ValueError(f"opcode: must be one of {WEBSOCKET_OPCODES}, not {described(opcode)}")
         if opcode & WEBSOCKET_CONTROL and not (fin and len(self._payload) <= WEBSOCKET_CONTROL_MOST):
-            raise ValueError(f"a control frame is a single one with at most {WEBSOCKET_CONTROL_MOST} bytes of payload")
+            raise ValueError(f"a control frame must not be fragmented, and carries at most {WEBSOCKET_CONTROL_MOST} bytes")
         if mask is not None and not (isinstance(mask, bytes) and len(mask) == 4):
-            raise ValueError(f"mask: 4 bytes or None is allowed, not {described(mask)}")
+            raise ValueError(f"mask: must be 4 bytes or None, not {described(mask)}")
         self.opcode = opcode
         self.fin = fin
         self.mask = mask
@@ -727,7 +727,7 @@ class WebSocketFrameBuilder(_SizedBuilder):
             return None
         opcode, fin = buf[0] & 0x0F, bool(buf[0] & 0x80)
         if buf[0] & 0x70:
-            raise ProtocolError(f"a reserved bit is set, and no extension was negotiated: 0x{buf[0]:02x}")
+            raise ProtocolError(f"a reserved bit is set, but no extension was negotiated: 0x{buf[0]:02x}")
         if opcode not in WEBSOCKET_OPCODES:
             raise ProtocolError(f"opcode {opcode} is reserved")
         if opcode & WEBSOCKET_CONTROL and not fin:

@@ -102,16 +102,16 @@ def callbacks_of(handler: Handler) -> Callbacks:
             an `on_...` name that does not exist.
     """
     if isinstance(handler, type):
-        raise TypeError(f"handler: an instance is expected, not the class {handler.__name__}")
+        raise TypeError(f"handler: expected an instance, not the class {handler.__name__}")
     if not isinstance(handler, Handler):
-        raise TypeError(f"handler: a hydrogen.Handler is expected, not {described(handler)}")
+        raise TypeError(f"handler: expected a hydrogen.Handler, not {described(handler)}")
     known = {name for name in vars(Handler) if name.startswith("on_")}
     for name in dir(handler):
         if not name.startswith("on_"):
             continue
         method = getattr(handler, name)
         if name not in known:
-            raise TypeError(f"handler: {type(handler).__name__}.{name} is not a callback; there are {', '.join(sorted(known))}")
+            raise TypeError(f"handler: {type(handler).__name__}.{name} is not a callback; the callbacks are {', '.join(sorted(known))}")
         if not callable(method):
             raise TypeError(f"handler: {type(handler).__name__}.{name} is not callable")
         if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):

@@ -64,7 +64,7 @@ class Server:
             EngineUnavailable: `engine="compiled"` and it cannot be imported.
         """
         if config is not None and not isinstance(config, Config):
-            raise TypeError(f"config: a hydrogen.Config is expected, not {described(config)}")
+            raise TypeError(f"config: expected a hydrogen.Config, not {described(config)}")
         self.config = config if config is not None else Config()
         self._handler = handler
         self._callbacks = callbacks_of(handler)
@@ -96,7 +96,7 @@ class Server:
         try:
             taken.extend(map(self._startable.acquire, (False,)))
             if not taken[0]:
-                raise RuntimeError("a server is started once; make another one")
+                raise RuntimeError("a server can be started only once; create another one")
             self._pid = os.getpid()
             self._life = life
             _running.add(self)
@@ -165,7 +165,7 @@ class Server:
         _check_seconds("timeout", timeout)
         _check_seconds("spread", spread)
         if spread > timeout:
-            raise ValueError(f"spread: at most the timeout, {described(timeout)} seconds, is allowed, not {described(spread)}")
+            raise ValueError(f"spread: must be at most the timeout of {described(timeout)} seconds, not {described(spread)}")
         life = self._life
         if life is None:
             return NOTHING
@@ -254,7 +254,7 @@ class Server:
         life = self._life
         engine = None if life is None or life.stopping else life.usable_engine()
         if engine is None:
-            raise RuntimeError("the server does not run")
+            raise RuntimeError("the server is not running")
         return engine
 
     def _any_engine(self) -> backend.Engine | None:
@@ -289,7 +289,7 @@ class Server:
         """
         check_context("context", context, server_side=True)
         if self.config.ssl is None:
-            raise RuntimeError("this server speaks no TLS: Config.ssl is None")
+            raise RuntimeError("this server does not use TLS: Config.ssl is None")
         self._running_engine().reload_tls(context)
 
     def broadcast(self, data: BytesLike, exclude: Iterable[HydrogenSocket] = ()) -> BroadcastReport:
@@ -324,7 +324,7 @@ class Server:
         """
         _check_seconds("seconds", seconds)
         if not callable(callback):
-            raise TypeError(f"callback: something to call is expected, not {described(callback)}")
+            raise TypeError(f"callback: expected a callable, not {described(callback)}")
         engine = self._running_engine()
         return self.timers.add(time.monotonic() + float(seconds), callback, engine.set_alarm)
 
@@ -346,7 +346,7 @@ class Server:
         if life is None:
             self.start()
         elif life.stopping:
-            raise RuntimeError("this server was stopped; a server is started once, make another one")
+            raise RuntimeError("this server was stopped; a server can be started only once, create another one")
         return self
 
     def __exit__(
@@ -369,9 +369,9 @@ class Server:
 
 def _check_seconds(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: seconds are expected, not {described(value)}")
+        raise TypeError(f"{name}: expected a number of seconds, not {described(value)}")
     if not 0 <= value <= MAX_SECONDS:
-        raise ValueError(f"{name}: 0 or more seconds, at most {MAX_SECONDS}, are allowed, not {described(value)}")
+        raise ValueError(f"{name}: must be 0 or more, and at most {MAX_SECONDS} seconds, not {described(value)}")
 
 
 def _check_threads() -> None:
@@ -383,7 +383,7 @@ def _check_threads() -> None:
         and hasattr(select, "epoll")
     ):
         raise RuntimeError(
-            "hydrogen needs real threads, and something, such as gevent.monkey.patch_all() or "
+            "hydrogen needs real threads, but something, such as gevent.monkey.patch_all() or "
             "eventlet.monkey_patch(), has replaced threading, queue or select in this process"
         )
 
@@ -467,7 +467,7 @@ def begin(
         RuntimeError: this is a subinterpreter, which cannot handle signals.
     """
     if on_started is not None and not callable(on_started):
-        raise TypeError(f"on_started: something to call is expected, not {described(on_started)}")
+        raise TypeError(f"on_started: expected a callable, not {described(on_started)}")
     server = Server(handler, _replaced(config, options), engine=engine)
     if threading.current_thread() is not threading.main_thread():
         return _serve_until(server.wait, server, on_started)

@@ -250,9 +250,9 @@ def _socket_of(sock_or_fd: socket.socket | int) -> socket.socket:
     elif isinstance(sock_or_fd, int) and not isinstance(sock_or_fd, bool):
         sock = _Numbered(fileno=sock_or_fd)
     else:
-        raise TypeError(f"sock_or_fd: a socket.socket or an int is expected, not {described(sock_or_fd)}")
+        raise TypeError(f"sock_or_fd: expected a socket.socket or an int, not {described(sock_or_fd)}")
     if sock.type != socket.SOCK_STREAM:
-        raise ValueError(f"sock_or_fd: a stream socket is expected, not {sock!r}")
+        raise ValueError(f"sock_or_fd: expected a stream socket, not {sock!r}")
     if sock.gettimeout():
         # Python waits for a socket with a timeout, whatever MSG_DONTWAIT says. (It is non-blocking for the kernel already.)
         sock.setblocking(False)
@@ -290,7 +290,7 @@ def _reported_once(error: Exception | None) -> OSError | None:
     return error
 
 
-RECEIVES_WITHIN = "a signal handler must not receive by the stream whose call it has interrupted"
+RECEIVES_WITHIN = "a signal handler must not receive from a stream whose call it has interrupted"
 
 
 class _SocketStream(Stream):
@@ -470,7 +470,7 @@ class _SocketStream(Stream):
         data = self._checked(frame).to_bytes()
         if self.is_interrupted():
             if self._is_shut or self._until is not None:  # it may have ended: who is in there would not tell
-                raise BrokenPipeError(errno.EPIPE, "the output was ended")
+                raise BrokenPipeError(errno.EPIPE, "the output has been shut down")
             self._is_owed = True
         else:
             self._shake_hands(None)
@@ -588,7 +588,7 @@ class _SocketStream(Stream):
         with self._lock:
             fd = self._sock.detach()
             if self._waiting:
-                raise ValueError("a message was sent before the TLS handshake was done: send it from on_connected")
+                raise ValueError("a message was sent before the TLS handshake had finished: send it from on_connected")
             self._decoder.builder = ChunkFrameBuilder()  # it takes all there is, as it is
             received = self._decoder.next() or b""
             reported = _reported_once(self._end) or _reported_once(self._broken)
@@ -716,7 +716,7 @@ class _SocketStream(Stream):
             self._waiting.append(data)
         flushed: list[bool] = []
         if not self._hold(lambda: flushed.append(self._flush())) or not flushed[0] or self._waiting:
-            raise BlockingIOError(errno.EAGAIN, "not all could be written; the rest is kept")
+            raise BlockingIOError(errno.EAGAIN, "not everything could be written; the rest is kept")
 
     def _flush(self) -> bool:
         """Under `_lock`: write until nothing is left for the wire, or the kernel takes no more. Whether nothing is left."""
@@ -736,7 +736,7 @@ class _SocketStream(Stream):
                 raise
             del self._unsent[:sent]
         if self._waiting and self._is_ready and not self._can_seal():  # who sent it may look for it later
-            self._broken = BrokenPipeError(errno.EPIPE, "the output was ended")
+            self._broken = BrokenPipeError(errno.EPIPE, "the output has been shut down")
             raise self._broken
         return True
 
@@ -757,7 +757,7 @@ class _SocketStream(Stream):
             if awaited[-1] & select.POLLOUT:
                 self._wait(awaited[-1], self._until)
         except TimeoutError:
-            raise BrokenPipeError(errno.EPIPE, "the output was ended") from None
+            raise BrokenPipeError(errno.EPIPE, "the output has been shut down") from None
 
     # ------------------------------------------------------------------ handshake, waiting
 
@@ -804,7 +804,7 @@ class _SocketStream(Stream):
     @staticmethod
     def _checked(frame: Frame) -> Frame:
         if not isinstance(frame, Frame):
-            raise TypeError(f"frame: a Frame is expected, not {described(frame)}")
+            raise TypeError(f"frame: expected a Frame, not {described(frame)}")
         return frame
 
 
