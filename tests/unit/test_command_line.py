@@ -350,12 +350,12 @@ def test_the_level_says_what_is_logged(engine, options, logged):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--path-mode", "980"], "argument --path-mode: an octal number from 0 to 777 is expected, not '980'"),
+        (["--path-mode", "980"], "argument --path-mode: expected an octal number from 0 to 777, not '980'"),
         (["--path-mode", "660"], "path_mode: only allowed with path"),
-        (["--path", "socket", "--path-mode", "1777"], "argument --path-mode: an octal number from 0 to 777 is expected, not '1777'"),
+        (["--path", "socket", "--path-mode", "1777"], "argument --path-mode: expected an octal number from 0 to 777, not '1777'"),
         (["--path", "socket", "--port", "7"], "addr/port, path, sock: only one of them can be given"),
         (["--systemd"], "--systemd: no socket was passed"),
-        (["--systemd", "--port", "7", "--path-mode", "600"], "so --port, --path-mode cannot be given with it"),
+        (["--systemd", "--port", "7", "--path-mode", "600"], "so --port, --path-mode cannot be combined with it"),
         (["--max-connections", "0"], "max_connections: must be 1 to"),
         (["--max-connections-per-ip", "-1"], "max_connections_per_ip: must be 1 to"),
         (["--overload", "panic"], "argument --overload: invalid choice: 'panic'"),
