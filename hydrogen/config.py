@@ -1,4 +1,4 @@
-"""`Config`: everything that can be set, checked when it is made, so that a server never starts with nonsense."""
+"""`Config`: all settings, checked on construction, so that a server never starts with invalid ones."""
 
 from __future__ import annotations
 
@@ -55,66 +55,68 @@ def _seconds(name: str, value: object) -> None:
 class Config:
     """How a server listens, and its limits. Sizes are in bytes, times in seconds.
 
-    Immutable, so safe from any thread. Sequences are kept as tuples, so that it can be hashed
-    (unless a framing or a context of yours cannot be).
+    Immutable, and so safe to use from any thread. Sequences are stored as tuples, so that it can be
+    hashed (unless your framing or SSL context cannot be).
 
     Attributes:
-        addr: IPv4 or IPv6 address, or a host name (all its addresses), to listen on; or several of
+        addr: IPv4 or IPv6 address to listen on, or a host name (all its addresses); or several of
             them.
-        port: TCP port of each; with 0 the kernel chooses one (`Server.address` says which).
-        max_threads: workers, that is handlers that may block at the same time.
-        loops: event loops of the compiled engine, among which workers and connections are divided;
-            each connection goes to the loop that has the fewest. More than one only pays where
-            there is no GIL and processors are idle; the Python engine has one.
+        port: TCP port for all of them; 0: the kernel chooses one (`Server.address` says which).
+        max_threads: number of workers, that is, of callbacks that may block at the same time.
+        loops: event loops of the compiled engine; workers and connections are divided among them,
+            and each connection goes to the loop that has the fewest. More than one only pays off
+            without a GIL and with idle processors; the Python engine always has one.
         pre_allocated: connection slots that exist from the start; not a limit.
-        framing: a frame builder, class or instance (a class is instantiated); None: raw chunks as
-            read.
-        ssl: a server-side context: connections speak TLS. `OP_NO_RENEGOTIATION` is set on it.
-        path: listen on a Unix socket of that name instead; what is not UTF-8 as `os.fsdecode` gives
-            it. Kept as a str.
-        path_mode: permissions of that socket, such as 0o660; None: what the umask leaves.
-        sock: listen on this bound stream socket, or on these, instead; the server takes them over
-            and closes them when it stops.
-        backlog: queue of connections not yet accepted, see listen(2).
+        framing: a frame builder, as a class (which is instantiated) or an instance; None: raw
+            chunks as read.
+        ssl: a server-side context: connections use TLS. `OP_NO_RENEGOTIATION` is set on it.
+        path: listen on a Unix socket at this path instead; for names that are not UTF-8, what
+            `os.fsdecode` returns. Stored as a str.
+        path_mode: permissions of that socket, such as 0o660; None: set by the umask.
+        sock: listen on this bound stream socket, or on several, instead; the server takes them
+            over and closes them when it stops.
+        backlog: length of the queue of connections not yet accepted, see listen(2).
         reuse_port: set SO_REUSEPORT, so that several processes can share the port, see socket(7).
         nodelay: set TCP_NODELAY on each connection, see tcp(7).
         keepalive: (seconds idle, seconds between probes, probes) before a vanished peer is noticed,
             see tcp(7); None: off.
         socket_options: (level, name, value) for each connection, value an int or bytes, as
             `socket.setsockopt` takes them.
-        max_connections: open at once; None: what RLIMIT_NOFILE allows at the start, see
-            `default_max_connections`.
-        max_connections_per_ip: open at once from one address (there is none on Unix sockets); more
-            are reset at once, whatever `overload` says. None: no limit.
-        overload: at `max_connections`, "pause": accept no more until one has gone, while new ones
-            wait in the kernel's backlog; "close": accept and reset, without callbacks.
-        write_buffer_limits: (low, high) watermarks of pending output: above high a connection is
-            not read until it is below low.
-        max_write_buffer: a send while that much is pending removes the connection as a slow
+        max_connections: how many may be open at once; None: what RLIMIT_NOFILE allows at the start,
+            see `default_max_connections`.
+        max_connections_per_ip: how many may be open at once from one address (not on Unix sockets,
+            which have none); further ones are reset at once, whatever `overload` says. None: no
+            limit.
+        overload: what to do at `max_connections`. "pause": accept no more until one has gone; new
+            ones wait in the kernel's backlog. "close": accept and reset, without callbacks.
+        write_buffer_limits: (low, high) watermarks of pending output: above high, a connection is
+            not read until its output is below low.
+        max_write_buffer: a send while this much is pending removes the connection as a slow
             consumer.
-        max_buffered: above that, over all connections, nothing is read and the one with the most
-            pending output is removed. Of several loops each has its share.
-        read_budget: read from one connection before the others are read.
-        open_timeout: for the PROXY header and the TLS handshake, from when a worker has taken the
-            connection up; None: no limit.
-        idle_timeout: without a byte in either direction; None: no limit. Up to half the shortest
-            timeout late, as is `write_timeout`. While reading is paused, unread input counts as a
-            byte, however long it waits.
-        frame_timeout: from the first byte of a frame to its last, however it drips; None: no limit.
-        write_timeout: with output queued of which the peer takes nothing, also while the connection
-            closes; None: no limit.
+        max_buffered: limit across all connections: above it nothing is read, and the connection
+            with the most pending output is removed. With several loops, each has its share.
+        read_budget: how much is read from one connection before the others are read.
+        open_timeout: for the PROXY header and the TLS handshake, from when a worker takes up the
+            connection; None: no limit.
+        idle_timeout: time without a byte in either direction; None: no limit. Fires late by up to
+            half the shortest timeout, as does `write_timeout`. While reading is paused, a
+            connection with unread input is not idle, however long that waits.
+        frame_timeout: from the first byte of a frame to its last; further bytes do not extend it.
+            None: no limit.
+        write_timeout: time in which the peer takes nothing of the queued output, also while the
+            connection closes; None: no limit.
         proxy_protocol: "v1", "v2" or "auto" (either): each connection begins with a header of the
             PROXY protocol, which names the client.
-        proxy_allow_from: networks, or "unix", from which such a header is accepted; a connection
-            from elsewhere is refused.
+        proxy_allow_from: networks, or "unix", from which such a header is accepted; connections
+            from elsewhere are refused.
         stop_timeout: default of `Server.stop`; container runtimes kill after 10 s.
-        slow_callback: a callback that runs for that long is logged, with its stack where there is a
-            GIL; None: none is.
-        handoff: which thread is woken when: "auto", or "inline" or "eager" to pin one policy (for
+        slow_callback: a callback that runs for this long is logged, with its stack if there is a
+            GIL; None: off.
+        handoff: when another thread is woken: "auto", or "inline" or "eager" to pin one policy (for
             experts and tests).
 
     Raises:
-        TypeError, ValueError: at construction; the message names the field, the value and what is
+        TypeError, ValueError: on construction; the message names the field, the value and what is
             allowed.
     """
 

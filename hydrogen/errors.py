@@ -34,16 +34,16 @@ class ServerStopped(HydrogenError, ConnectionError):
 class SlowConsumer(HydrogenError, ConnectionError):
     """The peer did not read: too much output was pending.
 
-    That is, `max_write_buffer` of its connection, or the server's `max_buffered`.
+    That is, more than `max_write_buffer` on its connection, or `max_buffered` on the server.
     """
 
 
 class HandlerError(HydrogenError, RuntimeError):
-    """A callback, or a stream or builder of yours, raised; see `__cause__`."""
+    """A callback, a stream or a frame builder of yours raised an exception; see `__cause__`."""
 
 
 class Reject(HydrogenError, ConnectionError):
-    """Raised by `on_new_connection` to refuse a connection quietly."""
+    """Raise it in `on_new_connection` to refuse a connection quietly."""
 
 
 class ConnectionTimeout(HydrogenError, TimeoutError):
@@ -55,19 +55,19 @@ class ProtocolError(HydrogenError, ValueError):
 
 
 class FrameTooLarge(ProtocolError):
-    """A frame over `max_size` of its builder, or, on sending, over what its format can carry."""
+    """A frame exceeds `max_size` of its builder or, on sending, what its format can carry."""
 
 
 class ChecksumMismatch(ProtocolError):
-    """The checksum of a frame is not that of its payload."""
+    """The checksum of a frame does not match its payload."""
 
 
 class IncompleteFrame(ProtocolError):
-    """The end of the connection came inside a frame."""
+    """The connection ended in the middle of a frame."""
 
 
 class EngineUnavailable(HydrogenError, ImportError):
-    """The compiled engine was requested and could not be imported."""
+    """The compiled engine was requested but could not be imported."""
 
 
 class Cause(enum.IntEnum):

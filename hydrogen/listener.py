@@ -354,25 +354,25 @@ _left: list[tuple[str, int]] = []
 
 
 def listen_fds(names: Collection[str] | None = None) -> list[socket.socket]:
-    """The sockets that systemd, or another supervisor with its protocol, has opened for us.
+    """The sockets that systemd, or another supervisor with its protocol, has opened for this process.
 
     Use them as `Config(sock=hydrogen.listen_fds())`. Follows sd_listen_fds_with_names(3):
     LISTEN_PID must be this process's id, LISTEN_FDS is how many there are, from fd 3 on, and
     LISTEN_FDNAMES their names, separated by colons ("unknown" without it). All are made close-on-
-    exec, and the variables are removed from `os.environ`, so that no child takes them for its own.
-    A socket is given out once: what `names` left out is there for a further call. Call it while the
-    process has one thread, like everything that changes the environment.
+    exec, and the variables are removed from `os.environ`, so that no child mistakes them for its own.
+    Each socket is returned once: what `names` left out is available to a further call. Call it
+    while the process has only one thread, like everything that changes the environment.
 
     Args:
-        names: only sockets of these names (FileDescriptorName= in systemd.socket(5)); None: all.
+        names: only sockets with these names (FileDescriptorName= in systemd.socket(5)); None: all.
 
     Returns:
         Stream sockets in the order of their fds; [] when there are none for this process.
 
     Raises:
         TypeError: `names` is a str.
-        ValueError: a variable is malformed, or one of the fds is not open or no stream socket;
-            names the variable and the fd.
+        ValueError: a variable is malformed, or one of the fds is not open or not a stream socket;
+            the message names the variable and the fd.
     """
     if isinstance(names, str):
         raise TypeError(f"names: expected a collection of names, not {described(names)}")

@@ -145,14 +145,14 @@ class RateLimitedLog:
         self.say(logging.WARNING, ALL_BLOCKED, message, workers)
 
     def accepting_paused(self, most: int | None) -> None:
-        """Accepting has paused. `most`: that many connections are open; None: for want of something."""
+        """Accepting has paused. `most`: that many connections are open; None: out of fds or memory."""
         if most is None:
             self.say(logging.WARNING, "accepting paused", "accepting is paused: out of file descriptors or memory")
         else:
             self.say(logging.WARNING, "accepting paused", "accepting is paused: %d connections are open (max_connections)", most)
 
     def accepting(self) -> None:
-        """Accepting goes on."""
+        """Accepting has resumed."""
         self.say(logging.INFO, "accepting", "accepting has resumed")
 
     def turned_away(self, count: int) -> None:

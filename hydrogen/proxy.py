@@ -88,16 +88,16 @@ def may_send(allow: Collection[Allowed | str], peername: Address) -> bool:
 
 @dataclass(frozen=True)
 class ProxyHeader:
-    """What a proxy said about a connection. Immutable, so safe from any thread.
+    """What a proxy said about a connection. Immutable, and so safe to use from any thread.
 
     Attributes:
         version: 1 or 2.
-        is_local: the proxy speaks for itself (v2 LOCAL), as it does for health checks.
-        source: the client's address, in the form of `getpeername`; None when it is unknown and the
-            real peer counts (v1 UNKNOWN; v2 LOCAL, UNSPEC and datagrams).
+        is_local: the proxy connects on its own behalf (v2 LOCAL), as it does for health checks.
+        source: the client's address, in the form of `getpeername`; None when it is unknown, so that
+            the real peer counts (v1 UNKNOWN; v2 LOCAL, UNSPEC and datagrams).
         destination: the address that the client connected to, in the same form.
         tlvs: (type, value) of the other fields of v2, in the order sent and without padding
-            (PP2_TYPE_NOOP). The sections of the specification from 2.2.1 on say what they mean.
+            (PP2_TYPE_NOOP). The specification explains them from section 2.2.1 on.
     """
 
     version: int
