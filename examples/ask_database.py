@@ -43,7 +43,7 @@ class Notes(hydrogen.Handler):
             case ["get", name]:
                 row = self.database().execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
                 return row[0] if row else ""
-        return "error: `set NAME VALUE` or `get NAME` is expected"
+        return "error: expected `set NAME VALUE` or `get NAME`"
 
     def database(self):
         """This worker's connection, made when it is first needed."""

@@ -1,4 +1,4 @@
-"""hydrogen: a multithreaded, non-blocking socket server framework. The public names, nothing else.
+"""hydrogen: a framework for TCP, TLS and Unix-socket servers with ordinary, blocking callbacks.
 
 class Echo(hydrogen.Handler):
     def on_data_received(self, socket, data):
@@ -99,7 +99,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 engine: str
-"""Name of the default engine, `"compiled"` or `"python"`; found out when first asked for."""
+"""Name of the default engine, `"compiled"` or `"python"`; determined on first access."""
 
 
 def __getattr__(name: str) -> str:

@@ -1,8 +1,9 @@
-"""`python -m hydrogen`: a demonstration server (`echo`), or a server of the user's own handler (`run module:name`).
+"""`python -m hydrogen`: a demonstration server (`echo`), or a server for your own handler (`run module:name`).
 
-Prints `listening on ADDRESS`, a line for each, when connections are accepted, serves until SIGINT or SIGTERM, and exits with 0
-after a full stop, with 1 when anything was aborted or abandoned, with 2 when it could not start. It logs on stderr. A SIGINT that
-is ignored, as in a background job of a shell, stays ignored.
+Prints `listening on ADDRESS` for each address once it accepts connections, and serves until SIGINT or SIGTERM. Logs to stderr. A
+SIGINT that is ignored, as in a background job of a shell, stays ignored.
+
+Exit status: 0 after a complete shutdown, 1 if a connection was aborted or abandoned, 2 if the server could not start.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def load_handler(name: str) -> Handler:
     if not isinstance(found, Handler) and callable(found):
         found = found()
     if not isinstance(found, Handler):
-        raise TypeError(f"{name} is no hydrogen.Handler, nor a class or a function that makes one, but {found!r}")
+        raise TypeError(f"{name} is neither a hydrogen.Handler nor a class or function that returns one, but {found!r}")
     return found
 
 
@@ -72,29 +73,49 @@ def _octal(text: str) -> int:
     except ValueError:
         mode = -1
     if not 0 <= mode <= 0o777:
-        raise argparse.ArgumentTypeError(f"an octal number from 0 to 777 is expected, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an octal number from 0 to 777, not {text!r}")
     return mode
 
 
 def _listening_options(options: argparse._ArgumentGroup) -> None:
-    options.add_argument("--addr", action="append", help=f"address or name to listen on; may be repeated ({Config.addr})")
-    options.add_argument("--port", type=int, help=f"TCP port, 0: the kernel chooses ({Config.port})")
-    options.add_argument("--path", help="listen on a Unix socket of this name instead")
-    options.add_argument("--path-mode", type=_octal, metavar="OCTAL", help="permissions of that socket, like 660 (what the umask leaves)")
-    options.add_argument("--systemd", action="store_true", help="listen on the sockets that systemd, or who speaks its protocol, passes")
+    options.add_argument("--addr", action="append", help=f"address or host name to listen on; may be repeated (default: {Config.addr})")
+    options.add_argument("--port", type=int, help=f"TCP port; 0: the kernel chooses one (default: {Config.port})")
+    options.add_argument("--path", help="listen on a Unix socket at this path instead")
     options.add_argument(
-        "--proxy-protocol", choices=("off", "v1", "v2", "auto"), default="off", help="connections begin with a PROXY header (%(default)s)"
+        "--path-mode", type=_octal, metavar="OCTAL", help="permissions of that socket, such as 660 (default: set by the umask)"
     )
     options.add_argument(
-        "--proxy-allow-from", action="append", default=[], metavar="NETWORK", help="who may send one: a network, or unix; may be repeated"
+        "--systemd", action="store_true", help="listen on the sockets passed by systemd, or by another supervisor with its protocol"
+    )
+    options.add_argument(
+        "--proxy-protocol",
+        choices=("off", "v1", "v2", "auto"),
+        default="off",
+        help="each connection begins with a PROXY header (default: %(default)s)",
+    )
+    options.add_argument(
+        "--proxy-allow-from",
+        action="append",
+        default=[],
+        metavar="NETWORK",
+        help="who may send such a header: a network, or unix; may be repeated",
     )
 
 
 def _limit_options(options: argparse._ArgumentGroup) -> None:
-    options.add_argument("--max-connections", type=int, metavar="N", help="open at once (what RLIMIT_NOFILE allows)")
-    options.add_argument("--max-connections-per-ip", type=int, metavar="N", help="open at once from one address (no limit)")
-    options.add_argument("--overload", choices=("pause", "close"), default=Config.overload, help="at --max-connections (%(default)s)")
-    options.add_argument("--idle-timeout", type=float, metavar="SECONDS", help="end a connection without a byte either way (no limit)")
+    options.add_argument("--max-connections", type=int, metavar="N", help="connections open at once (default: what RLIMIT_NOFILE allows)")
+    options.add_argument(
+        "--max-connections-per-ip", type=int, metavar="N", help="connections open at once from one address (default: no limit)"
+    )
+    options.add_argument(
+        "--overload", choices=("pause", "close"), default=Config.overload, help="what to do at --max-connections (default: %(default)s)"
+    )
+    options.add_argument(
+        "--idle-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="close a connection that is silent in both directions for this long (default: no limit)",
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,21 +123,33 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     _listening_options(options.add_argument_group("where it listens"))
     _limit_options(options.add_argument_group("limits (hydrogen.Config explains them)"))
-    options.add_argument("--framing", choices=sorted(FRAMINGS), default="raw", help="how messages are told apart (%(default)s)")
-    options.add_argument("--cert", metavar="FILE", help="speak TLS with this certificate chain (PEM)")
-    options.add_argument("--key", metavar="FILE", help="its private key, when it is not in the same file")
-    options.add_argument("--threads", type=int, default=Config.max_threads, help="handlers that may block at once (%(default)s)")
-    options.add_argument("--loops", type=int, default=Config.loops, help="among which they and the connections are dealt out (%(default)s)")
-    options.add_argument("--engine", choices=CHOICES, default=None, help="(HYDROGEN_ENGINE, or auto)")
-    options.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto", help="who is woken when (%(default)s)")
-    options.add_argument("--stop-timeout", type=float, default=Config.stop_timeout, help="seconds for a graceful shutdown (%(default)s)")
-    options.add_argument("--slow-callback", type=float, metavar="SECONDS", help="log the stack of a callback that runs for so long")
-    options.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="what to log from (%(default)s)")
+    options.add_argument("--framing", choices=sorted(FRAMINGS), default="raw", help="how messages are delimited (default: %(default)s)")
+    options.add_argument("--cert", metavar="FILE", help="use TLS with this certificate chain (PEM)")
+    options.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
+    options.add_argument(
+        "--threads", type=int, default=Config.max_threads, help="how many handlers may block at once (default: %(default)s)"
+    )
+    options.add_argument(
+        "--loops", type=int, default=Config.loops, help="event loops that share the threads and connections (default: %(default)s)"
+    )
+    options.add_argument("--engine", choices=CHOICES, default=None, help="which engine to use (default: HYDROGEN_ENGINE, or auto)")
+    options.add_argument(
+        "--handoff", choices=("auto", "inline", "eager"), default="auto", help="when to wake another thread (default: %(default)s)"
+    )
+    options.add_argument(
+        "--stop-timeout",
+        type=float,
+        metavar="SECONDS",
+        default=Config.stop_timeout,
+        help="time allowed for a graceful shutdown (default: %(default)s)",
+    )
+    options.add_argument("--slow-callback", type=float, metavar="SECONDS", help="log the stack of a callback that runs for this long")
+    options.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="lowest level to log (default: %(default)s)")
     options.add_argument("--verbose", "-v", action="store_const", dest="log_level", const="info", help="the same as --log-level info")
     main = argparse.ArgumentParser(prog="python -m hydrogen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = main.add_subparsers(dest="command", required=True)
-    commands.add_parser("echo", parents=[options], help="a server that sends back what it gets")
-    own = commands.add_parser("run", parents=[options], help="a server of your own handler")
+    commands.add_parser("echo", parents=[options], help="a server that sends back what it receives")
+    own = commands.add_parser("run", parents=[options], help="a server for your own handler")
     own.add_argument("handler", metavar="module:name", help="an instance, a class, or a function that returns a handler")
     return main
 
@@ -124,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
 def _context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
     if cert is None:
         if key is not None:
-            raise ValueError("--key: a certificate is expected with it, by --cert")
+            raise ValueError("--key: requires a certificate (--cert)")
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
@@ -144,10 +177,10 @@ def _where(arguments: argparse.Namespace) -> dict[str, Any]:
         return where
     if where:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in where)
-        raise ValueError(f"--systemd: systemd says where to listen, so {names} cannot be given with it")
+        raise ValueError(f"--systemd: systemd decides where to listen, so {names} cannot be combined with it")
     sockets = listen_fds()
     if not sockets:
-        raise ValueError("--systemd: no socket was passed to this process (LISTEN_PID and LISTEN_FDS of sd_listen_fds(3) do not say so)")
+        raise ValueError("--systemd: no socket was passed to this process (see LISTEN_PID and LISTEN_FDS in sd_listen_fds(3))")
     return {"sock": tuple(sockets)}
 
 

@@ -146,7 +146,7 @@ def default_engine() -> str:
     global _default
     choice = os.environ.get("HYDROGEN_ENGINE") or "auto"  # an empty variable is one that is not set
     if choice not in CHOICES:
-        raise ValueError(f"HYDROGEN_ENGINE: {', '.join(CHOICES)} are allowed, not {choice!r}")
+        raise ValueError(f"HYDROGEN_ENGINE: must be one of {', '.join(CHOICES)}, not {choice!r}")
     if choice == "compiled":
         _import_compiled()
     if choice != "auto":
@@ -169,7 +169,7 @@ def engine_class(name: str | None) -> tuple[str, type[Engine]]:
         EngineUnavailable: the compiled one was named and cannot be imported.
     """
     if name is not None and name not in CHOICES:
-        raise ValueError(f"engine: {', '.join(CHOICES)} are allowed, not {name!r}")
+        raise ValueError(f"engine: must be one of {', '.join(CHOICES)}, not {name!r}")
     if name is None or name == "auto":
         name = default_engine()
     if name == "compiled":

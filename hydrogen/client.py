@@ -36,24 +36,24 @@ def connect(
     server_hostname: str | None = None,
     timeout: float | None = None,
 ) -> Client:
-    """Open an outbound connection, with the TLS handshake if there is one.
+    """Open an outbound connection, including the TLS handshake if there is one.
 
-    Safe from any thread. When it fails, nothing stays open.
+    Safe to call from any thread. If it fails, nothing stays open.
 
     Args:
-        address: (host, port), of which all addresses of the name are tried one after the other; the
-            value of `Server.address`; or the path of a Unix socket.
+        address: (host, port), where all addresses of the host name are tried in turn; the value of
+            `Server.address`; or the path of a Unix socket.
         framing: a frame builder, class or instance; None: chunks as read.
-        ssl: a client-side context: TLS. `OP_NO_RENEGOTIATION` is set on it.
+        ssl: a client-side context: use TLS. `OP_NO_RENEGOTIATION` is set on it.
         server_hostname: the name that the server's certificate must have; None: the host, without
             the zone of an IPv6 address.
-        timeout: seconds for all of it together (but looking up the name is as slow as the
-            resolver), and the default of each `Client.recv`. None: no limit.
+        timeout: seconds for all of this together (though it cannot cut short the resolver), and the
+            default of each `Client.recv`. None: no limit.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
-        TimeoutError: it was not done in time.
-        ssl.SSLError, OSError: it failed; `socket.gaierror`: there is no such name.
+        TimeoutError: it took too long.
+        ssl.SSLError, OSError: it failed; `socket.gaierror`: the host name cannot be resolved.
     """
     _check_address(address)
     builder = builder_of(framing)
@@ -64,7 +64,7 @@ def connect(
             server_hostname = address[0].partition("%")[0]
         check_server_hostname(server_hostname)
     elif server_hostname is not None:
-        raise ValueError(f"server_hostname: only with ssl, not {described(server_hostname)} alone")
+        raise ValueError(f"server_hostname: only allowed with ssl, not {described(server_hostname)} without it")
     timeout = check_timeout("timeout", timeout)
     deadline = deadline_of(timeout)
     sock = _connected(address, deadline)
@@ -85,15 +85,15 @@ def _check_address(address: object) -> None:
         os.fspath(cast(str, address))
         return
     if len(address) not in (2, 4):
-        raise ValueError(f"address: (host, port) or a path is expected, not {described(address)}")
+        raise ValueError(f"address: expected (host, port) or a path, not {described(address)}")
     host, *numbers = address
     if not isinstance(host, str):
-        raise TypeError(f"address: a host that is a str is expected, not {described(host)}")
+        raise TypeError(f"address: expected a str as the host, not {described(host)}")
     for name, number, most in zip(("port", "flow label", "scope"), numbers, (65_535, (1 << 20) - 1, (1 << 32) - 1), strict=False):
         if not isinstance(number, int) or isinstance(number, bool):
-            raise TypeError(f"address: a {name} that is an int is expected, not {described(number)}")
+            raise TypeError(f"address: expected an int as the {name}, not {described(number)}")
         if not 0 <= number <= most:
-            raise ValueError(f"address: a {name} of 0 to {most} is allowed, not {described(number)}")
+            raise ValueError(f"address: the {name} must be 0 to {most}, not {described(number)}")
 
 
 def _connected(address: Address, deadline: float | None) -> socket.socket:
@@ -160,9 +160,9 @@ class _Here(threading.local):
 class Client:
     """A blocking connection, made by `connect`: a context manager, and iterable.
 
-    `for message in client` gives the messages until the end. One thread may send while another
-    receives; any thread may close. In a forked child `close` gives back the fd and nothing else:
-    the connection is the parent's.
+    `for message in client` yields the messages until the end. One thread may send while another
+    receives; any thread may close. In a forked child, `close` only closes the fd: the connection
+    belongs to the parent.
     """
 
     def __init__(self, stream: Plain | Secure, builder: FrameBuilder, timeout: float | None) -> None:
@@ -207,7 +207,7 @@ class Client:
             IncompleteFrame: the same, inside a message.
             ProtocolError: what arrived can never become a message.
             RuntimeError: a signal handler (or a `__del__`, or a frame builder) calls it within a
-                `recv` of its own thread, or while any call of its thread reads or writes.
+                `recv` in the same thread, or while any call in that thread reads or writes.
             ssl.SSLError, OSError: the connection is broken; `ssl.SSLEOFError`: it ended without
                 close_notify, so input may be missing.
         """
@@ -230,7 +230,7 @@ class Client:
                 self.close()
 
     def __iter__(self) -> Iterator[bytes]:
-        """The messages until the end; each is waited for, and raises, as with `recv()`."""
+        """Yield the messages until the end; waits and raises as `recv()` does."""
         while True:
             try:
                 message = self.recv()
@@ -241,10 +241,10 @@ class Client:
     def close(self) -> None:
         """Close; what was sent still arrives, with TLS followed by close_notify.
 
-        May be called again. Output ends first, and input is discarded until the server ends the
-        connection too, for 2 s at most; a server that goes on sending after that is reset. Then
-        calls of other threads return. In a signal handler (or a `__del__`) that came while a call
-        of this client reads or writes, it does not wait: that call does all this when it ends,
+        May be called again. It ends the output, and discards input until the server ends the
+        connection too, for 2 s at most; a server that keeps sending after that is reset. Then calls
+        in other threads return. In a signal handler (or a `__del__`) that interrupts a call of this
+        client while it reads or writes, it does not wait: that call does all this when it ends,
         within the same 2 s.
         """
         if self._stream.fileno() < 0:

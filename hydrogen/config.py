@@ -1,4 +1,4 @@
-"""`Config`: everything that can be set, checked when it is made, so that a server never starts with nonsense."""
+"""`Config`: all settings, checked on construction, so that a server never starts with invalid ones."""
 
 from __future__ import annotations
 
@@ -29,92 +29,94 @@ Framing = FrameBuilder | type[FrameBuilder] | None
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: an int is expected, not {described(value)}")
+        raise TypeError(f"{name}: expected an int, not {described(value)}")
     if not low <= value <= high:
-        raise ValueError(f"{name}: {low} to {high} is allowed, not {described(value)}")
+        raise ValueError(f"{name}: must be {low} to {high}, not {described(value)}")
 
 
 def _flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{name}: True or False is expected, not {described(value)}")
+        raise TypeError(f"{name}: expected True or False, not {described(value)}")
 
 
 def _choice(name: str, value: object, *allowed: str) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}: {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r} is allowed, not {described(value)}")
+        raise ValueError(f"{name}: must be {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, not {described(value)}")
 
 
 def _seconds(name: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name}: seconds are expected, not {described(value)}")
+        raise TypeError(f"{name}: expected a number of seconds, not {described(value)}")
     if not 0 < value <= MAX_SECONDS:
-        raise ValueError(f"{name}: more than 0 and at most {MAX_SECONDS} seconds are allowed, not {described(value)}")
+        raise ValueError(f"{name}: must be more than 0 and at most {MAX_SECONDS} seconds, not {described(value)}")
 
 
 @dataclass(frozen=True)
 class Config:
     """How a server listens, and its limits. Sizes are in bytes, times in seconds.
 
-    Immutable, so safe from any thread. Sequences are kept as tuples, so that it can be hashed
-    (unless a framing or a context of yours cannot be).
+    Immutable, and so safe to use from any thread. Sequences are stored as tuples, so that it can be
+    hashed (unless your framing or SSL context cannot be).
 
     Attributes:
-        addr: IPv4 or IPv6 address, or a host name (all its addresses), to listen on; or several of
+        addr: IPv4 or IPv6 address to listen on, or a host name (all its addresses); or several of
             them.
-        port: TCP port of each; with 0 the kernel chooses one (`Server.address` says which).
-        max_threads: workers, that is handlers that may block at the same time.
-        loops: event loops of the compiled engine, among which workers and connections are divided;
-            each connection goes to the loop that has the fewest. More than one only pays where
-            there is no GIL and processors are idle; the Python engine has one.
+        port: TCP port for all of them; 0: the kernel chooses one (`Server.address` says which).
+        max_threads: number of workers, that is, of callbacks that may block at the same time.
+        loops: event loops of the compiled engine; workers and connections are divided among them,
+            and each connection goes to the loop that has the fewest. More than one only pays off
+            without a GIL and with idle processors; the Python engine always has one.
         pre_allocated: connection slots that exist from the start; not a limit.
-        framing: a frame builder, class or instance (a class is instantiated); None: raw chunks as
-            read.
-        ssl: a server-side context: connections speak TLS. `OP_NO_RENEGOTIATION` is set on it.
-        path: listen on a Unix socket of that name instead; what is not UTF-8 as `os.fsdecode` gives
-            it. Kept as a str.
-        path_mode: permissions of that socket, such as 0o660; None: what the umask leaves.
-        sock: listen on this bound stream socket, or on these, instead; the server takes them over
-            and closes them when it stops.
-        backlog: queue of connections not yet accepted, see listen(2).
+        framing: a frame builder, as a class (which is instantiated) or an instance; None: raw
+            chunks as read.
+        ssl: a server-side context: connections use TLS. `OP_NO_RENEGOTIATION` is set on it.
+        path: listen on a Unix socket at this path instead; for names that are not UTF-8, what
+            `os.fsdecode` returns. Stored as a str.
+        path_mode: permissions of that socket, such as 0o660; None: set by the umask.
+        sock: listen on this bound stream socket, or on several, instead; the server takes them
+            over and closes them when it stops.
+        backlog: length of the queue of connections not yet accepted, see listen(2).
         reuse_port: set SO_REUSEPORT, so that several processes can share the port, see socket(7).
         nodelay: set TCP_NODELAY on each connection, see tcp(7).
         keepalive: (seconds idle, seconds between probes, probes) before a vanished peer is noticed,
             see tcp(7); None: off.
         socket_options: (level, name, value) for each connection, value an int or bytes, as
             `socket.setsockopt` takes them.
-        max_connections: open at once; None: what RLIMIT_NOFILE allows at the start, see
-            `default_max_connections`.
-        max_connections_per_ip: open at once from one address (there is none on Unix sockets); more
-            are reset at once, whatever `overload` says. None: no limit.
-        overload: at `max_connections`, "pause": accept no more until one has gone, while new ones
-            wait in the kernel's backlog; "close": accept and reset, without callbacks.
-        write_buffer_limits: (low, high) watermarks of pending output: above high a connection is
-            not read until it is below low.
-        max_write_buffer: a send while that much is pending removes the connection as a slow
+        max_connections: how many may be open at once; None: what RLIMIT_NOFILE allows at the start,
+            see `default_max_connections`.
+        max_connections_per_ip: how many may be open at once from one address (not on Unix sockets,
+            which have none); further ones are reset at once, whatever `overload` says. None: no
+            limit.
+        overload: what to do at `max_connections`. "pause": accept no more until one has gone; new
+            ones wait in the kernel's backlog. "close": accept and reset, without callbacks.
+        write_buffer_limits: (low, high) watermarks of pending output: above high, a connection is
+            not read until its output is below low.
+        max_write_buffer: a send while this much is pending removes the connection as a slow
             consumer.
-        max_buffered: above that, over all connections, nothing is read and the one with the most
-            pending output is removed. Of several loops each has its share.
-        read_budget: read from one connection before the others are read.
-        open_timeout: for the PROXY header and the TLS handshake, from when a worker has taken the
-            connection up; None: no limit.
-        idle_timeout: without a byte in either direction; None: no limit. Up to half the shortest
-            timeout late, as is `write_timeout`. While reading is paused, unread input counts as a
-            byte, however long it waits.
-        frame_timeout: from the first byte of a frame to its last, however it drips; None: no limit.
-        write_timeout: with output queued of which the peer takes nothing, also while the connection
-            closes; None: no limit.
+        max_buffered: limit across all connections: above it nothing is read, and the connection
+            with the most pending output is removed. With several loops, each has its share.
+        read_budget: how much is read from one connection before the others are read.
+        open_timeout: for the PROXY header and the TLS handshake, from when a worker takes up the
+            connection; None: no limit.
+        idle_timeout: time without a byte in either direction; None: no limit. Fires late by up to
+            half the shortest timeout, as does `write_timeout`. While reading is paused, a
+            connection with unread input is not idle, however long that waits.
+        frame_timeout: from the first byte of a frame to its last; further bytes do not extend it.
+            None: no limit.
+        write_timeout: time in which the peer takes nothing of the queued output, also while the
+            connection closes; None: no limit.
         proxy_protocol: "v1", "v2" or "auto" (either): each connection begins with a header of the
             PROXY protocol, which names the client.
-        proxy_allow_from: networks, or "unix", from which such a header is accepted; a connection
-            from elsewhere is refused.
+        proxy_allow_from: networks, or "unix", from which such a header is accepted; connections
+            from elsewhere are refused.
         stop_timeout: default of `Server.stop`; container runtimes kill after 10 s.
-        slow_callback: a callback that runs for that long is logged, with its stack where there is a
-            GIL; None: none is.
-        handoff: which thread is woken when: "auto", or "inline" or "eager" to pin one policy (for
+        slow_callback: a callback that runs for this long is logged, with its stack if there is a
+            GIL; None: off.
+        handoff: when another thread is woken: "auto", or "inline" or "eager" to pin one policy (for
             experts and tests).
 
     Raises:
-        TypeError, ValueError: at construction; the message names the field, the value and what is
+        TypeError, ValueError: on construction; the message names the field, the value and what is
             allowed.
     """
 
@@ -169,9 +171,9 @@ class Config:
             if getattr(self, name) is not None:
                 _seconds(name, getattr(self, name))
         if not isinstance(self.stop_timeout, (int, float)) or isinstance(self.stop_timeout, bool):
-            raise TypeError(f"stop_timeout: seconds are expected, not {described(self.stop_timeout)}")
+            raise TypeError(f"stop_timeout: expected a number of seconds, not {described(self.stop_timeout)}")
         if not 0 <= self.stop_timeout <= MAX_SECONDS:
-            raise ValueError(f"stop_timeout: 0 or more seconds, at most {MAX_SECONDS}, are allowed, not {described(self.stop_timeout)}")
+            raise ValueError(f"stop_timeout: must be 0 or more, and at most {MAX_SECONDS} seconds, not {described(self.stop_timeout)}")
         _choice("handoff", self.handoff, "auto", "inline", "eager")
 
     def _check_listener(self) -> None:
@@ -179,37 +181,37 @@ class Config:
             object.__setattr__(self, "addr", tuple(self.addr))
         for addr in self.addresses:
             if not isinstance(addr, str):
-                raise TypeError(f"addr: a str, or several, are expected, not {described(self.addr)}")
+                raise TypeError(f"addr: expected a str, or a sequence of them, not {described(self.addr)}")
             if not addr or "\0" in addr:
-                raise ValueError(f"addr: an address or a name is expected, not {described(addr)}")
+                raise ValueError(f"addr: expected an address or a host name, not {described(addr)}")
         if not self.addresses or len(set(self.addresses)) < len(self.addresses):
-            raise ValueError(f"addr: one address or several different ones are expected, not {described(self.addr)}")
+            raise ValueError(f"addr: expected one address or several different ones, not {described(self.addr)}")
         _whole("port", self.port, 0, 65_535)
         _whole("backlog", self.backlog, 1, 1 << 30)
         if self.path is not None:
             path = os.fspath(self.path) if isinstance(self.path, os.PathLike) else self.path
             if not isinstance(path, str):
-                raise TypeError(f"path: a str, or a path of str, is expected, not {described(self.path)}")
+                raise TypeError(f"path: expected a str or a path-like object of str, not {described(self.path)}")
             object.__setattr__(self, "path", path)
             if not 1 <= len(os.fsencode(path)) <= 107 or "\0" in path:
-                raise ValueError(f"path: 1 to 107 bytes without a NUL are allowed (unix(7)), not {described(self.path)}")
+                raise ValueError(f"path: must be 1 to 107 bytes without a NUL (unix(7)), not {described(self.path)}")
         if self.path_mode is not None:
             _whole("path_mode", self.path_mode, 0, 0o777)
             if self.path is None:
-                raise ValueError(f"path_mode: allowed with path only, not {self.path_mode:#o} without it")
+                raise ValueError(f"path_mode: only allowed with path, not {self.path_mode:#o} without it")
         if is_several(self.sock):
             object.__setattr__(self, "sock", tuple(self.sock))
             if not self.sock:
-                raise ValueError("sock: one socket or several are expected, not none")
+                raise ValueError("sock: expected one socket or several, not none")
         for sock in self.socks:
             if not isinstance(sock, socket.socket):
-                raise TypeError(f"sock: a socket.socket, or several, are expected, not {described(self.sock)}")
+                raise TypeError(f"sock: expected a socket.socket, or a sequence of them, not {described(self.sock)}")
             if sock.type != socket.SOCK_STREAM:
-                raise ValueError(f"sock: a stream socket is expected, not {described(sock)}")
+                raise ValueError(f"sock: expected a stream socket, not {described(sock)}")
         own_address = (self.addr, self.port) != (type(self).addr, type(self).port)
         if sum((own_address, self.path is not None, self.sock is not None)) > 1:
             raise ValueError(
-                "addr/port, path, sock: one of them is allowed, not "
+                "addr/port, path, sock: only one of them can be given, not "
                 f"{described((self.addr, self.port))}, {described(self.path)} and {described(self.sock)}"
             )
 
@@ -233,7 +235,7 @@ class Config:
         object.__setattr__(self, "proxy_allow_from", allowed_networks(self.proxy_allow_from))
         if (self.proxy_protocol == "off") is not (self.proxy_allow_from == ()):
             raise ValueError(
-                "proxy_allow_from: networks are expected with proxy_protocol, and none without it, "
+                "proxy_allow_from: expected networks with proxy_protocol, and none without it, "
                 f"not {described(self.proxy_allow_from)} with {described(self.proxy_protocol)}"
             )
 
@@ -244,7 +246,7 @@ class Config:
                 _whole(f"keepalive ({name})", value, 1, 32_767 if name != "probes" else 127)
             object.__setattr__(self, "keepalive", tuple(self.keepalive))
         if not is_several(self.socket_options):
-            raise TypeError(f"socket_options: a sequence of (level, name, value) is expected, not {described(self.socket_options)}")
+            raise TypeError(f"socket_options: expected a sequence of (level, name, value), not {described(self.socket_options)}")
         for option in self.socket_options:
             _triple("socket_options", option)
             _whole("socket_options (level)", option[0], 0, (1 << 31) - 1)
@@ -259,11 +261,11 @@ class Config:
         _whole("read_budget", self.read_budget, 1, 1 << 30)
         limits = self.write_buffer_limits
         if not isinstance(limits, (tuple, list)) or len(limits) != 2:
-            raise TypeError(f"write_buffer_limits: (low, high) is expected, not {described(limits)}")
+            raise TypeError(f"write_buffer_limits: expected (low, high), not {described(limits)}")
         _whole("write_buffer_limits (low)", limits[0], 1, 1 << 40)
         _whole("write_buffer_limits (high)", limits[1], 1, 1 << 40)
         if limits[0] > limits[1]:
-            raise ValueError(f"write_buffer_limits: low must not be over high, not {described(limits)}")
+            raise ValueError(f"write_buffer_limits: low must not exceed high, not {described(limits)}")
         object.__setattr__(self, "write_buffer_limits", tuple(limits))
 
 
@@ -316,4 +318,4 @@ def default_max_connections() -> int:
 
 def _triple(name: str, value: Any) -> None:
     if not isinstance(value, (tuple, list)) or len(value) != 3:
-        raise TypeError(f"{name}: a tuple of three is expected, not {described(value)}")
+        raise TypeError(f"{name}: expected a tuple of three values, not {described(value)}")

@@ -55,9 +55,9 @@ def check_timeout(name: str, value: object) -> float | None:
     if value is None:
         return None
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name}: seconds or None are expected, not {described(value)}")
+        raise TypeError(f"{name}: expected a number of seconds or None, not {described(value)}")
     if not value >= 0:
-        raise ValueError(f"{name}: 0 or more seconds are allowed, not {described(value)}")
+        raise ValueError(f"{name}: must be 0 or more seconds, not {described(value)}")
     return None if value > MAX_SECONDS else float(value)
 
 
@@ -83,8 +83,8 @@ def refuse_to_pickle(socket: object) -> NoReturn:
 class HydrogenSocket(abc.ABC):
     """A connection, as its handler sees it.
 
-    Two of one connection are equal and hash alike; they need not be the same object. It can be
-    referred to weakly. `copy.copy` and `copy.deepcopy` return the socket itself; pickle raises
+    Two sockets of one connection are equal and hash alike, but need not be the same object. It
+    supports weak references. `copy.copy` and `copy.deepcopy` return the socket itself; pickle raises
     TypeError.
     """
 
@@ -96,26 +96,27 @@ class HydrogenSocket(abc.ABC):
 
     @abc.abstractmethod
     def send(self, data: BytesLike) -> bool:
-        """Queue one message, framed as the server's `framing` says. Compiled code writes it.
+        """Queue one message, framed as the connection's framing says; the engine writes it.
 
-        Messages of one thread stay in order; messages never interleave. One message may be larger
-        than `max_write_buffer`; a send while that much is pending already removes the connection
-        with `SlowConsumer`.
+        Messages from one thread stay in order, and messages never interleave. A message may be
+        larger than `max_write_buffer`; a send while that much is already pending removes the
+        connection with `SlowConsumer`.
 
-        While the server stops, a connection whose callback runs, or of which complete messages were
-        read, is still open: what they send is taken, and flushed before the connection is closed.
+        While the server stops, a connection is still open as long as one of its callbacks runs or
+        complete messages that were read are left: what they send is accepted, and flushed before
+        the connection is closed.
 
-        May be called at any moment, also by a signal handler or a `__del__` that runs while this
+        May be called at any moment, even by a signal handler or a `__del__` that runs while this
         very thread is in a method of the same connection; a message that cannot be queued at once
-        is then queued by a worker, in its turn.
+        is then queued by a worker, in order.
 
         Args:
             data: any contiguous bytes-like object; it is copied before `send` returns.
         Returns:
-            False when the connection is closed or closing; nothing was queued then.
+            False when the connection is closed or closing; then nothing was queued.
         Raises:
             TypeError: `data` is not bytes-like, or not contiguous.
-            FrameTooLarge: the framing cannot carry so long a message.
+            FrameTooLarge: the framing cannot carry a message this long.
             ValueError: the framing cannot carry this message, such as a line that contains the
                 delimiter.
         """
@@ -127,24 +128,24 @@ class HydrogenSocket(abc.ABC):
         Args:
             timeout: seconds, 0 or more; None or infinity: no limit.
         Returns:
-            False when the timeout passed or the connection is gone.
+            False if the timeout passed or the connection is gone.
         Raises:
-            TypeError, ValueError: `timeout` is no number of seconds, is negative or nan; also when
-                the connection is gone.
+            TypeError, ValueError: `timeout` is not a number of seconds, is negative, or is nan; even
+                when the connection is gone.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Flush, end the sending side, discard what still arrives for up to 2 s, close.
+        """Flush, end the sending side, discard what still arrives for up to 2 s, and close.
 
-        After it nothing more is delivered, even if it was already buffered. While output is
+        After this call nothing more is delivered, even if it was already buffered. While output is
         pending, what the peer sends is read and discarded, so that a peer that sends before it
-        reads gets all of it; for how long is up to `write_timeout`. The 2 s begin with the end of
-        the sending side, and are cut short by the peer's own end, or by a reset.
+        reads still gets all of it; `write_timeout` limits how long. The 2 s begin when the sending
+        side has ended, and are cut short when the peer ends its side too, or by a reset.
         """
 
     def shutdown(self) -> None:
-        """Close gracefully: the name of `close` in the Rust crate hydrogen."""
+        """The same as `close`, under its name in the Rust crate hydrogen."""
         self.close()
 
     @abc.abstractmethod
@@ -153,19 +154,19 @@ class HydrogenSocket(abc.ABC):
 
     @abc.abstractmethod
     def pause_reading(self) -> None:
-        """Deliver no further message until `resume_reading`.
+        """Deliver no further messages until `resume_reading`.
 
-        TCP's window holds the peer back once buffers are full. It acts on this connection only,
-        also while that goes and another one takes its place. On TCP a reset ends the connection in
-        spite of it, and what was not delivered is dropped. On a Unix socket the peer's close is a
-        graceful end, which is met after the resume, behind all that the peer sent. When the server
+        Once buffers are full, TCP's window holds the peer back. It acts on this connection only,
+        even if this one goes and another takes its place. On TCP a reset still ends the connection,
+        and what was not delivered is dropped. On a Unix socket the peer's close is a graceful end,
+        which is delivered after the resume, behind everything that the peer sent. When the server
         stops, a paused connection is closed at once if no complete message was read from it;
-        otherwise it may be resumed within `stop_timeout`, and is aborted then.
+        otherwise it may be resumed within `stop_timeout`, after which it is aborted.
         """
 
     @abc.abstractmethod
     def resume_reading(self) -> None:
-        """Undo `pause_reading`; one call suffices, however often that was called.
+        """Undo `pause_reading`; one call is enough, however often that was called.
 
         It acts on this connection only.
         """
@@ -180,18 +181,18 @@ class HydrogenSocket(abc.ABC):
     def is_open(self) -> bool:
         """Whether `send` would queue. False once the connection is closing or gone.
 
-        See `send` for what a stop changes of it.
+        See `send` for what changes while the server stops.
         """
 
     @property
     @abc.abstractmethod
     def id(self) -> int:
-        """A number, unique for the server's life."""
+        """A number, unique for the lifetime of the server."""
 
     @property
     @abc.abstractmethod
     def user_data(self) -> Any:
-        """The handler's state of the connection; None at first, and again when it is gone."""
+        """The handler's state for the connection; None at first, and again once it is gone."""
 
     @user_data.setter
     @abc.abstractmethod
@@ -207,7 +208,7 @@ class HydrogenSocket(abc.ABC):
     def peername(self) -> Any:
         """The peer's address as `socket.getpeername` gives it; None when the connection is gone.
 
-        With `proxy_protocol` it is the client's.
+        With `proxy_protocol` it is the client's address.
         """
 
     @property
@@ -219,16 +220,17 @@ class HydrogenSocket(abc.ABC):
     def fileno(self) -> int:
         """The number that the handler's callbacks get as `fd`; -1 when the connection is gone.
 
-        Only for looking up: do not read, write or close it.
+        Only for lookups: do not read, write or close it.
         """
 
     @abc.abstractmethod
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What `asyncio.BaseTransport.get_extra_info` gives by the same name.
+        """What `asyncio.BaseTransport.get_extra_info` returns for the same name.
 
-        `peername`, `sockname`; with TLS `ssl_object`, `sslcontext`, `peercert`, `cipher`,
-        `compression`. `proxy`: the `ProxyHeader` with which the connection began. `default` for
-        what there is none of, and when the connection is gone.
+        The names are `peername` and `sockname`; with TLS also `ssl_object`, `sslcontext`,
+        `peercert`, `cipher` and `compression`; and `proxy`, the `ProxyHeader` with which the
+        connection began. Returns `default` for what is not available, and when the connection is
+        gone.
         """
 
 

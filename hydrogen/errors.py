@@ -34,16 +34,16 @@ class ServerStopped(HydrogenError, ConnectionError):
 class SlowConsumer(HydrogenError, ConnectionError):
     """The peer did not read: too much output was pending.
 
-    That is, `max_write_buffer` of its connection, or the server's `max_buffered`.
+    That is, more than `max_write_buffer` on its connection, or `max_buffered` on the server.
     """
 
 
 class HandlerError(HydrogenError, RuntimeError):
-    """A callback, or a stream or builder of yours, raised; see `__cause__`."""
+    """A callback, a stream or a frame builder of yours raised an exception; see `__cause__`."""
 
 
 class Reject(HydrogenError, ConnectionError):
-    """Raised by `on_new_connection` to refuse a connection quietly."""
+    """Raise it in `on_new_connection` to refuse a connection quietly."""
 
 
 class ConnectionTimeout(HydrogenError, TimeoutError):
@@ -55,19 +55,19 @@ class ProtocolError(HydrogenError, ValueError):
 
 
 class FrameTooLarge(ProtocolError):
-    """A frame over `max_size` of its builder, or, on sending, over what its format can carry."""
+    """A frame exceeds `max_size` of its builder or, on sending, what its format can carry."""
 
 
 class ChecksumMismatch(ProtocolError):
-    """The checksum of a frame is not that of its payload."""
+    """The checksum of a frame does not match its payload."""
 
 
 class IncompleteFrame(ProtocolError):
-    """The end of the connection came inside a frame."""
+    """The connection ended in the middle of a frame."""
 
 
 class EngineUnavailable(HydrogenError, ImportError):
-    """The compiled engine was requested and could not be imported."""
+    """The compiled engine was requested but could not be imported."""
 
 
 class Cause(enum.IntEnum):
@@ -98,10 +98,10 @@ class Timeout(enum.IntEnum):
 
     message: str
 
-    OPEN_TIMEOUT = 1, "the connection was not ready for use in time"
-    FRAME_TIMEOUT = 2, "a frame was begun and not finished in time"
-    IDLE_TIMEOUT = 3, "no byte came or went for too long"
-    WRITE_TIMEOUT = 4, "the peer took nothing of the output for too long"
+    OPEN_TIMEOUT = 1, "the connection was not ready in time"
+    FRAME_TIMEOUT = 2, "a frame was started but not finished in time"
+    IDLE_TIMEOUT = 3, "nothing was sent or received for too long"
+    WRITE_TIMEOUT = 4, "the peer accepted no output for too long"
 
     def __new__(cls, value: int, message: str = "") -> Timeout:
         """Args: value: the compiled engine's `TIMEOUT_...` constant. message: of the `ConnectionTimeout`."""
@@ -118,15 +118,15 @@ class Timeout(enum.IntEnum):
 
 _MESSAGES: dict[Cause, tuple[type[Exception], str]] = {
     Cause.PEER_CLOSED: (PeerClosed, "the peer closed the connection"),
-    Cause.LOCAL_CLOSED: (LocalClosed, "closed by this side"),
+    Cause.LOCAL_CLOSED: (LocalClosed, "this side closed the connection"),
     Cause.SERVER_STOPPED: (ServerStopped, "the server stopped"),
-    Cause.SLOW_CONSUMER: (SlowConsumer, "the peer does not read: too much output is pending"),
+    Cause.SLOW_CONSUMER: (SlowConsumer, "the peer is not reading: too much output is pending"),
     Cause.HANDLER_ERROR: (HandlerError, "a callback raised"),
     Cause.REJECT: (Reject, "refused by on_new_connection"),
     Cause.BAD_FRAME: (ProtocolError, "bytes that can never become a frame"),
     Cause.FRAME_TOO_LARGE: (FrameTooLarge, "a frame is longer than max_size"),
-    Cause.INCOMPLETE_FRAME: (IncompleteFrame, "the end came inside a frame"),
-    Cause.CHECKSUM_MISMATCH: (ChecksumMismatch, "the checksum is not that of the payload"),
+    Cause.INCOMPLETE_FRAME: (IncompleteFrame, "the connection ended in the middle of a frame"),
+    Cause.CHECKSUM_MISMATCH: (ChecksumMismatch, "the checksum does not match the payload"),
     Cause.TLS_ERROR: (ssl.SSLError, "TLS failed"),
     Cause.OVERLOAD: (Reject, "turned away: too many connections from that address"),
 }
@@ -144,7 +144,7 @@ def removal_error(cause: int, code: int = 0) -> Exception:
         timeout = Timeout(code)
         return ConnectionTimeout(f"{timeout.field}: {timeout.message}")
     if cause == Cause.TRUNCATED:
-        return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection ended without close_notify: what came may be cut off")
+        return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection ended without close_notify: the input may be truncated")
     if cause == Cause.OS_ERROR:
         return OSError(code or errno.EIO, os.strerror(code or errno.EIO))
     kind, message = _MESSAGES[Cause(cause)]

@@ -28,14 +28,14 @@ class Frame(abc.ABC):
 
     @abc.abstractmethod
     def to_bytes(self) -> bytes:
-        """The frame as on the wire: header, payload, trailer."""
+        """The frame as sent on the wire: header, payload, trailer."""
 
     @abc.abstractmethod
     def payload(self) -> bytes:
         """The message that the frame carries."""
 
     def len_as_vec(self) -> int:
-        """Bytes on the wire, `len(to_bytes())`; the name is simple-stream's. Also `len(frame)`."""
+        """Its size on the wire, `len(to_bytes())`; the name comes from simple-stream. Also `len(frame)`."""
         return len(self.to_bytes())
 
     def __len__(self) -> int:
@@ -43,13 +43,13 @@ class Frame(abc.ABC):
 
 
 class FrameBuilder(abc.ABC):
-    """Makes frames of bytes and of payloads. Stateless, so safe from any thread."""
+    """Makes frames from bytes and from payloads. Stateless, and so safe to use from any thread."""
 
     __slots__ = ("__weakref__",)  # a built-in builder has no __dict__; a subclass that says nothing has one
 
     @abc.abstractmethod
     def from_bytes(self, buf: bytearray) -> Frame | None:
-        """Take the first frame off `buf`, or return None when it is not complete yet.
+        """Take the first frame off `buf`, or return None if it is not yet complete.
 
         Raises:
             ProtocolError: `buf` can never become a frame, whatever follows.
@@ -60,7 +60,7 @@ class FrameBuilder(abc.ABC):
         """The frame that carries `payload`.
 
         Raises:
-            FrameTooLarge: the format or `max_size` does not allow so long a payload.
+            FrameTooLarge: the format or `max_size` does not allow a payload this long.
         """
 
 
@@ -79,11 +79,11 @@ def builder_of(framing: object) -> FrameBuilder | None:
     if framing is None or isinstance(framing, FrameBuilder):
         return framing
     if not (isinstance(framing, type) and issubclass(framing, FrameBuilder)):
-        raise TypeError(f"framing: a FrameBuilder (class or instance) or None is expected, not {described(framing)}")
+        raise TypeError(f"framing: expected a FrameBuilder (class or instance) or None, not {described(framing)}")
     try:
         return framing()
     except TypeError as error:
-        raise TypeError(f"framing: {framing.__name__}() cannot be made: {error}") from error
+        raise TypeError(f"framing: {framing.__name__}() cannot be instantiated: {error}") from error
 
 
 def encode(builder: FrameBuilder | None, data: bytes) -> bytes:
@@ -158,13 +158,13 @@ class FrameDecoder:
         else:
             frame = builder.from_bytes(self._buffer)
         if len(self._buffer) > before:
-            raise HandlerError(f"{name}.from_bytes() put bytes into the buffer")
+            raise HandlerError(f"{name}.from_bytes() added bytes to the buffer")
         if frame is None:
             return None
         if not isinstance(frame, Frame):
             raise HandlerError(f"{name}.from_bytes() returned {described(frame, 60)}, neither a Frame nor None")
         if len(self._buffer) == before:  # it would be found for ever
-            raise HandlerError(f"{name}.from_bytes() returned a frame and took nothing off the buffer")
+            raise HandlerError(f"{name}.from_bytes() returned a frame but took nothing off the buffer")
         return frame
 
     def next(self) -> bytes | None:
@@ -195,16 +195,16 @@ def _copied(payload: Payload) -> bytes:
 
 def _check_max_size(max_size: int, limit: int) -> int:
     if not isinstance(max_size, int) or isinstance(max_size, bool):
-        raise TypeError(f"max_size: an int is expected, not {described(max_size)}")
+        raise TypeError(f"max_size: expected an int, not {described(max_size)}")
     if not 0 <= max_size <= limit:
-        raise ValueError(f"max_size: 0 to {limit} is allowed, not {max_size}")
+        raise ValueError(f"max_size: must be 0 to {limit}, not {max_size}")
     return max_size
 
 
 def _check_length(length: int, limit: int, what: str) -> None:
     """On sending: what the format (`what`) can carry."""
     if length > limit:
-        raise FrameTooLarge(f"a payload of {length} bytes; a {what} carries at most {limit}")
+        raise FrameTooLarge(f"a payload of {length} bytes: a {what} carries at most {limit}")
 
 
 def _fitting(payload: Payload, max_size: int) -> bytes:
@@ -289,7 +289,7 @@ class _SizedBuilder(BuiltIn):
 
 
 class ChunkFrame(_PayloadFrame):
-    """What was read, as it was read: the frame of a stream without framing. Its bytes are its payload."""
+    """Data exactly as it was read: the frame of a stream without framing. Its bytes are its payload."""
 
     __slots__ = ()
 
@@ -298,7 +298,7 @@ class ChunkFrame(_PayloadFrame):
         return self._payload
 
     def len_as_vec(self) -> int:
-        """Bytes of the payload."""
+        """The size of the payload."""
         return len(self._payload)
 
 
@@ -331,7 +331,7 @@ class SimpleFrame(_PayloadFrame):
     __slots__ = ()
 
     def __init__(self, payload: Payload) -> None:
-        """Make the frame of a payload.
+        """Make the frame that carries a payload.
 
         Args:
             payload: at most 65,535 bytes; `FrameTooLarge` beyond.
@@ -340,11 +340,11 @@ class SimpleFrame(_PayloadFrame):
         _check_length(len(self._payload), SIMPLE_MAX_PAYLOAD, "SimpleFrame")
 
     def to_bytes(self) -> bytes:
-        """The frame as on the wire."""
+        """The frame as sent on the wire."""
         return b"\x01" + len(self._payload).to_bytes(2, "big") + self._payload + b"\x17"
 
     def len_as_vec(self) -> int:
-        """Payload and four bytes."""
+        """The size of the payload plus four bytes."""
         return len(self._payload) + SIMPLE_OVERHEAD
 
 
@@ -365,7 +365,7 @@ class SimpleFrameBuilder(_SizedBuilder):
 
         Raises:
             ProtocolError: a guard byte is wrong.
-            FrameTooLarge: the declared length is over `max_size`; raised at the header, whatever of the payload is there.
+            FrameTooLarge: the declared length exceeds `max_size`; raised at the header, before the payload is there.
         """
         if buf and buf[0] != SIMPLE_START:
             raise ProtocolError(f"a SimpleFrame begins with 0x01, not 0x{buf[0]:02x}")
@@ -397,7 +397,7 @@ class Checksum32Frame(_PayloadFrame):
     __slots__ = ()
 
     def __init__(self, payload: Payload) -> None:
-        """Make the frame of a payload.
+        """Make the frame that carries a payload.
 
         Args:
             payload: at most 16,843,009 bytes; `FrameTooLarge` beyond.
@@ -406,11 +406,11 @@ class Checksum32Frame(_PayloadFrame):
         _check_length(len(self._payload), CHECKSUM32_MAX_PAYLOAD, "Checksum32Frame")
 
     def to_bytes(self) -> bytes:
-        """The frame as on the wire."""
+        """The frame as sent on the wire."""
         return len(self._payload).to_bytes(4, "big") + self._payload + sum(self._payload).to_bytes(4, "big")
 
     def len_as_vec(self) -> int:
-        """Payload and eight bytes."""
+        """The size of the payload plus eight bytes."""
         return len(self._payload) + CHECKSUM32_OVERHEAD
 
 
@@ -430,8 +430,8 @@ class Checksum32FrameBuilder(_SizedBuilder):
         """Take the first frame off `buf`; None while it is incomplete.
 
         Raises:
-            FrameTooLarge: the declared length is over `max_size`; raised at the header, whatever of the payload is there.
-            ChecksumMismatch: the frame is whole, and its checksum is not that of its payload.
+            FrameTooLarge: the declared length exceeds `max_size`; raised at the header, before the payload is there.
+            ChecksumMismatch: the frame is complete, but its checksum does not match its payload.
         """
         if len(buf) < CHECKSUM32_HEADER:
             return None
@@ -456,26 +456,26 @@ LENGTH_WIDTHS = (1, 2, 4, 8)
 def _length_limit(width: int, byteorder: ByteOrder) -> int:
     """The longest payload that a length of `width` bytes can declare, and the check of both fields."""
     if not isinstance(width, int) or isinstance(width, bool):
-        raise TypeError(f"width: an int is expected, not {described(width)}")
+        raise TypeError(f"width: expected an int, not {described(width)}")
     if width not in LENGTH_WIDTHS:
-        raise ValueError(f"width: 1, 2, 4 or 8 is allowed, not {width}")
+        raise ValueError(f"width: must be 1, 2, 4 or 8, not {width}")
     if byteorder not in ("big", "little"):
-        raise ValueError(f"byteorder: 'big' or 'little' is allowed, not {described(byteorder)}")
+        raise ValueError(f"byteorder: must be 'big' or 'little', not {described(byteorder)}")
     return min((1 << 8 * width) - 1, MAX_PAYLOAD)
 
 
 class LengthFrame(_PayloadFrame):
-    """An unsigned length of `width` bytes, then so many bytes of payload."""
+    """An unsigned length of `width` bytes, then that many bytes of payload."""
 
     __slots__ = ("byteorder", "width")
 
     def __init__(self, payload: Payload, width: int = 4, byteorder: ByteOrder = "big") -> None:
-        """Make the frame of a payload.
+        """Make the frame that carries a payload.
 
         Args:
-            payload: at most what the width can declare; `FrameTooLarge` beyond.
-            width: bytes of the length: 1, 2, 4 or 8.
-            byteorder: of the length: "big" or "little".
+            payload: at most as long as the width can declare; `FrameTooLarge` beyond.
+            width: size of the length in bytes: 1, 2, 4 or 8.
+            byteorder: byte order of the length: "big" or "little".
         """
         super().__init__(payload)
         _check_length(len(self._payload), _length_limit(width, byteorder), f"LengthFrame of width {width}")
@@ -483,11 +483,11 @@ class LengthFrame(_PayloadFrame):
         self.byteorder = byteorder
 
     def to_bytes(self) -> bytes:
-        """The frame as on the wire."""
+        """The frame as sent on the wire."""
         return len(self._payload).to_bytes(self.width, self.byteorder) + self._payload
 
     def len_as_vec(self) -> int:
-        """Payload and the bytes of the length."""
+        """The size of the payload plus that of the length."""
         return len(self._payload) + self.width
 
     def __repr__(self) -> str:
@@ -498,8 +498,8 @@ class LengthFrameBuilder(BuiltIn):
     """Builder of `LengthFrame`.
 
     Args:
-        width: bytes of the length: 1, 2, 4 or 8.
-        byteorder: of the length: "big" or "little".
+        width: size of the length in bytes: 1, 2, 4 or 8.
+        byteorder: byte order of the length: "big" or "little".
         max_size: longest payload accepted and made, in bytes, 0 to what the width can declare (2^63-1 with 8 bytes); None: that, but at
             most 1 MiB.
     """
@@ -518,7 +518,7 @@ class LengthFrameBuilder(BuiltIn):
         """Take the first frame off `buf`; None while it is incomplete.
 
         Raises:
-            FrameTooLarge: the declared length is over `max_size`; raised at the header, whatever of the payload is there.
+            FrameTooLarge: the declared length exceeds `max_size`; raised at the header, before the payload is there.
         """
         if len(buf) < self.width:
             return None
@@ -536,31 +536,31 @@ class LengthFrameBuilder(BuiltIn):
 
 DELIMITER_MOST = 64
 LINE_END = b"\n"
-UNFIT = "the payload contains the delimiter, or ends with a part that makes one"
+UNFIT = "the payload contains the delimiter, or its last bytes would form one with the delimiter"
 """Why a line cannot carry a payload; both engines say so."""
 
 
 def _check_delimiter(delimiter: bytes) -> bytes:
     if not isinstance(delimiter, bytes):
-        raise TypeError(f"delimiter: bytes are expected, not {described(delimiter)}")
+        raise TypeError(f"delimiter: expected bytes, not {described(delimiter)}")
     if not 1 <= len(delimiter) <= DELIMITER_MOST:
-        raise ValueError(f"delimiter: 1 to {DELIMITER_MOST} bytes are allowed, not {len(delimiter)}")
+        raise ValueError(f"delimiter: must be 1 to {DELIMITER_MOST} bytes long, not {len(delimiter)}")
     return delimiter
 
 
 class LineFrame(_PayloadFrame):
     """A line: payload, delimiter.
 
-    A payload that ends with `\\r` is carried; a receiver that takes `\\r\\n` for an end of line as well drops that byte.
+    A payload may end with `\\r`; a receiver that also accepts `\\r\\n` as the end of a line drops that byte.
     """
 
     __slots__ = ("delimiter",)
 
     def __init__(self, payload: Payload, delimiter: bytes = LINE_END) -> None:
-        """Make the line of a payload.
+        """Make the line that carries a payload.
 
         Args:
-            payload: `ValueError` when it contains the delimiter, or ends so that with the delimiter after it the line would end earlier.
+            payload: `ValueError` if it contains the delimiter, or if its last bytes would form one with the delimiter.
             delimiter: 1 to 64 bytes.
         """
         super().__init__(payload)
@@ -569,7 +569,7 @@ class LineFrame(_PayloadFrame):
             raise ValueError(UNFIT)
 
     def to_bytes(self) -> bytes:
-        """The frame as on the wire."""
+        """The frame as sent on the wire."""
         return self._payload + self.delimiter
 
     def payload(self) -> bytes:
@@ -577,7 +577,7 @@ class LineFrame(_PayloadFrame):
         return self._payload
 
     def len_as_vec(self) -> int:
-        """Payload and delimiter."""
+        """The size of the payload plus that of the delimiter."""
         return len(self._payload) + len(self.delimiter)
 
     def __repr__(self) -> str:
@@ -589,7 +589,7 @@ class LineFrameBuilder(BuiltIn):
 
     Args:
         delimiter: what ends a line, 1 to 64 bytes. With the default, one `\\r` before it is dropped on receipt (so such a line is a byte
-            shorter than what it took off the buffer); sent is `\\n` alone.
+            shorter than what it took off the buffer); only `\\n` is sent.
         max_size: longest payload accepted and made, in bytes, 0 to 2^63-1.
     """
 
@@ -602,10 +602,10 @@ class LineFrameBuilder(BuiltIn):
         self.max_size = _check_max_size(max_size, MAX_PAYLOAD)
 
     def from_bytes(self, buf: bytearray) -> LineFrame | None:
-        """Take the first line off `buf`; None while it has no end.
+        """Take the first line off `buf`; None while its end has not arrived.
 
         Raises:
-            FrameTooLarge: the line is longer than `max_size`, also while its end is not there yet.
+            FrameTooLarge: the line is longer than `max_size`, even if its end has not arrived.
         """
         return self.take_line(buf, 0)
 
@@ -630,7 +630,7 @@ class LineFrameBuilder(BuiltIn):
 
         Raises:
             FrameTooLarge: it is longer than `max_size`.
-            ValueError: it contains the delimiter, or the line would end before its end.
+            ValueError: it contains the delimiter, or its last bytes would form one with the delimiter.
         """
         return LineFrame(_fitting(payload, self.max_size), self.delimiter)
 
@@ -653,35 +653,37 @@ def _masked(payload: bytes, mask: bytes) -> bytes:
 
 
 class WebSocketFrame(_PayloadFrame):
-    """A frame of RFC 6455 section 5.2, no extension negotiated. `payload()` is unmasked; `mask` is None or what `to_bytes` masks with."""
+    """A frame of RFC 6455, section 5.2, without extensions.
+
+    `payload()` is unmasked; `mask` is None, or what `to_bytes` masks with."""
 
     __slots__ = ("fin", "mask", "opcode")
 
     def __init__(self, payload: Payload, opcode: int, fin: bool = True, mask: bytes | None = None) -> None:
-        """Make the frame of a payload.
+        """Make the frame that carries a payload.
 
         Args:
             payload: at most 125 bytes in a control frame (an opcode from 8 up).
             opcode: 0 continuation, 1 text, 2 binary, 8 close, 9 ping, 10 pong.
-            fin: whether it is the last frame of its message; always so for a control frame.
-            mask: 4 bytes, which a client must choose at random for each frame; None: unmasked, as a server must send.
+            fin: whether it is the last frame of its message; always True for a control frame.
+            mask: 4 bytes, which a client must choose at random for each frame; None: unmasked, as required of a server.
 
         Raises:
             ValueError: what the RFC does not allow.
         """
         super().__init__(payload)
         if opcode not in WEBSOCKET_OPCODES:
-            raise ValueError(f"opcode: one of {WEBSOCKET_OPCODES} is allowed, not {described(opcode)}")
+            raise ValueError(f"opcode: must be one of {WEBSOCKET_OPCODES}, not {described(opcode)}")
         if opcode & WEBSOCKET_CONTROL and not (fin and len(self._payload) <= WEBSOCKET_CONTROL_MOST):
-            raise ValueError(f"a control frame is a single one with at most {WEBSOCKET_CONTROL_MOST} bytes of payload")
+            raise ValueError(f"a control frame must not be fragmented, and carries at most {WEBSOCKET_CONTROL_MOST} bytes")
         if mask is not None and not (isinstance(mask, bytes) and len(mask) == 4):
-            raise ValueError(f"mask: 4 bytes or None is allowed, not {described(mask)}")
+            raise ValueError(f"mask: must be 4 bytes or None, not {described(mask)}")
         self.opcode = opcode
         self.fin = fin
         self.mask = mask
 
     def to_bytes(self) -> bytes:
-        """The frame as on the wire."""
+        """The frame as sent on the wire."""
         n = len(self._payload)
         code, extended = (n, b"") if n < 126 else (126, n.to_bytes(2, "big")) if n <= 0xFFFF else (127, n.to_bytes(8, "big"))
         header = bytes([self.opcode | (0x80 if self.fin else 0), code | (0 if self.mask is None else 0x80)]) + extended
@@ -694,7 +696,7 @@ class WebSocketFrame(_PayloadFrame):
         return self._payload
 
     def len_as_vec(self) -> int:
-        """Payload and 2, 4 or 10 bytes of header, and 4 of the mask."""
+        """The size of the payload plus 2, 4 or 10 bytes of header, and 4 for a mask."""
         n = len(self._payload)
         return n + (2 if n < 126 else 4 if n <= 0xFFFF else 10) + (0 if self.mask is None else 4)
 
@@ -703,9 +705,9 @@ class WebSocketFrame(_PayloadFrame):
 
 
 class WebSocketFrameBuilder(_SizedBuilder):
-    """Builder of `WebSocketFrame`: frames only, neither the opening handshake nor the reassembly of fragmented messages.
+    """Builder of `WebSocketFrame`: only frames, without opening handshake or reassembly of fragmented messages.
 
-    Masked and unmasked frames are accepted, whichever side this is.
+    Both masked and unmasked frames are accepted, on either side.
 
     Args:
         max_size: longest payload of one frame accepted and made, in bytes, 0 to 2^63-1 (the format's own limit); 1 MiB by default.
@@ -720,14 +722,14 @@ class WebSocketFrameBuilder(_SizedBuilder):
         """Take the first frame off `buf`; None while it is incomplete.
 
         Raises:
-            ProtocolError: a reserved bit or opcode, a control frame that is long or a fragment, a length longer written than it need be.
-            FrameTooLarge: the declared length is over `max_size`; raised at the length, whatever of the rest is there.
+            ProtocolError: a reserved bit or opcode, a control frame that is too long or fragmented, a length not in its shortest form.
+            FrameTooLarge: the declared length exceeds `max_size`; raised at the length, before the rest is there.
         """
         if not buf:
             return None
         opcode, fin = buf[0] & 0x0F, bool(buf[0] & 0x80)
         if buf[0] & 0x70:
-            raise ProtocolError(f"a reserved bit is set, and no extension was negotiated: 0x{buf[0]:02x}")
+            raise ProtocolError(f"a reserved bit is set, but no extension was negotiated: 0x{buf[0]:02x}")
         if opcode not in WEBSOCKET_OPCODES:
             raise ProtocolError(f"opcode {opcode} is reserved")
         if opcode & WEBSOCKET_CONTROL and not fin:
@@ -754,7 +756,7 @@ class WebSocketFrameBuilder(_SizedBuilder):
         return WebSocketFrame(payload if mask is None else _masked(payload, mask), opcode, fin, mask)
 
     def frame(self, payload: Payload) -> WebSocketFrame:
-        """An unmasked binary frame that carries `payload` whole; `FrameTooLarge` when it is longer than `max_size`."""
+        """An unmasked binary frame that carries all of `payload`; `FrameTooLarge` if it is longer than `max_size`."""
         return WebSocketFrame(_fitting(payload, self.max_size), WEBSOCKET_BINARY)
 
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Handler:
-    """Your side of a server: subclass it and write `on_data_received`; the rest is optional.
+    """Your side of a server: subclass it and override `on_data_received`; the rest is optional.
 
     One instance serves all connections, from several threads at once. Callbacks of one connection
     run one at a time and in order. Keep the state of a connection in `socket.user_data`, and
     objects bound to a thread, such as those of sqlite3, in `threading.local`.
 
-    A callback may block: it delays its own connection. It may raise: the exception is logged with
+    A callback may block: it delays only its own connection. It may raise: the exception is logged with
     its traceback, and that connection is removed with a `HandlerError` whose `__cause__` is the
     exception (exceptions from `on_disconnected` and `on_connection_removed` are only logged).
 
@@ -39,24 +39,24 @@ class Handler:
         """
 
     def on_new_connection(self, fd: int) -> Stream | None:
-        """A connection was accepted; nothing was read yet.
+        """A connection was accepted; nothing has been read yet.
 
-        Return None for the server's own stream, with `framing`; or a `Stream`, which takes over
+        Return None to use the server's own stream, with `framing`; or a `Stream`, which takes over
         `fd`. Raise `hydrogen.Reject` to refuse the connection quietly.
         """
         return None
 
     def on_connected(self, socket: HydrogenSocket) -> None:
-        """The connection is ready for use: greet, set `user_data`."""
+        """The connection is ready for use: send a greeting, set `user_data`."""
 
     def on_data_received(self, socket: HydrogenSocket, data: bytes) -> None:
-        """One complete message, or, without framing, one chunk as read. You must write this one."""
+        """One complete message or, without framing, one chunk as read. You must override this one."""
 
     def on_eof(self, socket: HydrogenSocket) -> None:
         """The peer will send no more.
 
-        By default the connection closes once output is flushed. If you override this, you must
-        close it.
+        By default this closes the connection once its output is flushed. If you override it, you
+        must close the connection yourself.
         """
         socket.close()
 
@@ -64,15 +64,15 @@ class Handler:
         """Pending output fell below the low watermark, after it was above the high one."""
 
     def on_disconnected(self, socket: HydrogenSocket, err: Exception) -> None:
-        """The connection has ended; `user_data` and names are still there.
+        """The connection has ended; `user_data` and the addresses are still available.
 
-        Called for each connection that `on_connected` saw, or would have seen.
+        Called for each connection for which `on_connected` was called, or would have been.
         """
 
     def on_connection_removed(self, fd: int, err: Exception) -> None:
         """The last callback, exactly once for each accepted connection.
 
-        The number `fd` is not used again before this returns.
+        The number `fd` is not reused before this returns.
         """
 
 
@@ -102,16 +102,16 @@ def callbacks_of(handler: Handler) -> Callbacks:
             an `on_...` name that does not exist.
     """
     if isinstance(handler, type):
-        raise TypeError(f"handler: an instance is expected, not the class {handler.__name__}")
+        raise TypeError(f"handler: expected an instance, not the class {handler.__name__}")
     if not isinstance(handler, Handler):
-        raise TypeError(f"handler: a hydrogen.Handler is expected, not {described(handler)}")
+        raise TypeError(f"handler: expected a hydrogen.Handler, not {described(handler)}")
     known = {name for name in vars(Handler) if name.startswith("on_")}
     for name in dir(handler):
         if not name.startswith("on_"):
             continue
         method = getattr(handler, name)
         if name not in known:
-            raise TypeError(f"handler: {type(handler).__name__}.{name} is not a callback; there are {', '.join(sorted(known))}")
+            raise TypeError(f"handler: {type(handler).__name__}.{name} is not a callback; the callbacks are {', '.join(sorted(known))}")
         if not callable(method):
             raise TypeError(f"handler: {type(handler).__name__}.{name} is not callable")
         if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):

@@ -51,7 +51,7 @@ SIGNAL_LOOK = 0.5
 """Seconds after which the main thread stops waiting for a moment. A signal that arrives in another
 thread, or just before this one sleeps, does not wake it, and its handler runs only when it is awake."""
 
-FORKED = "the process was forked during the start: the server is the parent's"
+FORKED = "the process forked while the server was starting: the server belongs to the parent"
 
 NOTHING = StopReport(0, 0, 0, 0, 0, 0.0)
 """The report of a stop that found nothing to do, or was only asked for."""
@@ -162,7 +162,7 @@ class Steps:
                 return
             self._next += 1
             self._tries = TRIES
-            self._log.say(logging.ERROR, "lifecycle", "a step of a start or a stop failed", error=error)
+            self._log.say(logging.ERROR, "lifecycle", "a step of starting or stopping the server failed", error=error)
         else:
             self._next += 1
             self._tries = TRIES

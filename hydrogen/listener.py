@@ -86,7 +86,7 @@ class Listeners:
                     sock.listen(config.backlog)  # of one that listens already, as systemd's do, it only sets the backlog: listen(2)
             if self._file is not None and not self._file.is_ours():
                 # Until listen(2) the file looks stale, and another server may have replaced it. From here on it looks alive.
-                raise OSError(errno.EADDRINUSE, f"cannot listen on {config.path}: another server has taken it meanwhile")
+                raise OSError(errno.EADDRINUSE, f"cannot listen on {config.path}: another server has just taken it")
             for sock in self.sockets:
                 sock.setblocking(False)
                 self.addresses.append(sock.getsockname())
@@ -298,7 +298,7 @@ def _bound_unix(path: str) -> tuple[socket.socket, _SocketFile]:
         except OSError as error:
             # The kernel says "address already in use" of whatever has that name.
             found = _found_at(path) if error.errno == errno.EADDRINUSE else None
-            raise error if found is None else OSError(error.errno, f"there is {found}") from error
+            raise error if found is None else OSError(error.errno, f"it is {found}") from error
         status = os.lstat(path)  # at once: see the debts above
         return sock, _SocketFile(path, status)
     except BaseException:
@@ -311,11 +311,11 @@ def _found_at(path: str) -> str | None:
     with contextlib.suppress(OSError):
         mode = os.lstat(path).st_mode
         if stat.S_ISLNK(mode):
-            return "a symbolic link, which is left alone" if os.path.exists(path) else "a symbolic link that leads to nothing"
+            return "a symbolic link, which is not followed" if os.path.exists(path) else "a dangling symbolic link"
         if stat.S_ISDIR(mode):
             return "a directory"
         if not stat.S_ISSOCK(mode):
-            return "a file that is no socket"
+            return "a file that is not a socket"
     return None
 
 
@@ -354,28 +354,28 @@ _left: list[tuple[str, int]] = []
 
 
 def listen_fds(names: Collection[str] | None = None) -> list[socket.socket]:
-    """The sockets that systemd, or another supervisor with its protocol, has opened for us.
+    """The sockets that systemd, or another supervisor with its protocol, has opened for this process.
 
     Use them as `Config(sock=hydrogen.listen_fds())`. Follows sd_listen_fds_with_names(3):
     LISTEN_PID must be this process's id, LISTEN_FDS is how many there are, from fd 3 on, and
     LISTEN_FDNAMES their names, separated by colons ("unknown" without it). All are made close-on-
-    exec, and the variables are removed from `os.environ`, so that no child takes them for its own.
-    A socket is given out once: what `names` left out is there for a further call. Call it while the
-    process has one thread, like everything that changes the environment.
+    exec, and the variables are removed from `os.environ`, so that no child mistakes them for its own.
+    Each socket is returned once: what `names` left out is available to a further call. Call it
+    while the process has only one thread, like everything that changes the environment.
 
     Args:
-        names: only sockets of these names (FileDescriptorName= in systemd.socket(5)); None: all.
+        names: only sockets with these names (FileDescriptorName= in systemd.socket(5)); None: all.
 
     Returns:
         Stream sockets in the order of their fds; [] when there are none for this process.
 
     Raises:
         TypeError: `names` is a str.
-        ValueError: a variable is malformed, or one of the fds is not open or no stream socket;
-            names the variable and the fd.
+        ValueError: a variable is malformed, or one of the fds is not open or not a stream socket;
+            the message names the variable and the fd.
     """
     if isinstance(names, str):
-        raise TypeError(f"names: a collection of names is expected, not {described(names)}")
+        raise TypeError(f"names: expected a collection of names, not {described(names)}")
     try:
         _left.extend(_inherited())
     finally:
@@ -401,19 +401,19 @@ def _inherited() -> list[tuple[str, int]]:
     fds = range(FIRST_FD, FIRST_FD + _number("LISTEN_FDS"))
     names = os.environ.get("LISTEN_FDNAMES")
     if names is not None and names.count(":") + 1 != len(fds):
-        raise ValueError(f"LISTEN_FDNAMES: {len(fds)} names are expected, as LISTEN_FDS says, not {names!r}")
+        raise ValueError(f"LISTEN_FDNAMES: expected {len(fds)} names, as LISTEN_FDS says, not {names!r}")
     for fd in fds:
         try:
             os.set_inheritable(fd, False)
         except OSError as error:
-            raise ValueError(f"LISTEN_FDS: fd {fd} of {len(fds)} from {FIRST_FD} on is not open") from error
+            raise ValueError(f"LISTEN_FDS: fd {fd}, one of {len(fds)} starting at {FIRST_FD}, is not open") from error
     return list(zip(names.split(":") if names is not None else ["unknown"] * len(fds), fds, strict=True))
 
 
 def _number(variable: str) -> int:
     text = os.environ[variable]
     if not (text.isascii() and text.isdecimal() and 0 < len(text) < 10 and int(text) > 0):
-        raise ValueError(f"{variable}: a number above 0 is expected, not {text!r}")
+        raise ValueError(f"{variable}: expected a number above 0, not {text!r}")
     return int(text)
 
 
@@ -421,9 +421,9 @@ def _stream_socket(name: str, fd: int) -> socket.socket:
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
-        raise ValueError(f"LISTEN_FDS: fd {fd} ({name}) is no socket: {error.strerror}") from error
+        raise ValueError(f"LISTEN_FDS: fd {fd} ({name}) is not a socket: {error.strerror}") from error
     if sock.type != socket.SOCK_STREAM:
         kind = sock.type
         sock.detach()
-        raise ValueError(f"LISTEN_FDS: fd {fd} ({name}) is no stream socket but {kind!r}")
+        raise ValueError(f"LISTEN_FDS: fd {fd} ({name}) is not a stream socket but {kind!r}")
     return sock

@@ -136,28 +136,28 @@ class RateLimitedLog:
 
     def slow_consumer(self, number: int, peername: object) -> None:
         """Connection `number` ends because its peer does not read."""
-        message = "connection %d to %s removed: the peer does not read what is sent to it"
+        message = "connection %d to %s removed: the peer is not reading what it is sent"
         self.say(logging.WARNING, "slow consumer", message, number, peername)
 
     def all_blocked(self, workers: int) -> None:
         """No worker is left for those who wait."""
-        message = "all %d workers are blocked in callbacks, and other connections wait; max_threads may be too small"
+        message = "all %d workers are blocked in callbacks while other connections wait; max_threads may be too small"
         self.say(logging.WARNING, ALL_BLOCKED, message, workers)
 
     def accepting_paused(self, most: int | None) -> None:
-        """Accepting has paused. `most`: that many connections are open; None: for want of something."""
+        """Accepting has paused. `most`: that many connections are open; None: out of fds or memory."""
         if most is None:
-            self.say(logging.WARNING, "accepting paused", "accepting is paused: no file descriptors or memory left")
+            self.say(logging.WARNING, "accepting paused", "accepting is paused: out of file descriptors or memory")
         else:
             self.say(logging.WARNING, "accepting paused", "accepting is paused: %d connections are open (max_connections)", most)
 
     def accepting(self) -> None:
-        """Accepting goes on."""
-        self.say(logging.INFO, "accepting", "accepting goes on")
+        """Accepting has resumed."""
+        self.say(logging.INFO, "accepting", "accepting has resumed")
 
     def turned_away(self, count: int) -> None:
         """So many connections in all were turned away as they were accepted."""
-        message = "overload: %d connections in all were turned away (max_connections, max_connections_per_ip)"
+        message = "overload: %d connections turned away so far (max_connections, max_connections_per_ip)"
         self.say(logging.WARNING, "overload", message, count)
 
     def turned_away_from(self, peername: object) -> None:
@@ -181,7 +181,7 @@ class RateLimitedLog:
 
     def lost(self, number: int, error: BaseException) -> None:
         """Connection `number` is aborted because of what nobody expects: want of memory, or a fault of ours."""
-        self.say(logging.ERROR, "lost", "connection %d is aborted", number, error=error)
+        self.say(logging.ERROR, "lost", "connection %d aborted after an unexpected error", number, error=error)
 
     def flush(self) -> None:
         """Write how many lines of each kind were left out and not told of yet."""
@@ -201,7 +201,7 @@ class RateLimitedLog:
 
     def _tell_left_out(self, kind: _Kind, count: int) -> None:
         if count:
-            message = "%s: %d more lines of this kind were left out"
+            message = "%s: %d more lines of this kind were suppressed"
             _write(kind.level, message, kind.name, count)
 
 
@@ -226,7 +226,7 @@ def _named(socket: HydrogenSocket) -> str:
     try:
         return f"connection {socket.id} from {socket.peername}"
     except BaseException:
-        return "a connection that cannot be named"
+        return "a connection that cannot be identified"
 
 
 def _survive(error: BaseException) -> None:

@@ -40,7 +40,7 @@ def allowed_networks(value: object) -> tuple[Allowed, ...]:
         ValueError: a str that is no network, that has bits set beyond its prefix, or a scope id, which networks do not have.
     """
     if not is_several(value):
-        raise TypeError(f"proxy_allow_from: a sequence of networks, or 'unix', is expected, not {described(value)}")
+        raise TypeError(f"proxy_allow_from: expected a sequence of networks, or 'unix', not {described(value)}")
     return tuple(_allowed(entry) for entry in value)
 
 
@@ -53,15 +53,15 @@ def _allowed(entry: object) -> Allowed:
     if entry == "unix":
         return "unix"
     if not isinstance(entry, (str, ipaddress.IPv4Network, ipaddress.IPv6Network)):
-        raise TypeError(f"proxy_allow_from: a network (str, IPv4Network, IPv6Network) or 'unix' is expected, not {described(entry)}")
+        raise TypeError(f"proxy_allow_from: expected a network (str, IPv4Network, IPv6Network) or 'unix', not {described(entry)}")
     try:
         network = ipaddress.ip_network(entry)
     except ValueError as error:
-        raise ValueError(f"proxy_allow_from: a network like '10.0.0.0/8', or 'unix', is allowed, not {entry!r}: {error}") from None
+        raise ValueError(f"proxy_allow_from: must be a network such as '10.0.0.0/8', or 'unix', not {entry!r}: {error}") from None
     if isinstance(network, ipaddress.IPv4Network):
         return network
     if network.network_address.scope_id is not None:  # `in` would ignore it, and so allow more than is written
-        raise ValueError(f"proxy_allow_from: a network without a scope id is allowed, not {entry!r}")
+        raise ValueError(f"proxy_allow_from: must be a network without a scope id, not {entry!r}")
     mapped = network.network_address.ipv4_mapped
     # With fewer than 96 bits of prefix the address of the network is no mapped one, for its 96th bit is 0.
     return network if mapped is None else ipaddress.IPv4Network((mapped, network.prefixlen - 96))
@@ -88,16 +88,16 @@ def may_send(allow: Collection[Allowed | str], peername: Address) -> bool:
 
 @dataclass(frozen=True)
 class ProxyHeader:
-    """What a proxy said about a connection. Immutable, so safe from any thread.
+    """What a proxy said about a connection. Immutable, and so safe to use from any thread.
 
     Attributes:
         version: 1 or 2.
-        is_local: the proxy speaks for itself (v2 LOCAL), as it does for health checks.
-        source: the client's address, in the form of `getpeername`; None when it is unknown and the
-            real peer counts (v1 UNKNOWN; v2 LOCAL, UNSPEC and datagrams).
+        is_local: the proxy connects on its own behalf (v2 LOCAL), as it does for health checks.
+        source: the client's address, in the form of `getpeername`; None when it is unknown, so that
+            the real peer counts (v1 UNKNOWN; v2 LOCAL, UNSPEC and datagrams).
         destination: the address that the client connected to, in the same form.
         tlvs: (type, value) of the other fields of v2, in the order sent and without padding
-            (PP2_TYPE_NOOP). The sections of the specification from 2.2.1 on say what they mean.
+            (PP2_TYPE_NOOP). The specification explains them from section 2.2.1 on.
     """
 
     version: int
@@ -192,7 +192,7 @@ def _v1_missing(line: bytearray) -> int:
     """How many bytes the line surely still has; 0: it is whole."""
     fitting = max(match.end() for pattern in _V1_LINES if (match := pattern.match(line)))
     if fitting < len(line):
-        raise ProtocolError(f"no line of the PROXY protocol v1: byte {fitting} of {bytes(line)!r} does not fit")
+        raise ProtocolError(f"not a PROXY protocol v1 line: byte {fitting} of {bytes(line)!r} is invalid")
     if line.endswith(b"\r\n"):
         return 0
     fields = line.split(b" ")
@@ -202,7 +202,7 @@ def _v1_missing(line: bytearray) -> int:
     # A field has a space and a byte at least, and the end has two bytes, of which \r may have come.
     missing = max(shortest - len(line), 2 * fields_missing + (1 if line.endswith(b"\r") else 2))
     if len(line) + missing > V1_LONGEST:
-        raise ProtocolError(f"a line of the PROXY protocol v1 is longer than {V1_LONGEST} bytes: {bytes(line)!r}")
+        raise ProtocolError(f"a PROXY protocol v1 line is longer than {V1_LONGEST} bytes: {bytes(line)!r}")
     return missing
 
 
@@ -216,7 +216,7 @@ def _v1_header(line: bytes) -> ProxyHeader:
     try:
         packed = inet_pton(AF_INET6, source), inet_pton(AF_INET6, destination)
     except OSError:
-        raise ProtocolError(f"an address is not of IPv6 in the line of the PROXY protocol v1: {line!r}") from None
+        raise ProtocolError(f"an address in a PROXY protocol v1 line is not an IPv6 address: {line!r}") from None
     return ProxyHeader(1, False, _ipv6(packed[0], int(source_port)), _ipv6(packed[1], int(destination_port)), ())
 
 
@@ -234,17 +234,17 @@ _TLV_CRC32C, _TLV_NOOP = 0x03, 0x04
 def _v2_missing(header: bytearray) -> int:
     """How many bytes the header surely still has; 0: it is whole."""
     if not V2_SIGNATURE.startswith(header[: len(V2_SIGNATURE)]):
-        raise ProtocolError(f"no header of the PROXY protocol v2: it begins with {bytes(header[: len(V2_SIGNATURE)])!r}")
+        raise ProtocolError(f"not a PROXY protocol v2 header: it begins with {bytes(header[: len(V2_SIGNATURE)])!r}")
     if len(header) > 12 and header[12] not in (_LOCAL, _PROXY):
-        raise ProtocolError(f"version and command 0x{header[12]:02x} in a header of the PROXY protocol v2: 0x20 or 0x21 is allowed")
+        raise ProtocolError(f"version and command 0x{header[12]:02x} in a PROXY protocol v2 header: must be 0x20 or 0x21")
     # Of LOCAL the family is to be ignored (the specification, 2.2).
     if len(header) > 13 and header[12] == _PROXY and (header[13] >> 4 > 3 or header[13] & 0x0F > 2):
-        raise ProtocolError(f"family and protocol 0x{header[13]:02x} in a header of the PROXY protocol v2 are not defined")
+        raise ProtocolError(f"family and protocol 0x{header[13]:02x} in a PROXY protocol v2 header are undefined")
     if len(header) < V2_FIXED:
         return V2_FIXED - len(header)
     length = int.from_bytes(header[14:V2_FIXED], "big")
     if _has_addresses(header) and length < _ADDRESSES_SIZES[header[13] >> 4]:
-        raise ProtocolError(f"length {length} in a header of the PROXY protocol v2 is too short for addresses of family 0x{header[13]:02x}")
+        raise ProtocolError(f"length {length} in a PROXY protocol v2 header is too short for addresses of family 0x{header[13]:02x}")
     return V2_FIXED + length - len(header)
 
 
@@ -265,7 +265,7 @@ def _v2_header(header: bytes) -> ProxyHeader:
         # What is there instead of addresses is to be skipped, whatever it is (the specification, 2.2): it need not be TLVs.
         return ProxyHeader(2, header[12] == _LOCAL, None, None, tlvs or ())
     if tlvs is None:
-        raise ProtocolError("the last TLV in a header of the PROXY protocol v2 is longer than the header")
+        raise ProtocolError("the last TLV in a PROXY protocol v2 header extends beyond the header")
     block = header[V2_FIXED:begin]
     source: Address
     destination: Address
@@ -312,9 +312,9 @@ def _tlvs(header: bytes, at: int) -> tuple[tuple[int, bytes], ...] | None:
     if checksums:
         (begin, end), *more = checksums
         if more:  # they cannot be computed both, and thousands, each of which costs a pass over the header, can be made to be right
-            raise ProtocolError("more than one checksum in a header of the PROXY protocol v2")
+            raise ProtocolError("more than one checksum in a PROXY protocol v2 header")
         if header[begin:end] != crc32c(header[:begin] + bytes(4) + header[end:]).to_bytes(4, "big"):
-            raise ProtocolError("the checksum in a header of the PROXY protocol v2 is wrong")
+            raise ProtocolError("the checksum in a PROXY protocol v2 header is wrong")
     return tuple(tlvs)
 
 

@@ -12,17 +12,18 @@ from hydrogen.errors import Cause, Timeout
 
 @dataclass(frozen=True)
 class StopReport:
-    """What a stop did to the connections that were there when it began: each of them is `closed`,
+    """What a stop did to the connections that were open when it began: each of them is `closed`,
     `aborted` or `abandoned`.
 
     Attributes:
         closed: connections that ended gracefully (output flushed, then closed), or by themselves.
         aborted: connections reset because the timeout passed or `abort()` was called.
-        abandoned: connections whose handler still blocks, or in whose stream (of the user's) a thread
-            still is, or that wait because all workers do; each is removed when that one returns.
+        abandoned: connections whose handler still blocks, in whose user-written stream a thread
+            still is, or that wait because all workers are blocked; each is removed once the handler
+            or thread returns.
         unsent_bytes: output that was pending on the connections that were aborted or abandoned.
-        refused: messages for which `send` returned False while the server was stopping, since their
-            connection was closing already; none of them reached a peer.
+        refused: messages for which `send` returned False while the server was stopping, because
+            their connection was already closing; none of them reached a peer.
         seconds: how long the stop took.
     """
 
@@ -40,7 +41,8 @@ class BroadcastReport:
 
     Attributes:
         sent: connections that took the message.
-        dropped: connections that did not: closing, or gone as slow consumers by this.
+        dropped: connections that did not: they were closing, or this removed them as slow
+            consumers.
     """
 
     sent: int
@@ -69,15 +71,16 @@ def _removal(help: str) -> Any:
 
 @dataclass(frozen=True)
 class Stats:
-    """Counters of a server since its start, summed at the moment of the call. All only grow, but `connections` and `queued_bytes`.
+    """Counters of a server since its start, summed at the moment of the call.
 
-    `accepted` is `connections` and `removed` together.
+    All of them only grow, except `connections` and `queued_bytes`. `accepted` is the sum of
+    `connections` and `removed`.
 
     Attributes:
     """
 
     connections: int = _gauge("connections", "Connections open now.")
-    accepted: int = _counter("connections_accepted", "Connections accepted, those turned away included.")
+    accepted: int = _counter("connections_accepted", "Connections accepted, including those turned away.")
     removed_peer_closed: int = _removal("Removed because the peer closed.")
     removed_local_closed: int = _removal("Removed by `close` or `abort`.")
     removed_server_stopped: int = _removal("Removed by the stop of the server.")
@@ -97,39 +100,39 @@ class Stats:
     messages_refused: int = _counter("messages_refused", "Messages for which `send` returned False.")
     bytes_received: int = _counter("received_bytes", "Bytes read from sockets.")
     bytes_sent: int = _counter("sent_bytes", "Bytes that the kernel took.")
-    queued_bytes: int = _gauge("queued_bytes", "Output queued for peers that do not read, and input not delivered yet.")
-    handoffs: int = _counter("handoffs", "Times that polling was passed on to another worker because a callback blocked.")
+    queued_bytes: int = _gauge("queued_bytes", "Output queued for peers that do not read, and input not yet delivered.")
+    handoffs: int = _counter("handoffs", "Times that polling passed to another worker because a callback blocked.")
     stalls: int = _counter("stalls", "Times that a callback was found still running a tick later.")
     all_blocked: int = _counter("all_blocked", "Times that all workers were found blocked in callbacks.")
     slow_callbacks: int = _counter("slow_callbacks", "Callbacks that ran for `slow_callback` seconds or longer.")
     accept_pauses: int = _counter(
         "accept_pauses",
-        "Waits of accepting: for want of fds or memory (ten a second while that lasts), or at `max_connections`.",
+        "Times that accepting paused: out of fds or memory (ten a second while that lasts), or at `max_connections`.",
     )
     reading_pauses: int = _counter(
-        "reading_pauses", "Times that a connection was above its high watermark, so that reading from it paused."
+        "reading_pauses", "Times that reading from a connection paused because its output was above the high watermark."
     )
-    reading_resumes: int = _counter("reading_resumes", "Times that its output fell below the low one, so that reading went on.")
+    reading_resumes: int = _counter("reading_resumes", "Times that reading resumed because that output fell below the low watermark.")
     memory_pauses: int = _counter("memory_pauses", "Times that all reading was paused because more than `max_buffered` was buffered.")
-    sweeps: int = _counter("sweeps", "Sweeps over all connections to look for deadlines (0 on the Python engine, which keeps a heap).")
+    sweeps: int = _counter("sweeps", "Sweeps over all connections to check deadlines (0 on the Python engine, which keeps a heap).")
     polls: int = _counter("polls", "Calls of `epoll_wait` that returned events.")
     iterations: int = _counter("iterations", "Iterations in which a worker ran callbacks.")
     gil_acquisitions: int = _counter(
-        "gil_acquisitions", "Times that a worker took the GIL (0 on the Python engine, where nobody counts them)."
+        "gil_acquisitions", "Times that a worker took the GIL (0 on the Python engine, which does not count them)."
     )
     gil_wait_seconds: float = _counter("gil_wait_seconds", "Seconds spent waiting for the GIL.", 0.0)
     buffer_allocations: int = _counter(
-        "buffer_allocations", "Blocks of memory asked of the C allocator on the message path (0 on the Python engine)."
+        "buffer_allocations", "Blocks of memory requested from the C allocator on the message path (0 on the Python engine)."
     )
 
     @property
     def removed_timeout(self) -> int:
-        """Connections removed with `ConnectionTimeout`, whichever it was."""
+        """Connections removed with `ConnectionTimeout`, for any of the timeouts."""
         return sum([getattr(self, removed_by(Cause.TIMEOUT, timeout)) for timeout in Timeout])
 
     @property
     def removed(self) -> int:
-        """Connections removed, whatever the cause."""
+        """Connections removed, for any cause."""
         return sum([getattr(self, name) for name in REMOVALS])
 
 

@@ -47,9 +47,9 @@ _signals: list[_Signals] = []
 
 
 class Server:
-    """A server on one listening socket or several. All methods may be called from any thread.
+    """A server on one or more listening sockets. All methods may be called from any thread.
 
-    They may also be called by signal handlers, `__del__` and weakref callbacks at any moment.
+    They may also be called by signal handlers, `__del__` and weakref callbacks, at any moment.
 
     Attributes:
         config: as given.
@@ -60,11 +60,11 @@ class Server:
         """Check the handler and choose the engine; nothing is opened yet.
 
         Raises:
-            TypeError: the handler is none, or its callbacks are wrong; see `Handler`.
-            EngineUnavailable: `engine="compiled"` and it cannot be imported.
+            TypeError: the handler is not a `Handler`, or its callbacks are wrong.
+            EngineUnavailable: `engine="compiled"`, and it cannot be imported.
         """
         if config is not None and not isinstance(config, Config):
-            raise TypeError(f"config: a hydrogen.Config is expected, not {described(config)}")
+            raise TypeError(f"config: expected a hydrogen.Config, not {described(config)}")
         self.config = config if config is not None else Config()
         self._handler = handler
         self._callbacks = callbacks_of(handler)
@@ -83,11 +83,11 @@ class Server:
         """Listen and serve, and return.
 
         A `stop` or `abort` meanwhile is carried out as soon as the start is over, or before anything
-        is accepted. KeyboardInterrupt, or whatever else interrupts this, leaves nothing open.
+        is accepted. KeyboardInterrupt, or any other interrupt, leaves nothing open.
 
         Raises:
-            RuntimeError: it was started before; gevent or eventlet has replaced threads.
-            OSError: the address cannot be listened on. Nothing is left open.
+            RuntimeError: it was started before; or gevent or eventlet has replaced threads.
+            OSError: it cannot listen on the address. Nothing is left open.
         """
         _check_threads()
         life = Life(self)
@@ -96,7 +96,7 @@ class Server:
         try:
             taken.extend(map(self._startable.acquire, (False,)))
             if not taken[0]:
-                raise RuntimeError("a server is started once; make another one")
+                raise RuntimeError("a server can be started only once; create another one")
             self._pid = os.getpid()
             self._life = life
             _running.add(self)
@@ -135,28 +135,28 @@ class Server:
         """Shut down gracefully, and return when that is done.
 
         1. Nothing more is accepted, and nothing more is read.
-        2. What has arrived is finished: a callback that runs, the complete messages that were read,
-           and a connection whose first callbacks are due or running. `send` works as before.
+        2. What has arrived is finished: running callbacks, complete messages that were read, and
+           connections whose first callbacks are due or running. `send` works as before.
         3. A connection for which none of this is left is closed: from now on `send` refuses, queued
-           output is flushed, and its callbacks get `ServerStopped`. An incomplete message, and a
-           handshake or PROXY header that is not done, are dropped. Messages that are held back by
+           output is flushed, and its callbacks get `ServerStopped`. An incomplete message and an
+           unfinished handshake or PROXY header are dropped. Messages that are held back by
            `pause_reading` or by the watermarks wait until reading is resumed.
         4. At the timeout the rest is reset. A handler that still blocks is abandoned; its connection
            is removed when it returns.
 
-        Called again it waits for the stop that is under way and returns its report. Called from a
-        callback, or during the start by the thread that starts, it only asks for the stop and
-        returns an empty report at once; `wait()` and a later `stop()` tell the rest. So it does at
-        the timeout if the start is not over by then: code of the user's or the resolver keeps it,
-        and when they return the stop is carried out.
+        A further call waits for the stop that is under way and returns its report. Called from a
+        callback, or during the start by the starting thread, it only asks for the stop and returns
+        an empty report at once; use `wait()` or a later `stop()` to learn the outcome. It also
+        returns an empty report at the timeout if the start is not over by then, because your code
+        or the resolver delays it; the stop is carried out when they return.
 
         Args:
             timeout: seconds; None: `config.stop_timeout`.
             spread: seconds over which the connections are closed, evenly, so that their clients do
-                not all come back in one moment. Until its turn comes each is served. Part of
-                `timeout`: what is left of that is for the last ones to be flushed.
+                not all reconnect at the same moment. Each is served until its turn comes. Part of
+                `timeout`: what is left of that is for flushing the last ones.
         Raises:
-            TypeError, ValueError: wrong seconds; a `spread` over the timeout.
+            TypeError, ValueError: wrong seconds, or a `spread` longer than the timeout.
             KeyboardInterrupt, SystemExit: raised by a signal handler meanwhile; the stop becomes an
                 `abort`, and goes on without the caller.
         """
@@ -165,7 +165,7 @@ class Server:
         _check_seconds("timeout", timeout)
         _check_seconds("spread", spread)
         if spread > timeout:
-            raise ValueError(f"spread: at most the timeout, {described(timeout)} seconds, is allowed, not {described(spread)}")
+            raise ValueError(f"spread: must be at most the timeout of {described(timeout)} seconds, not {described(spread)}")
         life = self._life
         if life is None:
             return NOTHING
@@ -175,7 +175,7 @@ class Server:
     def abort(self) -> None:
         """Stop at once: every connection is reset. Also cuts short a stop that is under way.
 
-        Before the start it does nothing; during it, it waits as `stop(0)` does.
+        Does nothing before the start; during the start, it waits as `stop(0)` does.
         """
         life = self._life
         if life is not None:
@@ -198,7 +198,7 @@ class Server:
         return life.report
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the server has stopped, at most `timeout` seconds; False if it has not.
+        """Wait until the server has stopped, for at most `timeout` seconds; False if it has not.
 
         Args:
             timeout: seconds, 0 or more; None or infinity: no limit.
@@ -216,12 +216,12 @@ class Server:
         return life.usable_engine() is not None
 
     def suspend(self) -> None:
-        """Accept no connection until `resume`: those that come wait in the kernel's backlog.
+        """Accept no connections until `resume`: new ones wait in the kernel's backlog.
 
-        Open ones are served as before.
+        Open connections are served as before.
 
         Raises:
-            RuntimeError: the server does not run.
+            RuntimeError: the server is not running.
         """
         self._suspend(True)
 
@@ -229,7 +229,7 @@ class Server:
         """Undo `suspend`.
 
         Raises:
-            RuntimeError: the server does not run.
+            RuntimeError: the server is not running.
         """
         self._suspend(False)
 
@@ -254,7 +254,7 @@ class Server:
         life = self._life
         engine = None if life is None or life.stopping else life.usable_engine()
         if engine is None:
-            raise RuntimeError("the server does not run")
+            raise RuntimeError("the server is not running")
         return engine
 
     def _any_engine(self) -> backend.Engine | None:
@@ -264,7 +264,7 @@ class Server:
 
     @property
     def address(self) -> Any:
-        """The address of the first listener, as `getsockname` gives it; None before the start."""
+        """The address of the first listener, as `getsockname` returns it; None before the start."""
         addresses = self.addresses
         return addresses[0] if addresses else None
 
@@ -281,31 +281,34 @@ class Server:
         return [] if engine is None else engine.connections()
 
     def reload_tls(self, context: ssl.SSLContext) -> None:
-        """Use `context`, with a renewed certificate say, for new connections; those that are open keep theirs.
+        """Use `context`, with a renewed certificate for instance, for new connections; open ones keep theirs.
 
         Raises:
             TypeError, ValueError: as `Config` for `ssl`.
-            RuntimeError: the server speaks no TLS, or does not run.
+            RuntimeError: the server does not use TLS, or is not running.
         """
         check_context("context", context, server_side=True)
         if self.config.ssl is None:
-            raise RuntimeError("this server speaks no TLS: Config.ssl is None")
+            raise RuntimeError("this server does not use TLS: Config.ssl is None")
         self._running_engine().reload_tls(context)
 
     def broadcast(self, data: BytesLike, exclude: Iterable[HydrogenSocket] = ()) -> BroadcastReport:
-        """Send one message to every open connection, as `HydrogenSocket.send` would: one whose peer does not read is removed as slow.
+        """Send one message to every open connection, as `HydrogenSocket.send` would.
 
-        The message is framed once, and its bytes are shared; with TLS, and where a connection has a framing of its own, each has its own
-        bytes. Like `send` it keeps the order of one thread's messages.
+        A connection whose peer does not read is removed as a slow consumer. The message is framed
+        once, and its bytes are shared; a connection with TLS or a framing of its own has its own
+        copy. As with `send`, messages from one thread stay in order.
 
         Args:
             data: any contiguous bytes-like object.
             exclude: connections that do not get it, such as the one it came from.
         Returns:
-            How many connections took it, and how many did not. Nobody takes anything when the server does not run.
+            How many connections took it, and how many did not; both are 0 when the server is not
+            running.
         Raises:
-            TypeError, FrameTooLarge, ValueError: as `send`, when the server's own framing cannot carry the message; nobody has got it then.
-                Connections whose own framing cannot are `dropped`.
+            TypeError, FrameTooLarge, ValueError: as `send`, when the server's own framing cannot
+                carry the message; then no connection has got it. Connections whose own framing
+                cannot carry it count as `dropped`.
         """
         message = contiguous(data)
         engine = self._any_engine()
@@ -314,22 +317,25 @@ class Server:
         return engine.broadcast(message, tuple(exclude))  # each of several loops looks at it
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
-        """Have a worker call `callback` when so many seconds have passed. It may block, as any callback; what it raises is logged.
+        """Have a worker call `callback` after `seconds`.
+
+        It may block like any callback; what it raises is logged.
 
         Returns:
-            A `Timer`, to `cancel()`. What is not called when the server stops never is.
+            A `Timer`, which you can `cancel()`. What is not called before the server stops never is.
         Raises:
-            TypeError, ValueError: `seconds` is no number from 0 to `MAX_SECONDS`, or `callback` cannot be called.
-            RuntimeError: the server does not run.
+            TypeError, ValueError: `seconds` is not a number from 0 to `MAX_SECONDS`, or `callback`
+                is not callable.
+            RuntimeError: the server is not running.
         """
         _check_seconds("seconds", seconds)
         if not callable(callback):
-            raise TypeError(f"callback: something to call is expected, not {described(callback)}")
+            raise TypeError(f"callback: expected a callable, not {described(callback)}")
         engine = self._running_engine()
         return self.timers.add(time.monotonic() + float(seconds), callback, engine.set_alarm)
 
     def stats(self) -> Stats:
-        """Counters since the start, summed now."""
+        """Counters since the start, summed at the moment of the call."""
         life = self._life
         engine = self._any_engine()
         if life is None or engine is None:
@@ -340,13 +346,13 @@ class Server:
         """Start, if it has not been started.
 
         Raises:
-            RuntimeError: it has been stopped, or is being stopped.
+            RuntimeError: it was stopped, or is being stopped.
         """
         life = self._life
         if life is None:
             self.start()
         elif life.stopping:
-            raise RuntimeError("this server was stopped; a server is started once, make another one")
+            raise RuntimeError("this server was stopped; a server can be started only once, create another one")
         return self
 
     def __exit__(
@@ -369,9 +375,9 @@ class Server:
 
 def _check_seconds(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: seconds are expected, not {described(value)}")
+        raise TypeError(f"{name}: expected a number of seconds, not {described(value)}")
     if not 0 <= value <= MAX_SECONDS:
-        raise ValueError(f"{name}: 0 or more seconds, at most {MAX_SECONDS}, are allowed, not {described(value)}")
+        raise ValueError(f"{name}: must be 0 or more, and at most {MAX_SECONDS} seconds, not {described(value)}")
 
 
 def _check_threads() -> None:
@@ -383,7 +389,7 @@ def _check_threads() -> None:
         and hasattr(select, "epoll")
     ):
         raise RuntimeError(
-            "hydrogen needs real threads, and something, such as gevent.monkey.patch_all() or "
+            "hydrogen needs real threads, but something, such as gevent.monkey.patch_all() or "
             "eventlet.monkey_patch(), has replaced threading, queue or select in this process"
         )
 
@@ -424,11 +430,11 @@ for _ in range(2):
 
 
 def serve(handler: Handler, config: Config | None = None, *, engine: str | None = None, **options: Unpack[Options]) -> Server:
-    """A started server; `with` stops it.
+    """Start a server in the background and return it; `with` stops it.
 
     Args:
         handler: the callbacks.
-        config: None: all defaults.
+        config: None: the defaults.
         engine: `"compiled"`, `"python"`, `"auto"`; None: the default, see `hydrogen.engine`.
         options: replace fields of `config`.
     Raises:
@@ -453,21 +459,21 @@ def begin(
 ) -> StopReport:
     """Serve until stopped, and return the report of the stop.
 
-    In the main thread the first SIGINT or SIGTERM stops within `stop_timeout`, a second one aborts.
-    The signal handlers there were before are restored, also those of C code, and with their flags. A
-    SIGINT that is ignored, as in a background job of a shell, stays ignored. In another thread it
-    returns when somebody calls `stop`.
+    In the main thread, the first SIGINT or SIGTERM shuts down gracefully within `stop_timeout`; a
+    second one aborts. Afterwards the previous signal handlers are restored, including those of C
+    code, with their flags. A SIGINT that is ignored, as in a background job of a shell, stays
+    ignored. In any other thread it returns when something calls `stop`.
 
     Args:
         handler, config, engine, options: as for `serve`.
-        on_started: called once with the server, in this thread, when it accepts connections. What it
-            raises aborts the server and is raised here.
+        on_started: called once with the server, in this thread, once it accepts connections. If it
+            raises, the server is aborted and the exception is raised here.
     Raises:
         TypeError, ValueError, OSError, RuntimeError: as `serve`.
         RuntimeError: this is a subinterpreter, which cannot handle signals.
     """
     if on_started is not None and not callable(on_started):
-        raise TypeError(f"on_started: something to call is expected, not {described(on_started)}")
+        raise TypeError(f"on_started: expected a callable, not {described(on_started)}")
     server = Server(handler, _replaced(config, options), engine=engine)
     if threading.current_thread() is not threading.main_thread():
         return _serve_until(server.wait, server, on_started)

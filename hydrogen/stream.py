@@ -69,23 +69,23 @@ GO_ON = _GoOn()
 
 
 class Stream(abc.ABC):
-    """How one connection is read and written. The server calls one method of it at a time.
+    """How one connection is read and written. The server calls its methods one at a time.
 
-    It calls them in its workers, and `send` also in a thread that calls `HydrogenSocket.send`.
-    While such a thread is in the stream it also does what other threads ask of it meanwhile, which
+    It calls them in its workers, and `send` also in any thread that calls `HydrogenSocket.send`.
+    While such a thread is in the stream, it also does what other threads ask for meanwhile, which
     may be a `recv`.
 
-    The server hands the fd over non-blocking. Leave it so, or a `send` that blocks keeps others from
-    reading this stream.
+    The fd is non-blocking when the server hands it over. Leave it so: a `send` that blocks keeps
+    other threads from reading this stream.
     """
 
     @abc.abstractmethod
     def recv(self) -> list[bytes]:
         """The messages that are complete now; `[]` (or `BlockingIOError`) when there is nothing.
 
-        It is called once when `on_new_connection` has returned the stream, and when something may
-        have arrived; then again until it has nothing or raises, so that nothing that was read
-        ahead, and no last batch, is left.
+        It is called once when `on_new_connection` has returned the stream, and whenever something
+        may have arrived; then again until it returns nothing or raises, so that nothing that was
+        read ahead is left, nor a last batch.
 
         Raises:
             EOFError: the peer will send no more.
@@ -97,7 +97,7 @@ class Stream(abc.ABC):
         """Write one message; `send(b"")` continues with what was kept.
 
         Raises:
-            BlockingIOError: not all could be written; the stream keeps the rest.
+            BlockingIOError: not everything could be written; the stream keeps the rest.
         """
 
     @abc.abstractmethod
@@ -216,7 +216,7 @@ class Handover:
         session: None: no TLS. What is in it already counts: `failure`, `is_ended`.
         received: plaintext that was read and not given out; it comes before what the fd has.
         unsent: bytes for the wire, which go out before anything else.
-        code: the errno that the kernel has reported to the stream, of a reset say; 0: none. It reports once, and then what looks like an
+        code: the errno that the kernel has reported to the stream, of a reset say; 0: none. It reports once, and then what looks like a
             graceful end.
     """
 
@@ -250,9 +250,9 @@ def _socket_of(sock_or_fd: socket.socket | int) -> socket.socket:
     elif isinstance(sock_or_fd, int) and not isinstance(sock_or_fd, bool):
         sock = _Numbered(fileno=sock_or_fd)
     else:
-        raise TypeError(f"sock_or_fd: a socket.socket or an int is expected, not {described(sock_or_fd)}")
+        raise TypeError(f"sock_or_fd: expected a socket.socket or an int, not {described(sock_or_fd)}")
     if sock.type != socket.SOCK_STREAM:
-        raise ValueError(f"sock_or_fd: a stream socket is expected, not {sock!r}")
+        raise ValueError(f"sock_or_fd: expected a stream socket, not {sock!r}")
     if sock.gettimeout():
         # Python waits for a socket with a timeout, whatever MSG_DONTWAIT says. (It is non-blocking for the kernel already.)
         sock.setblocking(False)
@@ -290,7 +290,7 @@ def _reported_once(error: Exception | None) -> OSError | None:
     return error
 
 
-RECEIVES_WITHIN = "a signal handler must not receive by the stream whose call it has interrupted"
+RECEIVES_WITHIN = "a signal handler must not receive from a stream whose call it has interrupted"
 
 
 class _SocketStream(Stream):
@@ -411,27 +411,27 @@ class _SocketStream(Stream):
     def nb_recv(self) -> list[Frame]:
         """All frames that are complete now; `[]` when there is none.
 
-        After `[]` nothing was left to read; if you poll for edges, call it again until then. Kept
-        output is written too, as far as the kernel takes it. Each error is raised after all frames
-        before it were returned, and again when called again.
+        `[]` means that nothing was left to read; if you poll edge-triggered, call it again until
+        then. Kept output is written too, as far as the kernel takes it. An error is raised after
+        all frames before it were returned, and again on each further call.
 
         Raises:
             EOFError: the peer will send no more.
             IncompleteFrame: the same, inside a frame.
             ProtocolError: what follows can never become a frame.
-            ssl.SSLError: what OpenSSL found wrong; `ssl.SSLEOFError`: the end came without
+            ssl.SSLError: what OpenSSL found wrong; `ssl.SSLEOFError`: the connection ended without
                 close_notify (RFC 8446, 6.1).
             OSError: the connection is broken.
-            Exception: whatever a builder of yours raises; `HandlerError` when it does what no
-                builder may do.
+            Exception: whatever your builder raises; `HandlerError` when it does what no builder may
+                do.
         """
         return self._receive(lambda: self._collect(self._decoder.next_frame))
 
     def nb_send(self, frame: Frame) -> None:
-        """Write a frame, after what is kept, as far as the kernel takes it.
+        """Write what is kept and then a frame, as far as the kernel takes them.
 
-        The frame that a stream makes of the `b""` by which the server asks it to continue is no
-        message: nothing but what is kept is written.
+        The server asks a stream to continue by `send(b"")`. A frame made of that `b""` is not a
+        message: only what is kept is written.
 
         Raises:
             BlockingIOError: the rest is kept. `send(b"")` continues with it when the fd is
@@ -447,12 +447,12 @@ class _SocketStream(Stream):
 
         Args:
             timeout: seconds; None: no limit. What has arrived by then is not lost. What a signal
-                handler sends within is sent to the end first.
+                handler sends meanwhile is sent completely first.
 
         Raises:
             TimeoutError: no frame was complete in time.
-            RuntimeError: called by a signal handler that came while its thread is in a call that
-                receives.
+            RuntimeError: called by a signal handler that interrupted a call that receives, in the
+                same thread.
             Exception: as `nb_recv`.
             BaseException: of a signal handler; see `b_send`.
         """
@@ -461,16 +461,18 @@ class _SocketStream(Stream):
         return self._receive(lambda: self._read_until(deadline))
 
     def b_send(self, frame: Frame) -> None:
-        """Write a frame, after what is kept; returns when the kernel has taken all of it.
+        """Write what is kept and then a frame; returns when the kernel has taken all of it.
 
         Raises:
-            ssl.SSLError, OSError: as `nb_send`. `BrokenPipeError` in a signal handler that has interrupted what ends the output.
-            BaseException: of a signal handler. How much was written or read by then is not known: close, and nothing else.
+            ssl.SSLError, OSError: as `nb_send`. `BrokenPipeError` in a signal handler that has
+                interrupted the call that ends the output.
+            BaseException: of a signal handler. How much was written or read by then is unknown: all
+                you can do is close.
         """
         data = self._checked(frame).to_bytes()
         if self.is_interrupted():
             if self._is_shut or self._until is not None:  # it may have ended: who is in there would not tell
-                raise BrokenPipeError(errno.EPIPE, "the output was ended")
+                raise BrokenPipeError(errno.EPIPE, "the output has been shut down")
             self._is_owed = True
         else:
             self._shake_hands(None)
@@ -485,7 +487,9 @@ class _SocketStream(Stream):
         return self._receive(lambda: self._collect(self._decoder.next))
 
     def send(self, buf: bytes) -> None:
-        """`nb_send` of the frame that carries `buf`; without framing, of `buf` itself. `send(b"")` goes on with what is kept.
+        """`nb_send` of the frame that carries `buf`; without framing, of `buf` itself.
+
+        `send(b"")` continues with what is kept.
 
         Raises:
             TypeError: it is not bytes-like, or not contiguous.
@@ -498,9 +502,9 @@ class _SocketStream(Stream):
     def shutdown(self) -> None:
         """End both directions; with TLS, after close_notify.
 
-        Does not wait: kept output that the kernel does not take is lost. Blocking calls of other
-        threads return, with `EOFError` or `BrokenPipeError`. In a signal handler that has
-        interrupted a call of this stream the end comes at once, with TLS without close_notify.
+        Does not wait: kept output that the kernel does not take is lost. Blocking calls in other
+        threads end with `EOFError` or `BrokenPipeError`. In a signal handler that has interrupted a
+        call of this stream, the end comes at once and, with TLS, without close_notify.
         """
         self._is_shut = True
         if not self._hold(self._shut, wait=False) and self.is_interrupted():
@@ -588,7 +592,7 @@ class _SocketStream(Stream):
         with self._lock:
             fd = self._sock.detach()
             if self._waiting:
-                raise ValueError("a message was sent before the TLS handshake was done: send it from on_connected")
+                raise ValueError("a message was sent before the TLS handshake had finished: send it from on_connected")
             self._decoder.builder = ChunkFrameBuilder()  # it takes all there is, as it is
             received = self._decoder.next() or b""
             reported = _reported_once(self._end) or _reported_once(self._broken)
@@ -716,7 +720,7 @@ class _SocketStream(Stream):
             self._waiting.append(data)
         flushed: list[bool] = []
         if not self._hold(lambda: flushed.append(self._flush())) or not flushed[0] or self._waiting:
-            raise BlockingIOError(errno.EAGAIN, "not all could be written; the rest is kept")
+            raise BlockingIOError(errno.EAGAIN, "not everything could be written; the rest is kept")
 
     def _flush(self) -> bool:
         """Under `_lock`: write until nothing is left for the wire, or the kernel takes no more. Whether nothing is left."""
@@ -736,7 +740,7 @@ class _SocketStream(Stream):
                 raise
             del self._unsent[:sent]
         if self._waiting and self._is_ready and not self._can_seal():  # who sent it may look for it later
-            self._broken = BrokenPipeError(errno.EPIPE, "the output was ended")
+            self._broken = BrokenPipeError(errno.EPIPE, "the output has been shut down")
             raise self._broken
         return True
 
@@ -757,7 +761,7 @@ class _SocketStream(Stream):
             if awaited[-1] & select.POLLOUT:
                 self._wait(awaited[-1], self._until)
         except TimeoutError:
-            raise BrokenPipeError(errno.EPIPE, "the output was ended") from None
+            raise BrokenPipeError(errno.EPIPE, "the output has been shut down") from None
 
     # ------------------------------------------------------------------ handshake, waiting
 
@@ -804,7 +808,7 @@ class _SocketStream(Stream):
     @staticmethod
     def _checked(frame: Frame) -> Frame:
         if not isinstance(frame, Frame):
-            raise TypeError(f"frame: a Frame is expected, not {described(frame)}")
+            raise TypeError(f"frame: expected a Frame, not {described(frame)}")
         return frame
 
 
@@ -815,12 +819,13 @@ class Plain(_SocketStream):
         """Nothing is read or written yet.
 
         Args:
-            sock_or_fd: a connected stream socket, blocking or not. A `socket.socket` is kept, and closed by `close()`. A number is closed
-                by `close()` too, but never by the garbage collector.
-            framing: a frame builder, class or instance; None: a chunk as read is a frame.
+            sock_or_fd: a connected stream socket, blocking or not. A `socket.socket` is kept, and
+                closed by `close()`. A number is closed by `close()` too, but never by the garbage
+                collector.
+            framing: a frame builder, class or instance; None: each chunk as read is a frame.
 
         Raises:
-            TypeError, ValueError, OSError: it is no stream socket, or no framing.
+            TypeError, ValueError, OSError: it is not a stream socket, or not a framing.
         """
         super().__init__(sock_or_fd, framing)
 
@@ -832,9 +837,8 @@ RECORD_HEADER = 5
 class Secure(_SocketStream):
     """A connection with TLS. One thread may receive while another sends.
 
-    The handshake proceeds within whatever is called. During the handshake, records are read one by
-    one: a call that sends must not take a message off the socket, where a thread that waits for
-    messages would not find it.
+    The handshake proceeds within whatever is called. Until it is done, records are read one by one:
+    a call that sends must not take a message off the socket that a thread waits for there.
     """
 
     _session: TlsSession
@@ -852,11 +856,13 @@ class Secure(_SocketStream):
         Args:
             sock_or_fd, framing: as for `Plain`.
             context: `OP_NO_RENEGOTIATION` is set on it.
-            server_side: which side of the handshake this one is.
-            server_hostname: of a client: the name that the server's certificate must have, see `ssl.SSLContext.wrap_socket`.
+            server_side: whether this is the server's side of the handshake.
+            server_hostname: for a client: the name that the server's certificate must have, see
+                `ssl.SSLContext.wrap_socket`.
 
         Raises:
-            TypeError, ValueError, OSError: as `Plain`; and for a context of the other side, or no name where the context checks it.
+            TypeError, ValueError, OSError: as `Plain`; also for a context of the other side, or
+                without a name where the context checks it.
         """
         check_context("context", context, server_side=server_side)
         check_server_hostname(server_hostname)
@@ -870,9 +876,10 @@ class Secure(_SocketStream):
             self._heed()
 
     def handshake(self, timeout: float | None = None) -> None:
-        """Wait until the handshake is done, which `b_recv` and `b_send` begin with.
+        """Wait until the handshake is done; `b_recv` and `b_send` begin with this.
 
-        In TLS 1.3 a client is done before the server has looked at its certificate: a refusal comes to a later call.
+        In TLS 1.3 a client is done before the server has looked at its certificate: a later call
+        reports a refusal.
 
         Raises:
             TimeoutError: it took more than `timeout` seconds (None: no limit).

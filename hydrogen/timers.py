@@ -38,10 +38,10 @@ class Timer:
         self._timers = timers
 
     def cancel(self) -> bool:
-        """Do not call. From any thread, and from any signal handler or `__del__`.
+        """Cancel the call. Safe in any thread, and in any signal handler or `__del__`.
 
         Returns:
-            False when it has been called, or is being called now, or was cancelled before.
+            False if it was already called or cancelled, or is being called now.
         """
         return self._timers.cancel(self)
 

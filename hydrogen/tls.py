@@ -31,10 +31,10 @@ def check_context(name: str, context: object, *, server_side: bool) -> ssl.SSLCo
         ValueError: it is one for the other side.
     """
     if not isinstance(context, ssl.SSLContext):
-        raise TypeError(f"{name}: an ssl.SSLContext is expected, not {described(context)}")
+        raise TypeError(f"{name}: expected an ssl.SSLContext, not {described(context)}")
     wrong = ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER
     if context.protocol == wrong:
-        raise ValueError(f"{name}: a context for the {'server' if server_side else 'client'} side is expected, not {context.protocol!r}")
+        raise ValueError(f"{name}: expected a context for the {'server' if server_side else 'client'} side, not {context.protocol!r}")
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 
@@ -42,7 +42,7 @@ def check_context(name: str, context: object, *, server_side: bool) -> ssl.SSLCo
 def check_server_hostname(name: object) -> None:
     """Raise TypeError unless it is a str or None; `ssl` raises AttributeError, or what it likes."""
     if name is not None and not isinstance(name, str):
-        raise TypeError(f"server_hostname: a str is expected, not {described(name)}")
+        raise TypeError(f"server_hostname: expected a str, not {described(name)}")
 
 
 class TlsSession:
@@ -89,7 +89,7 @@ class TlsSession:
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
         if context.check_hostname and not server_side and not server_hostname:
             # ssl.SSLSocket refuses this; an SSLObject would check no name at all.
-            raise ValueError("server_hostname: a name is expected, for the context checks it")
+            raise ValueError("server_hostname: expected a name, because the context checks host names")
         self.lock = threading.Lock()
         self.received: deque[bytes] = deque()
         self.plaintexts: deque[bytes] = deque()

@@ -67,7 +67,7 @@ class Watchdog:
                 if error is not None:
                     told, error = error, None
                     time.sleep(self._seconds / 4)
-                    self._log.say(logging.ERROR, "watchdog", "a look of the watchdog failed", error=told)
+                    self._log.say(logging.ERROR, "watchdog", "the watchdog could not check the workers", error=told)
                 while not self._ended.wait(self._seconds / 4):
                     self._look()
             except BaseException as raised:
@@ -85,7 +85,9 @@ class Watchdog:
     def _tell(self, ident: int, seconds: float) -> None:
         self.slow += 1
         name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), "a worker")
-        self._log.say(logging.WARNING, "slow callback", "a callback has run for %.3f s in %s:\n%s", seconds, name, _stack_of(ident))
+        self._log.say(
+            logging.WARNING, "slow callback", "a callback has been running for %.3f s in %s:\n%s", seconds, name, _stack_of(ident)
+        )
 
 
 def _current_frames() -> dict[int, FrameType]:
@@ -103,10 +105,10 @@ def _current_frames() -> dict[int, FrameType]:
 
 def _stack_of(ident: int) -> str:
     if not has_gil():
-        return "(where, can only be seen with a GIL)"
+        return "(no stack: without a GIL it cannot be read safely)"
     frame = _current_frames().get(ident)
     if frame is None:
-        return "(it has ended meanwhile)"
+        return "(no stack: the worker has ended in the meantime)"
     try:
         return "".join(traceback.format_stack(frame))
     except BaseException:  # it asks the loaders of the user's modules for the source

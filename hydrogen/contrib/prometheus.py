@@ -44,14 +44,15 @@ CAUSES = {name: name.removeprefix("removed_") for name in REMOVALS}
 
 
 class Collector(_Collector):
-    """What a registry of `prometheus-client` asks. May be registered before the server is started, and outlives its stop."""
+    """A collector for `prometheus-client`. It may be registered before the server starts, and outlives its stop."""
 
     def __init__(self, servers: Server | Mapping[str, Server]) -> None:
-        """Nothing is asked yet.
+        """Nothing is collected yet.
 
         Args:
-            servers: one server; or several by their names, which become the label `server`. (Two
-                collectors in one registry would have the same names, and a registry refuses that.)
+            servers: one server; or several by name, where the name becomes the label `server`. (Two
+                collectors in one registry would have metrics of the same names, which a registry
+                refuses.)
         """
         self._servers = {"": servers} if isinstance(servers, Server) else dict(servers)
         self._labels = [] if isinstance(servers, Server) else ["server"]

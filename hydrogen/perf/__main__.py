@@ -20,53 +20,56 @@ from hydrogen.perf.options import Address, Options
 OK, FAULTS, USAGE, FAILED = 0, 1, 2, 3
 
 DESCRIPTION = """\
-Load an echo server, verify every reply, and report throughput and latency. In a closed loop, unless --rate is given: each reply
-sends the next message. `python -m hydrogen.perf compare A.json B.json` sets reports of --json side by side.
+Load an echo server, verify every reply, and report throughput and latency. The loop is closed unless --rate is given: each
+reply triggers the next message. `python -m hydrogen.perf compare A.json B.json` compares reports written by --json.
 """
 EPILOG = """\
-Exit status: 0 all was right, 1 there were faults (replies wrong or missing, connections lost or refused, sends dropped), 2 wrong usage, or
-something is missing here, 3 what --assert or --find-rate asks for does not hold. Ctrl-C ends the run early and reports what there is.
+Exit status: 0 success; 1 faults (replies wrong or missing, connections lost or refused, sends dropped); 2 incorrect usage, or
+something this run needs is missing; 3 a condition of --assert or --find-rate did not hold. Ctrl-C ends the run early and reports the
+results so far.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The options, with their units."""
     p = argparse.ArgumentParser(prog="python -m hydrogen.perf", description=DESCRIPTION, epilog=EPILOG)
-    p.add_argument("address", nargs="?", metavar="HOST:PORT", help="the server; [HOST]:PORT for IPv6")
+    p.add_argument("address", nargs="?", metavar="HOST:PORT", help="the server's address; [HOST]:PORT for IPv6")
     p.add_argument("--unix", metavar="PATH", help="the server's Unix socket, instead of HOST:PORT")
 
     load = p.add_argument_group("load")
-    load.add_argument("--connections", type=int, default=64, metavar="N", help="connections (default %(default)s)")
-    load.add_argument("--threads", type=int, default=1, metavar="N", help="threads, among which they are dealt out (default %(default)s)")
-    load.add_argument("--duration", type=float, default=5.0, metavar="SECONDS", help="of measuring (default %(default)s)")
-    load.add_argument("--warm-up", type=float, default=1.0, metavar="SECONDS", help="before it (default %(default)s)")
+    load.add_argument("--connections", type=int, default=64, metavar="N", help="number of connections (default: %(default)s)")
+    load.add_argument("--threads", type=int, default=1, metavar="N", help="threads that share the connections (default: %(default)s)")
+    load.add_argument("--duration", type=float, default=5.0, metavar="SECONDS", help="how long to measure (default: %(default)s)")
+    load.add_argument(
+        "--warm-up", type=float, default=1.0, metavar="SECONDS", help="how long to warm up before that (default: %(default)s)"
+    )
     load.add_argument("--number", type=int, default=0, metavar="N", help="send exactly N messages, however long it takes")
     load.add_argument(
         "--rate",
         type=float,
         default=0.0,
         metavar="PER_SECOND",
-        help="an open loop: so many messages per second over all connections, each timed from when it should have been sent",
+        help="open loop: send this many messages per second over all connections, and time each from when it was due",
     )
     flight = load.add_mutually_exclusive_group()
     flight.add_argument(
         "--in-flight",
         type=int,
         metavar="N",
-        help="messages on their way per connection, at most (default 1, and with --rate as many as are due)",
+        help="most messages in flight per connection (default: 1; with --rate, as many as are due)",
     )
     flight.add_argument(
         "--burst",
         type=int,
         metavar="N",
-        help="each connection sends N messages in one go, reading meanwhile, and again when all have been answered",
+        help="each connection sends N messages at once, reading meanwhile, and the next N when all have been answered",
     )
     flight.add_argument(
         "--churn",
         action="store_true",
-        help="each message has a connection of its own, closed by RST after the reply; --connections are open at once (TCP without TLS)",
+        help="use a new connection for each message, closed by RST after the reply; --connections are open at once (TCP without TLS)",
     )
-    load.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="give up when nothing arrives for so long")
+    load.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="give up when nothing arrives for this long")
 
     messages = p.add_argument_group("messages")
     content = messages.add_mutually_exclusive_group()
@@ -74,39 +77,47 @@ def parser() -> argparse.ArgumentParser:
         "--size",
         default="64",
         metavar="BYTES",
-        help="of the payload: 64, or each by chance of 64,1k or of uniform:64-1k (default %(default)s)",
+        help="payload size: 64, or chosen at random from 64,1k or from uniform:64-1k (default: %(default)s)",
     )
-    content.add_argument("--payload", metavar="FILE", help="send this file as every message's payload, instead of random ones")
-    messages.add_argument("--framing", choices=FRAMINGS, default="raw", help="of the messages (default %(default)s)")
-    messages.add_argument("--upgrade", action="store_true", help="with --framing websocket: the opening handshake, and masked frames")
+    content.add_argument("--payload", metavar="FILE", help="send this file as the payload of every message, instead of random bytes")
+    messages.add_argument("--framing", choices=FRAMINGS, default="raw", help="how messages are delimited (default: %(default)s)")
+    messages.add_argument("--upgrade", action="store_true", help="with --framing websocket: do the opening handshake, and mask frames")
 
     opening = p.add_argument_group("connections")
-    opening.add_argument("--tls", action="store_true", help="talk TLS, by Python's ssl: a message costs the generator half as much again")
-    opening.add_argument("--cacert", metavar="FILE", help="the authorities that the server is verified by, instead of the system's")
+    opening.add_argument(
+        "--tls", action="store_true", help="use TLS, through Python's ssl: each message then costs the generator half as much again"
+    )
+    opening.add_argument("--cacert", metavar="FILE", help="certificate authorities to verify the server with, instead of the system's")
     opening.add_argument("--insecure", action="store_true", help="do not verify the server's certificate")
-    opening.add_argument("--connect-rate", type=float, default=0.0, metavar="PER_SECOND", help="open connections so fast, at most")
-    opening.add_argument("--idle", type=int, default=0, metavar="N", help="hold so many more connections, which are silent")
+    opening.add_argument(
+        "--connect-rate", type=float, default=0.0, metavar="PER_SECOND", help="open at most this many connections per second"
+    )
+    opening.add_argument("--idle", type=int, default=0, metavar="N", help="hold N further connections open, which stay silent")
     opening.add_argument(
         "--source",
         type=lambda text: tuple(text.split(",")),
         default=(),
         metavar="ADDRESS,...",
-        help="connect from these addresses in turn, when the ports of one run short (a server in 127.0.0.0/8 gets several anyway)",
+        help="connect from these addresses in turn, for when one has too few ports (for a server in 127.0.0.0/8 several are used anyway)",
     )
 
     reports = p.add_argument_group("reports")
-    reports.add_argument("--pid", type=int, help="the server's process: report its CPU time too (needs psutil)")
-    reports.add_argument("--json", metavar="FILE", help="write the report there as JSON; '-' is standard output, without table")
-    reports.add_argument("--plot", metavar="FILE", help="draw latency and throughput, as .svg or .png (needs matplotlib)")
+    reports.add_argument("--pid", type=int, help="process ID of the server: report its CPU time too (needs psutil)")
+    reports.add_argument(
+        "--json", metavar="FILE", help="write the report to this file as JSON; '-': to standard output, instead of the table"
+    )
+    reports.add_argument("--plot", metavar="FILE", help="plot latency and throughput, as .svg or .png (needs matplotlib)")
     reports.add_argument(
         "--assert",
         dest="conditions",
         action="append",
         default=[],
         metavar="CONDITION",
-        help="such as 'p99<5ms' or 'rate>=100k', several with commas: else the exit status is 3",
+        help="exit with status 3 unless this holds: 'p99<5ms' or 'rate>=100k', for example; several are separated by commas",
     )
-    reports.add_argument("--find-rate", metavar="CONDITION", help="search for the highest rate at which that holds, such as 'p99<10ms'")
+    reports.add_argument(
+        "--find-rate", metavar="CONDITION", help="search for the highest rate at which this holds: 'p99<10ms', for example"
+    )
     reports.add_argument("--loop", choices=("auto", "compiled", "python"), default="auto", help="which hot loop to use")
     return p
 
@@ -138,7 +149,7 @@ def parse(arguments: Sequence[str] | None) -> Command:
         p.error("give either HOST:PORT or --unix PATH")
     try:
         if given.find_rate is not None and (given.rate or given.burst is not None or given.number or given.conditions):
-            raise ValueError("--find-rate goes with neither --rate, --burst, --number nor --assert")
+            raise ValueError("--find-rate cannot be combined with --rate, --burst, --number or --assert")
         plot_path = None if given.plot is None else Path(given.plot)
         if plot_path is not None:
             plot.check(plot_path)
@@ -238,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return comparison.main(arguments[1:])
     command = parse(arguments)
     if NOT_COMPILED and command.options.loop == "auto":
-        print(f"the compiled loop is not there, using the slow one in Python: {NOT_COMPILED}", file=sys.stderr)
+        print(f"the compiled loop is not available, using the slower one in Python: {NOT_COMPILED}", file=sys.stderr)
     try:
         return find(command) if command.find_rate else run(command)
     except (RuntimeError, OSError) as error:

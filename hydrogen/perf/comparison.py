@@ -41,7 +41,7 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(schema, dict) or schema.get("name") != report.SCHEMA["name"]:
         raise ValueError(f"{path} is not a report of python -m hydrogen.perf")
     if schema.get("version") != report.SCHEMA["version"]:
-        raise ValueError(f"{path} has version {schema.get('version')} of the schema; this is for version {report.SCHEMA['version']}")
+        raise ValueError(f"{path} has schema version {schema.get('version')}; this program reads version {report.SCHEMA['version']}")
     return dict(document)
 
 
@@ -116,13 +116,13 @@ def table(names: Sequence[str], reports: Sequence[Report]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
     p = argparse.ArgumentParser(
-        prog="python -m hydrogen.perf compare", description="Reports of --json side by side, with their ratios to the first."
+        prog="python -m hydrogen.perf compare", description="Compare reports written by --json, side by side, with ratios to the first."
     )
-    p.add_argument("reports", nargs="+", type=Path, metavar="REPORT.json", help="two or more")
-    p.add_argument("--plot", type=Path, metavar="FILE", help="draw latency and throughput, as .svg or .png (needs matplotlib)")
+    p.add_argument("reports", nargs="+", type=Path, metavar="REPORT.json", help="two or more reports")
+    p.add_argument("--plot", type=Path, metavar="FILE", help="plot latency and throughput, as .svg or .png (needs matplotlib)")
     given = p.parse_args(arguments)
     if len(given.reports) < 2:
-        p.error("give two reports or more")
+        p.error("give two or more reports")
     names = [str(path) for path in given.reports]
     try:
         if given.plot is not None:

@@ -49,7 +49,7 @@ MICROSECONDS = {"ns": Fraction(1, 1000), "us": Fraction(1), "ms": Fraction(1000)
 
 MULTIPLES = {"": Fraction(1), "k": Fraction(1000), "M": Fraction(1_000_000)}
 
-KNOWN = f"{', '.join(PERCENTILES)}, each also after {', '.join(filter(None, DISTRIBUTIONS))}, and {', '.join(COUNTS)}"
+KNOWN = f"{', '.join(PERCENTILES)}, each also prefixed with {', '.join(filter(None, DISTRIBUTIONS))}, and {', '.join(COUNTS)}"
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class Condition:
         text = text.strip()
         parts = re.fullmatch(r"([^<>=!]*)([<>=!]+)([^<>=!]*)", text)
         if parts is None:
-            raise ValueError(f"{text!r} is no condition: METRIC OP VALUE is, such as p99<5ms or rate>=100k")
+            raise ValueError(f"{text!r} is not a condition: expected METRIC OP VALUE, such as p99<5ms or rate>=100k")
         metric, comparison, value = (part.strip() for part in parts.groups())
         if metric not in TIMES and metric not in COUNTS:
-            raise ValueError(f"{text!r}: there is no metric {metric!r}; there are {KNOWN}")
+            raise ValueError(f"{text!r}: there is no metric {metric!r}; the metrics are {KNOWN}")
         if comparison not in COMPARISONS:
-            raise ValueError(f"{text!r}: {comparison!r} does not compare; {' '.join(COMPARISONS)} do")
+            raise ValueError(f"{text!r}: {comparison!r} is not a comparison; the comparisons are {' '.join(COMPARISONS)}")
         try:
             limit = time_limit(value) if metric in TIMES else count_limit(metric, value)
         except (ValueError, OverflowError) as error:
@@ -126,7 +126,7 @@ def time_limit(value: str) -> float:
     if not unit:
         raise ValueError(f"a time needs a unit, one of {', '.join(MICROSECONDS)}")
     if unit not in MICROSECONDS:
-        raise ValueError(f"{unit!r} is no unit of time; {', '.join(MICROSECONDS)} are")
+        raise ValueError(f"{unit!r} is not a unit of time; the units are {', '.join(MICROSECONDS)}")
     return float(number * MICROSECONDS[unit])
 
 
@@ -134,8 +134,8 @@ def count_limit(metric: str, value: str) -> float:
     """Messages a second for the rate, else a number of them."""
     number, unit = number_and_unit(value.removesuffix("/s").rstrip() if metric == "rate" else value)
     if unit not in MULTIPLES:
-        allowed = "k or M, and then /s," if metric == "rate" else "k or M"
-        raise ValueError(f"{unit!r} is no unit of {metric}: it is a number, after which {allowed} may stand")
+        allowed = "k or M, then /s," if metric == "rate" else "k or M"
+        raise ValueError(f"{unit!r} is not a unit of {metric}: expected a number, which {allowed} may follow")
     return float(number * MULTIPLES[unit])
 
 
@@ -143,5 +143,5 @@ def number_and_unit(value: str) -> tuple[Fraction, str]:
     """Exactly what was written: 16.1 ms are not 16100 us in binary fractions."""
     parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(.*)", value)
     if parts is None:
-        raise ValueError(f"{value!r} is no number" if value else "there is no number to compare with")
+        raise ValueError(f"{value!r} is not a number" if value else "there is no number to compare with")
     return Fraction(parts[1]), parts[2]

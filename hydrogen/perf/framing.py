@@ -126,7 +126,7 @@ def sizes_of(text: str) -> tuple[int, ...]:
         return sizes
     low, dash, high = bounds.partition("-")
     if kind != "uniform" or not dash:
-        raise ValueError(f"{text!r} is neither a size, nor sizes with commas between, nor uniform:LOW-HIGH")
+        raise ValueError(f"{text!r} is not a size, a list of sizes separated by commas, or uniform:LOW-HIGH")
     lowest, highest = bytes_of(low), bytes_of(high)
     if lowest > highest:
         raise ValueError(f"{text!r} is a range from high to low")

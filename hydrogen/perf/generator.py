@@ -56,7 +56,7 @@ def cpu_seconds(pid: int) -> float | None:
     try:
         import psutil
     except ImportError as error:
-        raise RuntimeError(f"a process's CPU time needs psutil: {error}") from error
+        raise RuntimeError(f"measuring a process's CPU time needs psutil: {error}") from error
     try:
         times = psutil.Process(pid).cpu_times()
     except psutil.Error:
@@ -71,8 +71,8 @@ def need_fds(number: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         if hard != resource.RLIM_INFINITY and hard < wanted:
             raise RuntimeError(
-                f"{number:,} connections need {wanted:,} file descriptors, and this process may have {hard:,}: "
-                "take fewer, or raise the hard limit (ulimit -Hn)"
+                f"{number:,} connections need {wanted:,} file descriptors, but this process may have only {hard:,}: "
+                "use fewer, or raise the hard limit (ulimit -Hn)"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

@@ -146,7 +146,7 @@ def choose_loop(wanted: str) -> tuple[str, type[HotLoop]]:
     if wanted == "python" or (wanted == "auto" and COMPILED is None):
         return "python", _generator_py.Loop
     if COMPILED is None:
-        raise RuntimeError(f"the compiled loop is not there: {NOT_COMPILED}")
+        raise RuntimeError(f"the compiled loop is not available: {NOT_COMPILED}")
     return "compiled", COMPILED
 
 

@@ -241,9 +241,9 @@ def told(error: Exception) -> str:
     """Why a connection could not be opened, and where it helps, what to do."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
-        return f"{error}: no free port, or no such source address; --source takes several"
+        return f"{error}: no free port, or no such source address; --source accepts several"
     if number == errno.EMFILE:
-        return f"{error}: this process has no more file descriptors (ulimit -n)"
+        return f"{error}: this process is out of file descriptors (ulimit -n)"
     return str(error)
 
 
@@ -271,4 +271,4 @@ def upgrade(connection: Connection, address: tuple[str, int] | str) -> Steps:
     if status.split(b" ")[1:2] != [b"101"] or fields.get(b"sec-websocket-accept") != wanted:
         raise ValueError(f"the server does not speak WebSocket: {status.decode('latin-1')!r}")
     if rest:
-        raise ValueError("the server sent something that was not asked for, right behind the WebSocket handshake")
+        raise ValueError("the server sent unrequested data right after the WebSocket handshake")

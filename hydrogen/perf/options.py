@@ -81,7 +81,7 @@ class Options:
             "loop": self.loop in ("auto", "compiled", "python"),
         }.items():
             if not good:
-                raise ValueError(f"{name} may not be {getattr(self, name)!r}, given the rest")
+                raise ValueError(f"{name} must not be {getattr(self, name)!r} with these options")
         try:
             sizes = self.sizes
         except ValueError as error:
@@ -91,7 +91,7 @@ class Options:
         if wrong:
             raise ValueError(f"size {wrong[0]:,}: {self.framing} messages have {allowed[0]:,} to {allowed[-1]:,} bytes")
         if self.framing == "line" and b"\n" in (self.content or b""):
-            raise ValueError(f"{self.payload} has several lines: as one message it can be sent with another framing")
+            raise ValueError(f"{self.payload} has several lines: to send it as one message, use another framing")
 
     @functools.cached_property
     def content(self) -> bytes | None:

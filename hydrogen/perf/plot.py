@@ -55,7 +55,7 @@ def check(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: a plot's name must end in {' or '.join(SUFFIXES)}")
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}")
+        raise ValueError(f"{path}: there is no directory {path.parent}")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:

@@ -112,7 +112,7 @@ def explanations(result: Result) -> list[str]:
         told.append(f"first connection error: {os.strerror(counters.first_errno)}")
     if counters.dropped:
         told.append(
-            "too high a rate: dropped sends found a second's worth of their connection's still waiting, or the generator a second behind"
+            "the rate is too high: a send is dropped when a second's worth still waits on its connection, or the generator is a second late"
         )
     return told
 
@@ -159,7 +159,7 @@ def table(result: Result) -> str:
     ]
     if found["open_loop"]:
         sends = found["open_loop"]
-        rows.append(("open loop", f"{sends['target_per_second']:,.0f} messages/s wanted"))
+        rows.append(("open loop", f"{sends['target_per_second']:,.0f} messages/s requested"))
         rows.append(("", f"{sends['late']:,} sent more than {scaled(LATE_US, TIMES)} late, {sends['dropped']:,} dropped"))
     rows += latency_rows("latency", found["latency_us"])
     if options.rate:
@@ -181,9 +181,9 @@ def table(result: Result) -> str:
         *(f"  {told}" for told in explanations(result)),
     ]
     if found["generator"]["bottleneck"]:
-        lines.append("warning: the generator used its core fully: it may have been the bottleneck, not the server")
+        lines.append("warning: the generator saturated its core: it, not the server, may have been the bottleneck")
     if result.loop == "python":
-        lines.append("warning: this was the generator's slow loop in Python; the compiled one was not used")
+        lines.append("warning: this run used the generator's slow Python loop, not the compiled one")
     return "\n".join(lines)
 
 
@@ -217,5 +217,5 @@ def in_short(values: dict[str, float | None]) -> str:
 
 def cpu(usage: dict[str, Any]) -> str:
     threads = usage.get("threads", 1)
-    busiest = f" of one core{' in the busiest of its threads' if threads > 1 else ''}"
+    busiest = f" of one core{' in its busiest thread' if threads > 1 else ''}"
     return f"{usage['share']:.1%}{busiest}, {scaled(usage['us_per_message'], TIMES)} per message"

@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     p = parser()
     options = p.parse_args(arguments)
     if options.minutes <= 0:
-        p.error(f"--minutes: more than 0 is allowed, not {options.minutes}")
+        p.error(f"--minutes: must be more than 0, not {options.minutes}")
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     began = datetime.datetime.now(datetime.timezone.utc)
     evidence = soak(options.engine, options.minutes * 60, seed)

@@ -192,6 +192,6 @@ def test_what_on_started_raises_aborts_the_server_and_comes_out_of_begin(engine)
 def test_begin_opens_nothing_when_on_started_cannot_be_called(engine):
     created = []
     handler = recorder(server_created=created.append)
-    with pytest.raises(TypeError, match="on_started: something to call is expected, not 7"):
+    with pytest.raises(TypeError, match="on_started: expected a callable, not 7"):
         hydrogen.begin(handler, port=0, engine=engine, on_started=7)
     assert created == []

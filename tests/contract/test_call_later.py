@@ -353,7 +353,7 @@ def test_servers_that_stop_while_calls_come_due_lose_and_hang_nothing(engine):
 @pytest.mark.clause("S47")
 def test_there_is_no_later_before_the_start_nor_after_the_stop(start, connect, engine):
     server = hydrogen.Server(Echo(), hydrogen.Config(port=0), engine=engine)
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         server.call_later(0, print)
     raised = []
 
@@ -371,7 +371,7 @@ def test_there_is_no_later_before_the_start_nor_after_the_stop(start, connect, e
         assert client.at_end() == "end"
         client.close()
     assert len(raised) == 1
-    with pytest.raises(RuntimeError, match="does not run"):
+    with pytest.raises(RuntimeError, match="is not running"):
         server.call_later(0, print)
 
 

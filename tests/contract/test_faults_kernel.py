@@ -118,7 +118,7 @@ def test_f18_a_pause_for_want_of_fds_that_goes_on_is_told_once(engine):
     process, address = traced(engine, "accept4,accept:error=EMFILE:when=1..3", code=LOGGED + SERVER + ask)
     assert converse(address, 1, 1) == 0
     out, _ = finish(process, 0, "\n")
-    assert out.splitlines()[-1] == "accepting is paused|accepting goes on"
+    assert out.splitlines()[-1] == "accepting is paused|accepting has resumed"
 
 
 SPARED = """

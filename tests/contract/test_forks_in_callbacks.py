@@ -276,7 +276,7 @@ server.stop()
 
 @pytest.mark.clause("P4")
 def test_a_child_forked_by_a_signal_handler_as_the_start_begins_carries_out_none(engine):
-    lines = "child: none is left\nchild: the process was forked during the start: the server is the parent's\nparent: 0\n"
+    lines = "child: none is left\nchild: the process forked while the server was starting: the server belongs to the parent\nparent: 0\n"
     assert finish(child(FORKS_AS_IT_STARTS, engine), 0) == (lines, "")
 
 

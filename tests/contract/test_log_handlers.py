@@ -368,7 +368,7 @@ def test_a_callback_error_is_logged_where_the_peer_cannot_be_named(start, engine
     server = start(recorder())
     server.log.callback_error("on_data_received", ValueError(), Nameless())
     (record,) = error_log()
-    assert record.getMessage() == ("on_data_received raised ValueError on a connection that cannot be named")
+    assert record.getMessage() == ("on_data_received raised ValueError on a connection that cannot be identified")
 
 
 def test_a_module_whose_loader_raises_costs_no_watchdog(start, connect, gate, caplog):

@@ -13,7 +13,7 @@ from hydrogen.watchdog import has_gil
 BIG = bytes(8 << 20)
 """More than the kernel takes for a peer that does not read."""
 
-LEFT_OUT = re.compile(r"^(.+): (\d+) more lines of this kind were left out$")
+LEFT_OUT = re.compile(r"^(.+): (\d+) more lines of this kind were suppressed$")
 
 
 @pytest.fixture

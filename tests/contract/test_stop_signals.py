@@ -213,7 +213,7 @@ while came:
     try:
         came = interrupted(calls[inside], number, calls[how])
     except RuntimeError as error:  # of suspend, by then
-        assert "does not run" in str(error)
+        assert "is not running" in str(error)
     server.stop()
     assert server.wait(0)
     number += 1

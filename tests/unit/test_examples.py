@@ -200,7 +200,7 @@ def test_ask_database_answers_each_question(engine, tmp_path):
         other.send(b"get moon\nget sun\n")
         hears(other, b"made of cheese", b"")
         other.send(b"drop everything\n\xff\nget moon\n")
-        hears(other, b"error: `set NAME VALUE` or `get NAME` is expected")
+        hears(other, b"error: expected `set NAME VALUE` or `get NAME`")
         hears(other, b"error: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte", b"made of cheese")
     end(process)
 

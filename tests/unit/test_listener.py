@@ -550,11 +550,11 @@ def test_f30_a_stale_socket_is_replaced_when_its_path_is_as_long_as_can_be(tmp_p
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("file", "there is a file that is no socket"),
-        ("directory", "there is a directory"),
-        ("link to a file", "there is a symbolic link, which is left alone"),
-        ("link to nothing", "there is a symbolic link that leads to nothing"),
-        ("link to a stale socket", "there is a symbolic link, which is left alone"),
+        ("file", "it is a file that is not a socket"),
+        ("directory", "it is a directory"),
+        ("link to a file", "it is a symbolic link, which is not followed"),
+        ("link to nothing", "it is a dangling symbolic link"),
+        ("link to a stale socket", "it is a symbolic link, which is not followed"),
     ],
 )
 def test_f30_what_is_no_socket_is_left_alone_and_named(tmp_path, what, said):
@@ -750,32 +750,32 @@ def test_listen_fds_is_empty_without_systemd(monkeypatch):
 def test_nonsense_in_a_variable_is_named_and_the_variables_are_removed(monkeypatch, variable, value):
     for name, good in (("LISTEN_PID", str(os.getpid())), ("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "web")):
         monkeypatch.setenv(name, value if name == variable else good)
-    with pytest.raises(ValueError, match=f"^{variable}: a number above 0 is expected, not '{value}'"):
+    with pytest.raises(ValueError, match=f"^{variable}: expected a number above 0, not '{value}'"):
         listen_fds()
     assert not any(name.startswith("LISTEN_") for name in os.environ)
 
 
 @pytest.mark.parametrize("names", ["", "web", "web:admin:more"])
 def test_names_that_are_not_as_many_as_the_fds_are_refused(given, names):
-    expected = f"ValueError: LISTEN_FDNAMES: 2 names are expected, as LISTEN_FDS says, not {names!r}"
+    expected = f"ValueError: LISTEN_FDNAMES: expected 2 names, as LISTEN_FDS says, not {names!r}"
     assert systemd("tell()", *given, LISTEN_FDNAMES=names) == [expected]
 
 
 def test_an_fd_that_is_not_open_is_named(given):
     for count in ("3", "999999999"):
         lines = systemd("tell()", *given, LISTEN_FDS=count)
-        assert lines == [f"ValueError: LISTEN_FDS: fd 5 of {count} from 3 on is not open"]
+        assert lines == [f"ValueError: LISTEN_FDS: fd 5, one of {count} starting at 3, is not open"]
 
 
 def test_an_fd_that_is_no_stream_socket_is_named_unless_it_is_not_chosen(given):
     with socket.socket(type=socket.SOCK_DGRAM) as datagram:
         lines = systemd('tell(); tell({"web"})', given[0], datagram, LISTEN_FDNAMES="web:log")
-        assert lines[0].startswith("ValueError: LISTEN_FDS: fd 4 (log) is no stream socket but ")
+        assert lines[0].startswith("ValueError: LISTEN_FDS: fd 4 (log) is not a stream socket but ")
         assert lines[1:] == ["3 AF_INET False;"]
     with open(os.devnull) as file:
-        assert systemd("tell()", given[0], file)[0].startswith("ValueError: LISTEN_FDS: fd 4 (unknown) is no socket: ")
+        assert systemd("tell()", given[0], file)[0].startswith("ValueError: LISTEN_FDS: fd 4 (unknown) is not a socket: ")
 
 
 def test_one_name_instead_of_several_is_a_type_error():
-    with pytest.raises(TypeError, match=r"^names: a collection of names is expected, not 'web'"):
+    with pytest.raises(TypeError, match=r"^names: expected a collection of names, not 'web'"):
         listen_fds("web")

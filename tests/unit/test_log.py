@@ -48,7 +48,7 @@ def lines(caplog):
 def left_out(lines):
     """Kind -> how many lines were said to be left out."""
     counts = {}
-    for found in re.finditer(r"^(.+): (\d+) more lines of this kind were left out$", "\n".join(lines), re.M):
+    for found in re.finditer(r"^(.+): (\d+) more lines of this kind were suppressed$", "\n".join(lines), re.M):
         counts[found[1]] = counts.get(found[1], 0) + int(found[2])
     return counts
 
@@ -84,7 +84,7 @@ def test_the_next_line_tells_it_first(log, clock, lines):
     say(log, 12)
     clock.now += 1.5
     say(log, 1)
-    assert lines()[10:] == ["kind: 2 more lines of this kind were left out", "kind 0"]
+    assert lines()[10:] == ["kind: 2 more lines of this kind were suppressed", "kind 0"]
     clock.advance(5.0)
     assert len(lines()) == 12
 
@@ -113,7 +113,7 @@ def test_the_count_has_the_level_of_its_kind(log, clock, caplog, error_log):
     say(log, 11, "one", logging.DEBUG)
     say(log, 11, "two", logging.ERROR)
     clock.advance(1.0)
-    levels = {record.getMessage().split(":")[0]: record.levelno for record in caplog.records if "left out" in record.getMessage()}
+    levels = {record.getMessage().split(":")[0]: record.levelno for record in caplog.records if "were suppressed" in record.getMessage()}
     assert levels == {"one": logging.DEBUG, "two": logging.ERROR}
 
 
@@ -138,7 +138,7 @@ def test_a_flush_tells_it_at_once_and_once(log, clock, lines):
 @pytest.mark.clause("S52")
 def test_what_is_left_out_when_there_is_no_later_is_told_by_the_flush_at_the_end(clock, lines):
     def no_later(seconds, callback):
-        raise RuntimeError("the server does not run")
+        raise RuntimeError("the server is not running")
 
     log = RateLimitedLog(no_later, clock)
     say(log, 20)

@@ -77,7 +77,7 @@ def test_the_command_prints_the_table_and_draws(written, tmp_path, capsys):
         ("{", "is not JSON"),
         ("[]", "is not a report"),
         ('{"schema": {"name": "other", "version": 2}}', "is not a report"),
-        ('{"schema": {"name": "hydrogen.perf", "version": 1}}', "has version 1"),
+        ('{"schema": {"name": "hydrogen.perf", "version": 1}}', "has schema version 1"),
     ],
 )
 def test_what_is_no_report_is_refused_by_name(tmp_path, capsys, written, text, reason):

@@ -149,7 +149,7 @@ def test_an_idle_connection_that_the_server_ends_is_a_fault(serve):
 
 def test_too_few_file_descriptors_are_said_before_anything_is_opened(monkeypatch):
     monkeypatch.setattr(generator.resource, "getrlimit", lambda _: (100, 1000))
-    with pytest.raises(RuntimeError, match=r"2,000 connections need 2,064 file descriptors, and this process may have 1,000"):
+    with pytest.raises(RuntimeError, match=r"2,000 connections need 2,064 file descriptors, but this process may have only 1,000"):
         Session(Options(("127.0.0.1", 9), connections=1500, idle=500))
 
 

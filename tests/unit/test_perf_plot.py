@@ -49,7 +49,7 @@ def test_another_ending_is_refused_with_those_there_are(name, tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no folder"):
+    with pytest.raises(ValueError, match="there is no directory"):
         plot.check(tmp_path / "missing" / "plot.svg")
 
 

@@ -117,7 +117,7 @@ def test_any_fault_makes_a_run_a_failure(fault):
 
 def test_the_table_says_whether_it_is_partial_and_which_loop_ran():
     assert "(interrupted)" in report.table(result(interrupted=True))
-    assert "slow loop in Python" in report.table(result(loop="python"))
+    assert "slow Python loop" in report.table(result(loop="python"))
     assert "whole burst" in report.table(result(options=Options("/path", burst=True, in_flight=2)))
     assert "64 connections, a new one for each message" in report.table(result(options=Options(("127.0.0.1", 1), churn=True)))
 
@@ -264,7 +264,7 @@ def test_faults_weigh_more_than_conditions(nobody, capsys):
 def test_an_open_loop_is_an_option(echo, capsys):
     status, out, _ = run(f"127.0.0.1:{echo[1]}", "--connections=1", "--number=10", "--warm-up=0", "--rate=1000", capsys=capsys)
     assert status == 0
-    assert "1,000 messages/s wanted" in out
+    assert "1,000 messages/s requested" in out
     assert "uncorrected" in out
 
 
