@@ -130,26 +130,27 @@ cdef class HydrogenSocket:
         raise TypeError("sockets are made by a server")
 
     def send(self, data):
-        """Queue one message, framed as the server's `framing` says. Compiled code writes it.
+        """Queue one message, framed as the connection's framing says; the engine writes it.
 
-        Messages of one thread stay in order; messages never interleave. One message may be larger
-        than `max_write_buffer`; a send while that much is pending already removes the connection
-        with `SlowConsumer`.
+        Messages from one thread stay in order, and messages never interleave. A message may be
+        larger than `max_write_buffer`; a send while that much is already pending removes the
+        connection with `SlowConsumer`.
 
-        While the server stops, a connection whose callback runs, or of which complete messages were
-        read, is still open: what they send is taken, and flushed before the connection is closed.
+        While the server stops, a connection is still open as long as one of its callbacks runs or
+        complete messages that were read are left: what they send is accepted, and flushed before
+        the connection is closed.
 
-        May be called at any moment, also by a signal handler or a `__del__` that runs while this
+        May be called at any moment, even by a signal handler or a `__del__` that runs while this
         very thread is in a method of the same connection; a message that cannot be queued at once
-        is then queued by a worker, in its turn.
+        is then queued by a worker, in order.
 
         Args:
             data: any contiguous bytes-like object; it is copied before `send` returns.
         Returns:
-            False when the connection is closed or closing; nothing was queued then.
+            False when the connection is closed or closing; then nothing was queued.
         Raises:
             TypeError: `data` is not bytes-like, or not contiguous.
-            FrameTooLarge: the framing cannot carry so long a message.
+            FrameTooLarge: the framing cannot carry a message this long.
             ValueError: the framing cannot carry this message, such as a line that contains the
                 delimiter.
         """
@@ -175,25 +176,25 @@ cdef class HydrogenSocket:
         Args:
             timeout: seconds, 0 or more; None or infinity: no limit.
         Returns:
-            False when the timeout passed or the connection is gone.
+            False if the timeout passed or the connection is gone.
         Raises:
-            TypeError, ValueError: `timeout` is no number of seconds, is negative or nan; also when
-                the connection is gone.
+            TypeError, ValueError: `timeout` is not a number of seconds, is negative, or is nan; even
+                when the connection is gone.
         """
         return sending_drain(self._engine, self, timeout)
 
     def close(self):
-        """Flush, end the sending side, discard what still arrives for up to 2 s, close.
+        """Flush, end the sending side, discard what still arrives for up to 2 s, and close.
 
-        After it nothing more is delivered, even if it was already buffered. While output is
+        After this call nothing more is delivered, even if it was already buffered. While output is
         pending, what the peer sends is read and discarded, so that a peer that sends before it
-        reads gets all of it; for how long is up to `write_timeout`. The 2 s begin with the end of
-        the sending side, and are cut short by the peer's own end, or by a reset.
+        reads still gets all of it; `write_timeout` limits how long. The 2 s begin when the sending
+        side has ended, and are cut short when the peer ends its side too, or by a reset.
         """
         ending_ask(self._engine, self, False, CAUSE_LOCAL_CLOSED, 0)
 
     def shutdown(self):
-        """Close gracefully: the name of `close` in the Rust crate hydrogen."""
+        """The same as `close`, under its name in the Rust crate hydrogen."""
         ending_ask(self._engine, self, False, CAUSE_LOCAL_CLOSED, 0)
 
     def abort(self):
@@ -201,20 +202,20 @@ cdef class HydrogenSocket:
         ending_ask(self._engine, self, True, CAUSE_LOCAL_CLOSED, 0)
 
     def pause_reading(self):
-        """Deliver no further message until `resume_reading`.
+        """Deliver no further messages until `resume_reading`.
 
-        TCP's window holds the peer back once buffers are full. It acts on this connection only,
-        also while that goes and another one takes its place. On TCP a reset ends the connection in
-        spite of it, and what was not delivered is dropped. On a Unix socket the peer's close is a
-        graceful end, which is met after the resume, behind all that the peer sent. When the server
+        Once buffers are full, TCP's window holds the peer back. It acts on this connection only,
+        even if this one goes and another takes its place. On TCP a reset still ends the connection,
+        and what was not delivered is dropped. On a Unix socket the peer's close is a graceful end,
+        which is delivered after the resume, behind everything that the peer sent. When the server
         stops, a paused connection is closed at once if no complete message was read from it;
-        otherwise it may be resumed within `stop_timeout`, and is aborted then.
+        otherwise it may be resumed within `stop_timeout`, after which it is aborted.
         """
         if self._valid():
             mailbox_pause(self._connection, self._generation, PAUSE_USER)
 
     def resume_reading(self):
-        """Undo `pause_reading`; one call suffices, however often that was called.
+        """Undo `pause_reading`; one call is enough, however often that was called.
 
         It acts on this connection only.
         """
@@ -242,19 +243,19 @@ cdef class HydrogenSocket:
     def is_open(self):
         """Whether `send` would queue. False once the connection is closing or gone.
 
-        See `send` for what a stop changes of it.
+        See `send` for what changes while the server stops.
         """
         # Once more afterwards: the state may be the next connection's in the slot.
         return self._valid() and atomic_load32(&self._connection.state) == STATE_OPEN and self._valid()
 
     @property
     def id(self):
-        """A number, unique for the server's life."""
+        """A number, unique for the lifetime of the server."""
         return self._id
 
     @property
     def user_data(self):
-        """The handler's state of the connection; None at first, and again when it is gone."""
+        """The handler's state for the connection; None at first, and again once it is gone."""
         value = None
         if self._valid():
             lock_take(&self._connection.lock)
@@ -292,7 +293,7 @@ cdef class HydrogenSocket:
     def peername(self):
         """The peer's address as `socket.getpeername` gives it; None when the connection is gone.
 
-        With `proxy_protocol` it is the client's.
+        With `proxy_protocol` it is the client's address.
         """
         return names_peer(self)
 
@@ -304,7 +305,7 @@ cdef class HydrogenSocket:
     def fileno(self):
         """The number that the handler's callbacks get as `fd`; -1 when the connection is gone.
 
-        Only for looking up: do not read, write or close it.
+        Only for lookups: do not read, write or close it.
         """
         cdef int fd = -1
         if self._valid():
@@ -315,11 +316,12 @@ cdef class HydrogenSocket:
         return fd
 
     def get_extra_info(self, name, default=None):
-        """What `asyncio.BaseTransport.get_extra_info` gives by the same name.
+        """What `asyncio.BaseTransport.get_extra_info` returns for the same name.
 
-        `peername`, `sockname`; with TLS `ssl_object`, `sslcontext`, `peercert`, `cipher`,
-        `compression`. `proxy`: the `ProxyHeader` with which the connection began. `default` for
-        what there is none of, and when the connection is gone.
+        The names are `peername` and `sockname`; with TLS also `ssl_object`, `sslcontext`,
+        `peercert`, `cipher` and `compression`; and `proxy`, the `ProxyHeader` with which the
+        connection began. Returns `default` for what is not available, and when the connection is
+        gone.
         """
         header = references_held(self._engine, self, &self._connection.header)
         return extra_info(self, references_held(self._engine, self, &self._connection.session), header, name, default)
