@@ -129,7 +129,10 @@ def _import_compiled() -> Any:
     try:
         from hydrogen._core import Engine as CompiledEngine
     except ImportError as error:
-        raise EngineUnavailable(f"the compiled engine cannot be imported: {error}") from error
+        hint = ""
+        if error.name == "hydrogen._core":
+            hint = "; it is built when hydrogen is installed, and in the source tree by `make build`"
+        raise EngineUnavailable(f"the compiled engine cannot be imported: {error}{hint}") from error
     return CompiledEngine
 
 

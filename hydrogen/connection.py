@@ -34,7 +34,10 @@ def contiguous(data: BytesLike) -> bytes:
     """
     if type(data) is bytes:
         return data
-    view = memoryview(data)
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(f"a bytes-like object is required, not {type(data).__name__!r}") from None
     if not view.c_contiguous:
         raise TypeError(NOT_CONTIGUOUS)
     return bytes(view)

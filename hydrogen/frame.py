@@ -536,7 +536,7 @@ class LengthFrameBuilder(BuiltIn):
 
 DELIMITER_MOST = 64
 LINE_END = b"\n"
-UNFIT = "the payload contains the delimiter, or its last bytes would form one with the delimiter"
+UNFIT = "the payload contains the delimiter, which is added when it is sent, or ends with the beginning of one"
 """Why a line cannot carry a payload; both engines say so."""
 
 

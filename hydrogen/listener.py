@@ -121,9 +121,9 @@ def _naming(where: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {where}: {error.strerror or error}") from error
+        raise OSError(error.errno, f"cannot listen on {where}: {error.strerror or error}") from None
     except UnicodeError as error:  # a name that the codec "idna" cannot encode
-        raise OSError(socket.EAI_NONAME, f"cannot listen on {where}: {error}") from error
+        raise OSError(socket.EAI_NONAME, f"cannot listen on {where}: {error}") from None
 
 
 def _is_internet(sock: socket.socket) -> bool:

@@ -10,6 +10,7 @@ import _thread
 import atexit
 import contextlib
 import dataclasses
+import difflib
 import os
 import queue
 import select
@@ -491,6 +492,10 @@ def begin(
 def _replaced(config: Config | None, options: Options) -> Config | None:
     if not options:
         return config
+    unknown = options.keys() - Config.__dataclass_fields__.keys()
+    for name in sorted(unknown):
+        close = difflib.get_close_matches(name, Config.__dataclass_fields__, 1)
+        raise TypeError(f"there is no option {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
     return dataclasses.replace(config if config is not None else Config(), **options)
 
 

@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 
 import pytest
-from support import echo, recorder
+from support import Echo, echo, recorder
 
 import hydrogen
 
@@ -103,3 +103,11 @@ def test_a_server_takes_lists_where_it_keeps_tuples(start, connect):
     assert len(server.addresses) == 2
     for address in server.addresses:
         connect(address).echo(b"hello")
+
+
+@pytest.mark.clause("C2")
+def test_an_option_that_does_not_exist_is_named_with_what_it_may_have_meant(engine):
+    with pytest.raises(TypeError, match=r"^there is no option 'idle_timout'; did you mean 'idle_timeout'[?]$"):
+        hydrogen.serve(Echo(), port=0, idle_timout=3, engine=engine)
+    with pytest.raises(TypeError, match=r"^there is no option 'xyz'$"):
+        hydrogen.begin(Echo(), port=0, xyz=3, engine=engine)
