@@ -27,6 +27,7 @@ cdef class _Callbacks:
     cdef object context
 
     cdef int renew_context(self) except -1
+    cdef int exit_context(self) except -1
 
 
 cdef class Engine:

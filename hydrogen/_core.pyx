@@ -369,12 +369,10 @@ cdef class _Callbacks:
     """The handler's callbacks as one worker holds them: bound methods of its own, which it makes itself.
 
     Without a GIL references are cheap to count for the thread that made the object. All workers would count at the same ones for each message.
-    `context` is the one that its thread is in: see callbacks_leave.
+    `context` is the one that its thread is in, from here to `exit_context`: see callbacks_leave.
     """
 
     def __cinit__(self, callbacks):
-        self.context = PyContext_New()
-        PyContext_Enter(self.context)
         self.on_data = _rebound(callbacks.on_data_received)
         self.on_new = _rebound(callbacks.on_new_connection)
         self.on_connected = _rebound(callbacks.on_connected)
@@ -382,6 +380,8 @@ cdef class _Callbacks:
         self.on_writable = _rebound(callbacks.on_writable)
         self.on_disconnected = _rebound(callbacks.on_disconnected)
         self.on_removed = _rebound(callbacks.on_connection_removed)
+        self.context = PyContext_New()
+        PyContext_Enter(self.context)  # last: what fails above leaves none to exit
 
     cdef int renew_context(self) except -1:
         """Leave a context in which a variable was set for one that is empty."""
@@ -389,6 +389,11 @@ cdef class _Callbacks:
         PyContext_Exit(self.context)
         self.context = fresh
         PyContext_Enter(fresh)
+        return 0
+
+    cdef int exit_context(self) except -1:
+        """From Python 3.14 on a thread has a context of its own, which it can exit only from the inside."""
+        PyContext_Exit(self.context)
         return 0
 
 
@@ -707,7 +712,7 @@ cdef class Engine:
     def _work(self, uint32_t index):
         """The life of a worker."""
         cdef worker_t *worker = &self._loop.workers[index]
-        cdef _Callbacks callbacks
+        cdef _Callbacks callbacks = None
         cdef uint64_t asked
         cdef bint go_on
         if not worker_claim(worker):
@@ -734,6 +739,8 @@ cdef class Engine:
             if not self._inert():
                 with nogil:
                     worker_left(worker)
+            if callbacks is not None:
+                callbacks.exit_context()
             compat_forget_async_exception(compat_this_thread())  # or it would be raised where this returns to
 
     # --- what the server asks for --------------------------------------------------------------------------------------------------------------

@@ -286,3 +286,24 @@ def test_what_the_server_name_callback_of_tls_sets_no_other_callback_sees(start,
         other.close()
     assert set(seen) == {"nothing"}
     stays.close()
+
+
+@pytest.mark.clause("H16")
+@pytest.mark.parametrize("sets", [False, True], ids=["sets nothing", "sets a variable"])
+def test_a_worker_leaves_the_context_that_its_thread_runs_in_as_it_was(start, connect, monkeypatch, sets):
+    """From Python 3.14 on each thread runs in a context, whose end is an error in any other one."""
+    run = threading.Thread.run
+    monkeypatch.setattr(threading.Thread, "run", lambda thread: contextvars.Context().run(run, thread))
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+
+    def received(socket, data):
+        if sets:
+            mine.set(data)
+        socket.send(data)
+
+    server = start(recorder(data_received=received))
+    with connect(server) as client:
+        client.echo(b"x")
+    server.stop()
+    assert raised == []
