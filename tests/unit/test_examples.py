@@ -342,7 +342,8 @@ def ask(admin, path):
         with urllib.request.urlopen(admin + path, timeout=PATIENCE) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+        with error:  # it holds the connection
+            return error.code, error.read().decode()
 
 
 def admin_of(process):
