@@ -222,8 +222,8 @@ class Client:
         further_out = here.is_inside
         try:
             here.is_inside = True
-            with lock:
-                return call()
+            # Not `with lock`: an interrupt may come between that and what it protects (CPython 3.14).
+            return cast("T", under(lock, call))
         finally:
             here.is_inside = further_out
             if here.is_closing:
