@@ -166,7 +166,7 @@ except ImportError:
     import _xxsubinterpreters as interpreters
 
 code = '''
-import os
+import ctypes, os  # ctypes: see FORKS
 import hydrogen
 class Echo(hydrogen.Handler):
     def on_data_received(self, socket, data):
@@ -180,6 +180,7 @@ print(os.listdir("/proc/self/fd") == fds, flush=True)
 '''
 sub = interpreters.create() if sys.version_info < (3, 13) else interpreters.create("legacy")
 interpreters.run_string(sub, code)
+interpreters.destroy(sub)
 """
 
 
@@ -192,7 +193,7 @@ def test_begin_in_a_subinterpreter_says_that_it_cannot_handle_signals(engine):
 
 
 FORKS = """
-import os, signal, sys, threading, warnings
+import ctypes, os, signal, sys, threading, warnings  # ctypes, which `begin` imports: libffi may open its own file, and keeps it open
 
 how = sys.argv[1]
 if how == "at once":  # before any hook of ours
@@ -333,7 +334,7 @@ def test_a_stop_ends_while_the_main_thread_reads_none_of_the_signals_that_fill_i
 
 
 WAKEUP = """
-import os, signal, socket, sys
+import ctypes, os, signal, socket, sys  # ctypes: see FORKS
 import hydrogen
 from support import Echo, open_fds
 
