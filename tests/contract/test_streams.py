@@ -1010,10 +1010,11 @@ def test_what_interrupts_a_thread_of_the_users_in_a_stream_ends_it_and_comes_out
 
 
 FORKS = """
-import os, sys, threading
+import os, sys, threading, warnings
 import hydrogen
 from support import Client
 
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 parent = os.getpid()
 reading, writing = os.pipe()
 
@@ -1069,10 +1070,11 @@ def test_a_child_forked_within_a_stream_touches_nothing_more(engine, where):
 
 
 FORKS_IN_A_THREAD = """
-import os, sys
+import os, sys, warnings
 import hydrogen
 from support import Client, wait_until
 
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 parent = os.getpid()
 reading, writing = os.pipe()
 connected = []
