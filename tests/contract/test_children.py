@@ -2,6 +2,8 @@
 their exit status reaches who waits for them.
 """
 
+import sys
+
 import pytest
 from support import child, finish
 
@@ -231,7 +233,8 @@ with serve(recorder(data_received=echo, connection_removed=removed)) as server:
 
 
 @pytest.mark.clause("P4", "K18")
-@pytest.mark.parametrize("what", ["start", "end"])
+# Since 3.13 CPython itself has nobody start a thread while a fork is prepared, and waits with the GIL for it to be over.
+@pytest.mark.parametrize("what", ["start", "end"] if sys.version_info < (3, 13) else ["end"])
 def test_a_fork_handler_of_another_library_that_takes_the_gil_holds_nobody_up(engine, what):
     """Who waited with the GIL for the fork to be over waited for a handler that waited for the GIL."""
     assert finish(child(ANOTHER_HANDLER, engine, what), 0) == ("", "")
