@@ -19,9 +19,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hydrogen.errors import class_name, is_ctrl_c
+from hydrogen.locks import under
 
 if TYPE_CHECKING:
     from hydrogen.connection import HydrogenSocket
@@ -96,16 +98,20 @@ class RateLimitedLog:
         now = self._clock()
         left_out = 0
         first_left_out = False
-        with self._lock:
+
+        def count() -> bool:
+            nonlocal left_out, first_left_out
             if now - kind.began >= kind.period:
                 kind.began, kind.written = now, 0
                 left_out, kind.left_out = kind.left_out, 0
-            silent = kind.written >= kind.most
-            if silent:
-                first_left_out = not kind.left_out
-                kind.left_out += 1
-            else:
+            if kind.written < kind.most:
                 kind.written += 1
+                return False
+            first_left_out = not kind.left_out
+            kind.left_out += 1
+            return True
+
+        silent = under(self._lock, count)
         self._tell_left_out(kind, left_out)
         if not silent:
             _write(level, message, *arguments, error=error)
@@ -193,16 +199,20 @@ class RateLimitedLog:
 
     def _tell_all(self, now: float | None) -> None:
         for kind in list(self._kinds.values()):
-            left_out = 0
-            with self._lock:
-                if now is None or now - kind.began >= kind.period:
-                    left_out, kind.left_out = kind.left_out, 0
-            self._tell_left_out(kind, left_out)
+            self._tell_left_out(kind, under(self._lock, partial(_taken, kind, now)) or 0)
 
     def _tell_left_out(self, kind: _Kind, count: int) -> None:
         if count:
             message = "%s: %d more lines of this kind were suppressed"
             _write(kind.level, message, kind.name, count)
+
+
+def _taken(kind: _Kind, now: float | None) -> int:
+    """How many lines of this kind were left out, which count no more; 0 while its period lasts."""
+    left_out = 0
+    if now is None or now - kind.began >= kind.period:
+        left_out, kind.left_out = kind.left_out, 0
+    return left_out
 
 
 def _write(level: int, message: str, *arguments: object, error: BaseException | None = None) -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydrogen._py import kernel
 from hydrogen._py.threads import kept_running
+from hydrogen.locks import under
 
 if TYPE_CHECKING:
     from hydrogen.log import RateLimitedLog
@@ -181,9 +182,8 @@ class Acceptor:
         """Accept one, which is there; False when the kernel is out of something."""
         if self._ended or self._suspended or self._must_wait():
             return True
-        with kernel.fork_gate.lock:
-            # Again: a `__del__` may have blocked here until nobody waited for this thread any more.
-            return self._ended or self._accept_and_welcome(fd, listener)
+        # Again: a `__del__` may have blocked here until nobody waited for this thread any more.
+        return bool(under(kernel.fork_gate.lock, lambda: self._ended or self._accept_and_welcome(fd, listener)))
 
     def _accept_and_welcome(self, polled: int, listener: socket.socket) -> bool:
         try:

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from hydrogen.locks import under
+
 _MAPPED = "::ffff:"
 
 
@@ -59,28 +61,30 @@ class Limits:
 
     def enter(self, place: Place, address: str) -> bool:
         """Count `place` at `address`; False, and it is not counted, when there are too many."""
-        if self.most_per_address is None:
-            return True
-        with self._lock:
-            count = self._of_address.get(address, 0)
-            if count >= self.most_per_address:
-                return False
-            # It is counted and noted, or neither, whatever is raised: no call is between the two, and no
-            # jump, at which CPython 3.10 raises what was set, too. So it is in `leave`.
-            self._of_address[address] = count + 1
-            place.address = address
-            return True
+        most = self.most_per_address
+        return most is None or bool(under(self._lock, lambda: self._enter(place, address, most)))
+
+    def _enter(self, place: Place, address: str, most: int) -> bool:
+        count = self._of_address.get(address, 0)
+        if count >= most:
+            return False
+        # It is counted and noted, or neither, whatever is raised: no call is between the two, and no
+        # jump, at which CPython 3.10 raises what was set, too. So it is in `_leave`.
+        self._of_address[address] = count + 1
+        place.address = address
+        return True
 
     def leave(self, place: Place) -> None:
         """Count `place` no more, if it is counted."""
-        if place.address is None:
-            return
-        with self._lock:
-            address = place.address
-            count = self._of_address[address] - 1
-            if count:
-                self._of_address[address] = count
-                place.address = None
-            else:
-                del self._of_address[address]
-                place.address = None
+        address = place.address
+        if address is not None:
+            under(self._lock, lambda: self._leave(place, address))
+
+    def _leave(self, place: Place, address: str) -> None:
+        count = self._of_address[address] - 1
+        if count:
+            self._of_address[address] = count
+            place.address = None
+        else:
+            del self._of_address[address]
+            place.address = None

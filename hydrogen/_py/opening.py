@@ -12,6 +12,7 @@ from hydrogen._py.connection import Connection
 from hydrogen._py.framing import ChunkDecoder, decoder_for
 from hydrogen._py.streams import SocketTransport, StreamTransport
 from hydrogen.errors import Cause, IncompleteFrame, PeerClosed, ProtocolError, handler_error
+from hydrogen.locks import under
 from hydrogen.proxy import V2_SIGNATURE, HeaderReader, ProxyHeader, may_send
 from hydrogen.stream import Plain, Secure, Stream
 from hydrogen.tls import TlsSession
@@ -151,8 +152,9 @@ def adopt(connection: Connection, stream: Stream) -> bool:
     fd = stream.fileno()
     ours = connection.transport
     assert isinstance(ours, SocketTransport)
-    code = 0
-    with kernel.fork_gate.lock:
+
+    def open_it() -> int:
+        code = 0
         try:
             try:
                 transport.open(fd)
@@ -166,6 +168,9 @@ def adopt(connection: Connection, stream: Stream) -> bool:
         except BaseException:
             transport.forget()
             raise
+        return code
+
+    code = under(kernel.fork_gate.lock, open_it) or 0
     connection.builder = None
     connection.decoder = ChunkDecoder()
     connection.readable = True  # it may have read already, and then no edge tells of that

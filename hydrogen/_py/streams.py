@@ -17,6 +17,7 @@ from typing import Protocol
 from hydrogen._py import kernel
 from hydrogen._py.framing import Complain
 from hydrogen.errors import Cause, cause_of, class_name, removal_error
+from hydrogen.locks import under
 from hydrogen.stream import Stream, StreamAdapter
 
 CHUNK = 1 << 16
@@ -174,8 +175,8 @@ class SocketTransport:
 
     def close(self) -> None:
         """The number may go to a new connection from now on."""
-        with kernel.fork_gate.lock, contextlib.suppress(OSError):
-            kernel.close_without_waiting(self._sock)
+        with contextlib.suppress(OSError):
+            under(kernel.fork_gate.lock, lambda: kernel.close_without_waiting(self._sock))
 
     def forget(self) -> None:
         """The parent has the socket still, so nothing goes to the peer."""
@@ -270,20 +271,22 @@ class StreamTransport:
 
     def reset_at_last(self) -> None:
         """By the duplicate, now. It is taken out meanwhile, so that the owner does not close it, nor its number becomes a stranger's."""
-        with kernel.fork_gate.lock, contextlib.suppress(IndexError):  # the owner has closed it
-            fd = self._fds.pop()
-            try:
-                with contextlib.suppress(OSError), kernel.borrowed(fd) as sock:
-                    kernel.end_at_once(sock)
-            finally:
-                self._fds.append(fd)
-                if self.poll_fd < 0:  # the owner would have closed it
-                    kernel.close_once(self._fds)
+        with contextlib.suppress(IndexError):  # the owner has closed it
+            under(kernel.fork_gate.lock, self._reset_now)
+
+    def _reset_now(self) -> None:
+        fd = self._fds.pop()
+        try:
+            with contextlib.suppress(OSError), kernel.borrowed(fd) as sock:
+                kernel.end_at_once(sock)
+        finally:
+            self._fds.append(fd)
+            if self.poll_fd < 0:  # the owner would have closed it
+                kernel.close_once(self._fds)
 
     def close(self) -> None:
         """`Stream.close`, and the duplicate. Called again when an exception kept it from returning: the stream is closed once at most."""
-        with kernel.fork_gate.lock:
-            self.forget()
+        under(kernel.fork_gate.lock, self.forget)
         if self._is_closed:
             return
         self._is_closed = True

@@ -20,6 +20,7 @@ from hydrogen._py import mailbox
 from hydrogen._py.connection import Connection
 from hydrogen._py.step import step
 from hydrogen.guard import outlive
+from hydrogen.locks import under
 
 Task = Callable[[], None]
 
@@ -203,14 +204,17 @@ class Pool:
 
     def leave(self, worker: Worker) -> bool:
         """Whether `worker`, who was told to, may leave. By itself; again, when an exception kept this from returning."""
-        with self._lock:
-            if worker not in self._left and len(self._left) == self._started - 1 and not self._is_empty():
-                return False
-            self._left.add(worker)
-            is_last = len(self._left) == self._started
-        if is_last:
+        left = under(self._lock, lambda: self._note_leaving(worker)) or 0
+        if left == self._started:
             self._on_last()
-        return True
+        return left > 0
+
+    def _note_leaving(self, worker: Worker) -> int:
+        """How many have left, `worker` included; 0: it must stay."""
+        if worker not in self._left and len(self._left) == self._started - 1 and not self._is_empty():
+            return 0
+        self._left.add(worker)
+        return len(self._left)
 
     def end(self, patience: float) -> int:
         """Tell all workers to leave and wait for those that are in no callback; how many are left. At most `patience` seconds."""

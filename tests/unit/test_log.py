@@ -5,6 +5,8 @@ import re
 import threading
 
 import pytest
+from reentry import signalled
+from support import running
 
 from hydrogen.log import LINES, RateLimitedLog
 
@@ -277,3 +279,21 @@ def test_a_filter_that_raises_costs_the_line_and_not_the_thread(log, capsys):
     finally:
         logger.removeFilter(refuse)
     assert "LookupError: no such field" in capsys.readouterr().err
+
+
+@pytest.mark.clause("S61")
+def test_what_is_raised_at_any_moment_of_a_line_leaves_the_lock_of_the_log_free(clock, lines):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    number, came = 0, True
+    while came:
+        log = RateLimitedLog(clock.call_later, clock)
+        try:
+            came = signalled(lambda log=log: (say(log, 1), log.flush()), number, interrupt)
+        except KeyboardInterrupt:
+            came = True
+        with running(lambda log=log: (say(log, 1), log.flush())):
+            pass
+        number += 1
+    assert number > 10, "it was interrupted nowhere"
