@@ -6,7 +6,6 @@ removed once, no error logged that the test did not ask for, fds and threads as 
 
 from __future__ import annotations
 
-import ctypes  # noqa: F401 (so that no test is the first to: libffi 3.5 opens its own file, and keeps it open)
 import logging
 import os
 import signal

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes  # noqa: F401 (before fds are counted: libffi 3.5 opens its own file then, and keeps it open)
 import fcntl
 import os
 import socket

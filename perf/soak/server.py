@@ -7,6 +7,7 @@ stops. When the input ends, so does it. Anything on its standard error is a faul
 from __future__ import annotations
 
 import argparse
+import ctypes  # noqa: F401 (before fds are counted: libffi 3.5 opens its own file then, and keeps it open)
 import dataclasses
 import faulthandler
 import json
