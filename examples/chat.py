@@ -18,12 +18,12 @@ class Chat(hydrogen.Handler):
     """The first line of a connection is its name; `user_data` is None until it has one."""
 
     def __init__(self):
-        # Callbacks of different connections run at the same time. Under this lock names stay unique,
-        # and all hear the lines in the same order. It is held while sending, which only queues: a
-        # guest that does not read delays nobody, and is removed at `max_write_buffer`.
+        # Callbacks of different connections run at the same time. Under this lock names stay
+        # unique, and all hear the lines in the same order. It is held while sending, which only
+        # queues: a guest that does not read delays nobody, and is removed at `max_write_buffer`.
         self.lock = threading.Lock()
-        # Connections by their names, until they are gone. (`server.connections` are the open ones. One
-        # that still has output to send when its client ends is announced as leaving later.)
+        # Connections by their names, until they are gone. (`server.connections` are the open ones.
+        # One that still has output to send when its client ends is announced as leaving later.)
         self.guests = {}
 
     def on_connected(self, socket):
@@ -57,7 +57,9 @@ class Chat(hydrogen.Handler):
         self.tell_others(socket, b"* %s has come" % name)
 
     def tell_others(self, socket, line):
-        """Send a line to all guests but one. A connection that has ended meanwhile refuses it, which does no harm."""
+        """Send a line to all guests but one. A connection that has ended meanwhile refuses it,
+        which does no harm.
+        """
         for other in self.guests.values():
             if other != socket:
                 other.send(line)
@@ -68,7 +70,9 @@ def announce(server):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--port", type=int, default=1337)
     arguments = options.parse_args()
     config = hydrogen.Config(port=arguments.port, framing=hydrogen.LineFrameBuilder)

@@ -22,15 +22,19 @@ class ZlibStream(hydrogen.Stream):
         self.packer = zlib.compressobj()
         self.unpacker = zlib.decompressobj()
         self.kept = bytearray()  # compressed, and not taken by the kernel yet
-        # Last: from here on this object closes the fd, and nothing may raise before the server knows this stream.
+        # Last: from here on this object closes the fd, and nothing may raise before the server
+        # knows this stream.
         self.sock = socket.socket(fileno=fd)  # which is non-blocking
 
     def recv(self):
-        """A chunk of plain bytes: at most `CHUNK`, however far compressed ones unfold. Raises BlockingIOError: there is nothing.
+        """A chunk of plain bytes: at most `CHUNK`, however far compressed ones unfold. Raises
+        BlockingIOError: there is nothing.
 
-        Compressed bytes may unfold to nothing, for as long as a hostile peer sends such: this must not go on for ever.
+        Compressed bytes may unfold to nothing, for as long as a hostile peer sends such: this must
+        not go on for ever.
         """
-        packed = self.unpacker.unconsumed_tail  # when it is b"" too: the last chunk may not have been all that was in there
+        # when it is b"" too: the last chunk may not have been all that was in there
+        packed = self.unpacker.unconsumed_tail
         vain = 0
         try:
             while not (message := self.unpacker.decompress(packed, CHUNK)):
@@ -45,22 +49,29 @@ class ZlibStream(hydrogen.Stream):
         return [message]
 
     def send(self, buf):
-        """Write all that is kept, and `buf`. Raises BlockingIOError, as the socket does, when the kernel takes no more."""
+        """Write all that is kept, and `buf`. Raises BlockingIOError, as the socket does, when the
+        kernel takes no more.
+        """
         if buf:
             self.kept += self.packer.compress(buf) + self.packer.flush(zlib.Z_SYNC_FLUSH)
         while self.kept:
             del self.kept[: self.sock.send(self.kept)]
 
     def shutdown(self):
-        """Say that this is the end, so that the peer can tell it from being cut off, and end both ways."""
+        """Say that this is the end, so that the peer can tell it from being cut off, and end both
+        ways.
+        """
         self.kept += self.packer.flush(zlib.Z_FINISH)
-        with contextlib.suppress(OSError):  # the peer is gone, or does not read: that is no reason to wait
+        # the peer is gone, or does not read: that is no reason to wait
+        with contextlib.suppress(OSError):
             self.send(b"")
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self):
-        """Close by way of the socket object: `Stream.close` would close the number only, and this object would close it once more."""
+        """Close by way of the socket object: `Stream.close` would close the number only, and this
+        object would close it once more.
+        """
         self.sock.close()
 
     def fileno(self):
@@ -80,7 +91,9 @@ def announce(server):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--port", type=int, default=1337)
     arguments = options.parse_args()
     hydrogen.begin(Echo(), hydrogen.Config(port=arguments.port), on_started=announce)

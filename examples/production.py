@@ -1,4 +1,5 @@
-"""A server as it runs in production: limits, counters for Prometheus, a health check, sockets from systemd, and a graceful stop.
+"""A server as it runs in production: limits, counters for Prometheus, a health check, sockets from
+systemd, and a graceful stop.
 
     pip install hydrogen-server[metrics]
     python examples/production.py [--port PORT] [--admin-port PORT] [--log-level LEVEL]
@@ -25,7 +26,8 @@ import hydrogen
 from hydrogen.contrib.prometheus import Collector
 
 LIMITS = {
-    "max_threads": 16,  # callbacks that block at the same moment, and so connections to a database, say
+    # callbacks that block at the same moment, and so connections to a database, say
+    "max_threads": 16,
     "framing": hydrogen.LineFrameBuilder(max_size=1000),
     "max_connections_per_ip": 100,
     "idle_timeout": 300,
@@ -48,14 +50,17 @@ class AdminServer(ThreadingMixIn, WSGIServer):
 
 
 class Quiet(WSGIRequestHandler):
-    timeout = 10  # seconds of silence; or a client that never asks holds a thread and an fd for ever
+    # seconds of silence; or a client that never asks holds a thread and an fd for ever
+    timeout = 10
 
     def log_message(self, format, *arguments):
         pass
 
 
 def admin_app(server):
-    """What answers the operator: the counters, and whether connections are accepted. Both are asked without a worker of the server."""
+    """What answers the operator: the counters, and whether connections are accepted. Both are asked
+    without a worker of the server.
+    """
     registry = prometheus_client.CollectorRegistry()
     registry.register(Collector(server))
     prometheus_client.ProcessCollector(registry=registry)
@@ -64,7 +69,9 @@ def admin_app(server):
     def app(environ, start_response):
         if environ["PATH_INFO"] != "/ready":
             return metrics(environ, start_response)
-        status, body = ("200 OK", b"ready\n") if server.ready else ("503 Service Unavailable", b"not ready\n")
+        status, body = (
+            ("200 OK", b"ready\n") if server.ready else ("503 Service Unavailable", b"not ready\n")
+        )
         start_response(status, [("Content-Type", "text/plain")])
         return [body]
 
@@ -72,13 +79,20 @@ def admin_app(server):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--port", type=int, default=1337)
-    options.add_argument("--admin-port", type=int, default=9100, help="for the operator, on 127.0.0.1 (%(default)s)")
-    options.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="warning")
+    options.add_argument(
+        "--admin-port", type=int, default=9100, help="for the operator, on 127.0.0.1 (%(default)s)"
+    )
+    options.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="warning"
+    )
     arguments = options.parse_args()
     # Before the start: the server asks then, once, whether DEBUG is on.
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(message)s")  # the journal has the time
+    # the journal has the time
+    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(message)s")
 
     sockets = hydrogen.listen_fds()
     where = {"sock": sockets} if sockets else {"port": arguments.port}

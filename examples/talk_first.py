@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 import hydrogen
 
 LETTER_MOST = 1 << 20
-"""Bytes of a letter. `max_size` bounds a line; what is put together of lines the handler has to bound."""
+"""Bytes of a letter. `max_size` bounds a line; what is put together of lines the handler has to
+bound.
+"""
 
 
 @dataclass
@@ -61,7 +63,8 @@ class Mail(hydrogen.Handler):
                 socket.send(b"250 ok")
             case b"QUIT":
                 socket.send(b"221 goodbye")
-                socket.close()  # flushes first; commands that came after it are not delivered any more
+                # flushes first; commands that came after it are not delivered any more
+                socket.close()
             case b"RCPT" | b"DATA":
                 socket.send(b"503 not now")
             case _:
@@ -69,7 +72,10 @@ class Mail(hydrogen.Handler):
 
     def line(self, socket, letter, data):
         if data == b".":
-            print(f"{len(letter.lines)} lines from {letter.sender!r} to {letter.recipients!r}", flush=True)
+            print(
+                f"{len(letter.lines)} lines from {letter.sender!r} to {letter.recipients!r}",
+                flush=True,
+            )
             socket.user_data = Letter()
             socket.send(b"250 taken")
             return
@@ -78,7 +84,8 @@ class Mail(hydrogen.Handler):
             socket.send(b"552 that is too long")
             socket.close()
             return
-        letter.lines.append(data.removeprefix(b"."))  # a dot was put before a line that begins with one (4.5.2)
+        # a dot was put before a line that begins with one (4.5.2)
+        letter.lines.append(data.removeprefix(b"."))
 
 
 def announce(server):
@@ -86,11 +93,15 @@ def announce(server):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--port", type=int, default=1337)
     arguments = options.parse_args()
     framing = hydrogen.LineFrameBuilder(delimiter=b"\r\n", max_size=1000)
-    hydrogen.begin(Mail(), hydrogen.Config(port=arguments.port, framing=framing), on_started=announce)
+    hydrogen.begin(
+        Mail(), hydrogen.Config(port=arguments.port, framing=framing), on_started=announce
+    )
 
 
 if __name__ == "__main__":

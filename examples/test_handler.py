@@ -1,4 +1,5 @@
-"""How to test a handler with pytest: a real server on each engine, on a port that the kernel chooses, and blocking clients.
+"""How to test a handler with pytest: a real server on each engine, on a port that the kernel
+chooses, and blocking clients.
 
 pytest examples/test_handler.py
 """
@@ -13,7 +14,9 @@ import hydrogen
 pytest_plugins = ["hydrogen.testing"]
 
 PATIENCE = 10
-"""Seconds after which a test fails. What a test waits for, it waits for by an event; so this is no time that anybody spends."""
+"""Seconds after which a test fails. What a test waits for, it waits for by an event; so this is no
+time that anybody spends.
+"""
 
 
 class Counter(hydrogen.Handler):
@@ -86,7 +89,9 @@ def test_an_empty_line_says_goodbye(connect, ledger):
 
 
 def test_what_a_callback_raises_is_in_the_log(hydrogen_serve, hydrogen_connect, hydrogen_errors):
-    client = hydrogen_connect(hydrogen_serve(Counter(ledger=None), framing=hydrogen.LineFrameBuilder))
+    client = hydrogen_connect(
+        hydrogen_serve(Counter(ledger=None), framing=hydrogen.LineFrameBuilder)
+    )
     client.send(b"")
     assert list(client) == [b"goodbye"]
     record = hydrogen_errors.get(timeout=PATIENCE)

@@ -2,13 +2,15 @@
 
 A certificate for trying it, which is its own authority:
 
-    openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1
+    openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost -addext
+    subjectAltName=DNS:localhost,IP:127.0.0.1
         -addext keyUsage=digitalSignature,keyCertSign -keyout key.pem -out cert.pem
 
     python examples/tls_echo.py cert.pem key.pem [--port PORT]
     openssl s_client -connect 127.0.0.1:1337 -CAfile cert.pem -verify_return_error
 
-    kill -HUP PID       read both files again: for new connections; those that are open go on as they are
+    kill -HUP PID       read both files again: for new connections; those that are open go on as
+    they are
 """
 
 import argparse
@@ -31,8 +33,12 @@ class Echo(hydrogen.Handler):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("cert", help="the certificate, and those between it and the authority (PEM)")
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "cert", help="the certificate, and those between it and the authority (PEM)"
+    )
     options.add_argument("key", help="its private key (PEM)")
     options.add_argument("--port", type=int, default=1337)
     arguments = options.parse_args()
@@ -46,7 +52,8 @@ def main():
         def reload(number, frame):
             try:
                 server.reload_tls(context())
-            except (OSError, RuntimeError) as error:  # a bad file (or the server is stopping): the certificate of before stays
+            except (OSError, RuntimeError) as error:
+                # a bad file (or the server is stopping): the certificate of before stays
                 print(f"not reloaded: {error}", file=sys.stderr, flush=True)
             else:
                 print("reloaded", file=sys.stderr, flush=True)

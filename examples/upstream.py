@@ -1,4 +1,5 @@
-"""The first example of the Rust crate hydrogen, from its README, ported to Python statement by statement.
+"""The first example of the Rust crate hydrogen, from its README, ported to Python statement by
+statement.
 
 Users of the crate write a stream; this one is made of simple-stream's `Plain` and `SimpleFrame`,
 which are built in here. Where Rust passes on an `Err`, Python raises, so there is no `match` on the
@@ -19,7 +20,8 @@ import hydrogen
 from hydrogen import Plain, SimpleFrame, SimpleFrameBuilder
 
 
-# Any type can carry a connection, as long as it is a `hydrogen.Stream`. This one is built on the library's `Plain`.
+# Any type can carry a connection, as long as it is a `hydrogen.Stream`. This one is built on the
+# library's `Plain`.
 class Stream(hydrogen.Stream):
     def __init__(self, fd):
         self.inner = Plain(fd, SimpleFrameBuilder)
@@ -32,8 +34,9 @@ class Stream(hydrogen.Stream):
             ret_buf.append(frame.payload())
         return ret_buf
 
-    # Called with each message that is sent. After a BlockingIOError it is called again, with b"", when epoll has reported that the socket
-    # takes more; `nb_send` knows that from an empty message, and then writes only what it has kept.
+    # Called with each message that is sent. After a BlockingIOError it is called again, with b"",
+    # when epoll has reported that the socket takes more; `nb_send` knows that from an empty
+    # message, and then writes only what it has kept.
     def send(self, buf):
         frame = SimpleFrame(buf)
         self.inner.nb_send(frame)
@@ -49,7 +52,8 @@ class Stream(hydrogen.Stream):
 # The server's side: what happens is reported to this handler.
 class Server(hydrogen.Handler):
     def on_server_created(self, fd):
-        # The place for options of the listening socket, the one that accepts all connections. It has its address already.
+        # The place for options of the listening socket, the one that accepts all connections. It
+        # has its address already.
         with socket.socket(fileno=os.dup(fd)) as listener:
             print("listening on {}:{}".format(*listener.getsockname()), flush=True)
 
@@ -67,7 +71,9 @@ class Server(hydrogen.Handler):
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--addr", default="0.0.0.0")
     options.add_argument("--port", type=int, default=1337)
     arguments = options.parse_args()

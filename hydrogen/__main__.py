@@ -1,9 +1,12 @@
-"""`python -m hydrogen`: a demonstration server (`echo`), or a server for your own handler (`run module:name`).
+"""`python -m hydrogen`: a demonstration server (`echo`), or a server for your own handler (`run
+module:name`).
 
-Prints `listening on ADDRESS` for each address once it accepts connections, and serves until SIGINT or SIGTERM. Logs to stderr. A
-SIGINT that is ignored, as in a background job of a shell, stays ignored.
+Prints `listening on ADDRESS` for each address once it accepts connections, and serves until SIGINT
+or SIGTERM. Logs to stderr. A SIGINT that is ignored, as in a background job of a shell, stays
+ignored.
 
-Exit status: 0 after a complete shutdown, 1 if a connection was aborted or abandoned, 2 if the server could not start.
+Exit status: 0 after a complete shutdown, 1 if a connection was aborted or abandoned, 2 if the
+server could not start.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ class Echo(Handler):
 
 
 def load_handler(name: str) -> Handler:
-    """The handler that `module:name` names: an instance, a class, or a function that returns a handler.
+    """The handler that `module:name` names: an instance, a class, or a function that returns a
+    handler.
 
     Raises:
         ValueError: no such module or name; the message says which.
@@ -63,7 +67,10 @@ def load_handler(name: str) -> Handler:
     if not isinstance(found, Handler) and callable(found):
         found = found()
     if not isinstance(found, Handler):
-        raise TypeError(f"{name} is neither a hydrogen.Handler nor a class or function that returns one, but {found!r}")
+        raise TypeError(
+            f"{name} is neither a hydrogen.Handler nor a class or function that returns one, but "
+            f"{found!r}"
+        )
     return found
 
 
@@ -78,14 +85,25 @@ def _octal(text: str) -> int:
 
 
 def _listening_options(options: argparse._ArgumentGroup) -> None:
-    options.add_argument("--addr", action="append", help=f"address or host name to listen on; may be repeated (default: {Config.addr})")
-    options.add_argument("--port", type=int, help=f"TCP port; 0: the kernel chooses one (default: {Config.port})")
-    options.add_argument("--path", help="listen on a Unix socket at this path instead")
     options.add_argument(
-        "--path-mode", type=_octal, metavar="OCTAL", help="permissions of that socket, such as 660 (default: set by the umask)"
+        "--addr",
+        action="append",
+        help=f"address or host name to listen on; may be repeated (default: {Config.addr})",
     )
     options.add_argument(
-        "--systemd", action="store_true", help="listen on the sockets passed by systemd, or by another supervisor with its protocol"
+        "--port", type=int, help=f"TCP port; 0: the kernel chooses one (default: {Config.port})"
+    )
+    options.add_argument("--path", help="listen on a Unix socket at this path instead")
+    options.add_argument(
+        "--path-mode",
+        type=_octal,
+        metavar="OCTAL",
+        help="permissions of that socket, such as 660 (default: set by the umask)",
+    )
+    options.add_argument(
+        "--systemd",
+        action="store_true",
+        help="listen on the sockets passed by systemd, or by another supervisor with its protocol",
     )
     options.add_argument(
         "--proxy-protocol",
@@ -103,18 +121,30 @@ def _listening_options(options: argparse._ArgumentGroup) -> None:
 
 
 def _limit_options(options: argparse._ArgumentGroup) -> None:
-    options.add_argument("--max-connections", type=int, metavar="N", help="connections open at once (default: what RLIMIT_NOFILE allows)")
     options.add_argument(
-        "--max-connections-per-ip", type=int, metavar="N", help="connections open at once from one address (default: no limit)"
+        "--max-connections",
+        type=int,
+        metavar="N",
+        help="connections open at once (default: what RLIMIT_NOFILE allows)",
     )
     options.add_argument(
-        "--overload", choices=("pause", "close"), default=Config.overload, help="what to do at --max-connections (default: %(default)s)"
+        "--max-connections-per-ip",
+        type=int,
+        metavar="N",
+        help="connections open at once from one address (default: no limit)",
+    )
+    options.add_argument(
+        "--overload",
+        choices=("pause", "close"),
+        default=Config.overload,
+        help="what to do at --max-connections (default: %(default)s)",
     )
     options.add_argument(
         "--idle-timeout",
         type=float,
         metavar="SECONDS",
-        help="close a connection that is silent in both directions for this long (default: no limit)",
+        help="close a connection that is silent in both directions for this long (default: no "
+        "limit)",
     )
 
 
@@ -123,18 +153,37 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     _listening_options(options.add_argument_group("where it listens"))
     _limit_options(options.add_argument_group("limits (hydrogen.Config explains them)"))
-    options.add_argument("--framing", choices=sorted(FRAMINGS), default="raw", help="how messages are delimited (default: %(default)s)")
+    options.add_argument(
+        "--framing",
+        choices=sorted(FRAMINGS),
+        default="raw",
+        help="how messages are delimited (default: %(default)s)",
+    )
     options.add_argument("--cert", metavar="FILE", help="use TLS with this certificate chain (PEM)")
     options.add_argument("--key", metavar="FILE", help="its private key, if not in the same file")
     options.add_argument(
-        "--threads", type=int, default=Config.max_threads, help="how many handlers may block at once (default: %(default)s)"
+        "--threads",
+        type=int,
+        default=Config.max_threads,
+        help="how many handlers may block at once (default: %(default)s)",
     )
     options.add_argument(
-        "--loops", type=int, default=Config.loops, help="event loops that share the threads and connections (default: %(default)s)"
+        "--loops",
+        type=int,
+        default=Config.loops,
+        help="event loops that share the threads and connections (default: %(default)s)",
     )
-    options.add_argument("--engine", choices=CHOICES, default=None, help="which engine to use (default: HYDROGEN_ENGINE, or auto)")
     options.add_argument(
-        "--handoff", choices=("auto", "inline", "eager"), default="auto", help="when to wake another thread (default: %(default)s)"
+        "--engine",
+        choices=CHOICES,
+        default=None,
+        help="which engine to use (default: HYDROGEN_ENGINE, or auto)",
+    )
+    options.add_argument(
+        "--handoff",
+        choices=("auto", "inline", "eager"),
+        default="auto",
+        help="when to wake another thread (default: %(default)s)",
     )
     options.add_argument(
         "--stop-timeout",
@@ -143,14 +192,39 @@ def parser() -> argparse.ArgumentParser:
         default=Config.stop_timeout,
         help="time allowed for a graceful shutdown (default: %(default)s)",
     )
-    options.add_argument("--slow-callback", type=float, metavar="SECONDS", help="log the stack of a callback that runs for this long")
-    options.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="lowest level to log (default: %(default)s)")
-    options.add_argument("--verbose", "-v", action="store_const", dest="log_level", const="info", help="the same as --log-level info")
-    main = argparse.ArgumentParser(prog="python -m hydrogen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument(
+        "--slow-callback",
+        type=float,
+        metavar="SECONDS",
+        help="log the stack of a callback that runs for this long",
+    )
+    options.add_argument(
+        "--log-level",
+        choices=LOG_LEVELS,
+        default="warning",
+        help="lowest level to log (default: %(default)s)",
+    )
+    options.add_argument(
+        "--verbose",
+        "-v",
+        action="store_const",
+        dest="log_level",
+        const="info",
+        help="the same as --log-level info",
+    )
+    main = argparse.ArgumentParser(
+        prog="python -m hydrogen",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = main.add_subparsers(dest="command", required=True)
     commands.add_parser("echo", parents=[options], help="a server that sends back what it receives")
     own = commands.add_parser("run", parents=[options], help="a server for your own handler")
-    own.add_argument("handler", metavar="module:name", help="an instance, a class, or a function that returns a handler")
+    own.add_argument(
+        "handler",
+        metavar="module:name",
+        help="an instance, a class, or a function that returns a handler",
+    )
     return main
 
 
@@ -168,7 +242,9 @@ def _context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
 
 
 def _where(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `Config` that say where it listens: only those that were given, so that its check finds what contradicts."""
+    """The fields of `Config` that say where it listens: only those that were given, so that its
+    check finds what contradicts.
+    """
     fields = {name: getattr(arguments, name) for name in ("addr", "port", "path", "path_mode")}
     where = {name: value for name, value in fields.items() if value is not None}
     if len(where.get("addr", ())) == 1:
@@ -177,10 +253,15 @@ def _where(arguments: argparse.Namespace) -> dict[str, Any]:
         return where
     if where:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in where)
-        raise ValueError(f"--systemd: systemd decides where to listen, so {names} cannot be combined with it")
+        raise ValueError(
+            f"--systemd: systemd decides where to listen, so {names} cannot be combined with it"
+        )
     sockets = listen_fds()
     if not sockets:
-        raise ValueError("--systemd: no socket was passed to this process (see LISTEN_PID and LISTEN_FDS in sd_listen_fds(3))")
+        raise ValueError(
+            "--systemd: no socket was passed to this process (see LISTEN_PID and LISTEN_FDS in "
+            "sd_listen_fds(3))"
+        )
     return {"sock": tuple(sockets)}
 
 
@@ -188,7 +269,8 @@ def _shown(address: Any) -> str:
     """An address as people write it."""
     if isinstance(address, tuple):
         return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-    return os.fsdecode(address).replace("\0", "@", 1)  # the name of an abstract Unix socket begins with NUL: unix(7)
+    # the name of an abstract Unix socket begins with NUL: unix(7)
+    return os.fsdecode(address).replace("\0", "@", 1)
 
 
 def _config(arguments: argparse.Namespace) -> Config:
@@ -215,7 +297,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may be of bytes that are no text
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
+    )
 
     def announce(server: Server) -> None:
         for address in server.addresses:

@@ -1,7 +1,9 @@
 # cython: freethreading_compatible=True, auto_pickle=False
-"""The compiled frame codec as Python sees it: which framing a builder means, and, without any connection, frames of bytes and bytes of frames.
+"""The compiled frame codec as Python sees it: which framing a builder means, and, without any
+connection, frames of bytes and bytes of frames.
 
-The engine looks for frames in its own blocks by the functions of _c/framing.pxd; here is what it shares with whoever has only bytes.
+The engine looks for frames in its own blocks by the functions of _c/framing.pxd; here is what it
+shares with whoever has only bytes.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -23,9 +25,11 @@ cdef dict _KINDS = {
     frames.BUILT_IN["websocket"]: FRAMING_WEBSOCKET,
 }
 
+
 @cython.final
 cdef class Framing:
-    """A frame builder as C knows it; None: raw chunks. Of a user's builder, and any subclass is one, no more than that it is one.
+    """A frame builder as C knows it; None: raw chunks. Of a user's builder, and any subclass is
+    one, no more than that it is one.
 
     Raises:
         AttributeError, TypeError, ValueError: a built-in builder whose fields are none.
@@ -45,7 +49,9 @@ cdef class Framing:
         elif self.value.kind == FRAMING_LINE:
             self.value.strip_cr = builder.delimiter == b"\n"
             self.value.delimiter_size = len(builder.delimiter)
-            memcpy(self.value.delimiter, PyBytes_AS_STRING(builder.delimiter), len(builder.delimiter))
+            memcpy(
+                self.value.delimiter, PyBytes_AS_STRING(builder.delimiter), len(builder.delimiter)
+            )
 
     cdef bytes key(self):
         """Equal for equal framings."""
@@ -60,7 +66,9 @@ cdef bytes framed(const framing_t *framing, bytes payload):
     if n > framing.max_size:
         raise too_large(framing, n)
     wire = PyBytes_FromStringAndSize(NULL, n + framing_overhead(framing, n))
-    if framing_encode(framing, PyBytes_AS_STRING(payload), n, PyBytes_AS_STRING(wire)) != FRAME_COMPLETE:
+    if framing_encode(
+        framing, PyBytes_AS_STRING(payload), n, PyBytes_AS_STRING(wire)
+    ) != FRAME_COMPLETE:
         raise unfit()
     return wire
 
@@ -74,12 +82,18 @@ cdef object unfit():
 
 
 cdef object refusal(const framing_t *framing, const uint8_t *data, size_t n):
-    """The exception for bytes that framing_next refused: what the builder in frame.py raises, so that there is one sentence for each reason."""
+    """The exception for bytes that framing_next refused: what the builder in frame.py raises, so
+    that there is one sentence for each reason.
+    """
     builders = {kind: builder for builder, kind in _KINDS.items()}
     if framing.kind == FRAMING_LENGTH:
-        builder = builders[FRAMING_LENGTH](framing.width, "little" if framing.little else "big", framing.max_size)
+        builder = builders[FRAMING_LENGTH](
+            framing.width, "little" if framing.little else "big", framing.max_size
+        )
     elif framing.kind == FRAMING_LINE:
-        builder = builders[FRAMING_LINE](framing.delimiter[:framing.delimiter_size], framing.max_size)
+        builder = builders[FRAMING_LINE](
+            framing.delimiter[:framing.delimiter_size], framing.max_size
+        )
     else:
         builder = builders[framing.kind](framing.max_size)
     error = errors.ProtocolError("bytes that can never become a frame")
@@ -103,7 +117,9 @@ def encode(builder, bytes payload):
 
 
 def decode(builder, bytes data):
-    """All that is in `data`: the payloads of its frames, the error that ends them or None, and how many bytes are left without one."""
+    """All that is in `data`: the payloads of its frames, the error that ends them or None, and how
+    many bytes are left without one.
+    """
     cdef Framing framing = _built_in(builder)
     cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(data)
     cdef size_t left = len(data)

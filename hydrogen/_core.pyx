@@ -1,22 +1,24 @@
 # cython: freethreading_compatible=True, auto_pickle=False
-"""The compiled engine: `Engine` and `HydrogenSocket`, where Python meets what is under _engine/ and _c/.
+"""The compiled engine: `Engine` and `HydrogenSocket`, where Python meets what is under _engine/ and
+_c/.
 
 Workers are Python threads that spend their life in `Engine._work`: off the GIL in `worker_next`,
 then one iteration in the dispatch role with it. Leaving the `nogil` block there is the one place
-where a worker takes the GIL for native streams; an iteration gives it away only to flush what it has
-corked. The accept thread and the monitor thread are C threads and never take it.
+where a worker takes the GIL for native streams; an iteration gives it away only to flush what it
+has corked. The accept thread and the monitor thread are C threads and never take it.
 
 What a connection holds of Python (`user_data`, a user's stream, TLS, a user's frame builder, the
 error it ends with) are counted references in its slot: see _engine/references.pxd.
 """
 
+# What has "no-cython-lint" behind it is for the modules of _engine/: see _core.pxd.
 import logging
 import threading
 import time
 from os import close as close_fd
-from os import fsdecode
-from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton
-from ssl import SSLError
+from os import fsdecode  # no-cython-lint
+from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton  # no-cython-lint
+from ssl import SSLError  # no-cython-lint
 from types import MethodType
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -30,16 +32,16 @@ from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 
 from hydrogen import errors
-from hydrogen.errors import class_name
+from hydrogen.errors import class_name  # no-cython-lint
 from hydrogen.connection import HydrogenSocket as SocketContract
-from hydrogen.connection import check_timeout
+from hydrogen.connection import check_timeout  # no-cython-lint
 from hydrogen.connection import refuse_to_pickle, same, same_deeply
 from hydrogen.connection import extra_info
-from hydrogen.frame import FrameDecoder, encode
-from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header, may_send
-from hydrogen.report import BroadcastReport, Stats, removals
-from hydrogen.stream import Plain, Secure, Stream, StreamAdapter
-from hydrogen.tls import TlsSession
+from hydrogen.frame import FrameDecoder, encode  # no-cython-lint
+from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header, may_send  # no-cython-lint
+from hydrogen.report import BroadcastReport, Stats, removals  # no-cython-lint
+from hydrogen.stream import Plain, Secure, Stream, StreamAdapter  # no-cython-lint
+from hydrogen.tls import TlsSession  # no-cython-lint
 
 cimport cython
 
@@ -87,8 +89,9 @@ DEBUG = HYDROGEN_DEBUG
 
 _log = logging.getLogger("hydrogen")
 
-# How long a stop waits for workers to come out of their callbacks when the connections are gone. For
-# those that are elsewhere it has all the time there is: they need microseconds, or, on a machine that swaps, longer.
+# How long a stop waits for workers to come out of their callbacks when the connections are gone.
+# For those that are elsewhere it has all the time there is: they need microseconds, or, on a
+# machine that swaps, longer.
 JOIN_SECONDS = 0.1
 
 # How long it waits for one of them until it looks at it again.
@@ -124,7 +127,8 @@ cdef class HydrogenSocket:
     # cdef class cannot be inherited. Slot and generation together are the identity.
 
     def __cinit__(self):
-        self._engine = _nobody  # of a socket that no server has made every method says that the connection is gone
+        # of a socket that no server has made every method says that the connection is gone
+        self._engine = _nobody
 
     def __init__(self):
         raise TypeError("sockets are made by a server")
@@ -178,8 +182,8 @@ cdef class HydrogenSocket:
         Returns:
             False if the timeout passed or the connection is gone.
         Raises:
-            TypeError, ValueError: `timeout` is not a number of seconds, is negative, or is nan; even
-                when the connection is gone.
+            TypeError, ValueError: `timeout` is not a number of seconds, is negative, or is nan;
+                even when the connection is gone.
         """
         return sending_drain(self._engine, self, timeout)
 
@@ -225,7 +229,9 @@ cdef class HydrogenSocket:
                 self._engine._worker() == NULL)
 
     cdef bint _valid(self) noexcept:
-        return not self._engine._inert() and mailbox_generation(self._connection) == self._generation
+        return (
+            not self._engine._inert() and mailbox_generation(self._connection) == self._generation
+        )
 
     @property
     def pending(self):
@@ -246,7 +252,10 @@ cdef class HydrogenSocket:
         See `send` for what changes while the server stops.
         """
         # Once more afterwards: the state may be the next connection's in the slot.
-        return self._valid() and atomic_load32(&self._connection.state) == STATE_OPEN and self._valid()
+        return (
+            self._valid() and atomic_load32(&self._connection.state) == STATE_OPEN and
+            self._valid()
+        )
 
     @property
     def id(self):
@@ -259,7 +268,10 @@ cdef class HydrogenSocket:
         value = None
         if self._valid():
             lock_take(&self._connection.lock)
-            if mailbox_generation(self._connection) == self._generation and self._connection.user_data != NULL:
+            if (
+                mailbox_generation(self._connection) == self._generation and
+                self._connection.user_data != NULL
+            ):
                 value = <object>self._connection.user_data
             lock_give(&self._connection.lock)
         return value
@@ -275,7 +287,8 @@ cdef class HydrogenSocket:
             new = <void *>value
         lock_take(&self._connection.lock)
         old = new
-        # Once it is gone a reference may only replace another one: that there is one decided that its end goes through Python.
+        # Once it is gone a reference may only replace another one: that there is one decided that
+        # its end goes through Python.
         if mailbox_generation(self._connection) == self._generation and (
             self._connection.state < STATE_GONE or self._connection.user_data != NULL
         ):
@@ -324,7 +337,10 @@ cdef class HydrogenSocket:
         gone.
         """
         header = references_held(self._engine, self, &self._connection.header)
-        return extra_info(self, references_held(self._engine, self, &self._connection.session), header, name, default)
+        return extra_info(
+            self, references_held(self._engine, self, &self._connection.session), header, name,
+            default
+        )
 
     def __eq__(self, other):
         cdef HydrogenSocket socket
@@ -355,21 +371,29 @@ SocketContract.register(HydrogenSocket)
 @cython.final
 @cython.freelist(64)
 cdef class Message:
-    """What somebody sends, left to who encrypts or is in a user's stream. Equal to no other one: its sender may take it back."""
+    """What somebody sends, left to who encrypts or is in a user's stream. Equal to no other one:
+    its sender may take it back.
+    """
 
 
 cdef object _rebound(callback):
     """A bound method anew; anything else as it is."""
-    # Not isinstance(), which would take a wrapper that says it is one for it, and leave the wrapper out.
-    return MethodType(callback.__func__, callback.__self__) if type(callback) is MethodType else callback
+    # Not isinstance(), which would take a wrapper that says it is one for it, and leave the wrapper
+    # out.
+    return (
+        MethodType(callback.__func__, callback.__self__) if type(callback) is MethodType
+        else callback
+    )
 
 
 @cython.final
 cdef class _Callbacks:
-    """The handler's callbacks as one worker holds them: bound methods of its own, which it makes itself.
+    """The handler's callbacks as one worker holds them: bound methods of its own, which it makes
+    itself.
 
-    Without a GIL references are cheap to count for the thread that made the object. All workers would count at the same ones for each message.
-    `context` is the one that its thread is in, from here to `exit_context`: see callbacks_leave.
+    Without a GIL references are cheap to count for the thread that made the object. All workers
+    would count at the same ones for each message. `context` is the one that its thread is in, from
+    here to `exit_context`: see callbacks_leave.
     """
 
     def __cinit__(self, callbacks):
@@ -392,14 +416,18 @@ cdef class _Callbacks:
         return 0
 
     cdef int exit_context(self) except -1:
-        """From Python 3.14 on a thread has a context of its own, which it can exit only from the inside."""
+        """From Python 3.14 on a thread has a context of its own, which it can exit only from the
+        inside.
+        """
         PyContext_Exit(self.context)
         return 0
 
 
 @cython.final
 cdef class Engine:
-    """The compiled engine, with one loop: backend.Engine is the contract. Several are one server's when the first one accepts for all (loops.py)."""
+    """The compiled engine, with one loop: backend.Engine is the contract. Several are one server's
+    when the first one accepts for all (loops.py).
+    """
 
     def __cinit__(self):
         # What __dealloc__ needs, also where __init__ is never called or fails.
@@ -435,13 +463,17 @@ cdef class Engine:
         self._callbacks = callbacks
         if first is None:
             self._prepare_acceptor(config, max_connections)
-        failed = loop_init(&self._loop, self._acceptor, config.max_threads, config.pre_allocated, min(config.read_budget, SCRATCH_MOST))
+        failed = loop_init(
+            &self._loop, self._acceptor, config.max_threads, config.pre_allocated,
+            min(config.read_budget, SCRATCH_MOST)
+        )
         if failed:
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
         self._proxy_versions, self._proxy_allow = config.proxy_protocol, config.proxy_allow_from
         self._loop.handoff = _HANDOFFS[config.handoff]
         self._loop.has_open_callbacks = (
-            callbacks.on_new_connection is not None or callbacks.on_connected is not None or config.ssl is not None or
+            callbacks.on_new_connection is not None or callbacks.on_connected is not None or
+            config.ssl is not None or
             self._acceptor.has_proxy or self._debug
         )
         context.low, context.high = config.write_buffer_limits
@@ -450,13 +482,22 @@ cdef class Engine:
         context.read_budget = config.read_budget
         context.has_on_eof = callbacks.on_eof is not None
         context.has_on_writable = callbacks.on_writable is not None
-        context.has_end_callbacks = callbacks.on_disconnected is not None or callbacks.on_connection_removed is not None or self._debug
+        context.has_end_callbacks = (
+            callbacks.on_disconnected is not None or callbacks.on_connection_removed is not None or
+            self._debug
+        )
         context.open_timeout = _nanoseconds(config.open_timeout)
         context.idle_timeout = _nanoseconds(config.idle_timeout)
         context.frame_timeout = _nanoseconds(config.frame_timeout)
         context.write_timeout = _nanoseconds(config.write_timeout)
-        timeouts = (context.open_timeout, context.idle_timeout, context.frame_timeout, context.write_timeout)
-        self._loop.sweep_ns = max(TICK_NS, min([timeout for timeout in timeouts if timeout], default=4 * LINGER_SWEEP_NS) // 4)
+        timeouts = (
+            context.open_timeout, context.idle_timeout, context.frame_timeout,
+            context.write_timeout
+        )
+        self._loop.sweep_ns = max(
+            TICK_NS,
+            min([timeout for timeout in timeouts if timeout], default=4 * LINGER_SWEEP_NS) // 4
+        )
         self._builder = config.builder
         self._tls = config.ssl
         self._framing = Framing(config.builder)
@@ -467,7 +508,8 @@ cdef class Engine:
         self._is_made = True
 
     def __dealloc__(self):
-        # In a forked child the threads to join are not there, and a lock may be held for ever: what is left goes with the process.
+        # In a forked child the threads to join are not there, and a lock may be held for ever: what
+        # is left goes with the process.
         if self._loop.forks == kernel_forks:
             with nogil:
                 acceptor_end(&self._own)
@@ -479,7 +521,10 @@ cdef class Engine:
         cdef acceptor_t *acceptor = &self._own
         cdef option_t *option
         cdef int index, failed
-        failed = acceptor_init(acceptor, len(self._listeners), len(config.socket_options), config.max_connections_per_ip or 0)
+        failed = acceptor_init(
+            acceptor, len(self._listeners), len(config.socket_options),
+            config.max_connections_per_ip or 0
+        )
         if failed:
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
         for index, listener in enumerate(self._listeners):
@@ -498,7 +543,7 @@ cdef class Engine:
         acceptor.turns_away = config.overload == "close"
         acceptor.has_proxy = config.proxy_protocol != "off"
 
-    # --- life ------------------------------------------------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
 
     def start(self):
         cdef bint is_started = False
@@ -514,7 +559,10 @@ cdef class Engine:
         cdef int failed
         before = acceptor_workers_before(self._acceptor, &self._loop)
         for index in range(self._loop.worker_count):
-            thread = threading.Thread(target=self._work, args=(index,), name=f"hydrogen-worker-{before + index}", daemon=True)
+            thread = threading.Thread(
+                target=self._work, args=(index,), name=f"hydrogen-worker-{before + index}",
+                daemon=True
+            )
             self._threads.append(thread)  # before: it may run although start() raises
             thread.start()
         self._log_thread.start()
@@ -528,7 +576,9 @@ cdef class Engine:
         return 0
 
     cdef int _await_workers(self) except -1:
-        """Until all have begun. One that has no memory to begin would be missing for good, and perhaps no other one is there."""
+        """Until all have begun. One that has no memory to begin would be missing for good, and
+        perhaps no other one is there.
+        """
         cdef uint32_t k
         for k, thread in enumerate(self._threads):
             while not atomic_load32(&self._loop.workers[k].begun):
@@ -557,7 +607,8 @@ cdef class Engine:
         cdef uint32_t k
         return [
             (thread.ident, relaxed_load64(&self._loop.workers[k].progress))
-            for k, thread in enumerate(self._threads) if relaxed_load32(&self._loop.workers[k].state) >= WORKER_BRIEF
+            for k, thread in enumerate(self._threads)
+            if relaxed_load32(&self._loop.workers[k].state) >= WORKER_BRIEF
         ]
 
     def end(self, HydrogenSocket socket not None):
@@ -588,11 +639,15 @@ cdef class Engine:
         return sum([socket.pending for socket in broadcast_sockets(self, STATE_CLOSING)])
 
     def exit(self):
-        """Tell the threads to end; for several loops of one server, before the first one is released."""
+        """Tell the threads to end; for several loops of one server, before the first one is
+        released.
+        """
         self._tell_to_exit()
 
     cdef void _tell_to_exit(self) noexcept:
-        """The same, without memory. For workers that have not come to run, in a start that failed, the last words are said here."""
+        """The same, without memory. For workers that have not come to run, in a start that failed,
+        the last words are said here.
+        """
         cdef uint32_t k
         if self._told_to_exit:
             return
@@ -610,11 +665,14 @@ cdef class Engine:
         deadline = time.monotonic() + seconds
         self.exit()
         for index, thread in enumerate(self._threads):
-            # A worker that is not in a callback ends by itself, but for code of the user's that runs elsewhere: in
-            # a collection, or as the thread ends. One that is in a callback may be about to come out of it.
+            # A worker that is not in a callback ends by itself, but for code of the user's that
+            # runs elsewhere: in a collection, or as the thread ends. One that is in a callback may
+            # be about to come out of it.
             while thread.is_alive() and not loop_keeps(&self._loop, &self._loop.workers[index]):
                 in_callback = relaxed_load32(&self._loop.workers[index].state) >= WORKER_BRIEF
-                left = (min(deadline, self._told_to_exit + JOIN_SECONDS) if in_callback else deadline) - time.monotonic()
+                left = (
+                    min(deadline, self._told_to_exit + JOIN_SECONDS) if in_callback else deadline
+                ) - time.monotonic()
                 if left <= 0:
                     abandoned += 1
                     break
@@ -633,12 +691,15 @@ cdef class Engine:
             self._tls = context
 
     cdef object _context(self):
-        """`_tls`, which `reload_tls` may let go of at any moment; the lock is nothing where there is a GIL."""
+        """`_tls`, which `reload_tls` may let go of at any moment; the lock is nothing where there
+        is a GIL.
+        """
         with cython.critical_section(self):
             return self._tls
 
     def forked(self):
-        """In the child: its copies of fds go, or a peer would not see the parent close. No lock: a thread of the parent's may hold it.
+        """In the child: its copies of fds go, or a peer would not see the parent close. No lock: a
+        thread of the parent's may hold it.
 
         Called again when an exception kept the caller from noting it.
         """
@@ -655,7 +716,9 @@ cdef class Engine:
             listeners_close(&self._own)
 
     cdef bint _inert(self) noexcept:
-        """Whether this engine must not act: it was not made to the end, or it is a forked child's copy."""
+        """Whether this engine must not act: it was not made to the end, or it is a forked child's
+        copy.
+        """
         return not self._is_made or self._loop.forks != kernel_forks
 
     cdef worker_t *_worker(self) noexcept:
@@ -664,7 +727,9 @@ cdef class Engine:
         return worker if worker != NULL and worker.loop == &self._loop else NULL
 
     def _tell(self):
-        """The life of the log thread: what the accept thread and the monitor thread want in the log."""
+        """The life of the log thread: what the accept thread and the monitor thread want in the
+        log.
+        """
         cdef uint32_t events
         while not self._inert():
             with nogil:
@@ -686,9 +751,12 @@ cdef class Engine:
             self._tell_event(LOG_LISTENER)
 
     cdef void _tell_event(self, uint32_t event) noexcept:
-        """One line. What goes wrong, for want of memory, takes no other one: the thread is needed again."""
+        """One line. What goes wrong, for want of memory, takes no other one: the thread is needed
+        again.
+        """
         cdef uint32_t state
-        # What was set in this thread for a log handler that has ended meanwhile would take this line.
+        # What was set in this thread for a log handler that has ended meanwhile would take this
+        # line.
         compat_forget_async_exception(compat_this_thread())
         try:
             if event == LOG_ALL_BLOCKED:
@@ -698,16 +766,21 @@ cdef class Engine:
                 if state == ACCEPTING:
                     self._log.accepting()
                 else:
-                    self._log.accepting_paused(self._acceptor.max_connections if state == ACCEPT_FULL else None)
+                    self._log.accepting_paused(
+                        self._acceptor.max_connections if state == ACCEPT_FULL else None
+                    )
             elif event == LOG_TURNED_AWAY:
                 atomic_store32(&self._acceptor.turned_away_told, 0)
                 self._log.turned_away(atomic_load64(&self._acceptor.turned_away))
             else:
-                self._log.say(logging.ERROR, "accept", "accept: %s", errors.removal_error(CAUSE_OS_ERROR, EINVAL))
+                self._log.say(
+                    logging.ERROR, "accept", "accept: %s",
+                    errors.removal_error(CAUSE_OS_ERROR, EINVAL)
+                )
         except BaseException:
             pass
 
-    # --- the dispatch role -----------------------------------------------------------------------------------------------------------------
+    # --- the dispatch role ------------------------------------------------------------------------
 
     def _work(self, uint32_t index):
         """The life of a worker."""
@@ -741,9 +814,10 @@ cdef class Engine:
                     worker_left(worker)
             if callbacks is not None:
                 callbacks.exit_context()
-            compat_forget_async_exception(compat_this_thread())  # or it would be raised where this returns to
+            # or it would be raised where this returns to
+            compat_forget_async_exception(compat_this_thread())
 
-    # --- what the server asks for --------------------------------------------------------------------------------------------------------------
+    # --- what the server asks for -----------------------------------------------------------------
 
     def connections(self):
         return [] if self._inert() else broadcast_sockets(self, STATE_OPEN)
@@ -756,8 +830,9 @@ cdef class Engine:
 
 
 def _close_stream(stream):
-    """Have a stream close its fd; the last call. Compiled, also what `Stream` itself does: what somebody
-    sets in this worker would be raised where a function of ours in Python begins, and the fd stay open.
+    """Have a stream close its fd; the last call. Compiled, also what `Stream` itself does: what
+    somebody sets in this worker would be raised where a function of ours in Python begins, and the
+    fd stay open.
     """
     close = stream.close
     if getattr(close, "__func__", None) is Stream.close:

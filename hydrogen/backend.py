@@ -1,7 +1,8 @@
 """Chooses the engine; the only module that knows there are two.
 
-`HYDROGEN_ENGINE` (compiled, python or auto) sets the default, `engine=` of a server overrides it. A forced engine that cannot be had
-raises with the reason; the automatic choice falls back and says so once, so that a broken build is never silently slow.
+`HYDROGEN_ENGINE` (compiled, python or auto) sets the default, `engine=` of a server overrides it. A
+forced engine that cannot be had raises with the reason; the automatic choice falls back and says so
+once, so that a broken build is never silently slow.
 """
 
 from __future__ import annotations
@@ -36,28 +37,38 @@ class Engine(Protocol):
 
     Who calls what: `start`, `stop_accepting`, `end`, `close_all`, `wait_drained`, `abort_all`,
     `unsent` and `release` are called by one thread, the one of `lifecycle.Life`, in which no signal
-    handler runs and no KeyboardInterrupt comes. All others may be called by any thread at any moment
-    between `start` and the end of the process, also by a signal handler or `__del__` that interrupts
-    one of them in its own thread: they wait for no lock which the interrupted call may hold.
+    handler runs and no KeyboardInterrupt comes. All others may be called by any thread at any
+    moment between `start` and the end of the process, also by a signal handler or `__del__` that
+    interrupts one of them in its own thread: they wait for no lock which the interrupted call may
+    hold.
     """
 
     def __init__(
-        self, server: Server, callbacks: Callbacks, config: Config, listeners: Sequence[socket.socket], max_connections: int
+        self,
+        server: Server,
+        callbacks: Callbacks,
+        config: Config,
+        listeners: Sequence[socket.socket],
+        max_connections: int,
     ) -> None:
         """Allocate; nothing runs yet. `server` is what `HydrogenSocket.server` answers."""
 
     def start(self) -> None:
         """Start the threads: from now on connections are accepted and served.
 
-        When it raises it has released everything: no thread of it runs, no fd is open. For want of memory
-        something may be left, for `stop_accepting` and `release` to do.
+        When it raises it has released everything: no thread of it runs, no fd is open. For want of
+        memory something may be left, for `stop_accepting` and `release` to do.
         """
 
     def stop_accepting(self) -> None:
-        """Accept nothing more; when it returns nothing more is accepted. May be called again, and before `start`."""
+        """Accept nothing more; when it returns nothing more is accepted. May be called again, and
+        before `start`.
+        """
 
     def suspend(self) -> None:
-        """Accept nothing until `resume`; what connects waits in the kernel's backlog. One more may be accepted while this is called."""
+        """Accept nothing until `resume`; what connects waits in the kernel's backlog. One more may
+        be accepted while this is called.
+        """
 
     def resume(self) -> None:
         """Go on accepting."""
@@ -73,41 +84,52 @@ class Engine(Protocol):
         """
 
     def abort_all(self) -> int:
-        """Reset every connection that is still there, with `ServerStopped`; returns how many, without those that were being reset already.
+        """Reset every connection that is still there, with `ServerStopped`; returns how many,
+        without those that were being reset already.
 
         After `stop_accepting`.
         """
 
     def wait_drained(self, timeout: float) -> bool:
-        """Wait until no connection is left, at most `timeout` seconds; False when some are. After `close_all` or `abort_all`."""
+        """Wait until no connection is left, at most `timeout` seconds; False when some are. After
+        `close_all` or `abort_all`.
+        """
 
     def unsent(self) -> int:
         """Bytes of output pending over all connections, now."""
 
     def release(self, seconds: float = 1.0) -> int:
-        """End the threads; returns how many workers are still in a callback and were left behind. Last; again, when it failed.
+        """End the threads; returns how many workers are still in a callback and were left behind.
+        Last; again, when it failed.
 
-        Waits for all of them `seconds` at most: each may be kept by code of the user's, by a log handler say.
+        Waits for all of them `seconds` at most: each may be kept by code of the user's, by a log
+        handler say.
         """
 
     def in_worker(self) -> bool:
-        """Whether the calling thread is one of this engine in which code of the user's may run: a worker, who writes the log, and
-        each other one that runs Python, where the collector may call a `__del__`.
+        """Whether the calling thread is one of this engine in which code of the user's may run: a
+        worker, who writes the log, and each other one that runs Python, where the collector may
+        call a `__del__`.
 
         May be called before `start`, too.
         """
 
     def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
-        """Send `data` to every open connection but those of `exclude`: framed once for each framing, its bytes shared."""
+        """Send `data` to every open connection but those of `exclude`: framed once for each
+        framing, its bytes shared.
+        """
 
     def set_alarm(self, when: float) -> None:
         """Have a worker call `server.timers.run_due` at the monotonic time `when`, in seconds.
 
-        An earlier alarm that stands is kept. From any thread, also from within `run_due`. An alarm rings once.
+        An earlier alarm that stands is kept. From any thread, also from within `run_due`. An alarm
+        rings once.
         """
 
     def running(self) -> list[tuple[int, int]]:
-        """For each worker that is in a callback now: its `threading.get_ident`, and a number that is another one in each callback."""
+        """For each worker that is in a callback now: its `threading.get_ident`, and a number that
+        is another one in each callback.
+        """
 
     def connections(self) -> list[HydrogenSocket]:
         """A snapshot of the connections that are open."""
@@ -119,9 +141,11 @@ class Engine(Protocol):
         """Use `context` for connections accepted from now on. Only when `Config.ssl` was given."""
 
     def forked(self) -> None:
-        """Called in the child after fork(2): this engine must not act any more, its threads exist in the parent only.
+        """Called in the child after fork(2): this engine must not act any more, its threads exist
+        in the parent only.
 
-        Takes no lock, which such a thread may hold, and closes the child's copies of the engine's fds.
+        Takes no lock, which such a thread may hold, and closes the child's copies of the engine's
+        fds.
         """
 
 
@@ -131,7 +155,9 @@ def _import_compiled() -> Any:
     except ImportError as error:
         hint = ""
         if error.name == "hydrogen._core":
-            hint = "; it is built when hydrogen is installed, and in the source tree by `make build`"
+            hint = (
+                "; it is built when hydrogen is installed, and in the source tree by `make build`"
+            )
         raise EngineUnavailable(f"the compiled engine cannot be imported: {error}{hint}") from error
     return CompiledEngine
 
@@ -183,9 +209,16 @@ def engine_class(name: str | None) -> tuple[str, type[Engine]]:
 
 
 def make_engine(
-    chosen: type[Engine], server: Server, callbacks: Callbacks, config: Config, listeners: Sequence[socket.socket], max_connections: int
+    chosen: type[Engine],
+    server: Server,
+    callbacks: Callbacks,
+    config: Config,
+    listeners: Sequence[socket.socket],
+    max_connections: int,
 ) -> Engine:
-    """An engine of the class `chosen`, or, for `Config.loops` of the compiled one, several of it as one."""
+    """An engine of the class `chosen`, or, for `Config.loops` of the compiled one, several of it as
+    one.
+    """
     if config.loops > 1 and server.engine == "compiled":
         return Loops(cast(Any, chosen), server, callbacks, config, listeners, max_connections)
     return chosen(server, callbacks, config, listeners, max_connections)

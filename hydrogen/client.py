@@ -60,11 +60,14 @@ def connect(
     if ssl is not None:
         check_context("ssl", ssl, server_side=False)
         if server_hostname is None and isinstance(address, tuple):
-            # The zone of an IPv6 address is this host's own affair (RFC 4007, 6): no certificate names it.
+            # The zone of an IPv6 address is this host's own affair (RFC 4007, 6): no certificate
+            # names it.
             server_hostname = address[0].partition("%")[0]
         check_server_hostname(server_hostname)
     elif server_hostname is not None:
-        raise ValueError(f"server_hostname: only allowed with ssl, not {described(server_hostname)} without it")
+        raise ValueError(
+            f"server_hostname: only allowed with ssl, not {described(server_hostname)} without it"
+        )
     timeout = check_timeout("timeout", timeout)
     deadline = deadline_of(timeout)
     sock = _connected(address, deadline)
@@ -80,7 +83,9 @@ def connect(
 
 
 def _check_address(address: object) -> None:
-    """Raise TypeError or ValueError unless it may be one; the kernel wraps numbers, or raises what it likes."""
+    """Raise TypeError or ValueError unless it may be one; the kernel wraps numbers, or raises what
+    it likes.
+    """
     if not isinstance(address, tuple):
         os.fspath(cast(str, address))
         return
@@ -89,7 +94,12 @@ def _check_address(address: object) -> None:
     host, *numbers = address
     if not isinstance(host, str):
         raise TypeError(f"address: expected a str as the host, not {described(host)}")
-    for name, number, most in zip(("port", "flow label", "scope"), numbers, (65_535, (1 << 20) - 1, (1 << 32) - 1), strict=False):
+    for name, number, most in zip(
+        ("port", "flow label", "scope"),
+        numbers,
+        (65_535, (1 << 20) - 1, (1 << 32) - 1),
+        strict=False,
+    ):
         if not isinstance(number, int) or isinstance(number, bool):
             raise TypeError(f"address: expected an int as the {name}, not {described(number)}")
         if not 0 <= number <= most:
@@ -151,7 +161,9 @@ def _is_connected_to_path(sock: socket.socket, path: Any, deadline: float | None
 
 
 class _Here(threading.local):
-    """Of one client in one thread: whether it is in a call, and is to close the fd when it leaves that."""
+    """Of one client in one thread: whether it is in a call, and is to close the fd when it leaves
+    that.
+    """
 
     is_inside = False
     is_closing = False
@@ -165,14 +177,16 @@ class Client:
     belongs to the parent.
     """
 
-    def __init__(self, stream: Plain | Secure, builder: FrameBuilder, timeout: float | None) -> None:
+    def __init__(
+        self, stream: Plain | Secure, builder: FrameBuilder, timeout: float | None
+    ) -> None:
         """For `connect`."""
         self._stream = stream
         self._builder = builder
         self._timeout = timeout
         self._pid = os.getpid()
-        # Held during each call, so that the fd is not closed, and its number given to a stranger, under who waits for it. Reentrant, for a
-        # signal handler that sends while its thread waits.
+        # Held during each call, so that the fd is not closed, and its number given to a stranger,
+        # under who waits for it. Reentrant, for a signal handler that sends while its thread waits.
         self._sending = threading.RLock()
         self._receiving = threading.RLock()
         self._here = _Here()
@@ -189,7 +203,8 @@ class Client:
             ssl.SSLError, OSError: the connection is broken, or closed.
         """
         frame = self._builder.frame(contiguous(data))
-        if self._stream.is_interrupted():  # the call further out sends it, and keeps the fd open; nobody is waited for
+        # the call further out sends it, and keeps the fd open; nobody is waited for
+        if self._stream.is_interrupted():
             self._stream.b_send(frame)
         else:
             self._use(self._sending, lambda: self._stream.b_send(frame))
@@ -212,17 +227,21 @@ class Client:
                 close_notify, so input may be missing.
         """
         seconds = self._timeout if isinstance(timeout, EllipsisType) else timeout
-        if self._stream.is_interrupted():  # it raises; who has the lock may wait for what this thread has
+        # it raises; who has the lock may wait for what this thread has
+        if self._stream.is_interrupted():
             return self._stream.b_recv(seconds).payload()
         return self._use(self._receiving, lambda: self._stream.b_recv(seconds)).payload()
 
     def _use(self, lock: threading.RLock, call: Callable[[], T]) -> T:
-        """Make a call of the stream's. A signal handler that closes meanwhile leaves the fd to it, which may wait for it."""
+        """Make a call of the stream's. A signal handler that closes meanwhile leaves the fd to it,
+        which may wait for it.
+        """
         here = self._here
         further_out = here.is_inside
         try:
             here.is_inside = True
-            # Not `with lock`: an interrupt may come between that and what it protects (CPython 3.14).
+            # Not `with lock`: an interrupt may come between that and what it protects (CPython
+            # 3.14).
             return cast("T", under(lock, call))
         finally:
             here.is_inside = further_out
@@ -249,7 +268,8 @@ class Client:
         """
         if self._stream.fileno() < 0:
             return
-        if os.getpid() != self._pid:  # without a lock: a thread may hold it that only the parent has
+        # without a lock: a thread may hold it that only the parent has
+        if os.getpid() != self._pid:
             self._stream.close()
             return
         if self._here.is_inside:
@@ -260,7 +280,8 @@ class Client:
         self._stream.shutdown()
         if self._here.is_inside:
             return
-        # Who is in a call may be interrupted, and make another one: neither lock is held while waiting for the other.
+        # Who is in a call may be interrupted, and make another one: neither lock is held while
+        # waiting for the other.
         first, second = self._sending, self._receiving
         while not under(first, lambda: under(second, self._close_fd, wait=False)):  # noqa: B023
             first, second = second, first
@@ -277,5 +298,10 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()

@@ -1,4 +1,6 @@
-"""`Config`: all settings, checked on construction, so that a server never starts with invalid ones."""
+"""`Config`: all settings, checked on construction, so that a server never starts with invalid
+ones.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +43,19 @@ def _flag(name: str, value: object) -> None:
 
 def _choice(name: str, value: object, *allowed: str) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}: must be {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, not {described(value)}")
+        raise ValueError(
+            f"{name}: must be {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, not "
+            f"{described(value)}"
+        )
 
 
 def _seconds(name: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number of seconds, not {described(value)}")
     if not 0 < value <= MAX_SECONDS:
-        raise ValueError(f"{name}: must be more than 0 and at most {MAX_SECONDS} seconds, not {described(value)}")
+        raise ValueError(
+            f"{name}: must be more than 0 and at most {MAX_SECONDS} seconds, not {described(value)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -171,9 +178,14 @@ class Config:
             if getattr(self, name) is not None:
                 _seconds(name, getattr(self, name))
         if not isinstance(self.stop_timeout, (int, float)) or isinstance(self.stop_timeout, bool):
-            raise TypeError(f"stop_timeout: expected a number of seconds, not {described(self.stop_timeout)}")
+            raise TypeError(
+                f"stop_timeout: expected a number of seconds, not {described(self.stop_timeout)}"
+            )
         if not 0 <= self.stop_timeout <= MAX_SECONDS:
-            raise ValueError(f"stop_timeout: must be 0 or more, and at most {MAX_SECONDS} seconds, not {described(self.stop_timeout)}")
+            raise ValueError(
+                f"stop_timeout: must be 0 or more, and at most {MAX_SECONDS} seconds, not "
+                f"{described(self.stop_timeout)}"
+            )
         _choice("handoff", self.handoff, "auto", "inline", "eager")
 
     def _check_listener(self) -> None:
@@ -181,38 +193,53 @@ class Config:
             object.__setattr__(self, "addr", tuple(self.addr))
         for addr in self.addresses:
             if not isinstance(addr, str):
-                raise TypeError(f"addr: expected a str, or a sequence of them, not {described(self.addr)}")
+                raise TypeError(
+                    f"addr: expected a str, or a sequence of them, not {described(self.addr)}"
+                )
             if not addr or "\0" in addr:
                 raise ValueError(f"addr: expected an address or a host name, not {described(addr)}")
         if not self.addresses or len(set(self.addresses)) < len(self.addresses):
-            raise ValueError(f"addr: expected one address or several different ones, not {described(self.addr)}")
+            raise ValueError(
+                f"addr: expected one address or several different ones, not {described(self.addr)}"
+            )
         _whole("port", self.port, 0, 65_535)
         _whole("backlog", self.backlog, 1, 1 << 30)
         if self.path is not None:
             path = os.fspath(self.path) if isinstance(self.path, os.PathLike) else self.path
             if not isinstance(path, str):
-                raise TypeError(f"path: expected a str or a path-like object of str, not {described(self.path)}")
+                raise TypeError(
+                    f"path: expected a str or a path-like object of str, not {described(self.path)}"
+                )
             object.__setattr__(self, "path", path)
             if not 1 <= len(os.fsencode(path)) <= 107 or "\0" in path:
-                raise ValueError(f"path: must be 1 to 107 bytes without a NUL (unix(7)), not {described(self.path)}")
+                raise ValueError(
+                    "path: must be 1 to 107 bytes without a NUL (unix(7)), not "
+                    f"{described(self.path)}"
+                )
         if self.path_mode is not None:
             _whole("path_mode", self.path_mode, 0, 0o777)
             if self.path is None:
-                raise ValueError(f"path_mode: only allowed with path, not {self.path_mode:#o} without it")
+                raise ValueError(
+                    f"path_mode: only allowed with path, not {self.path_mode:#o} without it"
+                )
         if is_several(self.sock):
             object.__setattr__(self, "sock", tuple(self.sock))
             if not self.sock:
                 raise ValueError("sock: expected one socket or several, not none")
         for sock in self.socks:
             if not isinstance(sock, socket.socket):
-                raise TypeError(f"sock: expected a socket.socket, or a sequence of them, not {described(self.sock)}")
+                raise TypeError(
+                    "sock: expected a socket.socket, or a sequence of them, not "
+                    f"{described(self.sock)}"
+                )
             if sock.type != socket.SOCK_STREAM:
                 raise ValueError(f"sock: expected a stream socket, not {described(sock)}")
         own_address = (self.addr, self.port) != (type(self).addr, type(self).port)
         if sum((own_address, self.path is not None, self.sock is not None)) > 1:
             raise ValueError(
                 "addr/port, path, sock: only one of them can be given, not "
-                f"{described((self.addr, self.port))}, {described(self.path)} and {described(self.sock)}"
+                f"{described((self.addr, self.port))}, {described(self.path)} and "
+                f"{described(self.sock)}"
             )
 
     @property
@@ -223,7 +250,13 @@ class Config:
     @property
     def socks(self) -> tuple[socket.socket, ...]:
         """`sock`, as a tuple in any case; empty when there is none."""
-        return () if self.sock is None else self.sock if isinstance(self.sock, tuple) else (cast(socket.socket, self.sock),)
+        return (
+            ()
+            if self.sock is None
+            else self.sock
+            if isinstance(self.sock, tuple)
+            else (cast(socket.socket, self.sock),)
+        )
 
     def _check_limits(self) -> None:
         if self.max_connections is not None:
@@ -246,14 +279,19 @@ class Config:
                 _whole(f"keepalive ({name})", value, 1, 32_767 if name != "probes" else 127)
             object.__setattr__(self, "keepalive", tuple(self.keepalive))
         if not is_several(self.socket_options):
-            raise TypeError(f"socket_options: expected a sequence of (level, name, value), not {described(self.socket_options)}")
+            raise TypeError(
+                "socket_options: expected a sequence of (level, name, value), not "
+                f"{described(self.socket_options)}"
+            )
         for option in self.socket_options:
             _triple("socket_options", option)
             _whole("socket_options (level)", option[0], 0, (1 << 31) - 1)
             _whole("socket_options (name)", option[1], 0, (1 << 31) - 1)
             if not isinstance(option[2], bytes):
                 _whole("socket_options (value)", option[2], -(1 << 31), (1 << 31) - 1)
-        object.__setattr__(self, "socket_options", tuple(tuple(option) for option in self.socket_options))
+        object.__setattr__(
+            self, "socket_options", tuple(tuple(option) for option in self.socket_options)
+        )
 
     def _check_buffers(self) -> None:
         _whole("max_write_buffer", self.max_write_buffer, 1, 1 << 40)
@@ -265,7 +303,9 @@ class Config:
         _whole("write_buffer_limits (low)", limits[0], 1, 1 << 40)
         _whole("write_buffer_limits (high)", limits[1], 1, 1 << 40)
         if limits[0] > limits[1]:
-            raise ValueError(f"write_buffer_limits: low must not exceed high, not {described(limits)}")
+            raise ValueError(
+                f"write_buffer_limits: low must not exceed high, not {described(limits)}"
+            )
         object.__setattr__(self, "write_buffer_limits", tuple(limits))
 
 
@@ -306,9 +346,11 @@ class Options(TypedDict, total=False):
 
 
 def default_max_connections() -> int:
-    """What RLIMIT_NOFILE (getrlimit(2)) allows now: the soft limit less a reserve for files of the program's own.
+    """What RLIMIT_NOFILE (getrlimit(2)) allows now: the soft limit less a reserve for files of the
+    program's own.
 
-    The reserve is a sixteenth of the limit, at least 64 and at most 1024, but never more than half. A stream of the user's takes two fds.
+    The reserve is a sixteenth of the limit, at least 64 and at most 1024, but never more than half.
+    A stream of the user's takes two fds.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:

@@ -1,7 +1,9 @@
-"""`HydrogenSocket`: what a handler holds of a connection. Each engine has its own class; this one is their contract.
+"""`HydrogenSocket`: what a handler holds of a connection. Each engine has its own class; this one
+is their contract.
 
-A HydrogenSocket names a connection by a token that is never given to another one, so it may be kept as long as one likes: after the
-connection is gone its methods say so instead of acting on a stranger. All of it may be used from any thread.
+A HydrogenSocket names a connection by a token that is never given to another one, so it may be kept
+as long as one likes: after the connection is gone its methods say so instead of acting on a
+stranger. All of it may be used from any thread.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ BytesLike = bytes | bytearray | memoryview
 T = TypeVar("T")
 
 NOT_CONTIGUOUS = "a contiguous bytes-like object is expected"
-"""What is said of a buffer whose bytes do not lie one after the other, as those of `memoryview(data)[::2]`."""
+"""What is said of a buffer whose bytes do not lie one after the other, as those of
+`memoryview(data)[::2]`.
+"""
 
 
 def contiguous(data: BytesLike) -> bytes:
@@ -80,15 +84,17 @@ def refuse_to_pickle(socket: object) -> NoReturn:
     Raises:
         TypeError: always.
     """
-    raise TypeError(f"a {type(socket).__name__} cannot be pickled: it names a connection of this process")
+    raise TypeError(
+        f"a {type(socket).__name__} cannot be pickled: it names a connection of this process"
+    )
 
 
 class HydrogenSocket(abc.ABC):
     """A connection, as its handler sees it.
 
     Two sockets of one connection are equal and hash alike, but need not be the same object. It
-    supports weak references. `copy.copy` and `copy.deepcopy` return the socket itself; pickle raises
-    TypeError.
+    supports weak references. `copy.copy` and `copy.deepcopy` return the socket itself; pickle
+    raises TypeError.
     """
 
     __slots__ = ("__weakref__",)
@@ -133,8 +139,8 @@ class HydrogenSocket(abc.ABC):
         Returns:
             False if the timeout passed or the connection is gone.
         Raises:
-            TypeError, ValueError: `timeout` is not a number of seconds, is negative, or is nan; even
-                when the connection is gone.
+            TypeError, ValueError: `timeout` is not a number of seconds, is negative, or is nan;
+                even when the connection is gone.
         """
 
     @abc.abstractmethod
@@ -237,8 +243,16 @@ class HydrogenSocket(abc.ABC):
         """
 
 
-def extra_info(socket: HydrogenSocket, session: TlsSession | None, header: ProxyHeader | None, name: str, default: Any) -> Any:
-    """`HydrogenSocket.get_extra_info` of both engines. `session`: None: no TLS. `header`: None: no PROXY protocol."""
+def extra_info(
+    socket: HydrogenSocket,
+    session: TlsSession | None,
+    header: ProxyHeader | None,
+    name: str,
+    default: Any,
+) -> Any:
+    """`HydrogenSocket.get_extra_info` of both engines. `session`: None: no TLS. `header`: None: no
+    PROXY protocol.
+    """
     value: Any = None
     if name in ("peername", "sockname"):
         value = getattr(socket, name)

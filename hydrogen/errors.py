@@ -1,8 +1,8 @@
 """Every exception of hydrogen, and the causes of a removal.
 
-Each derives from `HydrogenError` and from the builtin that fits, so that a handler may file them by either. The two
-engines name why a connection ended by a `Cause`; `removal_error` turns that into the exception the callbacks get, so
-that both give the same one.
+Each derives from `HydrogenError` and from the builtin that fits, so that a handler may file them by
+either. The two engines name why a connection ended by a `Cause`; `removal_error` turns that into
+the exception the callbacks get, so that both give the same one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class EngineUnavailable(HydrogenError, ImportError):
 
 
 class Cause(enum.IntEnum):
-    """Why a connection ended. The values are those of the compiled engine's `CAUSE_...` constants."""
+    """Why a connection ended. The values are those of the compiled engine's `CAUSE_...`
+    constants.
+    """
 
     PEER_CLOSED = 1
     LOCAL_CLOSED = 2
@@ -91,9 +93,11 @@ class Cause(enum.IntEnum):
 
 
 class Timeout(enum.IntEnum):
-    """Which deadline passed: the `code` of `Cause.TIMEOUT`. The one table of them: value, name, and what is said of it.
+    """Which deadline passed: the `code` of `Cause.TIMEOUT`. The one table of them: value, name, and
+    what is said of it.
 
-    `field` is the field of `Config` that sets it, and what `Stats` counts it by (`removed_` before it).
+    `field` is the field of `Config` that sets it, and what `Stats` counts it by (`removed_` before
+    it).
     """
 
     message: str
@@ -104,7 +108,9 @@ class Timeout(enum.IntEnum):
     WRITE_TIMEOUT = 4, "the peer accepted no output for too long"
 
     def __new__(cls, value: int, message: str = "") -> Timeout:
-        """Args: value: the compiled engine's `TIMEOUT_...` constant. message: of the `ConnectionTimeout`."""
+        """Args: value: the compiled engine's `TIMEOUT_...` constant. message: of the
+        `ConnectionTimeout`.
+        """
         timeout = int.__new__(cls, value)
         timeout._value_ = value
         timeout.message = message
@@ -137,14 +143,17 @@ def removal_error(cause: int, code: int = 0) -> Exception:
 
     Args:
         cause: a `Cause`.
-        code: for `Cause.OS_ERROR` the errno, from which `OSError` chooses its subclass (`ConnectionResetError`, ...); for `Cause.TIMEOUT`
-            a `Timeout`.
+        code: for `Cause.OS_ERROR` the errno, from which `OSError` chooses its subclass
+            (`ConnectionResetError`, ...); for `Cause.TIMEOUT` a `Timeout`.
     """
     if cause == Cause.TIMEOUT:
         timeout = Timeout(code)
         return ConnectionTimeout(f"{timeout.field}: {timeout.message}")
     if cause == Cause.TRUNCATED:
-        return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the connection ended without close_notify: the input may be truncated")
+        return ssl.SSLEOFError(
+            ssl.SSL_ERROR_EOF,
+            "the connection ended without close_notify: the input may be truncated",
+        )
     if cause == Cause.OS_ERROR:
         return OSError(code or errno.EIO, os.strerror(code or errno.EIO))
     kind, message = _MESSAGES[Cause(cause)]
@@ -152,14 +161,16 @@ def removal_error(cause: int, code: int = 0) -> Exception:
 
 
 def cause_of(error: BaseException) -> tuple[Cause, Exception]:
-    """The cause and the removal error for an exception raised by code of the user's: a callback or a stream.
+    """The cause and the removal error for an exception raised by code of the user's: a callback or
+    a stream.
 
     `OSError` and hydrogen's own errors speak of the connection and stand for themselves, `EOFError`
     is how a stream says that the peer is gone; anything else is a fault of that code and comes as
     `HandlerError`. Of its traceback the last raise is left, see `cut_traceback`.
     """
     cut_traceback(error)
-    kind = type(error)  # not isinstance(), which asks the exception for its class, and it may be the user's
+    # not isinstance(), which asks the exception for its class, and it may be the user's
+    kind = type(error)
     if issubclass(kind, EOFError):
         return Cause.PEER_CLOSED, removal_error(Cause.PEER_CLOSED)
     if issubclass(kind, ProtocolError):
@@ -172,12 +183,15 @@ def cause_of(error: BaseException) -> tuple[Cause, Exception]:
 
 
 _OUT_OF_MEMORY = MemoryError()
-"""Stands for every MemoryError of the interpreter's own. CPython keeps sixteen in reserve for when nothing is left, and up to 3.11
-it aborts when those are used up: connections that end gracefully would hold one each.
+"""Stands for every MemoryError of the interpreter's own. CPython keeps sixteen in reserve for when
+nothing is left, and up to 3.11 it aborts when those are used up: connections that end gracefully
+would hold one each.
 """
 
 _CHAIN = 5
-"""How far one exception is followed to those it came from. They may go round in a ring, and each has two."""
+"""How far one exception is followed to those it came from. They may go round in a ring, and each
+has two.
+"""
 
 # Of `error` itself: a class of the user's may have properties of these names.
 _CAUSE, _CONTEXT = (BaseException.__dict__[name] for name in ("__cause__", "__context__"))
@@ -185,14 +199,18 @@ _CAUSE, _CONTEXT = (BaseException.__dict__[name] for name in ("__cause__", "__co
 
 def is_ctrl_c(error: BaseException) -> bool:
     """Whether it interrupts the main thread, and only happened to come where it was caught."""
-    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+    return (
+        isinstance(error, KeyboardInterrupt)
+        and threading.current_thread() is threading.main_thread()
+    )
 
 
 def handler_error(error: BaseException) -> HandlerError:
     """A `HandlerError` whose `__cause__` is `error`; or `error` itself, if it is one.
 
     (It says already what user code did wrong.) Whatever `__str__` of `error` does, this does not
-    raise, but for Ctrl-C in the main thread. Of its traceback the last raise is left, see `cut_traceback`.
+    raise, but for Ctrl-C in the main thread. Of its traceback the last raise is left, see
+    `cut_traceback`.
     """
     cut_traceback(error)
     if issubclass(type(error), HandlerError):
@@ -215,7 +233,9 @@ def _is_spare(error: BaseException | None) -> bool:
 
 
 def _spare_memory(error: BaseException, depth: int = _CHAIN) -> None:
-    """Let go of the MemoryErrors that `error` was raised from, or while they were handled: see `_OUT_OF_MEMORY`."""
+    """Let go of the MemoryErrors that `error` was raised from, or while they were handled: see
+    `_OUT_OF_MEMORY`.
+    """
     for attribute in (_CAUSE, _CONTEXT):
         before = attribute.__get__(error)
         if _is_spare(before):
@@ -231,7 +251,8 @@ def class_name(value: object) -> str:
 
 
 def cut_traceback(error: BaseException) -> None:
-    """Leave of the traceback of `error`, which one of our functions has just caught, the last raise.
+    """Leave of the traceback of `error`, which one of our functions has just caught, the last
+    raise.
 
     An exception object that is raised again goes on with the traceback it has, so that one that a
     handler keeps and raises for each message would grow for ever. What was raised before is told by

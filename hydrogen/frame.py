@@ -1,10 +1,12 @@
-"""Frames: how messages are told apart in a stream of bytes. Sans-I/O: bytes in, frames out; no fd is ever seen here.
+"""Frames: how messages are told apart in a stream of bytes. Sans-I/O: bytes in, frames out; no fd
+is ever seen here.
 
-A *builder* takes frames off the front of a buffer; it keeps no state between calls (the state is the buffer), so one
-instance serves all connections. Of the built-in builders (`BUILT_IN`) the compiled engine copies the fields, which are
-read-only therefore, and does the same work off the GIL (_c/framing.pxd), in the same order of checks: each as soon as
-its bytes are there, so that what is refused does not depend on how the bytes came in. tests/corpus holds the bytes on
-which the two must agree. A subclass of a built-in builder is a builder of the user's.
+A *builder* takes frames off the front of a buffer; it keeps no state between calls (the state is
+the buffer), so one instance serves all connections. Of the built-in builders (`BUILT_IN`) the
+compiled engine copies the fields, which are read-only therefore, and does the same work off the GIL
+(_c/framing.pxd), in the same order of checks: each as soon as its bytes are there, so that what is
+refused does not depend on how the bytes came in. tests/corpus holds the bytes on which the two must
+agree. A subclass of a built-in builder is a builder of the user's.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from typing import ClassVar, Literal, TypeGuard, cast
 from hydrogen.errors import ChecksumMismatch, FrameTooLarge, HandlerError, ProtocolError, described
 
 MAX_PAYLOAD = (1 << 63) - 1
-"""What no length may exceed, in any format: the most that fits a signed 64-bit size (and what RFC 6455 allows)."""
+"""What no length may exceed, in any format: the most that fits a signed 64-bit size (and what RFC
+6455 allows).
+"""
 
 MIB = 1 << 20
 
@@ -35,7 +39,9 @@ class Frame(abc.ABC):
         """The message that the frame carries."""
 
     def len_as_vec(self) -> int:
-        """Its size on the wire, `len(to_bytes())`; the name comes from simple-stream. Also `len(frame)`."""
+        """Its size on the wire, `len(to_bytes())`; the name comes from simple-stream. Also
+        `len(frame)`.
+        """
         return len(self.to_bytes())
 
     def __len__(self) -> int:
@@ -45,7 +51,8 @@ class Frame(abc.ABC):
 class FrameBuilder(abc.ABC):
     """Makes frames from bytes and from payloads. Stateless, and so safe to use from any thread."""
 
-    __slots__ = ("__weakref__",)  # a built-in builder has no __dict__; a subclass that says nothing has one
+    # a built-in builder has no __dict__; a subclass that says nothing has one
+    __slots__ = ("__weakref__",)
 
     @abc.abstractmethod
     def from_bytes(self, buf: bytearray) -> Frame | None:
@@ -64,11 +71,12 @@ class FrameBuilder(abc.ABC):
         """
 
 
-# ---------------------------------------------------------------------------------------------------- what engines and streams use
+# --------------------------------------------------------------------- what engines and streams use
 
 
 def builder_of(framing: object) -> FrameBuilder | None:
-    """The builder that `framing` means: None for none, a builder for itself, a builder's class for a new instance.
+    """The builder that `framing` means: None for none, a builder for itself, a builder's class for
+    a new instance.
 
     Raises:
         TypeError: it is none of these, or the class cannot be instantiated without arguments.
@@ -79,7 +87,10 @@ def builder_of(framing: object) -> FrameBuilder | None:
     if framing is None or isinstance(framing, FrameBuilder):
         return framing
     if not (isinstance(framing, type) and issubclass(framing, FrameBuilder)):
-        raise TypeError(f"framing: expected a FrameBuilder (class or instance) or None, not {described(framing)}")
+        raise TypeError(
+            "framing: expected a FrameBuilder (class or instance) or None, not "
+            f"{described(framing)}"
+        )
     try:
         return framing()
     except TypeError as error:
@@ -91,26 +102,32 @@ def encode(builder: FrameBuilder | None, data: bytes) -> bytes:
 
     Raises:
         FrameTooLarge, ValueError: the framing cannot carry it.
-        TypeError: a user's builder did not return a `Frame`, or that did not become bytes. What it raises itself passes through.
+        TypeError: a user's builder did not return a `Frame`, or that did not become bytes. What it
+            raises itself passes through.
     """
     if builder is None:
         return data
     frame = builder.frame(data)
     if not isinstance(frame, Frame):
-        raise TypeError(f"{type(builder).__name__}.frame() returned {described(frame, 60)}, not a Frame")
+        raise TypeError(
+            f"{type(builder).__name__}.frame() returned {described(frame, 60)}, not a Frame"
+        )
     wire = frame.to_bytes()
     if not isinstance(wire, bytes):
-        raise TypeError(f"{type(frame).__name__}.to_bytes() returned {described(wire, 60)}, not bytes")
+        raise TypeError(
+            f"{type(frame).__name__}.to_bytes() returned {described(wire, 60)}, not bytes"
+        )
     return wire if type(wire) is bytes else bytes(memoryview(wire))
 
 
 class FrameDecoder:
     """Bytes as they come in, frames as they are asked for. Owned by whoever owns the connection.
 
-    It is asked for one frame after the other, so that a bad one is met only after the good ones before it were delivered.
-    A builder takes each frame off the front of the buffer. That is not quadratic: a bytearray keeps an offset to its first
-    byte and moves the rest only when half of its memory is unused (measured: 1.3 us a frame, whether 100,000 or 800,000
-    are fed at once). Of a line that comes in pieces each byte is searched once: `_scanned`.
+    It is asked for one frame after the other, so that a bad one is met only after the good ones
+    before it were delivered. A builder takes each frame off the front of the buffer. That is not
+    quadratic: a bytearray keeps an offset to its first byte and moves the rest only when half of
+    its memory is unused (measured: 1.3 us a frame, whether 100,000 or 800,000 are fed at once). Of
+    a line that comes in pieces each byte is searched once: `_scanned`.
 
     The builder may be a user's, so what it does is checked; what it raises passes through.
     """
@@ -151,10 +168,13 @@ class FrameDecoder:
             return None
         builder = self.builder
         name = type(builder).__name__
-        if type(builder).from_bytes is LineFrameBuilder.from_bytes:  # it would search from the start each time
+        # it would search from the start each time
+        if type(builder).from_bytes is LineFrameBuilder.from_bytes:
             line_builder = cast(LineFrameBuilder, builder)
             frame: Frame | None = line_builder.take_line(self._buffer, self._scanned)
-            self._scanned = 0 if frame is not None else max(0, before - len(line_builder.delimiter) + 1)
+            self._scanned = (
+                0 if frame is not None else max(0, before - len(line_builder.delimiter) + 1)
+            )
         else:
             frame = builder.from_bytes(self._buffer)
         if len(self._buffer) > before:
@@ -162,9 +182,13 @@ class FrameDecoder:
         if frame is None:
             return None
         if not isinstance(frame, Frame):
-            raise HandlerError(f"{name}.from_bytes() returned {described(frame, 60)}, neither a Frame nor None")
+            raise HandlerError(
+                f"{name}.from_bytes() returned {described(frame, 60)}, neither a Frame nor None"
+            )
         if len(self._buffer) == before:  # it would be found for ever
-            raise HandlerError(f"{name}.from_bytes() returned a frame but took nothing off the buffer")
+            raise HandlerError(
+                f"{name}.from_bytes() returned a frame but took nothing off the buffer"
+            )
         return frame
 
     def next(self) -> bytes | None:
@@ -177,7 +201,9 @@ class FrameDecoder:
             return None
         payload = frame.payload()
         if not isinstance(payload, bytes):
-            raise HandlerError(f"{type(frame).__name__}.payload() returned {described(payload, 60)}, not bytes")
+            raise HandlerError(
+                f"{type(frame).__name__}.payload() returned {described(payload, 60)}, not bytes"
+            )
         return payload
 
     def is_partial(self) -> bool:
@@ -185,11 +211,13 @@ class FrameDecoder:
         return bool(self._buffer)
 
 
-# ---------------------------------------------------------------------------------------------------- what the formats share
+# --------------------------------------------------------------------------- what the formats share
 
 
 def _copied(payload: Payload) -> bytes:
-    """`payload` as bytes of its own. By way of a memoryview, since bytes(5) would be five zeros and not a TypeError."""
+    """`payload` as bytes of its own. By way of a memoryview, since bytes(5) would be five zeros and
+    not a TypeError.
+    """
     return payload if isinstance(payload, bytes) else bytes(memoryview(payload))
 
 
@@ -216,15 +244,20 @@ def _fitting(payload: Payload, max_size: int) -> bytes:
 
 
 def _declared(length: int, max_size: int) -> int:
-    """On receipt: the length that a header declares, which `max_size` must allow whatever of the payload is there."""
+    """On receipt: the length that a header declares, which `max_size` must allow whatever of the
+    payload is there.
+    """
     if length > max_size:
         raise FrameTooLarge(f"declared length {length} is over max_size {max_size}")
     return length
 
 
 def _take(buf: bytearray, begin: int, end: int, size: int) -> bytes:
-    """The payload at `begin` to `end` of a frame of `size` bytes, which is taken off the front of `buf`."""
-    payload = bytes(memoryview(buf)[begin:end])  # one copy; the view is gone before the buffer shrinks
+    """The payload at `begin` to `end` of a frame of `size` bytes, which is taken off the front of
+    `buf`.
+    """
+    # one copy; the view is gone before the buffer shrinks
+    payload = bytes(memoryview(buf)[begin:end])
     del buf[:size]
     return payload
 
@@ -248,7 +281,8 @@ class _PayloadFrame(Frame):
 class BuiltIn(FrameBuilder):
     """What the built-in builders share: their fields are what they were made of, and read-only.
 
-    An engine copies the fields: what is changed later would be so in one engine and not in the other.
+    An engine copies the fields: what is changed later would be so in one engine and not in the
+    other.
     """
 
     __slots__ = ()
@@ -267,7 +301,9 @@ class BuiltIn(FrameBuilder):
         super().__delattr__(name)
 
     def _refuse(self, name: str) -> None:
-        raise AttributeError(f"{type(self).__name__}.{name} is read-only: engines copy it; make another builder")
+        raise AttributeError(
+            f"{type(self).__name__}.{name} is read-only: engines copy it; make another builder"
+        )
 
     def __repr__(self) -> str:
         fields = ", ".join([f"{name}={getattr(self, name)!r}" for name in self._fields])
@@ -285,11 +321,13 @@ class _SizedBuilder(BuiltIn):
         self.max_size = _check_max_size(max_size, limit)
 
 
-# ---------------------------------------------------------------------------------------------------- no framing
+# --------------------------------------------------------------------------------------- no framing
 
 
 class ChunkFrame(_PayloadFrame):
-    """Data exactly as it was read: the frame of a stream without framing. Its bytes are its payload."""
+    """Data exactly as it was read: the frame of a stream without framing. Its bytes are its
+    payload.
+    """
 
     __slots__ = ()
 
@@ -316,7 +354,7 @@ class ChunkFrameBuilder(FrameBuilder):
         return ChunkFrame(payload)
 
 
-# ---------------------------------------------------------------------------------------------------- simple-stream's frame
+# ---------------------------------------------------------------------------- simple-stream's frame
 
 SIMPLE_START = 0x01
 SIMPLE_END = 0x17
@@ -352,7 +390,8 @@ class SimpleFrameBuilder(_SizedBuilder):
     """Builder of `SimpleFrame`.
 
     Args:
-        max_size: longest payload accepted and made, in bytes, 0 to 65,535 (the format's own limit, and the default).
+        max_size: longest payload accepted and made, in bytes, 0 to 65,535 (the format's own limit,
+            and the default).
     """
 
     __slots__ = ()
@@ -365,7 +404,8 @@ class SimpleFrameBuilder(_SizedBuilder):
 
         Raises:
             ProtocolError: a guard byte is wrong.
-            FrameTooLarge: the declared length exceeds `max_size`; raised at the header, before the payload is there.
+            FrameTooLarge: the declared length exceeds `max_size`; raised at the header, before the
+                payload is there.
         """
         if buf and buf[0] != SIMPLE_START:
             raise ProtocolError(f"a SimpleFrame begins with 0x01, not 0x{buf[0]:02x}")
@@ -383,7 +423,7 @@ class SimpleFrameBuilder(_SizedBuilder):
         return SimpleFrame(_fitting(payload, self.max_size))
 
 
-# ---------------------------------------------------------------------------------------------------- length, payload, checksum
+# ------------------------------------------------------------------------ length, payload, checksum
 
 CHECKSUM32_HEADER = 4
 CHECKSUM32_OVERHEAD = 8
@@ -392,7 +432,9 @@ CHECKSUM32_MAX_PAYLOAD = 0xFFFFFFFF // 0xFF
 
 
 class Checksum32Frame(_PayloadFrame):
-    """simple-stream's frame with a checksum: u32 big-endian length, payload, u32 big-endian sum of the payload's bytes."""
+    """simple-stream's frame with a checksum: u32 big-endian length, payload, u32 big-endian sum of
+    the payload's bytes.
+    """
 
     __slots__ = ()
 
@@ -407,7 +449,11 @@ class Checksum32Frame(_PayloadFrame):
 
     def to_bytes(self) -> bytes:
         """The frame as sent on the wire."""
-        return len(self._payload).to_bytes(4, "big") + self._payload + sum(self._payload).to_bytes(4, "big")
+        return (
+            len(self._payload).to_bytes(4, "big")
+            + self._payload
+            + sum(self._payload).to_bytes(4, "big")
+        )
 
     def len_as_vec(self) -> int:
         """The size of the payload plus eight bytes."""
@@ -418,7 +464,8 @@ class Checksum32FrameBuilder(_SizedBuilder):
     """Builder of `Checksum32Frame`.
 
     Args:
-        max_size: longest payload accepted and made, in bytes, 0 to 16,843,009 (the format's own limit); 1 MiB by default.
+        max_size: longest payload accepted and made, in bytes, 0 to 16,843,009 (the format's own
+            limit); 1 MiB by default.
     """
 
     __slots__ = ()
@@ -430,7 +477,8 @@ class Checksum32FrameBuilder(_SizedBuilder):
         """Take the first frame off `buf`; None while it is incomplete.
 
         Raises:
-            FrameTooLarge: the declared length exceeds `max_size`; raised at the header, before the payload is there.
+            FrameTooLarge: the declared length exceeds `max_size`; raised at the header, before the
+                payload is there.
             ChecksumMismatch: the frame is complete, but its checksum does not match its payload.
         """
         if len(buf) < CHECKSUM32_HEADER:
@@ -438,7 +486,10 @@ class Checksum32FrameBuilder(_SizedBuilder):
         end = CHECKSUM32_HEADER + _declared(int.from_bytes(buf[:4], "big"), self.max_size)
         if len(buf) < end + 4:
             return None
-        computed, found = sum(memoryview(buf)[CHECKSUM32_HEADER:end]), int.from_bytes(buf[end : end + 4], "big")
+        computed, found = (
+            sum(memoryview(buf)[CHECKSUM32_HEADER:end]),
+            int.from_bytes(buf[end : end + 4], "big"),
+        )
         if computed != found:
             raise ChecksumMismatch(f"the checksum of the payload is {computed}, not {found}")
         return Checksum32Frame(_take(buf, CHECKSUM32_HEADER, end, end + 4))
@@ -448,13 +499,15 @@ class Checksum32FrameBuilder(_SizedBuilder):
         return Checksum32Frame(_fitting(payload, self.max_size))
 
 
-# ---------------------------------------------------------------------------------------------------- length, payload
+# ---------------------------------------------------------------------------------- length, payload
 
 LENGTH_WIDTHS = (1, 2, 4, 8)
 
 
 def _length_limit(width: int, byteorder: ByteOrder) -> int:
-    """The longest payload that a length of `width` bytes can declare, and the check of both fields."""
+    """The longest payload that a length of `width` bytes can declare, and the check of both
+    fields.
+    """
     if not isinstance(width, int) or isinstance(width, bool):
         raise TypeError(f"width: expected an int, not {described(width)}")
     if width not in LENGTH_WIDTHS:
@@ -478,7 +531,9 @@ class LengthFrame(_PayloadFrame):
             byteorder: byte order of the length: "big" or "little".
         """
         super().__init__(payload)
-        _check_length(len(self._payload), _length_limit(width, byteorder), f"LengthFrame of width {width}")
+        _check_length(
+            len(self._payload), _length_limit(width, byteorder), f"LengthFrame of width {width}"
+        )
         self.width = width
         self.byteorder = byteorder
 
@@ -500,15 +555,17 @@ class LengthFrameBuilder(BuiltIn):
     Args:
         width: size of the length in bytes: 1, 2, 4 or 8.
         byteorder: byte order of the length: "big" or "little".
-        max_size: longest payload accepted and made, in bytes, 0 to what the width can declare (2^63-1 with 8 bytes); None: that, but at
-            most 1 MiB.
+        max_size: longest payload accepted and made, in bytes, 0 to what the width can declare
+            (2^63-1 with 8 bytes); None: that, but at most 1 MiB.
     """
 
     __slots__ = ("byteorder", "max_size", "width")
 
     _fields = ("width", "byteorder", "max_size")
 
-    def __init__(self, width: int = 4, byteorder: ByteOrder = "big", max_size: int | None = None) -> None:
+    def __init__(
+        self, width: int = 4, byteorder: ByteOrder = "big", max_size: int | None = None
+    ) -> None:
         limit = _length_limit(width, byteorder)
         self.width = width
         self.byteorder = byteorder
@@ -518,11 +575,14 @@ class LengthFrameBuilder(BuiltIn):
         """Take the first frame off `buf`; None while it is incomplete.
 
         Raises:
-            FrameTooLarge: the declared length exceeds `max_size`; raised at the header, before the payload is there.
+            FrameTooLarge: the declared length exceeds `max_size`; raised at the header, before the
+                payload is there.
         """
         if len(buf) < self.width:
             return None
-        end = self.width + _declared(int.from_bytes(buf[: self.width], self.byteorder), self.max_size)
+        end = self.width + _declared(
+            int.from_bytes(buf[: self.width], self.byteorder), self.max_size
+        )
         if len(buf) < end:
             return None
         return LengthFrame(_take(buf, self.width, end, end), self.width, self.byteorder)
@@ -532,11 +592,14 @@ class LengthFrameBuilder(BuiltIn):
         return LengthFrame(_fitting(payload, self.max_size), self.width, self.byteorder)
 
 
-# ---------------------------------------------------------------------------------------------------- lines
+# -------------------------------------------------------------------------------------------- lines
 
 DELIMITER_MOST = 64
 LINE_END = b"\n"
-UNFIT = "the payload contains the delimiter, which is added when it is sent, or ends with the beginning of one"
+UNFIT = (
+    "the payload contains the delimiter, which is added when it is sent, or ends with the "
+    "beginning of one"
+)
 """Why a line cannot carry a payload; both engines say so."""
 
 
@@ -544,14 +607,17 @@ def _check_delimiter(delimiter: bytes) -> bytes:
     if not isinstance(delimiter, bytes):
         raise TypeError(f"delimiter: expected bytes, not {described(delimiter)}")
     if not 1 <= len(delimiter) <= DELIMITER_MOST:
-        raise ValueError(f"delimiter: must be 1 to {DELIMITER_MOST} bytes long, not {len(delimiter)}")
+        raise ValueError(
+            f"delimiter: must be 1 to {DELIMITER_MOST} bytes long, not {len(delimiter)}"
+        )
     return delimiter
 
 
 class LineFrame(_PayloadFrame):
     """A line: payload, delimiter.
 
-    A payload may end with `\\r`; a receiver that also accepts `\\r\\n` as the end of a line drops that byte.
+    A payload may end with `\\r`; a receiver that also accepts `\\r\\n` as the end of a line drops
+    that byte.
     """
 
     __slots__ = ("delimiter",)
@@ -560,7 +626,8 @@ class LineFrame(_PayloadFrame):
         """Make the line that carries a payload.
 
         Args:
-            payload: `ValueError` if it contains the delimiter, or if its last bytes would form one with the delimiter.
+            payload: `ValueError` if it contains the delimiter, or if its last bytes would form one
+                with the delimiter.
             delimiter: 1 to 64 bytes.
         """
         super().__init__(payload)
@@ -588,8 +655,9 @@ class LineFrameBuilder(BuiltIn):
     """Builder of `LineFrame`.
 
     Args:
-        delimiter: what ends a line, 1 to 64 bytes. With the default, one `\\r` before it is dropped on receipt (so such a line is a byte
-            shorter than what it took off the buffer); only `\\n` is sent.
+        delimiter: what ends a line, 1 to 64 bytes. With the default, one `\\r` before it is dropped
+            on receipt (so such a line is a byte shorter than what it took off the buffer); only
+            `\\n` is sent.
         max_size: longest payload accepted and made, in bytes, 0 to 2^63-1.
     """
 
@@ -610,7 +678,9 @@ class LineFrameBuilder(BuiltIn):
         return self.take_line(buf, 0)
 
     def take_line(self, buf: bytearray, scanned: int) -> LineFrame | None:
-        """As `from_bytes`, of a `buf` in whose first `scanned` bytes no delimiter begins. For `FrameDecoder`."""
+        """As `from_bytes`, of a `buf` in whose first `scanned` bytes no delimiter begins. For
+        `FrameDecoder`.
+        """
         # Where the delimiter of the longest line ends; one that comes later is not looked for.
         most = self.max_size + (self.delimiter == LINE_END) + len(self.delimiter)
         end = buf.find(self.delimiter, scanned, most)
@@ -630,12 +700,13 @@ class LineFrameBuilder(BuiltIn):
 
         Raises:
             FrameTooLarge: it is longer than `max_size`.
-            ValueError: it contains the delimiter, or its last bytes would form one with the delimiter.
+            ValueError: it contains the delimiter, or its last bytes would form one with the
+                delimiter.
         """
         return LineFrame(_fitting(payload, self.max_size), self.delimiter)
 
 
-# ---------------------------------------------------------------------------------------------------- WebSocket
+# ---------------------------------------------------------------------------------------- WebSocket
 
 WEBSOCKET_OPCODES = (0x0, 0x1, 0x2, 0x8, 0x9, 0xA)
 """Continuation, text, binary; close, ping, pong. The others are reserved (RFC 6455 section 5.2)."""
@@ -646,7 +717,9 @@ WEBSOCKET_CONTROL_MOST = 125
 
 
 def _masked(payload: bytes, mask: bytes) -> bytes:
-    """Each byte XORed with the mask's in turn (section 5.3); as two long numbers, since a loop in Python takes 50 times as long."""
+    """Each byte XORed with the mask's in turn (section 5.3); as two long numbers, since a loop in
+    Python takes 50 times as long.
+    """
     n = len(payload)
     key = (mask * (n // 4 + 1))[:n]
     return (int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")).to_bytes(n, "little")
@@ -659,14 +732,17 @@ class WebSocketFrame(_PayloadFrame):
 
     __slots__ = ("fin", "mask", "opcode")
 
-    def __init__(self, payload: Payload, opcode: int, fin: bool = True, mask: bytes | None = None) -> None:
+    def __init__(
+        self, payload: Payload, opcode: int, fin: bool = True, mask: bytes | None = None
+    ) -> None:
         """Make the frame that carries a payload.
 
         Args:
             payload: at most 125 bytes in a control frame (an opcode from 8 up).
             opcode: 0 continuation, 1 text, 2 binary, 8 close, 9 ping, 10 pong.
             fin: whether it is the last frame of its message; always True for a control frame.
-            mask: 4 bytes, which a client must choose at random for each frame; None: unmasked, as required of a server.
+            mask: 4 bytes, which a client must choose at random for each frame; None: unmasked, as
+                required of a server.
 
         Raises:
             ValueError: what the RFC does not allow.
@@ -674,8 +750,13 @@ class WebSocketFrame(_PayloadFrame):
         super().__init__(payload)
         if opcode not in WEBSOCKET_OPCODES:
             raise ValueError(f"opcode: must be one of {WEBSOCKET_OPCODES}, not {described(opcode)}")
-        if opcode & WEBSOCKET_CONTROL and not (fin and len(self._payload) <= WEBSOCKET_CONTROL_MOST):
-            raise ValueError(f"a control frame must not be fragmented, and carries at most {WEBSOCKET_CONTROL_MOST} bytes")
+        if opcode & WEBSOCKET_CONTROL and not (
+            fin and len(self._payload) <= WEBSOCKET_CONTROL_MOST
+        ):
+            raise ValueError(
+                "a control frame must not be fragmented, and carries at most "
+                f"{WEBSOCKET_CONTROL_MOST} bytes"
+            )
         if mask is not None and not (isinstance(mask, bytes) and len(mask) == 4):
             raise ValueError(f"mask: must be 4 bytes or None, not {described(mask)}")
         self.opcode = opcode
@@ -685,8 +766,19 @@ class WebSocketFrame(_PayloadFrame):
     def to_bytes(self) -> bytes:
         """The frame as sent on the wire."""
         n = len(self._payload)
-        code, extended = (n, b"") if n < 126 else (126, n.to_bytes(2, "big")) if n <= 0xFFFF else (127, n.to_bytes(8, "big"))
-        header = bytes([self.opcode | (0x80 if self.fin else 0), code | (0 if self.mask is None else 0x80)]) + extended
+        code, extended = (
+            (n, b"")
+            if n < 126
+            else (126, n.to_bytes(2, "big"))
+            if n <= 0xFFFF
+            else (127, n.to_bytes(8, "big"))
+        )
+        header = (
+            bytes(
+                [self.opcode | (0x80 if self.fin else 0), code | (0 if self.mask is None else 0x80)]
+            )
+            + extended
+        )
         if self.mask is None:
             return header + self._payload
         return header + self.mask + _masked(self._payload, self.mask)
@@ -701,16 +793,20 @@ class WebSocketFrame(_PayloadFrame):
         return n + (2 if n < 126 else 4 if n <= 0xFFFF else 10) + (0 if self.mask is None else 4)
 
     def __repr__(self) -> str:
-        return f"WebSocketFrame({self._payload!r}, {self.opcode}, fin={self.fin}, mask={self.mask!r})"
+        return (
+            f"WebSocketFrame({self._payload!r}, {self.opcode}, fin={self.fin}, mask={self.mask!r})"
+        )
 
 
 class WebSocketFrameBuilder(_SizedBuilder):
-    """Builder of `WebSocketFrame`: only frames, without opening handshake or reassembly of fragmented messages.
+    """Builder of `WebSocketFrame`: only frames, without opening handshake or reassembly of
+    fragmented messages.
 
     Both masked and unmasked frames are accepted, on either side.
 
     Args:
-        max_size: longest payload of one frame accepted and made, in bytes, 0 to 2^63-1 (the format's own limit); 1 MiB by default.
+        max_size: longest payload of one frame accepted and made, in bytes, 0 to 2^63-1 (the
+            format's own limit); 1 MiB by default.
     """
 
     __slots__ = ()
@@ -722,14 +818,18 @@ class WebSocketFrameBuilder(_SizedBuilder):
         """Take the first frame off `buf`; None while it is incomplete.
 
         Raises:
-            ProtocolError: a reserved bit or opcode, a control frame that is too long or fragmented, a length not in its shortest form.
-            FrameTooLarge: the declared length exceeds `max_size`; raised at the length, before the rest is there.
+            ProtocolError: a reserved bit or opcode, a control frame that is too long or fragmented,
+                a length not in its shortest form.
+            FrameTooLarge: the declared length exceeds `max_size`; raised at the length, before the
+                rest is there.
         """
         if not buf:
             return None
         opcode, fin = buf[0] & 0x0F, bool(buf[0] & 0x80)
         if buf[0] & 0x70:
-            raise ProtocolError(f"a reserved bit is set, but no extension was negotiated: 0x{buf[0]:02x}")
+            raise ProtocolError(
+                f"a reserved bit is set, but no extension was negotiated: 0x{buf[0]:02x}"
+            )
         if opcode not in WEBSOCKET_OPCODES:
             raise ProtocolError(f"opcode {opcode} is reserved")
         if opcode & WEBSOCKET_CONTROL and not fin:
@@ -739,28 +839,36 @@ class WebSocketFrameBuilder(_SizedBuilder):
         length, mask_size = buf[1] & 0x7F, 4 if buf[1] & 0x80 else 0
         at = 2
         if opcode & WEBSOCKET_CONTROL and length > WEBSOCKET_CONTROL_MOST:
-            raise ProtocolError(f"a control frame (opcode {opcode}) carries at most {WEBSOCKET_CONTROL_MOST} bytes")
+            raise ProtocolError(
+                f"a control frame (opcode {opcode}) carries at most {WEBSOCKET_CONTROL_MOST} bytes"
+            )
         if length > 125:
             at, least = (4, 126) if length == 126 else (10, 0x10000)
             if len(buf) < at:
                 return None
             length = int.from_bytes(buf[2:at], "big")
             if length < least:
-                raise ProtocolError(f"length {length} in {at - 2} bytes: the shortest form must be used")
+                raise ProtocolError(
+                    f"length {length} in {at - 2} bytes: the shortest form must be used"
+                )
         begin = at + mask_size
         end = begin + _declared(length, self.max_size)
         if len(buf) < end:
             return None
         mask = bytes(buf[at:begin]) or None
         payload = _take(buf, begin, end, end)
-        return WebSocketFrame(payload if mask is None else _masked(payload, mask), opcode, fin, mask)
+        return WebSocketFrame(
+            payload if mask is None else _masked(payload, mask), opcode, fin, mask
+        )
 
     def frame(self, payload: Payload) -> WebSocketFrame:
-        """An unmasked binary frame that carries all of `payload`; `FrameTooLarge` if it is longer than `max_size`."""
+        """An unmasked binary frame that carries all of `payload`; `FrameTooLarge` if it is longer
+        than `max_size`.
+        """
         return WebSocketFrame(_fitting(payload, self.max_size), WEBSOCKET_BINARY)
 
 
-# ---------------------------------------------------------------------------------------------------- all of them
+# -------------------------------------------------------------------------------------- all of them
 
 BUILT_IN: dict[str, type[BuiltIn]] = {
     "simple": SimpleFrameBuilder,

@@ -1,4 +1,6 @@
-"""`Handler`: the callbacks that a user writes, what each may rely on, and how they are checked before a server starts."""
+"""`Handler`: the callbacks that a user writes, what each may rely on, and how they are checked
+before a server starts.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,9 @@ class Handler:
     run one at a time and in order. Keep the state of a connection in `socket.user_data`, and
     objects bound to a thread, such as those of sqlite3, in `threading.local`.
 
-    A callback may block: it delays only its own connection. It may raise: the exception is logged with
-    its traceback, and that connection is removed with a `HandlerError` whose `__cause__` is the
-    exception (exceptions from `on_disconnected` and `on_connection_removed` are only logged).
+    A callback may block: it delays only its own connection. It may raise: the exception is logged
+    with its traceback, and that connection is removed with a `HandlerError` whose `__cause__` is
+    the exception (exceptions from `on_disconnected` and `on_connection_removed` are only logged).
 
     Attributes:
         server: set before the first callback.
@@ -50,7 +52,9 @@ class Handler:
         """The connection is ready for use: send a greeting, set `user_data`."""
 
     def on_data_received(self, socket: HydrogenSocket, data: bytes) -> None:
-        """One complete message or, without framing, one chunk as read. You must override this one."""
+        """One complete message or, without framing, one chunk as read. You must override this
+        one.
+        """
 
     def on_eof(self, socket: HydrogenSocket) -> None:
         """The peer will send no more.
@@ -78,7 +82,9 @@ class Handler:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """The bound methods of a handler, None for each that is not overridden, so that an engine can do without Python."""
+    """The bound methods of a handler, None for each that is not overridden, so that an engine can
+    do without Python.
+    """
 
     on_data_received: Callable[[HydrogenSocket, bytes], None]
     on_new_connection: Callable[[int], Stream | None] | None
@@ -98,8 +104,8 @@ def callbacks_of(handler: Handler) -> Callbacks:
     """The callbacks that `handler` overrides.
 
     Raises:
-        TypeError: a class instead of an instance, something that is no `Handler`, a missing `on_data_received`, an `async def` callback, or
-            an `on_...` name that does not exist.
+        TypeError: a class instead of an instance, something that is no `Handler`, a missing
+            `on_data_received`, an `async def` callback, or an `on_...` name that does not exist.
     """
     if isinstance(handler, type):
         raise TypeError(f"handler: expected an instance, not the class {handler.__name__}")
@@ -111,11 +117,19 @@ def callbacks_of(handler: Handler) -> Callbacks:
             continue
         method = getattr(handler, name)
         if name not in known:
-            raise TypeError(f"handler: {type(handler).__name__}.{name} is not a callback; the callbacks are {', '.join(sorted(known))}")
+            raise TypeError(
+                f"handler: {type(handler).__name__}.{name} is not a callback; the callbacks are "
+                f"{', '.join(sorted(known))}"
+            )
         if not callable(method):
             raise TypeError(f"handler: {type(handler).__name__}.{name} is not callable")
         if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
-            raise TypeError(f"handler: {type(handler).__name__}.{name} is `async def`; callbacks are ordinary functions that may block")
+            raise TypeError(
+                f"handler: {type(handler).__name__}.{name} is `async def`; callbacks are ordinary "
+                "functions that may block"
+            )
     if _overridden(handler, "on_data_received") is None:
         raise TypeError(f"handler: {type(handler).__name__} has no on_data_received")
-    return Callbacks(**{field.name: _overridden(handler, field.name) for field in fields(Callbacks)})
+    return Callbacks(
+        **{field.name: _overridden(handler, field.name) for field in fields(Callbacks)}
+    )

@@ -41,15 +41,17 @@ ABORT_LOOK = 0.05
 """Seconds between two looks of a stop whether an abort was asked for meanwhile."""
 
 STOP_GRACE = 1.0
-"""Seconds that a stop has when no connection is left, or the rest was reset: one deadline for all that is waited for then. Each may be
-kept by code of the user's: a handler, a log handler in whatever thread, a `__del__`."""
+"""Seconds that a stop has when no connection is left, or the rest was reset: one deadline for all
+that is waited for then. Each may be kept by code of the user's: a handler, a log handler in
+whatever thread, a `__del__`."""
 
 LOG_GRACE = 0.2
 """Seconds of these that are kept for the line which says that the server has stopped."""
 
 SIGNAL_LOOK = 0.5
 """Seconds after which the main thread stops waiting for a moment. A signal that arrives in another
-thread, or just before this one sleeps, does not wake it, and its handler runs only when it is awake."""
+thread, or just before this one sleeps, does not wake it, and its handler runs only when it is
+awake."""
 
 FORKED = "the process forked while the server was starting: the server belongs to the parent"
 
@@ -60,8 +62,8 @@ UNCOUNTED = Stats()
 """What stands for the counters that an engine could not give."""
 
 SHORT_OF_MEMORY = (MemoryError, RuntimeError, SystemError)
-"""What comes where there is none: a lock that cannot be allocated is a RuntimeError, an exception that
-CPython loses, for want of a frame object, a SystemError."""
+"""What comes where there is none: a lock that cannot be allocated is a RuntimeError, an exception
+that CPython loses, for want of a frame object, a SystemError."""
 
 TRIES = 50
 """How often a step is tried for which there is no memory."""
@@ -97,8 +99,10 @@ class Latch:
                 waiting = self._waiting[0]
                 if waiting.locked():
                     waiting.release()
-                self._waiting.remove(waiting)  # last: after an interrupt before it, who sets again finds it here
-            except (IndexError, RuntimeError, ValueError):  # somebody else sets it, too, or it has left
+                # last: after an interrupt before it, who sets again finds it here
+                self._waiting.remove(waiting)
+            except (IndexError, RuntimeError, ValueError):
+                # somebody else sets it, too, or it has left
                 continue
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -133,9 +137,9 @@ class Latch:
 class Steps:
     """What is to be done in turn, all of it, whatever comes out of one of them.
 
-    A step that fails for want of memory is tried again, `TRIES` times at most, so it must bear that.
-    What else comes out of one is logged, and the next one has its turn. The list is made beforehand,
-    and running it takes no memory of its own.
+    A step that fails for want of memory is tried again, `TRIES` times at most, so it must bear
+    that. What else comes out of one is logged, and the next one has its turn. The list is made
+    beforehand, and running it takes no memory of its own.
     """
 
     def __init__(self, log: RateLimitedLog, *steps: Callable[[], object]) -> None:
@@ -162,7 +166,12 @@ class Steps:
                 return
             self._next += 1
             self._tries = TRIES
-            self._log.say(logging.ERROR, "lifecycle", "a step of starting or stopping the server failed", error=error)
+            self._log.say(
+                logging.ERROR,
+                "lifecycle",
+                "a step of starting or stopping the server failed",
+                error=error,
+            )
         else:
             self._next += 1
             self._tries = TRIES
@@ -178,7 +187,8 @@ class Life:
         stopping: a stop was asked for.
         ended: set when the start has failed, or the stop is over and `report` stands.
         told: set when that is logged, too.
-        deadline: when the stop is over at the latest, the line in the log included; known when what was left was reset.
+        deadline: when the stop is over at the latest, the line in the log included; known when what
+            was left was reset.
         report: of the stop.
         error: why the start failed.
     """
@@ -276,7 +286,9 @@ class Life:
                 time.sleep(SHORTAGE)
 
     def ask(self, timeout: float | None, spread: float = 0.0) -> None:
-        """Ask for a stop, by the terms of who asks first. `timeout` None: reset everything at once."""
+        """Ask for a stop, by the terms of who asks first. `timeout` None: reset everything at
+        once.
+        """
         self.stopping = True
         if not self.ended.is_set():
             self._terms.append((timeout, spread))
@@ -288,7 +300,9 @@ class Life:
         self.ask(None)
 
     def is_waited_for(self) -> bool:
-        """Whether the stop may wait for the calling thread, which must not wait for the stop then."""
+        """Whether the stop may wait for the calling thread, which must not wait for the stop
+        then.
+        """
         engine, watchdog, me = self.engine, self._watchdog, threading.get_ident()
         return (
             (engine is not None and engine.in_worker())
@@ -312,8 +326,8 @@ class Life:
         return 0 if self._watchdog is None else self._watchdog.slow
 
     def forked(self) -> None:
-        """In the child after fork(2), without the threads: give back the fds, and let everybody go on
-        who waits. Takes no lock: a thread that exists in the parent only may hold it."""
+        """In the child after fork(2), without the threads: give back the fds, and let everybody go
+        on who waits. Takes no lock: a thread that exists in the parent only may hold it."""
         self._forked = self.stopping = True
         self._claim()  # should it go on to start the thread
         self.started.set()
@@ -357,7 +371,9 @@ class Life:
         """
         self._launcher = threading.get_ident()
         try:
-            self._thread = threading.Thread(target=self._run, name="hydrogen-lifecycle", daemon=True)
+            self._thread = threading.Thread(
+                target=self._run, name="hydrogen-lifecycle", daemon=True
+            )
             self._thread.start()
         except BaseException as error:
             if self._claim():  # the thread may run in spite of it
@@ -377,7 +393,9 @@ class Life:
         self._stop.run()
 
     def _fail(self, error: BaseException) -> None:
-        """Back to where it was. An engine that did not start has released itself, as far as it had memory for that."""
+        """Back to where it was. An engine that did not start has released itself, as far as it had
+        memory for that.
+        """
         self.error = error
         self._undo.run()
 
@@ -390,8 +408,9 @@ class Life:
 
     def _take_terms(self, error: BaseException | None) -> None:
         while True:
-            # Libraries that raise in other threads (PyThreadState_SetAsyncExc) do not end a server, nor keep it from ending:
-            # what comes as `get` returns takes with it what that has returned, and nothing else.
+            # Libraries that raise in other threads (PyThreadState_SetAsyncExc) do not end a server,
+            # nor keep it from ending: what comes as `get` returns takes with it what that has
+            # returned, and nothing else.
             try:
                 if error is not None and issubclass(type(error), SHORT_OF_MEMORY):
                     time.sleep(SHORTAGE)
@@ -451,7 +470,9 @@ class Life:
             self._listeners.undo()
 
     def _count_admitted(self) -> None:
-        """How many were there when nothing more was accepted, or have ended since the stop began."""
+        """How many were there when nothing more was accepted, or have ended since the stop
+        began.
+        """
         if self.engine is not None:
             admitted = _admitted(self.engine.stats()) - _admitted(self._before)
             self._there = self._before.connections + admitted
@@ -465,7 +486,9 @@ class Life:
             self._is_drained = self._drains(engine, self._began + timeout)
 
     def _abort(self) -> None:
-        """What is left then. Should memory fail in the midst of it, those that were reset before count as closed."""
+        """What is left then. Should memory fail in the midst of it, those that were reset before
+        count as closed.
+        """
         engine = self.engine if self._serves and not self._is_drained else None
         if engine is not None:
             self._unsent = self._unsent or engine.unsent()
@@ -501,7 +524,9 @@ class Life:
             # A connection that was accepted while the counters were read may be in none of them.
             closed = max(0, self._there - aborted - self._abandoned)
             seconds = time.monotonic() - self._began
-            self.report = StopReport(closed, aborted, self._abandoned, self._unsent, refused, seconds)
+            self.report = StopReport(
+                closed, aborted, self._abandoned, self._unsent, refused, seconds
+            )
 
     def _tell(self) -> None:
         if not self._cancelled and self.error is None:
@@ -519,7 +544,9 @@ class Life:
                 engine.end(socket)
 
     def _drains(self, engine: backend.Engine, deadline: float) -> bool:
-        """Wait until no connection is left; False at the deadline, or when an abort is asked for."""
+        """Wait until no connection is left; False at the deadline, or when an abort is asked
+        for.
+        """
         while not engine.wait_drained(max(0.0, min(ABORT_LOOK, deadline - time.monotonic()))):
             if self._abort_asked.is_set() or time.monotonic() >= deadline:
                 return False

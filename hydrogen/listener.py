@@ -1,4 +1,5 @@
-"""The listening sockets: made from a `Config`, or inherited from systemd, and given back when the server stops.
+"""The listening sockets: made from a `Config`, or inherited from systemd, and given back when the
+server stops.
 
 What fails here leaves nothing behind: no fd open that was opened here, no path that was made here.
 """
@@ -17,10 +18,14 @@ from hydrogen.config import Config
 from hydrogen.errors import described
 
 PORT_TRIES = 16
-"""How often the kernel is asked for a port that is free on all addresses. One try is nearly always enough: it picks among some 28,000."""
+"""How often the kernel is asked for a port that is free on all addresses. One try is nearly always
+enough: it picks among some 28,000.
+"""
 
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-"""bind(2) and socket(2) where the machine does not have the address, or no such family: so it is with ::1 in /etc/hosts and IPv6 off."""
+"""bind(2) and socket(2) where the machine does not have the address, or no such family: so it is
+with ::1 in /etc/hosts and IPv6 off.
+"""
 
 FIRST_FD = 3
 """SD_LISTEN_FDS_START of sd_listen_fds(3)."""
@@ -29,22 +34,26 @@ FIRST_FD = 3
 class Listeners:
     """The listening sockets of one server, and what they must take away with them.
 
-    IPv6 sockets have IPV6_V6ONLY set (ipv6(7)), whatever net.ipv6.bindv6only says: "::" is IPv6 only, and ("0.0.0.0", "::") can share a
-    port. So an IPv4-mapped address ("::ffff:127.0.0.1") cannot be bound; write the IPv4 address.
+    IPv6 sockets have IPV6_V6ONLY set (ipv6(7)), whatever net.ipv6.bindv6only says: "::" is IPv6
+    only, and ("0.0.0.0", "::") can share a port. So an IPv4-mapped address ("::ffff:127.0.0.1")
+    cannot be bound; write the IPv4 address.
 
     Attributes:
-        sockets: listening and non-blocking, in the order of `addr` or `sock`; of a name in the order of getaddrinfo(3).
+        sockets: listening and non-blocking, in the order of `addr` or `sock`; of a name in the
+            order of getaddrinfo(3).
         addresses: what `getsockname` gives for each: a tuple, or the path.
     """
 
     def __init__(self, config: Config) -> None:
         """Bind all.
 
-        Of a name, addresses that the machine does not have are left out as long as one remains. With port 0 all get the port that the
-        kernel chose for the first; when another one finds it taken, that is done again, `PORT_TRIES` times at most.
+        Of a name, addresses that the machine does not have are left out as long as one remains.
+        With port 0 all get the port that the kernel chose for the first; when another one finds it
+        taken, that is done again, `PORT_TRIES` times at most.
 
         Raises:
-            OSError: an address is in use, is not ours or cannot be resolved, or `path` exists and is not a stale socket; names the address.
+            OSError: an address is in use, is not ours or cannot be resolved, or `path` exists and
+                is not a stale socket; names the address.
         """
         self.sockets: list[socket.socket] = []
         self.addresses: list[Any] = []
@@ -83,10 +92,16 @@ class Listeners:
                 on_created(sock.fileno())
             for sock in self.sockets:
                 with _naming(_where(sock)):
-                    sock.listen(config.backlog)  # of one that listens already, as systemd's do, it only sets the backlog: listen(2)
+                    # of one that listens already, as systemd's do, it only sets the backlog:
+                    # listen(2)
+                    sock.listen(config.backlog)
             if self._file is not None and not self._file.is_ours():
-                # Until listen(2) the file looks stale, and another server may have replaced it. From here on it looks alive.
-                raise OSError(errno.EADDRINUSE, f"cannot listen on {config.path}: another server has just taken it")
+                # Until listen(2) the file looks stale, and another server may have replaced it.
+                # From here on it looks alive.
+                raise OSError(
+                    errno.EADDRINUSE,
+                    f"cannot listen on {config.path}: another server has just taken it",
+                )
             for sock in self.sockets:
                 sock.setblocking(False)
                 self.addresses.append(sock.getsockname())
@@ -95,14 +110,20 @@ class Listeners:
             raise
 
     def close(self) -> None:
-        """Close the sockets, given ones as well; remove the path if it is still the socket that was bound here."""
+        """Close the sockets, given ones as well; remove the path if it is still the socket that was
+        bound here.
+        """
         if self._file is not None:
-            self._file.remove()  # while the socket listens: nobody takes the file for stale, and its inode number is not used again
+            # while the socket listens: nobody takes the file for stale, and its inode number is not
+            # used again
+            self._file.remove()
         for sock in self.sockets:
             sock.close()
 
     def undo(self) -> None:
-        """Close as after a start that failed: sockets that were given stay open, they are the caller's again."""
+        """Close as after a start that failed: sockets that were given stay open, they are the
+        caller's again.
+        """
         if not self._given:
             self.close()
 
@@ -131,7 +152,9 @@ def _is_internet(sock: socket.socket) -> bool:
 
 
 def _set_inherited_options(sock: socket.socket, config: Config) -> None:
-    """Set `nodelay` and `keepalive` on the listener: Linux clones it for each connection, so accepting one costs no setsockopt(2)."""
+    """Set `nodelay` and `keepalive` on the listener: Linux clones it for each connection, so
+    accepting one costs no setsockopt(2).
+    """
     if not _is_internet(sock):
         return
     if config.nodelay:
@@ -144,7 +167,7 @@ def _set_inherited_options(sock: socket.socket, config: Config) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
 
 
-# ------------------------------------------------------------------------------------------------------------------- TCP
+# ---------------------------------------------------------------------------------------------- TCP
 
 
 class _Addresses(NamedTuple):
@@ -158,7 +181,13 @@ class _Addresses(NamedTuple):
 
 def _resolved(addr: str, port: int) -> _Addresses:
     def look_up(flags: int) -> list[tuple[int, Any]]:
-        found = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE | flags)
+        found = socket.getaddrinfo(
+            addr,
+            port,
+            type=socket.SOCK_STREAM,
+            proto=socket.IPPROTO_TCP,
+            flags=socket.AI_PASSIVE | flags,
+        )
         return [(family, address) for family, _, _, _, address in found]
 
     with _naming(f"{addr} port {port}"):
@@ -193,7 +222,9 @@ def _bound_to(wanted: list[_Addresses], config: Config) -> list[socket.socket]:
                 where = address[0] if address[0] == addr else f"{addr} ({address[0]})"
                 try:
                     with _naming(f"{where} port {port}"):
-                        bound[key] = _bound_at(family, (address[0], port, *address[2:]), config.reuse_port)
+                        bound[key] = _bound_at(
+                            family, (address[0], port, *address[2:]), config.reuse_port
+                        )
                 except OSError as error:
                     if not is_name or error.errno not in _ABSENT:
                         raise
@@ -212,7 +243,8 @@ def _bound_to(wanted: list[_Addresses], config: Config) -> list[socket.socket]:
 def _bound_at(family: int, address: Any, reuse_port: bool) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        # Also with port 0: a connection that waits in TIME_WAIT hands the option down, and the next server may be told this very port.
+        # Also with port 0: a connection that waits in TIME_WAIT hands the option down, and the next
+        # server may be told this very port.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -225,26 +257,31 @@ def _bound_at(family: int, address: Any, reuse_port: bool) -> socket.socket:
     return sock
 
 
-# ---------------------------------------------------------------------------------------------------------- Unix sockets
+# ------------------------------------------------------------------------------------- Unix sockets
 #
-# A file in the way is replaced if it is a socket that refuses connections. So do those of servers that have died, and those that are bound
-# and do not listen yet: a server that starts is not safe from another one with the same path. What is meant to hold is that of two which
-# start at once one goes on at most, and the other fails with EADDRINUSE:
+# A file in the way is replaced if it is a socket that refuses connections. So do those of servers
+# that have died, and those that are bound and do not listen yet: a server that starts is not safe
+# from another one with the same path. What is meant to hold is that of two which start at once one
+# goes on at most, and the other fails with EADDRINUSE:
 #
-# - Who replaces moves the file aside, which only one can, and asks it again where it is. If it listens by now it gets its name back, and
-#   who replaces fails. Else it was not alive before it was moved, and
+# - Who replaces moves the file aside, which only one can, and asks it again where it is. If it
+#   listens by now it gets its name back, and who replaces fails. Else it was not alive before it
+#   was moved, and
 # - who starts looks, once it listens, whether the path is still its own, and fails if not.
 #
-# Debts: who is replaced between its bind(2) and the lstat(2) that follows takes the other's file for its own, and serves nobody (an
-# unprivileged process cannot simply ask a socket for its file). It takes two processes released at the same moment on a stale file, and one
-# preempted right there: seen 19 times in 4,000 such starts on two cores. And a third one that binds, listens and looks in the very moment
-# when the file is aside loses its name to the one that gets it back.
+# Debts: who is replaced between its bind(2) and the lstat(2) that follows takes the other's file
+# for its own, and serves nobody (an unprivileged process cannot simply ask a socket for its file).
+# It takes two processes released at the same moment on a stale file, and one preempted right there:
+# seen 19 times in 4,000 such starts on two cores. And a third one that binds, listens and looks in
+# the very moment when the file is aside loses its name to the one that gets it back.
 #
-# Rejected: to bind to another name and rename(2) it, which would be atomic: getsockname(2), and getpeername(2) of each client, would tell
-# the other name. A lock: flock(2) on the folder can be held by any user who can read it, a lock file stays behind.
+# Rejected: to bind to another name and rename(2) it, which would be atomic: getsockname(2), and
+# getpeername(2) of each client, would tell the other name. A lock: flock(2) on the folder can be
+# held by any user who can read it, a lock file stays behind.
 #
-# A file is looked at through an O_PATH fd, whose /proc/self/fd name means this very inode, however the path changes meanwhile. Without
-# /proc stale sockets are not replaced and `path_mode` fails. A symbolic link is no socket, wherever it leads: it is left alone.
+# A file is looked at through an O_PATH fd, whose /proc/self/fd name means this very inode, however
+# the path changes meanwhile. Without /proc stale sockets are not replaced and `path_mode` fails. A
+# symbolic link is no socket, wherever it leads: it is left alone.
 
 
 @contextlib.contextmanager
@@ -261,14 +298,16 @@ class _SocketFile:
 
     def __init__(self, path: str, status: os.stat_result) -> None:
         self._status = status
-        self._path = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)  # a daemon changes its working directory
+        # a daemon changes its working directory
+        self._path = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
     def set_mode(self, mode: int) -> None:
         """Set the mode, between bind(2) and listen(2), so that nobody gets in with a laxer one.
 
-        connect(2) to a socket that is bound and does not listen is refused, and it looks at the mode of that moment, however the client
-        found the file. Not by umask(2): that is the process's, and other threads create files at the same time. Not by name: in a folder
-        that others can write to it may lead to somebody's file by now.
+        connect(2) to a socket that is bound and does not listen is refused, and it looks at the
+        mode of that moment, however the client found the file. Not by umask(2): that is the
+        process's, and other threads create files at the same time. Not by name: in a folder that
+        others can write to it may lead to somebody's file by now.
         """
         with _opened(self._path) as fd:
             status = os.fstat(fd)
@@ -291,7 +330,8 @@ class _SocketFile:
 def _bound_unix(path: str) -> tuple[socket.socket, _SocketFile]:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with contextlib.suppress(OSError):  # what could not be removed is in the way of bind(2), and so is what was left alone
+        # what could not be removed is in the way of bind(2), and so is what was left alone
+        with contextlib.suppress(OSError):
             _remove_stale(path)
         try:
             sock.bind(path)
@@ -307,11 +347,17 @@ def _bound_unix(path: str) -> tuple[socket.socket, _SocketFile]:
 
 
 def _found_at(path: str) -> str | None:
-    """What is in the way of a socket, for a message; None when it is another socket, or nothing any more."""
+    """What is in the way of a socket, for a message; None when it is another socket, or nothing any
+    more.
+    """
     with contextlib.suppress(OSError):
         mode = os.lstat(path).st_mode
         if stat.S_ISLNK(mode):
-            return "a symbolic link, which is not followed" if os.path.exists(path) else "a dangling symbolic link"
+            return (
+                "a symbolic link, which is not followed"
+                if os.path.exists(path)
+                else "a dangling symbolic link"
+            )
         if stat.S_ISDIR(mode):
             return "a directory"
         if not stat.S_ISSOCK(mode):
@@ -333,7 +379,9 @@ def _remove_stale(path: str) -> None:
 
 
 def _refuses(fd: int) -> bool:
-    """Whether it is a socket that nobody listens on. One whose queue is full says EAGAIN, one of another type EPROTOTYPE: unix(7)."""
+    """Whether it is a socket that nobody listens on. One whose queue is full says EAGAIN, one of
+    another type EPROTOTYPE: unix(7).
+    """
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -347,20 +395,21 @@ def _refuses(fd: int) -> bool:
     return False
 
 
-# --------------------------------------------------------------------------------------------------------------- systemd
+# ------------------------------------------------------------------------------------------ systemd
 
 _left: list[tuple[str, int]] = []
 """(name, fd) of what was inherited and not given out yet. No lock: see `listen_fds`."""
 
 
 def listen_fds(names: Collection[str] | None = None) -> list[socket.socket]:
-    """The sockets that systemd, or another supervisor with its protocol, has opened for this process.
+    """The sockets that systemd, or another supervisor with its protocol, has opened for this
+    process.
 
     Use them as `Config(sock=hydrogen.listen_fds())`. Follows sd_listen_fds_with_names(3):
     LISTEN_PID must be this process's id, LISTEN_FDS is how many there are, from fd 3 on, and
     LISTEN_FDNAMES their names, separated by colons ("unknown" without it). All are made close-on-
-    exec, and the variables are removed from `os.environ`, so that no child mistakes them for its own.
-    Each socket is returned once: what `names` left out is available to a further call. Call it
+    exec, and the variables are removed from `os.environ`, so that no child mistakes them for its
+    own. Each socket is returned once: what `names` left out is available to a further call. Call it
     while the process has only one thread, like everything that changes the environment.
 
     Args:
@@ -396,18 +445,28 @@ def listen_fds(names: Collection[str] | None = None) -> list[socket.socket]:
 
 def _inherited() -> list[tuple[str, int]]:
     """(name, fd) of what the environment says is this process's; made close-on-exec."""
-    if "LISTEN_PID" not in os.environ or _number("LISTEN_PID") != os.getpid() or "LISTEN_FDS" not in os.environ:
+    if (
+        "LISTEN_PID" not in os.environ
+        or _number("LISTEN_PID") != os.getpid()
+        or "LISTEN_FDS" not in os.environ
+    ):
         return []
     fds = range(FIRST_FD, FIRST_FD + _number("LISTEN_FDS"))
     names = os.environ.get("LISTEN_FDNAMES")
     if names is not None and names.count(":") + 1 != len(fds):
-        raise ValueError(f"LISTEN_FDNAMES: expected {len(fds)} names, as LISTEN_FDS says, not {names!r}")
+        raise ValueError(
+            f"LISTEN_FDNAMES: expected {len(fds)} names, as LISTEN_FDS says, not {names!r}"
+        )
     for fd in fds:
         try:
             os.set_inheritable(fd, False)
         except OSError as error:
-            raise ValueError(f"LISTEN_FDS: fd {fd}, one of {len(fds)} starting at {FIRST_FD}, is not open") from error
-    return list(zip(names.split(":") if names is not None else ["unknown"] * len(fds), fds, strict=True))
+            raise ValueError(
+                f"LISTEN_FDS: fd {fd}, one of {len(fds)} starting at {FIRST_FD}, is not open"
+            ) from error
+    return list(
+        zip(names.split(":") if names is not None else ["unknown"] * len(fds), fds, strict=True)
+    )
 
 
 def _number(variable: str) -> int:
@@ -421,7 +480,9 @@ def _stream_socket(name: str, fd: int) -> socket.socket:
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
-        raise ValueError(f"LISTEN_FDS: fd {fd} ({name}) is not a socket: {error.strerror}") from error
+        raise ValueError(
+            f"LISTEN_FDS: fd {fd} ({name}) is not a socket: {error.strerror}"
+        ) from error
     if sock.type != socket.SOCK_STREAM:
         kind = sock.type
         sock.detach()

@@ -1,4 +1,6 @@
-"""Locks where an exception may come between any two bytecodes: of a signal handler, or set by another thread."""
+"""Locks where an exception may come between any two bytecodes: of a signal handler, or set by
+another thread.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def under(lock: LockType | threading.RLock, work: Callable[[], T], wait: bool = True, seconds: float = -1.0) -> T | None:
-    """What `work` returns, done under `lock`; None when that is not to be had: not at once, or not in so many seconds.
+def under(
+    lock: LockType | threading.RLock,
+    work: Callable[[], T],
+    wait: bool = True,
+    seconds: float = -1.0,
+) -> T | None:
+    """What `work` returns, done under `lock`; None when that is not to be had: not at once, or not
+    in so many seconds.
 
-    An exception that comes when the lock was taken must not leave it so. What was taken is in a deque
-    before the call of C code that takes it has returned.
+    An exception that comes when the lock was taken must not leave it so. What was taken is in a
+    deque before the call of C code that takes it has returned.
     """
     taken: deque[bool] = deque()
     try:

@@ -1,14 +1,15 @@
-"""The rate-limited log of one server: what it has to say to its operator, at a rate that fills no disk.
+"""The rate-limited log of one server: what it has to say to its operator, at a rate that fills no
+disk.
 
-Lines are of *kinds*; of each kind at most `LINES` are written in one second (of those in `SELDOM` one
-in so many seconds), the rest are counted, and the count is written with the next line, or when the
-second is over. So a handler that raises for each message costs a bounded number of lines, and nothing
-is left out silently. What both engines have to say has its words, kind and level here. Knows nothing
-of engines.
+Lines are of *kinds*; of each kind at most `LINES` are written in one second (of those in `SELDOM`
+one in so many seconds), the rest are counted, and the count is written with the next line, or when
+the second is over. So a handler that raises for each message costs a bounded number of lines, and
+nothing is left out silently. What both engines have to say has its words, kind and level here.
+Knows nothing of engines.
 
-Filters, formatters and handlers of logging are code of the user's: they may raise anything, hang, or
-call anything of ours, also this log again. No lock of the log is held meanwhile, and nothing that
-they raise comes out of here.
+Filters, formatters and handlers of logging are code of the user's: they may raise anything, hang,
+or call anything of ours, also this log again. No lock of the log is held meanwhile, and nothing
+that they raise comes out of here.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ LINES = 10
 ALL_BLOCKED = "all workers blocked"
 
 SELDOM = {ALL_BLOCKED: 10.0}
-"""Kind -> seconds in which one line of it is written. That all workers are blocked comes and goes many
-times a second, and says the same each time."""
+"""Kind -> seconds in which one line of it is written. That all workers are blocked comes and goes
+many times a second, and says the same each time."""
 
 
 class _Kind:
@@ -64,21 +65,29 @@ class RateLimitedLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
-        later: calls a function after so many seconds; may raise RuntimeError when there is no later.
+        later: calls a function after so many seconds; may raise RuntimeError when there is no
+        later.
         clock: seconds.
         """
         self._later = later
         self._clock = clock
         self._kinds: dict[str, _Kind] = {}
-        # Re-entrant, for signal handlers. Nothing is called and nothing allocated that the collector
-        # counts while it is held, so that no `__del__` runs there either.
+        # Re-entrant, for signal handlers. Nothing is called and nothing allocated that the
+        # collector counts while it is held, so that no `__del__` runs there either.
         self._lock = threading.RLock()
 
     def forked(self) -> None:
         """In the child after fork(2): a thread that exists in the parent only may hold the lock."""
         self._lock = threading.RLock()
 
-    def say(self, level: int, kind: str, message: str, *arguments: object, error: BaseException | None = None) -> None:
+    def say(
+        self,
+        level: int,
+        kind: str,
+        message: str,
+        *arguments: object,
+        error: BaseException | None = None,
+    ) -> None:
         """Write a line, or count it when too many of its kind have been written in this period.
 
         Args:
@@ -93,7 +102,14 @@ class RateLimitedLog:
         except BaseException as raised:
             _survive(raised)
 
-    def _say(self, level: int, name: str, message: str, arguments: tuple[object, ...], error: BaseException | None) -> None:
+    def _say(
+        self,
+        level: int,
+        name: str,
+        message: str,
+        arguments: tuple[object, ...],
+        error: BaseException | None,
+    ) -> None:
         kind = self._kinds.get(name) or self._kinds.setdefault(name, _Kind(name, level))
         now = self._clock()
         left_out = 0
@@ -116,7 +132,8 @@ class RateLimitedLog:
         if not silent:
             _write(level, message, *arguments, error=error)
         elif first_left_out:
-            with contextlib.suppress(RuntimeError):  # the server stops, and flushes at the end of that
+            # the server stops, and flushes at the end of that
+            with contextlib.suppress(RuntimeError):
                 self._later(kind.period, self._tell_overdue)
 
     def serving(self, where: str, engine: str, workers: int, most: int) -> None:
@@ -147,15 +164,29 @@ class RateLimitedLog:
 
     def all_blocked(self, workers: int) -> None:
         """No worker is left for those who wait."""
-        message = "all %d workers are blocked in callbacks while other connections wait; max_threads may be too small"
+        message = (
+            "all %d workers are blocked in callbacks while other connections wait; max_threads may "
+            "be too small"
+        )
         self.say(logging.WARNING, ALL_BLOCKED, message, workers)
 
     def accepting_paused(self, most: int | None) -> None:
-        """Accepting has paused. `most`: that many connections are open; None: out of fds or memory."""
+        """Accepting has paused. `most`: that many connections are open; None: out of fds or
+        memory.
+        """
         if most is None:
-            self.say(logging.WARNING, "accepting paused", "accepting is paused: out of file descriptors or memory")
+            self.say(
+                logging.WARNING,
+                "accepting paused",
+                "accepting is paused: out of file descriptors or memory",
+            )
         else:
-            self.say(logging.WARNING, "accepting paused", "accepting is paused: %d connections are open (max_connections)", most)
+            self.say(
+                logging.WARNING,
+                "accepting paused",
+                "accepting is paused: %d connections are open (max_connections)",
+                most,
+            )
 
     def accepting(self) -> None:
         """Accepting has resumed."""
@@ -163,14 +194,23 @@ class RateLimitedLog:
 
     def turned_away(self, count: int) -> None:
         """So many connections in all were turned away as they were accepted."""
-        message = "overload: %d connections turned away so far (max_connections, max_connections_per_ip)"
+        message = (
+            "overload: %d connections turned away so far (max_connections, max_connections_per_ip)"
+        )
         self.say(logging.WARNING, "overload", message, count)
 
     def turned_away_from(self, peername: object) -> None:
         """A connection was turned away when its PROXY header named a client that has too many."""
-        self.say(logging.WARNING, "overload", "overload: a connection from %s was turned away (max_connections_per_ip)", peername)
+        self.say(
+            logging.WARNING,
+            "overload",
+            "overload: a connection from %s was turned away (max_connections_per_ip)",
+            peername,
+        )
 
-    def callback_error(self, name: str, error: BaseException, socket: HydrogenSocket | None = None) -> None:
+    def callback_error(
+        self, name: str, error: BaseException, socket: HydrogenSocket | None = None
+    ) -> None:
         """Write what the callback `name` raised, with its traceback.
 
         Args:
@@ -181,13 +221,29 @@ class RateLimitedLog:
             if socket is None:
                 self.say(logging.ERROR, name, "%s raised %s", name, kind, error=error)
             else:
-                self.say(logging.ERROR, name, "%s raised %s on %s", name, kind, _named(socket), error=error)
+                self.say(
+                    logging.ERROR,
+                    name,
+                    "%s raised %s on %s",
+                    name,
+                    kind,
+                    _named(socket),
+                    error=error,
+                )
         except BaseException as raised:
             _survive(raised)
 
     def lost(self, number: int, error: BaseException) -> None:
-        """Connection `number` is aborted because of what nobody expects: want of memory, or a fault of ours."""
-        self.say(logging.ERROR, "lost", "connection %d aborted after an unexpected error", number, error=error)
+        """Connection `number` is aborted because of what nobody expects: want of memory, or a fault
+        of ours.
+        """
+        self.say(
+            logging.ERROR,
+            "lost",
+            "connection %d aborted after an unexpected error",
+            number,
+            error=error,
+        )
 
     def flush(self) -> None:
         """Write how many lines of each kind were left out and not told of yet."""
@@ -215,7 +271,9 @@ def _taken(kind: _Kind, now: float | None) -> int:
     return left_out
 
 
-def _write(level: int, message: str, *arguments: object, error: BaseException | None = None) -> None:
+def _write(
+    level: int, message: str, *arguments: object, error: BaseException | None = None
+) -> None:
     # A triple: logging would ask an exception whether it is true, and for its class.
     shown = None if error is None else (type(error), error, error.__traceback__)
     try:
@@ -225,7 +283,9 @@ def _write(level: int, message: str, *arguments: object, error: BaseException | 
 
 
 def _printable(argument: object) -> object:
-    """A path that is no UTF-8 has surrogates, by which a file or a terminal would refuse the line."""
+    """A path that is no UTF-8 has surrogates, by which a file or a terminal would refuse the
+    line.
+    """
     if isinstance(argument, str) and not argument.isascii():
         return argument.encode(errors="backslashreplace").decode()
     return argument

@@ -1,9 +1,9 @@
 """Several loops as one engine: for `Config.loops` of the compiled engine.
 
-Each loop is an engine of its own, with its poller, slab, queues, workers and monitor; nothing of a message is shared between two.
-Who polls for the first one accepts for all: each connection goes to the loop that has the fewest, and
-the limits are those of the server as a whole. A connection is found by its `HydrogenSocket`, which
-knows its loop; here is what the server asks of all.
+Each loop is an engine of its own, with its poller, slab, queues, workers and monitor; nothing of a
+message is shared between two. Who polls for the first one accepts for all: each connection goes to
+the loop that has the fewest, and the limits are those of the server as a whole. A connection is
+found by its `HydrogenSocket`, which knows its loop; here is what the server asks of all.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
         """A loop: the compiled engine."""
 
         def exit(self) -> None:
-            """Tell the threads to end, and wait for none of them. `release` does so, too, unless it was called."""
+            """Tell the threads to end, and wait for none of them. `release` does so, too, unless it
+            was called.
+            """
 
 
 class Loops:
@@ -43,17 +45,23 @@ class Loops:
         listeners: Sequence[socket.socket],
         max_connections: int,
     ) -> None:
-        """Args: make: the class of the engines, which takes the first of them as one more argument. The others: see `backend.Engine`."""
+        """Args: make: the class of the engines, which takes the first of them as one more argument.
+        The others: see `backend.Engine`.
+        """
         self._loops: list[Engine] = []
         try:
             for share in shares(config):
-                self._loops.append(make(server, callbacks, share, listeners, max_connections, *self._loops[:1]))
+                self._loops.append(
+                    make(server, callbacks, share, listeners, max_connections, *self._loops[:1])
+                )
         except BaseException:
             self.release()
             raise
 
     def start(self) -> None:
-        """The first one last: it has connections for all. One that does not start has released itself; then all are."""
+        """The first one last: it has connections for all. One that does not start has released
+        itself; then all are.
+        """
         for loop in reversed(self._loops):
             try:
                 loop.start()
@@ -101,7 +109,9 @@ class Loops:
 
     def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
         reports = [loop.broadcast(data, exclude) for loop in self._loops]
-        return BroadcastReport(sum([report.sent for report in reports]), sum([report.dropped for report in reports]))
+        return BroadcastReport(
+            sum([report.sent for report in reports]), sum([report.dropped for report in reports])
+        )
 
     def set_alarm(self, when: float) -> None:
         """Timers are the first one's."""
@@ -114,7 +124,9 @@ class Loops:
         return [found for loop in self._loops for found in loop.connections()]
 
     def stats(self) -> Stats:
-        """The first one is asked last: it counts who was accepted, which must not be fewer than were removed."""
+        """The first one is asked last: it counts who was accepted, which must not be fewer than
+        were removed.
+        """
         every = [dataclasses.astuple(loop.stats()) for loop in reversed(self._loops)]
         return Stats(*[sum(column) for column in zip(*every, strict=True)])
 

@@ -80,49 +80,86 @@ class Stats:
     """
 
     connections: int = _gauge("connections", "Connections open now.")
-    accepted: int = _counter("connections_accepted", "Connections accepted, including those turned away.")
+    accepted: int = _counter(
+        "connections_accepted", "Connections accepted, including those turned away."
+    )
     removed_peer_closed: int = _removal("Removed because the peer closed.")
     removed_local_closed: int = _removal("Removed by `close` or `abort`.")
     removed_server_stopped: int = _removal("Removed by the stop of the server.")
     removed_slow_consumer: int = _removal("Removed because too much output was pending.")
-    removed_handler_error: int = _removal("Removed because a callback, a stream or a builder raised.")
+    removed_handler_error: int = _removal(
+        "Removed because a callback, a stream or a builder raised."
+    )
     removed_reject: int = _removal("Refused by `on_new_connection`.")
     removed_protocol_error: int = _removal("`ProtocolError` and its subclasses.")
     removed_open_timeout: int = _removal("`ConnectionTimeout` of `open_timeout`.")
     removed_idle_timeout: int = _removal("`ConnectionTimeout` of `idle_timeout`.")
     removed_frame_timeout: int = _removal("`ConnectionTimeout` of `frame_timeout`.")
     removed_write_timeout: int = _removal("`ConnectionTimeout` of `write_timeout`.")
-    removed_tls_error: int = _removal("`ssl.SSLError`: a failed handshake, a bad record, an end without close_notify.")
+    removed_tls_error: int = _removal(
+        "`ssl.SSLError`: a failed handshake, a bad record, an end without close_notify."
+    )
     removed_os_error: int = _removal("`ConnectionResetError` and every other `OSError`.")
-    removed_overload: int = _removal('Turned away, without callbacks, by `max_connections` ("close") or `max_connections_per_ip`.')
+    removed_overload: int = _removal(
+        "Turned away, without callbacks, by `max_connections` (`overload='close'`) "
+        "or `max_connections_per_ip`."
+    )
     messages_received: int = _counter("messages_received", "Messages given to `on_data_received`.")
     messages_sent: int = _counter("messages_sent", "Messages that `send` took.")
-    messages_refused: int = _counter("messages_refused", "Messages for which `send` returned False.")
+    messages_refused: int = _counter(
+        "messages_refused", "Messages for which `send` returned False."
+    )
     bytes_received: int = _counter("received_bytes", "Bytes read from sockets.")
     bytes_sent: int = _counter("sent_bytes", "Bytes that the kernel took.")
-    queued_bytes: int = _gauge("queued_bytes", "Output queued for peers that do not read, and input not yet delivered.")
-    handoffs: int = _counter("handoffs", "Times that polling passed to another worker because a callback blocked.")
+    queued_bytes: int = _gauge(
+        "queued_bytes", "Output queued for peers that do not read, and input not yet delivered."
+    )
+    handoffs: int = _counter(
+        "handoffs", "Times that polling passed to another worker because a callback blocked."
+    )
     stalls: int = _counter("stalls", "Times that a callback was found still running a tick later.")
-    all_blocked: int = _counter("all_blocked", "Times that all workers were found blocked in callbacks.")
-    slow_callbacks: int = _counter("slow_callbacks", "Callbacks that ran for `slow_callback` seconds or longer.")
+    all_blocked: int = _counter(
+        "all_blocked", "Times that all workers were found blocked in callbacks."
+    )
+    slow_callbacks: int = _counter(
+        "slow_callbacks", "Callbacks that ran for `slow_callback` seconds or longer."
+    )
     accept_pauses: int = _counter(
         "accept_pauses",
-        "Times that accepting paused: out of fds or memory (ten a second while that lasts), or at `max_connections`.",
+        "Times that accepting paused: out of fds or memory (ten a second while that lasts), or at "
+        "`max_connections`.",
     )
     reading_pauses: int = _counter(
-        "reading_pauses", "Times that reading from a connection paused because its output was above the high watermark."
+        "reading_pauses",
+        "Times that reading from a connection paused because its output was above the high "
+        "watermark.",
     )
-    reading_resumes: int = _counter("reading_resumes", "Times that reading resumed because that output fell below the low watermark.")
-    memory_pauses: int = _counter("memory_pauses", "Times that all reading was paused because more than `max_buffered` was buffered.")
-    sweeps: int = _counter("sweeps", "Sweeps over all connections to check deadlines (0 on the Python engine, which keeps a heap).")
+    reading_resumes: int = _counter(
+        "reading_resumes",
+        "Times that reading resumed because that output fell below the low watermark.",
+    )
+    memory_pauses: int = _counter(
+        "memory_pauses",
+        "Times that all reading was paused because more than `max_buffered` was buffered.",
+    )
+    sweeps: int = _counter(
+        "sweeps",
+        "Sweeps over all connections to check deadlines (0 on the Python engine, which keeps a "
+        "heap).",
+    )
     polls: int = _counter("polls", "Calls of `epoll_wait` that returned events.")
     iterations: int = _counter("iterations", "Iterations in which a worker ran callbacks.")
     gil_acquisitions: int = _counter(
-        "gil_acquisitions", "Times that a worker took the GIL (0 on the Python engine, which does not count them)."
+        "gil_acquisitions",
+        "Times that a worker took the GIL (0 on the Python engine, which does not count them).",
     )
-    gil_wait_seconds: float = _counter("gil_wait_seconds", "Seconds spent waiting for the GIL.", 0.0)
+    gil_wait_seconds: float = _counter(
+        "gil_wait_seconds", "Seconds spent waiting for the GIL.", 0.0
+    )
     buffer_allocations: int = _counter(
-        "buffer_allocations", "Blocks of memory requested from the C allocator on the message path (0 on the Python engine)."
+        "buffer_allocations",
+        "Blocks of memory requested from the C allocator on the message path (0 on the Python "
+        "engine).",
     )
 
     @property
@@ -137,7 +174,9 @@ class Stats:
 
 
 if Stats.__doc__ is not None:  # it is under -OO
-    Stats.__doc__ = inspect.cleandoc(Stats.__doc__) + "".join([f"\n    {item.name}: {item.metadata['help']}" for item in fields(Stats)])
+    Stats.__doc__ = inspect.cleandoc(Stats.__doc__) + "".join(
+        [f"\n    {item.name}: {item.metadata['help']}" for item in fields(Stats)]
+    )
 
 REMOVALS = tuple([item.name for item in fields(Stats) if item.metadata["kind"] == "removal"])
 """The fields of `Stats` that count removals: each removal is counted by one of them."""
@@ -163,7 +202,9 @@ def removed_by(cause: Cause, code: int = 0) -> str:
 
 
 Counts = Mapping[int, int] | Sequence[int]
-"""Counters by a `Cause` or a `Timeout`: a mapping that answers for each (a `Counter`, say), or a sequence (an array of C)."""
+"""Counters by a `Cause` or a `Timeout`: a mapping that answers for each (a `Counter`, say), or a
+sequence (an array of C).
+"""
 
 
 def removals(removed: Counts, timed_out: Counts) -> dict[str, int]:

@@ -57,7 +57,9 @@ class Server:
         engine: `"compiled"` or `"python"`.
     """
 
-    def __init__(self, handler: Handler, config: Config | None = None, *, engine: str | None = None) -> None:
+    def __init__(
+        self, handler: Handler, config: Config | None = None, *, engine: str | None = None
+    ) -> None:
         """Check the handler and choose the engine; nothing is opened yet.
 
         Raises:
@@ -83,8 +85,8 @@ class Server:
     def start(self) -> None:
         """Listen and serve, and return.
 
-        A `stop` or `abort` meanwhile is carried out as soon as the start is over, or before anything
-        is accepted. KeyboardInterrupt, or any other interrupt, leaves nothing open.
+        A `stop` or `abort` meanwhile is carried out as soon as the start is over, or before
+        anything is accepted. KeyboardInterrupt, or any other interrupt, leaves nothing open.
 
         Raises:
             RuntimeError: it was started before; or gevent or eventlet has replaced threads.
@@ -92,7 +94,8 @@ class Server:
         """
         _check_threads()
         life = Life(self)
-        # An interrupt comes between any two bytecodes: what was taken is there before the call of C code returns.
+        # An interrupt comes between any two bytecodes: what was taken is there before the call of C
+        # code returns.
         taken: deque[bool] = deque()
         try:
             taken.extend(map(self._startable.acquire, (False,)))
@@ -112,7 +115,9 @@ class Server:
     def _make_engine(self, listeners: Sequence[socket]) -> backend.Engine:
         """By `Life`: the engine, which does not run yet."""
         self._most = self.config.max_connections or default_max_connections()
-        return backend.make_engine(self._engine_class, self, self._callbacks, self.config, listeners, self._most)
+        return backend.make_engine(
+            self._engine_class, self, self._callbacks, self.config, listeners, self._most
+        )
 
     def _tell_start(self) -> None:
         """By `Life`: the start is over."""
@@ -142,8 +147,8 @@ class Server:
            output is flushed, and its callbacks get `ServerStopped`. An incomplete message and an
            unfinished handshake or PROXY header are dropped. Messages that are held back by
            `pause_reading` or by the watermarks wait until reading is resumed.
-        4. At the timeout the rest is reset. A handler that still blocks is abandoned; its connection
-           is removed when it returns.
+        4. At the timeout the rest is reset. A handler that still blocks is abandoned; its
+           connection is removed when it returns.
 
         A further call waits for the stop that is under way and returns its report. Called from a
         callback, or during the start by the starting thread, it only asks for the stop and returns
@@ -166,7 +171,10 @@ class Server:
         _check_seconds("timeout", timeout)
         _check_seconds("spread", spread)
         if spread > timeout:
-            raise ValueError(f"spread: must be at most the timeout of {described(timeout)} seconds, not {described(spread)}")
+            raise ValueError(
+                f"spread: must be at most the timeout of {described(timeout)} seconds, not "
+                f"{described(spread)}"
+            )
         life = self._life
         if life is None:
             return NOTHING
@@ -184,8 +192,8 @@ class Server:
             self._await_stop(life, time.monotonic())
 
     def _await_stop(self, life: Life, deadline: float) -> StopReport:
-        """Wait for the stop that was asked for, which keeps its time by itself; for a start that is not over until `deadline`,
-        and as long as for handlers that still block then."""
+        """Wait for the stop that was asked for, which keeps its time by itself; for a start that is
+        not over until `deadline`, and as long as for handlers that still block then."""
         if life.is_waited_for():
             return NOTHING
         try:
@@ -282,7 +290,8 @@ class Server:
         return [] if engine is None else engine.connections()
 
     def reload_tls(self, context: ssl.SSLContext) -> None:
-        """Use `context`, with a renewed certificate for instance, for new connections; open ones keep theirs.
+        """Use `context`, with a renewed certificate for instance, for new connections; open ones
+        keep theirs.
 
         Raises:
             TypeError, ValueError: as `Config` for `ssl`.
@@ -323,7 +332,8 @@ class Server:
         It may block like any callback; what it raises is logged.
 
         Returns:
-            A `Timer`, which you can `cancel()`. What is not called before the server stops never is.
+            A `Timer`, which you can `cancel()`. What is not called before the server stops never
+            is.
         Raises:
             TypeError, ValueError: `seconds` is not a number from 0 to `MAX_SECONDS`, or `callback`
                 is not callable.
@@ -353,7 +363,9 @@ class Server:
         if life is None:
             self.start()
         elif life.stopping:
-            raise RuntimeError("this server was stopped; a server can be started only once, create another one")
+            raise RuntimeError(
+                "this server was stopped; a server can be started only once, create another one"
+            )
         return self
 
     def __exit__(
@@ -365,8 +377,8 @@ class Server:
         self.stop()
 
     def _forked(self) -> None:
-        """In the child after fork(2): the threads are gone, and the sockets are the parent's to use;
-        the port is not kept busy. Takes no lock."""
+        """In the child after fork(2): the threads are gone, and the sockets are the parent's to
+        use; the port is not kept busy. Takes no lock."""
         life = self._life
         if life is not None:
             life.forked()
@@ -378,7 +390,9 @@ def _check_seconds(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number of seconds, not {described(value)}")
     if not 0 <= value <= MAX_SECONDS:
-        raise ValueError(f"{name}: must be 0 or more, and at most {MAX_SECONDS} seconds, not {described(value)}")
+        raise ValueError(
+            f"{name}: must be 0 or more, and at most {MAX_SECONDS} seconds, not {described(value)}"
+        )
 
 
 def _check_threads() -> None:
@@ -396,11 +410,14 @@ def _check_threads() -> None:
 
 
 def _stop_at_exit() -> None:
-    """At interpreter exit: a bounded stop of what still runs, before Python takes the workers' world
-    away. All at the same time; who interrupts that does not want to wait."""
+    """At interpreter exit: a bounded stop of what still runs, before Python takes the workers'
+    world away. All at the same time; who interrupts that does not want to wait."""
     servers = list(_running)
     try:
-        lives = [(server, server._life, time.monotonic() + server.config.stop_timeout) for server in servers]
+        lives = [
+            (server, server._life, time.monotonic() + server.config.stop_timeout)
+            for server in servers
+        ]
         for server, life, _ in lives:
             if life is not None:
                 life.ask(server.config.stop_timeout)
@@ -413,7 +430,8 @@ def _stop_at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Called twice: the interpreter ignores what a signal handler raises in a hook, and the rest of it would not be done.
+    """Called twice: the interpreter ignores what a signal handler raises in a hook, and the rest of
+    it would not be done.
 
     An earlier hook of somebody else's may have started a server already, which is the child's own.
     """
@@ -430,7 +448,13 @@ for _ in range(2):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def serve(handler: Handler, config: Config | None = None, *, engine: str | None = None, **options: Unpack[Options]) -> Server:
+def serve(
+    handler: Handler,
+    config: Config | None = None,
+    *,
+    engine: str | None = None,
+    **options: Unpack[Options],
+) -> Server:
     """Start a server in the background and return it; `with` stops it.
 
     Args:
@@ -486,7 +510,9 @@ def begin(
         finally:
             signals.give_back()
     finally:
-        signals.give_back()  # an exception of a signal handler of the user's may have come before, or within, the first time
+        # an exception of a signal handler of the user's may have come before, or within, the first
+        # time
+        signals.give_back()
 
 
 def _replaced(config: Config | None, options: Options) -> Config | None:
@@ -495,11 +521,15 @@ def _replaced(config: Config | None, options: Options) -> Config | None:
     unknown = options.keys() - Config.__dataclass_fields__.keys()
     for name in sorted(unknown):
         close = difflib.get_close_matches(name, Config.__dataclass_fields__, 1)
-        raise TypeError(f"there is no option {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+        raise TypeError(
+            f"there is no option {name!r}{f'; did you mean {close[0]!r}?' if close else ''}"
+        )
     return dataclasses.replace(config if config is not None else Config(), **options)
 
 
-def _serve_until(wait: Callable[[], object], server: Server, on_started: Callable[[Server], object] | None) -> StopReport:
+def _serve_until(
+    wait: Callable[[], object], server: Server, on_started: Callable[[Server], object] | None
+) -> StopReport:
     try:
         server.start()
         if on_started is not None:
@@ -520,7 +550,8 @@ class _Signals:
         self._count = 0
         self._restore: dict[int, Callable[[], object]] = {}
         self._earlier_fd: list[int] = []
-        self._reading, self._writing = socketpair()  # objects, and no numbers: they may be closed again
+        # objects, and no numbers: they may be closed again
+        self._reading, self._writing = socketpair()
 
     def take(self) -> None:
         """Install the handlers. Whatever comes out of it: `give_back`."""
@@ -537,7 +568,8 @@ class _Signals:
         self._server._on_stopped = self._wake
 
     def give_back(self) -> None:
-        """Restore what was there before; in a forked child, too, where nobody would act on a signal.
+        """Restore what was there before; in a forked child, too, where nobody would act on a
+        signal.
 
         May be called again. SIGINT last: up to there no KeyboardInterrupt comes.
         """
@@ -573,7 +605,9 @@ class _Signals:
             signal.signal(number, self._on_signal)
         except ValueError as error:
             del self._restore[number]
-            raise RuntimeError("signals can only be handled in the main interpreter: use hydrogen.serve() here") from error
+            raise RuntimeError(
+                "signals can only be handled in the main interpreter: use hydrogen.serve() here"
+            ) from error
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # in a forked child, before it was given back there
@@ -597,14 +631,17 @@ class _Signals:
         while not self._server.wait(0):
             try:
                 self._reading.recv(1)
-            except OSError:  # a signal handler has forked meanwhile, and this is the child, in which it is closed
+            except OSError:
+                # a signal handler has forked meanwhile, and this is the child, in which it is
+                # closed
                 if not self._server.wait(0):
                     raise
 
     def _wake(self) -> None:
         """By another thread, when `Server.wait` has become true.
 
-        One that is full of signals wakes as well: who waits looks again after each byte. Nobody may empty it any more.
+        One that is full of signals wakes as well: who waits looks again after each byte. Nobody may
+        empty it any more.
         """
         with contextlib.suppress(OSError):  # or it is closed, and nobody waits
             self._writing.send(b"\0")
@@ -613,8 +650,9 @@ class _Signals:
 def _saved_action(number: int) -> Callable[[], object]:
     """What restores the action that the kernel has for a signal now.
 
-    Python does not know it: `signal.getsignal` answers from a table of its own, which C code that has called sigaction(2) since,
-    or siginterrupt(3), is not in. Where sigaction(2) cannot be called it is not restored, only what that table says.
+    Python does not know it: `signal.getsignal` answers from a table of its own, which C code that
+    has called sigaction(2) since, or siginterrupt(3), is not in. Where sigaction(2) cannot be
+    called it is not restored, only what that table says.
     """
     try:
         import ctypes
@@ -623,6 +661,7 @@ def _saved_action(number: int) -> Callable[[], object]:
         action = ctypes.create_string_buffer(1024)  # a struct sigaction has some 150 bytes
         if libc.sigaction(number, None, action):
             return lambda: None
-    except (ImportError, OSError, AttributeError, MemoryError):  # MemoryError: where no memory may be executable
+    except (ImportError, OSError, AttributeError, MemoryError):
+        # MemoryError: where no memory may be executable
         return lambda: None
     return lambda: libc.sigaction(number, action, None)

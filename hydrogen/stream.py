@@ -1,12 +1,14 @@
-"""Streams: how one connection is read and written. `Stream` is the trait of the Rust crate hydrogen;
-`Plain` and `Secure` are the library's own.
+"""Streams: how one connection is read and written. `Stream` is the trait of the Rust crate
+hydrogen; `Plain` and `Secure` are the library's own.
 
-`Plain` and `Secure` serve in three places: returned from `on_new_connection`, where an engine takes them over (`hand_over`) and does their
-work itself; non-blocking by hand (`nb_...`); blocking (`b_...`). They never touch O_NONBLOCK, which belongs to the open file and so may be
-somebody else's affair too: all I/O is asked for with MSG_DONTWAIT, and who waits waits in poll(2).
+`Plain` and `Secure` serve in three places: returned from `on_new_connection`, where an engine takes
+them over (`hand_over`) and does their work itself; non-blocking by hand (`nb_...`); blocking
+(`b_...`). They never touch O_NONBLOCK, which belongs to the open file and so may be somebody else's
+affair too: all I/O is asked for with MSG_DONTWAIT, and who waits waits in poll(2).
 
-A stream of the user's owns the fd it was given; the engine polls a duplicate of its own, so that a stream that closes early cannot make the
-engine poll a stranger. `StreamAdapter` is how engines use such a stream.
+A stream of the user's owns the fd it was given; the engine polls a duplicate of its own, so that a
+stream that closes early cannot make the engine poll a stranger. `StreamAdapter` is how engines use
+such a stream.
 """
 
 from __future__ import annotations
@@ -37,13 +39,19 @@ CHUNK = 1 << 16
 """Bytes asked of one recv(2)."""
 
 READS = 4
-"""So many recv(2)s in a row, and `nb_recv` gives out what it has, `b_recv` looks at the clock: the peer may never pause."""
+"""So many recv(2)s in a row, and `nb_recv` gives out what it has, `b_recv` looks at the clock: the
+peer may never pause.
+"""
 
 LONGEST_WAIT = 3600.0
-"""Seconds of one wait in the kernel, which counts milliseconds in an int; who waits longer waits again."""
+"""Seconds of one wait in the kernel, which counts milliseconds in an int; who waits longer waits
+again.
+"""
 
 HANDSHAKE_WAIT = 0.5
-"""The same in a handshake: a signal handler that used the stream may have taken what this thread waits for."""
+"""The same in a handshake: a signal handler that used the stream may have taken what this thread
+waits for.
+"""
 
 MAX_ERRNO = 4095
 """The highest number of an error that Linux uses."""
@@ -52,11 +60,12 @@ T = TypeVar("T")
 
 
 class _GoOn(bytes):
-    """The `b""` that asks a stream to go on with what it has kept: a type of its own, to be told from an empty message.
+    """The `b""` that asks a stream to go on with what it has kept: a type of its own, to be told
+    from an empty message.
 
-    The example of the Rust crate makes a frame of whatever it is given and has `nb_send` write that.
-    A frame keeps the very object it was made of (this one survives `bytes(...)`), and `nb_send` knows
-    it again: no empty message goes on the wire that nobody sent, and none is lost.
+    The example of the Rust crate makes a frame of whatever it is given and has `nb_send` write
+    that. A frame keeps the very object it was made of (this one survives `bytes(...)`), and
+    `nb_send` knows it again: no empty message goes on the wire that nobody sent, and none is lost.
     """
 
     __slots__ = ()
@@ -120,9 +129,9 @@ class Stream(abc.ABC):
 class StreamAdapter:
     """A user's stream as an engine uses it: answers checked, output counted.
 
-    One thread at a time may be in it. Engines see to that, each in its way, and nobody waits for it:
-    code of the user's runs meanwhile (the stream itself, a signal handler, a `__del__`) and may send on
-    this connection, or on another one whose stream is about to send on this one.
+    One thread at a time may be in it. Engines see to that, each in its way, and nobody waits for
+    it: code of the user's runs meanwhile (the stream itself, a signal handler, a `__del__`) and may
+    send on this connection, or on another one whose stream is about to send on this one.
 
     Attributes:
         stream: the user's.
@@ -130,14 +139,26 @@ class StreamAdapter:
         blocked: the last `send` of the stream raised `BlockingIOError`: it has kept something.
         pending: bytes that it was given since it last had nothing; an upper bound of what it keeps.
         writing: bytes that it is being given.
-        waiting: of the compiled engine: messages for who is in the stream, each in an object of its own; None asks him to go on.
+        waiting: of the compiled engine: messages for who is in the stream, each in an object of its
+            own; None asks him to go on.
         wanted: the same: who is in the stream is to receive, for the owner, who is told.
         answer: the same: whether he has received something; None: not yet.
         is_ended: the same: `recv` has raised `EOFError`.
         user: the same: the thread that is in the stream.
     """
 
-    __slots__ = ("answer", "blocked", "is_ended", "messages", "pending", "stream", "user", "waiting", "wanted", "writing")
+    __slots__ = (
+        "answer",
+        "blocked",
+        "is_ended",
+        "messages",
+        "pending",
+        "stream",
+        "user",
+        "waiting",
+        "wanted",
+        "writing",
+    )
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -152,7 +173,8 @@ class StreamAdapter:
         self.user: int | None = None
 
     def receive(self) -> bool:
-        """One `Stream.recv`, checked; its messages are added to `messages`. False when there were none.
+        """One `Stream.recv`, checked; its messages are added to `messages`. False when there were
+        none.
 
         Raises:
             HandlerError: what came is not a list of bytes.
@@ -163,7 +185,10 @@ class StreamAdapter:
         except BlockingIOError:
             return False
         if type(messages) is not list or not all(type(message) is bytes for message in messages):
-            raise HandlerError(f"{type(self.stream).__name__}.recv() must return a list of bytes, not {described(messages)}")
+            raise HandlerError(
+                f"{type(self.stream).__name__}.recv() must return a list of bytes, not "
+                f"{described(messages)}"
+            )
         self.messages.extend(messages)
         return bool(messages)
 
@@ -203,7 +228,7 @@ class StreamAdapter:
                 raise
 
 
-# ---------------------------------------------------------------------------------------------------- the library's own
+# -------------------------------------------------------------------------------- the library's own
 
 
 @dataclass(frozen=True)
@@ -216,8 +241,8 @@ class Handover:
         session: None: no TLS. What is in it already counts: `failure`, `is_ended`.
         received: plaintext that was read and not given out; it comes before what the fd has.
         unsent: bytes for the wire, which go out before anything else.
-        code: the errno that the kernel has reported to the stream, of a reset say; 0: none. It reports once, and then what looks like a
-            graceful end.
+        code: the errno that the kernel has reported to the stream, of a reset say; 0: none. It
+            reports once, and then what looks like a graceful end.
     """
 
     fd: int
@@ -229,7 +254,9 @@ class Handover:
 
 
 class _Numbered(socket.socket):
-    """A socket known by its number only. The garbage collector must not close it: the number may be somebody else's by then."""
+    """A socket known by its number only. The garbage collector must not close it: the number may be
+    somebody else's by then.
+    """
 
     __slots__ = ()
 
@@ -250,11 +277,14 @@ def _socket_of(sock_or_fd: socket.socket | int) -> socket.socket:
     elif isinstance(sock_or_fd, int) and not isinstance(sock_or_fd, bool):
         sock = _Numbered(fileno=sock_or_fd)
     else:
-        raise TypeError(f"sock_or_fd: expected a socket.socket or an int, not {described(sock_or_fd)}")
+        raise TypeError(
+            f"sock_or_fd: expected a socket.socket or an int, not {described(sock_or_fd)}"
+        )
     if sock.type != socket.SOCK_STREAM:
         raise ValueError(f"sock_or_fd: expected a stream socket, not {sock!r}")
     if sock.gettimeout():
-        # Python waits for a socket with a timeout, whatever MSG_DONTWAIT says. (It is non-blocking for the kernel already.)
+        # Python waits for a socket with a timeout, whatever MSG_DONTWAIT says. (It is non-blocking
+        # for the kernel already.)
         sock.setblocking(False)
     return sock
 
@@ -285,7 +315,11 @@ def seconds_left(deadline: float | None) -> float:
 
 def _reported_once(error: Exception | None) -> OSError | None:
     """`error`, if it is what the kernel reports once, as a reset is; else None."""
-    if not isinstance(error, OSError) or isinstance(error, SSLError) or error.errno in (errno.EPIPE, errno.ENOBUFS, errno.ENOMEM):
+    if (
+        not isinstance(error, OSError)
+        or isinstance(error, SSLError)
+        or error.errno in (errno.EPIPE, errno.ENOBUFS, errno.ENOMEM)
+    ):
         return None
     return error
 
@@ -294,32 +328,42 @@ RECEIVES_WITHIN = "a signal handler must not receive from a stream whose call it
 
 
 class _SocketStream(Stream):
-    """What `Plain` and `Secure` share. Between the wire and the frames bytes pass `_open` and `_seal`, which here change nothing.
+    """What `Plain` and `Secure` share. Between the wire and the frames bytes pass `_open` and
+    `_seal`, which here change nothing.
 
-    One thread may receive while another sends. `_lock` is held for each system call with all that belongs to it (`_hold`), so that bytes
-    pass in the order of the wire; never while waiting. A signal handler may run meanwhile, and call again: what it sends is left in
-    `_waiting`, what it ends in `_is_shut`, and who holds the lock looks again after giving it back (`_is_left`). `_hands` is held by the
-    thread that carries the handshake on, also by a signal handler while that thread waits; it comes before `_lock`. `_decoder` and
-    `_failure` belong to the receiver (a handshake yields no plaintext); what else changes is written under `_lock`:
+    One thread may receive while another sends. `_lock` is held for each system call with all that
+    belongs to it (`_hold`), so that bytes pass in the order of the wire; never while waiting. A
+    signal handler may run meanwhile, and call again: what it sends is left in `_waiting`, what it
+    ends in `_is_shut`, and who holds the lock looks again after giving it back (`_is_left`).
+    `_hands` is held by the thread that carries the handshake on, also by a signal handler while
+    that thread waits; it comes before `_lock`. `_decoder` and `_failure` belong to the receiver (a
+    handshake yields no plaintext); what else changes is written under `_lock`:
 
         _is_ready: the handshake is done.
         _wanted: bytes to ask of the next recv(2).
-        _waiting: messages that have not passed `_seal`: for longer than a moment only as long as the handshake is on.
+        _waiting: messages that have not passed `_seal`: for longer than a moment only as long as
+            the handshake is on.
         _unsent: bytes for the wire that the kernel has not taken.
-        _is_sending: a blocking call sees to `_unsent`, and nobody else: or it would wait for the kernel to take what it has already.
-        _is_owed: a `b_send` that has interrupted another call has left its message to that. Not under `_lock`.
-        _inside: the threads that are in `_alone`, have `_lock` or wait for it. Not under `_lock`: a signal handler comes also when that was
-            taken this moment, and must not wait then for a thread that wants it.
+        _is_sending: a blocking call sees to `_unsent`, and nobody else: or it would wait for the
+            kernel to take what it has already.
+        _is_owed: a `b_send` that has interrupted another call has left its message to that. Not
+            under `_lock`.
+        _inside: the threads that are in `_alone`, have `_lock` or wait for it. Not under `_lock`: a
+            signal handler comes also when that was taken this moment, and must not wait then for a
+            thread that wants it.
         _receiver: the thread that is taking frames; 0: none. Not under `_lock`.
-        _is_shut: `shutdown` was called: this side has ended the input, also when what the peer still sends makes the kernel reset.
-        _until: `finish` was called, and gives up then. Who sends does not wait any longer, either. Not under `_lock`.
-        _broken: what send(2) failed with, or that a message came when output had ended. Nothing more is sent: what comes after a gap is
-            nonsense to the peer.
-        _end: why nothing more comes in; an `EOFError` for a graceful end. It is raised once all frames before it were given out.
+        _is_shut: `shutdown` was called: this side has ended the input, also when what the peer
+            still sends makes the kernel reset.
+        _until: `finish` was called, and gives up then. Who sends does not wait any longer, either.
+            Not under `_lock`.
+        _broken: what send(2) failed with, or that a message came when output had ended. Nothing
+            more is sent: what comes after a gap is nonsense to the peer.
+        _end: why nothing more comes in; an `EOFError` for a graceful end. It is raised once all
+            frames before it were given out.
         _failure: what `_decoder` raised, with its traceback of then in `_failed_at`.
 
-    `_broken`, `_end` and `_failure` are raised by each call again. An exception that is raised adds to the traceback it has:
-    each time it is given the one it had when it was stored, or none.
+    `_broken`, `_end` and `_failure` are raised by each call again. An exception that is raised adds
+    to the traceback it has: each time it is given the one it had when it was stored, or none.
     """
 
     _session: TlsSession | None = None
@@ -347,7 +391,9 @@ class _SocketStream(Stream):
         self._failed_at: TracebackType | None = None
 
     def _open(self, data: bytes) -> bytes:
-        """Under `_lock`: what was read, as plaintext. b"" is the peer's FIN. May set `_end`, and add to `_unsent`."""
+        """Under `_lock`: what was read, as plaintext. b"" is the peer's FIN. May set `_end`, and
+        add to `_unsent`.
+        """
         if not data:
             self._end = EOFError()
         return data
@@ -357,7 +403,9 @@ class _SocketStream(Stream):
         return data
 
     def _can_seal(self) -> bool:
-        """Under `_lock`: whether messages may be sent: not before the handshake is done, nor after the end."""
+        """Under `_lock`: whether messages may be sent: not before the handshake is done, nor after
+        the end.
+        """
         return True
 
     def _end_output(self) -> None:
@@ -366,7 +414,9 @@ class _SocketStream(Stream):
     # ------------------------------------------------------------------ one at a time
 
     def _hold(self, work: Callable[[], None], wait: bool = True) -> bool:
-        """Do `work` under `_lock`; False when it is left to who is in there: this thread further out, or (not `wait`) another one."""
+        """Do `work` under `_lock`; False when it is left to who is in there: this thread further
+        out, or (not `wait`) another one.
+        """
         try:
             held = self._alone(work, wait)
             if not held:
@@ -403,7 +453,9 @@ class _SocketStream(Stream):
                 self._flush()
 
     def is_interrupted(self) -> bool:
-        """Whether the caller has interrupted a call of this stream, in this thread, as a signal handler does."""
+        """Whether the caller has interrupted a call of this stream, in this thread, as a signal
+        handler does.
+        """
         return threading.get_ident() in self._inside
 
     # ------------------------------------------------------------------ non-blocking
@@ -471,7 +523,8 @@ class _SocketStream(Stream):
         """
         data = self._checked(frame).to_bytes()
         if self.is_interrupted():
-            if self._is_shut or self._until is not None:  # it may have ended: who is in there would not tell
+            # it may have ended: who is in there would not tell
+            if self._is_shut or self._until is not None:
                 raise BrokenPipeError(errno.EPIPE, "the output has been shut down")
             self._is_owed = True
         else:
@@ -516,7 +569,9 @@ class _SocketStream(Stream):
         self._cut()
 
     def _flush_to_the_end(self) -> None:
-        """Under `_lock`: write what is kept, and the end behind it, as far as the kernel takes it."""
+        """Under `_lock`: write what is kept, and the end behind it, as far as the kernel takes
+        it.
+        """
         with contextlib.suppress(OSError):  # for who sends to be told
             self._flush()  # what waits to be encrypted: after close_notify it could not be
         self._end_output()
@@ -528,12 +583,14 @@ class _SocketStream(Stream):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def finish(self, seconds: float) -> None:
-        """Before `shutdown`, for what was sent to arrive: write what is kept, end the output, throw away input until the peer ends its own.
+        """Before `shutdown`, for what was sent to arrive: write what is kept, end the output, throw
+        away input until the peer ends its own.
 
-        What comes once the input is shut down makes the kernel reset the connection (RFC 1122, 4.2.2.13): what it has not sent yet is
-        lost, and what the peer has not read may be. Gives up so many seconds after it was first called. In a signal handler that has
-        interrupted a call of this stream it does not wait: that call ends the output then, and is over in that time; one that receives
-        raises `EOFError`.
+        What comes once the input is shut down makes the kernel reset the connection (RFC 1122,
+        4.2.2.13): what it has not sent yet is lost, and what the peer has not read may be. Gives up
+        so many seconds after it was first called. In a signal handler that has interrupted a call
+        of this stream it does not wait: that call ends the output then, and is over in that time;
+        one that receives raises `EOFError`.
         """
         if self._until is None:
             self._until = deadline_of(seconds)
@@ -560,9 +617,11 @@ class _SocketStream(Stream):
         return awaited
 
     def discard_and_close(self) -> None:
-        """Throw away what has arrived, and close: closing with unread input makes the kernel reset the peer.
+        """Throw away what has arrived, and close: closing with unread input makes the kernel reset
+        the peer.
 
-        Other threads may be in `finish` and `shutdown`, which must not come to a stranger's fd of the same number.
+        Other threads may be in `finish` and `shutdown`, which must not come to a stranger's fd of
+        the same number.
         """
         self._hold(self._discard_and_close)
 
@@ -576,7 +635,9 @@ class _SocketStream(Stream):
             self._sock.close()
 
     def close(self) -> None:
-        """Close the fd, or the socket that the stream was given. No other thread may be in a call. May be called again."""
+        """Close the fd, or the socket that the stream was given. No other thread may be in a call.
+        May be called again.
+        """
         self._sock.close()
 
     def fileno(self) -> int:
@@ -584,15 +645,20 @@ class _SocketStream(Stream):
         return self._sock.fileno()
 
     def hand_over(self) -> Handover:
-        """Give up the fd, with what belongs to it; a socket object is detached. The stream is not used any more.
+        """Give up the fd, with what belongs to it; a socket object is detached. The stream is not
+        used any more.
 
         Raises:
-            ValueError: a message was sent before the handshake was done, and is not encrypted. The fd is given up all the same.
+            ValueError: a message was sent before the handshake was done, and is not encrypted. The
+                fd is given up all the same.
         """
         with self._lock:
             fd = self._sock.detach()
             if self._waiting:
-                raise ValueError("a message was sent before the TLS handshake had finished: send it from on_connected")
+                raise ValueError(
+                    "a message was sent before the TLS handshake had finished: send it from "
+                    "on_connected"
+                )
             self._decoder.builder = ChunkFrameBuilder()  # it takes all there is, as it is
             received = self._decoder.next() or b""
             reported = _reported_once(self._end) or _reported_once(self._broken)
@@ -606,7 +672,8 @@ class _SocketStream(Stream):
     def _receive(self, work: Callable[[], T]) -> T:
         """What `work` returns, which takes frames; not while this thread does so further out.
 
-        A frame that is being taken would be given out twice, and who waits does not know of what another one has read for him.
+        A frame that is being taken would be given out twice, and who waits does not know of what
+        another one has read for him.
         """
         if self._receiver == threading.get_ident() or self.is_interrupted():
             raise RuntimeError(RECEIVES_WITHIN)
@@ -617,7 +684,9 @@ class _SocketStream(Stream):
             self._receiver = 0
 
     def _next(self, take: Callable[[], T | None]) -> T | None:
-        """The next frame or payload of what was read; None when none is complete. Raises what comes instead of one."""
+        """The next frame or payload of what was read; None when none is complete. Raises what comes
+        instead of one.
+        """
         if self._failure is not None:
             raise self._failure.with_traceback(self._failed_at)
         end = self._end  # set after what came before it was fed
@@ -659,7 +728,9 @@ class _SocketStream(Stream):
         return frame
 
     def _pay(self) -> None:
-        """Send to the end what a signal handler's `b_send` has left to this call. What `nb_send` has kept is not waited for."""
+        """Send to the end what a signal handler's `b_send` has left to this call. What `nb_send`
+        has kept is not waited for.
+        """
         if self._is_owed and not self._is_sending:
             self._is_owed = False
             with contextlib.suppress(OSError):  # for who sends to be told; there may be input yet
@@ -667,7 +738,9 @@ class _SocketStream(Stream):
                     self._wait_for_room()
 
     def _read(self) -> Frame | None:
-        """The next frame, from the kernel if need be; None when it has no more, or always something."""
+        """The next frame, from the kernel if need be; None when it has no more, or always
+        something.
+        """
         for _ in range(READS):
             frame = self._next(self._decoder.next_frame)
             if frame is not None:
@@ -679,7 +752,9 @@ class _SocketStream(Stream):
         return self._next(self._decoder.next_frame)
 
     def _pull(self) -> bool:
-        """One recv(2), with what follows from it; False when there was nothing. What is kept of output is written as well."""
+        """One recv(2), with what follows from it; False when there was nothing. What is kept of
+        output is written as well.
+        """
         pulled: list[bool] = []
 
         def pull() -> None:
@@ -687,7 +762,8 @@ class _SocketStream(Stream):
                 pulled.append(self._end is None and self._pull_locked())
             finally:
                 if not self._is_sending:
-                    with contextlib.suppress(OSError):  # for who sends to be told; there may be input yet
+                    # for who sends to be told; there may be input yet
+                    with contextlib.suppress(OSError):
                         self._flush()
 
         if not self._hold(pull):
@@ -704,7 +780,11 @@ class _SocketStream(Stream):
             self._end = EOFError() if self._is_shut or self._sock.fileno() < 0 else error
             return True
         self._decoder.feed(self._open(data))
-        if not data and not self._is_shut and (reported := _reported_once(self._broken)) is not None:
+        if (
+            not data
+            and not self._is_shut
+            and (reported := _reported_once(self._broken)) is not None
+        ):
             # When send(2) has had it, this looks like a graceful end.
             self._end = reported
         return True
@@ -723,7 +803,9 @@ class _SocketStream(Stream):
             raise BlockingIOError(errno.EAGAIN, "not everything could be written; the rest is kept")
 
     def _flush(self) -> bool:
-        """Under `_lock`: write until nothing is left for the wire, or the kernel takes no more. Whether nothing is left."""
+        """Under `_lock`: write until nothing is left for the wire, or the kernel takes no more.
+        Whether nothing is left.
+        """
         if self._broken is not None:
             self._waiting.clear()
             raise self._broken.with_traceback(None)
@@ -739,13 +821,16 @@ class _SocketStream(Stream):
                 self._broken = error
                 raise
             del self._unsent[:sent]
-        if self._waiting and self._is_ready and not self._can_seal():  # who sent it may look for it later
+        # who sent it may look for it later
+        if self._waiting and self._is_ready and not self._can_seal():
             self._broken = BrokenPipeError(errno.EPIPE, "the output has been shut down")
             raise self._broken
         return True
 
     def _write(self) -> bool:
-        """`_flush` of the blocking call that sends, which is over once nothing is left, or left to the call that it has interrupted."""
+        """`_flush` of the blocking call that sends, which is over once nothing is left, or left to
+        the call that it has interrupted.
+        """
 
         def write() -> None:
             self._is_sending = not self._flush()
@@ -753,7 +838,9 @@ class _SocketStream(Stream):
         return not self._hold(write) or not (self._is_sending or self._unsent or self._waiting)
 
     def _wait_for_room(self) -> None:
-        """To send on; as long as `finish` does, once that was called, and reading as that does: or the peer might not read, either."""
+        """To send on; as long as `finish` does, once that was called, and reading as that does: or
+        the peer might not read, either.
+        """
         awaited = [select.POLLOUT]
         if self._until is not None:
             self._hold(lambda: awaited.append(self._finish()))
@@ -766,7 +853,9 @@ class _SocketStream(Stream):
     # ------------------------------------------------------------------ handshake, waiting
 
     def _shake_hands_nb(self) -> None:
-        """Carry the handshake on as far as it goes now, unless another thread is at it, or this one further out."""
+        """Carry the handshake on as far as it goes now, unless another thread is at it, or this one
+        further out.
+        """
         if not self._is_ready and not self.is_interrupted():
             under(self._hands, self._pull_all, wait=False)
 
@@ -797,7 +886,9 @@ class _SocketStream(Stream):
         return select.POLLIN | select.POLLOUT if mine else select.POLLIN
 
     def _wait(self, events: int, deadline: float | None, longest: float = LONGEST_WAIT) -> None:
-        """Wait until the fd is ready for one of `events`; that it is broken, or closed meanwhile, is for the next call to say."""
+        """Wait until the fd is ready for one of `events`; that it is broken, or closed meanwhile,
+        is for the next call to say.
+        """
         seconds = seconds_left(deadline)
         fd = self._sock.fileno()
         if fd >= 0:
@@ -866,7 +957,9 @@ class Secure(_SocketStream):
         """
         check_context("context", context, server_side=server_side)
         check_server_hostname(server_hostname)
-        self._session = TlsSession(context, server_side=server_side, server_hostname=server_hostname)
+        self._session = TlsSession(
+            context, server_side=server_side, server_hostname=server_hostname
+        )
         super().__init__(sock_or_fd, framing)
         self._is_ready = False
         self._wanted = RECORD_HEADER
@@ -892,7 +985,8 @@ class Secure(_SocketStream):
 
     def _open(self, data: bytes) -> bytes:
         if not data:
-            # Without close_notify input may have been cut off by anybody, unless it is this side that has ended it.
+            # Without close_notify input may have been cut off by anybody, unless it is this side
+            # that has ended it.
             is_ours = self._is_ready and not self._session.is_writable
             self._end = EOFError() if is_ours else removal_error(Cause.TRUNCATED)
             return b""
@@ -920,7 +1014,9 @@ class Secure(_SocketStream):
             self._end = EOFError() if self._is_ready else removal_error(Cause.TRUNCATED)
 
     def _count(self, data: bytes) -> None:
-        """Have no more asked for than what is left of the record, or of its header, that `data` is part of."""
+        """Have no more asked for than what is left of the record, or of its header, that `data` is
+        part of.
+        """
         self._record += data
         left = RECORD_HEADER - len(self._record)
         if left <= 0:

@@ -1,4 +1,5 @@
-"""Fixtures for testing handlers with pytest. A plugin that is used by who names it, in the `conftest.py` at the top or in a test:
+"""Fixtures for testing handlers with pytest. A plugin that is used by who names it, in the
+`conftest.py` at the top or in a test:
 
     pytest_plugins = ["hydrogen.testing"]
 
@@ -8,8 +9,9 @@
         client.send(b"hello")
         assert client.recv() == b"hello"
 
-Such a test runs once on each engine there is, or on the one that `HYDROGEN_ENGINE` names. Afterwards everything is stopped, and
-the test fails when it has left behind a connection, a callback that still runs, or an error in the log.
+Such a test runs once on each engine there is, or on the one that `HYDROGEN_ENGINE` names.
+Afterwards everything is stopped, and the test fails when it has left behind a connection, a
+callback that still runs, or an error in the log.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ class _Errors(logging.Handler):
 def hydrogen_errors() -> Iterator[queue.SimpleQueue[logging.LogRecord]]:
     """What hydrogen logs as an error, such as an exception in a callback, with its `exc_info`.
 
-    A test that expects one takes it out: `hydrogen_errors.get(timeout=10)`. What is left at the end fails the test.
+    A test that expects one takes it out: `hydrogen_errors.get(timeout=10)`. What is left at the end
+    fails the test.
     """
     handler = _Errors()
     log = logging.getLogger("hydrogen")
@@ -84,11 +87,15 @@ def hydrogen_errors() -> Iterator[queue.SimpleQueue[logging.LogRecord]]:
 
 
 @pytest.fixture
-def hydrogen_serve(hydrogen_engine: str, hydrogen_errors: object) -> Iterator[Callable[..., Server]]:
-    """Start a server: `hydrogen_serve(handler, config=None, **options)`, as `hydrogen.serve`, on a port that the kernel chooses.
+def hydrogen_serve(
+    hydrogen_engine: str, hydrogen_errors: object
+) -> Iterator[Callable[..., Server]]:
+    """Start a server: `hydrogen_serve(handler, config=None, **options)`, as `hydrogen.serve`, on a
+    port that the kernel chooses.
 
-    May be called several times. At the end of the test each server is stopped, as by `Server.stop()`; the test fails when a
-    connection had to be reset, or a callback does not return.
+    May be called several times. At the end of the test each server is stopped, as by
+    `Server.stop()`; the test fails when a connection had to be reset, or a callback does not
+    return.
     """
     servers: list[Server] = []
     before = set(threading.enumerate())
@@ -110,7 +117,9 @@ def hydrogen_serve(hydrogen_engine: str, hydrogen_errors: object) -> Iterator[Ca
 
 
 def _stopped(server: Server) -> Iterator[str]:
-    """Stop a server, and say what it leaves behind. A stop of the test's own may have reset what it likes."""
+    """Stop a server, and say what it leaves behind. A stop of the test's own may have reset what it
+    likes.
+    """
     was_stopped = server.wait(0)
     report = server.stop()
     if report.aborted and not was_stopped:
@@ -130,10 +139,11 @@ def _ended(worker: threading.Thread) -> Iterator[str]:
 
 @pytest.fixture
 def hydrogen_connect(hydrogen_serve: object) -> Iterator[Callable[..., Client]]:
-    """Connect a client to a server: `hydrogen_connect(server, **options)`, with the options of `hydrogen.connect`.
+    """Connect a client to a server: `hydrogen_connect(server, **options)`, with the options of
+    `hydrogen.connect`.
 
-    Without others it has the server's framing, and waits `PATIENCE` seconds. It is closed before the servers are stopped,
-    which otherwise would wait for it.
+    Without others it has the server's framing, and waits `PATIENCE` seconds. It is closed before
+    the servers are stopped, which otherwise would wait for it.
     """
     with contextlib.ExitStack() as stack:
 

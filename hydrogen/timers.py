@@ -5,9 +5,10 @@ An engine keeps one *alarm*: the time at which a worker is to call `run_due`. In
 timer stands, the alarm is set to its time or an earlier one. `add` sets it; who takes a timer out
 sets it for the next one, before the callback, so that a callback that blocks delays itself only.
 
-`add` and `cancel` may be called at any moment, also by a signal handler or `__del__` that interrupts
-one of the functions here in its own thread. So they do nothing but single operations of a dict and
-a deque, each of which is one step. The heap is for workers only, one at a time: it is in `_sorting`.
+`add` and `cancel` may be called at any moment, also by a signal handler or `__del__` that
+interrupts one of the functions here in its own thread. So they do nothing but single operations of
+a dict and a deque, each of which is one step. The heap is for workers only, one at a time: it is in
+`_sorting`.
 """
 
 from __future__ import annotations
@@ -57,10 +58,13 @@ class Timers:
         self._number = 0  # of those in the heap: of two that are due at once the first comes first
         self._sorting = threading.Lock()  # nobody waits for it: see run_due
         self._missed = False  # somebody found it taken
-        self._following: float | None = None  # when the alarm is to ring next, as who sorted last has found
+        # when the alarm is to ring next, as who sorted last has found
+        self._following: float | None = None
         self._set_alarm: Callable[[float], None] = _no_alarm
 
-    def add(self, when: float, callback: Callable[[], object], set_alarm: Callable[[float], None]) -> Timer:
+    def add(
+        self, when: float, callback: Callable[[], object], set_alarm: Callable[[float], None]
+    ) -> Timer:
         """Have `callback` called at the monotonic time `when`, in seconds.
 
         Args:
@@ -81,8 +85,8 @@ class Timers:
         """See `Timer.cancel`."""
         if self._standing.pop(timer, None) is None:
             return False
-        # A timeout that is set and cancelled for each message must not pile up. A worker drops them:
-        # this may be the main thread, where an interrupt could leave the work half done.
+        # A timeout that is set and cancelled for each message must not pile up. A worker drops
+        # them: this may be the main thread, where an interrupt could leave the work half done.
         if len(self._heap) + len(self._added) > 2 * len(self._standing) + SLACK:
             self._set_alarm(time.monotonic())
         return True
@@ -93,13 +97,13 @@ class Timers:
         By a worker. What a timer raises is logged. One that was taken out is called, whatever comes
         out of setting the alarm for the next one.
 
-        While another worker does this, nothing: that one looks at `_missed` when it is done, and has
-        the alarm rung once more. Either it sees `_missed`, or it was done before it was set, and then
-        the lock was free.
+        While another worker does this, nothing: that one looks at `_missed` when it is done, and
+        has the alarm rung once more. Either it sees `_missed`, or it was done before it was set,
+        and then the lock was free.
 
-        Another thread may have an exception raised in here (PyThreadState_SetAsyncExc). It comes when
-        a call of C code has returned, or a function of Python begins. It may leave this function: then
-        it is to be called again.
+        Another thread may have an exception raised in here (PyThreadState_SetAsyncExc). It comes
+        when a call of C code has returned, or a function of Python begins. It may leave this
+        function: then it is to be called again.
         """
         taken: list[Callable[[], object]] = []
         try:
@@ -116,15 +120,18 @@ class Timers:
         finally:
             if taken:
                 try:
-                    callback = taken[0]  # in no function of its own, as it begins an exception could come
+                    # in no function of its own, as it begins an exception could come
+                    callback = taken[0]
                     callback()
                 except BaseException as error:
                     self._log.callback_error("call_later", error)
 
     def _take_due(self, taken: list[Callable[[], object]]) -> bool:
-        """Take out the first that is due; `_following` is the time of the next one then. With the lock. True.
+        """Take out the first that is due; `_following` is the time of the next one then. With the
+        lock. True.
 
-        It is in `taken` before the call of C code that takes it out has returned. It leaves the heap
+        It is in `taken` before the call of C code that takes it out has returned. It leaves the
+        heap
         last: one that does not stand any more is dropped by the next look.
         """
         self._missed = False

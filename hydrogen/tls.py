@@ -1,9 +1,11 @@
-"""TLS without I/O: ciphertext in, plaintext out, and the other way round. No fd is ever seen here, and no engine.
+"""TLS without I/O: ciphertext in, plaintext out, and the other way round. No fd is ever seen here,
+and no engine.
 
-The narrow face behind which TLS hides: both engines and the streams of the library know no more of it than `TlsSession`. It is Python's
-`ssl`, an `SSLObject` over two memory BIOs. Who uses a session holds its `lock`: reader and senders are different threads, CPython gives
-the GIL away inside OpenSSL, and what it locks by itself changed from release to release. What `encrypt`, `take` and `close` return must
-be queued before the lock is given back, for records are numbered.
+The narrow face behind which TLS hides: both engines and the streams of the library know no more of
+it than `TlsSession`. It is Python's `ssl`, an `SSLObject` over two memory BIOs. Who uses a session
+holds its `lock`: reader and senders are different threads, CPython gives the GIL away inside
+OpenSSL, and what it locks by itself changed from release to release. What `encrypt`, `take` and
+`close` return must be queued before the lock is given back, for records are numbered.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ SLICE = 1 << 24
 
 
 def check_context(name: str, context: object, *, server_side: bool) -> ssl.SSLContext:
-    """`context`, made to refuse renegotiation, which only costs servers CPU (CVE-2011-1473; TLS 1.3 has none).
+    """`context`, made to refuse renegotiation, which only costs servers CPU (CVE-2011-1473; TLS 1.3
+    has none).
 
     Raises:
         TypeError: it is no `ssl.SSLContext`.
@@ -34,7 +37,10 @@ def check_context(name: str, context: object, *, server_side: bool) -> ssl.SSLCo
         raise TypeError(f"{name}: expected an ssl.SSLContext, not {described(context)}")
     wrong = ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER
     if context.protocol == wrong:
-        raise ValueError(f"{name}: expected a context for the {'server' if server_side else 'client'} side, not {context.protocol!r}")
+        raise ValueError(
+            f"{name}: expected a context for the {'server' if server_side else 'client'} side, not "
+            f"{context.protocol!r}"
+        )
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 
@@ -46,7 +52,8 @@ def check_server_hostname(name: object) -> None:
 
 
 class TlsSession:
-    """The TLS of one connection. Every method but `info` is for one thread at a time: whoever holds `lock`.
+    """The TLS of one connection. Every method but `info` is for one thread at a time: whoever holds
+    `lock`.
 
     The Python engine has a way of its own to see to that, see `_py.role`.
 
@@ -86,10 +93,14 @@ class TlsSession:
         "waiting",
     )
 
-    def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None
+    ) -> None:
         if context.check_hostname and not server_side and not server_hostname:
             # ssl.SSLSocket refuses this; an SSLObject would check no name at all.
-            raise ValueError("server_hostname: expected a name, because the context checks host names")
+            raise ValueError(
+                "server_hostname: expected a name, because the context checks host names"
+            )
         self.lock = threading.Lock()
         self.received: deque[bytes] = deque()
         self.plaintexts: deque[bytes] = deque()
@@ -100,7 +111,9 @@ class TlsSession:
         self.user: int | None = None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname)
+        self._object = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
         self.is_ready = False
         self.is_ended = False
         self._is_closed = False
@@ -111,8 +124,9 @@ class TlsSession:
     def receive(self, ciphertext: bytes) -> bytes:
         """Take in what the peer sent; returns the plaintext that is complete now, or b"".
 
-        Goes on with the handshake while that is not done. What OpenSSL finds wrong is in `failure` afterwards, for the plaintext before it
-        is good. There may be something to `take` after each call: handshake, alert, key update.
+        Goes on with the handshake while that is not done. What OpenSSL finds wrong is in `failure`
+        afterwards, for the plaintext before it is good. There may be something to `take` after each
+        call: handshake, alert, key update.
         """
         parts = []
         self._incoming.write(ciphertext)
@@ -125,7 +139,8 @@ class TlsSession:
                 self.is_ready = True
             elif self._asks_later:  # a certificate may come any time
                 self._find_facts()
-            # What OpenSSL holds already does not show at the socket any more: read on until there is nothing.
+            # What OpenSSL holds already does not show at the socket any more: read on until there
+            # is nothing.
             while not self.is_ended:
                 plaintext = self._object.read(size)
                 if not plaintext:
@@ -145,19 +160,28 @@ class TlsSession:
             else:
                 self.failure = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the handshake")
         except ssl.SSLError as error:
-            self.failure = error.with_traceback(None)  # that refers to this session: a cycle, which would keep OpenSSL's memory
+            # that refers to this session: a cycle, which would keep OpenSSL's memory
+            self.failure = error.with_traceback(None)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _find_facts(self) -> None:
         tls = self._object
-        self._facts = {"peercert": tls.getpeercert(), "cipher": tls.cipher(), "compression": tls.compression()}
+        self._facts = {
+            "peercert": tls.getpeercert(),
+            "cipher": tls.cipher(),
+            "compression": tls.compression(),
+        }
 
     def start(self) -> None:
-        """Begin the handshake, as a client does; a server waits for what it will `receive`. Then `take`."""
+        """Begin the handshake, as a client does; a server waits for what it will `receive`. Then
+        `take`.
+        """
         self.receive(b"")
 
     def encrypt(self, plaintext: bytes) -> bytes:
-        """The records that carry `plaintext`, and whatever else is to be sent. The handshake must be done, and `close` not called."""
+        """The records that carry `plaintext`, and whatever else is to be sent. The handshake must
+        be done, and `close` not called.
+        """
         if len(plaintext) <= SLICE:
             return self._encrypt(plaintext)
         # A memory BIO of OpenSSL holds less than 2 GiB: what is encrypted is taken out at once.
@@ -172,7 +196,9 @@ class TlsSession:
         return self._outgoing.read()
 
     def take(self) -> bytes:
-        """What is to be sent now that nobody asked for: handshake, alerts, key updates, tickets; b"" for nothing."""
+        """What is to be sent now that nobody asked for: handshake, alerts, key updates, tickets;
+        b"" for nothing.
+        """
         return self._outgoing.read() if self._outgoing.pending else b""
 
     @property
@@ -181,17 +207,21 @@ class TlsSession:
         return self.is_ready and not self._is_closed and self.failure is None
 
     def close(self) -> bytes:
-        """Our close_notify (RFC 8446, 6.1), with what is to be sent before it; nothing to say when the handshake was not done, or again."""
+        """Our close_notify (RFC 8446, 6.1), with what is to be sent before it; nothing to say when
+        the handshake was not done, or again.
+        """
         if self.is_writable:
             self._is_closed = True
-            with contextlib.suppress(ssl.SSLError):  # the peer's own has not come, or it sent on: neither matters to who closes
+            # the peer's own has not come, or it sent on: neither matters to who closes
+            with contextlib.suppress(ssl.SSLError):
                 self._object.unwrap()
         return self.take()
 
     def info(self, name: str) -> Any:
         """What `asyncio.BaseTransport.get_extra_info` gives by that name; None: nothing.
 
-        From any thread, at any moment, without the lock: it was found out when the handshake was done.
+        From any thread, at any moment, without the lock: it was found out when the handshake was
+        done.
         """
         if name == "ssl_object":
             return self._object

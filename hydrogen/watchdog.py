@@ -1,8 +1,10 @@
-"""The watchdog: a thread that looks for callbacks which run for longer than `Config.slow_callback`, and logs where they are.
+"""The watchdog: a thread that looks for callbacks which run for longer than `Config.slow_callback`,
+and logs where they are.
 
-It is there only when that is set, and looks four times in that time. It needs the GIL to look, so a callback that holds on to it in C code
-is found late. Where there is no GIL it tells which worker, and not where: a frame that runs in another thread must not be looked at there
-(Python's free-threading HOWTO). Nothing here acts: a slow callback is told of, once, and left alone.
+It is there only when that is set, and looks four times in that time. It needs the GIL to look, so a
+callback that holds on to it in C code is found late. Where there is no GIL it tells which worker,
+and not where: a frame that runs in another thread must not be looked at there (Python's
+free-threading HOWTO). Nothing here acts: a slow callback is told of, once, and left alone.
 """
 
 from __future__ import annotations
@@ -35,13 +37,17 @@ class Watchdog:
         slow: callbacks found so far that ran for too long.
     """
 
-    def __init__(self, seconds: float, running: Callable[[], list[tuple[int, int]]], log: RateLimitedLog) -> None:
+    def __init__(
+        self, seconds: float, running: Callable[[], list[tuple[int, int]]], log: RateLimitedLog
+    ) -> None:
         """Args: seconds: of `slow_callback`. running: see `backend.Engine.running`."""
         self._seconds = seconds
         self._running = running
         self._log = log
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=partial(outlive, self._watch), name="hydrogen-watchdog", daemon=True)
+        self._thread = threading.Thread(
+            target=partial(outlive, self._watch), name="hydrogen-watchdog", daemon=True
+        )
         self._seen: dict[tuple[int, int], float] = {}  # since when each callback runs
         self._told: set[tuple[int, int]] = set()
         self.slow = 0
@@ -51,7 +57,9 @@ class Watchdog:
         self._thread.start()
 
     def end(self, patience: float) -> None:
-        """End the thread, and wait for that, at most `patience` seconds: a log handler may keep it. May be called again."""
+        """End the thread, and wait for that, at most `patience` seconds: a log handler may keep it.
+        May be called again.
+        """
         self._ended.set()
         if self._thread.is_alive():  # it may never have been started
             self._thread.join(patience)
@@ -61,13 +69,20 @@ class Watchdog:
         return threading.current_thread() is self._thread
 
     def _watch(self, error: BaseException | None) -> None:
-        """Until the end; first tell of `error`, by which it was interrupted: want of memory, or a fault of ours."""
+        """Until the end; first tell of `error`, by which it was interrupted: want of memory, or a
+        fault of ours.
+        """
         while not self._ended.is_set():
             try:
                 if error is not None:
                     told, error = error, None
                     time.sleep(self._seconds / 4)
-                    self._log.say(logging.ERROR, "watchdog", "the watchdog could not check the workers", error=told)
+                    self._log.say(
+                        logging.ERROR,
+                        "watchdog",
+                        "the watchdog could not check the workers",
+                        error=told,
+                    )
                 while not self._ended.wait(self._seconds / 4):
                     self._look()
             except BaseException as raised:
@@ -84,16 +99,24 @@ class Watchdog:
 
     def _tell(self, ident: int, seconds: float) -> None:
         self.slow += 1
-        name = next((thread.name for thread in threading.enumerate() if thread.ident == ident), "a worker")
+        name = next(
+            (thread.name for thread in threading.enumerate() if thread.ident == ident), "a worker"
+        )
         self._log.say(
-            logging.WARNING, "slow callback", "a callback has been running for %.3f s in %s:\n%s", seconds, name, _stack_of(ident)
+            logging.WARNING,
+            "slow callback",
+            "a callback has been running for %.3f s in %s:\n%s",
+            seconds,
+            name,
+            _stack_of(ident),
         )
 
 
 def _current_frames() -> dict[int, FrameType]:
     if sys.version_info >= (3, 12, 3):
         return sys._current_frames()
-    # The collector may run in there, with a lock held that others wait for who have the GIL (CPython's issue 106883).
+    # The collector may run in there, with a lock held that others wait for who have the GIL
+    # (CPython's issue 106883).
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -113,4 +136,6 @@ def _stack_of(ident: int) -> str:
         return "".join(traceback.format_stack(frame))
     except BaseException:  # it asks the loaders of the user's modules for the source
         places = [(found.f_code, line) for found, line in traceback.walk_stack(frame)]
-        return "".join([f"  {code.co_filename}:{line} in {code.co_name}\n" for code, line in reversed(places)])
+        return "".join(
+            [f"  {code.co_filename}:{line} in {code.co_name}\n" for code, line in reversed(places)]
+        )

@@ -9,14 +9,31 @@ SERVER, AUTHORITY = "server.pem", "authority.pem"
 
 
 def make(folder: Path) -> None:
-    """Write the servers' key and certificate, and the authority that the generator verifies it by, into ``folder``.
+    """Write the servers' key and certificate, and the authority that the generator verifies it by,
+    into ``folder``.
 
     They are one certificate, signed by itself.
     """
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    command = ["openssl", "req", "-x509", *curve, "-keyout", SERVER, "-out", AUTHORITY, "-subj", "/CN=hydrogen"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        *curve,
+        "-keyout",
+        SERVER,
+        "-out",
+        AUTHORITY,
+        "-subj",
+        "/CN=hydrogen",
+    ]
     try:
-        subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], cwd=folder, check=True, capture_output=True)
+        subprocess.run(
+            [*command, "-addext", "subjectAltName=IP:127.0.0.1"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
     except OSError as error:
         raise ValueError(f"the TLS workloads need openssl: {error}") from error
     with (folder / SERVER).open("a") as file:

@@ -28,7 +28,9 @@ def names(known: Collection[str]) -> Callable[[str], list[str]]:
         found = text.split(",")
         unknown = [name for name in found if name not in known]
         if unknown:
-            raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; there are {', '.join(known)}")
+            raise argparse.ArgumentTypeError(
+                f"there is no {', '.join(unknown)}; there are {', '.join(known)}"
+            )
         return found
 
     return split
@@ -43,33 +45,85 @@ def built_tree(text: str) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m perf.compare", description="Compare hydrogen with its peers and with C.")
-    contenders = dict.fromkeys(contender for workload in WORKLOADS.values() for contender in workload.jobs)
-    p.add_argument("--workload", type=names(WORKLOADS), default=list(WORKLOADS), metavar="W1,W2...", help="only these workloads")
-    p.add_argument("--contenders", type=names(contenders), metavar="NAME,NAME...", help=f"only these of {', '.join(contenders)}")
-    p.add_argument(
-        "--fast", action="store_true", help="few contenders, and unless given 3 rounds of 0.7 s after 0.3 s: some minutes in all"
+    p = argparse.ArgumentParser(
+        prog="python -m perf.compare", description="Compare hydrogen with its peers and with C."
     )
-    p.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds (default %(default)s)")
+    contenders = dict.fromkeys(
+        contender for workload in WORKLOADS.values() for contender in workload.jobs
+    )
+    p.add_argument(
+        "--workload",
+        type=names(WORKLOADS),
+        default=list(WORKLOADS),
+        metavar="W1,W2...",
+        help="only these workloads",
+    )
+    p.add_argument(
+        "--contenders",
+        type=names(contenders),
+        metavar="NAME,NAME...",
+        help=f"only these of {', '.join(contenders)}",
+    )
+    p.add_argument(
+        "--fast",
+        action="store_true",
+        help="few contenders, and unless given 3 rounds of 0.7 s after 0.3 s: some minutes in all",
+    )
+    p.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="rounds (default %(default)s)"
+    )
     p.add_argument("--layout", choices=("pinned", "shared", "both"), default="both")
-    p.add_argument("--duration", type=float, default=4.0, metavar="SECONDS", help="measured per run (default %(default)s)")
-    p.add_argument("--warm-up", type=float, default=1.0, metavar="SECONDS", help="before it (default %(default)s)")
+    p.add_argument(
+        "--duration",
+        type=float,
+        default=4.0,
+        metavar="SECONDS",
+        help="measured per run (default %(default)s)",
+    )
+    p.add_argument(
+        "--warm-up",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="before it (default %(default)s)",
+    )
     p.add_argument(
         "--against",
         type=built_tree,
         metavar="TREE",
-        help=f"compare with another build of hydrogen as well: {BEFORE}, from a tree in which it is built in place",
+        help=f"compare with another build of hydrogen as well: {BEFORE}, from a tree in which it "
+        "is built in place",
     )
-    p.add_argument("--handoff", choices=("auto", "inline", "eager"), default="auto", help="of the hydrogen contenders")
-    p.add_argument("--idle-connections", type=int, default=5000, metavar="N", help="of W9 (default %(default)s)")
+    p.add_argument(
+        "--handoff",
+        choices=("auto", "inline", "eager"),
+        default="auto",
+        help="of the hydrogen contenders",
+    )
+    p.add_argument(
+        "--idle-connections",
+        type=int,
+        default=5000,
+        metavar="N",
+        help="of W9 (default %(default)s)",
+    )
     p.add_argument(
         "--quiet",
         type=float,
         metavar="CORES",
-        help="on a shared machine: wait until others keep fewer cores busy, repeat a run in which they did not",
+        help="on a shared machine: wait until others keep fewer cores busy, repeat a run in which "
+        "they did not",
     )
-    p.add_argument("--publish", action="store_true", help="write docs/performance.md from this result alone")
-    p.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER", help="where the JSON goes")
+    p.add_argument(
+        "--publish", action="store_true", help="write docs/performance.md from this result alone"
+    )
+    p.add_argument(
+        "--results",
+        type=Path,
+        default=HERE / "results",
+        metavar="FOLDER",
+        help="where the JSON goes",
+    )
     return p
 
 
@@ -83,9 +137,13 @@ def parsed(p: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argpa
 
 
 def chosen_contenders(wanted: list[str] | None, jobs: Sequence[str]) -> list[str]:
-    """The workload's contenders that take part; says which cannot run here, and raises ValueError when one was asked for by name."""
+    """The workload's contenders that take part; says which cannot run here, and raises ValueError
+    when one was asked for by name.
+    """
     contenders = []
-    for contender in jobs if wanted is None else [contender for contender in jobs if contender in wanted]:
+    for contender in (
+        jobs if wanted is None else [contender for contender in jobs if contender in wanted]
+    ):
         lacking = missing(contender)
         if lacking is None:
             contenders.append(contender)
@@ -116,7 +174,10 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for name in options.workload:
             workload = WORKLOADS[name]
             contenders = chosen_contenders(
-                options.contenders, workload.fast_contenders() if options.fast and options.contenders is None else list(workload.jobs)
+                options.contenders,
+                workload.fast_contenders()
+                if options.fast and options.contenders is None
+                else list(workload.jobs),
             )
             if options.against is not None and OURS in contenders:
                 contenders.insert(contenders.index(OURS) + 1, BEFORE)
@@ -128,13 +189,19 @@ def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def text_of(document: dict[str, Any]) -> str:
-    """A result as it is kept: four digits of each figure, which is more than a round is worth, and a line for each round."""
+    """A result as it is kept: four digits of each figure, which is more than a round is worth, and
+    a line for each round.
+    """
     comparisons = []
     for each in document["comparisons"]:
         rounds = ",\n".join([f"   {json.dumps(rounded(one))}" for one in each["rounds"]])
-        rest = json.dumps({name: rounded(value) for name, value in each.items() if name != "rounds"})
+        rest = json.dumps(
+            {name: rounded(value) for name, value in each.items() if name != "rounds"}
+        )
         comparisons.append(f'  {rest[:-1]}, "rounds": [\n{rounds}\n  ]}}')
-    head = json.dumps({name: value for name, value in document.items() if name != "comparisons"}, indent=1)
+    head = json.dumps(
+        {name: value for name, value in document.items() if name != "comparisons"}, indent=1
+    )
     return head[:-2] + ',\n "comparisons": [\n' + ",\n".join(comparisons) + "\n ]\n}\n"
 
 
@@ -147,15 +214,23 @@ def rounded(value: Any) -> Any:
     return [rounded(inner) for inner in value] if isinstance(value, list) else value
 
 
-def write(found: Sequence[dict[str, Any]], options: argparse.Namespace, began: datetime.datetime) -> Path:
-    """Keep what was measured, with all that it depends on; where it is kept and published is nothing of that. Returns the file."""
-    given = {name: value for name, value in vars(options).items() if name not in ("results", "publish")}
+def write(
+    found: Sequence[dict[str, Any]], options: argparse.Namespace, began: datetime.datetime
+) -> Path:
+    """Keep what was measured, with all that it depends on; where it is kept and published is
+    nothing of that. Returns the file.
+    """
+    given = {
+        name: value for name, value in vars(options).items() if name not in ("results", "publish")
+    }
     if options.against is not None:  # what matters of a tree, and is the same elsewhere
         given["against"] = machine.git("rev-parse", "HEAD", folder=options.against) or "no commit"
     document = {
         "schema": report.SCHEMA,
         "began": began.isoformat(timespec="seconds"),
-        "options": {name: value if isinstance(value, list) else str(value) for name, value in given.items()},
+        "options": {
+            name: value if isinstance(value, list) else str(value) for name, value in given.items()
+        },
         "machine": machine.describe(),
         "comparisons": list(found),
     }
@@ -168,7 +243,9 @@ def write(found: Sequence[dict[str, Any]], options: argparse.Namespace, began: d
 
 
 def failures(found: Sequence[dict[str, Any]], wanted: list[str] | None) -> list[str]:
-    """The goals of gated workloads that were missed, or that nothing was measured for although their contender was wanted."""
+    """The goals of gated workloads that were missed, or that nothing was measured for although
+    their contender was wanted.
+    """
     failed = []
     for each in found:
         workload = WORKLOADS[each["workload"]]
@@ -181,7 +258,9 @@ def failures(found: Sequence[dict[str, Any]], wanted: list[str] | None) -> list[
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 1 when a goal of a gated workload is missed, 2 for wrong usage, else 0: no timed goal is a test."""
+    """Returns the exit status: 1 when a goal of a gated workload is missed, 2 for wrong usage, else
+    0: no timed goal is a test.
+    """
     p = parser()
     options = parsed(p, arguments)
     if options.publish:
@@ -189,7 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from perf.publish import publish
         except ImportError as error:
             p.error(f"--publish needs matplotlib: {error}")
-    # The memory workloads hold both ends of their connections open: here, and in the server, which inherits the limit.
+    # The memory workloads hold both ends of their connections open: here, and in the server, which
+    # inherits the limit.
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     began = datetime.datetime.now(datetime.timezone.utc)

@@ -1,4 +1,6 @@
-"""What can be counted and does not depend on how fast the machine is: memory, system calls, allocations, wake-ups."""
+"""What can be counted and does not depend on how fast the machine is: memory, system calls,
+allocations, wake-ups.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,17 @@ SWEPT_CONNECTIONS = 19_000  # 20,000 fds a process is a usual limit, here and in
 
 
 def session(server: Server, connections: int, cacert: str | None = None) -> Session:
-    """Connections to ``server``, opened, each having echoed one message; with ``cacert`` over TLS."""
-    opened = Session(Options(("127.0.0.1", server.port), connections=connections, tls=cacert is not None, cacert=cacert))
+    """Connections to ``server``, opened, each having echoed one message; with ``cacert`` over
+    TLS.
+    """
+    opened = Session(
+        Options(
+            ("127.0.0.1", server.port),
+            connections=connections,
+            tls=cacert is not None,
+            cacert=cacert,
+        )
+    )
     opened.connect()
     exchange(opened, connections)
     return opened
@@ -60,7 +71,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-# -- W9 ---------------------------------------------------------------------------------------------------------------
+# -- W9 --------------------------------------------------------------------------------------------
 
 
 def private_dirty(pid: int) -> int:
@@ -86,10 +97,11 @@ def idle_tls_memory(contender: Contender, layout: Layout, settings: Settings) ->
 
 
 def memory(contender: Contender, number: int, cacert: str | None = None) -> dict[str, float]:
-    """A small wave of connections, that all be allocated which does not depend on their number, and two large ones.
+    """A small wave of connections, that all be allocated which does not depend on their number, and
+    two large ones.
 
-    What is kept after the first large wave may be a slab or a pool, which the second uses again; what is kept beyond
-    that after the second has leaked.
+    What is kept after the first large wave may be a slab or a pool, which the second uses again;
+    what is kept beyond that after the second has leaked.
     """
     with started(contender) as server:
         quiet = open_files(server.pid)
@@ -97,7 +109,9 @@ def memory(contender: Contender, number: int, cacert: str | None = None) -> dict
         def wave(number: int) -> tuple[int, int]:
             with contextlib.closing(session(server, number, cacert)):
                 during = private_dirty(server.pid)
-            wait_until(lambda: open_files(server.pid) <= quiet, "the server keeps closed connections")
+            wait_until(
+                lambda: open_files(server.pid) <= quiet, "the server keeps closed connections"
+            )
             return during, private_dirty(server.pid)
 
         _, before = wave(CONNECTIONS)
@@ -110,18 +124,24 @@ def memory(contender: Contender, number: int, cacert: str | None = None) -> dict
     }
 
 
-# -- W10 --------------------------------------------------------------------------------------------------------------
+# -- W10 -------------------------------------------------------------------------------------------
 
 
 def system_calls(contender: Contender) -> dict[str, float]:
-    """Calls by name over the echoes, by strace attached to the server while its connections are quiet."""
+    """Calls by name over the echoes, by strace attached to the server while its connections are
+    quiet.
+    """
     with (
         started(contender) as server,
         contextlib.closing(session(server, CONNECTIONS)) as opened,
         tempfile.NamedTemporaryFile("r") as table,
     ):
         threads = sum(1 for _ in server.threads())
-        tracer = subprocess.Popen(["strace", "-c", "-f", "-p", str(server.pid), "-o", table.name], stderr=subprocess.PIPE, text=True)
+        tracer = subprocess.Popen(
+            ["strace", "-c", "-f", "-p", str(server.pid), "-o", table.name],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         with tracer:
             assert tracer.stderr is not None
             said = tracer.stderr.readline()
@@ -140,11 +160,15 @@ def system_calls(contender: Contender) -> dict[str, float]:
 
 
 def traced(server: Server) -> int:
-    return sum("TracerPid:\t0\n" not in (thread / "status").read_text() for thread in server.threads())
+    return sum(
+        "TracerPid:\t0\n" not in (thread / "status").read_text() for thread in server.threads()
+    )
 
 
 def allocations(contender: Contender, settings: Settings, allocator: str) -> dict[str, float]:
-    """Calls of malloc, calloc and realloc over the echoes, and with them what else can be read without a tracer."""
+    """Calls of malloc, calloc and realloc over the echoes, and with them what else can be read
+    without a tracer.
+    """
     with tempfile.NamedTemporaryFile("rb") as counts:
 
         def calls() -> int:
@@ -156,7 +180,10 @@ def allocations(contender: Contender, settings: Settings, allocator: str) -> dic
             "MALLOC_COUNT_FILE": counts.name,
             "PYTHONMALLOC": allocator,
         }
-        with started(contender, environment=environment) as server, contextlib.closing(session(server, CONNECTIONS)) as opened:
+        with (
+            started(contender, environment=environment) as server,
+            contextlib.closing(session(server, CONNECTIONS)) as opened,
+        ):
             exchange(opened, MESSAGES)  # pools and free lists reach their size
             before, switched, called = server.stats(), switches(server), calls()
             exchange(opened, MESSAGES)
@@ -188,17 +215,27 @@ def per_message(contender: Contender, layout: Layout, settings: Settings) -> dic
     return figures
 
 
-# -- W11 --------------------------------------------------------------------------------------------------------------
+# -- W11 -------------------------------------------------------------------------------------------
 
 
 def switches(server: Server) -> int:
     """Context switches of all threads so far: an idle thread has one each time it was woken."""
-    return sum(int(count) for thread in server.threads() for count in re.findall(r"ctxt_switches:\t(\d+)", (thread / "status").read_text()))
+    return sum(
+        int(count)
+        for thread in server.threads()
+        for count in re.findall(r"ctxt_switches:\t(\d+)", (thread / "status").read_text())
+    )
 
 
-def sweeps_per_quarter(before: Mapping[str, float], after: Mapping[str, float], seconds: float) -> float:
-    """At most 1 when between any two sweeps there is a quarter of the smallest timeout: n sweeps have n - 1 times between them."""
-    return max(0.0, after["sweeps"] - before["sweeps"] - 1) * after["smallest_timeout"] / 4 / seconds
+def sweeps_per_quarter(
+    before: Mapping[str, float], after: Mapping[str, float], seconds: float
+) -> float:
+    """At most 1 when between any two sweeps there is a quarter of the smallest timeout: n sweeps
+    have n - 1 times between them.
+    """
+    return (
+        max(0.0, after["sweeps"] - before["sweeps"] - 1) * after["smallest_timeout"] / 4 / seconds
+    )
 
 
 def idle_wakeups(contender: Contender, layout: Layout, settings: Settings) -> dict[str, float]:
@@ -226,17 +263,25 @@ def idle_wakeups(contender: Contender, layout: Layout, settings: Settings) -> di
     return figures
 
 
-# -- sweep -------------------------------------------------------------------------------------------------------------
+# -- sweep -----------------------------------------------------------------------------------------
 
 
 def cpu_ns(server: Server) -> dict[str, int]:
     """CPU time of each thread so far; /proc/PID/stat counts it in hundredths of a second."""
-    return {thread.name: int((thread / "schedstat").read_text().split()[0]) for thread in server.threads()}
+    return {
+        thread.name: int((thread / "schedstat").read_text().split()[0])
+        for thread in server.threads()
+    }
 
 
 def sweep(contender: Contender, layout: Layout, settings: Settings) -> dict[str, float]:
-    """What one sweep over all connections takes: CPU time of the thread that sweeps, of a server that does nothing else."""
-    with started(contender, layout.server_cpu) as server, contextlib.closing(session(server, SWEPT_CONNECTIONS)):
+    """What one sweep over all connections takes: CPU time of the thread that sweeps, of a server
+    that does nothing else.
+    """
+    with (
+        started(contender, layout.server_cpu) as server,
+        contextlib.closing(session(server, SWEPT_CONNECTIONS)),
+    ):
         time.sleep(1)
         used, before, began = cpu_ns(server), server.stats(), time.monotonic()
         time.sleep(settings.duration)

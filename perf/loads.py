@@ -1,4 +1,6 @@
-"""What is measured with a clock: the load generator against a contender or a second client, and a broadcast to many receivers."""
+"""What is measured with a clock: the load generator against a contender or a second client, and a
+broadcast to many receivers.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,15 @@ RATE = "messages_per_second"
 RECEIVERS = 5000
 
 SECOND_CLIENT = "c-client"
-"""The contender that is measured by the client in C (``c/client.c``) instead of the load generator."""
+"""The contender that is measured by the client in C (``c/client.c``) instead of the load
+generator.
+"""
 
 
 def spoken_by(contender: Contender, settings: Settings) -> dict[str, Any]:
-    """The load generator's options for what a contender's job speaks: framing, TLS, the handshake of a WebSocket."""
+    """The load generator's options for what a contender's job speaks: framing, TLS, the handshake
+    of a WebSocket.
+    """
     if contender.job == TLS_JOB:
         return {"tls": True, "cacert": settings.folder / certificates.AUTHORITY}
     if contender.job == UPGRADED_JOB:
@@ -38,18 +44,27 @@ def spoken_by(contender: Contender, settings: Settings) -> dict[str, Any]:
 
 
 def load(**options: Any) -> Measure:
-    """Measure by the load generator with ``options``, and with those that the contender's job asks for."""
+    """Measure by the load generator with ``options``, and with those that the contender's job asks
+    for.
+    """
 
     def measure(contender: Contender, layout: Layout, settings: Settings) -> Figures:
         with started(contender, layout.server_cpu) as server:
-            given = {**options, **spoken_by(contender, settings), "duration": settings.duration, "warm_up": settings.warm_up}
+            given = {
+                **options,
+                **spoken_by(contender, settings),
+                "duration": settings.duration,
+                "warm_up": settings.warm_up,
+            }
             noise = Noise(server.pid)
             report = generate(server.port, {**given, "pid": server.pid}, layout.generator_cpu)
             others = noise.cores()
         result = report["result"]
         # A figure is None when nothing was whole in the time, such as a burst.
         latencies = {f"{name}_us": value for name, value in result["latency_us"].items()}
-        latencies |= {f"burst_{name}_us": value for name, value in (result["burst_us"] or {}).items()}
+        latencies |= {
+            f"burst_{name}_us": value for name, value in (result["burst_us"] or {}).items()
+        }
         return {
             RATE: result["messages_per_second"],
             **{name: value for name, value in latencies.items() if value is not None},
@@ -63,20 +78,26 @@ def load(**options: Any) -> Measure:
     return measure
 
 
-# -- W1o --------------------------------------------------------------------------------------------------------------
+# -- W1o -------------------------------------------------------------------------------------------
 
 SHARES = (50, 70, 85)
-"""The rates of an open loop, in percent of the slowest contender's peak: the same messages/s for all contenders."""
+"""The rates of an open loop, in percent of the slowest contender's peak: the same messages/s for
+all contenders.
+"""
 
 
 def at_rates(**options: Any) -> Measure:
-    """Measure by the load generator in open loops, each on a fresh process; latencies count from when a message was to be sent."""
+    """Measure by the load generator in open loops, each on a fresh process; latencies count from
+    when a message was to be sent.
+    """
 
     def measure(contender: Contender, layout: Layout, settings: Settings) -> Figures:
         assert settings.peak is not None
         figures: Figures = {"peak": settings.peak, "others": 0.0}
         for share in reversed(SHARES) if settings.mirrored else SHARES:
-            found = load(**options, rate=round(settings.peak * share / 100))(contender, layout, settings)
+            found = load(**options, rate=round(settings.peak * share / 100))(
+                contender, layout, settings
+            )
             for name in "p50_us", "p99_us", "p99.9_us", "max_us", "server_share", "generator_share":
                 figures[f"{name}_at_{share}"] = found[name]
             figures["others"] = max(figures["others"], found["others"])
@@ -85,15 +106,19 @@ def at_rates(**options: Any) -> Measure:
     return measure
 
 
-# -- client -----------------------------------------------------------------------------------------------------------
+# -- client ----------------------------------------------------------------------------------------
 
 
 def of_client(connections: int, size: int) -> Measure:
-    """Measure the client that a contender is called after, against the contender's server: the load generator, or the one in C."""
+    """Measure the client that a contender is called after, against the contender's server: the load
+    generator, or the one in C.
+    """
     generator = load(connections=connections, size=size)
 
     def measure(contender: Contender, layout: Layout, settings: Settings) -> Figures:
-        return (second_client if contender.name == SECOND_CLIENT else generator)(contender, layout, settings)
+        return (second_client if contender.name == SECOND_CLIENT else generator)(
+            contender, layout, settings
+        )
 
     def second_client(contender: Contender, layout: Layout, settings: Settings) -> Figures:
         with started(contender, layout.server_cpu) as server:
@@ -107,7 +132,8 @@ def of_client(connections: int, size: int) -> Measure:
                 check=True,
                 preexec_fn=on_cpu(layout.generator_cpu),
             )
-            used, elapsed = (cpu_seconds(server.pid) or 0.0) - used, time.monotonic() - began  # the warm-up's too: a share changes little
+            # the warm-up's too: a share changes little
+            used, elapsed = (cpu_seconds(server.pid) or 0.0) - used, time.monotonic() - began
             others = noise.cores()
         found: dict[str, float] = json.loads(done.stdout)
         return {
@@ -123,7 +149,7 @@ def of_client(connections: int, size: int) -> Measure:
     return measure
 
 
-# -- W6 ---------------------------------------------------------------------------------------------------------------
+# -- W6 --------------------------------------------------------------------------------------------
 
 
 def of_plain(measure: Measure, plain: Measure) -> Measure:
@@ -151,7 +177,7 @@ def of_plain(measure: Measure, plain: Measure) -> Measure:
     return both
 
 
-# -- W8 ---------------------------------------------------------------------------------------------------------------
+# -- W8 --------------------------------------------------------------------------------------------
 
 
 class Receivers:
@@ -183,7 +209,11 @@ def broadcast(contender: Contender, layout: Layout, settings: Settings) -> Figur
         noise = Noise(server.pid)
         words = [str(settings.folder / "receivers"), str(server.port), str(RECEIVERS)]
         with subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=on_cpu(layout.generator_cpu)
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=on_cpu(layout.generator_cpu),
         ) as process:
             receivers = Receivers(process)
             if settings.warm_up:

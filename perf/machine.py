@@ -20,7 +20,9 @@ def git(*words: str, folder: Path = ROOT) -> str | None:
 
 
 def output(words: list[str], folder: Path = ROOT) -> str | None:
-    """What a program prints, or None when it fails, or is not there: a soak needs neither git nor a compiler."""
+    """What a program prints, or None when it fails, or is not there: a soak needs neither git nor a
+    compiler.
+    """
     try:
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     except FileNotFoundError:

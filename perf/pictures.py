@@ -81,8 +81,20 @@ def times(value: float) -> str:
 def marks(axes: Axes, row: Row, top: float) -> None:
     """The row's contenders, from ``top`` downwards: median and range of each."""
     for place, (contender, found) in enumerate(row.ratios.items()):
-        y, tint, ours = top + (place + 0.5) * INCHES_CONTENDER, colour(contender), contender == "hydrogen"
-        axes.plot([found.lowest, found.highest], [y, y], color=tint, linewidth=4 if ours else 2, alpha=0.4, solid_capstyle="butt", zorder=2)
+        y, tint, ours = (
+            top + (place + 0.5) * INCHES_CONTENDER,
+            colour(contender),
+            contender == "hydrogen",
+        )
+        axes.plot(
+            [found.lowest, found.highest],
+            [y, y],
+            color=tint,
+            linewidth=4 if ours else 2,
+            alpha=0.4,
+            solid_capstyle="butt",
+            zorder=2,
+        )
         axes.plot(
             [found.median],
             [y],
@@ -136,13 +148,20 @@ def tops(rows: Sequence[Row]) -> Iterator[tuple[Row, float, float]]:
 
 
 def overview(rows: Sequence[Row], title: str, path: Path) -> None:
-    """How many times better than its reference each contender is, a row a workload, on a logarithmic axis."""
+    """How many times better than its reference each contender is, a row a workload, on a
+    logarithmic axis.
+    """
     contenders = sorted({contender: None for row in rows for contender in row.ratios}, key=order)
     placed = list(tops(rows))
     inside = placed[-1][2]
     around = INCHES_AROUND + 0.2 * ((len(contenders) - 1) // 7)
     height = inside + around
-    values = [value for row in rows for found in row.ratios.values() for value in (found.lowest, found.highest)]
+    values = [
+        value
+        for row in rows
+        for found in row.ratios.values()
+        for value in (found.lowest, found.highest)
+    ]
     lowest, highest = min(0.8, *values) / 1.15, max(1.25, *values) * 1.15
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), facecolor="white")
@@ -157,9 +176,19 @@ def overview(rows: Sequence[Row], title: str, path: Path) -> None:
             middle = (top + bottom) / 2
             beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
             axes.text(-0.02, middle - 0.07, row.name, ha="right", weight="bold", **beside)
-            axes.text(-0.02, middle + 0.09, row.figure, ha="right", size=7.5, color="#57606a", **beside)
+            axes.text(
+                -0.02, middle + 0.09, row.figure, ha="right", size=7.5, color="#57606a", **beside
+            )
             ours = row.ratios["hydrogen"].median
-            axes.text(1.02, middle, f"{times(ours)} x {row.reference}", ha="left", weight="bold", color=colour("hydrogen"), **beside)
+            axes.text(
+                1.02,
+                middle,
+                f"{times(ours)} x {row.reference}",
+                ha="left",
+                weight="bold",
+                color=colour("hydrogen"),
+                **beside,
+            )
         axes.axvline(1, color="#57606a", linewidth=1, zorder=1)
         axes.xaxis.set_major_locator(FixedLocator(ticks(lowest, highest)))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -170,7 +199,9 @@ def overview(rows: Sequence[Row], title: str, path: Path) -> None:
         axes.tick_params(axis="x", length=0, colors="#57606a")
         for side in axes.spines.values():
             side.set_visible(False)
-        axes.set_xlabel("times the reference, which is 1 (logarithmic)        better  \N{RIGHTWARDS ARROW}")
+        axes.set_xlabel(
+            "times the reference, which is 1 (logarithmic)        better  \N{RIGHTWARDS ARROW}"
+        )
         figure.text(0.5, 1 - 0.2 / height, title, ha="center", va="center", size=11, weight="bold")
         legend(figure, contenders, height)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)

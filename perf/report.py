@@ -14,7 +14,9 @@ from perf.workloads import Workload
 SCHEMA = {"name": "hydrogen.perf.compare", "version": 1}
 
 NOISY = 0.2
-"""Cores kept busy by others from which on figures, and with few rounds ratios too, are not to be relied on."""
+"""Cores kept busy by others from which on figures, and with few rounds ratios too, are not to be
+relied on.
+"""
 
 
 def number(value: float) -> str:
@@ -27,7 +29,10 @@ def number(value: float) -> str:
 def with_range(found: Spread | None) -> str:
     if found is None:
         return "-"
-    median, lowest, highest = (number(value) if found.median >= 10 else f"{value:.3f}" for value in dataclasses.astuple(found))
+    median, lowest, highest = (
+        number(value) if found.median >= 10 else f"{value:.3f}"
+        for value in dataclasses.astuple(found)
+    )
     return f"{median} ({lowest}-{highest})"
 
 
@@ -39,32 +44,46 @@ def others(rounds: Sequence[Round]) -> float:
 def markdown(name: str, workload: Workload, layout: str, rounds: Sequence[Round]) -> str:
     """One workload in one layout: a row a contender, then the goals."""
     contenders = list(rounds[0])
-    references = [contender for contender in (*workload.references, BEFORE) if contender in contenders]
-    figures = [figure for figure in workload.columns if any(absolute(rounds, contender, figure) for contender in contenders)]
+    references = [
+        contender for contender in (*workload.references, BEFORE) if contender in contenders
+    ]
+    figures = [
+        figure
+        for figure in workload.columns
+        if any(absolute(rounds, contender, figure) for contender in contenders)
+    ]
     heads = ["contender", *(workload.columns[figure] for figure in figures)]
     heads += [f"{workload.columns[workload.compared]}, of {contender}" for contender in references]
     lines = [
         f"### {name}, {layout}: {workload.title}",
         "",
-        "One round." if len(rounds) == 1 else f"Medians of {len(rounds)} rounds; paired ratios with their range.",
+        "One round."
+        if len(rounds) == 1
+        else f"Medians of {len(rounds)} rounds; paired ratios with their range.",
         "",
         f"| {' | '.join(heads)} |",
         "|---" * len(heads) + "|",
     ]
     known = list(workload.jobs)
     for contender in sorted(
-        contenders, key=lambda contender: known.index(contender) if contender in known else len(known)
+        contenders,
+        key=lambda contender: known.index(contender) if contender in known else len(known),
     ):  # a result may have a contender that is no more
         medians = [absolute(rounds, contender, figure) for figure in figures]
         cells = ["-" if found is None else number(found.median) for found in medians]
-        cells += [with_range(ratio(rounds, contender, other, workload.compared)) for other in references]
+        cells += [
+            with_range(ratio(rounds, contender, other, workload.compared)) for other in references
+        ]
         lines.append(f"| {contender} | {' | '.join(cells)} |")
     lines.append("")
     noise = others(rounds)
     if noise > NOISY:
         lines.append(f"Others kept {noise:.2f} cores busy meanwhile: **too noisy to rely on**.\n")
     for verdict in verdicts(workload, layout, rounds):
-        lines.append(f"- {verdict.goal}: **{'met' if verdict.met else 'MISSED'}**, {with_range(verdict.measured)}")
+        lines.append(
+            f"- {verdict.goal}: **{'met' if verdict.met else 'MISSED'}**, "
+            f"{with_range(verdict.measured)}"
+        )
     return "\n".join(lines) + "\n"
 
 

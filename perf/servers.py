@@ -35,7 +35,9 @@ NEEDS = {
 """The modules without which a contender of that family cannot run."""
 
 WORKERS, LOOPS = "workers", "loops"
-"""The families of contenders without a GIL: hydrogen with so many workers, and with so many loops of one worker each."""
+"""The families of contenders without a GIL: hydrogen with so many workers, and with so many loops
+of one worker each.
+"""
 
 TLS_JOB = "tls"
 UPGRADED_JOB = "websocket_upgraded"
@@ -51,11 +53,14 @@ FRESH_MALLOC = "asyncio-default"
 """asyncio as a new process has it: see `KEPT_BUFFERS`."""
 
 KEPT_BUFFERS = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}
-"""The environment of asyncio's other contenders (mallopt(3)). asyncio reads into a new buffer of 256 KiB each time, which glibc, until
-it has learned better, maps and unmaps for each message: three quarters of the time of an echo."""
+"""The environment of asyncio's other contenders (mallopt(3)). asyncio reads into a new buffer of
+256 KiB each time, which glibc, until it has learned better, maps and unmaps for each message: three
+quarters of the time of an echo."""
 
 LIMIT = ("c", "generator")
-"""The families of contenders whose server is the C limit: also those that are clients, `generator` and `c-client`."""
+"""The families of contenders whose server is the C limit: also those that are clients, `generator`
+and `c-client`.
+"""
 
 
 def missing(contender: str) -> str | None:
@@ -77,7 +82,17 @@ def compile_c(folder: Path) -> None:
     """Compile the C programs, and the allocation counter, into ``folder``."""
     for source in sorted((HERE / "c").glob("*.c")):
         shared = ["-shared", "-fPIC"] if source.stem == "malloc_count" else []
-        command = [*compiler_words(), "-O2", "-Wall", "-Wextra", "-Werror", *shared, "-o", str(folder / source.stem), str(source)]
+        command = [
+            *compiler_words(),
+            "-O2",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            *shared,
+            "-o",
+            str(folder / source.stem),
+            str(source),
+        ]
         subprocess.run(command, check=True)
 
 
@@ -87,7 +102,8 @@ def is_built(tree: Path) -> bool:
 
 
 def link(tree: Path, folder: Path) -> None:
-    """Make the folder below ``folder`` in which `BEFORE` runs: hydrogen is ``tree``'s, the program is ours.
+    """Make the folder below ``folder`` in which `BEFORE` runs: hydrogen is ``tree``'s, the program
+    is ours.
 
     ``python -m`` finds modules in its current folder first.
     """
@@ -116,15 +132,34 @@ def contender_called(name: str, job: str, settings: Settings) -> Contender:
     family, _, variant = name.partition("-")
     if family in LIMIT:
         return Contender(name, job, [str(settings.folder / job)])
-    words = [sys.executable, "-m", STATS_PROGRAM if family in (WORKERS, LOOPS) else f"perf.contenders.{family}_server", job]
+    words = [
+        sys.executable,
+        "-m",
+        STATS_PROGRAM if family in (WORKERS, LOOPS) else f"perf.contenders.{family}_server",
+        job,
+    ]
     if job == TLS_JOB:
         words.append(str(settings.folder / certificates.SERVER))
     if family in (WORKERS, LOOPS):
-        words += ["--threads", variant, "--loops", variant if family == LOOPS else "1", "--handoff", settings.handoff]
+        words += [
+            "--threads",
+            variant,
+            "--loops",
+            variant if family == LOOPS else "1",
+            "--handoff",
+            settings.handoff,
+        ]
     if family == "hydrogen":
-        words += ["--engine", "python" if variant == "python" else "compiled", "--handoff", settings.handoff]
+        words += [
+            "--engine",
+            "python" if variant == "python" else "compiled",
+            "--handoff",
+            settings.handoff,
+        ]
     environment = KEPT_BUFFERS if family == "asyncio" and name != FRESH_MALLOC else {}
-    return Contender(name, job, words, settings.folder / BEFORE if name == BEFORE else ROOT, environment)
+    return Contender(
+        name, job, words, settings.folder / BEFORE if name == BEFORE else ROOT, environment
+    )
 
 
 class Server:
@@ -140,7 +175,8 @@ class Server:
         self.pid = process.pid
         line = self._answer()
         if not line.strip().isdecimal():
-            raise RuntimeError(f"{shlex.join(map(str, process.args))}: did not start")  # type: ignore[arg-type]
+            command = shlex.join(map(str, process.args))  # type: ignore[arg-type]
+            raise RuntimeError(f"{command}: did not start")
         self.port = int(line)
 
     def _answer(self) -> str:
@@ -148,7 +184,9 @@ class Server:
         return self._process.stdout.readline()
 
     def stats(self) -> dict[str, float]:
-        """A hydrogen server's own statistics, and in the job of broadcasting any Python server's; else there are none."""
+        """A hydrogen server's own statistics, and in the job of broadcasting any Python server's;
+        else there are none.
+        """
         words: list[str] = self._process.args  # type: ignore[assignment]
         if STATS_PROGRAM not in words and BROADCAST_JOB not in words:
             return {}
@@ -169,7 +207,9 @@ def on_cpu(cpu: int | None) -> Callable[[], None] | None:
 
 
 @contextlib.contextmanager
-def started(contender: Contender, cpu: int | None = None, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+def started(
+    contender: Contender, cpu: int | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """A fresh process of a contender, on one CPU if told so, ended with the block."""
     process = subprocess.Popen(
         contender.words,
@@ -188,8 +228,19 @@ def started(contender: Contender, cpu: int | None = None, environment: Mapping[s
 
 
 def generate(port: int, options: Mapping[str, Any], cpu: int | None = None) -> dict[str, Any]:
-    """Run the load generator as a process of its own; returns its JSON report, or raises when a reply was wrong."""
-    words = [sys.executable, "-m", "hydrogen.perf", f"127.0.0.1:{port}", "--json", "-", "--loop", "compiled"]
+    """Run the load generator as a process of its own; returns its JSON report, or raises when a
+    reply was wrong.
+    """
+    words = [
+        sys.executable,
+        "-m",
+        "hydrogen.perf",
+        f"127.0.0.1:{port}",
+        "--json",
+        "-",
+        "--loop",
+        "compiled",
+    ]
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
         words.append(option if value is True else f"{option}={value}")

@@ -32,9 +32,13 @@ class Settings:
     quiet: float | None
     """a run during which others kept more cores busy than this is repeated"""
     peak: float | None = None
-    """of a workload in an open loop: messages/s that the slowest of its contenders reaches in a closed loop"""
+    """of a workload in an open loop: messages/s that the slowest of its contenders reaches in a
+    closed loop
+    """
     mirrored: bool = False
-    """every second round: what a contender does in two parts, as in W6, it does in the other order"""
+    """every second round: what a contender does in two parts, as in W6, it does in the other
+    order
+    """
 
 
 def layouts(choice: str) -> list[Layout]:

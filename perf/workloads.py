@@ -1,4 +1,5 @@
-"""W1 to W11, those of an open loop, framing, TLS, WebSocket and the generator: who takes part, what is measured, what is to be reached.
+"""W1 to W11, those of an open loop, framing, TLS, WebSocket and the generator: who takes part, what
+is measured, what is to be reached.
 
 The numbers are those of the project's measuring plan.
 """
@@ -15,7 +16,9 @@ from perf.servers import BEFORE, BROADCAST_JOB, FRESH_MALLOC, OURS, TLS_JOB, UPG
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on a contender's median, or on the median of its paired ratios to another contender."""
+    """A bound on a contender's median, or on the median of its paired ratios to another
+    contender.
+    """
 
     figure: str
     against: str | None
@@ -54,9 +57,13 @@ class Workload:
     pictured: str = ""
     """what its row in the picture of docs/performance.md is called; empty: it has none"""
     closed: Measure | None = None
-    """of an open loop: the closed one that finds the contenders' peaks, by which its rates are chosen"""
+    """of an open loop: the closed one that finds the contenders' peaks, by which its rates are
+    chosen
+    """
     gated: bool = False
-    """the comparison fails when one of its goals is missed: for counts only, which are the same on every machine"""
+    """the comparison fails when one of its goals is missed: for counts only, which are the same on
+    every machine
+    """
 
     def goals_in(self, layout: str) -> list[Goal]:
         """Those that hold for this layout."""
@@ -67,8 +74,15 @@ class Workload:
         return self.jobs[OURS if contender == BEFORE else contender]
 
     def fast_contenders(self) -> list[str]:
-        """Who takes part in a fast comparison: a few, and those that the goals and the table's ratios need."""
-        needed = {*FAST_CONTENDERS, *self.references, *(goal.contender for goal in self.goals), *(goal.against for goal in self.goals)}
+        """Who takes part in a fast comparison: a few, and those that the goals and the table's
+        ratios need.
+        """
+        needed = {
+            *FAST_CONTENDERS,
+            *self.references,
+            *(goal.contender for goal in self.goals),
+            *(goal.against for goal in self.goals),
+        }
         return [contender for contender in self.jobs if contender in needed]
 
 
@@ -87,7 +101,9 @@ LOAD_COLUMNS = {
     "generator_share": "generator CPU",
     "others": "others' CPU",
 }
-NO_LATENCY = {figure: heading for figure, heading in LOAD_COLUMNS.items() if not figure.startswith("p")}
+NO_LATENCY = {
+    figure: heading for figure, heading in LOAD_COLUMNS.items() if not figure.startswith("p")
+}
 MEMORY_COLUMNS = {
     "bytes_per_connection": "bytes/connection",
     "kept_per_connection": "kept when they have left",
@@ -108,7 +124,11 @@ KEPT_COLUMNS = {
 
 RATES_COLUMNS = {
     "peak": "100 %, messages/s",
-    **{f"{figure}_us_at_{share}": f"{figure} us at {share} %" for share in loads.SHARES for figure in ("p50", "p99", "p99.9", "max")},
+    **{
+        f"{figure}_us_at_{share}": f"{figure} us at {share} %"
+        for share in loads.SHARES
+        for figure in ("p50", "p99", "p99.9", "max")
+    },
     f"server_share_at_{loads.SHARES[-1]}": f"server CPU at {loads.SHARES[-1]} %",
     f"generator_share_at_{loads.SHARES[-1]}": f"generator CPU at {loads.SHARES[-1]} %",
     "others": "others' CPU",
@@ -123,7 +143,19 @@ SOME_RAW = {"c": "echo", "uvloop": "raw", "hydrogen": "raw"}
 RAW = {"c": "echo", "asyncio": "raw", "uvloop": "raw", "hydrogen": "raw", "hydrogen-python": "raw"}
 MORE_RAW = {
     "c": "echo",
-    **dict.fromkeys(("asyncio", FRESH_MALLOC, "uvloop", "gevent", "threads", "twisted", "hydrogen", "hydrogen-python"), "raw"),
+    **dict.fromkeys(
+        (
+            "asyncio",
+            FRESH_MALLOC,
+            "uvloop",
+            "gevent",
+            "threads",
+            "twisted",
+            "hydrogen",
+            "hydrogen-python",
+        ),
+        "raw",
+    ),
 }
 
 PLAIN = load(connections=64, size=64)
@@ -144,7 +176,8 @@ WORKLOADS = {
         pictured="echo",
     ),
     "W1o": Workload(
-        title="W1 in an open loop, at 50, 70 and 85 % of what the slowest contender reaches in a closed one",
+        title="W1 in an open loop, at 50, 70 and 85 % of what the slowest contender reaches in a "
+        "closed one",
         jobs={"c": "echo", **dict.fromkeys(("asyncio", "uvloop", "hydrogen"), "raw")},
         measure=loads.at_rates(connections=64, size=64),
         closed=PLAIN,
@@ -176,11 +209,18 @@ WORKLOADS = {
         columns=LOAD_COLUMNS,
         compared=RATE,
         references=("hydrogen",),
-        goals=tuple(Goal(RATE, "hydrogen", ">=", 0.6, contender=f"hydrogen-{framing}") for framing in FRAMED),
+        goals=tuple(
+            Goal(RATE, "hydrogen", ">=", 0.6, contender=f"hydrogen-{framing}") for framing in FRAMED
+        ),
     ),
     "W3": Workload(
         title="one connection, bursts of 100,000 SimpleFrame pings of 4 bytes sent in one go",
-        jobs={"c": "simple_echo", "uvloop": "simple_tuned", "hydrogen": "simple", "hydrogen-python": "simple"},
+        jobs={
+            "c": "simple_echo",
+            "uvloop": "simple_tuned",
+            "hydrogen": "simple",
+            "hydrogen-python": "simple",
+        },
         measure=load(connections=1, burst=100_000, size=4),
         columns={"burst_p50_us": "whole burst p50 us", "burst_p98_us": "p98 us", **NO_LATENCY},
         compared=RATE,
@@ -249,7 +289,9 @@ WORKLOADS = {
     ),
     "W8": Workload(
         title=f"broadcast of 64 bytes to {loads.RECEIVERS:,} connections, one after the other",
-        jobs=dict.fromkeys(("c", "asyncio", "uvloop", "hydrogen", "hydrogen-python"), BROADCAST_JOB),
+        jobs=dict.fromkeys(
+            ("c", "asyncio", "uvloop", "hydrogen", "hydrogen-python"), BROADCAST_JOB
+        ),
         measure=loads.broadcast,
         columns={
             "deliveries_per_second": "deliveries/s",
@@ -281,7 +323,10 @@ WORKLOADS = {
         columns=MEMORY_COLUMNS,
         compared="bytes_per_connection",
         layouts=("shared",),
-        goals=(Goal("bytes_per_connection", None, "<=", 600), Goal("second_wave", None, "<=", 1.05)),
+        goals=(
+            Goal("bytes_per_connection", None, "<=", 600),
+            Goal("second_wave", None, "<=", 1.05),
+        ),
         pictured="memory of a connection",
     ),
     "W10": Workload(
@@ -307,7 +352,8 @@ WORKLOADS = {
         goals=(
             Goal("syscalls", None, "<=", 2.2),
             Goal("epoll_ctl", None, "<=", 0),
-            Goal("gil_per_iteration", None, "<=", 1.02),  # 1, but for the iterations that the counting cut in two
+            # 1, but for the iterations that the counting cut in two
+            Goal("gil_per_iteration", None, "<=", 1.02),
             Goal("mallocs", None, "<=", 0.05),  # some per turn, none per message
         ),
         gated=True,
@@ -331,7 +377,8 @@ WORKLOADS = {
         ),
     ),
     "sweep": Workload(
-        title=f"one sweep over {counting.SWEPT_CONNECTIONS:,} idle connections in search of deadlines",
+        title=f"one sweep over {counting.SWEPT_CONNECTIONS:,} idle connections in search of "
+        "deadlines",
         jobs={"hydrogen": "swept"},
         measure=counting.sweep,
         columns={

@@ -1,6 +1,7 @@
 """What the tests of streams by hand share. Nothing here knows a server, or pytest.
 
-Socket pairs of AF_UNIX deliver before send(2) returns: what was written can be read, and tests need no threads for that.
+Socket pairs of AF_UNIX deliver before send(2) returns: what was written can be read, and tests need
+no threads for that.
 """
 
 import fcntl
@@ -24,7 +25,9 @@ def name_of(version):
 
 
 def connected(stack, family=socket.AF_UNIX, buffer=None):
-    """Two connected sockets, of AF_UNIX or of TCP, which `stack` closes. `buffer`: bytes of each socket buffer."""
+    """Two connected sockets, of AF_UNIX or of TCP, which `stack` closes. `buffer`: bytes of each
+    socket buffer.
+    """
     if family == socket.AF_UNIX:
         ends = socket.socketpair()
     else:
@@ -41,12 +44,18 @@ def connected(stack, family=socket.AF_UNIX, buffer=None):
 def secure(sock, framing=None, *, version=None, server_side=True, context=None):
     """A `Secure` with good certificates."""
     if server_side:
-        return hydrogen.Secure(sock, framing, context or certificates.server_context(version=version))
-    return hydrogen.Secure(sock, framing, context or certificates.client_context(version=version), False, NAME)
+        return hydrogen.Secure(
+            sock, framing, context or certificates.server_context(version=version)
+        )
+    return hydrogen.Secure(
+        sock, framing, context or certificates.client_context(version=version), False, NAME
+    )
 
 
 def shake_hands(*ends):
-    """The handshake, without threads: over AF_UNIX two round trips are enough for any version. Nobody has sent a message."""
+    """The handshake, without threads: over AF_UNIX two round trips are enough for any version.
+    Nobody has sent a message.
+    """
     for _ in range(3):
         for end in ends:
             assert end.nb_recv() == []
@@ -105,12 +114,18 @@ def wrapped(sock, context, **options):
 
 
 class Memory:
-    """One side of TLS by Python's ssl, without a socket: what it sends can be cut and joined at will."""
+    """One side of TLS by Python's ssl, without a socket: what it sends can be cut and joined at
+    will.
+    """
 
     def __init__(self, version, server_side=False):
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = (certificates.server_context if server_side else certificates.client_context)(version=version)
-        self.object = context.wrap_bio(self.incoming, self.outgoing, server_side, None if server_side else NAME)
+        context = (certificates.server_context if server_side else certificates.client_context)(
+            version=version
+        )
+        self.object = context.wrap_bio(
+            self.incoming, self.outgoing, server_side, None if server_side else NAME
+        )
 
     def step(self, data=b""):
         """Take in what the other side sent; whether the handshake is done."""
@@ -122,7 +137,9 @@ class Memory:
         return True
 
     def shake_hands(self, stream, sock):
-        """With a stream, to which `sock` is connected, until it is done here: what is then to be sent has not been sent yet."""
+        """With a stream, to which `sock` is connected, until it is done here: what is then to be
+        sent has not been sent yet.
+        """
         sock.setblocking(False)
         data = b""
         while not self.step(data):

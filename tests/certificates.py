@@ -1,7 +1,7 @@
 """Certificates and contexts for tests of TLS; nothing here knows pytest.
 
-A certificate is a file of its own, with its key, in tests/keys/: `make_certificates.py` has made them, and says why they are kept.
-Contexts are new with each call, for they can be changed.
+A certificate is a file of its own, with its key, in tests/keys/: `make_certificates.py` has made
+them, and says why they are kept. Contexts are new with each call, for they can be changed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ FOREIGN_CLIENT = FOLDER / "foreign_client.pem"
 """A client's, by `STRANGER`."""
 
 
-def server_context(certificate: Path | None = None, *, version: ssl.TLSVersion | None = None, ask: bool = False) -> ssl.SSLContext:
+def server_context(
+    certificate: Path | None = None, *, version: ssl.TLSVersion | None = None, ask: bool = False
+) -> ssl.SSLContext:
     """A new context for the server side.
 
     Args:
@@ -64,7 +66,9 @@ def server_context(certificate: Path | None = None, *, version: ssl.TLSVersion |
     return context
 
 
-def client_context(certificate: Path | None = None, *, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+def client_context(
+    certificate: Path | None = None, *, version: ssl.TLSVersion | None = None
+) -> ssl.SSLContext:
     """A new context for the client side, which trusts `AUTHORITY` and checks names.
 
     Args:
@@ -86,7 +90,9 @@ def _context(protocol: int, version: ssl.TLSVersion | None) -> ssl.SSLContext:
 
 
 def write_files(folder: Path, certificate: Path | None = None) -> tuple[Path, Path]:
-    """For programs: the files of a certificate (None: the good one) with its key, and of the authority."""
+    """For programs: the files of a certificate (None: the good one) with its key, and of the
+    authority.
+    """
     pair, trusted = folder / "certificate.pem", folder / "authority.pem"
     shutil.copyfile(certificate or SERVER, pair)
     shutil.copyfile(AUTHORITY, trusted)

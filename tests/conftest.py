@@ -1,7 +1,8 @@
 """One suite, two engines: each test that asks for `engine` runs on both, in one process.
 
-What every test must leave behind is asserted here, after it: servers stopped, no connection left in any slot, each accepted connection
-removed once, no error logged that the test did not ask for, fds and threads as before.
+What every test must leave behind is asserted here, after it: servers stopped, no connection left in
+any slot, each accepted connection removed once, no error logged that the test did not ask for, fds
+and threads as before.
 """
 
 from __future__ import annotations
@@ -19,7 +20,18 @@ from typing import Any
 import pytest
 from certificates import VERSIONS, client_context
 from programs import NEEDS
-from support import PATIENCE, ROOT, Client, Recorder, TlsClient, assert_empty, end_children, open_fds, threads, wait_until
+from support import (
+    PATIENCE,
+    ROOT,
+    Client,
+    Recorder,
+    TlsClient,
+    assert_empty,
+    end_children,
+    open_fds,
+    threads,
+    wait_until,
+)
 
 import hydrogen
 from hydrogen import backend
@@ -37,25 +49,42 @@ def _choose(option: str) -> tuple[list[str], str]:
         backend.engine_class("compiled")
     except hydrogen.EngineUnavailable as error:
         if option == "compiled" or os.environ.get("CI", "").lower() in ("1", "true"):
-            raise pytest.UsageError(f"the compiled engine must be tested and is not there: {error}") from error
+            raise pytest.UsageError(
+                f"the compiled engine must be tested and is not there: {error}"
+            ) from error
         return ["python"], f"THE COMPILED ENGINE IS NOT TESTED: {error}"
-    return (["compiled"], "as --engine asks") if option == "compiled" else (["compiled", "python"], "")
+    return (
+        (["compiled"], "as --engine asks") if option == "compiled" else (["compiled", "python"], "")
+    )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--engine", choices=("both", "compiled", "python"), default="both", help="the engines to test")
+    parser.addoption(
+        "--engine",
+        choices=("both", "compiled", "python"),
+        default="both",
+        help="the engines to test",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     global _remark
-    config.addinivalue_line("markers", "clause(*ids): the clauses of the interface (tests/clauses.py) that the test shows to hold")
+    config.addinivalue_line(
+        "markers",
+        "clause(*ids): the clauses of the interface (tests/clauses.py) that the test shows to hold",
+    )
     _engines[:], _remark = _choose(config.getoption("--engine"))
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: what tests start would, too
+    # a shell's background job: what tests start would, too
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"engines: {', '.join(_engines)}" + (f" ({_remark})" if _remark else "") + ("" if has_gil() else "; without a GIL")
+    return (
+        f"engines: {', '.join(_engines)}"
+        + (f" ({_remark})" if _remark else "")
+        + ("" if has_gil() else "; without a GIL")
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -65,17 +94,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What was left out for want of a program is said last, and loudly."""
-    reasons = [report.longrepr[2] for report in terminalreporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
+    reasons = [
+        report.longrepr[2]
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    ]
     wanted = [reason.partition(NEEDS)[2] for reason in reasons if NEEDS in reason]
     if wanted:
         names = ", ".join(sorted(set(wanted)))
-        line = f"*** {len(wanted)} tests were LEFT OUT, for want of: {names}. `make test-deps` installs programs. ***"
+        line = (
+            f"*** {len(wanted)} tests were LEFT OUT, for want of: {names}. `make test-deps` "
+            "installs programs. ***"
+        )
         terminalreporter.write_line(line, red=True, bold=True)
 
 
 @pytest.fixture
 def error_log(caplog: pytest.LogCaptureFixture) -> Callable[[], list[logging.LogRecord]]:
-    """What hydrogen logged as an error so far. A test that does not ask for this must cause no error."""
+    """What hydrogen logged as an error so far. A test that does not ask for this must cause no
+    error.
+    """
     return lambda: [record for record in caplog.get_records("call") if _is_error(record)]
 
 
@@ -91,22 +129,29 @@ def perf_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _leaves_the_gil_off() -> Iterator[None]:
-    """Where there need be none: an import of compiled code that does not promise to do without turns the GIL on, for all there is."""
+    """Where there need be none: an import of compiled code that does not promise to do without
+    turns the GIL on, for all there is.
+    """
     yield
     assert has_gil() != bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
 @pytest.fixture(autouse=True)
-def _leaves_nothing(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def _leaves_nothing(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
     """After each test: fds and threads as before, and no error logged behind its back."""
     caplog.set_level(logging.INFO, logger="hydrogen")
     fds, tasks = open_fds(), threads()
     yield
     end_children()
-    wait_until(lambda: open_fds() == fds, f"the fds of before; there were {fds}, there are {open_fds()}")
+    wait_until(
+        lambda: open_fds() == fds, f"the fds of before; there were {fds}, there are {open_fds()}"
+    )
     wait_until(
         lambda: len(threads()) <= len(tasks),
-        f"the threads of before; there are {threading.enumerate()} and {len(threads())} tasks, not {len(tasks)}",
+        f"the threads of before; there are {threading.enumerate()} and {len(threads())} tasks, not "
+        f"{len(tasks)}",
     )
     if "error_log" not in request.fixturenames:
         errors = [record.getMessage() for record in caplog.get_records("call") if _is_error(record)]
@@ -115,7 +160,9 @@ def _leaves_nothing(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFix
 
 @pytest.fixture
 def start(engine: str) -> Iterator[Callable[..., hydrogen.Server]]:
-    """Start a server on a port of the kernel's choice: `start(handler, framing=..., ...)`. At the end it is stopped and must be empty."""
+    """Start a server on a port of the kernel's choice: `start(handler, framing=..., ...)`. At the
+    end it is stopped and must be empty.
+    """
     started: list[tuple[hydrogen.Server, hydrogen.Handler]] = []
 
     def start(handler: hydrogen.Handler, **options: Any) -> hydrogen.Server:
@@ -139,7 +186,9 @@ def start(engine: str) -> Iterator[Callable[..., hydrogen.Server]]:
 
 @pytest.fixture
 def connect(start: object) -> Iterator[Callable[..., Client]]:
-    """Connect a client to a server (or an address); it is closed before the servers stop, so that none lingers for its FIN."""
+    """Connect a client to a server (or an address); it is closed before the servers stop, so that
+    none lingers for its FIN.
+    """
     clients: list[Client] = []
 
     def connect(to: Any, **options: Any) -> Client:
@@ -172,7 +221,9 @@ def secure(connect: Callable[..., Client], trust: ssl.SSLContext) -> Callable[..
 
 @pytest.fixture
 def gate(start: object) -> Iterator[Callable[[], threading.Event]]:
-    """An Event for a handler to block on; set at the end of the test whatever happens, before the servers stop."""
+    """An Event for a handler to block on; set at the end of the test whatever happens, before the
+    servers stop.
+    """
     gates: list[threading.Event] = []
 
     def gate() -> threading.Event:

@@ -1,4 +1,6 @@
-"""Servers that the load generator's tests run it against: functions that serve one connection; and how it is run."""
+"""Servers that the load generator's tests run it against: functions that serve one connection; and
+how it is run.
+"""
 
 import socket
 import struct
@@ -51,7 +53,11 @@ def measure(address, loop, **options):
 
 def faults(result):
     counters = result.counters
-    return {name: count for name in ("wrong", "closed", "failed", "unanswered") if (count := getattr(counters, name))}
+    return {
+        name: count
+        for name in ("wrong", "closed", "failed", "unanswered")
+        if (count := getattr(counters, name))
+    }
 
 
 def read_messages(framing, data):
@@ -69,7 +75,9 @@ def read_messages(framing, data):
             (size,) = struct.unpack_from(head, data)
             at = struct.calcsize(head)
             payload = data[at : at + size]
-            tail = {"simple": b"\x17", "checksum32": struct.pack(">I", sum(payload))}.get(framing, b"")
+            tail = {"simple": b"\x17", "checksum32": struct.pack(">I", sum(payload))}.get(
+                framing, b""
+            )
             assert framing != "simple" or data[0] == 0x01
             assert data[at + size : at + size + len(tail)] == tail
             data = data[at + size + len(tail) :]

@@ -1,4 +1,6 @@
-"""Servers and peers of each family of sockets: TCP, Unix, TLS, and a stream of a user's. All speak lines."""
+"""Servers and peers of each family of sockets: TCP, Unix, TLS, and a stream of a user's. All speak
+lines.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class PassThrough(hydrogen.Stream):
 def options_of(family: str, path: str) -> dict[str, Any]:
     """What `serve` is to be given. `path`: of a Unix socket. See `stream_of`, too."""
     where: dict[str, Any] = {"path": path} if family == "unix" else {"port": 0}
-    how: dict[str, Any] = {} if family == "stream" else {"framing": hydrogen.LineFrameBuilder(max_size=1 << 30)}
+    how: dict[str, Any] = (
+        {} if family == "stream" else {"framing": hydrogen.LineFrameBuilder(max_size=1 << 30)}
+    )
     return {**where, **how, **({"ssl": server_context()} if family == "tls" else {})}
 
 

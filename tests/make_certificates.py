@@ -1,7 +1,9 @@
-"""``python tests/make_certificates.py``: makes the certificates that tests of TLS use anew, with the `openssl` command, in tests/keys/.
+"""``python tests/make_certificates.py``: makes the certificates that tests of TLS use anew, with
+the `openssl` command, in tests/keys/.
 
-They are made once and kept in the tree: so tests of TLS need no program, and what makes certificates
-in Python does not do without a GIL. Nobody else may trust them, for their keys are known to all.
+They are made once and kept in the tree: so tests of TLS need no program, and what makes
+certificates in Python does not do without a GIL. Nobody else may trust them, for their keys are
+known to all.
 """
 
 from __future__ import annotations
@@ -59,18 +61,46 @@ class Authority:
         Args:
             until: the year whose first day is its last.
         """
-        certificate = self._make(name, "issued", "-cert", "authority.pem", names=",".join(map(_kind_and_name, names)), until=until)
-        (FOLDER / f"{name}.pem").write_text(certificate.read_text() + (self._folder / f"{name}.key").read_text())
+        certificate = self._make(
+            name,
+            "issued",
+            "-cert",
+            "authority.pem",
+            names=",".join(map(_kind_and_name, names)),
+            until=until,
+        )
+        (FOLDER / f"{name}.pem").write_text(
+            certificate.read_text() + (self._folder / f"{name}.key").read_text()
+        )
 
-    def _make(self, name: str, extensions: str, *signer: str, names: str = "", until: str = "2099") -> Path:
+    def _make(
+        self, name: str, extensions: str, *signer: str, names: str = "", until: str = "2099"
+    ) -> Path:
         def openssl(*arguments: str) -> None:
             command = ["openssl", *arguments, "-config", "openssl.cnf"]
-            subprocess.run(command, check=True, capture_output=True, cwd=self._folder, env=os.environ | {"NAMES": names})
+            subprocess.run(
+                command,
+                check=True,
+                capture_output=True,
+                cwd=self._folder,
+                env=os.environ | {"NAMES": names},
+            )
 
         key, request, certificate = f"{name}.key", f"{name}.request", f"{name}.pem"
         curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
         openssl("req", "-new", *curve, "-keyout", key, "-subj", "/CN=hydrogen", "-out", request)
-        signed = ["-batch", "-notext", "-extensions", extensions, "-enddate", f"{until}0101000000Z", "-in", request, "-out", certificate]
+        signed = [
+            "-batch",
+            "-notext",
+            "-extensions",
+            extensions,
+            "-enddate",
+            f"{until}0101000000Z",
+            "-in",
+            request,
+            "-out",
+            certificate,
+        ]
         openssl("ca", *signed, *signer, "-keyfile", "authority.key")
         return self._folder / certificate
 
@@ -85,7 +115,10 @@ def _kind_and_name(name: str) -> str:
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        authority, stranger = Authority("authority", Path(first)), Authority("stranger", Path(second))
+        authority, stranger = (
+            Authority("authority", Path(first)),
+            Authority("stranger", Path(second)),
+        )
         authority.issue("server", *NAMES)
         authority.issue("renewed", *NAMES)
         authority.issue("expired", *NAMES, until="2021")

@@ -1,4 +1,6 @@
-"""Reports of the load generator as its users have them, read from JSON; made here, for nothing is measured to test what reads them."""
+"""Reports of the load generator as its users have them, read from JSON; made here, for nothing is
+measured to test what reads them.
+"""
 
 import dataclasses
 import json
@@ -24,7 +26,9 @@ def curve(lowest_us, growth=1.5):
 
 
 def made(options=None, result=None, **changes):
-    """A report of a closed loop without faults, with these options, figures and fields instead of its own."""
+    """A report of a closed loop without faults, with these options, figures and fields instead of
+    its own.
+    """
     figures = {
         "seconds": 2.0,
         "messages": 100_000,
@@ -40,18 +44,43 @@ def made(options=None, result=None, **changes):
         "bursts": 0,
         "burst_us": None,
         "open_loop": None,
-        "series": {"seconds": [0.5, 1.0, 1.5, 2.0], "messages_per_second": [48_000.0, 52_000.0, 51_000.0, 49_000.0]},
-        "generator": {"threads": 1, "cpu_seconds": 0.4, "share": 0.2, "us_per_message": 4.0, "bottleneck": False},
+        "series": {
+            "seconds": [0.5, 1.0, 1.5, 2.0],
+            "messages_per_second": [48_000.0, 52_000.0, 51_000.0, 49_000.0],
+        },
+        "generator": {
+            "threads": 1,
+            "cpu_seconds": 0.4,
+            "share": 0.2,
+            "us_per_message": 4.0,
+            "bottleneck": False,
+        },
         "server": {"cpu_seconds": 1.0, "share": 0.5, "us_per_message": 10.0},
         "faults": dict.fromkeys(
-            ("connect_failures", "wrong_replies", "closed_by_server", "connection_errors", "unanswered", "idle_lost"), 0
+            (
+                "connect_failures",
+                "wrong_replies",
+                "closed_by_server",
+                "connection_errors",
+                "unanswered",
+                "idle_lost",
+            ),
+            0,
         ),
     }
     document = {
         "schema": report.SCHEMA,
-        "configuration": dataclasses.asdict(Options(("127.0.0.1", 9000))) | {"loop": "compiled"} | (options or {}),
+        "configuration": dataclasses.asdict(Options(("127.0.0.1", 9000)))
+        | {"loop": "compiled"}
+        | (options or {}),
         "tls": None,
-        "machine": {"cpu": "A processor", "cores": 8, "usable_cores": 8, "kernel": "Linux 6.1", "python": "CPython 3.11.7"},
+        "machine": {
+            "cpu": "A processor",
+            "cores": 8,
+            "usable_cores": 8,
+            "kernel": "Linux 6.1",
+            "python": "CPython 3.11.7",
+        },
         "interrupted": False,
         "result": figures | (result or {}),
         "explanations": [],
@@ -64,7 +93,12 @@ def of_open_loop(options=None, result=None, **changes):
     figures = {
         "uncorrected_latency_us": distribution(90.0, 1.2),
         "uncorrected_latency_curve": curve(18.0, 1.2),
-        "open_loop": {"target_per_second": 50_000.0, "late": 20, "late_after_us": 1000.0, "dropped": 5},
+        "open_loop": {
+            "target_per_second": 50_000.0,
+            "late": 20,
+            "late_after_us": 1000.0,
+            "dropped": 5,
+        },
     }
     return made(options, figures | (result or {}), **changes)
 
@@ -90,7 +124,12 @@ def result(latencies_us=(100,), seconds=2.0, generator_seconds=0.5, server_secon
         "options": Options(("127.0.0.1", 1)),
         "loop": "compiled",
         "counters": Counters(**counters),
-        "histograms": Histograms(**{name: counts if name == "latencies" else [0] * BUCKETS for name in Histograms.__dataclass_fields__}),
+        "histograms": Histograms(
+            **{
+                name: counts if name == "latencies" else [0] * BUCKETS
+                for name in Histograms.__dataclass_fields__
+            }
+        ),
         "connects": [0] * BUCKETS,
         "handshakes": [0] * BUCKETS,
         "series": Series(),

@@ -1,6 +1,8 @@
-"""Programs of others that tests call: where one is missing its tests are left out, and in CI they fail.
+"""Programs of others that tests call: where one is missing its tests are left out, and in CI they
+fail.
 
-``python tests/programs.py``, which is `make test-deps`, installs those that are missing (Debian), or says which they are.
+``python tests/programs.py``, which is `make test-deps`, installs those that are missing (Debian),
+or says which they are.
 """
 
 from __future__ import annotations

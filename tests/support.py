@@ -1,14 +1,15 @@
-"""What the tests share: a handler that records its callbacks, clients made of plain sockets, and waiting without sleeping.
+"""What the tests share: a handler that records its callbacks, clients made of plain sockets, and
+waiting without sleeping.
 
-Nothing here knows an engine. The clients and the frame codec are written from the format, not from `hydrogen`, so that a test compares
-two opinions and not one with itself.
+Nothing here knows an engine. The clients and the frame codec are written from the format, not from
+`hydrogen`, so that a test compares two opinions and not one with itself.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes  # noqa: F401 (before fds are counted: libffi 3.5 opens its own file then, and keeps it open)
+import ctypes  # noqa: F401 - before fds are counted: libffi 3.5 opens its own file, and keeps it
 import fcntl
 import os
 import socket
@@ -32,13 +33,17 @@ T = TypeVar("T")
 Text = TypeVar("Text", str, bytes)
 
 PATIENCE = 30.0
-"""Seconds after which what a test waits for counts as not happening; never part of what is tested."""
+"""Seconds after which what a test waits for counts as not happening; never part of what is
+tested.
+"""
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def wait_until(condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
-    """The first true value of `condition`; for what has no event of its own (a counter, an fd, a process)."""
+    """The first true value of `condition`; for what has no event of its own (a counter, an fd, a
+    process).
+    """
     deadline = time.monotonic() + timeout
     pause = threading.Event()
     while True:
@@ -56,7 +61,9 @@ def wait_event(event: threading.Event, what: str) -> None:
 
 
 def settled(value: Callable[[], T]) -> T:
-    """A value, when it is the same a hundred times running: as what is pending is, when the kernel takes no more."""
+    """A value, when it is the same a hundred times running: as what is pending is, when the kernel
+    takes no more.
+    """
     seen = [value()]
 
     def same() -> bool:
@@ -67,7 +74,7 @@ def settled(value: Callable[[], T]) -> T:
     return seen[-1]
 
 
-# ---------------------------------------------------------------------------------------------------- what the process holds
+# --------------------------------------------------------------------------- what the process holds
 
 
 def open_fds() -> dict[int, str]:
@@ -76,7 +83,8 @@ def open_fds() -> dict[int, str]:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    # The one that listed the directory is gone again, so its readlink failed. A sanitizer opens its log with its first report.
+    # The one that listed the directory is gone again, so its readlink failed. A sanitizer opens its
+    # log with its first report.
     return {fd: path for fd, path in found.items() if "/reports/report." not in path}
 
 
@@ -86,7 +94,9 @@ def threads() -> set[int]:
 
 
 def assert_empty(server: hydrogen.Server) -> None:
-    """The slots are vacant, and each connection that was accepted was removed (one that a stop has abandoned may take its time)."""
+    """The slots are vacant, and each connection that was accepted was removed (one that a stop has
+    abandoned may take its time).
+    """
     wait_until(lambda: server.stats().connections == 0, f"the slots are vacant: {server.stats()}")
     stats = server.stats()
     assert stats.accepted == stats.removed, stats
@@ -94,7 +104,7 @@ def assert_empty(server: hydrogen.Server) -> None:
     assert server.connections == []
 
 
-# ---------------------------------------------------------------------------------------------------- frames, independently
+# ---------------------------------------------------------------------------- frames, independently
 
 
 def simple(payload: bytes) -> bytes:
@@ -116,19 +126,26 @@ def unframe(wire: bytes) -> list[bytes]:
     return payloads
 
 
-# ---------------------------------------------------------------------------------------------------- clients
+# ------------------------------------------------------------------------------------------ clients
 
 
 class Client:
-    """A blocking client. All its waiting is bounded by PATIENCE; a timeout is a failure of the test.
+    """A blocking client. All its waiting is bounded by PATIENCE; a timeout is a failure of the
+    test.
 
-    A server may reset a connection as soon as it has accepted it, even before `connect` returns; that is noted for `at_end`.
+    A server may reset a connection as soon as it has accepted it, even before `connect` returns;
+    that is noted for `at_end`.
     """
 
     refused = False
 
     def __init__(
-        self, address: Any, *, receive_buffer: int | None = None, send_buffer: int | None = None, source: str | None = None
+        self,
+        address: Any,
+        *,
+        receive_buffer: int | None = None,
+        send_buffer: int | None = None,
+        source: str | None = None,
     ) -> None:
         """Connect. `source`: the address to come from; all of 127.0.0.0/8 is ours."""
         self.sock = socket.socket(family_of(address), socket.SOCK_STREAM)
@@ -165,7 +182,9 @@ class Client:
         left = count
         while left:
             part = self.sock.recv(min(left, 1 << 20))
-            assert part, f"the end came {left} bytes too early; before it came {b''.join(parts)[-40:]!r}"
+            assert part, (
+                f"the end came {left} bytes too early; before it came {b''.join(parts)[-40:]!r}"
+            )
             parts.append(part)
             left -= len(part)
         return b"".join(parts)
@@ -231,11 +250,13 @@ def family_of(address: Any) -> socket.AddressFamily:
     return socket.AF_INET if len(address) == 2 else socket.AF_INET6
 
 
-# ---------------------------------------------------------------------------------------------------- handlers
+# ----------------------------------------------------------------------------------------- handlers
 
 
 class Echo(hydrogen.Handler):
-    """The smallest handler: no other callback is overridden, so an engine may do without Python for them."""
+    """The smallest handler: no other callback is overridden, so an engine may do without Python for
+    them.
+    """
 
     def on_data_received(self, socket: hydrogen.HydrogenSocket, data: bytes) -> None:
         socket.send(data)
@@ -263,7 +284,9 @@ _ALWAYS = ("on_data_received", "on_disconnected", "on_connection_removed")
 
 
 class Recorder(hydrogen.Handler):
-    """Records each callback before it runs the test's hook, and checks what must hold for every connection; made by `recorder`."""
+    """Records each callback before it runs the test's hook, and checks what must hold for every
+    connection; made by `recorder`.
+    """
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -280,7 +303,9 @@ class Recorder(hydrogen.Handler):
         with self._changed:
             if id is not None:
                 if id in self._inside:
-                    self.faults.append(f"{name} of connection {id} began during its {self._inside[id]}")
+                    self.faults.append(
+                        f"{name} of connection {id} began during its {self._inside[id]}"
+                    )
                 self._inside[id] = name
             self.calls.append(Call(name, id, fd, values[0] if values else None, socket))
             self._counts[name] += 1
@@ -301,7 +326,10 @@ class Recorder(hydrogen.Handler):
         with self._changed:
             while not (value := condition()):
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())):
-                    raise AssertionError(f"not within {PATIENCE} s: {what}; there came {[call.name for call in self.calls][-20:]}")
+                    raise AssertionError(
+                        f"not within {PATIENCE} s: {what}; there came "
+                        f"{[call.name for call in self.calls][-20:]}"
+                    )
             return value
 
     def of(self, name: str) -> list[Call]:
@@ -320,7 +348,14 @@ class Recorder(hydrogen.Handler):
 
     def wait_bytes(self, count: int) -> bytes:
         """What was received on all connections together, at least `count` bytes."""
-        return self.wait(lambda: data if len(data := self.data()) >= count else None, f"{count} bytes received") if count else self.data()
+        return (
+            self.wait(
+                lambda: data if len(data := self.data()) >= count else None,
+                f"{count} bytes received",
+            )
+            if count
+            else self.data()
+        )
 
     def messages(self, id: int | None = None) -> list[bytes]:
         """The messages received, of one connection or of all."""
@@ -334,7 +369,9 @@ class Recorder(hydrogen.Handler):
         """The socket of connection number `index`, once a callback had it."""
 
         def seen() -> hydrogen.HydrogenSocket | None:
-            sockets = list(dict.fromkeys(call.socket for call in self.calls if call.socket is not None))
+            sockets = list(
+                dict.fromkeys(call.socket for call in self.calls if call.socket is not None)
+            )
             return sockets[index] if len(sockets) > index else None
 
         return self.wait(seen, f"a callback of connection {index}")
@@ -352,9 +389,13 @@ class Recorder(hydrogen.Handler):
         for call in self.calls:
             if call.id is None:
                 continue
-            assert call.id not in ended, f"{call.name} of connection {call.id} after its on_disconnected"
+            assert call.id not in ended, (
+                f"{call.name} of connection {call.id} after its on_disconnected"
+            )
             if call.name == "on_connected":
-                assert call.id not in begun, f"on_connected of connection {call.id} was not its first callback"
+                assert call.id not in begun, (
+                    f"on_connected of connection {call.id} was not its first callback"
+                )
             begun.add(call.id)
             if call.name == "on_disconnected":
                 ended.add(call.id)
@@ -373,7 +414,8 @@ def _recorded(name: str) -> Callable[..., Any]:
 
 
 def recorder(**hooks: Callable[..., Any] | None) -> Recorder:
-    """A `Recorder` that overrides `on_data_received`, `on_disconnected`, `on_connection_removed` and the callbacks named, and no other.
+    """A `Recorder` that overrides `on_data_received`, `on_disconnected`, `on_connection_removed`
+    and the callbacks named, and no other.
 
     `recorder(connected=None, data_received=echo)`: records `on_connected` too, and echoes.
     """
@@ -385,12 +427,16 @@ def recorder(**hooks: Callable[..., Any] | None) -> Recorder:
     return made
 
 
-# ---------------------------------------------------------------------------------------------------- more of everything
+# ------------------------------------------------------------------------------- more of everything
 
 
 @contextlib.contextmanager
-def running(*targets: Callable[[], object], patience: float = PATIENCE) -> Iterator[list[threading.Thread]]:
-    """Run each of `targets` in a thread of its own; at the end join them and raise what the first of them raised."""
+def running(
+    *targets: Callable[[], object], patience: float = PATIENCE
+) -> Iterator[list[threading.Thread]]:
+    """Run each of `targets` in a thread of its own; at the end join them and raise what the first
+    of them raised.
+    """
     raised: list[BaseException] = []
 
     def run(target: Callable[[], object]) -> None:
@@ -407,15 +453,29 @@ def running(*targets: Callable[[], object], patience: float = PATIENCE) -> Itera
     finally:
         for thread in started:
             thread.join(patience)
-    assert not [thread for thread in started if thread.is_alive()], "a thread of the test did not end"
+    assert not [thread for thread in started if thread.is_alive()], (
+        "a thread of the test did not end"
+    )
     if raised:
         raise raised[0]
 
 
-def child(code: str, *args: str, prefix: tuple[str, ...] = (), pass_fds: tuple[int, ...] = (), **environment: str) -> subprocess.Popen[str]:
-    """A Python process that runs `code` with the same warnings, inherits `pass_fds`, and can import `hydrogen` and `support`."""
+def child(
+    code: str,
+    *args: str,
+    prefix: tuple[str, ...] = (),
+    pass_fds: tuple[int, ...] = (),
+    **environment: str,
+) -> subprocess.Popen[str]:
+    """A Python process that runs `code` with the same warnings, inherits `pass_fds`, and can import
+    `hydrogen` and `support`.
+    """
     paths = [str(ROOT / "tests"), str(Path(hydrogen.__file__).resolve().parent.parent)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]), **environment}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
+        **environment,
+    }
     process = subprocess.Popen(
         [*prefix, sys.executable, "-W", "error", "-X", "faulthandler", "-c", code, *args],
         stdin=subprocess.PIPE,
@@ -431,10 +491,19 @@ def child(code: str, *args: str, prefix: tuple[str, ...] = (), pass_fds: tuple[i
 
 
 def program(*command: object, **options: Any) -> subprocess.Popen[bytes]:
-    """A process that runs a program of somebody else's, see `programs`. `options` are those of `Popen`."""
+    """A process that runs a program of somebody else's, see `programs`. `options` are those of
+    `Popen`.
+    """
     name, *arguments = map(str, command)
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    process: subprocess.Popen[bytes] = subprocess.Popen([programs.path_of(name), *arguments], **options)
+    options = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        **options,
+    }
+    process: subprocess.Popen[bytes] = subprocess.Popen(
+        [programs.path_of(name), *arguments], **options
+    )
     _children.append(process)
     return process
 
@@ -450,8 +519,12 @@ def end_children() -> None:
                 process.kill()
 
 
-def finish(process: subprocess.Popen[Text], status: int | None = 0, say: Text | None = None) -> tuple[Text, Text]:
-    """Write `say` to a process, wait for its end, check its exit status and return what it wrote."""
+def finish(
+    process: subprocess.Popen[Text], status: int | None = 0, say: Text | None = None
+) -> tuple[Text, Text]:
+    """Write `say` to a process, wait for its end, check its exit status and return what it
+    wrote.
+    """
     try:
         out, err = process.communicate(say, timeout=2 * PATIENCE)
     except subprocess.TimeoutExpired:
@@ -459,11 +532,13 @@ def finish(process: subprocess.Popen[Text], status: int | None = 0, say: Text | 
         out, err = process.communicate()
         raise AssertionError(f"the process did not end; it wrote {out!r} and {err!r}") from None
     if status is not None:
-        assert process.returncode == status, f"exit status {process.returncode}; it wrote {out!r} and {err}"
+        assert process.returncode == status, (
+            f"exit status {process.returncode}; it wrote {out!r} and {err}"
+        )
     return out, err
 
 
-# ---------------------------------------------------------------------------------------------------- the other frames, independently
+# ------------------------------------------------------------------ the other frames, independently
 
 
 def checksum32(payload: bytes) -> bytes:
@@ -482,7 +557,9 @@ def line(payload: bytes, delimiter: bytes = b"\n") -> bytes:
     return payload + delimiter
 
 
-def websocket(payload: bytes, opcode: int = 2, fin: bool = True, mask: bytes | None = None) -> bytes:
+def websocket(
+    payload: bytes, opcode: int = 2, fin: bool = True, mask: bytes | None = None
+) -> bytes:
     """`payload` as a WebSocket frame on the wire (RFC 6455, section 5.2)."""
     first, masked = opcode | fin << 7, (mask is not None) << 7
     if len(payload) < 126:
@@ -496,7 +573,7 @@ def websocket(payload: bytes, opcode: int = 2, fin: bool = True, mask: bytes | N
     return header + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
 
 
-# ---------------------------------------------------------------------------------------------------- deadlines
+# ---------------------------------------------------------------------------------------- deadlines
 
 
 def timed_out(handler: Recorder, name: str, count: int = 1) -> None:
@@ -508,11 +585,15 @@ def timed_out(handler: Recorder, name: str, count: int = 1) -> None:
 
 
 DRIPS = 3000
-"""Bytes that `drip` sends at most, one each 10 ms or more: a hundred times what fits into the deadlines that tests set."""
+"""Bytes that `drip` sends at most, one each 10 ms or more: a hundred times what fits into the
+deadlines that tests set.
+"""
 
 
 def drip(client: Client, handler: Recorder, byte: bytes = b"\0") -> None:
-    """Send one byte after the other until the handler has seen the connection go; a deadline that began anew with each never passes."""
+    """Send one byte after the other until the handler has seen the connection go; a deadline that
+    began anew with each never passes.
+    """
     pause = threading.Event()
     for _ in range(DRIPS):
         with contextlib.suppress(OSError):  # it may be gone already
@@ -523,21 +604,29 @@ def drip(client: Client, handler: Recorder, byte: bytes = b"\0") -> None:
     raise AssertionError(f"the connection is there after {DRIPS} bytes")
 
 
-# ---------------------------------------------------------------------------------------------------- TLS
+# ---------------------------------------------------------------------------------------------- TLS
 
 
 class TlsClient:
-    """TLS over a `Client`, by Python's `ssl` in memory: what goes over the socket and when is for the test to say.
+    """TLS over a `Client`, by Python's `ssl` in memory: what goes over the socket and when is for
+    the test to say.
 
     One thread may send while another receives. The socket remains the client's, who closes it.
     """
 
     def __init__(
-        self, client: Client, context: ssl.SSLContext, *, name: str | None = "localhost", session: ssl.SSLSession | None = None
+        self,
+        client: Client,
+        context: ssl.SSLContext,
+        *,
+        name: str | None = "localhost",
+        session: ssl.SSLSession | None = None,
     ) -> None:
         self.client = client
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name, session=session)
+        self.tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_hostname=name, session=session
+        )
         self.is_ready = False
         self._plaintext = bytearray()  # decrypted, and not asked for yet
         self._lock = threading.Lock()  # of `tls` and its two BIOs
@@ -556,7 +645,9 @@ class TlsClient:
             return self._outgoing.read()
 
     def open(self) -> bytes:
-        """Shake hands; our last flight is returned and not sent. (TLS 1.3 only: TLS 1.2 ends with the server's.)"""
+        """Shake hands; our last flight is returned and not sent. (TLS 1.3 only: TLS 1.2 ends with
+        the server's.)
+        """
         try:
             while True:
                 wire = self.step()
@@ -629,7 +720,10 @@ class TlsClient:
         """Exactly `count` bytes; an end that comes earlier fails."""
         while len(self._plaintext) < count:
             part = self._read()
-            assert part, f"the end came {count - len(self._plaintext)} bytes too early; before it came {bytes(self._plaintext[-40:])!r}"
+            assert part, (
+                f"the end came {count - len(self._plaintext)} bytes too early; before it came "
+                f"{bytes(self._plaintext[-40:])!r}"
+            )
             self._plaintext += part
         data = bytes(self._plaintext[:count])
         del self._plaintext[:count]
@@ -642,7 +736,9 @@ class TlsClient:
         return payload
 
     def receive_until_end(self) -> bytes:
-        """Everything until a graceful end: close_notify, and then, with nothing between, the end of the connection."""
+        """Everything until a graceful end: close_notify, and then, with nothing between, the end of
+        the connection.
+        """
         while part := self._read():
             self._plaintext += part
         data = bytes(self._plaintext)
@@ -652,7 +748,9 @@ class TlsClient:
         return data
 
     def at_end(self) -> str:
-        """Read what is left; "end" for a graceful end, "truncated" for one without close_notify, "reset"."""
+        """Read what is left; "end" for a graceful end, "truncated" for one without close_notify,
+        "reset".
+        """
         try:
             self.receive_until_end()
         except (ConnectionResetError, BrokenPipeError):

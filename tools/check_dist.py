@@ -1,6 +1,8 @@
-"""Builds the sdist and, from it, the wheel; checks what is in them; installs the wheel into a clean environment.
+"""Builds the sdist and, from it, the wheel; checks what is in them; installs the wheel into a clean
+environment.
 
-Run by tox's `dist`. Not a linter of metadata: it asks the questions that matter to whoever installs this project.
+Run by tox's `dist`. Not a linter of metadata: it asks the questions that matter to whoever installs
+this project.
 """
 
 import shutil
@@ -40,7 +42,9 @@ def build(out: Path) -> tuple[Path, Path]:
 
 
 def sources(*suffixes: str) -> set[str]:
-    return {str(p.relative_to(ROOT)) for p in (ROOT / "hydrogen").rglob("*") if p.suffix in suffixes}
+    return {
+        str(p.relative_to(ROOT)) for p in (ROOT / "hydrogen").rglob("*") if p.suffix in suffixes
+    }
 
 
 def complaints(sdist: Path, wheel: Path) -> list[str]:
@@ -49,15 +53,36 @@ def complaints(sdist: Path, wheel: Path) -> list[str]:
         in_sdist = {name.partition("/")[2] for name in tar.getnames()}
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = set(archive.namelist())
-        [metadata] = [archive.read(n).decode() for n in in_wheel if n.endswith(".dist-info/METADATA")]
-    found = [f"sdist lacks {n}" for n in sorted({*SDIST_HAS, *sources(".py", ".pyi", ".pyx", ".pxd")} - in_sdist)]
+        [metadata] = [
+            archive.read(n).decode() for n in in_wheel if n.endswith(".dist-info/METADATA")
+        ]
+    found = [
+        f"sdist lacks {n}"
+        for n in sorted({*SDIST_HAS, *sources(".py", ".pyi", ".pyx", ".pxd")} - in_sdist)
+    ]
     found += [f"wheel lacks {n}" for n in sorted({*WHEEL_HAS, *sources(".py", ".pyi")} - in_wheel)]
-    found += [f"wheel lacks the compiled {n}" for n in ("_codec", "_core", "perf/_generator") if not has_module(in_wheel, n)]
+    found += [
+        f"wheel lacks the compiled {n}"
+        for n in ("_codec", "_core", "perf/_generator")
+        if not has_module(in_wheel, n)
+    ]
     generated = {n.removesuffix(".pyx") + ".c" for n in in_sdist if n.endswith(".pyx")}
-    found += [f"sdist has {n}" for n in sorted(in_sdist) if n in generated or n.endswith((".so", ".pyc"))]
-    found += [f"wheel has {n}" for n in sorted(in_wheel) if n.endswith((".c", ".pyx", ".pxd", ".pyc"))]
-    found += [f"wheel has {n}" for n in sorted(in_wheel) if not n.startswith(("hydrogen/", "hydrogen_server-"))]
-    found += [f"the wheel needs: {n}" for n in metadata.splitlines() if n.startswith("Requires-Dist") and "extra" not in n]
+    found += [
+        f"sdist has {n}" for n in sorted(in_sdist) if n in generated or n.endswith((".so", ".pyc"))
+    ]
+    found += [
+        f"wheel has {n}" for n in sorted(in_wheel) if n.endswith((".c", ".pyx", ".pxd", ".pyc"))
+    ]
+    found += [
+        f"wheel has {n}"
+        for n in sorted(in_wheel)
+        if not n.startswith(("hydrogen/", "hydrogen_server-"))
+    ]
+    found += [
+        f"the wheel needs: {n}"
+        for n in metadata.splitlines()
+        if n.startswith("Requires-Dist") and "extra" not in n
+    ]
     return found
 
 
@@ -66,12 +91,20 @@ def has_module(names: set[str], module: str) -> bool:
 
 
 def try_install(wheel: Path) -> None:
-    """The wheel alone, in an environment that has nothing else, seen from a folder that is not the source tree."""
+    """The wheel alone, in an environment that has nothing else, seen from a folder that is not the
+    source tree.
+    """
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = f"{folder}/bin/python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)], check=True)
-        program = "import hydrogen, hydrogen._core, hydrogen.perf; assert hydrogen.engine == 'compiled', hydrogen.engine"
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", str(wheel)],
+            check=True,
+        )
+        program = (
+            "import hydrogen, hydrogen._core, hydrogen.perf; assert hydrogen.engine == 'compiled', "
+            "hydrogen.engine"
+        )
         subprocess.run([python, "-W", "error", "-c", program], check=True, cwd=folder)
 
 
@@ -83,7 +116,10 @@ def main() -> int:
     print(*found, sep="\n", file=sys.stderr)
     if not found:
         try_install(wheel)
-        print(f"dist: {sdist.name} and {wheel.name} hold what they should; the wheel installs and imports")
+        print(
+            f"dist: {sdist.name} and {wheel.name} hold what they should; the wheel installs and "
+            "imports"
+        )
     return bool(found)
 
 

@@ -1,4 +1,6 @@
-"""`make demo`: an echo server in one process, ten seconds of load on it from another, the table, the end."""
+"""`make demo`: an echo server in one process, ten seconds of load on it from another, the table,
+the end.
+"""
 
 import os
 import re

@@ -1,14 +1,16 @@
 """Fuzzes the compiled frame codec: `fuzz.py [--runs N] [--jobs N] [--seed N] [framing ...]`.
 
-Coverage-guided, by clang's libFuzzer with its address and undefined-behaviour sanitizers, on tests/fuzz/harness.pyx, which checks what must
-hold of any bytes. It begins with the corpus of tests/corpus and with what earlier runs found (build/fuzz/<framing>/corpus). Then
+Coverage-guided, by clang's libFuzzer with its address and undefined-behaviour sanitizers, on
+tests/fuzz/harness.pyx, which checks what must hold of any bytes. It begins with the corpus of
+tests/corpus and with what earlier runs found (build/fuzz/<framing>/corpus). Then
 
-- every input of the corpus found goes through a build of GCC's with --coverage: of the lines of hydrogen/_c/framing.pxd at least 95 % must
-  have run (when all framings are fuzzed);
-- what the compiled codec made of each is compared with what the builder in hydrogen/frame.py makes of it, and with the independent reader
-  and writer of tests/corpus.
+- every input of the corpus found goes through a build of GCC's with --coverage: of the lines of
+  hydrogen/_c/framing.pxd at least 95 % must have run (when all framings are fuzzed);
+- what the compiled codec made of each is compared with what the builder in hydrogen/frame.py makes
+  of it, and with the independent reader and writer of tests/corpus.
 
-A finding is left in build/fuzz/<framing>/ and told with the command that shows it again; it belongs into tests/corpus/cases.py.
+A finding is left in build/fuzz/<framing>/ and told with the command that shows it again; it belongs
+into tests/corpus/cases.py.
 """
 
 from __future__ import annotations
@@ -39,13 +41,22 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 def run(*command: str | Path, **options: Any) -> str:
     """The output of a command that must succeed."""
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=options.pop("cwd", ROOT), **options)
+    done = subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        cwd=options.pop("cwd", ROOT),
+        **options,
+    )
     if done.returncode:
-        sys.exit(f"fuzz: this failed with status {done.returncode}: {' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+        sys.exit(
+            f"fuzz: this failed with status {done.returncode}: "
+            f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+        )
     return done.stdout
 
 
-# ---------------------------------------------------------------------------------------------------- the two builds
+# ----------------------------------------------------------------------------------- the two builds
 
 
 def check_tools() -> None:
@@ -56,14 +67,22 @@ def check_tools() -> None:
     if "clang" not in missing:
         OUT.mkdir(parents=True, exist_ok=True)
         probe = OUT / "probe.c"
-        probe.write_text("int LLVMFuzzerTestOneInput(const unsigned char *data, unsigned long size) { return 0; }\n")
-        made = subprocess.run(["clang", SANITIZERS, str(probe), "-o", str(OUT / "probe")], capture_output=True, text=True)
+        probe.write_text(
+            "int LLVMFuzzerTestOneInput(const unsigned char *data, unsigned long size) { return 0; "
+            "}\n"
+        )
+        made = subprocess.run(
+            ["clang", SANITIZERS, str(probe), "-o", str(OUT / "probe")],
+            capture_output=True,
+            text=True,
+        )
         if made.returncode:
             print(made.stderr, file=sys.stderr)
             missing.append("clang's run-time libraries (libFuzzer, the sanitizers)")
     if missing:
         sys.exit(
-            f"fuzz: missing: {', '.join(missing)}. On Debian: apt-get install clang libclang-rt-dev gcc binutils python3-dev "
+            f"fuzz: missing: {', '.join(missing)}. On Debian: apt-get install clang "
+            "libclang-rt-dev gcc binutils python3-dev "
             "(libclang-rt-14-dev with clang 14, and so on)."
         )
 
@@ -73,16 +92,29 @@ def build() -> tuple[Path, Path]:
     shutil.rmtree(OUT / "replay", ignore_errors=True)  # with the counts of earlier runs
     (OUT / "replay").mkdir(parents=True)
     source = OUT / "harness.c"
-    run(sys.executable, "-m", "cython", "-3", "--line-directives", "-I", ".", "-o", source, "tests/fuzz/harness.pyx")
+    run(
+        sys.executable,
+        "-m",
+        "cython",
+        "-3",
+        "--line-directives",
+        "-I",
+        ".",
+        "-o",
+        source,
+        "tests/fuzz/harness.pyx",
+    )
     include = f"-I{sysconfig.get_path('include')}"
     fuzzer, replayer = OUT / "fuzz", OUT / "replay" / "replay"
     compile_fuzzer = ["clang", "-O1", "-g", "-w", SANITIZERS, "-fno-sanitize-recover=undefined"]
-    # -w: what it would warn of is Cython's. -O0 and no inlining: a line is then counted where it is written.
+    # -w: what it would warn of is Cython's. -O0 and no inlining: a line is then counted where it is
+    # written.
     compile_replayer = ["gcc", "-O0", "-g", "-w", "--coverage", "-Dreplay=main"]
     for compiler, program in ((compile_fuzzer, fuzzer), (compile_replayer, replayer)):
         objects = program.with_suffix(".o")
         run(*compiler, include, "-c", source, "-o", objects, cwd=program.parent)
-        # The module's initialisation names functions of the interpreter. It never runs: any function will do for them.
+        # The module's initialisation names functions of the interpreter. It never runs: any
+        # function will do for them.
         names = sorted(set(re.findall(r" U (_?Py\w+)", run("nm", "-u", objects))))
         stubs = program.with_suffix(".stubs.c")
         stubs.write_text("".join(f"void {name}(void) {{ __builtin_trap(); }}\n" for name in names))
@@ -90,7 +122,7 @@ def build() -> tuple[Path, Path]:
     return fuzzer, replayer
 
 
-# ---------------------------------------------------------------------------------------------------- fuzzing
+# ------------------------------------------------------------------------------------------ fuzzing
 
 
 def seeds(framing: str) -> Iterator[bytes]:
@@ -104,38 +136,71 @@ def seeds(framing: str) -> Iterator[bytes]:
             shape = {1: 0, 2: 1, 4: 2, 8: 3}[builder.width] | (builder.byteorder == "little") << 2
         elif framing == "line":
             shape, delimiter = len(builder.delimiter) - 1, builder.delimiter
-        seed = builder.max_size.to_bytes(8, "little") + bytes([shape, number % 256]) + delimiter + case.wire
+        seed = (
+            builder.max_size.to_bytes(8, "little")
+            + bytes([shape, number % 256])
+            + delimiter
+            + case.wire
+        )
         if len(seed) <= MAX_LEN:
             yield seed
 
 
 def fuzz(program: Path, framing: str, runs: int, seed: int) -> tuple[str, int, str]:
-    """Run the fuzzer on one framing: its output, the number of executions, and what it found (empty: nothing)."""
+    """Run the fuzzer on one framing: its output, the number of executions, and what it found
+    (empty: nothing).
+    """
     home = OUT / framing
     for folder in ("corpus", "seeds"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(seeds(framing)):
         (home / "seeds" / f"{number:03}").write_bytes(data)
-    command = [str(program), f"-runs={runs}", f"-seed={seed}", f"-max_len={MAX_LEN}", "-timeout=20", "-rss_limit_mb=1024"]
-    command += ["-print_final_stats=1", f"-artifact_prefix={home}/", str(home / "corpus"), str(home / "seeds")]
+    command = [
+        str(program),
+        f"-runs={runs}",
+        f"-seed={seed}",
+        f"-max_len={MAX_LEN}",
+        "-timeout=20",
+        "-rss_limit_mb=1024",
+    ]
+    command += [
+        "-print_final_stats=1",
+        f"-artifact_prefix={home}/",
+        str(home / "corpus"),
+        str(home / "seeds"),
+    ]
     # What is freed is kept from reuse only so long: the default, 256 MB, takes a third of the time.
-    environment = {**os.environ, "HYDROGEN_FUZZ": framing, "ASAN_OPTIONS": "quarantine_size_mb=8:malloc_context_size=5"}
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+    environment = {
+        **os.environ,
+        "HYDROGEN_FUZZ": framing,
+        "ASAN_OPTIONS": "quarantine_size_mb=8:malloc_context_size=5",
+    }
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", env=environment
+    )
     (home / "log").write_text(done.stderr)
     executed = re.search(r"number_of_executed_units: *(\d+)", done.stderr)
     if done.returncode == 0 and executed:
         return done.stderr, int(executed[1]), ""
     what = "\n".join(
-        line for line in done.stderr.splitlines() if re.search(r"does not hold|ERROR|runtime error|written to|    #[0-4] ", line)
+        line
+        for line in done.stderr.splitlines()
+        if re.search(r"does not hold|ERROR|runtime error|written to|    #[0-4] ", line)
     )
-    return done.stderr, int(executed[1]) if executed else 0, f"{what}\nagain: HYDROGEN_FUZZ={framing} {program} {home}/<the file named>"
+    return (
+        done.stderr,
+        int(executed[1]) if executed else 0,
+        f"{what}\nagain: HYDROGEN_FUZZ={framing} {program} {home}/<the file named>",
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- replaying
+# ---------------------------------------------------------------------------------------- replaying
 
 
 def told(line: str) -> tuple[Any, bytes, tuple[list[bytes], str | None, int], bytes | None, str]:
-    """A line of the replayer's: the builder's fields, the wire, what was read in it, and what the wire was made into as a payload."""
+    """A line of the replayer's: the builder's fields, the wire, what was read in it, and what the
+    wire was made into as a payload.
+    """
     fields: dict[str, Any] = {}
     frames = []
     for name, _, value in (word.partition("=") for word in line.split()):
@@ -146,7 +211,13 @@ def told(line: str) -> tuple[Any, bytes, tuple[list[bytes], str | None, int], by
         else:
             fields[name] = int(value)
     left = fields["left"] if fields["verdict"] == 0 else 0
-    return fields, fields["wire"], (frames, VERDICTS[fields["verdict"]], left), fields.get("sent"), line
+    return (
+        fields,
+        fields["wire"],
+        (frames, VERDICTS[fields["verdict"]], left),
+        fields.get("sent"),
+        line,
+    )
 
 
 def builder_of(framing: str, fields: dict[str, Any]) -> Any:
@@ -159,7 +230,9 @@ def builder_of(framing: str, fields: dict[str, Any]) -> Any:
     if framing == "checksum32":
         return hydrogen.Checksum32FrameBuilder(most)
     if framing == "length":
-        return hydrogen.LengthFrameBuilder(fields["width"], "little" if fields["little"] else "big", most)
+        return hydrogen.LengthFrameBuilder(
+            fields["width"], "little" if fields["little"] else "big", most
+        )
     if framing == "line":
         return hydrogen.LineFrameBuilder(fields["delimiter"], most)
     return hydrogen.WebSocketFrameBuilder(most)
@@ -192,13 +265,19 @@ def made(builder: Any, payload: bytes) -> bytes | None:
 
 
 def replay(program: Path, framing: str) -> tuple[int, list[str]]:
-    """Run all inputs found through the replayer: how many, and where it and the Python side disagree."""
+    """Run all inputs found through the replayer: how many, and where it and the Python side
+    disagree.
+    """
     from corpus import reference
 
-    inputs = sorted(path for folder in ("corpus", "seeds") for path in (OUT / framing / folder).iterdir())
+    inputs = sorted(
+        path for folder in ("corpus", "seeds") for path in (OUT / framing / folder).iterdir()
+    )
     lines: list[str] = []
     for at in range(0, len(inputs), 500):  # within what a command line may be
-        lines += run(program, *inputs[at : at + 500], env={**os.environ, "HYDROGEN_FUZZ": framing}).splitlines()
+        lines += run(
+            program, *inputs[at : at + 500], env={**os.environ, "HYDROGEN_FUZZ": framing}
+        ).splitlines()
     if len(lines) != len(inputs):
         sys.exit(f"fuzz: {len(inputs)} inputs were replayed and {len(lines)} told")
     faults = []
@@ -216,7 +295,11 @@ def replay(program: Path, framing: str) -> tuple[int, list[str]]:
         if len({repr(opinion) for opinion in opinions.values()}) > 1:
             faults.append(f"{path}: {builder!r} reads {wire!r} as {opinions}")
         refused = reference.carries(builder, wire)
-        sendings = {"compiled": sent, "python": made(builder, wire), "reference": None if refused else reference.encode(builder, wire)}
+        sendings = {
+            "compiled": sent,
+            "python": made(builder, wire),
+            "reference": None if refused else reference.encode(builder, wire),
+        }
         if len(set(sendings.values())) > 1:
             faults.append(f"{path}: {builder!r} makes of {wire!r} {sendings}")
     return len(inputs), faults
@@ -224,7 +307,9 @@ def replay(program: Path, framing: str) -> tuple[int, list[str]]:
 
 def coverage(program: Path) -> tuple[float, list[int]]:
     """The share of the codec's lines that ran, in per cent, and the lines that did not."""
-    told = run("gcov", "--json-format", "--stdout", *program.parent.glob("*.gcda"), cwd=program.parent)
+    told = run(
+        "gcov", "--json-format", "--stdout", *program.parent.glob("*.gcda"), cwd=program.parent
+    )
     counts: dict[int, int] = {}
     for file in (file for line in told.splitlines() for file in json.loads(line)["files"]):
         if file["file"] == SUBJECT:
@@ -238,9 +323,15 @@ def coverage(program: Path) -> tuple[float, list[int]]:
 
 def main() -> int:
     framings = ["simple", "checksum32", "length", "line", "websocket", "raw"]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("framings", nargs="*", metavar="framing", help=f"of {', '.join(framings)}; all by default")
-    parser.add_argument("--runs", type=int, default=1_000_000, help="executions for each framing (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "framings", nargs="*", metavar="framing", help=f"of {', '.join(framings)}; all by default"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=1_000_000, help="executions for each framing (%(default)s)"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="framings at a time (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="libFuzzer's; 0: another one each time")
     arguments = parser.parse_args()
@@ -252,11 +343,17 @@ def main() -> int:
     fuzzer, replayer = build()
     found = 0
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        results = pool.map(lambda framing: fuzz(fuzzer, framing, arguments.runs, arguments.seed), chosen)
+        results = pool.map(
+            lambda framing: fuzz(fuzzer, framing, arguments.runs, arguments.seed), chosen
+        )
         for framing, (log, executed, finding) in zip(chosen, results, strict=True):
             reached = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", log)[-1:]
             edges, features, inputs = reached[0] if reached else ("?", "?", "?")
-            print(f"{framing:11} {executed:>9,} executions, {inputs} inputs that reach {edges} edges and {features} features", flush=True)
+            print(
+                f"{framing:11} {executed:>9,} executions, {inputs} inputs that reach {edges} edges "
+                f"and {features} features",
+                flush=True,
+            )
             if finding or executed < arguments.runs:
                 found += 1
                 print(finding or f"fuzz: it ended before {arguments.runs:,} executions", flush=True)
@@ -265,7 +362,12 @@ def main() -> int:
 
     for framing in chosen:
         count, faults = replay(replayer, framing)
-        print(f"{framing:11} {count:>9,} inputs replayed and compared, {len(faults)} disagreements", *faults[:5], sep="\n  ", flush=True)
+        print(
+            f"{framing:11} {count:>9,} inputs replayed and compared, {len(faults)} disagreements",
+            *faults[:5],
+            sep="\n  ",
+            flush=True,
+        )
         found += len(faults)
     share, missed = coverage(replayer)
     print(f"{SUBJECT}: {share:.1f} % of the lines ran; not these: {missed or 'none'}")

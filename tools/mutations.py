@@ -1,7 +1,9 @@
-"""``python tools/mutations.py``: mistakes that three of the models in proof/ notice, made in the code: each must fail a stress test.
+"""``python tools/mutations.py``: mistakes that three of the models in proof/ notice, made in the
+code: each must fail a stress test.
 
-For each a copy of the package is changed, built below build/ and put in front of the installed one; all at a time, for those that fail
-do so by waiting in vain. The exit status is 1 when the tests pass on one of them, or fail on a copy that is not changed.
+For each a copy of the package is changed, built below build/ and put in front of the installed one;
+all at a time, for those that fail do so by waiting in vain. The exit status is 1 when the tests
+pass on one of them, or fail on a copy that is not changed.
 """
 
 from __future__ import annotations
@@ -36,27 +38,46 @@ MUTATIONS = {
 
 SUITE = ROOT / "tests"
 TESTS = [SUITE / "stress" / "test_threads.py", SUITE / "contract" / "test_state_machine.py"]
-OPTIONS = ["-q", "-p", "no:xdist", "--engine=compiled", "--timeout=60", "--maxfail=1", f"--config-file={ROOT / 'pyproject.toml'}"]
+OPTIONS = [
+    "-q",
+    "-p",
+    "no:xdist",
+    "--engine=compiled",
+    "--timeout=60",
+    "--maxfail=1",
+    f"--config-file={ROOT / 'pyproject.toml'}",
+]
 
 PATIENCE = 100
-"""Seconds after which the tests hang: a worker that is never woken cannot be joined either, and no timeout of one test ends that."""
+"""Seconds after which the tests hang: a worker that is never woken cannot be joined either, and no
+timeout of one test ends that.
+"""
 
 
 def copy(name: str) -> Path:
     """The tree with that mutation ("unchanged": none), built; the folder to run in."""
     tree = ROOT / "build" / "mutations" / name
     shutil.rmtree(tree, ignore_errors=True)
-    shutil.copytree(ROOT / "hydrogen", tree / "hydrogen", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(
+        ROOT / "hydrogen", tree / "hydrogen", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tree)
     if name in MUTATIONS:
         path, text, instead = MUTATIONS[name]
         source = (tree / path).read_text()
         if source.count(text) != 1:
-            sys.exit(f"{path}: {name} has to change a text that is there {source.count(text)} times")
+            sys.exit(
+                f"{path}: {name} has to change a text that is there {source.count(text)} times"
+            )
         (tree / path).write_text(source.replace(text, instead))
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    subprocess.run(command, cwd=tree, check=True, env=environment(HYDROGEN_REQUIRE_EXTENSIONS="1", CFLAGS="-O1"))
+    subprocess.run(
+        command,
+        cwd=tree,
+        check=True,
+        env=environment(HYDROGEN_REQUIRE_EXTENSIONS="1", CFLAGS="-O1"),
+    )
     return tree
 
 
@@ -65,7 +86,9 @@ def run(tree: Path) -> tuple[bool, str]:
     command = [sys.executable, "-m", "pytest", *OPTIONS, f"--rootdir={ROOT}", *map(str, TESTS)]
     variables = environment(PYTHONPATH=str(tree), HYDROGEN_MACHINE="30")
     try:
-        done = subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(
+            command, cwd=tree, env=variables, capture_output=True, text=True, timeout=PATIENCE
+        )
     except subprocess.TimeoutExpired:
         return True, "it hangs"
     if done.returncode > 1:
@@ -79,7 +102,10 @@ def is_right(name: str) -> bool:
     tree = copy(name)
     began = time.monotonic()
     failed, last = run(tree)
-    print(f"{name:14} {'fails' if failed else 'passes'} in {time.monotonic() - began:.0f} s: {last}", flush=True)
+    print(
+        f"{name:14} {'fails' if failed else 'passes'} in {time.monotonic() - began:.0f} s: {last}",
+        flush=True,
+    )
     return failed == (name in MUTATIONS)
 
 

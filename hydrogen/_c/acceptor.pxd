@@ -1,13 +1,14 @@
-"""Accepting: takes connections from the listeners, gives each a slot of the loop that has the fewest, and has it polled there.
+"""Accepting: takes connections from the listeners, gives each a slot of the loop that has the
+fewest, and has it polled there.
 
 It belongs to the event role of the first loop: the listeners are in its poller, and whoever polls
 (a worker, or the monitor thread for workers that are stuck) accepts, and reads what the same
 connections send next, without a thread that is woken for each of them. When nothing is to be
-accepted (suspended, full, no fds or memory) the listeners are taken out, and the accept thread, which
-sleeps otherwise, waits until that is over and puts them back. One at a time does either, for all
-listeners and all loops, under `accept_lock`: so the limits have one writer, and what is admitted is
-never more than `max_connections`. Who releases a connection only makes `live` of its loop smaller,
-and tells the accept thread if that waits for it (loop_release).
+accepted (suspended, full, no fds or memory) the listeners are taken out, and the accept thread,
+which sleeps otherwise, waits until that is over and puts them back. One at a time does either, for
+all listeners and all loops, under `accept_lock`: so the limits have one writer, and what is
+admitted is never more than `max_connections`. Who releases a connection only makes `live` of its
+loop smaller, and tells the accept thread if that waits for it (loop_release).
 """
 
 from libc.errno cimport EAGAIN, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM
@@ -34,7 +35,9 @@ from hydrogen._c.listeners cimport (
     listeners_close, listeners_duplicate, listeners_enter, listeners_init, listeners_leave_locked,
     listeners_lose_locked,
 )
-from hydrogen._c.lock cimport RANK_ACCEPT, RANK_ADDRESSES, RANK_FD, lock_destroy, lock_give, lock_init, lock_take
+from hydrogen._c.lock cimport (
+    RANK_ACCEPT, RANK_ADDRESSES, RANK_FD, lock_destroy, lock_give, lock_init, lock_take,
+)
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_let_go
 from hydrogen._c.queues cimport queues_log, queues_serve_later
 from hydrogen._c.slab cimport slab_acquire, slab_release
@@ -60,7 +63,9 @@ cdef inline void acceptor_close_fd(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline void acceptor_left(acceptor_t *acceptor) noexcept nogil:
-    """The last worker of a loop has left. The last one of all closes the fd, which others than the loops' threads may be about to set."""
+    """The last worker of a loop has left. The last one of all closes the fd, which others than the
+    loops' threads may be about to set.
+    """
     if atomic_add32(&acceptor.loops_left, <uint32_t>-1) == 1:
         lock_take(&acceptor.event_lock)
         acceptor_close_fd(acceptor)
@@ -75,7 +80,9 @@ cdef inline void acceptor_clear(acceptor_t *acceptor) noexcept nogil:
     lock_init(&acceptor.addresses.lock, RANK_ADDRESSES)
 
 
-cdef inline int acceptor_init(acceptor_t *acceptor, uint32_t listeners, uint32_t options, uint32_t max_connections_per_ip) noexcept nogil:
+cdef inline int acceptor_init(
+    acceptor_t *acceptor, uint32_t listeners, uint32_t options, uint32_t max_connections_per_ip,
+) noexcept nogil:
     """Allocate. 0 or -errno; after either, acceptor_destroy."""
     if not addresses_init(&acceptor.addresses, max_connections_per_ip):
         return -ENOMEM
@@ -114,7 +121,9 @@ cdef inline loop_t *acceptor_choose(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline uint64_t acceptor_live(acceptor_t *acceptor) noexcept nogil:
-    """Connections of all loops: at least as many as there are, since by others they only become fewer. With `accept_lock`."""
+    """Connections of all loops: at least as many as there are, since by others they only become
+    fewer. With `accept_lock`.
+    """
     cdef uint64_t live = 0
     cdef uint32_t k
     for k in range(acceptor.loop_count):
@@ -123,14 +132,18 @@ cdef inline uint64_t acceptor_live(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline void acceptor_take(
-    loop_t *loop, connection_t *connection, int fd, name_t *peer, uint32_t listener, bint counted, bint wake,
+    loop_t *loop, connection_t *connection, int fd, name_t *peer, uint32_t listener, bint counted,
+    bint wake,
 ) noexcept nogil:
-    """Begin the life of a connection. It starts owned, by this thread. `wake` unless that looks at the loop's queues next."""
+    """Begin the life of a connection. It starts owned, by this thread. `wake` unless that looks at
+    the loop's queues next.
+    """
     cdef acceptor_t *acceptor = loop.acceptor
     cdef int failed = 0
     cdef uint32_t k
     connection_open(
-        &loop.context, connection, fd, atomic_add64(&acceptor.accepted, 1) + 1, peer, listener, acceptor.listeners[listener].unix_domain)
+        &loop.context, connection, fd, atomic_add64(&acceptor.accepted, 1) + 1, peer, listener,
+        acceptor.listeners[listener].unix_domain)
     if counted:
         connection.flags |= FLAG_COUNTED
     atomic_add64(&loop.live, 1)
@@ -138,7 +151,10 @@ cdef inline void acceptor_take(
         deadlines_announce(loop, WATCH_CONFIGURED)
     for k in range(acceptor.option_count):
         if not failed:
-            failed = kernel_setsockopt(fd, acceptor.options[k].level, acceptor.options[k].name, acceptor.options[k].value, acceptor.options[k].size)
+            failed = kernel_setsockopt(
+                fd, acceptor.options[k].level, acceptor.options[k].name, acceptor.options[k].value,
+                acceptor.options[k].size
+            )
     if not failed and loop.has_open_callbacks:
         if acceptor.has_proxy:
             connection.flags |= FLAG_HEADER | FLAG_FIRST
@@ -150,13 +166,20 @@ cdef inline void acceptor_take(
     # Now, not before: who sees it may send, and ask the poller for an edge.
     atomic_store32(&connection.ready, not loop.has_open_callbacks)
     if failed:
-        connection.mail |= closing_end(&loop.context, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR, -failed, NULL)
+        connection.mail |= closing_end(
+            &loop.context, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR,
+            -failed, NULL
+        )
     if not mailbox_let_go(connection):
         queues_serve_later(loop, connection, wake)
 
 
-cdef inline bint acceptor_admit(acceptor_t *acceptor, int fd, listener_t *listener, name_t *peer, bint *counted) noexcept nogil:
-    """Whether a connection that was accepted may stay. If not it is reset at once, and only counted."""
+cdef inline bint acceptor_admit(
+    acceptor_t *acceptor, int fd, listener_t *listener, name_t *peer, bint *counted,
+) noexcept nogil:
+    """Whether a connection that was accepted may stay. If not it is reset at once, and only
+    counted.
+    """
     counted[0] = False
     if acceptor_live(acceptor) < acceptor.max_connections:
         counted[0] = acceptor.addresses.most and not acceptor.has_proxy and not listener.unix_domain
@@ -170,7 +193,9 @@ cdef inline bint acceptor_admit(acceptor_t *acceptor, int fd, listener_t *listen
 
 
 cdef inline void acceptor_turned_away(acceptor_t *acceptor) noexcept nogil:
-    """Count a connection that does not even get a slot. The log thread is told once, until it has looked."""
+    """Count a connection that does not even get a slot. The log thread is told once, until it has
+    looked.
+    """
     atomic_add64(&acceptor.accepted, 1)
     atomic_add64(&acceptor.turned_away, 1)
     if not atomic_swap32(&acceptor.turned_away_told, 1):
@@ -187,15 +212,21 @@ cdef inline void acceptor_state(acceptor_t *acceptor, uint32_t state) noexcept n
 
 
 cdef inline bint acceptor_has_room(acceptor_t *acceptor) noexcept nogil:
-    """Whether another connection is admitted. If not, whoever releases one will set the event: `waits` is set before each `live` is looked at again."""
+    """Whether another connection is admitted. If not, whoever releases one will set the event:
+    `waits` is set before each `live` is looked at again.
+    """
     if acceptor.turns_away or acceptor_live(acceptor) < acceptor.max_connections:
         return True
     atomic_store32(&acceptor.waits, 1)
     return acceptor_live(acceptor) < acceptor.max_connections
 
 
-cdef inline int acceptor_accept_one(acceptor_t *acceptor, uint32_t listener, loop_t *polled) noexcept nogil:
-    """Accept into the slot `next`, unless the connection is turned away. Returns the fd, or -errno. No fork comes between."""
+cdef inline int acceptor_accept_one(
+    acceptor_t *acceptor, uint32_t listener, loop_t *polled,
+) noexcept nogil:
+    """Accept into the slot `next`, unless the connection is turned away. Returns the fd, or -errno.
+    No fork comes between.
+    """
     cdef vacancy_t *next = &acceptor.next
     cdef name_t peer
     cdef bint counted
@@ -207,17 +238,23 @@ cdef inline int acceptor_accept_one(acceptor_t *acceptor, uint32_t listener, loo
         next.connection = NULL
     kernel_open_fork_gate()
     if fd >= 0 and atomic_load32(&acceptor.accepting) == ACCEPT_EXHAUSTED:
-        acceptor_state(acceptor, ACCEPTING)  # now, not at the end of the pause: it may have been in vain
+        # now, not at the end of the pause: it may have been in vain
+        acceptor_state(acceptor, ACCEPTING)
     return fd
 
 
-cdef inline void acceptor_accept_locked(acceptor_t *acceptor, uint32_t listener, loop_t *polled) noexcept nogil:
+cdef inline void acceptor_accept_locked(
+    acceptor_t *acceptor, uint32_t listener, loop_t *polled,
+) noexcept nogil:
     """Errors of the connection that was to be accepted (accept(2)) are skipped."""
     cdef vacancy_t *next = &acceptor.next
     cdef int fd
     cdef int left = ACCEPT_MOST
     kernel_unblock(acceptor.listeners[listener].fd)
-    while not atomic_load32(&acceptor.stop) and not atomic_load32(&acceptor.suspended) and acceptor_has_room(acceptor):
+    while (
+        not atomic_load32(&acceptor.stop) and not atomic_load32(&acceptor.suspended) and
+        acceptor_has_room(acceptor)
+    ):
         if left == 0:
             return
         left -= 1
@@ -237,7 +274,9 @@ cdef inline void acceptor_accept_locked(acceptor_t *acceptor, uint32_t listener,
 
 
 cdef inline void acceptor_accept(loop_t *polled, uint32_t listener) noexcept nogil:
-    """The poller of that loop says that connections wait at a listener: accept until EAGAIN, or the others' turn."""
+    """The poller of that loop says that connections wait at a listener: accept until EAGAIN, or the
+    others' turn.
+    """
     cdef acceptor_t *acceptor = polled.acceptor
     lock_take(&acceptor.accept_lock)
     if atomic_load32(&acceptor.listening):  # else it says what was so before
@@ -246,7 +285,9 @@ cdef inline void acceptor_accept(loop_t *polled, uint32_t listener) noexcept nog
 
 
 cdef inline bint acceptor_is_listening(acceptor_t *acceptor) noexcept nogil:
-    """Clear the event, then look. Who takes listeners out sets it under this lock: it does not end the pause that he asks for."""
+    """Clear the event, then look. Who takes listeners out sets it under this lock: it does not end
+    the pause that he asks for.
+    """
     cdef bint listening
     lock_take(&acceptor.accept_lock)
     kernel_event_clear(acceptor.event)
@@ -256,7 +297,9 @@ cdef inline bint acceptor_is_listening(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline void *acceptor_main(void *argument) noexcept nogil:
-    """While nobody accepts: wait until that is over, for want of fds or memory not for long. Then, and until the end, sleep."""
+    """While nobody accepts: wait until that is over, for want of fds or memory not for long. Then,
+    and until the end, sleep.
+    """
     cdef acceptor_t *acceptor = <acceptor_t *>argument
     cdef pollfd polled
     cdef int timeout
@@ -276,7 +319,8 @@ cdef inline void *acceptor_main(void *argument) noexcept nogil:
         elif not acceptor_has_room(acceptor):
             acceptor_state(acceptor, ACCEPT_FULL)
         elif acceptor.exhausted:
-            # A connection that is released gives an fd back: it need not wait for the end of the pause.
+            # A connection that is released gives an fd back: it need not wait for the end of the
+            # pause.
             acceptor_state(acceptor, ACCEPT_EXHAUSTED)
             atomic_store32(&acceptor.waits, 1)
             acceptor.exhausted = False
@@ -293,7 +337,10 @@ cdef inline void *acceptor_main(void *argument) noexcept nogil:
 
 cdef inline int acceptor_start(acceptor_t *acceptor) noexcept nogil:
     """0 or -errno; after either, acceptor_end."""
-    cdef int failed = listeners_duplicate(acceptor) or kernel_thread_start(&acceptor.thread, acceptor_main, acceptor)
+    cdef int failed = (
+        listeners_duplicate(acceptor) or
+        kernel_thread_start(&acceptor.thread, acceptor_main, acceptor)
+    )
     acceptor.started = not failed
     return failed
 
@@ -307,7 +354,9 @@ cdef inline void acceptor_suspend(acceptor_t *acceptor, bint suspend) noexcept n
 
 
 cdef inline void acceptor_end(acceptor_t *acceptor) noexcept nogil:
-    """Accept no more, for good, and end the thread, if it runs; it takes no longer than accepting ACCEPT_MOST connections."""
+    """Accept no more, for good, and end the thread, if it runs; it takes no longer than accepting
+    ACCEPT_MOST connections.
+    """
     if acceptor.started:
         acceptor.started = False
         atomic_store32(&acceptor.stop, 1)

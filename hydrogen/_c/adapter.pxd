@@ -3,8 +3,8 @@
 One thread at a time is in a stream: `flushing` of the connection says so, and the end of the
 connection waits until nobody is. Nobody else waits: who comes leaves what is to be done in the
 stream's adapter, and sets `edge`; who is in the stream looks again before he leaves. `edge` is also
-set by an OUT edge, for who waits in drain(). To enter does not clear it: who enters may do something
-else, and not write.
+set by an OUT edge, for who waits in drain(). To enter does not clear it: who enters may do
+something else, and not write.
 """
 
 from libc.stdint cimport uint32_t
@@ -20,10 +20,13 @@ from hydrogen._c.output cimport output_account_locked, output_drained_locked, ou
 from hydrogen._c.structs cimport connection_t, context_t
 
 
-cdef inline int adapter_enter(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
+cdef inline int adapter_enter(
+    context_t *context, connection_t *connection, uint32_t generation,
+) noexcept nogil:
     """Be the one who calls the user's stream, as `flushing` says. Nobody waits for that.
 
-    ADAPTER_BUSY: somebody is in it, and looks again before he leaves; ADAPTER_GONE: too late. Any thread.
+    ADAPTER_BUSY: somebody is in it, and looks again before he leaves; ADAPTER_GONE: too late. Any
+    thread.
     """
     cdef int result = ADAPTER_GONE
     lock_take(&connection.lock)
@@ -39,7 +42,9 @@ cdef inline int adapter_enter(context_t *context, connection_t *connection, uint
     return result
 
 
-cdef inline void adapter_writes(context_t *context, connection_t *connection, size_t n) noexcept nogil:
+cdef inline void adapter_writes(
+    context_t *context, connection_t *connection, size_t n,
+) noexcept nogil:
     """So many bytes are on their way into the stream: they wait for nobody. By who is in it."""
     lock_take(&connection.lock)
     connection.writing = n
@@ -50,7 +55,8 @@ cdef inline void adapter_writes(context_t *context, connection_t *connection, si
 cdef inline bint adapter_leave(
     context_t *context, connection_t *connection, bint hands_over, uint32_t *bits,
 ) noexcept nogil:
-    """Come out of the user's stream; False when there is something to do there still: an edge came, or a message.
+    """Come out of the user's stream; False when there is something to do there still: an edge came,
+    or a message.
 
     `hands_over`: leave that to a worker, as if the kernel took no more. `bits` are to be posted,
     with FLUSH_DRAINED and FLUSH_OWNER.

@@ -1,10 +1,14 @@
-"""How many connections there are from each address, for `max_connections_per_ip`. Knows addresses, nothing of connections.
+"""How many connections there are from each address, for `max_connections_per_ip`. Knows addresses,
+nothing of connections.
 
-A hash table with open addressing: linear probing, and deletion by moving back what follows, so that there are no tombstones and an address without
-connections takes no room. It doubles when it is three quarters full. IPv4 addresses are kept as IPv6 ones mapped from them (RFC 4291, 2.5.5.2), so that
-a client of a socket of both families is one client. The hash is seeded: clients choose their addresses.
+A hash table with open addressing: linear probing, and deletion by moving back what follows, so that
+there are no tombstones and an address without connections takes no room. It doubles when it is
+three quarters full. IPv4 addresses are kept as IPv6 ones mapped from them (RFC 4291, 2.5.5.2), so
+that a client of a socket of both families is one client. The hash is seeded: clients choose their
+addresses.
 
-Any thread: who accepts takes, or a worker when the PROXY protocol names the client; whoever releases the connection gives.
+Any thread: who accepts takes, or a worker when the PROXY protocol names the client; whoever
+releases the connection gives.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -56,7 +60,9 @@ cdef inline void addresses_of(const name_t *name, address_t *address) noexcept n
 
 
 cdef inline uint32_t addresses_home(addresses_t *addresses, address_t *address) noexcept nogil:
-    """Where an address lies if nobody is in its way. The mixing is that of MurmurHash3's finaliser."""
+    """Where an address lies if nobody is in its way. The mixing is that of MurmurHash3's
+    finaliser.
+    """
     cdef uint64_t hash = address.low ^ addresses.seed
     hash = (hash ^ (hash >> 33)) * <uint64_t>0xff51afd7ed558ccd
     hash ^= address.high
@@ -64,10 +70,15 @@ cdef inline uint32_t addresses_home(addresses_t *addresses, address_t *address) 
     return <uint32_t>(hash ^ (hash >> 33)) & (addresses.capacity - 1)
 
 
-cdef inline address_t *addresses_find_locked(addresses_t *addresses, address_t *address) noexcept nogil:
+cdef inline address_t *addresses_find_locked(
+    addresses_t *addresses, address_t *address,
+) noexcept nogil:
     """The entry of an address, or the vacant one where it would go."""
     cdef uint32_t at = addresses_home(addresses, address)
-    while addresses.table[at].count and (addresses.table[at].high != address.high or addresses.table[at].low != address.low):
+    while (
+        addresses.table[at].count and
+        (addresses.table[at].high != address.high or addresses.table[at].low != address.low)
+    ):
         at = (at + 1) & (addresses.capacity - 1)
     return &addresses.table[at]
 
@@ -89,7 +100,9 @@ cdef inline bint addresses_grow_locked(addresses_t *addresses) noexcept nogil:
 
 
 cdef inline bint addresses_take(addresses_t *addresses, const name_t *name) noexcept nogil:
-    """Count one more connection from an address; False, and nothing counted, when it has as many as it may, or without memory."""
+    """Count one more connection from an address; False, and nothing counted, when it has as many as
+    it may, or without memory.
+    """
     cdef address_t address
     cdef address_t *entry
     cdef bint taken = False
@@ -97,7 +110,10 @@ cdef inline bint addresses_take(addresses_t *addresses, const name_t *name) noex
     lock_take(&addresses.lock)
     entry = addresses_find_locked(addresses, &address)
     if entry.count == 0 and addresses.used >= addresses.capacity - addresses.capacity // 4:
-        entry = addresses_find_locked(addresses, &address) if addresses_grow_locked(addresses) else NULL
+        entry = (
+            addresses_find_locked(addresses, &address) if addresses_grow_locked(addresses)
+            else NULL
+        )
     if entry != NULL and entry.count < addresses.most:
         if entry.count == 0:
             entry[0] = address
@@ -124,7 +140,8 @@ cdef inline void addresses_give(addresses_t *addresses, const name_t *name) noex
         hole = <uint32_t>(entry - addresses.table)
         at = (hole + 1) & mask
         while addresses.table[at].count:
-            # What lies further from its home than from the hole moves into it; else a search for it would end at the hole.
+            # What lies further from its home than from the hole moves into it; else a search for it
+            # would end at the hole.
             home = addresses_home(addresses, &addresses.table[at])
             if ((at - home) & mask) >= ((at - hole) & mask):
                 addresses.table[hole] = addresses.table[at]

@@ -1,6 +1,6 @@
-"""Atomics: sequentially consistent unless the name says `relaxed`, which is for a value that one thread
-writes and others may read at any moment, ordering nothing else. They are the compiler's builtins; the
-thread sanitizer understands them.
+"""Atomics: sequentially consistent unless the name says `relaxed`, which is for a value that one
+thread writes and others may read at any moment, ordering nothing else. They are the compiler's
+builtins; the thread sanitizer understands them.
 """
 
 from libc.stdint cimport uint32_t, uint64_t

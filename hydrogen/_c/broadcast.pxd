@@ -23,12 +23,14 @@ ctypedef struct broadcast_t:
 
 
 cdef inline void broadcast_send(
-    loop_t *loop, io_t *io, bint wake, shared_t *shared, const uint32_t *skip, uint64_t *others, uint32_t used, broadcast_t *report,
+    loop_t *loop, io_t *io, bint wake, shared_t *shared, const uint32_t *skip, uint64_t *others,
+    uint32_t used, broadcast_t *report,
 ) noexcept nogil:
-    """Send `shared` to each open connection below index `used` that is framed as `context.framing` says, and flush it.
+    """Send `shared` to each open connection below index `used` that is framed as `context.framing`
+    says, and flush it.
 
-    But not to one whose generation `skip` names. The tokens of open connections that are framed otherwise go to `others`. An empty message has
-    nothing to be sent without framing, and is taken.
+    But not to one whose generation `skip` names. The tokens of open connections that are framed
+    otherwise go to `others`. An empty message has nothing to be sent without framing, and is taken.
     """
     cdef connection_t *connection
     cdef block_t *block
@@ -44,8 +46,13 @@ cdef inline void broadcast_send(
             continue
         lock_take(&connection.lock)
         generation = mailbox_generation(connection)
-        wanted = connection.state in (STATE_OPEN, STATE_CLOSING) and atomic_load32(&connection.ready) and skip[index] != generation
-        other = connection.session != NULL or connection.adapter != NULL or connection.builder != NULL
+        wanted = (
+            connection.state in (STATE_OPEN, STATE_CLOSING) and
+            atomic_load32(&connection.ready) and skip[index] != generation
+        )
+        other = (
+            connection.session != NULL or connection.adapter != NULL or connection.builder != NULL
+        )
         lock_give(&connection.lock)
         if not wanted:
             continue
@@ -56,12 +63,15 @@ cdef inline void broadcast_send(
         bits = 0
         result = SEND_REFUSED
         if shared.length == 0:
-            result = SEND_NOTHING if atomic_load32(&connection.state) == STATE_OPEN else SEND_REFUSED
+            result = (
+                SEND_NOTHING if atomic_load32(&connection.state) == STATE_OPEN else SEND_REFUSED
+            )
         else:
             block = block_of_shared(pool, shared)
             if block != NULL:
                 result = output_append(
-                    &loop.context, pool, connection, generation, block, 0, STATE_OPEN, NOT_CORKED, &bits)
+                    &loop.context, pool, connection, generation, block, 0, STATE_OPEN, NOT_CORKED,
+                    &bits)
         if result == SEND_NOW:
             flush_one(loop, io, connection, generation, wake)
         elif bits:

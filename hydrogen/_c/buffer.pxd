@@ -1,9 +1,12 @@
-"""Blocks of bytes, pools of blocks, and queues of blocks. A block is owned by exactly one queue, connection or caller at a time.
+"""Blocks of bytes, pools of blocks, and queues of blocks. A block is owned by exactly one queue,
+connection or caller at a time.
 
-Blocks of the common size come from a pool that one thread owns, so that a short message costs no call of the allocator: input and replies of a message
-are two pops and two pushes. A thread without a pool (NULL) allocates and frees.
+Blocks of the common size come from a pool that one thread owns, so that a short message costs no
+call of the allocator: input and replies of a message are two pops and two pushes. A thread without
+a pool (NULL) allocates and frees.
 
-A block of a broadcast has no bytes of its own: it refers to a `shared_t`, which goes with the last block that does. Such blocks are only in output queues.
+A block of a broadcast has no bytes of its own: it refers to a `shared_t`, which goes with the last
+block that does. Such blocks are only in output queues.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -14,14 +17,18 @@ from hydrogen._c.atomic cimport atomic_add64, relaxed_add64, relaxed_store64
 from hydrogen._c.kernel cimport iovec, kernel_assert
 
 cdef enum:
-    # A pooled block is 2 KiB with its header: it takes what one read of short messages gives (measuring.md: W2 reads 128 bytes at a time).
+    # A pooled block is 2 KiB with its header: it takes what one read of short messages gives
+    # (measuring.md: W2 reads 128 bytes at a time).
     BLOCK_POOLED = 2048 - 40
-    # A batch needs one for each of its events, 256 at most (poller.pxd). 512 KiB for a worker that has met so large a batch.
+    # A batch needs one for each of its events, 256 at most (poller.pxd). 512 KiB for a worker that
+    # has met so large a batch.
     POOL_BLOCKS = 256
-    # sendmsg(2) takes up to IOV_MAX = 1024 parts; 16 of the pooled size fill a socket buffer's worth already.
+    # sendmsg(2) takes up to IOV_MAX = 1024 parts; 16 of the pooled size fill a socket buffer's
+    # worth already.
     SEND_PARTS = 16
 
-    # A block that shares its bytes takes some 64 of its own, and what comes behind it a block for itself.
+    # A block that shares its bytes takes some 64 of its own, and what comes behind it a block for
+    # itself.
     SHARED_LEAST = 1025
 
 # Bytes that many blocks have in common; they follow it.
@@ -71,7 +78,9 @@ cdef inline block_t *block_exact(pool_t *pool, size_t capacity) noexcept nogil:
 
 
 cdef inline block_t *block_new(pool_t *pool, size_t capacity) noexcept nogil:
-    """A block that takes `capacity` bytes or more, from the pool where it can; NULL without memory."""
+    """A block that takes `capacity` bytes or more, from the pool where it can; NULL without
+    memory.
+    """
     cdef block_t *block
     if capacity <= BLOCK_POOLED:
         if pool != NULL and pool.first != NULL:
@@ -101,7 +110,8 @@ cdef inline void shared_drop(shared_t *shared) noexcept nogil:
 
 
 cdef inline block_t *block_of_shared(pool_t *pool, shared_t *shared) noexcept nogil:
-    """A block that refers to all of `shared`, with no room behind it, or has a copy of it; NULL without memory.
+    """A block that refers to all of `shared`, with no room behind it, or has a copy of it; NULL
+    without memory.
 
     A short one is copied: behind others it takes no more room than it has bytes, and what is
     counted as pending is about what it costs.
@@ -182,7 +192,9 @@ cdef inline int queue_parts(queue_t *queue, iovec *parts) noexcept nogil:
     cdef block_t *block = queue.first
     cdef int count = 0
     while block != NULL and count < SEND_PARTS:
-        parts[count].iov_base = (block_bytes(block) if block.shared == NULL else <char *>(block.shared + 1)) + block.start
+        parts[count].iov_base = (
+            block_bytes(block) if block.shared == NULL else <char *>(block.shared + 1)
+        ) + block.start
         parts[count].iov_len = block_length(block)
         count += 1
         block = block.next

@@ -1,8 +1,8 @@
 """The end of a connection: asked for by anyone, carried out by its owner.
 
-Gracefully: output is flushed, with TLS a close_notify behind it, then our FIN; what still arrives is
-read and thrown away all the while, until the peer's FIN or for LINGER_NS. At once: a reset. Then, off
-the poller, the last callbacks, and the slot is released.
+Gracefully: output is flushed, with TLS a close_notify behind it, then our FIN; what still arrives
+is read and thrown away all the while, until the peer's FIN or for LINGER_NS. At once: a reset.
+Then, off the poller, the last callbacks, and the slot is released.
 """
 
 from libc.errno cimport EAGAIN, ECONNRESET
@@ -19,7 +19,8 @@ from hydrogen._c.constants cimport (
     CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, CAUSE_TRUNCATED, DISCARD_READS, FLAG_CLOSE_NOTIFY,
     FLAG_COUNTED, FLAG_CUT, FLAG_EOF, FLAG_EOF_TOLD, FLAG_HANGUP, FLAG_LINGERING, FLAG_PARTIAL,
     FLAG_POLLED, FLAG_READABLE, FLAG_REMOVED, FLAG_TLS_END, FLAG_TLS_FAILED, FLUSHED,
-    FLUSH_DRAINED, LINGER_NS, NEXT_DISPATCH, NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP, STALL_NONE, STATE_ABORTING,
+    FLUSH_DRAINED, LINGER_NS, NEXT_DISPATCH, NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP, STALL_NONE,
+    STATE_ABORTING,
     STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_VACANT, TODO_CLOSE_NOTIFY, TODO_EOF,
     TODO_FINISH,
 )
@@ -37,7 +38,8 @@ from hydrogen._c.structs cimport connection_t, context_t, io_t
 
 
 cdef inline uint32_t closing_end(
-    context_t *context, connection_t *connection, uint32_t generation, bint abort, int cause, int code,
+    context_t *context, connection_t *connection, uint32_t generation, bint abort, int cause,
+    int code,
     void **error,
 ) noexcept nogil:
     """Ask for the end, gracefully or at once; the first cause stands. Any thread.
@@ -75,11 +77,18 @@ cdef inline uint32_t closing_end(
 
 
 cdef inline bint closing_was_reset(connection_t *connection) noexcept nogil:
-    """Whether the peer reset it: then it has ended both ways already (RFC 9293, 3.10.7.4), and no event will come."""
-    return connection.end_code == ECONNRESET and connection.adapter == NULL and not connection.unix_domain
+    """Whether the peer reset it: then it has ended both ways already (RFC 9293, 3.10.7.4), and no
+    event will come.
+    """
+    return (
+        connection.end_code == ECONNRESET and connection.adapter == NULL and
+        not connection.unix_domain
+    )
 
 
-cdef inline int closing_finish(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
+cdef inline int closing_finish(
+    context_t *context, io_t *io, connection_t *connection,
+) noexcept nogil:
     """Take the connection off the poller and end it both ways; its input goes.
 
     The fd stays open, so that its number is nobody else's during the last callbacks.
@@ -138,10 +147,14 @@ cdef inline int closing_finish(context_t *context, io_t *io, connection_t *conne
     return NEXT_RELEASE
 
 
-cdef inline void closing_reset(context_t *context, connection_t *connection, uint32_t generation) noexcept nogil:
-    """Reset the peer of a connection that is aborted while its owner is in a callback, perhaps for ever. Any thread.
+cdef inline void closing_reset(
+    context_t *context, connection_t *connection, uint32_t generation,
+) noexcept nogil:
+    """Reset the peer of a connection that is aborted while its owner is in a callback, perhaps for
+    ever. Any thread.
 
-    Else the peer would learn of it when the process ends, and then by a FIN, though output was dropped.
+    Else the peer would learn of it when the process ends, and then by a FIN, though output was
+    dropped.
     """
     cdef name_t local
     lock_take(&context.fd_lock)
@@ -161,7 +174,9 @@ cdef inline void closing_reset(context_t *context, connection_t *connection, uin
 
 
 cdef inline void closing_count(io_t *io, connection_t *connection) noexcept nogil:
-    """Count a connection among the removed, if it is not yet: before its last callbacks, which find it in the statistics."""
+    """Count a connection among the removed, if it is not yet: before its last callbacks, which find
+    it in the statistics.
+    """
     if connection.flags & FLAG_REMOVED:
         return
     connection.flags |= FLAG_REMOVED
@@ -170,7 +185,9 @@ cdef inline void closing_count(io_t *io, connection_t *connection) noexcept nogi
         relaxed_add64(&io.counters.timeouts[connection.code], 1)
 
 
-cdef inline void closing_release(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
+cdef inline void closing_release(
+    context_t *context, io_t *io, connection_t *connection,
+) noexcept nogil:
     """Close the fd and end the use of the slot; the slab gets it back from the caller.
 
     Python references are gone already. Nobody else uses the fd's number once it is -1 (fd_lock), so
@@ -203,8 +220,8 @@ cdef inline bint closing_discard(io_t *io, connection_t *connection) noexcept no
     lost.
     """
     cdef int64_t got
-    cdef int k
-    for k in range(DISCARD_READS):
+    cdef int _k
+    for _k in range(DISCARD_READS):
         got = kernel_recv(connection.poll_fd, io.scratch, io.scratch_size)
         if got <= 0:
             connection.flags &= ~<uint32_t>FLAG_READABLE
@@ -219,7 +236,9 @@ cdef inline bint closing_discard(io_t *io, connection_t *connection) noexcept no
     return False
 
 
-cdef inline int closing_linger(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
+cdef inline int closing_linger(
+    context_t *context, io_t *io, connection_t *connection,
+) noexcept nogil:
     """Our FIN is sent: wait for the peer's, for LINGER_NS at most.
 
     HANGUP is no reason to stop: now that our side has ended it comes with the peer's FIN too, and
@@ -232,7 +251,9 @@ cdef inline int closing_linger(context_t *context, io_t *io, connection_t *conne
     return NEXT_STEP if connection.mail else NEXT_LET_GO
 
 
-cdef inline int closing_flushed(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
+cdef inline int closing_flushed(
+    context_t *context, io_t *io, connection_t *connection,
+) noexcept nogil:
     """Closing: if all output is flushed, our FIN is next, with TLS after a close_notify.
 
     FLUSHED may be of earlier: records of TLS are queued also after it was posted. So the queue is
@@ -262,7 +283,9 @@ cdef inline int closing_flushed(context_t *context, io_t *io, connection_t *conn
     return closing_linger(context, io, connection)
 
 
-cdef inline int closing_go_on(context_t *context, io_t *io, connection_t *connection, uint32_t bits) noexcept nogil:
+cdef inline int closing_go_on(
+    context_t *context, io_t *io, connection_t *connection, uint32_t bits,
+) noexcept nogil:
     """After `closing_end` by the owner: what is next, with the bits that it returned."""
     if bits & FLUSH_DRAINED:
         output_wake_drainers(context)
@@ -274,7 +297,9 @@ cdef inline int closing_go_on(context_t *context, io_t *io, connection_t *connec
     return NEXT_STEP if connection.mail else NEXT_LET_GO
 
 
-cdef inline int closing_input_ended(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
+cdef inline int closing_input_ended(
+    context_t *context, io_t *io, connection_t *connection,
+) noexcept nogil:
     """All input was delivered and there will be no more: act on it, once."""
     cdef uint32_t generation = mailbox_generation(connection)
     cdef bint abort = False
@@ -306,7 +331,9 @@ cdef inline int closing_input_ended(context_t *context, io_t *io, connection_t *
         context, connection, generation, abort, cause, connection.end_code, NULL))
 
 
-cdef inline int closing_too_late(context_t *context, io_t *io, connection_t *connection, int code) noexcept nogil:
+cdef inline int closing_too_late(
+    context_t *context, io_t *io, connection_t *connection, int code,
+) noexcept nogil:
     """A deadline has passed, and all was read that came in time."""
     if closing_end(
         context, connection, mailbox_generation(connection), True, CAUSE_TIMEOUT, code, NULL,

@@ -19,7 +19,8 @@ from hydrogen._c.structs cimport connection_t, context_t
 
 
 cdef inline void connection_open(
-    context_t *context, connection_t *connection, int fd, uint64_t id, name_t *peer, uint32_t listener, bint unix_domain,
+    context_t *context, connection_t *connection, int fd, uint64_t id, name_t *peer,
+    uint32_t listener, bint unix_domain,
 ) noexcept nogil:
     """Begin a use of a slot that was just acquired. The caller owns it."""
     if connection.id == 0:
@@ -55,10 +56,13 @@ cdef inline void connection_open(
 cdef inline int connection_register(context_t *context, connection_t *connection) noexcept nogil:
     """Have a connection polled, once; 0 or -errno. The owner only.
 
-    When a user's stream will be blocked nobody knows before: its OUT edges are wanted from the start.
+    When a user's stream will be blocked nobody knows before: its OUT edges are wanted from the
+    start.
     """
     cdef bint without_out = connection.unix_domain and connection.adapter == NULL
-    cdef int failed = poller_add(&context.poller, connection.poll_fd, mailbox_token(connection), without_out)
+    cdef int failed = poller_add(
+        &context.poller, connection.poll_fd, mailbox_token(connection), without_out,
+    )
     if not failed:
         connection.flags |= FLAG_POLLED
     return failed

@@ -1,4 +1,6 @@
-"""The constants of a loop and its connections: mailbox bits, states, causes, flags, and limits with the reason for each number."""
+"""The constants of a loop and its connections: mailbox bits, states, causes, flags, and limits with
+the reason for each number.
+"""
 
 from hydrogen._c.slab cimport SLOT_OWNED
 
@@ -17,7 +19,8 @@ cdef enum:
     DEADLINE = 1 << 9   # a hint: the owner looks at the clock
     RESUME = 1 << 10    # the last cause of a pause is gone
     AGAIN = 1 << 11     # something is left to do: look again
-    RECEIVED = 1 << 12  # another thread has done in the user's stream, or with TLS, what the owner wanted
+    # another thread has done in the user's stream, or with TLS, what the owner wanted
+    RECEIVED = 1 << 12
     STOP = 1 << 13      # the server stops: finish what was received, then end
     MAIL_BITS = 0x00FFFFFE
     # State: why the connection is neither read nor delivered to.
@@ -70,7 +73,9 @@ cdef enum:
 # `stalled` of a connection.
 cdef enum:
     STALL_NONE
-    STALL_NEW  # output waits for the peer, who has taken some since the last sweep, or it waits only since then
+    # output waits for the peer, who has taken some since the last sweep, or it waits only since
+    # then
+    STALL_NEW
     STALL_SEEN   # `stalled_since` says since when
 
 # Kinds of deadlines, by how often the monitor thread has to look.
@@ -92,13 +97,16 @@ cdef enum:
     FLAG_CLOSE_NOTIFY = 1 << 9     # our own close_notify is in the output
     FLAG_UNDECODED = 1 << 10  # `decoder` may have more messages
     FLAG_PARTIAL = 1 << 11    # `decoder` has the beginning of one
-    FLAG_HEADER = 1 << 12     # the header of the PROXY protocol is not whole: nothing else happens before
+    # the header of the PROXY protocol is not whole: nothing else happens before
+    FLAG_HEADER = 1 << 12
     FLAG_FIRST = 1 << 13      # nothing was delivered yet of what came behind that header
     FLAG_LATE = 1 << 14       # a deadline has passed; `grace` says what may still have come in time
     FLAG_READABLE = 1 << 15   # an edge came, and it was not read to the end since
     FLAG_STOP = 1 << 16       # STOP was seen: nothing more is read
-    FLAG_BUSY = 1 << 17       # what the owner needs is with another thread, who posts when it is done
-    FLAG_CUT = 1 << 18        # aborting: a thread is in the user's stream, and its socket was ended under it
+    # what the owner needs is with another thread, who posts when it is done
+    FLAG_BUSY = 1 << 17
+    # aborting: a thread is in the user's stream, and its socket was ended under it
+    FLAG_CUT = 1 << 18
     FLAG_RECEIVING = 1 << 19  # another thread receives for the owner, and posts RECEIVED then
     FLAG_COUNTED = 1 << 20    # in context.addresses, under the address `peer`
     FLAG_REMOVED = 1 << 21    # among the removed: closing_count
@@ -135,7 +143,8 @@ cdef enum:
     NOT_LOOKED = 0xFFFFFFFF
 
 cdef enum:
-    # nginx's lingering_timeout is 5 s; 2 s cover a retransmission of the tail (RFC 6298: 1 s at first).
+    # nginx's lingering_timeout is 5 s; 2 s cover a retransmission of the tail (RFC 6298: 1 s at
+    # first).
     LINGER_NS = 2000000000
     # Reads that are thrown away in one step.
     DISCARD_READS = 16
@@ -143,9 +152,9 @@ cdef enum:
 cdef enum:
     SEND_REFUSED
     SEND_NO_MEMORY
-    SEND_UNFIT   # the framing cannot carry this payload
-    SEND_NOTHING # there were no bytes
-    SEND_QUEUED  # somebody else will flush it
+    SEND_UNFIT    # the framing cannot carry this payload
+    SEND_NOTHING  # there were no bytes
+    SEND_QUEUED   # somebody else will flush it
     SEND_CORKED  # the caller has to put it on its list of corked connections, or to flush it
     SEND_NOW     # the caller has to flush it now
 
@@ -168,7 +177,8 @@ cdef enum:
     DRAIN_EDGE  # a user's stream has to go on
 
 cdef enum:
-    # One flush sends at most so much; then whoever polls goes on (output_flush), and its thread comes back.
+    # One flush sends at most so much; then whoever polls goes on (output_flush), and its thread
+    # comes back.
     FLUSH_BUDGET = 1 << 20
 
 # What a worker does, published for the monitor thread.
@@ -191,7 +201,8 @@ cdef enum:
     TASK_TIMERS = 2           # timers are due
     TASK_OUTPUT = 4           # somebody has left output to a worker: queues_leave_output
 
-# Things to be written into the log by the log thread, a thread of its own: also when no worker comes out of a callback any more.
+# Things to be written into the log by the log thread, a thread of its own: also when no worker
+# comes out of a callback any more.
 cdef enum:
     LOG_ALL_BLOCKED = 1
     LOG_ACCEPTING = 2         # `accepting` has changed
@@ -215,13 +226,15 @@ cdef enum:
     LOOPS_MOST = 64
     # Connections that one worker has corked; a 65th is flushed with the rest.
     CORKED_MOST = 64
-    # Undelivered input above which nothing is read, so that a queue behind slow handlers does not grow with the network's speed.
+    # Undelivered input above which nothing is read, so that a queue behind slow handlers does not
+    # grow with the network's speed.
     UNDELIVERED_MOST = 4 << 20
     TICK_NS = 1000000
     # Looks after which who is in a short record of TLS counts as in a callback: OpenSSL needs
     # microseconds, user code in there as long as it likes.
     BRIEF_TICKS = 16
-    # Without a stall the tick slows down by a factor of two each 16 ticks, to 4 ms at most: a 1 kHz tick costs 3 % on a busy machine.
+    # Without a stall the tick slows down by a factor of two each 16 ticks, to 4 ms at most: a 1 kHz
+    # tick costs 3 % on a busy machine.
     TICK_QUIET = 16
     TICK_SLOWEST = 4
     # Ticks without any work after which the monitor thread sleeps.
@@ -230,8 +243,9 @@ cdef enum:
     LINGER_SWEEP_NS = 500000000
     # Milliseconds that one proof of blocking keeps eager mode up.
     EAGER_MS = 100
-    # A worker that got the GIL sooner than this while another was in a callback shows that that one does not compute: the
-    # interpreter takes the GIL from a computing thread only after 5 ms (sys.getswitchinterval).
+    # A worker that got the GIL sooner than this while another was in a callback shows that that one
+    # does not compute: the interpreter takes the GIL from a computing thread only after 5 ms
+    # (sys.getswitchinterval).
     BLOCKS_NS = 2000000
     # What accept(2) cannot do now it may in a while: fds or memory come back.
     ACCEPT_PAUSE_MS = 100
@@ -242,25 +256,29 @@ cdef enum:
 
 # Of what runs with the GIL.
 cdef enum:
-    # Messages of one connection in one turn; then the others come. When there are none it goes on until the turn is CORK_NS old.
+    # Messages of one connection in one turn; then the others come. When there are none it goes on
+    # until the turn is CORK_NS old.
     DELIVER_MOST = 256
     # A turn flushes what it has corked after so many callbacks, ...
     CORK_CALLBACKS = 64
     # ... or, looking at the clock after so many, after so many nanoseconds.
     CORK_LOOK = 8
     CORK_NS = 200000
-    # Replies up to this size are sent with the GIL held in eager mode: send(2) takes 2 to 3 us, giving the GIL away and waiting to get it back more.
+    # Replies up to this size are sent with the GIL held in eager mode: send(2) takes 2 to 3 us,
+    # giving the GIL away and waiting to get it back more.
     SEND_HELD_MOST = 16 << 10
     # What a task could not do is tried again after so long.
     TASK_RETRY_NS = 100000000
     # What OpenSSL encrypts or decrypts in some 100 us.
     TLS_SHORT_MOST = 256 << 10
-    # Short messages that wait are encrypted together, up to so many bytes (four full records) and one message.
+    # Short messages that wait are encrypted together, up to so many bytes (four full records) and
+    # one message.
     TLS_JOINED = 64 << 10
     # Pieces that one thread encrypts, or decrypts, for others in a row.
     ENCRYPT_MOST = 64
-    # Who leaves a message to another thread, which encrypts it or writes it into a stream, lets that one get on for so
-    # long when max_write_buffer bytes are pending, in proportion when it is less.
+    # Who leaves a message to another thread, which encrypts it or writes it into a stream, lets
+    # that one get on for so long when max_write_buffer bytes are pending, in proportion when it is
+    # less.
     YIELD_NS = 25000000
     # A thread that waits in drain() looks for signals so often.
     DRAIN_SLICE_NS = 50000000

@@ -1,4 +1,6 @@
-"""Deadlines: the owner's checks, and the sweep by which the monitor thread finds those that may have passed."""
+"""Deadlines: the owner's checks, and the sweep by which the monitor thread finds those that may
+have passed.
+"""
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -23,7 +25,9 @@ from hydrogen._c.structs cimport connection_t, context_t, loop_t
 
 
 cdef inline int deadlines_late(context_t *context, connection_t *connection) noexcept nogil:
-    """Which deadline of the owner's has passed, TIMEOUT_...; 0: none. For a connection that does not linger. (TIMEOUT_WRITE is the monitor thread's.)"""
+    """Which deadline of the owner's has passed, TIMEOUT_...; 0: none. For a connection that does
+    not linger. (TIMEOUT_WRITE is the monitor thread's.)
+    """
     cdef uint64_t now = kernel_now()
     cdef uint64_t deadline = relaxed_load64(&connection.deadline)
     if deadline and now >= deadline:
@@ -32,7 +36,8 @@ cdef inline int deadlines_late(context_t *context, connection_t *connection) noe
 
 
 cdef inline int deadlines_passed(context_t *context, connection_t *connection) noexcept nogil:
-    """`deadlines_late`, with FLAG_LATE and `grace` kept: what came in time counts, however late we are.
+    """`deadlines_late`, with FLAG_LATE and `grace` kept: what came in time counts, however late we
+    are.
 
     What is in the kernel when it is found late may have come in time; not more than that, so that a
     peer who never pauses gains nothing.
@@ -46,11 +51,13 @@ cdef inline int deadlines_passed(context_t *context, connection_t *connection) n
     return late
 
 
-cdef inline bint deadlines_is_idle(context_t *context, connection_t *connection, uint64_t now) noexcept nogil:
+cdef inline bint deadlines_is_idle(
+    context_t *context, connection_t *connection, uint64_t now,
+) noexcept nogil:
     """Whether no byte came or went for idle_timeout. By the owner.
 
-    What the peer's kernel acknowledged since the last sweep went, and the next one sees it; what may
-    not be read came: in a pause, or while another thread is in the user's stream.
+    What the peer's kernel acknowledged since the last sweep went, and the next one sees it; what
+    may not be read came: in a pause, or while another thread is in the user's stream.
     """
     cdef bint moves, unreadable
     if (
@@ -62,22 +69,35 @@ cdef inline bint deadlines_is_idle(context_t *context, connection_t *connection,
     unreadable = connection.flushing and connection.adapter != NULL
     moves = (
         connection.flushing and not unreadable or
-        connection.output.first != NULL and not connection.blocked or  # corked, say, by another worker
-        connection.adapter != NULL and connection.edge and not connection.flushing or  # left to a worker
+        # corked, say, by another worker
+        connection.output.first != NULL and not connection.blocked or
+        # left to a worker
+        connection.adapter != NULL and connection.edge and not connection.flushing or
         connection.session != NULL and relaxed_load32(&connection.in_outputs)  # the same
     )
     lock_give(&connection.lock)
-    if moves or (unreadable or mailbox_pauses(connection)) and kernel_unread(connection.poll_fd) > 0:
+    if (
+        moves or (unreadable or mailbox_pauses(connection)) and
+        kernel_unread(connection.poll_fd) > 0
+    ):
         relaxed_store32(&connection.active, 1)
         return False
-    return <uint32_t>kernel_unacknowledged(connection.poll_fd) == relaxed_load32(&connection.idle_unacknowledged)
+    return <uint32_t>kernel_unacknowledged(connection.poll_fd) == relaxed_load32(
+        &connection.idle_unacknowledged
+    )
 
 
 cdef inline void deadlines_watch_frame(context_t *context, connection_t *connection) noexcept nogil:
-    """Before letting go: a header, a handshake or an unfinished frame has a deadline, which stands until it is finished (`_decrypt` clears it, `_deliver`
-    with each message) or reading is paused. Header and handshake have one together."""
-    cdef uint64_t timeout = context.open_timeout if connection.flags & FLAGS_OPENING else context.frame_timeout
-    cdef bint partial = connection.flags & (FLAG_PARTIAL | FLAGS_OPENING) or (connection.input != NULL and connection.framing.kind != FRAMING_RAW)
+    """Before letting go: a header, a handshake or an unfinished frame has a deadline, which stands
+    until it is finished (`_decrypt` clears it, `_deliver` with each message) or reading is paused.
+    Header and handshake have one together."""
+    cdef uint64_t timeout = (
+        context.open_timeout if connection.flags & FLAGS_OPENING else context.frame_timeout
+    )
+    cdef bint partial = (
+        connection.flags & (FLAG_PARTIAL | FLAGS_OPENING) or
+        (connection.input != NULL and connection.framing.kind != FRAMING_RAW)
+    )
     cdef uint64_t deadline = relaxed_load64(&connection.deadline)
     if not partial and not deadline or connection.flags & FLAG_LINGERING:
         return
@@ -88,27 +108,35 @@ cdef inline void deadlines_watch_frame(context_t *context, connection_t *connect
 
 
 cdef inline void deadlines_watch_output(loop_t *loop, connection_t *connection) noexcept nogil:
-    """After a flush: output that waits for the peer has a deadline, and whoever notices it sees that it is kept. See deadlines_watch."""
+    """After a flush: output that waits for the peer has a deadline, and whoever notices it sees
+    that it is kept. See deadlines_watch.
+    """
     if loop.context.write_timeout and atomic_load32(&connection.stalled):
         deadlines_announce(loop, WATCH_CONFIGURED)
 
 
 cdef inline void deadlines_watch(loop_t *loop, connection_t *connection) noexcept nogil:
-    """After each step and after the callbacks: count what stays of the input, and see that its deadline, if it has one, is kept.
+    """After each step and after the callbacks: count what stays of the input, and see that its
+    deadline, if it has one, is kept.
 
-    The monitor thread clears `watched` before it sweeps, and sets it again when a deadline is left. So either it was cleared before this thread looks, which
-    then sets it and wakes the monitor thread, or the sweep comes after this deadline was stored, and sees it.
+    The monitor thread clears `watched` before it sweeps, and sets it again when a deadline is left.
+    So either it was cleared before this thread looks, which then sets it and wakes the monitor
+    thread, or the sweep comes after this deadline was stored, and sees it.
     """
     input_count(&loop.context, connection)
     deadlines_watch_frame(&loop.context, connection)
     if relaxed_load64(&connection.input_counted):
         queues_check_memory(loop)
     if relaxed_load64(&connection.deadline):
-        deadlines_announce(loop, WATCH_LINGERING if connection.flags & FLAG_LINGERING else WATCH_CONFIGURED)
+        deadlines_announce(
+            loop, WATCH_LINGERING if connection.flags & FLAG_LINGERING else WATCH_CONFIGURED
+        )
 
 
 cdef inline void deadlines_announce(loop_t *loop, uint32_t kind) noexcept nogil:
-    """Some connection has a deadline of that kind: have the monitor thread sweep. See deadlines_watch."""
+    """Some connection has a deadline of that kind: have the monitor thread sweep. See
+    deadlines_watch.
+    """
     if not atomic_load32(&loop.context.watched) & kind:
         atomic_or32(&loop.context.watched, kind)
         queues_touch_monitor(loop)
@@ -141,9 +169,11 @@ cdef inline bint deadlines_is_stalled(connection_t *connection, uint32_t generat
 cdef inline bint deadlines_was_taken(
     context_t *context, connection_t *connection, uint32_t generation,
 ) noexcept nogil:
-    """Whether the peer may have taken something of what the kernel holds since the last sweep; then it is quiet since now.
+    """Whether the peer may have taken something of what the kernel holds since the last sweep; then
+    it is quiet since now.
 
-    Whatever is sent makes the connection active. So where the kernel held nothing, nobody looks again.
+    Whatever is sent makes the connection active. So where the kernel held nothing, nobody looks
+    again.
     """
     cdef uint32_t before = relaxed_load32(&connection.idle_unacknowledged)
     cdef uint32_t unacknowledged
@@ -157,11 +187,15 @@ cdef inline bint deadlines_was_taken(
     return True
 
 
-cdef inline bint deadlines_examine(loop_t *loop, connection_t *connection, uint64_t now, uint32_t *left) noexcept nogil:
-    """Whether one of a connection's deadlines seems to have passed. `left`: the kinds that it has are added. Keeps the times since when it is idle, and
-    write-stalled; ends it if it is so for too long.
+cdef inline bint deadlines_examine(
+    loop_t *loop, connection_t *connection, uint64_t now, uint32_t *left,
+) noexcept nogil:
+    """Whether one of a connection's deadlines seems to have passed. `left`: the kinds that it has
+    are added. Keeps the times since when it is idle, and write-stalled; ends it if it is so for too
+    long.
 
-    A sweep that finds that bytes moved since the last one says that they moved now: a little late, never early. So nobody reads a clock for a message.
+    A sweep that finds that bytes moved since the last one says that they moved now: a little late,
+    never early. So nobody reads a clock for a message.
     """
     cdef context_t *context = &loop.context
     cdef uint32_t generation = <uint32_t>(atomic_load64(&connection.slot.word) >> 32)
@@ -170,7 +204,10 @@ cdef inline bint deadlines_examine(loop_t *loop, connection_t *connection, uint6
     cdef int unacknowledged
     cdef bint late = deadline != 0 and now >= deadline
     if deadline:
-        left[0] |= WATCH_LINGERING if relaxed_load32(&connection.state) == STATE_CLOSING else WATCH_CONFIGURED
+        left[0] |= (
+            WATCH_LINGERING if relaxed_load32(&connection.state) == STATE_CLOSING
+            else WATCH_CONFIGURED
+        )
     if context.write_timeout and stalled:
         left[0] |= WATCH_CONFIGURED
         unacknowledged = deadlines_unacknowledged(context, connection, generation)
@@ -178,13 +215,18 @@ cdef inline bint deadlines_examine(loop_t *loop, connection_t *connection, uint6
             connection.unacknowledged = unacknowledged
             connection.stalled_since = now
             atomic_cas32(&connection.stalled, STALL_NEW, STALL_SEEN)
-        elif now >= connection.stalled_since + context.write_timeout and deadlines_is_stalled(connection, generation):
-            # Not left to the owner: he may be in a handler that waits in drain() for this very output.
+        elif (
+            now >= connection.stalled_since + context.write_timeout and
+            deadlines_is_stalled(connection, generation)
+        ):
+            # Not left to the owner: he may be in a handler that waits in drain() for this very
+            # output.
             queues_end(loop, connection, generation, True, CAUSE_TIMEOUT, TIMEOUT_WRITE, NULL, True)
     if context.idle_timeout:
         left[0] |= WATCH_CONFIGURED
         if relaxed_load32(&connection.active):
-            # Before, so that nobody sees it quiet since long ago; after, so that no byte is dated before it came.
+            # Before, so that nobody sees it quiet since long ago; after, so that no byte is dated
+            # before it came.
             atomic_store64(&connection.quiet_since, kernel_now())
             relaxed_store32(&connection.idle_unacknowledged, NOT_LOOKED)
             atomic_store32(&connection.active, 0)
@@ -195,7 +237,9 @@ cdef inline bint deadlines_examine(loop_t *loop, connection_t *connection, uint6
 
 
 cdef inline void deadlines_sweep(loop_t *loop) noexcept nogil:
-    """Post DEADLINE to connections of which a deadline has passed. A hint: the owner looks again. `watched`: see deadlines_watch."""
+    """Post DEADLINE to connections of which a deadline has passed. A hint: the owner looks again.
+    `watched`: see deadlines_watch.
+    """
     cdef uint64_t now = kernel_now()
     cdef connection_t *connection
     cdef uint32_t index
@@ -204,8 +248,14 @@ cdef inline void deadlines_sweep(loop_t *loop) noexcept nogil:
     atomic_store32(&loop.context.watched, 0)
     for index in range(slab_used(&loop.slab)):
         connection = mailbox_at(loop, index)
-        if relaxed_load32(&connection.state) != STATE_VACANT and deadlines_examine(loop, connection, now, &left):
-            queues_post(loop, connection, <uint32_t>(atomic_load64(&connection.slot.word) >> 32), DEADLINE, True)
+        if (
+            relaxed_load32(&connection.state) != STATE_VACANT and
+            deadlines_examine(loop, connection, now, &left)
+        ):
+            queues_post(
+                loop, connection, <uint32_t>(atomic_load64(&connection.slot.word) >> 32), DEADLINE,
+                True
+            )
     if left:
         atomic_or32(&loop.context.watched, left)
 
@@ -215,4 +265,6 @@ cdef inline uint64_t deadlines_next_sweep(loop_t *loop, uint64_t swept) noexcept
     cdef uint32_t watched = atomic_load32(&loop.context.watched)
     if not watched:
         return 0
-    return swept + (min(loop.sweep_ns, <uint64_t>LINGER_SWEEP_NS) if watched & WATCH_LINGERING else loop.sweep_ns)
+    if watched & WATCH_LINGERING:
+        return swept + min(loop.sweep_ns, <uint64_t>LINGER_SWEEP_NS)
+    return swept + loop.sweep_ns

@@ -1,4 +1,6 @@
-"""Flushing: at once, corked until the end of an iteration, or for a worker that is stuck in a callback."""
+"""Flushing: at once, corked until the end of an iteration, or for a worker that is stuck in a
+callback.
+"""
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -17,7 +19,9 @@ from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues
 from hydrogen._c.structs cimport connection_t, io_t, loop_t, worker_t
 
 
-cdef inline void flush_one(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, bint wake) noexcept nogil:
+cdef inline void flush_one(
+    loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, bint wake,
+) noexcept nogil:
     """Flush one connection, as far as the kernel or the budget goes."""
     cdef uint32_t bits = output_flush(&loop.context, io, connection, generation)
     if bits:
@@ -65,10 +69,12 @@ cdef inline bint flush_is_last(worker_t *worker) noexcept nogil:
 
 
 cdef inline void flush_take_over(worker_t *worker) noexcept nogil:
-    """Called with the GIL, which another worker may have had last: if that one is in a callback still it lost the GIL there, and blocks, as a rule.
+    """Called with the GIL, which another worker may have had last: if that one is in a callback
+    still it lost the GIL there, and blocks, as a rule.
 
-    So what it has corked does not wait for the monitor thread, and eager mode can cork: a turn's replies are sent one after the other, at less
-    CPU time than each after its callback. Whom this misses (it looks at one worker only) the monitor thread finds.
+    So what it has corked does not wait for the monitor thread, and eager mode can cork: a turn's
+    replies are sent one after the other, at less CPU time than each after its callback. Whom this
+    misses (it looks at one worker only) the monitor thread finds.
     """
     cdef loop_t *loop = worker.loop
     cdef uint32_t last
@@ -80,7 +86,10 @@ cdef inline void flush_take_over(worker_t *worker) noexcept nogil:
         flush_for(loop, &worker.io, &loop.workers[last - 1], False)
 
 
-cdef inline void flush_on_event(loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, uint32_t events, bint wake) noexcept nogil:
+cdef inline void flush_on_event(
+    loop_t *loop, io_t *io, connection_t *connection, uint32_t generation, uint32_t events,
+    bint wake,
+) noexcept nogil:
     """The output half of an event. It needs no owner, who may be in a callback."""
     cdef int meaning = EDGE_NOTHING
     if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):

@@ -1,10 +1,13 @@
-"""Framing, sans-I/O: bytes in, frames out. Never sees an fd, holds no state between calls, allocates nothing.
+"""Framing, sans-I/O: bytes in, frames out. Never sees an fd, holds no state between calls,
+allocates nothing.
 
-hydrogen/frame.py does the same in Python and says what each format is; the checks come in the same order in both, each as soon as its bytes are there,
-and tests/corpus and the fuzzers (tests/fuzz) hold both to the same answers.
+hydrogen/frame.py does the same in Python and says what each format is; the checks come in the same
+order in both, each as soon as its bytes are there, and tests/corpus and the fuzzers (tests/fuzz)
+hold both to the same answers.
 
-Lengths are unsigned and compared so that nothing can wrap: a declared length with `max_size` first, then with what is there, by subtraction. Sums are made
-only of what is known to be there. A `frame_t` is set when the answer is FRAME_COMPLETE and not before.
+Lengths are unsigned and compared so that nothing can wrap: a declared length with `max_size` first,
+then with what is there, by subtraction. Sums are made only of what is known to be there. A
+`frame_t` is set when the answer is FRAME_COMPLETE and not before.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -17,7 +20,9 @@ cdef enum:
     FRAMING_LENGTH = 3
     FRAMING_LINE = 4
     FRAMING_WEBSOCKET = 5
-    FRAMING_PYTHON = 6  # a builder of the user's: what comes in goes to it in chunks, and what it makes goes out as it is
+    # a builder of the user's: what comes in goes to it in chunks, and what it makes goes out as it
+    # is
+    FRAMING_PYTHON = 6
 
 cdef enum:
     FRAME_INCOMPLETE = 0
@@ -45,7 +50,8 @@ cdef enum:
     WEBSOCKET_BINARY = 0x02
     WEBSOCKET_MASK = 0x80
     WEBSOCKET_LENGTH = 0x7F
-    WEBSOCKET_SHORT = 125  # the longest length that is its own code, and the longest of a control frame
+    # the longest length that is its own code, and the longest of a control frame
+    WEBSOCKET_SHORT = 125
     WEBSOCKET_16 = 126
     WEBSOCKET_64 = 127
 
@@ -59,7 +65,8 @@ ctypedef struct framing_t:
     uint8_t delimiter_size  # 1 to DELIMITER_MOST
     uint8_t delimiter[DELIMITER_MOST]
 
-# Where the payload of the first frame lies, relative to the bytes given, and how many bytes the frame takes.
+# Where the payload of the first frame lies, relative to the bytes given, and how many bytes the
+# frame takes.
 ctypedef struct frame_t:
     size_t offset
     size_t length
@@ -68,7 +75,7 @@ ctypedef struct frame_t:
     uint8_t mask[4]
 
 
-# --- what the formats share ----------------------------------------------------------------------------------------------------------------
+# --- what the formats share -----------------------------------------------------------------------
 
 cdef inline uint64_t framing_get(const uint8_t *data, size_t width, bint little) noexcept nogil:
     """The unsigned number in `width` bytes."""
@@ -95,10 +102,14 @@ cdef inline uint32_t framing_sum(const uint8_t *data, size_t n) noexcept nogil:
     return total
 
 
-cdef inline size_t framing_search(const framing_t *framing, const uint8_t *data, size_t begin, size_t end) noexcept nogil:
-    """Where the first delimiter begins that lies within `begin` and `end`; `end` when there is none.
+cdef inline size_t framing_search(
+    const framing_t *framing, const uint8_t *data, size_t begin, size_t end,
+) noexcept nogil:
+    """Where the first delimiter begins that lies within `begin` and `end`; `end` when there is
+    none.
 
-    memchr for its first byte, then a comparison: at worst delimiter_size steps a byte. memmem would be GNU's alone.
+    memchr for its first byte, then a comparison: at worst delimiter_size steps a byte. memmem would
+    be GNU's alone.
     """
     cdef size_t d = framing.delimiter_size
     cdef const uint8_t *found
@@ -112,9 +123,11 @@ cdef inline size_t framing_search(const framing_t *framing, const uint8_t *data,
     return end
 
 
-# --- where the first frame is --------------------------------------------------------------------------------------------------------------
+# --- where the first frame is ---------------------------------------------------------------------
 
-cdef inline int framing_found(frame_t *frame, size_t offset, size_t length, size_t size) noexcept nogil:
+cdef inline int framing_found(
+    frame_t *frame, size_t offset, size_t length, size_t size,
+) noexcept nogil:
     frame.offset = offset
     frame.length = length
     frame.size = size
@@ -122,7 +135,9 @@ cdef inline int framing_found(frame_t *frame, size_t offset, size_t length, size
     return FRAME_COMPLETE
 
 
-cdef inline int framing_find_simple(size_t max_size, const uint8_t *data, size_t n, frame_t *frame) noexcept nogil:
+cdef inline int framing_find_simple(
+    size_t max_size, const uint8_t *data, size_t n, frame_t *frame,
+) noexcept nogil:
     cdef size_t length
     if n and data[0] != SIMPLE_START:
         return FRAME_BAD
@@ -139,7 +154,8 @@ cdef inline int framing_find_simple(size_t max_size, const uint8_t *data, size_t
 
 
 cdef inline int framing_find_length(
-    size_t max_size, size_t width, bint little, size_t trailer, const uint8_t *data, size_t n, frame_t *frame,
+    size_t max_size, size_t width, bint little, size_t trailer, const uint8_t *data, size_t n,
+    frame_t *frame,
 ) noexcept nogil:
     """A length, so many bytes of payload, a trailer."""
     cdef uint64_t length
@@ -153,8 +169,12 @@ cdef inline int framing_find_length(
     return framing_found(frame, width, length, width + length + trailer)
 
 
-cdef inline int framing_find_line(const framing_t *framing, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame) noexcept nogil:
-    """A delimiter that ends beyond `most`, where that of the longest line ends, is not looked for."""
+cdef inline int framing_find_line(
+    const framing_t *framing, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame,
+) noexcept nogil:
+    """A delimiter that ends beyond `most`, where that of the longest line ends, is not looked
+    for.
+    """
     cdef size_t d = framing.delimiter_size
     cdef uint64_t most = <uint64_t>framing.max_size + framing.strip_cr + d
     cdef size_t end = n if n < most else most
@@ -174,7 +194,9 @@ cdef inline int framing_find_line(const framing_t *framing, const uint8_t *data,
     return framing_found(frame, 0, length, at + d)
 
 
-cdef inline int framing_find_websocket(size_t max_size, const uint8_t *data, size_t n, frame_t *frame) noexcept nogil:
+cdef inline int framing_find_websocket(
+    size_t max_size, const uint8_t *data, size_t n, frame_t *frame,
+) noexcept nogil:
     """RFC 6455 section 5.2."""
     cdef size_t at = 2, mask_size
     cdef uint64_t length
@@ -182,7 +204,11 @@ cdef inline int framing_find_websocket(size_t max_size, const uint8_t *data, siz
     if n == 0:
         return FRAME_INCOMPLETE
     control = data[0] & WEBSOCKET_CONTROL
-    if data[0] & WEBSOCKET_RESERVED or not WEBSOCKET_OPCODES >> (data[0] & WEBSOCKET_OPCODE) & 1 or (control and not data[0] & WEBSOCKET_FIN):
+    if (
+        data[0] & WEBSOCKET_RESERVED or
+        not WEBSOCKET_OPCODES >> (data[0] & WEBSOCKET_OPCODE) & 1 or
+        (control and not data[0] & WEBSOCKET_FIN)
+    ):
         return FRAME_BAD
     if n < at:
         return FRAME_INCOMPLETE
@@ -208,43 +234,63 @@ cdef inline int framing_find_websocket(size_t max_size, const uint8_t *data, siz
     return FRAME_COMPLETE
 
 
-cdef inline int framing_find_other(const framing_t *framing, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame) noexcept nogil:
+cdef inline int framing_find_other(
+    const framing_t *framing, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame,
+) noexcept nogil:
     if framing.kind == FRAMING_LINE:
         return framing_find_line(framing, data, n, scanned, frame)
     if framing.kind == FRAMING_LENGTH:
-        return framing_find_length(framing.max_size, framing.width, framing.little, 0, data, n, frame)
+        return framing_find_length(
+            framing.max_size, framing.width, framing.little, 0, data, n, frame
+        )
     if framing.kind == FRAMING_CHECKSUM32:
-        return framing_find_length(framing.max_size, CHECKSUM32_HEADER, False, CHECKSUM32_TRAILER, data, n, frame)
+        return framing_find_length(
+            framing.max_size, CHECKSUM32_HEADER, False, CHECKSUM32_TRAILER, data, n, frame
+        )
     if framing.kind == FRAMING_WEBSOCKET:
         return framing_find_websocket(framing.max_size, data, n, frame)
     framing_found(frame, 0, n, n)
     return FRAME_COMPLETE if n else FRAME_INCOMPLETE
 
 
-cdef inline int framing_find(const framing_t *framing, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame) noexcept nogil:
-    """Find the first frame of `data`: FRAME_COMPLETE and `frame` is set, FRAME_INCOMPLETE, or why it can never become one. Its checksum is not looked at.
+cdef inline int framing_find(
+    const framing_t *framing, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame,
+) noexcept nogil:
+    """Find the first frame of `data`: FRAME_COMPLETE and `frame` is set, FRAME_INCOMPLETE, or why
+    it can never become one. Its checksum is not looked at.
 
-    `scanned`, in and out, is a hint that the caller keeps with the bytes: no delimiter begins in so many of them, so that a line that comes in drops is
-    searched once and not with every drop. 0 at first; always 0 for other formats, and after FRAME_COMPLETE. Between calls bytes may be added, not changed.
+    `scanned`, in and out, is a hint that the caller keeps with the bytes: no delimiter begins in so
+    many of them, so that a line that comes in drops is searched once and not with every drop. 0 at
+    first; always 0 for other formats, and after FRAME_COMPLETE. Between calls bytes may be added,
+    not changed.
     """
-    # By itself, so that this function stays small enough to be inlined where frames are short and many.
+    # By itself, so that this function stays small enough to be inlined where frames are short and
+    # many.
     if framing.kind == FRAMING_SIMPLE:
         return framing_find_simple(framing.max_size, data, n, frame)
     return framing_find_other(framing, data, n, scanned, frame)
 
 
-cdef inline int framing_next(const framing_t *framing, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame) noexcept nogil:
-    """`framing_find`, and the checksum of what was found: FRAME_CHECKSUM when it is not that of the payload."""
+cdef inline int framing_next(
+    const framing_t *framing, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame,
+) noexcept nogil:
+    """`framing_find`, and the checksum of what was found: FRAME_CHECKSUM when it is not that of the
+    payload.
+    """
     cdef int verdict = framing_find(framing, data, n, scanned, frame)
     if framing.kind == FRAMING_CHECKSUM32 and verdict == FRAME_COMPLETE:
         data += frame.offset
-        if framing_sum(data, frame.length) != framing_get(data + frame.length, CHECKSUM32_TRAILER, False):
+        if framing_sum(data, frame.length) != framing_get(
+            data + frame.length, CHECKSUM32_TRAILER, False
+        ):
             return FRAME_CHECKSUM
     return verdict
 
 
 cdef inline void framing_copy(const frame_t *frame, const uint8_t *data, char *to) noexcept nogil:
-    """Copy the payload of the frame found in `data` to `to`, which has room for its length; unmasked (RFC 6455 section 5.3)."""
+    """Copy the payload of the frame found in `data` to `to`, which has room for its length;
+    unmasked (RFC 6455 section 5.3).
+    """
     cdef uint64_t mask, word
     cdef size_t i = 0
     data += frame.offset
@@ -263,7 +309,7 @@ cdef inline void framing_copy(const frame_t *frame, const uint8_t *data, char *t
         i += 1
 
 
-# --- the way out ---------------------------------------------------------------------------------------------------------------------------
+# --- the way out ----------------------------------------------------------------------------------
 
 cdef inline size_t framing_overhead(const framing_t *framing, size_t n) noexcept nogil:
     """Bytes that a frame adds to a payload of `n` bytes."""
@@ -280,10 +326,14 @@ cdef inline size_t framing_overhead(const framing_t *framing, size_t n) noexcept
     return 0
 
 
-cdef inline int framing_encode(const framing_t *framing, const char *payload, size_t n, char *to) noexcept nogil:
-    """Write the frame of a payload of `n` bytes, at most `max_size`, to `to`, which has room for it and its overhead.
+cdef inline int framing_encode(
+    const framing_t *framing, const char *payload, size_t n, char *to,
+) noexcept nogil:
+    """Write the frame of a payload of `n` bytes, at most `max_size`, to `to`, which has room for it
+    and its overhead.
 
-    FRAME_COMPLETE; FRAME_BAD when the format cannot carry the payload: a line whose delimiter would be found before its end.
+    FRAME_COMPLETE; FRAME_BAD when the format cannot carry the payload: a line whose delimiter would
+    be found before its end.
     """
     cdef uint8_t *out = <uint8_t *>to
     cdef size_t header = 0
@@ -298,7 +348,9 @@ cdef inline int framing_encode(const framing_t *framing, const char *payload, si
     elif framing.kind == FRAMING_CHECKSUM32:
         header = CHECKSUM32_HEADER
         framing_put(out, header, False, n)
-        framing_put(out + header + n, CHECKSUM32_TRAILER, False, framing_sum(<const uint8_t *>payload, n))
+        framing_put(
+            out + header + n, CHECKSUM32_TRAILER, False, framing_sum(<const uint8_t *>payload, n)
+        )
     elif framing.kind == FRAMING_WEBSOCKET:
         header = framing_overhead(framing, n)
         out[0] = WEBSOCKET_FIN | WEBSOCKET_BINARY

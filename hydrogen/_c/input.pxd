@@ -28,7 +28,9 @@ from hydrogen._c.structs cimport connection_t, context_t, io_t
 
 cdef inline size_t input_undelivered(connection_t *connection) noexcept nogil:
     """Bytes read that no Python has seen yet."""
-    return (block_length(connection.input) if connection.input != NULL else 0) + (block_length(connection.ciphertext) if connection.ciphertext != NULL else 0)
+    return (block_length(connection.input) if connection.input != NULL else 0) + (
+        block_length(connection.ciphertext) if connection.ciphertext != NULL else 0
+    )
 
 
 cdef inline size_t input_uncounted(connection_t *connection) noexcept nogil:
@@ -59,20 +61,26 @@ cdef inline void input_drop(context_t *context, io_t *io, connection_t *connecti
 
 
 cdef inline bint input_deliverable(connection_t *connection) noexcept nogil:
-    """Whether there is something for a worker: a complete frame, what can never become one, or what only Python can look into."""
+    """Whether there is something for a worker: a complete frame, what can never become one, or what
+    only Python can look into.
+    """
     cdef frame_t frame
     cdef block_t *input = connection.input
     if connection.ciphertext != NULL or connection.flags & FLAG_UNDECODED:
         return True
     return input != NULL and FRAME_INCOMPLETE != framing_find(
-        connection.framing, <const uint8_t *>block_bytes(input) + input.start, block_length(input), &connection.scanned, &frame)
+        connection.framing, <const uint8_t *>block_bytes(input) + input.start, block_length(input),
+        &connection.scanned, &frame)
 
 
-cdef inline bint input_store(io_t *io, block_t **where, const char *data, size_t n, bint lasting) noexcept nogil:
+cdef inline bint input_store(
+    io_t *io, block_t **where, const char *data, size_t n, bint lasting,
+) noexcept nogil:
     """Add bytes to `ciphertext` or `input`; False without memory.
 
-    What will be delivered in this turn lies in a pooled block; what has to wait for the rest of a frame, `lasting`, in one of about its own size, which
-    grows by half, so that a frame that comes in drops costs neither much memory nor quadratic time.
+    What will be delivered in this turn lies in a pooled block; what has to wait for the rest of a
+    frame, `lasting`, in one of about its own size, which grows by half, so that a frame that comes
+    in drops costs neither much memory nor quadratic time.
     """
     cdef block_t *block = where[0]
     cdef block_t *larger
@@ -108,9 +116,11 @@ cdef inline bint input_store_read(io_t *io, connection_t *connection, size_t n) 
 
 
 cdef inline bint input_tidy(io_t *io, connection_t *connection) noexcept nogil:
-    """After delivering: free what is consumed, and do not keep a pooled block for the beginning of a frame. False without memory.
+    """After delivering: free what is consumed, and do not keep a pooled block for the beginning of
+    a frame. False without memory.
 
-    What is copied is less than what that frees, so the beginning of a long frame is not copied with each record of TLS that adds to it.
+    What is copied is less than what that frees, so the beginning of a long frame is not copied with
+    each record of TLS that adds to it.
     """
     cdef block_t *input = connection.input
     cdef block_t *exact
@@ -144,12 +154,14 @@ cdef inline void input_broken(connection_t *connection, int code) noexcept nogil
 
 
 cdef inline void input_read(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
-    """Read until the socket is drained, and FLAG_READABLE is cleared, or until the budget is used up.
+    """Read until the socket is drained, and FLAG_READABLE is cleared, or until the budget is used
+    up.
 
     Sets FLAG_EOF and `end_code` at the end. A read shorter than asked for has drained a TCP socket,
-    and what comes later is a new edge; not so when RDHUP, HANGUP or URGENT was seen: those come with
-    no further edge, and a read stops at an urgent mark (tcp(7)). On a Unix socket it stops behind a
-    descriptor that was passed (SCM_RIGHTS, unix(7)), or where the sender's credentials change.
+    and what comes later is a new edge; not so when RDHUP, HANGUP or URGENT was seen: those come
+    with no further edge, and a read stops at an urgent mark (tcp(7)). On a Unix socket it stops
+    behind a descriptor that was passed (SCM_RIGHTS, unix(7)), or where the sender's credentials
+    change.
     """
     cdef size_t budget = context.read_budget
     cdef size_t want
@@ -177,7 +189,10 @@ cdef inline void input_read(context_t *context, io_t *io, connection_t *connecti
             input_broken(connection, <int>-got)
             return
         else:
-            code = kernel_reset_error(connection.poll_fd, False) if connection.flags & FLAG_HANGUP else 0
+            code = (
+                kernel_reset_error(connection.poll_fd, False) if connection.flags & FLAG_HANGUP
+                else 0
+            )
             connection.flags &= ~<uint32_t>(FLAG_READABLE | FLAG_HANGUP)
             if code:
                 input_broken(connection, code)
@@ -188,8 +203,8 @@ cdef inline void input_read(context_t *context, io_t *io, connection_t *connecti
 cdef inline bint input_paused(context_t *context, connection_t *connection) noexcept nogil:
     """Whether nothing may be read or delivered. By the owner.
 
-    The pause for memory is set here. The monitor thread clears `full` first and then ends the pauses;
-    so either it sees this one, or this thread sees `full` cleared.
+    The pause for memory is set here. The monitor thread clears `full` first and then ends the
+    pauses; so either it sees this one, or this thread sees `full` cleared.
     """
     if relaxed_load32(&context.full):
         mailbox_pause(connection, mailbox_generation(connection), PAUSE_MEMORY)

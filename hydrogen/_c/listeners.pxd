@@ -1,4 +1,5 @@
-"""The listeners in the poller of the first loop: put there by the accept thread, taken out by whoever accepts.
+"""The listeners in the poller of the first loop: put there by the accept thread, taken out by
+whoever accepts.
 
 What is polled are duplicates. Were a number closed that the program knows, while another process
 holds the open file, epoll(7) would report it for ever and let nobody take it out. A listener that
@@ -63,7 +64,9 @@ cdef inline void listeners_leave_locked(acceptor_t *acceptor, bint exhausted) no
 
 
 cdef inline void listeners_lose_locked(acceptor_t *acceptor, uint32_t listener) noexcept nogil:
-    """Accept no more from one listener, which is shut down, and have the accept thread try it again."""
+    """Accept no more from one listener, which is shut down, and have the accept thread try it
+    again.
+    """
     poller_remove(&acceptor.loops[0].context.poller, acceptor.listeners[listener].fd)
     atomic_store32(&acceptor.lost, 1)
     queues_log(acceptor.loops[0], LOG_LISTENER)
@@ -78,7 +81,9 @@ cdef inline void listeners_enter(acceptor_t *acceptor) noexcept nogil:
     atomic_store32(&acceptor.lost, 0)
     atomic_store32(&acceptor.listening, 1)
     for k in range(acceptor.listener_count):
-        failed = failed or poller_listen(&acceptor.loops[0].context.poller, acceptor.listeners[k].fd, k)
+        failed = failed or poller_listen(
+            &acceptor.loops[0].context.poller, acceptor.listeners[k].fd, k
+        )
     if failed:
         listeners_leave_locked(acceptor, True)
     lock_give(&acceptor.accept_lock)

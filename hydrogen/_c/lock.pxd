@@ -1,5 +1,5 @@
-"""Locks and condition variables. A lock has a rank: a thread may only take a lock of a higher rank than
-all it holds. The debug build checks that; docs/ARCHITECTURE.md has the order.
+"""Locks and condition variables. A lock has a rank: a thread may only take a lock of a higher rank
+than all it holds. The debug build checks that; docs/ARCHITECTURE.md has the order.
 """
 
 from libc.stdint cimport uint32_t, uint64_t

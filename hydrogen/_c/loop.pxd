@@ -1,8 +1,9 @@
-"""A loop: one poller, one slab, one ready queue, and the threads that pass through the roles. Its life, the event role, and the end of each step.
+"""A loop: one poller, one slab, one ready queue, and the threads that pass through the roles. Its
+life, the event role, and the end of each step.
 
 A worker passes through the event role (at most one at a time: poll, read, split frames) and the
-dispatch role in turn, so that a short handler runs on the thread that read its message and nobody is
-woken for it.
+dispatch role in turn, so that a short handler runs on the thread that read its message and nobody
+is woken for it.
 """
 
 from libc.errno cimport ENOMEM
@@ -50,9 +51,9 @@ cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) 
     closing_release(&loop.context, io, connection)
     slab_release(&loop.slab, &connection.slot)
     # `stopping` is set, after accepting has ended, before `live` is looked at; here it is the
-    # other way round: one of the two sees the other. `live` is looked at anew, for this thread may have
-    # been delayed while another connection was accepted. So it is with the acceptor's `waits`, which
-    # whoever accepts, or wants to, sets before he looks at each `live` a last time.
+    # other way round: one of the two sees the other. `live` is looked at anew, for this thread may
+    # have been delayed while another connection was accepted. So it is with the acceptor's `waits`,
+    # which whoever accepts, or wants to, sets before he looks at each `live` a last time.
     atomic_add64(&loop.live, <uint64_t>-1)
     if atomic_load32(&loop.stopping) and atomic_load64(&loop.live) == 0:
         queues_add_task(loop, TASK_DRAINED)
@@ -70,7 +71,8 @@ cdef inline bint loop_let_go(loop_t *loop, connection_t *connection) noexcept no
 
 
 cdef inline void loop_step(
-    loop_t *loop, worker_t *worker, connection_t *connection, conn_queue_t *ready, conn_queue_t *service,
+    loop_t *loop, worker_t *worker, connection_t *connection, conn_queue_t *ready,
+    conn_queue_t *service,
 ) noexcept nogil:
     """Do what can be done off the GIL for an owned connection; put it where it goes on."""
     cdef int then = step_run(&loop.context, &worker.io, connection)
@@ -85,7 +87,8 @@ cdef inline void loop_step(
 
 
 cdef inline void loop_settle(loop_t *loop, connection_t *connection) noexcept nogil:
-    """After the callbacks: let go of the connection, or have it served if something is left to do for it.
+    """After the callbacks: let go of the connection, or have it served if something is left to do
+    for it.
 
     Where another thread has what it needs, nothing can be done before that one posts: a step that
     came sooner would spin, in eager mode with the GIL, for which that thread may be waiting.
@@ -97,7 +100,8 @@ cdef inline void loop_settle(loop_t *loop, connection_t *connection) noexcept no
         connection.flags & (FLAG_LATE | FLAG_STOP | FLAG_HANGUP) or
         connection.flags & FLAGS_ENDED and not connection.flags & FLAG_EOF_TOLD
     ):
-        connection.mail |= AGAIN  # facts that were not acted on, because there was something to deliver
+        # facts that were not acted on, because there was something to deliver
+        connection.mail |= AGAIN
     if not loop_let_go(loop, connection):
         queues_serve_later(loop, connection, False)
 
@@ -115,7 +119,9 @@ cdef inline uint32_t loop_event_bits(uint32_t events) noexcept nogil:
     return bits
 
 
-cdef inline void loop_poll(loop_t *loop, worker_t *worker, int timeout, conn_queue_t *ready, conn_queue_t *service) noexcept nogil:
+cdef inline void loop_poll(
+    loop_t *loop, worker_t *worker, int timeout, conn_queue_t *ready, conn_queue_t *service,
+) noexcept nogil:
     """The event role: poll, and take each connection with news as far as it goes off the GIL."""
     cdef int count = poller_wait(&loop.context.poller, loop.events, timeout)
     cdef connection_t *connection
@@ -153,7 +159,9 @@ cdef inline void loop_clear(loop_t *loop) noexcept nogil:
     cond_init(&loop.context.drain_cond)
 
 
-cdef inline int loop_init(loop_t *loop, acceptor_t *acceptor, uint32_t workers, uint32_t pre_allocated, size_t scratch) noexcept nogil:
+cdef inline int loop_init(
+    loop_t *loop, acceptor_t *acceptor, uint32_t workers, uint32_t pre_allocated, size_t scratch,
+) noexcept nogil:
     """Allocate. 0 or -errno; after either, loop_destroy."""
     cdef worker_t *worker
     cdef int failed
@@ -233,14 +241,18 @@ cdef inline uint64_t loop_abort_all(loop_t *loop) noexcept nogil:
         if atomic_load32(&connection.state) == STATE_VACANT:
             continue
         generation = mailbox_generation(connection)
-        bits = closing_end(&loop.context, connection, generation, True, CAUSE_SERVER_STOPPED, 0, NULL)
+        bits = closing_end(
+            &loop.context, connection, generation, True, CAUSE_SERVER_STOPPED, 0, NULL
+        )
         count += bits & ABORT != 0
         queues_post(loop, connection, generation, bits, True)
     return count
 
 
 cdef inline void loop_reset_all(loop_t *loop) noexcept nogil:
-    """Reset the peers of all who are left: who owns them is in a callback, or in the user's stream."""
+    """Reset the peers of all who are left: who owns them is in a callback, or in the user's
+    stream.
+    """
     cdef connection_t *connection
     cdef uint32_t index
     for index in range(slab_used(&loop.slab)):

@@ -1,12 +1,13 @@
-"""The mailbox of a connection is one word, `slot.word`: generation in the high half, bits in the low half.
+"""The mailbox of a connection is one word, `slot.word`: generation in the high half, bits in the
+low half.
 
 1. Post: a compare-and-swap that fails when the generation is another one. If OWNED was not set, the
    poster is now the owner, must process the connection or put it into a queue, and gets the bits in
    `mail`; otherwise the bits are set in the word and the present owner will see them.
 2. Take: `fetch_and`, never a store. Let go: a compare-and-swap that fails when there is mail, and
    then the connection goes to the back of a queue, still owned. So a posted bit is never lost:
-   either the post comes before the letting go, which then fails, or after it, and the poster becomes
-   the owner.
+   either the post comes before the letting go, which then fails, or after it, and the poster
+   becomes the owner.
 3. A pause is a set of causes in the same word. Who ends the last one posts RESUME in the same
    compare-and-swap, be it the owner itself: so no pause outlasts its causes, nothing lies unread
    when there are none, and nobody pauses or resumes another connection than he means.
@@ -34,7 +35,9 @@ cdef inline uint64_t mailbox_token(connection_t *connection) noexcept nogil:
     return <uint64_t>mailbox_generation(connection) << 32 | connection.slot.index
 
 
-cdef inline int mailbox_post(connection_t *connection, uint32_t generation, uint32_t bits) noexcept nogil:
+cdef inline int mailbox_post(
+    connection_t *connection, uint32_t generation, uint32_t bits,
+) noexcept nogil:
     """Post `bits`. POST_OWNER: the caller owns the connection now and finds them in `mail`."""
     cdef uint64_t word = atomic_load64(&connection.slot.word)
     while True:
@@ -74,8 +77,12 @@ cdef inline uint32_t mailbox_pauses(connection_t *connection) noexcept nogil:
     return <uint32_t>atomic_load64(&connection.slot.word) & PAUSE_BITS
 
 
-cdef inline bint mailbox_pause(connection_t *connection, uint32_t generation, uint32_t cause) noexcept nogil:
-    """Pause for `cause`; False when it was paused for that already, or is another connection by now."""
+cdef inline bint mailbox_pause(
+    connection_t *connection, uint32_t generation, uint32_t cause,
+) noexcept nogil:
+    """Pause for `cause`; False when it was paused for that already, or is another connection by
+    now.
+    """
     cdef uint64_t word = atomic_load64(&connection.slot.word)
     while <uint32_t>(word >> 32) == generation and not word & cause:
         if atomic_cas64(&connection.slot.word, &word, word | cause):
@@ -83,8 +90,11 @@ cdef inline bint mailbox_pause(connection_t *connection, uint32_t generation, ui
     return False
 
 
-cdef inline int mailbox_resume(connection_t *connection, uint32_t generation, uint32_t cause) noexcept nogil:
-    """End the pause for `cause`; after the last one RESUME is posted. POST_STALE: nothing has changed.
+cdef inline int mailbox_resume(
+    connection_t *connection, uint32_t generation, uint32_t cause,
+) noexcept nogil:
+    """End the pause for `cause`; after the last one RESUME is posted. POST_STALE: nothing has
+    changed.
 
     POST_OWNER: the caller owns the connection now and finds RESUME in `mail`.
     """
@@ -109,7 +119,9 @@ cdef inline void mailbox_end_pauses(connection_t *connection) noexcept nogil:
 
 
 cdef inline connection_t *mailbox_of(loop_t *loop, uint64_t token) noexcept nogil:
-    """The slot that a token speaks of; whether it is still the token's is for the caller to find out."""
+    """The slot that a token speaks of; whether it is still the token's is for the caller to find
+    out.
+    """
     kernel_assert(<uint32_t>(token & 0xFFFFFF) < slab_used(&loop.slab))
     return <connection_t *>slab_slot(&loop.slab, <uint32_t>(token & 0xFFFFFF))
 

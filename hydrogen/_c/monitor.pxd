@@ -1,4 +1,5 @@
-"""The monitor thread never runs Python. It finds stalled callbacks, flushes and polls for workers that are stuck, keeps deadlines, and sees to the limit of memory.
+"""The monitor thread never runs Python. It finds stalled callbacks, flushes and polls for workers
+that are stuck, keeps deadlines, and sees to the limit of memory.
 
 It sleeps when nothing is due; why it does not oversleep is argued in queues.pxd, 3.
 """
@@ -31,7 +32,9 @@ from hydrogen._c.structs cimport connection_t, loop_t, worker_t
 
 
 cdef inline void monitor_set_alarm(loop_t *loop, uint64_t when) noexcept nogil:
-    """Have TASK_TIMERS said at the monotonic time `when`, or earlier. The monitor thread computes how long it sleeps under this lock: it does not oversleep."""
+    """Have TASK_TIMERS said at the monotonic time `when`, or earlier. The monitor thread computes
+    how long it sleeps under this lock: it does not oversleep.
+    """
     lock_take(&loop.monitor_lock)
     if not loop.alarm or when < loop.alarm:
         atomic_store64(&loop.alarm, when)
@@ -40,7 +43,9 @@ cdef inline void monitor_set_alarm(loop_t *loop, uint64_t when) noexcept nogil:
 
 
 cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
-    """Do the output half of the event role while all workers are in callbacks; the input half is posted, unread."""
+    """Do the output half of the event role while all workers are in callbacks; the input half is
+    posted, unread.
+    """
     cdef int count = poller_wait(&loop.context.poller, loop.events, 0)
     cdef connection_t *connection
     cdef uint32_t generation
@@ -59,10 +64,13 @@ cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
 
 
 cdef inline bint monitor_stand_in(loop_t *loop, bint may_wake) noexcept nogil:
-    """No worker gets on: poll for them, if the role is vacant. True when some connection waits for a worker.
+    """No worker gets on: poll for them, if the role is vacant. True when some connection waits for
+    a worker.
 
-    `may_wake`: whoever parked meanwhile because the role was taken. Not where somebody waits for the
-    GIL: another one would only wait beside him. But he may have had it, and have parked, since that was
+    `may_wake`: whoever parked meanwhile because the role was taken. Not where somebody waits for
+    the
+    GIL: another one would only wait beside him. But he may have had it, and have parked, since that
+    was
     seen: where nobody is awake somebody has to be, or nobody polls.
     """
     cdef bint waits
@@ -87,7 +95,8 @@ ctypedef struct look_t:
     bint busy         # somebody is in a callback, flushes, or waits for the GIL
     bint stalled      # a callback lasts since the look before
     bint waiting      # somebody waits for the GIL
-    bint helpless     # one stalls, and all others do, or wait for the GIL since the look before, or are parked
+    # one stalls, and all others do, or wait for the GIL since the look before, or are parked
+    bint helpless
     bint all_blocked  # all stall
 
 
@@ -123,20 +132,27 @@ cdef inline void monitor_look(loop_t *loop, look_t *seen) noexcept nogil:
         seen.waiting |= state == WORKER_WANT_GIL
     seen.stalled = blocked != 0
     seen.all_blocked = blocked == loop.worker_count
-    seen.helpless = seen.all_blocked or (waiting != 0 and blocked != 0 and blocked + waiting + parked == loop.worker_count)
+    seen.helpless = seen.all_blocked or (
+        waiting != 0 and blocked != 0 and blocked + waiting + parked == loop.worker_count
+    )
     if not blocked:
         relaxed_store32(&loop.stalled, 0)
         return
     relaxed_store64(&loop.stalls, relaxed_load64(&loop.stalls) + 1)
     if not seen.waiting:
         lock_take(&loop.lock)
-        if loop.ready.first != NULL or loop.service.first != NULL or loop.tasks or not loop.role_taken:
+        if (
+            loop.ready.first != NULL or loop.service.first != NULL or loop.tasks or
+            not loop.role_taken
+        ):
             queues_wake_locked(loop)
         lock_give(&loop.lock)
 
 
 cdef inline uint64_t monitor_worst(loop_t *loop, bint output) noexcept nogil:
-    """Token of the connection with the most pending output, or with the most input left; 0: none has any."""
+    """Token of the connection with the most pending output, or with the most input left; 0: none
+    has any.
+    """
     cdef connection_t *connection
     cdef uint64_t weight, token = 0, most = 0
     cdef uint32_t index
@@ -164,7 +180,8 @@ cdef inline void monitor_memory(loop_t *loop) noexcept nogil:
         token = monitor_worst(loop, True) or monitor_worst(loop, False)
         if token:
             queues_end(
-                loop, mailbox_of(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER, 0,
+                loop, mailbox_of(loop, token), <uint32_t>(token >> 32), True, CAUSE_SLOW_CONSUMER,
+                0,
                 NULL, True)
         return
     atomic_store32(&loop.context.full, 0)
@@ -249,7 +266,8 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
         elif idle < TICKS_IDLE:
             monitor_wait_locked(loop, kernel_now() + tick * <uint64_t>TICK_NS)
         elif atomic_cas32(&loop.monitor_word, MONITOR_IDLE, MONITOR_ASLEEP):
-            # A toucher that finds ASLEEP signals under monitor_lock: not before this thread waits. Woken for nothing it comes here again at once.
+            # A toucher that finds ASLEEP signals under monitor_lock: not before this thread waits.
+            # Woken for nothing it comes here again at once.
             monitor_wait_locked(loop, deadlines_next_sweep(loop, swept))
             tick = 1
             quiet = 0

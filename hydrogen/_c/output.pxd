@@ -48,11 +48,13 @@ cdef inline uint32_t output_drained_locked(connection_t *connection) noexcept no
 
 
 cdef inline void output_account_locked(context_t *context, connection_t *connection) noexcept nogil:
-    """Only output that waits for the peer is counted, or for who is in a user's stream: the counter is shared,
-    and nothing shared is touched for a message that goes straight out.
+    """Only output that waits for the peer is counted, or for who is in a user's stream: the counter
+    is shared, and nothing shared is touched for a message that goes straight out.
     """
     cdef bint waits = connection.blocked or (connection.adapter != NULL and connection.flushing)
-    cdef size_t counted = connection.pending - min(connection.writing, connection.pending) if waits else 0
+    cdef size_t counted = (
+        connection.pending - min(connection.writing, connection.pending) if waits else 0
+    )
     if counted != connection.pending_counted:
         atomic_add64(&context.buffered, counted - connection.pending_counted)
         connection.pending_counted = counted
@@ -89,17 +91,20 @@ cdef inline void output_pause_locked(context_t *context, connection_t *connectio
 
 
 cdef inline int output_send(
-    context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, const framing_t *framing, const char *payload, size_t n,
+    context_t *context, pool_t *pool, connection_t *connection, uint32_t generation,
+    const framing_t *framing, const char *payload, size_t n,
     size_t counted, uint32_t last_state, uint32_t worker, uint32_t *bits,
 ) noexcept nogil:
-    """Frame a message and append it to the output. Any thread; `pool` is NULL and `worker` NOT_CORKED for one that is no worker in its turn.
+    """Frame a message and append it to the output. Any thread; `pool` is NULL and `worker`
+    NOT_CORKED for one that is no worker in its turn.
 
-    `last_state` is STATE_OPEN, or STATE_CLOSING for records of TLS, see 4; those are not refused for the limit either, which was looked at before.
+    `last_state` is STATE_OPEN, or STATE_CLOSING for records of TLS, see 4; those are not refused
+    for the limit either, which was looked at before.
 
     `counted`: bytes that are in `pending` already for what this is made of: `waiting_count`.
 
-    A short message is joined to the block before it, when there is one. Past the high watermark nothing stays corked: what is then still pending waits
-    for the peer, not for us.
+    A short message is joined to the block before it, when there is one. Past the high watermark
+    nothing stays corked: what is then still pending waits for the peer, not for us.
     """
     cdef size_t size = n + framing_overhead(framing, n)
     cdef block_t *block = block_new(pool, size)
@@ -110,11 +115,14 @@ cdef inline int output_send(
         block_free(pool, block)
         return SEND_UNFIT
     block.end = size
-    return output_append(context, pool, connection, generation, block, counted, last_state, worker, bits)
+    return output_append(
+        context, pool, connection, generation, block, counted, last_state, worker, bits
+    )
 
 
 cdef inline int output_append(
-    context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, block_t *block, size_t counted, uint32_t last_state,
+    context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, block_t *block,
+    size_t counted, uint32_t last_state,
     uint32_t worker, uint32_t *bits,
 ) noexcept nogil:
     """Append a block to the output, which takes it over; see `output_send`."""
@@ -125,7 +133,10 @@ cdef inline int output_append(
     bits[0] = 0
     dropped.first = dropped.last = NULL
     lock_take(&connection.lock)
-    if expect_seldom(mailbox_generation(connection) != generation or not STATE_OPEN <= connection.state <= last_state):
+    if expect_seldom(
+        mailbox_generation(connection) != generation or
+        not STATE_OPEN <= connection.state <= last_state
+    ):
         pass
     elif expect_seldom(connection.pending >= context.max_write_buffer and last_state == STATE_OPEN):
         connection.cause = CAUSE_SLOW_CONSUMER
@@ -141,8 +152,12 @@ cdef inline int output_append(
             queue_push(&connection.output, block)
             block = NULL
         result = SEND_QUEUED
-        if expect_seldom(connection.blocked or connection.flushing) and connection.pending > context.high:
-            # Also while another thread is sending: it may be kept from that, and more input would mean more output.
+        if (
+            expect_seldom(connection.blocked or connection.flushing) and
+            connection.pending > context.high
+        ):
+            # Also while another thread is sending: it may be kept from that, and more input would
+            # mean more output.
             output_pause_locked(context, connection)
         if connection.blocked:
             output_account_locked(context, connection)
@@ -173,7 +188,10 @@ cdef inline uint32_t output_settle_locked(
     output_account_locked(context, connection)
     if not connection.blocked and relaxed_load32(&connection.stalled):
         atomic_store32(&connection.stalled, STALL_NONE)
-    if connection.state == STATE_CLOSING and connection.output.first == NULL and not connection.blocked:
+    if (
+        connection.state == STATE_CLOSING and connection.output.first == NULL and
+        not connection.blocked
+    ):
         bits = FLUSHED
     if connection.pending < context.low:
         bits |= output_drained_locked(connection)
@@ -182,13 +200,16 @@ cdef inline uint32_t output_settle_locked(
         if resumed != POST_STALE:
             atomic_add64(&context.reading_resumes, 1)
             bits |= LOW | (FLUSH_OWNER if resumed == POST_OWNER else 0)
-    elif connection.pending > context.high:  # although the kernel was just given as much as it, or the budget, takes
+    elif connection.pending > context.high:
+        # although the kernel was just given as much as it, or the budget, takes
         output_pause_locked(context, connection)
     return bits
 
 
 cdef inline bint output_block_locked(connection_t *connection, bint moved) noexcept nogil:
-    """The kernel takes no more: wait for an edge. False when one came meanwhile: try again. By the flusher."""
+    """The kernel takes no more: wait for an edge. False when one came meanwhile: try again. By the
+    flusher.
+    """
     connection.asked_out = connection.unix_domain
     if connection.edge:
         return False
@@ -198,12 +219,16 @@ cdef inline bint output_block_locked(connection_t *connection, bint moved) noexc
     return True
 
 
-cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *connection, uint32_t generation) noexcept nogil:
-    """Send what is queued until there is nothing, the kernel takes no more, or the budget is used up.
+cdef inline uint32_t output_flush(
+    context_t *context, io_t *io, connection_t *connection, uint32_t generation,
+) noexcept nogil:
+    """Send what is queued until there is nothing, the kernel takes no more, or the budget is used
+    up.
 
     In the last case it is as if the kernel took no more, and epoll_ctl(2) is asked to look at the
     socket anew: if there is room an edge comes at once, and whoever polls goes on. So the kernel
-    queues the connections that have more to flush. Any thread. Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER.
+    queues the connections that have more to flush. Any thread. Returns bits to post, FLUSH_DRAINED,
+    FLUSH_OWNER.
     """
     cdef iovec parts[SEND_PARTS]
     cdef queue_t taken, dropped
@@ -276,10 +301,13 @@ cdef inline uint32_t output_flush(context_t *context, io_t *io, connection_t *co
     return bits
 
 
-cdef inline int output_unblock(context_t *context, connection_t *connection, uint32_t generation, bint alone) noexcept nogil:
+cdef inline int output_unblock(
+    context_t *context, connection_t *connection, uint32_t generation, bint alone,
+) noexcept nogil:
     """An OUT edge came: what it means for this connection.
 
-    `alone`: without IN. Else it may be no edge: epoll reports whatever is so when something is new, see epoll(7).
+    `alone`: without IN. Else it may be no edge: epoll reports whatever is so when something is new,
+    see epoll(7).
     """
     cdef int meaning = EDGE_NOTHING
     lock_take(&connection.lock)
@@ -288,7 +316,8 @@ cdef inline int output_unblock(context_t *context, connection_t *connection, uin
     elif connection.adapter != NULL and (connection.flushing or connection.blocked):
         connection.edge = True
         if alone:
-            # The peer has taken something. Output waits for us from now on, however long it takes until somebody is in the stream again.
+            # The peer has taken something. Output waits for us from now on, however long it takes
+            # until somebody is in the stream again.
             relaxed_store32(&connection.active, 1)
             atomic_store32(&connection.stalled, STALL_NONE)
         if not connection.flushing:
@@ -303,10 +332,13 @@ cdef inline int output_unblock(context_t *context, connection_t *connection, uin
     return meaning
 
 
-cdef inline int output_wait_drained(context_t *context, connection_t *connection, uint32_t generation, uint64_t until) noexcept nogil:
+cdef inline int output_wait_drained(
+    context_t *context, connection_t *connection, uint32_t generation, uint64_t until,
+) noexcept nogil:
     """One wait of drain(), at most until the monotonic time `until`.
 
-    DRAIN_EDGE: a user's stream has to go on. The owner is told of it too, but he may be the one who waits.
+    DRAIN_EDGE: a user's stream has to go on. The owner is told of it too, but he may be the one who
+    waits.
     """
     cdef int state = DRAIN_WAIT
     lock_take(&context.drain_lock)

@@ -1,8 +1,10 @@
-"""The poller: an epoll(7) instance and an eventfd that interrupts it. Knows fds and tokens, nothing of connections.
+"""The poller: an epoll(7) instance and an eventfd that interrupts it. Knows fds and tokens, nothing
+of connections.
 
-Connections are registered once, edge-triggered, for all they will ever need; interest is never modified per message. Unix sockets raise an OUT edge
-at every read of the peer, so there OUT is asked for only while output is blocked. An event carries a token, never an fd or a pointer: whoever gets
-it must check that the token is still good.
+Connections are registered once, edge-triggered, for all they will ever need; interest is never
+modified per message. Unix sockets raise an OUT edge at every read of the peer, so there OUT is
+asked for only while output is blocked. An event carries a token, never an fd or a pointer: whoever
+gets it must check that the token is still good.
 """
 
 from libc.errno cimport EEXIST, errno
@@ -57,7 +59,9 @@ cdef inline void poller_close(poller_t *poller) noexcept nogil:
     kernel_close(poller.wake_fd)
 
 
-cdef inline int poller_add(poller_t *poller, int fd, uint64_t token, bint unix_domain) noexcept nogil:
+cdef inline int poller_add(
+    poller_t *poller, int fd, uint64_t token, bint unix_domain,
+) noexcept nogil:
     """Register `fd` for good; 0 or -errno."""
     cdef epoll_event event
     event.events = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET | (0 if unix_domain else EPOLLOUT)
@@ -66,15 +70,21 @@ cdef inline int poller_add(poller_t *poller, int fd, uint64_t token, bint unix_d
 
 
 cdef inline int poller_listen(poller_t *poller, int fd, uint32_t listener) noexcept nogil:
-    """Register a listener, unless it is; 0 or -errno. Level-triggered: there may be more connections than are accepted in one turn."""
+    """Register a listener, unless it is; 0 or -errno. Level-triggered: there may be more
+    connections than are accepted in one turn.
+    """
     cdef epoll_event event
     event.events = EPOLLIN
     event.data.u64 = TOKEN_LISTENER + listener
-    return -errno if epoll_ctl(poller.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 and errno != EEXIST else 0
+    return (
+        -errno if epoll_ctl(poller.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0 and
+        errno != EEXIST else 0
+    )
 
 
 cdef inline void poller_change(poller_t *poller, int fd, uint64_t token, bint out) noexcept nogil:
-    """Ask for OUT or not. epoll_ctl(2) looks at the socket anew: what is there now comes as an edge.
+    """Ask for OUT or not. epoll_ctl(2) looks at the socket anew: what is there now comes as an
+    edge.
 
     For a Unix socket OUT is asked for while output is blocked; for any, to have an edge at once.
     """
@@ -85,13 +95,17 @@ cdef inline void poller_change(poller_t *poller, int fd, uint64_t token, bint ou
 
 
 cdef inline void poller_remove(poller_t *poller, int fd) noexcept nogil:
-    """Needed although close(2) follows: a forked child may hold the open file, and its events would go on."""
+    """Needed although close(2) follows: a forked child may hold the open file, and its events would
+    go on.
+    """
     cdef epoll_event event
     epoll_ctl(poller.epoll_fd, EPOLL_CTL_DEL, fd, &event)
 
 
 cdef inline int poller_wait(poller_t *poller, epoll_event *events, int timeout) noexcept nogil:
-    """Events, at most POLL_EVENTS; 0 after `timeout` ms or an interruption by a signal. -1: no timeout."""
+    """Events, at most POLL_EVENTS; 0 after `timeout` ms or an interruption by a signal. -1: no
+    timeout.
+    """
     cdef int count = epoll_wait(poller.epoll_fd, events, POLL_EVENTS, timeout)
     kernel_assert(count >= 0 or errno == 4)
     return count if count > 0 else 0

@@ -13,10 +13,10 @@ Who sleeps, who wakes, why nothing is lost:
 2. A worker in its iteration that puts work into a queue wakes nobody: it looks again when its
    iteration ends. If a callback keeps it from that, the monitor thread finds it stalled and wakes
    another. So the monitor thread must not sleep while anybody is in a callback: see 3.
-3. The monitor thread's word goes IDLE -> ASLEEP by compare-and-swap, and every iteration begins with
-   a worker's saying in `state` that it wants the GIL, and then a swap to ACTIVE: the iteration either
-   makes that fail, or finds ASLEEP and signals. The monitor thread only tries after ticks in which it
-   found the word IDLE and no worker in a callback.
+3. The monitor thread's word goes IDLE -> ASLEEP by compare-and-swap, and every iteration begins
+   with a worker's saying in `state` that it wants the GIL, and then a swap to ACTIVE: the iteration
+   either makes that fail, or finds ASLEEP and signals. The monitor thread only tries after ticks in
+   which it found the word IDLE and no worker in a callback.
 4. The event role is given up only by a thread that will look at the queues again, or wakes a worker
    that does (the monitor thread).
 """
@@ -106,12 +106,14 @@ cdef inline void queues_add_task(loop_t *loop, uint32_t notice) noexcept nogil:
     lock_give(&loop.lock)
 
 
-cdef inline void queues_leave_output(loop_t *loop, connection_t *connection, bint now, bint wake) noexcept nogil:
+cdef inline void queues_leave_output(
+    loop_t *loop, connection_t *connection, bint now, bint wake,
+) noexcept nogil:
     """Have a worker go on with what a connection sends by TLS or a user's stream. Any thread.
 
-    Not the owner, who may be in a callback for long: any worker that is free. When it comes the slot
-    may be another connection's, or nobody's: then it finds nothing to do. Not `now`: with the timers.
-    `wake` unless the caller looks at the tasks next, or wakes a worker for them.
+    Not the owner, who may be in a callback for long: any worker that is free. When it comes the
+    slot may be another connection's, or nobody's: then it finds nothing to do. Not `now`: with the
+    timers. `wake` unless the caller looks at the tasks next, or wakes a worker for them.
     """
     lock_take(&loop.lock)
     if not relaxed_load32(&connection.in_outputs):
@@ -133,7 +135,9 @@ cdef inline void queues_leave_output(loop_t *loop, connection_t *connection, bin
 
 
 cdef inline connection_t *queues_pop_output(loop_t *loop) noexcept nogil:
-    """The next connection of `queues_leave_output`; NULL when there is none. The others are a task for whoever is free: this one may block."""
+    """The next connection of `queues_leave_output`; NULL when there is none. The others are a task
+    for whoever is free: this one may block.
+    """
     cdef connection_t *connection
     lock_take(&loop.lock)
     connection = loop.output_first
@@ -177,8 +181,12 @@ cdef inline uint32_t queues_await_log(loop_t *loop) noexcept nogil:
     return news
 
 
-cdef inline void queues_serve_later(loop_t *loop, connection_t *connection, bint wake) noexcept nogil:
-    """Put an owned connection into the service queue. `wake` unless the caller is a worker in its turn."""
+cdef inline void queues_serve_later(
+    loop_t *loop, connection_t *connection, bint wake,
+) noexcept nogil:
+    """Put an owned connection into the service queue. `wake` unless the caller is a worker in its
+    turn.
+    """
     lock_take(&loop.lock)
     queues_push(&loop.service, connection)
     if wake:
@@ -208,7 +216,8 @@ cdef inline void queues_resume(
 
 
 cdef inline void queues_end(
-    loop_t *loop, connection_t *connection, uint32_t generation, bint abort, int cause, int code, void **error,
+    loop_t *loop, connection_t *connection, uint32_t generation, bint abort, int cause, int code,
+    void **error,
     bint wake,
 ) noexcept nogil:
     """Ask for the end of a connection: `closing_end`. Any thread."""
@@ -218,7 +227,8 @@ cdef inline void queues_end(
 
 
 cdef inline bint queues_is_full(loop_t *loop) noexcept nogil:
-    """Whether more than `max_buffered` is buffered, apart from what goes as soon as its owner comes.
+    """Whether more than `max_buffered` is buffered, apart from what goes as soon as its owner
+    comes.
 
     He may be in a callback that blocks: for that nobody else goes, and reading does not stop.
     """
@@ -238,7 +248,9 @@ cdef inline void queues_check_memory(loop_t *loop) noexcept nogil:
         queues_touch_monitor(loop)
 
 
-cdef inline void queues_hand_over_locked(loop_t *loop, conn_queue_t *ready, conn_queue_t *service) noexcept nogil:
+cdef inline void queues_hand_over_locked(
+    loop_t *loop, conn_queue_t *ready, conn_queue_t *service,
+) noexcept nogil:
     cdef connection_t *connection = ready.first
     while connection != NULL:
         loop.undelivered += input_uncounted(connection)

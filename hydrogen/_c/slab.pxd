@@ -1,13 +1,16 @@
 """The slab: slots that never move, found by index, reused by generation.
 
-Slots live in chunks; chunk 0 has `base` slots, each further chunk as many as all before it, so a fixed directory reaches 2**24 slots and an index
-finds its chunk by its bit length. Memory is asked for zeroed and touched when a slot is first used. Vacant slots are threaded through `next_vacant`;
-acquire and release are O(1). Indices may be reused; what tells one use from the next is the generation in the high half of `word`.
+Slots live in chunks; chunk 0 has `base` slots, each further chunk as many as all before it, so a
+fixed directory reaches 2**24 slots and an index finds its chunk by its bit length. Memory is asked
+for zeroed and touched when a slot is first used. Vacant slots are threaded through `next_vacant`;
+acquire and release are O(1). Indices may be reused; what tells one use from the next is the
+generation in the high half of `word`.
 
 Invariants:
 1. A slot in the vacant list has the word (generation, OWNED): nobody can claim it.
 2. The generation of a slot only grows; a slot whose generation would wrap is retired, never reused.
-3. `used` is published after the slot below it is initialised, so a sweep over [0, used) sees only initialised slots.
+3. `used` is published after the slot below it is initialised, so a sweep over [0, used) sees only
+   initialised slots.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -27,7 +30,8 @@ cdef enum:
 
 # The first member of whatever lives in a slot.
 ctypedef struct slot_t:
-    uint64_t word         # atomic; generation in the high half, mailbox bits in the low half (connection.pxd)
+    # atomic; generation in the high half, mailbox bits in the low half (connection.pxd)
+    uint64_t word
     uint32_t index        # constant once the slot was used
     uint32_t next_vacant  # under the slab's lock; only while vacant
 
@@ -36,7 +40,8 @@ ctypedef struct slab_t:
     size_t slot_size        # constant
     uint32_t base           # constant; slots of chunk 0, a power of two
     int base_bits           # constant; log2(base)
-    uint32_t used           # slots that were ever used; written under the lock, published by a store
+    # slots that were ever used; written under the lock, published by a store
+    uint32_t used
     uint32_t vacant_head    # under the lock
     uint32_t vacant_tail    # under the lock
     char *chunks[CHUNKS]    # written under the lock, before `used` says that they are there
@@ -48,7 +53,9 @@ cdef inline uint32_t slab_generation_max() noexcept nogil:
 
 
 cdef inline int slab_init(slab_t *slab, size_t slot_size, uint32_t pre_allocated) noexcept nogil:
-    """Allocate the first chunk, `pre_allocated` slots rounded up to a power of two. False without memory."""
+    """Allocate the first chunk, `pre_allocated` slots rounded up to a power of two. False without
+    memory.
+    """
     lock_init(&slab.lock, RANK_SLAB)
     slab.slot_size = slot_size
     slab.base_bits = kernel_bit_length((pre_allocated if pre_allocated > 64 else 64) - 1)
@@ -95,7 +102,9 @@ cdef inline slot_t *slab_grow_locked(slab_t *slab) noexcept nogil:
 
 
 cdef inline slot_t *slab_acquire(slab_t *slab) noexcept nogil:
-    """A vacant slot, now the caller's, its word (generation, OWNED); NULL when 2**24 are in use or there is no memory."""
+    """A vacant slot, now the caller's, its word (generation, OWNED); NULL when 2**24 are in use or
+    there is no memory.
+    """
     cdef slot_t *slot
     lock_take(&slab.lock)
     if slab.vacant_head != NO_SLOT:
@@ -110,7 +119,9 @@ cdef inline slot_t *slab_acquire(slab_t *slab) noexcept nogil:
 
 
 cdef inline void slab_advance(slot_t *slot) noexcept nogil:
-    """End the use of a slot: the next generation, owned by nobody who could act. Tokens of the old one are stale from here on."""
+    """End the use of a slot: the next generation, owned by nobody who could act. Tokens of the old
+    one are stale from here on.
+    """
     cdef uint64_t generation = (relaxed_load64(&slot.word) >> 32) + 1
     atomic_swap64(&slot.word, generation << 32 | SLOT_OWNED)
 
@@ -118,8 +129,8 @@ cdef inline void slab_advance(slot_t *slot) noexcept nogil:
 cdef inline void slab_release(slab_t *slab, slot_t *slot) noexcept nogil:
     """Put a slot back whose generation has been advanced.
 
-    Reuse is first in, first out, so that generations wear evenly and a stale token meets a stranger as late as can be; the debug build reuses the
-    last one first, to meet it at once.
+    Reuse is first in, first out, so that generations wear evenly and a stale token meets a stranger
+    as late as can be; the debug build reuses the last one first, to meet it at once.
     """
     cdef uint64_t generation = relaxed_load64(&slot.word) >> 32
     if generation == 0 or generation > slab_generation_max():

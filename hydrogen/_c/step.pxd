@@ -1,7 +1,8 @@
 """One step of a connection by its owner: all that can be done for it without Python.
 
-First what was posted becomes facts that the owner keeps (`flags`, `todo`), whatever the state: no state
-can drop a bit. Then the state says what is done about them. A fact stays until it is acted on.
+First what was posted becomes facts that the owner keeps (`flags`, `todo`), whatever the state: no
+state can drop a bit. Then the state says what is done about them. A fact stays until it is acted
+on.
 
 | bit | the fact |
 |---|---|
@@ -10,18 +11,18 @@ can drop a bit. Then the state says what is done about them. A fact stays until 
 | HANGUP | both, and FLAG_HANGUP |
 | STOP | FLAG_STOP |
 | NEW | TODO_OPEN |
-| RECEIVED | TODO_RECEIVED: what another thread has received for the owner, by TLS or a user's stream, is there |
+| RECEIVED | TODO_RECEIVED: another thread has received for the owner, by TLS or a user's stream |
 | LOW | TODO_LOW, if there is an `on_writable`, and on_connected came before |
 | DEADLINE | the clock is looked at; FLAG_LATE when it is late |
-| RESUME | the time of the pause does not count for deadlines; what waits is FLAG_READABLE, or in `input` |
-| AGAIN, FLUSHED, ABORT | none: that there is a step is all they ask for; the queue of output and `state` say what is due |
+| RESUME | the pause does not count for deadlines; what waits is FLAG_READABLE, or in `input` |
+| AGAIN, FLUSHED, ABORT | none: they ask for a step; the output queue and `state` say what is due |
 
 | state | what is done |
 |---|---|
-| aborting | the end, as soon as nobody is flushing. All facts go with it: nothing is delivered after abort() |
+| aborting | the end, as soon as nobody is flushing. All facts go: abort() delivers nothing |
 | new | on_new_connection first (dispatch); the facts wait |
-| closing | `step_closing`. Input is read and thrown away; LOW is dropped: there is no on_writable after close() |
-| header | a worker reads it (dispatch) when there is something to read, or it is late. STOP ends it: nothing was received |
+| closing | `step_closing`. Input is discarded; LOW is dropped: no on_writable after close() |
+| header | a worker reads it (dispatch) when it is readable, or late. STOP ends it: nothing came |
 | open | `step_open` |
 | paused | `step_paused`: neither read nor delivered. A reset ends every pause |
 | gone | no step comes: the callbacks run, and the slot's generation makes what is posted stale |
@@ -53,7 +54,9 @@ from hydrogen._c.mailbox cimport (
 from hydrogen._c.structs cimport connection_t, context_t, io_t
 
 
-cdef inline void step_absorb(context_t *context, connection_t *connection, uint32_t bits) noexcept nogil:
+cdef inline void step_absorb(
+    context_t *context, connection_t *connection, uint32_t bits,
+) noexcept nogil:
     """Make facts of what was posted: the first table above."""
     if bits & (READABLE | RDHUP | HANGUP | URGENT):
         connection.flags |= FLAG_READABLE
@@ -90,16 +93,19 @@ cdef inline int step_stop(context_t *context, io_t *io, connection_t *connection
 cdef inline int step_broken(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
     """Reading has failed, and nothing is delivered any more: the end at once."""
     return closing_go_on(context, io, connection, closing_end(
-        context, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR, connection.end_code, NULL))
+        context, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR,
+        connection.end_code, NULL))
 
 
 cdef inline bint step_discards(io_t *io, connection_t *connection) noexcept nogil:
-    """While the server stops what was read is finished, and what arrives is thrown away. True when reading fails.
+    """While the server stops what was read is finished, and what arrives is thrown away. True when
+    reading fails.
 
     Else a peer that sends before it reads would not come to take the last replies.
     """
     if (
-        not connection.flags & FLAG_READABLE or connection.flags & FLAG_EOF or connection.adapter != NULL or
+        not connection.flags & FLAG_READABLE or connection.flags & FLAG_EOF or
+        connection.adapter != NULL or
         not closing_discard(io, connection)
     ):
         return False
@@ -107,8 +113,12 @@ cdef inline bint step_discards(io_t *io, connection_t *connection) noexcept nogi
     return connection.end_code != 0
 
 
-cdef inline int step_closing(context_t *context, io_t *io, connection_t *connection, uint32_t bits) noexcept nogil:
-    """The end was asked for, gracefully. What arrives is thrown away, be there output pending or not."""
+cdef inline int step_closing(
+    context_t *context, io_t *io, connection_t *connection, uint32_t bits,
+) noexcept nogil:
+    """The end was asked for, gracefully. What arrives is thrown away, be there output pending or
+    not.
+    """
     cdef int then
     connection.todo &= ~<uint32_t>TODO_LOW
     if connection.flags & FLAG_LINGERING:
@@ -134,13 +144,16 @@ cdef inline int step_closing(context_t *context, io_t *io, connection_t *connect
 
 
 cdef inline bint step_reset(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
-    """A reset, or HANGUP and no read will tell: because of a pause, or since the end of input was met already.
+    """A reset, or HANGUP and no read will tell: because of a pause, or since the end of input was
+    met already.
 
-    HANGUP comes also without a reset: then it is forgotten. After one no pause holds any more; what a
-    pause of the user's held back is dropped, for nobody could resume in time. True: act on the end of
-    input.
+    HANGUP comes also without a reset: then it is forgotten. After one no pause holds any more; what
+    a pause of the user's held back is dropped, for nobody could resume in time. True: act on the
+    end of input.
     """
-    cdef int code = connection.end_code or kernel_reset_error(connection.poll_fd, connection.adapter != NULL)
+    cdef int code = connection.end_code or kernel_reset_error(
+        connection.poll_fd, connection.adapter != NULL,
+    )
     cdef uint32_t pauses = mailbox_pauses(connection)
     if not code:
         connection.flags &= ~<uint32_t>FLAG_HANGUP
@@ -155,28 +168,44 @@ cdef inline bint step_reset(context_t *context, io_t *io, connection_t *connecti
     return True
 
 
-cdef inline int step_paused(context_t *context, io_t *io, connection_t *connection, int late) noexcept nogil:
-    """Open, and neither read nor delivered to. Complete messages wait for the resume, also while the server stops."""
+cdef inline int step_paused(
+    context_t *context, io_t *io, connection_t *connection, int late,
+) noexcept nogil:
+    """Open, and neither read nor delivered to. Complete messages wait for the resume, also while
+    the server stops.
+    """
     if connection.todo:
         return NEXT_DISPATCH
-    if connection.flags & FLAG_STOP and not connection.flags & FLAG_RECEIVING and not input_deliverable(connection):
+    if (
+        connection.flags & FLAG_STOP and not connection.flags & FLAG_RECEIVING and
+        not input_deliverable(connection)
+    ):
         return step_stop(context, io, connection)
     if late == TIMEOUT_IDLE:
         return closing_too_late(context, io, connection, late)
     return step_next(connection)
 
 
-cdef inline int step_receiving(context_t *context, io_t *io, connection_t *connection, int late) noexcept nogil:
-    """Open, and another thread receives for the owner: what it has read comes first, with RECEIVED."""
+cdef inline int step_receiving(
+    context_t *context, io_t *io, connection_t *connection, int late,
+) noexcept nogil:
+    """Open, and another thread receives for the owner: what it has read comes first, with
+    RECEIVED.
+    """
     if connection.todo:
         return NEXT_DISPATCH
     if late and connection.adapter != NULL and deadlines_passed(context, connection) == late:
-        return closing_too_late(context, io, connection, late)  # who is in a user's stream may stay there
+        # who is in a user's stream may stay there
+        return closing_too_late(context, io, connection, late)
     return step_next(connection)
 
 
-cdef inline int step_open(context_t *context, io_t *io, connection_t *connection, int late) noexcept nogil:
-    """Read, see whether there is something for a worker, act on the end of input, on STOP, on deadlines."""
+cdef inline int step_open(
+    context_t *context, io_t *io, connection_t *connection, int late,
+) noexcept nogil:
+    """Read, see whether there is something for a worker, act on the end of input, on STOP, on
+    deadlines.
+    """
     cdef bint stops = connection.flags & FLAG_STOP != 0
     cdef bint too_late = late and connection.grace == 0
     cdef int then
@@ -184,9 +213,13 @@ cdef inline int step_open(context_t *context, io_t *io, connection_t *connection
         return step_stop(context, io, connection)
     if connection.flags & FLAG_RECEIVING:
         return step_receiving(context, io, connection, late)
-    if connection.flags & FLAG_READABLE and not connection.flags & FLAGS_ENDED and not stops and not too_late:
+    if (
+        connection.flags & FLAG_READABLE and not connection.flags & FLAGS_ENDED and not stops and
+        not too_late
+    ):
         if relaxed_load32(&context.crowded) or input_deliverable(connection):
-            connection.mail |= AGAIN  # who sends faster than it is delivered waits, in the kernel's buffers
+            # who sends faster than it is delivered waits, in the kernel's buffers
+            connection.mail |= AGAIN
         elif connection.adapter != NULL:
             connection.todo |= TODO_READ
         else:
@@ -203,13 +236,18 @@ cdef inline int step_open(context_t *context, io_t *io, connection_t *connection
         return NEXT_DISPATCH
     if stops:
         return step_stop(context, io, connection)
-    if late and (too_late or not connection.flags & FLAG_READABLE or connection.flags & FLAGS_ENDED):
+    if (
+        late and
+        (too_late or not connection.flags & FLAG_READABLE or connection.flags & FLAGS_ENDED)
+    ):
         if deadlines_passed(context, connection) == late:
             return closing_too_late(context, io, connection, late)
     return step_next(connection)
 
 
-cdef inline int step_header(context_t *context, io_t *io, connection_t *connection, int late) noexcept nogil:
+cdef inline int step_header(
+    context_t *context, io_t *io, connection_t *connection, int late,
+) noexcept nogil:
     """The header of the PROXY protocol is awaited: a worker reads it, and not a byte more."""
     if connection.flags & FLAG_STOP:
         return step_stop(context, io, connection)
@@ -221,7 +259,9 @@ cdef inline int step_header(context_t *context, io_t *io, connection_t *connecti
 
 
 cdef inline int step_run(context_t *context, io_t *io, connection_t *connection) noexcept nogil:
-    """One step. What is left is in `todo` and `mail`; what is done next with the connection is returned."""
+    """One step. What is left is in `todo` and `mail`; what is done next with the connection is
+    returned.
+    """
     cdef uint32_t bits = mailbox_take(connection)
     cdef uint32_t state = atomic_load32(&connection.state)
     cdef int late = 0
@@ -239,6 +279,9 @@ cdef inline int step_run(context_t *context, io_t *io, connection_t *connection)
     if connection.flags & FLAG_STOP and step_discards(io, connection):
         return step_broken(context, io, connection)
     if input_paused(context, connection):
-        if not (connection.flags & FLAG_HANGUP or connection.end_code) or not step_reset(context, io, connection):
+        if (
+            not (connection.flags & FLAG_HANGUP or connection.end_code) or
+            not step_reset(context, io, connection)
+        ):
             return step_paused(context, io, connection, late)
     return step_open(context, io, connection, late)

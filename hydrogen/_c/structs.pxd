@@ -41,34 +41,50 @@ ctypedef struct context_t:
     # atomic
     uint64_t reading_pauses, reading_resumes, memory_pauses
     uint64_t buffered    # blocked output and input left over, of all connections
-    uint64_t leaving     # of it, input of connections that are aborted, which goes when their owners come: see queues_is_full
-    uint32_t crowded     # so much input waits for workers that no more is read; under the loop's lock, read without
+    # of it, input of connections that are aborted, which goes when their owners come: see
+    # queues_is_full
+    uint64_t leaving
+    # so much input waits for workers that no more is read; under the loop's lock, read without
+    uint32_t crowded
     uint32_t full        # `buffered` was over `max_buffered`: nothing is read
-    uint32_t watched     # WATCH_...: which kinds of deadlines some connection may have: deadlines_watch
+    # WATCH_...: which kinds of deadlines some connection may have: deadlines_watch
+    uint32_t watched
     # held while an fd number is used outside ownership, and while one is closed
     lock_t fd_lock
-    # drain(): a waiter looks at `pending` and counts itself in `drainers` under the connection's lock, holding this one until it sleeps
+    # drain(): a waiter looks at `pending` and counts itself in `drainers` under the connection's
+    # lock, holding this one until it sleeps
     lock_t drain_lock
     cond_t drain_cond
 
 ctypedef struct connection_t:
     slot_t slot
     # what the monitor thread sweeps by: together, for it visits every slot
-    uint64_t deadline        # monotonic ns, 0: none; of lingering, the handshake, or an unfinished frame; atomic, written by the owner
+    # monotonic ns, 0: none; of lingering, the handshake, or an unfinished frame; atomic, written by
+    # the owner
+    uint64_t deadline
     uint32_t state           # written under the lock
-    uint32_t active          # bytes came or went since the last sweep; atomic, set by whoever moves them, cleared by the monitor thread
-    uint32_t stalled         # STALL_...; atomic, set under the lock, STALL_SEEN by the monitor thread
-    int unacknowledged       # bytes in the kernel when stuck output last moved; the monitor thread only
-    uint64_t quiet_since     # monotonic ns of the sweep that found it active last; atomic, written by the monitor thread
-    uint64_t stalled_since     # the same, of the sweep that found it stuck first, or that it had moved; the monitor thread only
-    uint32_t idle_unacknowledged  # bytes in the kernel at the last sweep, NOT_LOOKED when it was active; atomic, written by the monitor thread
+    # bytes came or went since the last sweep; atomic, set by whoever moves them, cleared by the
+    # monitor thread
+    uint32_t active
+    # STALL_...; atomic, set under the lock, STALL_SEEN by the monitor thread
+    uint32_t stalled
+    # bytes in the kernel when stuck output last moved; the monitor thread only
+    int unacknowledged
+    # monotonic ns of the sweep that found it active last; atomic, written by the monitor thread
+    uint64_t quiet_since
+    # the same, of the sweep that found it stuck first, or that it had moved; the monitor thread
+    # only
+    uint64_t stalled_since
+    # bytes in the kernel at the last sweep, NOT_LOOKED when it was active; atomic, written by the
+    # monitor thread
+    uint32_t idle_unacknowledged
     # constant from acquire to release
     int fd          # the number that callbacks get
     int poll_fd     # what is polled, read and written: `fd`, or the duplicate of a user's stream's
     uint32_t listener  # its index
     uint64_t id
     # owner only
-    const framing_t *framing # constant from when it is ready: the server's, or that of `builder`
+    const framing_t *framing  # constant from when it is ready: the server's, or that of `builder`
     connection_t *next       # in the ready or the service queue
     uint32_t mail            # bits handed over with the ownership
     uint32_t todo
@@ -78,34 +94,44 @@ ctypedef struct connection_t:
     block_t *input           # bytes (plaintext) read and not delivered
     size_t scanned           # of them, known to hold no delimiter: framing_find
     size_t held              # bytes that `decoder` holds
-    uint64_t input_counted   # of all three, counted in context.buffered; atomic, the monitor thread reads it
+    # of all three, counted in context.buffered; atomic, the monitor thread reads it
+    uint64_t input_counted
     # under the loop's lock; of the slot, whosever it is
     connection_t *next_output  # in the list of those whose output a worker is to go on with
     uint32_t in_outputs      # atomic: the owner looks at it without the lock
     # atomic
-    uint32_t ready           # on_new_connection has not refused it: others may see it, and on_disconnected is due; written by the owner
+    # on_new_connection has not refused it: others may see it, and on_disconnected is due; written
+    # by the owner
+    uint32_t ready
     # output side, under the lock
     lock_t lock
     uint8_t cause
     uint8_t flushing         # somebody sends, or is in the user's stream
     uint8_t blocked          # EAGAIN was seen and no OUT edge since
-    uint8_t edge             # an OUT edge came while flushing; of a user's stream also: a message, and while blocked
+    # an OUT edge came while flushing; of a user's stream also: a message, and while blocked
+    uint8_t edge
     uint8_t asked_out        # a Unix socket that is polled for OUT; changed only by the flusher
     uint8_t unix_domain      # constant from acquire to release; here, where a byte has room
     int16_t code             # errno of CAUSE_OS_ERROR; while open: with which reading ended
-    name_t peer              # of the client, whom the PROXY protocol may name; constant from when it is ready; empty for Unix sockets
+    # of the client, whom the PROXY protocol may name; constant from when it is ready; empty for
+    # Unix sockets
+    name_t peer
     name_t local             # written at the end, when the kernel is about to forget it
     uint32_t drainers
     uint16_t corked_by       # worker on whose list of corked connections it is
-    int16_t end_code         # errno with which reading ended; owner only, as `unix_domain` is here for its size
+    # errno with which reading ended; owner only, as `unix_domain` is here for its size
+    int16_t end_code
     queue_t output
-    size_t pending           # bytes in `output`, with the flusher, and of messages that wait for TLS or a user's stream
-    size_t writing           # of them, given to a user's stream that has not yet returned; by who is in it
+    # bytes in `output`, with the flusher, and of messages that wait for TLS or a user's stream
+    size_t pending
+    # of them, given to a user's stream that has not yet returned; by who is in it
+    size_t writing
     size_t pending_counted   # of `pending`, counted in context.buffered
     uint64_t leaving         # what of the input is counted in context.leaving
     # Python references, swapped under the lock, dropped without it
     void *user_data
-    void *adapter            # stream.StreamAdapter of a user's stream; constant once set, as are the next two
+    # stream.StreamAdapter of a user's stream; constant once set, as are the next two
+    void *adapter
     void *session            # tls.TlsSession
     void *decoder            # frame.FrameDecoder of a user's frame builder
     void *builder            # _codec.Framing of its own: `framing` points into it
@@ -172,7 +198,8 @@ ctypedef struct acceptor_t:
     uint32_t listener_count
     uint64_t max_connections
     bint turns_away        # at max_connections, instead of pausing
-    bint has_proxy         # connections begin with a header of the PROXY protocol, by which they are counted
+    # connections begin with a header of the PROXY protocol, by which they are counted
+    bint has_proxy
     option_t *options
     uint32_t option_count
     # atomic
@@ -180,23 +207,29 @@ ctypedef struct acceptor_t:
     uint64_t turned_away
     uint32_t turned_away_told
     uint64_t pauses
-    uint32_t accepting     # ACCEPT...; written with `accept_lock`, or by the accept thread while not `listening`
-    uint32_t listening     # the listeners are in the poller of the first loop; written with `accept_lock`
-    uint32_t lost          # some of them are not, because they are shut down; written with `accept_lock`
-    uint32_t waits         # somebody wants the accept thread to be told when a connection is released: see loop_release
+    # ACCEPT...; written with `accept_lock`, or by the accept thread while not `listening`
+    uint32_t accepting
+    # the listeners are in the poller of the first loop; written with `accept_lock`
+    uint32_t listening
+    # some of them are not, because they are shut down; written with `accept_lock`
+    uint32_t lost
+    # somebody wants the accept thread to be told when a connection is released: see loop_release
+    uint32_t waits
     uint32_t suspended
     uint32_t stop
     uint32_t loops_left
     # with `accept_lock`, which whoever accepts holds
     lock_t accept_lock
     vacancy_t next
-    bint exhausted         # there were no fds, or no memory; the accept thread's while not `listening`
+    # there were no fds, or no memory; the accept thread's while not `listening`
+    bint exhausted
     # under its own lock
     addresses_t addresses  # connections from each
     # the accept thread, and whoever starts and ends it
     pthread_t thread
     bint started
-    int event              # closed under `event_lock`, and set there by others than threads of the loops
+    # closed under `event_lock`, and set there by others than threads of the loops
+    int event
     lock_t event_lock
 
 ctypedef struct loop_t:
@@ -226,7 +259,9 @@ ctypedef struct loop_t:
     int handoff
     bint has_open_callbacks
     acceptor_t *acceptor
-    uint64_t sweep_ns     # between two looks at the deadlines: a quarter of the shortest of Config's; LINGER_SWEEP_NS while anybody lingers, if that is less
+    # between two looks at the deadlines: a quarter of the shortest of Config's; LINGER_SWEEP_NS
+    # while anybody lingers, if that is less
+    uint64_t sweep_ns
     uint32_t forks       # kernel_forks at the start
     # atomic
     uint64_t live          # connections; only who has the acceptor's `accept_lock` makes it larger
@@ -236,9 +271,12 @@ ctypedef struct loop_t:
     uint32_t stopping
     uint32_t awake       # workers that are neither parked nor in callbacks
     uint32_t eager       # milliseconds left in eager mode
-    uint32_t stalled     # a worker found in a callback that lasts, its index + 1, and its progress then
+    # a worker found in a callback that lasts, its index + 1, and its progress then
+    uint32_t stalled
     uint64_t stalled_progress
-    uint32_t dispatching # index + 1 of the worker that was seen to run callbacks last; written with the GIL held, 0 without one
+    # index + 1 of the worker that was seen to run callbacks last; written with the GIL held, 0
+    # without one
+    uint32_t dispatching
     uint32_t handler_ns  # moving average of a handler's time; without a GIL only
     uint32_t workers_left
     # monitor

@@ -1,4 +1,6 @@
-"""Messages that wait to be encrypted, or for a user's stream: they are pending, and count as that."""
+"""Messages that wait to be encrypted, or for a user's stream: they are pending, and count as
+that.
+"""
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -13,7 +15,9 @@ from hydrogen._c.structs cimport connection_t, context_t
 cdef inline bint waiting_count(
     context_t *context, connection_t *connection, uint32_t generation, size_t n,
 ) noexcept nogil:
-    """Count as pending a message that waits to be encrypted, or for a user's stream; False when no more are taken. Any thread."""
+    """Count as pending a message that waits to be encrypted, or for a user's stream; False when no
+    more are taken. Any thread.
+    """
     cdef bint taken
     lock_take(&connection.lock)
     taken = mailbox_generation(connection) == generation and connection.state == STATE_OPEN
@@ -29,7 +33,9 @@ cdef inline bint waiting_count(
 cdef inline uint32_t waiting_uncount(
     context_t *context, connection_t *connection, uint32_t generation, size_t n,
 ) noexcept nogil:
-    """Undo `waiting_count`: the message is sent no more. Any thread. Returns bits to post, FLUSH_DRAINED, FLUSH_OWNER."""
+    """Undo `waiting_count`: the message is sent no more. Any thread. Returns bits to post,
+    FLUSH_DRAINED, FLUSH_OWNER.
+    """
     cdef uint32_t bits = 0
     cdef queue_t dropped  # nothing: it is not aborted
     lock_take(&connection.lock)
@@ -42,11 +48,11 @@ cdef inline uint32_t waiting_uncount(
 
 
 cdef inline uint64_t waiting_rest(context_t *context, connection_t *connection) noexcept nogil:
-    """Nanoseconds for which a thread that has left a message to who encrypts, or is in the user's stream, lets that one get on: the
-    longer the more waits for him.
+    """Nanoseconds for which a thread that has left a message to who encrypts, or is in the user's
+    stream, lets that one get on: the longer the more waits for him.
 
-    He needs the GIL again and again. Those who send without rest would keep it, and the peer be taken for a slow one. Below a 64th of
-    `max_write_buffer` nobody waits.
+    He needs the GIL again and again. Those who send without rest would keep it, and the peer be
+    taken for a slow one. Below a 64th of `max_write_buffer` nobody waits.
     """
     cdef uint64_t pending
     lock_take(&connection.lock)

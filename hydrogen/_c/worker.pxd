@@ -1,4 +1,5 @@
-"""A worker's passage through the roles: what it does off the GIL until there is something for Python, how an iteration begins and ends, eager mode.
+"""A worker's passage through the roles: what it does off the GIL until there is something for
+Python, how an iteration begins and ends, eager mode.
 
 Why no wake-up is lost stands in queues.pxd.
 """
@@ -26,7 +27,10 @@ from hydrogen._c.structs cimport conn_queue_t, connection_t, loop_t, worker_t
 
 
 cdef inline bint worker_is_eager(loop_t *loop) noexcept nogil:
-    return loop.handoff == HANDOFF_EAGER or (loop.handoff == HANDOFF_AUTO and relaxed_load32(&loop.eager) != 0)
+    return (
+        loop.handoff == HANDOFF_EAGER or
+        (loop.handoff == HANDOFF_AUTO and relaxed_load32(&loop.eager) != 0)
+    )
 
 
 cdef inline void worker_park_locked(worker_t *worker) noexcept nogil:
@@ -42,9 +46,11 @@ cdef inline void worker_park_locked(worker_t *worker) noexcept nogil:
 
 
 cdef inline bint worker_next(worker_t *worker) noexcept nogil:
-    """All that a worker does off the GIL, until there is something for Python; False when the worker is to end.
+    """All that a worker does off the GIL, until there is something for Python; False when the
+    worker is to end.
 
-    It holds nothing when it comes and when it returns. After a drain the sockets come first: a ready queue that never empties must not hide them.
+    It holds nothing when it comes and when it returns. After a drain the sockets come first: a
+    ready queue that never empties must not hide them.
 
     One stays as long as there are connections, for those in whose streams threads of the user's are
     still. Under the loop's lock it sees that there are some, and sleeps; who releases the last one
@@ -53,7 +59,6 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
     cdef loop_t *loop = worker.loop
     cdef conn_queue_t ready
     cdef conn_queue_t service
-    cdef connection_t *connection
     cdef bint sleep, stays
     cdef bint polled = False
     ready.first = ready.last = service.first = service.last = NULL
@@ -64,14 +69,18 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
         relaxed_store32(&worker.state, WORKER_POLL)
         lock_take(&loop.lock)
         if loop.service.first != NULL:
-            # One turn of the service queue as it is now; what is put back comes after the next poll.
+            # One turn of the service queue as it is now; what is put back comes after the next
+            # poll.
             queues_append(&service, &loop.service)
             lock_give(&loop.lock)
             worker_serve(worker, &ready, &service)
             lock_take(&loop.lock)
             queues_hand_over_locked(loop, &ready, &service)
         if not loop.role_taken and not (polled and loop.ready.first != NULL) and not loop.exiting:
-            sleep = loop.ready.first == NULL and loop.service.first == NULL and worker.corked_count == 0 and not loop.tasks
+            sleep = (
+                loop.ready.first == NULL and loop.service.first == NULL and
+                worker.corked_count == 0 and not loop.tasks
+            )
             loop.role_taken = True
             loop.polling = sleep
             lock_give(&loop.lock)
@@ -81,7 +90,10 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
             queues_hand_over_locked(loop, &ready, &service)
             loop.role_taken = False
             loop.polling = False
-            if <uint64_t>loop.ready.length * relaxed_load32(&loop.handler_ns) > WORK_NS and loop.parked != NULL:
+            if (
+                <uint64_t>loop.ready.length * relaxed_load32(&loop.handler_ns) > WORK_NS and
+                loop.parked != NULL
+            ):
                 relaxed_add64(&worker.io.counters.handoffs, 1)
                 queues_wake_locked(loop)
         if loop.ready.first != NULL or loop.tasks:
@@ -90,7 +102,10 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
             if worker.corked_count:
                 flush_corked(worker)
             break
-        if loop.service.first == NULL and worker.corked_count == 0 and (loop.role_taken or loop.exiting):
+        if (
+            loop.service.first == NULL and worker.corked_count == 0 and
+            (loop.role_taken or loop.exiting)
+        ):
             if loop.exiting and (loop.kept or atomic_load64(&loop.live) == 0):
                 lock_give(&loop.lock)
                 return False
@@ -102,7 +117,8 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
                 loop.kept = False
             polled = False
         lock_give(&loop.lock)
-    # In this order: a tick that finds the word touched looks at the states again, and one that comes later sees this one.
+    # In this order: a tick that finds the word touched looks at the states again, and one that
+    # comes later sees this one.
     relaxed_store32(&worker.state, WORKER_WANT_GIL)
     queues_touch_monitor(loop)
     return True
@@ -116,10 +132,12 @@ cdef inline void worker_begin_iteration(worker_t *worker) noexcept nogil:
 
 
 cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
-    """In eager mode, after a turn: flush, and look at the sockets once, without waiting and with the GIL held. True when there is something for another turn.
+    """In eager mode, after a turn: flush, and look at the sockets once, without waiting and with
+    the GIL held. True when there is something for another turn.
 
-    While handlers block there are always others who wait for the GIL: letting go of it only to send and to poll would hand it to one of them, a switch
-    for each batch. So it is let go when a handler blocks, when there is nothing to do, or when the interpreter asks for it.
+    While handlers block there are always others who wait for the GIL: letting go of it only to send
+    and to poll would hand it to one of them, a switch for each batch. So it is let go when a
+    handler blocks, when there is nothing to do, or when the interpreter asks for it.
     """
     cdef loop_t *loop = worker.loop
     cdef conn_queue_t ready
@@ -150,7 +168,9 @@ cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
     return more
 
 
-cdef inline void worker_serve(worker_t *worker, conn_queue_t *ready, conn_queue_t *service) noexcept nogil:
+cdef inline void worker_serve(
+    worker_t *worker, conn_queue_t *ready, conn_queue_t *service,
+) noexcept nogil:
     """A step for each connection of `service`; those that need another one are in it afterwards."""
     cdef conn_queue_t again
     cdef connection_t *connection
@@ -167,9 +187,11 @@ cdef inline void worker_serve(worker_t *worker, conn_queue_t *ready, conn_queue_
 cdef inline void worker_enter(worker_t *worker, uint64_t asked) noexcept nogil:
     """Begin to run callbacks, with the GIL, which was asked for at that time.
 
-    Eager mode begins on the proof that a handler blocks: this worker got the GIL soon while a stalled one is still in the same callback. In
-    eager mode there is always another worker awake while one runs callbacks: it polls, and waits for the GIL with what it has read, so that it
-    goes on at the moment when a handler blocks and lets go of the GIL. Two workers alternate so, and nobody has to be woken until one blocks.
+    Eager mode begins on the proof that a handler blocks: this worker got the GIL soon while a
+    stalled one is still in the same callback. In eager mode there is always another worker awake
+    while one runs callbacks: it polls, and waits for the GIL with what it has read, so that it goes
+    on at the moment when a handler blocks and lets go of the GIL. Two workers alternate so, and
+    nobody has to be woken until one blocks.
     """
     cdef loop_t *loop = worker.loop
     cdef uint32_t stalled = relaxed_load32(&loop.stalled)
@@ -182,7 +204,10 @@ cdef inline void worker_enter(worker_t *worker, uint64_t asked) noexcept nogil:
     relaxed_store32(&worker.state, WORKER_CALLBACK)
     if stalled and stalled != worker.index + 1 and waited < BLOCKS_NS:
         other = &loop.workers[stalled - 1]
-        if relaxed_load32(&other.state) == WORKER_CALLBACK and relaxed_load64(&other.progress) == relaxed_load64(&loop.stalled_progress):
+        if (
+            relaxed_load32(&other.state) == WORKER_CALLBACK and
+            relaxed_load64(&other.progress) == relaxed_load64(&loop.stalled_progress)
+        ):
             relaxed_store32(&loop.eager, EAGER_MS)
     if atomic_add32(&loop.awake, <uint32_t>-1) == 1 and worker_is_eager(loop):
         lock_take(&loop.lock)
@@ -195,26 +220,34 @@ cdef inline void worker_enter(worker_t *worker, uint64_t asked) noexcept nogil:
 cdef inline void worker_leave(worker_t *worker) noexcept nogil:
     """The callbacks of this turn are done; the GIL is let go next.
 
-    Without a GIL their mean time goes into the average by which worker_next tells whether there is work for two (an eighth of the new value, as TCP
-    smooths its round trips, RFC 6298). With one, a second worker in callbacks would only wait.
+    Without a GIL their mean time goes into the average by which worker_next tells whether there is
+    work for two (an eighth of the new value, as TCP smooths its round trips, RFC 6298). With one, a
+    second worker in callbacks would only wait.
     """
     cdef uint64_t callbacks, mean
     if not HYDROGEN_GIL:
         callbacks = relaxed_load64(&worker.progress) - worker.iteration_progress
         if callbacks:
             mean = min((kernel_now() - worker.iteration_entered) // callbacks, <uint64_t>1000000000)
-            relaxed_store32(&worker.loop.handler_ns, <uint32_t>((7 * <uint64_t>relaxed_load32(&worker.loop.handler_ns) + mean) // 8))
+            relaxed_store32(
+                &worker.loop.handler_ns,
+                <uint32_t>((7 * <uint64_t>relaxed_load32(&worker.loop.handler_ns) + mean) // 8)
+            )
     relaxed_store32(&worker.state, WORKER_FLUSH)
     atomic_add32(&worker.loop.awake, 1)
 
 
 cdef inline bint worker_claim(worker_t *worker) noexcept nogil:
-    """Whether the caller is to say the last words of a worker: its thread as it begins, unless a start that failed came before."""
+    """Whether the caller is to say the last words of a worker: its thread as it begins, unless a
+    start that failed came before.
+    """
     return not atomic_swap32(&worker.claimed, 1)
 
 
 cdef inline void worker_left(worker_t *worker) noexcept nogil:
-    """The last words of a worker. The last one closes the fds; nobody else uses them, since only loop_exit ends workers."""
+    """The last words of a worker. The last one closes the fds; nobody else uses them, since only
+    loop_exit ends workers.
+    """
     if atomic_add32(&worker.loop.workers_left, <uint32_t>-1) == 1:
         loop_close_fds(worker.loop)
         acceptor_left(worker.loop.acceptor)

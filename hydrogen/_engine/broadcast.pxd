@@ -46,7 +46,9 @@ cdef inline list broadcast_sockets(Engine engine, uint32_t last_state):
 cdef inline bint broadcast_send_other(
     Engine engine, worker_t *worker, HydrogenSocket socket, bytes data, bytes wire, uint64_t *rest,
 ) except -1:
-    """`send` of a broadcast, of `wire` where that is what the builder would make; what a connection's own framing cannot carry is not sent to it."""
+    """`send` of a broadcast, of `wire` where that is what the builder would make; what a
+    connection's own framing cannot carry is not sent to it.
+    """
     cdef connection_t *connection = socket._connection
     cdef bint sent = False
     decoder = references_held(engine, socket, &connection.decoder)
@@ -56,7 +58,9 @@ cdef inline bint broadcast_send_other(
         references_held(engine, socket, &connection.session) is None and
         references_held(engine, socket, &connection.adapter) is None
     ):
-        return sending_count(engine, worker, sending_append(engine, worker, socket, &engine._raw, wire, STATE_OPEN))
+        return sending_count(
+            engine, worker, sending_append(engine, worker, socket, &engine._raw, wire, STATE_OPEN)
+        )
     try:
         sent = sending_send(engine, socket, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), rest)
     except ValueError:
@@ -67,14 +71,18 @@ cdef inline bint broadcast_send_other(
 
 
 cdef inline object broadcast_to_all(Engine engine, bytes data, exclude):
-    """First, without the GIL, the connections that are framed as `Config` says, in compiled code; then the others one by one.
+    """First, without the GIL, the connections that are framed as `Config` says, in compiled code;
+    then the others one by one.
 
-    Those who encrypt, or write into a stream, get on in one rest for all, not in one for each: see `sending_send`.
+    Those who encrypt, or write into a stream, get on in one rest for all, not in one for each: see
+    `sending_send`.
     """
     cdef loop_t *loop = &engine._loop
     cdef worker_t *worker = engine._worker()
     cdef const framing_t *framing = loop.context.framing
-    cdef bytes wire = encode(engine._builder, data) if framing.kind == FRAMING_PYTHON else framed(framing, data)
+    cdef bytes wire = (
+        encode(engine._builder, data) if framing.kind == FRAMING_PYTHON else framed(framing, data)
+    )
     cdef uint32_t used = slab_used(&loop.slab)
     cdef uint32_t *skip = NULL
     cdef uint64_t *others = NULL
@@ -93,7 +101,10 @@ cdef inline object broadcast_to_all(Engine engine, bytes data, exclude):
             raise MemoryError(f"no memory to send {len(data)} bytes to all")
         broadcast_exclude(engine, exclude, skip, used)
         with nogil:
-            broadcast_send(loop, &worker.io if worker != NULL else &loop.outside_io, worker == NULL, shared, skip, others, used, &report)
+            broadcast_send(
+                loop, &worker.io if worker != NULL else &loop.outside_io, worker == NULL, shared,
+                skip, others, used, &report
+            )
         for k in range(report.others):
             socket = references_socket(engine, mailbox_of(loop, others[k]))
             socket._generation = <uint32_t>(others[k] >> 32)
@@ -113,13 +124,18 @@ cdef inline object broadcast_to_all(Engine engine, bytes data, exclude):
 
 
 cdef inline int broadcast_exclude(Engine engine, exclude, uint32_t *skip, uint32_t used) except -1:
-    """The generations that are not sent to, by slot. One that is gone must not take the place of the next in its slot."""
+    """The generations that are not sent to, by slot. One that is gone must not take the place of
+    the next in its slot.
+    """
     cdef HydrogenSocket socket
     for other in exclude:
         if not isinstance(other, SocketContract):
             raise TypeError(f"exclude: sockets are expected, not {other!r}")
         if isinstance(other, HydrogenSocket):
             socket = other
-            if socket._engine is engine and socket._connection.slot.index < used and socket._valid():
+            if (
+                socket._engine is engine and socket._connection.slot.index < used and
+                socket._valid()
+            ):
                 skip[socket._connection.slot.index] = socket._generation
     return 0

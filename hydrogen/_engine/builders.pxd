@@ -25,8 +25,12 @@ cdef inline object builders_decoder(Engine engine, connection_t *connection):
     return <object>connection.decoder
 
 
-cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
-    """Give to the handler what a user's frame builder makes of the input, until it has nothing, raises, or the budget is used up."""
+cdef inline int builders_deliver(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
+    """Give to the handler what a user's frame builder makes of the input, until it has nothing,
+    raises, or the budget is used up.
+    """
     cdef block_t *input = connection.input
     cdef int budget = DELIVER_MOST
     decoder = builders_decoder(engine, connection)
@@ -50,7 +54,9 @@ cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *
                 errors.cut_traceback(error)
                 ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
             else:
-                callbacks_failed(engine, worker, socket, f"{class_name(decoder.builder)}.from_bytes", error)
+                callbacks_failed(
+                    engine, worker, socket, f"{class_name(decoder.builder)}.from_bytes", error
+                )
             break
         connection.held = decoder.size
         if data is None:
@@ -58,7 +64,8 @@ cdef inline int builders_deliver(Engine engine, worker_t *worker, connection_t *
             if decoder.is_partial():
                 connection.flags |= FLAG_PARTIAL
             break
-        if atomic_load32(&connection.state) != STATE_OPEN or mailbox_pauses(connection):  # while the builder's code ran
+        # while the builder's code ran
+        if atomic_load32(&connection.state) != STATE_OPEN or mailbox_pauses(connection):
             decoder.put_back(data)
             connection.held = decoder.size
             break

@@ -1,9 +1,9 @@
 """The one way into user code: callbacks, streams, frame builders.
 
 Who calls it begins with `callbacks_begin` and looks at `callbacks_check` afterwards: it may have
-forked, and this is the child. Who catches what it raised calls `callbacks_caught` first. Callbacks of the handler, between which nothing may pass, end with
-`callbacks_leave`. What they raise is their own fault, whatever the class (`callbacks_failed`), but
-where the caller knows better.
+forked, and this is the child. Who catches what it raised calls `callbacks_caught` first. Callbacks
+of the handler, between which nothing may pass, end with `callbacks_leave`. What they raise is their
+own fault, whatever the class (`callbacks_failed`), but where the caller knows better.
 """
 
 from cpython.object cimport PyObject
@@ -40,8 +40,9 @@ cdef inline int callbacks_begin(Engine engine, worker_t *worker) except -1:
     """Count a callback, which shows the monitor thread that this worker gets on.
 
     Flush what another worker has corked that blocks now. An exception that somebody has set in this
-    thread is for a callback that has ended: it is dropped. The GIL is not let go: who calls this has
-    seen that the connection is open and not paused, and would deliver after close() has returned.
+    thread is for a callback that has ended: it is dropped. The GIL is not let go: who calls this
+    has seen that the connection is open and not paused, and would deliver after close() has
+    returned.
     """
     cdef uint64_t progress = relaxed_load64(&worker.progress) + 1
     callbacks_check(engine)
@@ -56,8 +57,8 @@ cdef inline int callbacks_leave(Engine engine, worker_t *worker) except -1:
     """A callback of the handler's came back. Not after what one calls itself, as `send` does.
 
     Flush in time what this iteration has corked; calls of streams and frame builders count as well.
-    Each callback runs in a context of its own (PEP 567), which is made anew only where the last one has
-    set a variable.
+    Each callback runs in a context of its own (PEP 567), which is made anew only where the last one
+    has set a variable.
     """
     cdef uint64_t progress
     callbacks_check(engine)
@@ -68,13 +69,18 @@ cdef inline int callbacks_leave(Engine engine, worker_t *worker) except -1:
         progress = relaxed_load64(&worker.progress)
         if expect_seldom(progress - worker.cork_seen >= CORK_LOOK):
             worker.cork_seen = progress
-            if worker.corked_count >= CORK_CALLBACKS or kernel_now() - worker.iteration_began > CORK_NS:
+            if (
+                worker.corked_count >= CORK_CALLBACKS or
+                kernel_now() - worker.iteration_began > CORK_NS
+            ):
                 callbacks_flush_corked(engine, worker)
     return 0
 
 
 cdef inline void callbacks_flush_corked(Engine engine, worker_t *worker) noexcept:
-    """In eager mode with the GIL held: it went to one of those that wait for it, and this iteration would end in the middle."""
+    """In eager mode with the GIL held: it went to one of those that wait for it, and this iteration
+    would end in the middle.
+    """
     if worker_is_eager(&engine._loop):
         flush_corked(worker)
     else:
@@ -88,8 +94,10 @@ cdef inline void callbacks_flush_corked(Engine engine, worker_t *worker) noexcep
 
 
 cdef inline int callbacks_caught(Engine engine, worker_t *worker) except -1:
-    """User code has raised. As `callbacks_check`; and what somebody has set in this worker for that code is
-    dropped: the next line of Python is ours, and would raise it. `worker`: NULL in a thread of the user's.
+    """User code has raised. As `callbacks_check`; and what somebody has set in this worker for that
+    code is
+    dropped: the next line of Python is ours, and would raise it. `worker`: NULL in a thread of the
+    user's.
     """
     callbacks_check(engine)
     if worker != NULL:
@@ -97,8 +105,12 @@ cdef inline int callbacks_caught(Engine engine, worker_t *worker) except -1:
     return 0
 
 
-cdef inline int callbacks_failed(Engine engine, worker_t *worker, HydrogenSocket socket, name, error) except -1:
-    """User code raised: end the connection with a HandlerError, then log it. Raises SystemExit in a forked child."""
+cdef inline int callbacks_failed(
+    Engine engine, worker_t *worker, HydrogenSocket socket, name, error,
+) except -1:
+    """User code raised: end the connection with a HandlerError, then log it. Raises SystemExit in a
+    forked child.
+    """
     callbacks_caught(engine, worker)
     shown = callbacks_error(engine, worker, error)
     callbacks_check(engine)  # its __str__ is user code
@@ -108,7 +120,9 @@ cdef inline int callbacks_failed(Engine engine, worker_t *worker, HydrogenSocket
 
 
 cdef inline object callbacks_error(Engine engine, worker_t *worker, error):
-    """The HandlerError for `error`. What somebody sets in this worker meanwhile is dropped, once."""
+    """The HandlerError for `error`. What somebody sets in this worker meanwhile is dropped,
+    once.
+    """
     try:
         return errors.handler_error(error)
     except BaseException:
@@ -117,27 +131,38 @@ cdef inline object callbacks_error(Engine engine, worker_t *worker, error):
 
 
 cdef inline void callbacks_log(Engine engine, HydrogenSocket socket, name, error) noexcept:
-    """Write down what user code raised; whatever comes of it is of no consequence for the connection."""
+    """Write down what user code raised; whatever comes of it is of no consequence for the
+    connection.
+    """
     try:
         engine._log.callback_error(name, error, socket)
     except BaseException:
         pass
 
 
-cdef inline int callbacks_message(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, data) except -1:
-    """`on_data_received`. A message is complete: whatever of another one is there has a deadline of its own."""
+cdef inline int callbacks_message(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, data,
+) except -1:
+    """`on_data_received`. A message is complete: whatever of another one is there has a deadline of
+    its own.
+    """
     callbacks_begin(engine, worker)
     relaxed_add64(&worker.io.counters.messages_received, 1)
     if relaxed_load64(&connection.deadline):
         relaxed_store64(&connection.deadline, 0)
     connection.flags &= ~<uint32_t>FLAG_LATE  # what made it late has come
-    if expect_seldom(not compat_call(<PyObject *>(<_Callbacks>worker.callbacks).on_data, <PyObject *>socket, <PyObject *>data)):
+    on_data = <PyObject *>(<_Callbacks>worker.callbacks).on_data
+    if expect_seldom(not compat_call(on_data, <PyObject *>socket, <PyObject *>data)):
         callbacks_raised(engine, worker, socket, "on_data_received")
     return callbacks_leave(engine, worker)
 
 
-cdef inline int callbacks_raised(Engine engine, worker_t *worker, HydrogenSocket socket, name) except -1:
-    """`callbacks_failed` with what was raised. By itself: to be ready to catch takes time even when nothing is raised."""
+cdef inline int callbacks_raised(
+    Engine engine, worker_t *worker, HydrogenSocket socket, name,
+) except -1:
+    """`callbacks_failed` with what was raised. By itself: to be ready to catch takes time even when
+    nothing is raised.
+    """
     try:
         compat_raise()
     except BaseException as error:
@@ -145,7 +170,9 @@ cdef inline int callbacks_raised(Engine engine, worker_t *worker, HydrogenSocket
     return 0
 
 
-cdef inline int callbacks_invoke(Engine engine, worker_t *worker, HydrogenSocket socket, callback, name) except -1:
+cdef inline int callbacks_invoke(
+    Engine engine, worker_t *worker, HydrogenSocket socket, callback, name,
+) except -1:
     """Run a callback that takes the socket alone."""
     callbacks_begin(engine, worker)
     try:
@@ -156,7 +183,8 @@ cdef inline int callbacks_invoke(Engine engine, worker_t *worker, HydrogenSocket
 
 
 cdef inline int callbacks_call(
-    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, callback, name,
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, callback,
+    name,
 ) except -1:
     """The same, if it is overridden and the connection open."""
     if callback is None or atomic_load32(&connection.state) != STATE_OPEN:
@@ -164,13 +192,18 @@ cdef inline int callbacks_call(
     return callbacks_invoke(engine, worker, socket, callback, name)
 
 
-cdef inline int callbacks_connected(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
-    """Ready for use: messages may come and go. If it ends already nobody hears of it, now or in the end.
+cdef inline int callbacks_connected(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
+    """Ready for use: messages may come and go. If it ends already nobody hears of it, now or in the
+    end.
 
-    The state is looked at once: from `ready` on `on_disconnected` is due, and others see the connection and may end it.
+    The state is looked at once: from `ready` on `on_disconnected` is due, and others see the
+    connection and may end it.
     """
     cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
-    atomic_store64(&connection.deadline, 0)  # the header's, the handshake's: a frame that is begun has one of its own
+    # the header's, the handshake's: a frame that is begun has one of its own
+    atomic_store64(&connection.deadline, 0)
     if atomic_load32(&connection.state) != STATE_OPEN:
         return 0
     atomic_store32(&connection.ready, 1)
@@ -179,11 +212,13 @@ cdef inline int callbacks_connected(Engine engine, worker_t *worker, connection_
     return callbacks_invoke(engine, worker, socket, callbacks.on_connected, "on_connected")
 
 
-cdef inline object callbacks_run(Engine engine, worker_t *worker, function, first=None, second=None):
+cdef inline object callbacks_run(
+    Engine engine, worker_t *worker, function, first=None, second=None,
+):
     """What `function` of the user's returns, or raises; who catches that calls `callbacks_caught`.
 
-    Arguments are left out when they are None. In the child of a worker it raises SystemExit; that of a
-    thread of the user's goes its own way, and who calls this there looks whether it is one.
+    Arguments are left out when they are None. In the child of a worker it raises SystemExit; that
+    of a thread of the user's goes its own way, and who calls this there looks whether it is one.
     """
     if worker != NULL:
         callbacks_begin(engine, worker)
@@ -217,12 +252,13 @@ cdef inline int callbacks_quietly(
 
 
 cdef inline void callbacks_computing(Engine engine, worker_t *worker, bint briefly) noexcept:
-    """Around short records: OpenSSL lets go of the GIL for microseconds, and another worker may keep it for long.
+    """Around short records: OpenSSL lets go of the GIL for microseconds, and another worker may
+    keep it for long.
 
-    Who waits to have it back does not block in a handler; did it count as that, more and more workers
-    would be woken, and wait for it. Unless it lasts (BRIEF_TICKS): user code may run in there, by the
-    collector or in a class of the user's, and block. A handshake or a long message counts: OpenSSL
-    takes a millisecond or more, in which others can work.
+    Who waits to have it back does not block in a handler; did it count as that, more and more
+    workers would be woken, and wait for it. Unless it lasts (BRIEF_TICKS): user code may run in
+    there, by the collector or in a class of the user's, and block. A handshake or a long message
+    counts: OpenSSL takes a millisecond or more, in which others can work.
     """
     if worker != NULL:
         relaxed_store32(&worker.state, WORKER_BRIEF if briefly else WORKER_CALLBACK)

@@ -1,4 +1,6 @@
-"""The dispatch role: an iteration runs tasks, and the callbacks of the connections that are ready."""
+"""The dispatch role: an iteration runs tasks, and the callbacks of the connections that are
+ready.
+"""
 
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -59,7 +61,9 @@ cdef inline void dispatch_iteration(Engine engine, worker_t *worker) noexcept:
 
 
 cdef inline void dispatch_tasks(Engine engine, worker_t *worker, uint32_t tasks) noexcept:
-    """What is to be done in Python for the loop as a whole. Without memory, say, it is asked for again."""
+    """What is to be done in Python for the loop as a whole. Without memory, say, it is asked for
+    again.
+    """
     if not dispatch_tasks_done(engine, worker, tasks) and not engine._inert():
         monitor_set_alarm(&engine._loop, kernel_now() + TASK_RETRY_NS)
 
@@ -83,7 +87,9 @@ cdef inline bint dispatch_tasks_done(Engine engine, worker_t *worker, uint32_t t
 
 
 cdef inline int dispatch_outputs(Engine engine, worker_t *worker) except -1:
-    """Go on with output that was left to a worker, of as many connections as there are now: the next turn may be long in coming."""
+    """Go on with output that was left to a worker, of as many connections as there are now: the
+    next turn may be long in coming.
+    """
     cdef uint32_t count = queues_outputs(&engine._loop)
     while count:
         count -= 1
@@ -123,7 +129,8 @@ cdef inline void dispatch_serve(Engine engine, worker_t *worker, connection_t *c
     connection.todo = 0
     if not dispatch_guarded(engine, worker, connection, todo) and not engine._inert():
         queues_end(
-            &engine._loop, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR, ENOMEM, NULL, False)
+            &engine._loop, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR, ENOMEM,
+            NULL, False)
     if engine._inert():
         return
     if todo & TODO_FINISH:
@@ -133,8 +140,12 @@ cdef inline void dispatch_serve(Engine engine, worker_t *worker, connection_t *c
     dispatch_leave(engine, worker)
 
 
-cdef inline bint dispatch_guarded(Engine engine, worker_t *worker, connection_t *connection, uint32_t todo) noexcept:
-    """Whether it came to an end. Without memory even catching an exception may fail: then this is 0."""
+cdef inline bint dispatch_guarded(
+    Engine engine, worker_t *worker, connection_t *connection, uint32_t todo,
+) noexcept:
+    """Whether it came to an end. Without memory even catching an exception may fail: then this is
+    0.
+    """
     try:
         if todo & TODO_FINISH:
             finishing_callbacks(engine, worker, connection)
@@ -154,7 +165,9 @@ cdef inline void dispatch_leave(Engine engine, worker_t *worker) noexcept:
 
 
 cdef inline void dispatch_failed(Engine engine, connection_t *connection, error) noexcept:
-    """Something was raised that nobody expects: want of memory, most likely. The connection is aborted."""
+    """Something was raised that nobody expects: want of memory, most likely. The connection is
+    aborted.
+    """
     cdef bint memory = issubclass(type(error), MemoryError)
     if engine._inert():
         return
@@ -167,7 +180,9 @@ cdef inline void dispatch_failed(Engine engine, connection_t *connection, error)
         pass
 
 
-cdef inline int dispatch_do(Engine engine, worker_t *worker, connection_t *connection, uint32_t todo) except -1:
+cdef inline int dispatch_do(
+    Engine engine, worker_t *worker, connection_t *connection, uint32_t todo,
+) except -1:
     """What is in `todo`, in the order in which it happened."""
     cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
     cdef HydrogenSocket socket = references_socket(engine, connection)
@@ -193,12 +208,15 @@ cdef inline int dispatch_do(Engine engine, worker_t *worker, connection_t *conne
     return 0
 
 
-cdef inline int dispatch_deliver(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+cdef inline int dispatch_deliver(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
     """Give the complete messages of the input to the handler."""
     cdef int result = FRAME_COMPLETE
     if connection.flags & FLAG_FIRST and opening_has_second_header(connection):
         ending_with(
-            engine, socket, False, CAUSE_BAD_FRAME, errors.ProtocolError("a second PROXY header behind the first one"))
+            engine, socket, False, CAUSE_BAD_FRAME,
+            errors.ProtocolError("a second PROXY header behind the first one"))
         return 0
     if connection.ciphertext != NULL:
         tls_decrypt(engine, worker, connection, socket)
@@ -213,7 +231,9 @@ cdef inline int dispatch_deliver(Engine engine, worker_t *worker, connection_t *
     return 0
 
 
-cdef inline int dispatch_refuse(Engine engine, connection_t *connection, HydrogenSocket socket, int result) except -1:
+cdef inline int dispatch_refuse(
+    Engine engine, connection_t *connection, HydrogenSocket socket, int result,
+) except -1:
     """The input can never become a frame."""
     cdef block_t *input = connection.input
     cdef int cause = CAUSE_BAD_FRAME
@@ -223,11 +243,15 @@ cdef inline int dispatch_refuse(Engine engine, connection_t *connection, Hydroge
         cause = CAUSE_CHECKSUM_MISMATCH
     ending_with(
         engine, socket, False, cause,
-        refusal(connection.framing, <const uint8_t *>block_bytes(input) + input.start, block_length(input)))
+        refusal(
+            connection.framing, <const uint8_t *>block_bytes(input) + input.start,
+            block_length(input)))
     return 0
 
 
-cdef inline int dispatch_frames(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+cdef inline int dispatch_frames(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
     """The built-in framings. Returns the result of the last look at the input."""
     cdef block_t *input
     cdef frame_t frame
@@ -240,7 +264,9 @@ cdef inline int dispatch_frames(Engine engine, worker_t *worker, connection_t *c
         if input == NULL:
             break
         at = <const uint8_t *>block_bytes(input) + input.start
-        result = framing_next(connection.framing, at, block_length(input), &connection.scanned, &frame)
+        result = framing_next(
+            connection.framing, at, block_length(input), &connection.scanned, &frame
+        )
         if result != FRAME_COMPLETE:
             break
         if budget == 0:

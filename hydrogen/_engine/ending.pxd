@@ -1,4 +1,6 @@
-"""Asking for the end of a connection, with the GIL: by its cause, or with an exception that exists already."""
+"""Asking for the end of a connection, with the GIL: by its cause, or with an exception that exists
+already.
+"""
 
 from cpython.ref cimport Py_INCREF, Py_DECREF
 
@@ -6,7 +8,9 @@ from hydrogen._c.queues cimport queues_end
 from hydrogen._core cimport Engine, HydrogenSocket
 
 
-cdef inline void ending_ask(Engine engine, HydrogenSocket socket, bint abort, int cause, int code) noexcept:
+cdef inline void ending_ask(
+    Engine engine, HydrogenSocket socket, bint abort, int cause, int code,
+) noexcept:
     """End the connection, gracefully or at once. The first cause stands."""
     if not engine._inert():
         queues_end(
@@ -14,7 +18,9 @@ cdef inline void ending_ask(Engine engine, HydrogenSocket socket, bint abort, in
             engine._worker() == NULL)
 
 
-cdef inline void ending_with(Engine engine, HydrogenSocket socket, bint abort, int cause, error) noexcept:
+cdef inline void ending_with(
+    Engine engine, HydrogenSocket socket, bint abort, int cause, error,
+) noexcept:
     """The same, with the exception that the last callbacks get."""
     cdef void *reference = <void *>error
     if engine._inert():

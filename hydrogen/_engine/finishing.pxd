@@ -16,13 +16,19 @@ from hydrogen._c.kernel cimport (
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport loop_release
 from hydrogen._c.structs cimport connection_t, worker_t
-from hydrogen._core cimport Engine, HydrogenSocket, Stream, StreamAdapter, _Callbacks, close_stream, errors
+from hydrogen._core cimport (
+    Engine, HydrogenSocket, Stream, StreamAdapter, _Callbacks, close_stream, errors,
+)
 from hydrogen._engine.callbacks cimport callbacks_quietly
 from hydrogen._engine.references cimport references_hold, references_socket
 
 
-cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_t *connection) except -1:
-    """The last callbacks. What they raise is only logged; in a forked child the rest is left out."""
+cdef inline int finishing_callbacks(
+    Engine engine, worker_t *worker, connection_t *connection,
+) except -1:
+    """The last callbacks. What they raise is only logged; in a forked child the rest is left
+    out.
+    """
     cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
     cdef HydrogenSocket socket = finishing_socket(engine, connection)
     closing_count(&worker.io, connection)
@@ -30,10 +36,14 @@ cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_
     error = <object>connection.error if connection.error != NULL else engine._no_memory
     adapter = <object>connection.adapter if connection.adapter != NULL else None
     if adapter is not None:
-        finishing_step(engine, worker, socket, StreamAdapter.shutdown, "Stream.shutdown", adapter, None)
+        finishing_step(
+            engine, worker, socket, StreamAdapter.shutdown, "Stream.shutdown", adapter, None
+        )
     finishing_log(engine, connection, socket, error)
     if atomic_load32(&connection.ready):
-        finishing_step(engine, worker, socket, callbacks.on_disconnected, "on_disconnected", socket, error)
+        finishing_step(
+            engine, worker, socket, callbacks.on_disconnected, "on_disconnected", socket, error
+        )
     if connection.cause != CAUSE_OVERLOAD:
         finishing_removed(engine, worker, connection, socket, error)
     if adapter is not None and not engine._inert():  # in a child the lock may be held for ever
@@ -45,7 +55,9 @@ cdef inline int finishing_callbacks(Engine engine, worker_t *worker, connection_
 
 
 cdef inline HydrogenSocket finishing_socket(Engine engine, connection_t *connection):
-    """The socket for the last callbacks; for want of memory one whose methods say that it is gone."""
+    """The socket for the last callbacks; for want of memory one whose methods say that it is
+    gone.
+    """
     socket = engine._spare_socket
     try:
         socket = references_socket(engine, connection)
@@ -58,13 +70,20 @@ cdef inline void finishing_find_error(Engine engine, connection_t *connection) n
     """Have in the slot why the connection ends, but for want of memory."""
     try:
         if connection.error == NULL:
-            references_hold(connection, &connection.error, errors.removal_error(connection.cause, connection.code))
+            references_hold(
+                connection, &connection.error,
+                errors.removal_error(connection.cause, connection.code)
+            )
     except BaseException:
         pass
 
 
-cdef inline void finishing_log(Engine engine, connection_t *connection, HydrogenSocket socket, error) noexcept:
-    """What the log is told of an end. Not in a forked child, where the log's lock may be held for ever."""
+cdef inline void finishing_log(
+    Engine engine, connection_t *connection, HydrogenSocket socket, error,
+) noexcept:
+    """What the log is told of an end. Not in a forked child, where the log's lock may be held for
+    ever.
+    """
     if engine._inert():
         return
     try:
@@ -92,18 +111,27 @@ cdef inline void finishing_removed(
     """The same of `on_connection_removed`: the number of the fd may take memory, too."""
     try:
         callbacks_quietly(
-            engine, worker, socket, (<_Callbacks>worker.callbacks).on_removed, "on_connection_removed", connection.fd, error)
+            engine, worker, socket, (<_Callbacks>worker.callbacks).on_removed,
+            "on_connection_removed", connection.fd, error)
     except BaseException:
         pass
 
 
-cdef inline void finishing_release(Engine engine, worker_t *worker, connection_t *connection) noexcept:
-    """References dropped, which may run user code; fd closed, slot released. Nothing here needs memory."""
+cdef inline void finishing_release(
+    Engine engine, worker_t *worker, connection_t *connection,
+) noexcept:
+    """References dropped, which may run user code; fd closed, slot released. Nothing here needs
+    memory.
+    """
     cdef void *references[7]
     cdef int k
     lock_take(&connection.lock)
-    references[0], references[1], references[2] = connection.user_data, connection.adapter, connection.error
-    references[3], references[4], references[5] = connection.session, connection.decoder, connection.header
+    references[
+        0
+    ], references[1], references[2] = connection.user_data, connection.adapter, connection.error
+    references[
+        3
+    ], references[4], references[5] = connection.session, connection.decoder, connection.header
     references[6] = connection.builder
     connection.user_data = connection.adapter = connection.error = NULL
     connection.session = connection.decoder = connection.header = connection.builder = NULL
@@ -111,7 +139,8 @@ cdef inline void finishing_release(Engine engine, worker_t *worker, connection_t
     for k in range(7):
         Py_XDECREF(<PyObject *>references[k])
     if not engine._inert():
-        # Who forks may need the GIL until it opens the gate: whoever waits for that must not hold it.
+        # Who forks may need the GIL until it opens the gate: whoever waits for that must not hold
+        # it.
         while not kernel_try_close_fork_gate():
             with nogil:
                 kernel_close_fork_gate()

@@ -9,7 +9,9 @@ from hydrogen._engine.references cimport references_held
 
 
 cdef inline object names_peer(HydrogenSocket socket):
-    """`HydrogenSocket.peername`: what the PROXY header says, or the kernel said as it was accepted."""
+    """`HydrogenSocket.peername`: what the PROXY header says, or the kernel said as it was
+    accepted.
+    """
     cdef name_t name
     cdef bint valid
     header = references_held(socket._engine, socket, &socket._connection.header)
@@ -40,7 +42,9 @@ cdef inline object names_unix_peer(HydrogenSocket socket):
 
 
 cdef inline object names_local(HydrogenSocket socket):
-    """`HydrogenSocket.sockname`: asked of the kernel while the connection is there; then it is what `local` keeps."""
+    """`HydrogenSocket.sockname`: asked of the kernel while the connection is there; then it is what
+    `local` keeps.
+    """
     cdef name_t name
     cdef int listener = -1
     if not socket._valid():

@@ -14,7 +14,8 @@ from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.connection cimport connection_register
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_OVERLOAD,
-    CAUSE_PEER_CLOSED, CAUSE_REJECT, FLAG_COUNTED, FLAG_FIRST, FLAG_HANDSHAKE, FLAG_HEADER, FLAG_POLLED,
+    CAUSE_PEER_CLOSED, CAUSE_REJECT, FLAG_COUNTED, FLAG_FIRST, FLAG_HANDSHAKE, FLAG_HEADER,
+    FLAG_POLLED,
     FLAG_READABLE, HEADER_PART, STATE_ABORTING, STATE_CLOSING,
 )
 from hydrogen._c.framing cimport FRAMING_PYTHON
@@ -48,7 +49,9 @@ cdef inline int opening_set_name(name_t *name, address) except -1:
     return 0
 
 
-cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+cdef inline int opening_open(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
     """The header of the PROXY protocol, on_new_connection, then the poller, then on_connected.
 
     It is polled before it is `ready`, and others see it: who sends may ask the poller for an edge.
@@ -56,7 +59,10 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
     cdef uint64_t began
     if atomic_load32(&connection.state) >= STATE_ABORTING:
         return 0
-    if connection.flags & FLAG_HEADER and not opening_read_header(engine, worker, connection, socket):
+    if (
+        connection.flags & FLAG_HEADER and
+        not opening_read_header(engine, worker, connection, socket)
+    ):
         return opening_register(engine, connection, socket)
     relaxed_store32(&connection.active, 1)  # it may have waited for a worker
     if engine._debug:
@@ -72,8 +78,11 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
         else:
             callbacks_failed(engine, worker, socket, "on_new_connection", error)
     callbacks_leave(engine, worker)
-    if relaxed_load64(&connection.deadline):  # the header's, and now the handshake's: this time was not the peer's
-        atomic_store64(&connection.deadline, relaxed_load64(&connection.deadline) + kernel_now() - began)
+    # the header's, and now the handshake's: this time was not the peer's
+    if relaxed_load64(&connection.deadline):
+        atomic_store64(
+            &connection.deadline, relaxed_load64(&connection.deadline) + kernel_now() - began
+        )
     if atomic_load32(&connection.state) >= STATE_ABORTING:
         return 0
     opening_register(engine, connection, socket)
@@ -82,7 +91,9 @@ cdef inline int opening_open(Engine engine, worker_t *worker, connection_t *conn
     return callbacks_connected(engine, worker, connection, socket)
 
 
-cdef inline int opening_settle_stream(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+cdef inline int opening_settle_stream(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
     """Who reads and writes: what on_new_connection returns, or the server's own stream."""
     cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
     stream = None
@@ -96,7 +107,9 @@ cdef inline int opening_settle_stream(Engine engine, worker_t *worker, connectio
     return 0
 
 
-cdef inline int opening_register(Engine engine, connection_t *connection, HydrogenSocket socket) except -1:
+cdef inline int opening_register(
+    Engine engine, connection_t *connection, HydrogenSocket socket,
+) except -1:
     """Have the connection polled, if it is not."""
     cdef int failed = 0
     if not connection.flags & FLAG_POLLED and connection.poll_fd >= 0:
@@ -106,13 +119,19 @@ cdef inline int opening_register(Engine engine, connection_t *connection, Hydrog
     return 0
 
 
-cdef inline int opening_adopt(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, stream) except -1:
-    """Take a stream of the user's: it owns the fd, the engine polls a duplicate. If its fd is none, ours stays ours."""
+cdef inline int opening_adopt(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, stream,
+) except -1:
+    """Take a stream of the user's: it owns the fd, the engine polls a duplicate. If its fd is none,
+    ours stays ours.
+    """
     cdef int duplicate
     if type(stream) in (Plain, Secure):
         return opening_take_over(engine, worker, connection, socket, stream)
     if not isinstance(stream, Stream):
-        raise TypeError(f"on_new_connection must return a hydrogen.Stream or None, not a {class_name(stream)}")
+        raise TypeError(
+            f"on_new_connection must return a hydrogen.Stream or None, not a {class_name(stream)}"
+        )
     adapter = StreamAdapter(stream)
     duplicate = kernel_duplicate(callbacks_run(engine, worker, stream.fileno))
     if duplicate == -EBADF:
@@ -136,12 +155,16 @@ cdef inline int opening_adopt(Engine engine, worker_t *worker, connection_t *con
     return 0
 
 
-cdef inline int opening_take_over(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, stream) except -1:
+cdef inline int opening_take_over(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, stream,
+) except -1:
     """Use what a `Plain` or a `Secure` was made of; the fd stays, or becomes, the engine's."""
     cdef bytes received, unsent
     cdef Framing framing
     if stream.fileno() != connection.fd:
-        raise ValueError(f"on_new_connection({connection.fd}) returned a {class_name(stream)} of another fd: {stream.fileno()}")
+        raise ValueError(
+            f"on_new_connection({connection.fd}) returned a {class_name(stream)} "
+            f"of another fd: {stream.fileno()}")
     handover = stream.hand_over()
     opening_register(engine, connection, socket)
     framing = Framing(handover.builder)
@@ -156,7 +179,9 @@ cdef inline int opening_take_over(Engine engine, worker_t *worker, connection_t 
     if unsent:
         sending_append(engine, worker, socket, &engine._raw, unsent, STATE_CLOSING)
     if received:
-        if not input_store(&worker.io, &connection.input, PyBytes_AS_STRING(received), len(received), False):
+        if not input_store(
+            &worker.io, &connection.input, PyBytes_AS_STRING(received), len(received), False
+        ):
             raise MemoryError
         connection.mail |= AGAIN
     if handover.session is not None:
@@ -164,8 +189,12 @@ cdef inline int opening_take_over(Engine engine, worker_t *worker, connection_t 
     return 0
 
 
-cdef inline bint opening_read_header(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
-    """Read the header, not a byte more; False while it is not whole, and when the connection ends instead."""
+cdef inline bint opening_read_header(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
+    """Read the header, not a byte more; False while it is not whole, and when the connection ends
+    instead.
+    """
     cdef name_t name
     header = None
     try:
@@ -194,14 +223,20 @@ cdef inline bint opening_read_header(Engine engine, worker_t *worker, connection
     return True
 
 
-cdef inline object opening_header(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket):
-    """The header, now stored; None while it is not whole, and when the peer ends instead. Raises: ProtocolError."""
+cdef inline object opening_header(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+):
+    """The header, now stored; None while it is not whole, and when the peer ends instead. Raises:
+    ProtocolError.
+    """
     cdef char part[HEADER_PART]
     cdef int64_t got
     if connection.header == NULL:
         peer = socket.peername
         if not may_send(engine._proxy_allow, peer):
-            raise errors.ProtocolError(f"a PROXY header is not accepted from {peer!r} (proxy_allow_from)")
+            raise errors.ProtocolError(
+                f"a PROXY header is not accepted from {peer!r} (proxy_allow_from)"
+            )
         references_hold(connection, &connection.header, HeaderReader(engine._proxy_versions))
     reader = <object>connection.header
     while True:
@@ -212,7 +247,8 @@ cdef inline object opening_header(Engine engine, worker_t *worker, connection_t 
         if got <= 0:
             ending_ask(
                 engine, socket, got < 0,
-                CAUSE_OS_ERROR if got < 0 else CAUSE_INCOMPLETE_FRAME if reader.is_begun else CAUSE_PEER_CLOSED,
+                CAUSE_OS_ERROR if got < 0 else
+                CAUSE_INCOMPLETE_FRAME if reader.is_begun else CAUSE_PEER_CLOSED,
                 <int>-got)
             return None
         relaxed_add64(&worker.io.counters.bytes_received, <uint64_t>got)
@@ -225,7 +261,10 @@ cdef inline object opening_header(Engine engine, worker_t *worker, connection_t 
 
 cdef inline bint opening_has_second_header(connection_t *connection) except -1:
     """Whether what comes behind the header begins with another one."""
-    cdef block_t *first = connection.ciphertext if connection.ciphertext != NULL else connection.input
+    cdef block_t *first = (
+        connection.ciphertext if connection.ciphertext != NULL else connection.input
+    )
     connection.flags &= ~<uint32_t>FLAG_FIRST
     return first != NULL and begins_header(
-        PyBytes_FromStringAndSize(block_bytes(first) + first.start, min(block_length(first), <size_t>16)))
+        PyBytes_FromStringAndSize(
+            block_bytes(first) + first.start, min(block_length(first), <size_t>16)))

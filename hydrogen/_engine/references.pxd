@@ -47,7 +47,9 @@ cdef inline references_hold(connection_t *connection, void **field, value):
 
 
 cdef inline object references_held(Engine engine, HydrogenSocket socket, void **field):
-    """A reference of the socket's connection; None when there is none, or the connection is gone."""
+    """A reference of the socket's connection; None when there is none, or the connection is
+    gone.
+    """
     cdef object value = None
     if socket._valid():
         lock_take(&socket._connection.lock)

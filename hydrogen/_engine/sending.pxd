@@ -8,7 +8,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
-    CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, CAUSE_TLS_ERROR, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS, DRAIN_WAIT,
+    CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, CAUSE_TLS_ERROR, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS,
+    DRAIN_WAIT,
     ENCRYPT_MOST, NOT_CORKED, RECEIVED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING,
     SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STATE_ABORTING, STATE_CLOSING,
     STATE_OPEN, TLS_JOINED, TLS_SHORT_MOST,
@@ -31,8 +32,12 @@ from hydrogen._engine.references cimport references_held
 from hydrogen._engine.streams cimport streams_is_mine, streams_send, streams_take_back
 
 
-cdef inline int sending_send_coded(Engine engine, worker_t *worker, HydrogenSocket socket, bytes data, uint64_t *rest) except -1:
-    """Send by a frame builder of the user's or of the connection's own, by TLS, or by both. `rest`: as of `streams_send`."""
+cdef inline int sending_send_coded(
+    Engine engine, worker_t *worker, HydrogenSocket socket, bytes data, uint64_t *rest,
+) except -1:
+    """Send by a frame builder of the user's or of the connection's own, by TLS, or by both. `rest`:
+    as of `streams_send`.
+    """
     cdef connection_t *connection = socket._connection
     cdef Framing own = references_held(engine, socket, &connection.builder)
     session = references_held(engine, socket, &connection.session)
@@ -73,8 +78,8 @@ cdef inline bint sending_put(Engine engine, HydrogenSocket socket, session, byte
     """Have a message encrypted by whoever gets the session's lock; False when it is too late.
 
     Who closes sets `is_closing` before he encrypts for the last time, and a failure is there before
-    what waits is dropped. So either this looks before, and the message is found then, or it takes the
-    message back, if it is still there.
+    what waits is dropped. So either this looks before, and the message is found then, or it takes
+    the message back, if it is still there.
     """
     cdef connection_t *connection = socket._connection
     cdef bint waits = False
@@ -98,13 +103,19 @@ cdef inline bint sending_put(Engine engine, HydrogenSocket socket, session, byte
 
 cdef inline void sending_uncount(Engine engine, HydrogenSocket socket, size_t size) noexcept:
     """A message that waited is not pending any more, nor sent."""
-    cdef uint32_t bits = waiting_uncount(&engine._loop.context, socket._connection, socket._generation, size)
-    queues_post(&engine._loop, socket._connection, socket._generation, bits, engine._worker() == NULL)
+    cdef uint32_t bits = waiting_uncount(
+        &engine._loop.context, socket._connection, socket._generation, size,
+    )
+    queues_post(
+        &engine._loop, socket._connection, socket._generation, bits, engine._worker() == NULL
+    )
 
 
 cdef inline bint sending_can_encrypt(session) except -1:
     """Whether a message waits that can be encrypted."""
-    return session.waiting and session.is_ready and session.failure is None and not session.is_sealed
+    return (
+        session.waiting and session.is_ready and session.failure is None and not session.is_sealed
+    )
 
 
 cdef inline bint sending_has_work(session) except -1:
@@ -112,18 +123,23 @@ cdef inline bint sending_has_work(session) except -1:
 
     No Python function: no signal handler raises between giving the lock back and looking again.
     """
-    return session.received or sending_can_encrypt(session) or session.is_closing and not session.is_sealed
+    return (
+        session.received or sending_can_encrypt(session) or
+        session.is_closing and not session.is_sealed
+    )
 
 
-cdef inline int sending_work(Engine engine, worker_t *worker, HydrogenSocket socket, session, bint owner) except -1:
+cdef inline int sending_work(
+    Engine engine, worker_t *worker, HydrogenSocket socket, session, bint owner,
+) except -1:
     """Do what anybody wants of a session, as far as the lock can be had. Any thread.
 
-    Nobody waits for the lock: a thread may hold it further out, for the collector may run inside ssl,
-    and run code that sends; or it may hold another session's, whose holder wants this one. Nor does
-    anybody need it: who comes leaves what is to be done, be it a message or, the owner, what he has
-    read. Who does not get the lock goes; who had it looks again after giving it back. So nothing is
-    overlooked, nobody is kept from it by others who come again and again, and nobody stays for ever:
-    after ENCRYPT_MOST pieces the rest is left to a worker.
+    Nobody waits for the lock: a thread may hold it further out, for the collector may run inside
+    ssl, and run code that sends; or it may hold another session's, whose holder wants this one. Nor
+    does anybody need it: who comes leaves what is to be done, be it a message or, the owner, what
+    he has read. Who does not get the lock goes; who had it looks again after giving it back. So
+    nothing is overlooked, nobody is kept from it by others who come again and again, and nobody
+    stays for ever: after ENCRYPT_MOST pieces the rest is left to a worker.
     """
     cdef int left = ENCRYPT_MOST
     while not engine._inert() and sending_has_work(session) and session.lock.acquire(False):
@@ -134,7 +150,10 @@ cdef inline int sending_work(Engine engine, worker_t *worker, HydrogenSocket soc
             session.user = None
             session.lock.release()
         if left == 0:
-            if not engine._inert() and sending_has_work(session) and atomic_load32(&socket._connection.state) < STATE_ABORTING:
+            if (
+                not engine._inert() and sending_has_work(session) and
+                atomic_load32(&socket._connection.state) < STATE_ABORTING
+            ):
                 queues_leave_output(&engine._loop, socket._connection, True, True)
             break
     return 0
@@ -148,8 +167,9 @@ cdef inline int sending_work_held(
     Records are numbered: what was encrypted is queued before the lock is given back. What was read
     comes first: it was asked for once, and the owner waits for it.
 
-    After an exception a record may be missing, and what came after it would be nonsense to the peer: the
-    connection is aborted. It is raised to the owner, and to a thread of the user's what that is to be
+    After an exception a record may be missing, and what came after it would be nonsense to the
+    peer: the connection is aborted. It is raised to the owner, and to a thread of the user's what
+    that is to be
     told: anybody else may be in a callback of another connection, which is not to end for this one.
     Without memory even catching may fail.
     """
@@ -167,7 +187,9 @@ cdef inline int sending_work_held(
                 sending_append(engine, worker, socket, &engine._raw, session.close(), STATE_CLOSING)
                 session.is_sealed = True
             if not owner and not engine._inert():
-                queues_post(&engine._loop, socket._connection, socket._generation, RECEIVED, worker == NULL)
+                queues_post(
+                    &engine._loop, socket._connection, socket._generation, RECEIVED, worker == NULL
+                )
         is_whole = True
     except BaseException as error:
         if not issubclass(type(error), MemoryError):
@@ -180,7 +202,9 @@ cdef inline int sending_work_held(
     return most if is_whole else 0
 
 
-cdef inline int sending_receive(Engine engine, worker_t *worker, HydrogenSocket socket, session) except -1:
+cdef inline int sending_receive(
+    Engine engine, worker_t *worker, HydrogenSocket socket, session,
+) except -1:
     """Make plaintext of what was read. May run user code: `sni_callback`, say."""
     cdef bytes ciphertext = session.received.popleft()
     callbacks_computing(engine, worker, session.is_ready and len(ciphertext) <= TLS_SHORT_MOST)
@@ -200,7 +224,9 @@ cdef inline int sending_receive(Engine engine, worker_t *worker, HydrogenSocket 
 
 
 cdef inline int sending_drop(Engine engine, HydrogenSocket socket, session) except -1:
-    """OpenSSL has failed: what waits cannot be encrypted any more. Or reading would be paused, and drain() wait, for it."""
+    """OpenSSL has failed: what waits cannot be encrypted any more. Or reading would be paused, and
+    drain() wait, for it.
+    """
     cdef Message message
     try:
         while session.waiting:
@@ -212,7 +238,9 @@ cdef inline int sending_drop(Engine engine, HydrogenSocket socket, session) exce
     return 0
 
 
-cdef inline int sending_encrypt(Engine engine, worker_t *worker, HydrogenSocket socket, session) except -1:
+cdef inline int sending_encrypt(
+    Engine engine, worker_t *worker, HydrogenSocket socket, session,
+) except -1:
     """Make records of what waits, and queue them.
 
     Of short messages as many as fit: ssl lets go of the GIL in each call, and to have it back from
@@ -249,11 +277,13 @@ cdef inline int sending_encrypt(Engine engine, worker_t *worker, HydrogenSocket 
     return 0
 
 
-cdef inline bint sending_send(Engine engine, HydrogenSocket socket, const char *data, size_t n, uint64_t *rest=NULL) except -1:
+cdef inline bint sending_send(
+    Engine engine, HydrogenSocket socket, const char *data, size_t n, uint64_t *rest=NULL,
+) except -1:
     """`HydrogenSocket.send`.
 
-    Where the message is left to another thread it lets that one get on. Who sends to many does so once,
-    for the longest of these times: it is stored in `rest`, if that is not NULL, instead.
+    Where the message is left to another thread it lets that one get on. Who sends to many does so
+    once, for the longest of these times: it is stored in `rest`, if that is not NULL, instead.
     """
     cdef connection_t *connection = socket._connection
     cdef worker_t *worker = engine._worker()
@@ -272,19 +302,34 @@ cdef inline bint sending_send(Engine engine, HydrogenSocket socket, const char *
 
 
 cdef inline int sending_send_otherwise(
-    Engine engine, worker_t *worker, HydrogenSocket socket, const char *data, size_t n, uint64_t *rest,
+    Engine engine, worker_t *worker, HydrogenSocket socket, const char *data, size_t n,
+    uint64_t *rest,
 ) except -1:
-    """The same of all but a message that is framed and queued as it is, which would pay for what this needs."""
+    """The same of all but a message that is framed and queued as it is, which would pay for what
+    this needs.
+    """
     cdef connection_t *connection = socket._connection
     cdef uint64_t mine = 0
     cdef int result = SEND_REFUSED
     if connection.adapter != NULL:
-        if atomic_load32(&connection.state) == STATE_OPEN and socket.pending < engine._loop.context.max_write_buffer:
-            result = SEND_QUEUED if streams_send(engine, socket, PyBytes_FromStringAndSize(data, n), &mine) else SEND_REFUSED
+        if (
+            atomic_load32(&connection.state) == STATE_OPEN and
+            socket.pending < engine._loop.context.max_write_buffer
+        ):
+            result = (
+                SEND_QUEUED
+                if streams_send(engine, socket, PyBytes_FromStringAndSize(data, n), &mine)
+                else SEND_REFUSED
+            )
         elif atomic_load32(&connection.state) == STATE_OPEN:
             ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
-    elif connection.session != NULL or connection.builder != NULL or engine._loop.context.framing.kind == FRAMING_PYTHON:
-        result = sending_send_coded(engine, worker, socket, PyBytes_FromStringAndSize(data, n), &mine)
+    elif (
+        connection.session != NULL or connection.builder != NULL or
+        engine._loop.context.framing.kind == FRAMING_PYTHON
+    ):
+        result = sending_send_coded(
+            engine, worker, socket, PyBytes_FromStringAndSize(data, n), &mine
+        )
     else:
         raise too_large(engine._loop.context.framing, n)
     if rest != NULL:
@@ -298,33 +343,47 @@ cdef inline int sending_send_otherwise(
 cdef inline bint sending_count(Engine engine, worker_t *worker, int result) noexcept:
     """Whether a message was taken, which is counted."""
     cdef io_t *io = &worker.io if worker != NULL else &engine._loop.outside_io
-    counters_count(io, &io.counters.messages_refused if result == SEND_REFUSED else &io.counters.messages_sent)
+    counters_count(
+        io, &io.counters.messages_refused if result == SEND_REFUSED else &io.counters.messages_sent
+    )
     return result != SEND_REFUSED
 
 
 cdef inline int sending_append(
-    Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, bytes data, uint32_t last_state,
+    Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, bytes data,
+    uint32_t last_state,
     size_t counted=0,
 ) except -1:
     return sending_append_framed(
-        engine, worker, socket, framing, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), last_state, counted)
+        engine, worker, socket, framing, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data),
+        last_state, counted)
 
 
 cdef inline int sending_append_framed(
-    Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, const char *data, size_t n,
+    Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing,
+    const char *data, size_t n,
     uint32_t last_state, size_t counted,
 ) except -1:
-    """Frame and queue; then flush, or cork, as the policy says. SEND_REFUSED, SEND_NOTHING, or another value: it was queued."""
+    """Frame and queue; then flush, or cork, as the policy says. SEND_REFUSED, SEND_NOTHING, or
+    another value: it was queued.
+    """
     cdef loop_t *loop = &engine._loop
     cdef connection_t *connection = socket._connection
-    # Without a GIL nobody can tell a handler that blocks from one that runs, so that nothing lies corked in eager mode.
-    cdef bint cork = worker != NULL and (not worker_is_eager(loop) or HYDROGEN_GIL and n <= SEND_HELD_MOST)
+    # Without a GIL nobody can tell a handler that blocks from one that runs, so that nothing lies
+    # corked in eager mode.
+    cdef bint cork = (
+        worker != NULL and (not worker_is_eager(loop) or HYDROGEN_GIL and n <= SEND_HELD_MOST)
+    )
     cdef uint32_t bits = 0
     cdef int result
     if expect_seldom(n == 0 and framing.kind == FRAMING_RAW):
-        return SEND_NOTHING if atomic_load32(&connection.state) == STATE_OPEN or last_state != STATE_OPEN else SEND_REFUSED
+        return (
+            SEND_NOTHING if atomic_load32(&connection.state) == STATE_OPEN or
+            last_state != STATE_OPEN else SEND_REFUSED
+        )
     result = output_send(
-        &loop.context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation, framing, data, n, counted, last_state,
+        &loop.context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation,
+        framing, data, n, counted, last_state,
         worker.index if cork else NOT_CORKED, &bits)
     if result != SEND_QUEUED:
         sending_go_on(engine, worker, socket, result, n, bits)
@@ -332,7 +391,9 @@ cdef inline int sending_append_framed(
     return result
 
 
-cdef inline int sending_go_on(Engine engine, worker_t *worker, HydrogenSocket socket, int result, size_t n, uint32_t bits) except -1:
+cdef inline int sending_go_on(
+    Engine engine, worker_t *worker, HydrogenSocket socket, int result, size_t n, uint32_t bits,
+) except -1:
     """After output_send, unless the message was left to who flushes, or will."""
     cdef loop_t *loop = &engine._loop
     cdef connection_t *connection = socket._connection
@@ -366,14 +427,19 @@ cdef inline object sending_drain(Engine engine, HydrogenSocket socket, timeout):
     if worker != NULL and worker.corked_count:
         callbacks_flush_corked(engine, worker)
     session = references_held(engine, socket, &socket._connection.session)
-    if streams_is_mine(engine, socket) or (session is not None and session.user == PyThread_get_thread_ident()):
+    if (
+        streams_is_mine(engine, socket) or
+        (session is not None and session.user == PyThread_get_thread_ident())
+    ):
         deadline = 0  # it would wait for itself
     while True:
         if session is not None:
             sending_work(engine, worker, socket, session, False)
         until = min(deadline, kernel_now() + DRAIN_SLICE_NS)
         with nogil:
-            state = output_wait_drained(&engine._loop.context, socket._connection, socket._generation, until)
+            state = output_wait_drained(
+                &engine._loop.context, socket._connection, socket._generation, until
+            )
         if state == DRAIN_EDGE:
             streams_send(engine, socket, None, NULL)
         elif state != DRAIN_WAIT:

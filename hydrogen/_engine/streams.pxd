@@ -1,11 +1,11 @@
 """Streams written by the user: the slow path.
 
-Messages that the stream gave out and that were not delivered are in the adapter; FLAG_UNDECODED says
-off the GIL that there are some.
+Messages that the stream gave out and that were not delivered are in the adapter; FLAG_UNDECODED
+says off the GIL that there are some.
 
-One thread at a time is in a stream, as `flushing` of the connection says, so that its end waits until
-nobody is, and is told. Nobody waits to enter, the owner neither: who is in it does what others want
-meanwhile, be it to send a message or to receive, and looks again before he leaves.
+One thread at a time is in a stream, as `flushing` of the connection says, so that its end waits
+until nobody is, and is told. Nobody waits to enter, the owner neither: who is in it does what
+others want meanwhile, be it to send a message or to receive, and looks again before he leaves.
 """
 
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -26,12 +26,14 @@ from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._c.waiting cimport waiting_count, waiting_rest, waiting_uncount
 from hydrogen._core cimport Engine, HydrogenSocket, Message, class_name, errors
-from hydrogen._engine.callbacks cimport callbacks_caught, callbacks_log, callbacks_message, callbacks_run
+from hydrogen._engine.callbacks cimport callbacks_caught, callbacks_message, callbacks_run
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.references cimport references_held
 
 
-cdef inline int streams_read(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+cdef inline int streams_read(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
     """Deliver what a user's stream has, until it has nothing, raises, or the budget is used up.
 
     While the connection closes, what it has is thrown away; while the server stops, nothing more is
@@ -42,7 +44,10 @@ cdef inline int streams_read(Engine engine, worker_t *worker, connection_t *conn
     adapter = <object>connection.adapter
     while True:
         closing = atomic_load32(&connection.state) == STATE_CLOSING
-        if not closing and (atomic_load32(&connection.state) != STATE_OPEN or mailbox_pauses(connection)):
+        if (
+            not closing and
+            (atomic_load32(&connection.state) != STATE_OPEN or mailbox_pauses(connection))
+        ):
             break
         if budget <= 0:
             connection.mail |= AGAIN
@@ -70,7 +75,8 @@ cdef inline bint streams_stops(connection_t *connection) noexcept:
 cdef inline bint streams_receive(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, adapter,
 ) except -1:
-    """One `Stream.recv`; False when there is nothing more, it raised, or it is left to who is in the stream.
+    """One `Stream.recv`; False when there is nothing more, it raised, or it is left to who is in
+    the stream.
 
     He looks again before he leaves, receives once, and posts RECEIVED: so threads that send without
     rest keep nobody from receiving. `wanted` is set before it is tried to enter; it is in vain only
@@ -90,7 +96,9 @@ cdef inline bint streams_receive(
 
 
 cdef inline bint streams_received(connection_t *connection, adapter) except -1:
-    """What came of the owner's wish to receive, if it was fulfilled: whether there was something."""
+    """What came of the owner's wish to receive, if it was fulfilled: whether there was
+    something.
+    """
     if adapter.is_ended:
         connection.flags |= FLAG_EOF
     if adapter.answer is None:
@@ -122,11 +130,16 @@ cdef inline int streams_told(connection_t *connection) except -1:
 
 
 cdef inline object streams_ask(Engine engine, worker_t *worker, HydrogenSocket socket, adapter):
-    """In the stream: one `Stream.recv`, as the owner wants. Returns what a thread of the user's is to be told."""
+    """In the stream: one `Stream.recv`, as the owner wants. Returns what a thread of the user's is
+    to be told.
+    """
     cdef bint received = False
     raised = None
     adapter.wanted = False
-    if atomic_load32(&socket._connection.state) == STATE_OPEN and mailbox_pauses(socket._connection):
+    if (
+        atomic_load32(&socket._connection.state) == STATE_OPEN and
+        mailbox_pauses(socket._connection)
+    ):
         # Since it was wanted. There may be something to receive, later.
         adapter.answer = True
         return None
@@ -149,8 +162,12 @@ cdef inline object streams_ask(Engine engine, worker_t *worker, HydrogenSocket s
     return raised
 
 
-cdef inline object streams_failed(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, name, error):
-    """`Stream.recv` or `send` raised. Returns what a thread of the user's is to be told: that, or Ctrl-C that comes meanwhile."""
+cdef inline object streams_failed(
+    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, name, error,
+):
+    """`Stream.recv` or `send` raised. Returns what a thread of the user's is to be told: that, or
+    Ctrl-C that comes meanwhile.
+    """
     cause = shown = None
     interrupt = streams_interrupt(engine, error)
     callbacks_caught(engine, worker)
@@ -180,20 +197,29 @@ cdef inline object streams_failed(Engine engine, worker_t *worker, HydrogenSocke
 
 
 cdef inline object streams_interrupt(Engine engine, error):
-    """What was raised, if it is for the thread that sends and not about the stream: not in a worker of the server, nor an Exception."""
+    """What was raised, if it is for the thread that sends and not about the stream: not in a worker
+    of the server, nor an Exception.
+    """
     cdef worker_t *worker = <worker_t *>kernel_worker_get()
-    if worker != NULL and worker.loop.acceptor == engine._loop.acceptor or issubclass(type(error), Exception):
+    if (
+        worker != NULL and worker.loop.acceptor == engine._loop.acceptor or
+        issubclass(type(error), Exception)
+    ):
         return None
     return error
 
 
-cdef inline bint streams_send(Engine engine, HydrogenSocket socket, bytes data, uint64_t *rest) except -1:
-    """Have a user's stream write; None: go on with what it has kept. False when it is too late. Any thread.
+cdef inline bint streams_send(
+    Engine engine, HydrogenSocket socket, bytes data, uint64_t *rest,
+) except -1:
+    """Have a user's stream write; None: go on with what it has kept. False when it is too late. Any
+    thread.
 
     `rest`, for a message: how long the caller is to let the thread that writes it get on.
 
-    Nobody waits for who is in the stream: it may be this thread, further out, or one that is about to
-    send by the stream in which this one is. The message waits in the adapter, and he looks again.
+    Nobody waits for who is in the stream: it may be this thread, further out, or one that is about
+    to send by the stream in which this one is. The message waits in the adapter, and he looks
+    again.
     """
     cdef connection_t *connection = socket._connection
     cdef bint waits = False
@@ -214,7 +240,9 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, bytes data, 
     finally:
         if not waits and data is not None:
             bits = waiting_uncount(&engine._loop.context, connection, socket._generation, len(data))
-            queues_post(&engine._loop, connection, socket._generation, bits, engine._worker() == NULL)
+            queues_post(
+                &engine._loop, connection, socket._generation, bits, engine._worker() == NULL
+            )
     entered = adapter_enter(&engine._loop.context, connection, socket._generation)
     queues_check_memory(&engine._loop)
     if entered == ADAPTER_ENTERED:
@@ -222,11 +250,16 @@ cdef inline bint streams_send(Engine engine, HydrogenSocket socket, bytes data, 
         return not engine._inert()
     if entered == ADAPTER_BUSY and data is not None and adapter.user != PyThread_get_thread_ident():
         rest[0] = waiting_rest(&engine._loop.context, connection)
-    return entered == ADAPTER_BUSY or (message is not None and not streams_take_back(adapter, message))
+    return (
+        entered == ADAPTER_BUSY or
+        (message is not None and not streams_take_back(adapter, message))
+    )
 
 
 cdef inline bint streams_take_back(holder, Message message) except -1:
-    """It is too late. False when another thread has taken the message out of what waits in a stream's adapter, or a session, meanwhile."""
+    """It is too late. False when another thread has taken the message out of what waits in a
+    stream's adapter, or a session, meanwhile.
+    """
     cdef bint was_there = False
     try:
         holder.waiting.remove(message)
@@ -236,15 +269,17 @@ cdef inline bint streams_take_back(holder, Message message) except -1:
     return was_there
 
 
-cdef inline int streams_leave(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint owner) except -1:
+cdef inline int streams_leave(
+    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint owner,
+) except -1:
     """Receive, if the owner wants it; write what waits; and come out of the stream.
 
-    After DELIVER_MOST messages the rest is left to a worker: others send as fast as this thread. The
-    owner leaves all of it: `send` of the stream may block, and deadlines and abort() need him.
+    After DELIVER_MOST messages the rest is left to a worker: others send as fast as this thread.
+    The owner leaves all of it: `send` of the stream may block, and deadlines and abort() need him.
 
-    What a thread of the user's is to be told (Ctrl-C, or `sys.exit()` of a signal handler, that came
-    while it was in the stream) is raised again. Whatever is raised, also by catching an exception
-    without memory: the stream is left.
+    What a thread of the user's is to be told (Ctrl-C, or `sys.exit()` of a signal handler, that
+    came while it was in the stream) is raised again. Whatever is raised, also by catching an
+    exception without memory: the stream is left.
     """
     cdef connection_t *connection = socket._connection
     cdef uint32_t bits = 0
@@ -263,12 +298,19 @@ cdef inline int streams_leave(Engine engine, worker_t *worker, HydrogenSocket so
                     if engine._inert():
                         return 0
                     if not owner:
-                        queues_post(&engine._loop, connection, socket._generation, RECEIVED, worker == NULL)
+                        queues_post(
+                            &engine._loop, connection, socket._generation, RECEIVED, worker == NULL
+                        )
                 if owner:
-                    hands_over = adapter.waiting and atomic_load32(&connection.state) < STATE_ABORTING
+                    hands_over = (
+                        adapter.waiting and atomic_load32(&connection.state) < STATE_ABORTING
+                    )
                 else:
                     left = streams_write(engine, worker, socket, adapter, left)
-                    hands_over = left == 0 and adapter.waiting and atomic_load32(&connection.state) < STATE_ABORTING
+                    hands_over = (
+                        left == 0 and adapter.waiting and
+                        atomic_load32(&connection.state) < STATE_ABORTING
+                    )
             except BaseException as error:
                 if engine._inert():
                     raise
@@ -294,8 +336,12 @@ cdef inline int streams_leave(Engine engine, worker_t *worker, HydrogenSocket so
     return 0
 
 
-cdef inline int streams_write(Engine engine, worker_t *worker, HydrogenSocket socket, adapter, int most) except -1:
-    """In the stream: write what waits, while it is open `most` messages; how many more there might have been."""
+cdef inline int streams_write(
+    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, int most,
+) except -1:
+    """In the stream: write what waits, while it is open `most` messages; how many more there might
+    have been.
+    """
     cdef connection_t *connection = socket._connection
     cdef Message message
     cdef size_t size
@@ -324,12 +370,18 @@ cdef inline int streams_write(Engine engine, worker_t *worker, HydrogenSocket so
     return most
 
 
-cdef inline void streams_sent(Engine engine, HydrogenSocket socket, bint blocked, bint moved, size_t freed) noexcept:
+cdef inline void streams_sent(
+    Engine engine, HydrogenSocket socket, bint blocked, bint moved, size_t freed,
+) noexcept:
     """The stream has written; what it has kept until now and keeps no more is `freed`."""
-    cdef uint32_t bits = adapter_sent(&engine._loop.context, socket._connection, blocked, moved, freed)
+    cdef uint32_t bits = adapter_sent(
+        &engine._loop.context, socket._connection, blocked, moved, freed,
+    )
     deadlines_watch_output(&engine._loop, socket._connection)
     queues_check_memory(&engine._loop)
-    queues_post(&engine._loop, socket._connection, socket._generation, bits, engine._worker() == NULL)
+    queues_post(
+        &engine._loop, socket._connection, socket._generation, bits, engine._worker() == NULL
+    )
 
 
 cdef inline bint streams_is_mine(Engine engine, HydrogenSocket socket) except -1:

@@ -1,4 +1,6 @@
-"""TLS by Python's ssl: the slow path. A session's lock comes before anything of the connection, and nobody waits for it."""
+"""TLS by Python's ssl: the slow path. A session's lock comes before anything of the connection, and
+nobody waits for it.
+"""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t
@@ -16,8 +18,12 @@ from hydrogen._engine.references cimport references_hold
 from hydrogen._engine.sending cimport sending_append, sending_work
 
 
-cdef inline int tls_begin(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, session) except -1:
-    """From now on the connection speaks TLS; it is ready when the handshake is done. Nobody else knows it yet."""
+cdef inline int tls_begin(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, session,
+) except -1:
+    """From now on the connection speaks TLS; it is ready when the handshake is done. Nobody else
+    knows it yet.
+    """
     references_hold(connection, &connection.session, session)
     if not session.is_ready:
         connection.flags |= FLAG_HANDSHAKE
@@ -35,12 +41,16 @@ cdef inline void tls_note_end(connection_t *connection, session):
         connection.flags |= FLAG_TLS_END
 
 
-cdef inline int tls_decrypt(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+cdef inline int tls_decrypt(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
     """Have TLS make input of what was read; if another thread has the session, then by that one."""
     cdef block_t *block = connection.ciphertext
     session = <object>connection.session
     callbacks_begin(engine, worker)
-    session.received.append(PyBytes_FromStringAndSize(block_bytes(block) + block.start, block_length(block)))
+    session.received.append(
+        PyBytes_FromStringAndSize(block_bytes(block) + block.start, block_length(block))
+    )
     connection.ciphertext = NULL
     block_free(&worker.io.pool, block)
     connection.flags |= FLAG_RECEIVING
@@ -49,7 +59,9 @@ cdef inline int tls_decrypt(Engine engine, worker_t *worker, connection_t *conne
     return tls_collect(engine, worker, connection, socket)
 
 
-cdef inline int tls_collect(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+cdef inline int tls_collect(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
     """What became of what was read, if that is done; with it the connection may become ready.
 
     Else another thread has the session. He finds what was read when he gives the lock back, at the
@@ -61,7 +73,9 @@ cdef inline int tls_collect(Engine engine, worker_t *worker, connection_t *conne
         return 0
     connection.flags &= ~<uint32_t>FLAG_RECEIVING
     plaintext = session.plaintexts.popleft()
-    if plaintext and not input_store(&worker.io, &connection.input, PyBytes_AS_STRING(plaintext), len(plaintext), False):
+    if plaintext and not input_store(
+        &worker.io, &connection.input, PyBytes_AS_STRING(plaintext), len(plaintext), False
+    ):
         raise MemoryError
     tls_note_end(connection, session)
     if not connection.flags & FLAG_HANDSHAKE or not session.is_ready:
@@ -72,7 +86,9 @@ cdef inline int tls_collect(Engine engine, worker_t *worker, connection_t *conne
     return callbacks_connected(engine, worker, connection, socket)
 
 
-cdef inline int tls_told(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
+cdef inline int tls_told(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
     """Another thread has done something for the owner: a step sees what follows from it."""
     if connection.flags & FLAG_RECEIVING:
         tls_collect(engine, worker, connection, socket)
@@ -80,10 +96,14 @@ cdef inline int tls_told(Engine engine, worker_t *worker, connection_t *connecti
     return 0
 
 
-cdef inline int tls_close_notify(Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket) except -1:
-    """All output is flushed: what waits is encrypted, and close_notify is the last. When that is flushed, FLUSHED is posted again.
+cdef inline int tls_close_notify(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+) except -1:
+    """All output is flushed: what waits is encrypted, and close_notify is the last. When that is
+    flushed, FLUSHED is posted again.
 
-    What is received no more counts. If another thread has the session he closes, and posts RECEIVED.
+    What is received no more counts. If another thread has the session he closes, and posts
+    RECEIVED.
     """
     session = <object>connection.session
     callbacks_begin(engine, worker)

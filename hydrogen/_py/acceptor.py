@@ -1,17 +1,20 @@
-"""The acceptor: one thread that accepts on all listeners. It never waits for anything but them, and never runs code of the user's.
+"""The acceptor: one thread that accepts on all listeners. It never waits for anything but them, and
+never runs code of the user's.
 
-It is one for all of them, so that there is one who looks at `max_connections` and adds. It accepts one connection of each listener that
-is ready, in turn: so none waits for another one's backlog, and an accept(2) for which there is no
-memory has taken one. What it has to say the log thread writes: a logging handler is code of the
-user's.
+It is one for all of them, so that there is one who looks at `max_connections` and adds. It accepts
+one connection of each listener that is ready, in turn: so none waits for another one's backlog, and
+an accept(2) for which there is no memory has taken one. What it has to say the log thread writes: a
+logging handler is code of the user's.
 
-Accepting *pauses* in three cases, in which the listeners are not polled: they stay readable, and would spin. While suspended, until
-`resume`. At `max_connections`, if the policy is to wait, until a connection is released. When the kernel is out of something, for
-`PAUSE_MS`, or until a connection is released, whichever comes first. A listener of which accept(2) fails otherwise, as of one that somebody
-has shut down, is left out alone for `PAUSE_MS`.
+Accepting *pauses* in three cases, in which the listeners are not polled: they stay readable, and
+would spin. While suspended, until `resume`. At `max_connections`, if the policy is to wait, until a
+connection is released. When the kernel is out of something, for `PAUSE_MS`, or until a connection
+is released, whichever comes first. A listener of which accept(2) fails otherwise, as of one that
+somebody has shut down, is left out alone for `PAUSE_MS`.
 
-No release is slept through: this thread sets `_hungry`, then looks whether there is room, then sleeps; a worker releases the slot, then
-looks at `_hungry`. Either the thread sees the room, or the worker sees that it is hungry, and wakes it.
+No release is slept through: this thread sets `_hungry`, then looks whether there is room, then
+sleeps; a worker releases the slot, then looks at `_hungry`. Either the thread sees the room, or the
+worker sees that it is hungry, and wakes it.
 """
 
 from __future__ import annotations
@@ -33,11 +36,15 @@ if TYPE_CHECKING:
     from hydrogen.log import RateLimitedLog
 
 PAUSE_MS = 100
-"""How long accepting pauses when the kernel is out of something: short enough to go unnoticed, long enough not to be a load."""
+"""How long accepting pauses when the kernel is out of something: short enough to go unnoticed, long
+enough not to be a load.
+"""
 
 
 END_PATIENCE = 0.5
-"""Seconds that `end` waits for the thread. It needs microseconds, but for a `__del__` that blocks: the collector may run in it."""
+"""Seconds that `end` waits for the thread. It needs microseconds, but for a `__del__` that blocks:
+the collector may run in it.
+"""
 
 
 class Acceptor:
@@ -60,7 +67,8 @@ class Acceptor:
         tell: Callable[..., object],
     ) -> None:
         """Args:
-        must_wait: asked before each accept(2): whether no more may be accepted until a connection is released.
+        must_wait: asked before each accept(2): whether no more may be accepted until a connection
+        is released.
         lost: called for a connection that was accepted, and is closed for want of memory.
         settle: called after `welcome` has raised, until it does not raise.
         most: `max_connections`.
@@ -109,7 +117,9 @@ class Acceptor:
             self._wakeup.signal()
 
     def end(self) -> None:
-        """End the thread, and wait for that, but not for a `__del__` that blocks it: nothing more is accepted. May be called again."""
+        """End the thread, and wait for that, but not for a `__del__` that blocks it: nothing more
+        is accepted. May be called again.
+        """
         self._ended = True
         if self.thread.ident is None:
             self._wakeup.close()
@@ -144,7 +154,9 @@ class Acceptor:
             if self._paused_for == "limit":
                 self._go_on()
             ready = waiting.poll(self._poll_left_out())
-            if self._suspended or self._accept_from([fd for fd, _ in ready if fd in self._listeners]):
+            if self._suspended or self._accept_from(
+                [fd for fd, _ in ready if fd in self._listeners]
+            ):
                 return
             self._hungry = True
             asleep.poll(PAUSE_MS)
@@ -183,7 +195,11 @@ class Acceptor:
         if self._ended or self._suspended or self._must_wait():
             return True
         # Again: a `__del__` may have blocked here until nobody waited for this thread any more.
-        return bool(under(kernel.fork_gate.lock, lambda: self._ended or self._accept_and_welcome(fd, listener)))
+        return bool(
+            under(
+                kernel.fork_gate.lock, lambda: self._ended or self._accept_and_welcome(fd, listener)
+            )
+        )
 
     def _accept_and_welcome(self, polled: int, listener: socket.socket) -> bool:
         try:
@@ -211,8 +227,9 @@ class Acceptor:
         """One accept(2): the fd, and the peer's address."""
         free = os.dup(self._wakeup.fileno())
         os.close(free)
-        # Whether it blocks is of the open file, which another process may share, and change: somebody
-        # else may take the connection, and this thread would keep every listener and every fork waiting.
+        # Whether it blocks is of the open file, which another process may share, and change:
+        # somebody else may take the connection, and this thread would keep every listener and every
+        # fork waiting.
         os.set_blocking(listener.fileno(), False)
         try:
             # accept() loses the fd where there is no memory for the object.
@@ -230,7 +247,9 @@ class Acceptor:
             self._tell(self._log.accepting_paused, most)
 
     def _go_on(self) -> None:
-        """Accepting goes on: there is room, or, after want of something, a connection was accepted."""
+        """Accepting goes on: there is room, or, after want of something, a connection was
+        accepted.
+        """
         if self._paused_for is not None:
             self._paused_for = None
             self._tell(self._log.accepting)

@@ -1,7 +1,8 @@
 """Limits: how many connections there may be, of all and of each address. No socket is known here.
 
-Of all the limit cannot be overshot because one thread adds, the accept thread, and it looks before: others only take away. Of one address
-it is counted under a lock, for with PROXY protocol it is a worker that learns whose connection it is.
+Of all the limit cannot be overshot because one thread adds, the accept thread, and it looks before:
+others only take away. Of one address it is counted under a lock, for with PROXY protocol it is a
+worker that learns whose connection it is.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ _MAPPED = "::ffff:"
 
 
 def address_of(peername: Any) -> str | None:
-    """What a peer of that name is counted at; None for peers on Unix sockets, which have no address to tell them apart by.
+    """What a peer of that name is counted at; None for peers on Unix sockets, which have no address
+    to tell them apart by.
 
-    An IPv4-mapped IPv6 address counts as that of IPv4: whether a listener speaks both is no matter of the client's.
+    An IPv4-mapped IPv6 address counts as that of IPv4: whether a listener speaks both is no matter
+    of the client's.
     """
     if not isinstance(peername, tuple):
         return None
@@ -56,7 +59,9 @@ class Limits:
         self._of_address: dict[str, int] = {}
 
     def is_full(self) -> bool:
-        """Whether there may be no more connections. By the accept thread; for others it is old when they hear it."""
+        """Whether there may be no more connections. By the accept thread; for others it is old when
+        they hear it.
+        """
         return self._count() >= self.most
 
     def enter(self, place: Place, address: str) -> bool:
@@ -68,8 +73,8 @@ class Limits:
         count = self._of_address.get(address, 0)
         if count >= most:
             return False
-        # It is counted and noted, or neither, whatever is raised: no call is between the two, and no
-        # jump, at which CPython 3.10 raises what was set, too. So it is in `_leave`.
+        # It is counted and noted, or neither, whatever is raised: no call is between the two, and
+        # no jump, at which CPython 3.10 raises what was set, too. So it is in `_leave`.
         self._of_address[address] = count + 1
         place.address = address
         return True

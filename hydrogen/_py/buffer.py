@@ -8,11 +8,14 @@ from collections.abc import Callable
 from hydrogen._py.role import Role
 
 BATCH = 64
-"""Messages given to one sendmsg(2); the kernel's own limit (UIO_MAXIOV) is 1024, and beyond some dozens nothing is gained."""
+"""Messages given to one sendmsg(2); the kernel's own limit (UIO_MAXIOV) is 1024, and beyond some
+dozens nothing is gained.
+"""
 
 
 class SendQueue:
-    """Messages not yet taken by the kernel, in order. Not locked: it belongs to the output side of a connection.
+    """Messages not yet taken by the kernel, in order. Not locked: it belongs to the output side of
+    a connection.
 
     Attributes:
         size: bytes in it.
@@ -80,20 +83,33 @@ class Share:
 class Memory:
     """Bytes buffered over all connections: blocked output and input not delivered.
 
-    Safe from any thread, at any moment. Above the limit nobody reads. Who wanted to is remembered, and told when the total is back under
-    the limit: who waits adds itself, then looks at the total; who lowers the total looks for those who wait afterwards.
+    Safe from any thread, at any moment. Above the limit nobody reads. Who wanted to is remembered,
+    and told when the total is back under the limit: who waits adds itself, then looks at the total;
+    who lowers the total looks for those who wait afterwards.
 
-    What is about to go does not count towards the limit: a connection that ends at once keeps what it has for as long as its callback
-    blocks, and nobody else is to wait for that.
+    What is about to go does not count towards the limit: a connection that ends at once keeps what
+    it has for as long as its callback blocks, and nobody else is to wait for that.
 
     Attributes:
         total: bytes now: the sum of all shares.
         pauses: times that the total went over the limit.
     """
 
-    __slots__ = ("_changes", "_leaving", "_limit", "_on_excess", "_resume", "_role", "_waiting", "pauses", "total")
+    __slots__ = (
+        "_changes",
+        "_leaving",
+        "_limit",
+        "_on_excess",
+        "_resume",
+        "_role",
+        "_waiting",
+        "pauses",
+        "total",
+    )
 
-    def __init__(self, limit: int, resume: Callable[[int], None], on_excess: Callable[[], None]) -> None:
+    def __init__(
+        self, limit: int, resume: Callable[[int], None], on_excess: Callable[[], None]
+    ) -> None:
         """Args:
         limit: bytes.
         resume: called with the token of each connection that may read again.
@@ -110,7 +126,9 @@ class Memory:
         self.pauses = 0
 
     def account(self, share: Share, size: int) -> None:
-        """Let `share` be `size` bytes. Its holder calls this, one thread at a time; again, when an exception kept it from returning."""
+        """Let `share` be `size` bytes. Its holder calls this, one thread at a time; again, when an
+        exception kept it from returning.
+        """
         self._changes.append((share, size))
         self._catch_up()
         if self.is_over():
@@ -131,7 +149,9 @@ class Memory:
                 raise
 
     def look(self, work: Callable[[], object]) -> bool:
-        """Have `work` see the total and all shares as they belong together; False when they are being changed."""
+        """Have `work` see the total and all shares as they belong together; False when they are
+        being changed.
+        """
 
         def sum_and_look() -> None:
             self._sum()
@@ -159,7 +179,8 @@ class Memory:
             share, size = self._changes[0]
             total, was_over = self.total - share.size + size, self.is_over()
             leaving = self._leaving + (size - share.size if share.is_leaving else 0)
-            share.size, self.total, self._leaving = size, total, leaving  # no exception comes between them
+            # no exception comes between them
+            share.size, self.total, self._leaving = size, total, leaving
             self._changes.popleft()
             self.pauses += self.is_over() and not was_over
 

@@ -1,7 +1,8 @@
 """The one way into code of the user's that handles a connection, by its owner.
 
-It runs in a context of its own (`contextvars`), so that what one callback sets no other one sees. What it raises, of whatever class, is a
-fault of that code: logged, and the connection ends with it as the `__cause__` of a `HandlerError`.
+It runs in a context of its own (`contextvars`), so that what one callback sets no other one sees.
+What it raises, of whatever class, is a fault of that code: logged, and the connection ends with it
+as the `__cause__` of a `HandlerError`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from hydrogen._py.connection import Connection
 from hydrogen.errors import Cause, Reject, cut_traceback, handler_error
 
 
-def call(connection: Connection, name: str, callback: Callable[..., Any] | None, *arguments: object) -> Any:
-    """Run the callback `name`, None if the handler has none, and return what it returns; None also when it raised."""
+def call(
+    connection: Connection, name: str, callback: Callable[..., Any] | None, *arguments: object
+) -> Any:
+    """Run the callback `name`, None if the handler has none, and return what it returns; None also
+    when it raised.
+    """
     if callback is None:
         return None
     runner = connection.runner
@@ -43,7 +48,9 @@ def _failed(connection: Connection, name: str, error: BaseException) -> None:
 
 
 def connected(connection: Connection) -> None:
-    """Ready for use: messages may come and go. If it ends already nobody hears of it, now or in the end."""
+    """Ready for use: messages may come and go. If it ends already nobody hears of it, now or in the
+    end.
+    """
     connection.deadline = math.inf
     if connection.loop.is_verbose and connection.session is not None:
         connection.loop.log.shaken(connection.socket.id, connection.session.info("cipher"))

@@ -10,7 +10,9 @@ from hydrogen._py.connection import Connection
 from hydrogen.errors import Cause
 
 LINGER = 2.0
-"""Seconds that input is discarded after our FIN: closing with unread input resets the peer, and the tail of the reply is lost."""
+"""Seconds that input is discarded after our FIN: closing with unread input resets the peer, and the
+tail of the reply is lost.
+"""
 
 
 def wind_up(connection: Connection) -> bool:
@@ -27,7 +29,8 @@ def wind_up(connection: Connection) -> bool:
         connection.ended_output = True
         connection.lingers = connection.transport.end_output()
         connection.deadline = time.monotonic() + LINGER
-    # What cannot end one direction only is closed when nothing is left to read: that would reset the peer, too.
+    # What cannot end one direction only is closed when nothing is left to read: that would reset
+    # the peer, too.
     is_over = connection.has_eof or not (connection.lingers or connection.readable)
     return (is_over or time.monotonic() >= connection.deadline) and remove(connection)
 
@@ -40,7 +43,8 @@ def remove(connection: Connection) -> bool:
     """
     if not connection.seal():
         if connection.at_once and connection.transport.is_stream and not connection.is_cut_off:
-            connection.is_cut_off = True  # once: each time brings about an edge, and so another step
+            # once: each time brings about an edge, and so another step
+            connection.is_cut_off = True
             connection.transport.cut_off()
         return False
     while connection.removed < len(_PARTS):
@@ -76,7 +80,13 @@ def _tell_disconnected(connection: Connection) -> None:
     _done(connection)
     if connection.ready:
         handler = connection.loop.callbacks
-        callbacks.call(connection, "on_disconnected", handler.on_disconnected, connection.socket, connection.error)
+        callbacks.call(
+            connection,
+            "on_disconnected",
+            handler.on_disconnected,
+            connection.socket,
+            connection.error,
+        )
 
 
 def _done(connection: Connection) -> None:
@@ -88,7 +98,13 @@ def _tell_removed(connection: Connection) -> None:
     _done(connection)
     if connection.cause != Cause.OVERLOAD:
         handler = connection.loop.callbacks
-        callbacks.call(connection, "on_connection_removed", handler.on_connection_removed, connection.fd, connection.error)
+        callbacks.call(
+            connection,
+            "on_connection_removed",
+            handler.on_connection_removed,
+            connection.fd,
+            connection.error,
+        )
 
 
 def _close(connection: Connection) -> None:

@@ -1,38 +1,48 @@
 """A connection: input, callbacks and the end, all by its owner.
 
-`step` is the heart: the worker that took the connection from the ready queue owns it, does what its bits ask for, and lets go. Only in
-there is input touched, and only there do callbacks run: this alone makes them come one at a time and in order.
+`step` is the heart: the worker that took the connection from the ready queue owns it, does what its
+bits ask for, and lets go. Only in there is input touched, and only there do callbacks run: this
+alone makes them come one at a time and in order.
 
-What is read goes through TLS, if the connection has a session, into the decoder, and from there message by message to the handler. A
-connection is *ready* when it is known who reads and writes, and the handshake is done: until then the handler knows no more of it
-than its fd. With PROXY protocol it knows not even that before the header is there, which is read exactly: what follows may be somebody
-else's to read.
+What is read goes through TLS, if the connection has a session, into the decoder, and from there
+message by message to the handler. A connection is *ready* when it is known who reads and writes,
+and the handshake is done: until then the handler knows no more of it than its fd. With PROXY
+protocol it knows not even that before the header is there, which is read exactly: what follows may
+be somebody else's to read.
 
 Invariants of the deadlines:
 
-1. `_deadline` is of one thing at a time: of the PROXY header and the handshake, then of the frame that the peer has begun; when the
-   connection ends, of lingering. There is none (`inf`) while nothing is begun, or while reading is paused: after a pause the time begins
-   anew. The time that `on_new_connection` takes is not the peer's, and does not count.
-2. Until its output has ended there is a second one, `idle_timeout` after `last_byte`. It is not kept anywhere: it moves with every byte.
-   Also with those that the peer takes from the kernel's send queue: while there may be some the queue is looked at every now and then
-   (`look_every`), and counts as moving when its length is another one, or it was written to since the look before and is not empty.
-   It may be as long as before though it moves, where a stream of the user's fills it again at once: then edges of OUT are what is seen.
-3. When the owner lets go, a reminder stands at the monitor thread that is due by the earliest of these. An earlier one that stands
-   already is left, and the step that it brings about asks for the next: so frames that are begun
-   and finished, and bytes that come and go, cost the monitor nothing.
-4. What came in time counts, however late we are: they end the connection only when the socket is drained, or what was in it is read when it
-   was found late (`grace`), so that a peer who never pauses gains nothing. While reading is paused, bytes that wait in the kernel show that
-   the peer is not idle.
+1. `_deadline` is of one thing at a time: of the PROXY header and the handshake, then of the frame
+   that the peer has begun; when the connection ends, of lingering. There is none (`inf`) while
+   nothing is begun, or while reading is paused: after a pause the time begins anew. The time that
+   `on_new_connection` takes is not the peer's, and does not count.
+2. Until its output has ended there is a second one, `idle_timeout` after `last_byte`. It is not
+   kept anywhere: it moves with every byte. Also with those that the peer takes from the kernel's
+   send queue: while there may be some the queue is looked at every now and then (`look_every`), and
+   counts as moving when its length is another one, or it was written to since the look before and
+   is not empty. It may be as long as before though it moves, where a stream of the user's fills it
+   again at once: then edges of OUT are what is seen.
+3. When the owner lets go, a reminder stands at the monitor thread that is due by the earliest of
+   these. An earlier one that stands already is left, and the step that it brings about asks for the
+   next: so frames that are begun and finished, and bytes that come and go, cost the monitor
+       nothing.
+4. What came in time counts, however late we are: they end the connection only when the socket is
+   drained, or what was in it is read when it was found late (`grace`), so that a peer who never
+   pauses gains nothing. While reading is paused, bytes that wait in the kernel show that the peer
+   is not idle.
 
 The deadline of output, `write_timeout`, is not the owner's affair: see `output`.
 
-The end, whatever its cause, begins with `Output.end`, after which there is an `error`. Gracefully: the queue is flushed, with TLS and
-close_notify behind it, while input is discarded, or the peer's writes would get stuck and it would not come to read ours; FIN, input
-discarded until EOF or `closing.LINGER`, shutdown. At once: a reset. Then in both cases the last callbacks, close, and the slot is released.
-The fd is closed after the callbacks, so that its number cannot belong to a new connection while a handler still files by it.
+The end, whatever its cause, begins with `Output.end`, after which there is an `error`. Gracefully:
+the queue is flushed, with TLS and close_notify behind it, while input is discarded, or the peer's
+writes would get stuck and it would not come to read ours; FIN, input discarded until EOF or
+`closing.LINGER`, shutdown. At once: a reset. Then in both cases the last callbacks, close, and the
+slot is released. The fd is closed after the callbacks, so that its number cannot belong to a new
+connection while a handler still files by it.
 
-A graceful stop posts STOP, and its connection goes on as before, but that nothing more is read: what was read is delivered and answered.
-Only then, and at once where nothing was read or the connection is not ready, does the owner let it end.
+A graceful stop posts STOP, and its connection goes on as before, but that nothing more is read:
+what was read is delivered and answered. Only then, and at once where nothing was read or the
+connection is not ready, does the owner let it end.
 """
 
 from __future__ import annotations
@@ -94,7 +104,9 @@ class Loop(OutputLoop, Protocol):
         """See `framing.Complain`. connection: None: of no single one."""
 
     def admit(self, connection: Any) -> bool:
-        """Count `connection` at the address of its client; False, and that is told, when there are too many of there."""
+        """Count `connection` at the address of its client; False, and that is told, when there are
+        too many of there.
+        """
 
     def remind(self, token: int, when: float) -> None:
         """Post DEADLINE at `when`, by the monotonic clock, and not at the time said before."""
@@ -120,7 +132,8 @@ class Connection(Output):
         builder: of what is sent, and received; None: chunks.
         ready: see the module; `on_disconnected` is due only from then on.
         is_paused: by `pause_reading`.
-        peername, sockname: as at the start; a connection that was reset has forgotten them. `peername` is what the PROXY header says.
+        peername, sockname: as at the start; a connection that was reset has forgotten them.
+            `peername` is what the PROXY header says.
         proxy: that header; None: none has come.
         place: where the connection is counted, see `addresses`.
     """
@@ -182,7 +195,9 @@ class Connection(Output):
         context: ssl.SSLContext | None,
         place: Place,
     ) -> None:
-        """Args: names: `peername` and `sockname`. context: for TLS, unless `on_new_connection` returns a stream; None: no TLS."""
+        """Args: names: `peername` and `sockname`. context: for TLS, unless `on_new_connection`
+        returns a stream; None: no TLS.
+        """
         super().__init__(loop, SocketTransport(sock))
         self.token = token
         self.fd = sock.fileno()
@@ -193,15 +208,20 @@ class Connection(Output):
         self.builder = loop.config.builder
         self.decoder: Decoder = decoder_for(self.builder)
         self.next_message: bytes | None = None  # out of the decoder, not delivered
-        self.ciphertext: deque[bytes] = deque()  # read, not decrypted; put there by the owner, taken away in the role
-        self.plaintext: deque[bytes] = deque()  # decrypted, not fed to the decoder; the other way round
+        # read, not decrypted; put there by the owner, taken away in the role
+        self.ciphertext: deque[bytes] = deque()
+        # decrypted, not fed to the decoder; the other way round
+        self.plaintext: deque[bytes] = deque()
         self.undelivered = Share()
         self.held = 0  # what it was said to be last
         self.readable = False  # an edge came, and EAGAIN has not been seen since
-        self.received: deque[bytes] = deque()  # from a stream of the user's, not taken in; put there in the role, taken away by the owner
-        self.read_is_due = False  # a read of that stream was asked for; until it is done, also during a stop, no other one is
+        # from a stream of the user's, not taken in; put there in the role, taken away by the owner
+        self.received: deque[bytes] = deque()
+        # a read of that stream was asked for; until it is done, also during a stop, no other one is
+        self.read_is_due = False
         self.hung_up = False
-        self.has_eof = False  # of the socket, or the stream: nothing more is read; also written in the role
+        # of the socket, or the stream: nothing more is read; also written in the role
+        self.has_eof = False
         self.input_ended = False  # nothing more will come into the decoder
         self.told_eof = False
         self.context = context
@@ -211,9 +231,13 @@ class Connection(Output):
         self.proxy: ProxyHeader | None = None
         self.place = place
         versions = loop.config.proxy_protocol
-        self.header = None if versions == "off" else HeaderReader(cast(Versions, versions))  # None: none is to come, or it is here
-        self.first_bytes: bytes | None = None  # after the header, as long as they may become another one
-        unattended = loop.callbacks.on_new_connection is None and loop.callbacks.on_connected is None
+        # None: none is to come, or it is here
+        self.header = None if versions == "off" else HeaderReader(cast(Versions, versions))
+        # after the header, as long as they may become another one
+        self.first_bytes: bytes | None = None
+        unattended = (
+            loop.callbacks.on_new_connection is None and loop.callbacks.on_connected is None
+        )
         self.ready = unattended and context is None and self.header is None
         self.runner: Runner | None = None  # of the step of now
         self.looked_at = self.last_byte  # when the send queue was looked at, see invariant 2
@@ -225,7 +249,8 @@ class Connection(Output):
         self.removed = 0  # parts of the removal that are done, see `closing`
         self.is_counted = False  # among those that were removed
         self.deadline = math.inf  # see the invariants
-        self.grace = math.inf  # bytes received when what may have come before the deadline is read; inf: it is not late
+        # bytes received when what may have come before the deadline is read; inf: it is not late
+        self.grace = math.inf
         self.reminder = math.inf  # when the reminder that stands is due
 
     def fail(self, code: int) -> None:
@@ -233,7 +258,9 @@ class Connection(Output):
         self.end(Cause.OS_ERROR, code=code, at_once=True)
 
     def stop(self) -> None:
-        """End when what was read is delivered. Nothing more is read from now on. From any thread."""
+        """End when what was read is delivered. Nothing more is read from now on. From any
+        thread.
+        """
         self.stopping = True
         self.post(mailbox.STOP)
 
@@ -259,7 +286,9 @@ class Connection(Output):
 
     def account_input(self) -> None:
         """Count what came in and was not delivered. By the owner."""
-        held = self.decoder.size + len(self.next_message or b"") + sum(map(len, self.received.copy()))
+        held = (
+            self.decoder.size + len(self.next_message or b"") + sum(map(len, self.received.copy()))
+        )
         if self.session is not None:
             held += sum(map(len, self.ciphertext.copy())) + sum(map(len, self.plaintext.copy()))
         if held != self.held:

@@ -10,27 +10,48 @@ from hydrogen._py.connection import Connection
 from hydrogen.errors import Cause, Timeout
 
 LATE = 0.05
-"""Seconds until a time that has passed already is looked at again: somebody else is waited for, who posts when he is done."""
+"""Seconds until a time that has passed already is looked at again: somebody else is waited for, who
+posts when he is done.
+"""
 
 
 def watch(connection: Connection, pause_ended: bool) -> None:
     """Keep the deadline of what the peer has begun: the handshake, or a frame."""
     config = connection.loop.config
-    seconds, code = (config.frame_timeout, Timeout.FRAME_TIMEOUT) if connection.ready else (config.open_timeout, Timeout.OPEN_TIMEOUT)
-    if seconds is None or (connection.ready and not connection.decoder.is_partial()) or must_not_read(connection):
+    seconds, code = (
+        (config.frame_timeout, Timeout.FRAME_TIMEOUT)
+        if connection.ready
+        else (config.open_timeout, Timeout.OPEN_TIMEOUT)
+    )
+    if (
+        seconds is None
+        or (connection.ready and not connection.decoder.is_partial())
+        or must_not_read(connection)
+    ):
         connection.deadline = connection.grace = math.inf
     elif pause_ended or connection.deadline == math.inf:
         connection.deadline, connection.grace = time.monotonic() + seconds, math.inf
-    elif time.monotonic() >= connection.deadline and not has_grace(connection) and connection.error is None:
+    elif (
+        time.monotonic() >= connection.deadline
+        and not has_grace(connection)
+        and connection.error is None
+    ):
         connection.end(Cause.TIMEOUT, code=code, at_once=True)
 
 
 def has_grace(connection: Connection) -> bool:
-    """Whether something is left, read or in the kernel, that may have come before the deadline: see invariant 4."""
-    if connection.ciphertext or connection.plaintext:  # somebody is at the output, then AGAIN will be posted
+    """Whether something is left, read or in the kernel, that may have come before the deadline: see
+    invariant 4.
+    """
+    # somebody is at the output, then AGAIN will be posted
+    if connection.ciphertext or connection.plaintext:
         return True
     # What a step has no budget for is done in the next one.
-    if input.has_message(connection) if connection.ready else connection.is_settled and not connection.shaking:
+    if (
+        input.has_message(connection)
+        if connection.ready
+        else connection.is_settled and not connection.shaking
+    ):
         return True
     if not connection.readable:
         return False
@@ -41,21 +62,31 @@ def has_grace(connection: Connection) -> bool:
 
 
 def watch_idleness(connection: Connection) -> None:
-    """In a step that a reminder has brought about, and so has read what there is, unless it must not: see invariants 2 and 4."""
+    """In a step that a reminder has brought about, and so has read what there is, unless it must
+    not: see invariants 2 and 4.
+    """
     if connection.loop.config.idle_timeout is None:
         return
     now = time.monotonic()
     unsent = kernel.unsent(connection.transport.poll_fd)
-    if unsent != connection.looked_unsent or (unsent and connection.tally.bytes_sent != connection.looked_sent):
+    if unsent != connection.looked_unsent or (
+        unsent and connection.tally.bytes_sent != connection.looked_sent
+    ):
         connection.last_byte = now
-    connection.looked_at, connection.looked_sent, connection.looked_unsent = now, connection.tally.bytes_sent, unsent
+    connection.looked_at, connection.looked_sent, connection.looked_unsent = (
+        now,
+        connection.tally.bytes_sent,
+        unsent,
+    )
     if now < connection.last_byte + connection.loop.config.idle_timeout:
         return
     if connection.error is None and (must_not_read(connection) or connection.read_is_due):
         if kernel.unread(connection.transport.poll_fd):
             connection.last_byte = now
             return
-    elif connection.readable and not (connection.input_ended or connection.has_eof or connection.read_is_due):
+    elif connection.readable and not (
+        connection.input_ended or connection.has_eof or connection.read_is_due
+    ):
         return  # there is more to read: AGAIN was posted, and the next reminder follows
     connection.end(Cause.TIMEOUT, code=Timeout.IDLE_TIMEOUT, at_once=True)
 
@@ -72,14 +103,24 @@ def next_look(connection: Connection) -> float:
 
 def must_not_read(connection: Connection) -> bool:
     """Whether reading is paused, by anybody. If it is for want of memory, RESUME will come."""
-    return connection.is_paused or connection.is_held_back or connection.loop.memory.must_wait(connection.token)
+    return (
+        connection.is_paused
+        or connection.is_held_back
+        or connection.loop.memory.must_wait(connection.token)
+    )
 
 
 def ask_for_reminder(connection: Connection) -> None:
-    """See invariant 3 of the deadlines. What ends at once, and waits for who is at the output only, has none any more."""
+    """See invariant 3 of the deadlines. What ends at once, and waits for who is at the output only,
+    has none any more.
+    """
     if connection.at_once:
         return
-    due = connection.deadline if connection.ended_output else min(connection.deadline, next_look(connection))
+    due = (
+        connection.deadline
+        if connection.ended_output
+        else min(connection.deadline, next_look(connection))
+    )
     if due < connection.reminder:
         now = time.monotonic()
         due = due if due > now else now + LATE

@@ -1,6 +1,8 @@
-"""Decoders: bytes as they come in, messages as they are delivered. Sans-I/O, and owned by whoever owns the connection.
+"""Decoders: bytes as they come in, messages as they are delivered. Sans-I/O, and owned by whoever
+owns the connection.
 
-A decoder is asked for one message after the other, so that a bad frame is met only after the good ones before it were delivered.
+A decoder is asked for one message after the other, so that a bad frame is met only after the good
+ones before it were delivered.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from hydrogen.errors import (
 from hydrogen.frame import FrameBuilder, FrameDecoder, is_built_in
 
 Complain = Callable[[str, BaseException], None]
-"""Writes down what code of the user's, called by that name, raised: `RateLimitedLog.callback_error`."""
+"""Writes down what code of the user's, called by that name, raised:
+`RateLimitedLog.callback_error`.
+"""
 
 _CAUSES = {FrameTooLarge: Cause.FRAME_TOO_LARGE, ChecksumMismatch: Cause.CHECKSUM_MISMATCH}
 """Those of `ProtocolError` from a built-in builder that are not simply BAD_FRAME."""
@@ -87,15 +91,21 @@ def decoder_for(builder: FrameBuilder | None) -> Decoder:
     return ChunkDecoder() if builder is None else FrameDecoder(builder)
 
 
-def explain(builder: FrameBuilder | None, error: BaseException, complain: Complain) -> tuple[Cause, Exception]:
-    """Cause and removal error for what the `next` of a decoder raised; complains of what is a fault of the user's.
+def explain(
+    builder: FrameBuilder | None, error: BaseException, complain: Complain
+) -> tuple[Cause, Exception]:
+    """Cause and removal error for what the `next` of a decoder raised; complains of what is a fault
+    of the user's.
 
-    The `ProtocolError` of a builder speaks for itself; of a built-in one nobody wants to know where in it that was raised.
+    The `ProtocolError` of a builder speaks for itself; of a built-in one nobody wants to know where
+    in it that was raised.
     """
-    kind = type(error)  # not isinstance(), which asks the exception for its class, and it may be the user's
+    # not isinstance(), which asks the exception for its class, and it may be the user's
+    kind = type(error)
     if is_built_in(builder):
         if issubclass(kind, ProtocolError):
-            return _CAUSES.get(kind, Cause.BAD_FRAME), error.with_traceback(None)  # type: ignore[return-value]
+            cause = _CAUSES.get(kind, Cause.BAD_FRAME)
+            return cause, error.with_traceback(None)  # type: ignore[return-value]
         return Cause.OS_ERROR, removal_error(Cause.OS_ERROR, errno.ENOMEM)
     if issubclass(kind, ProtocolError):
         cut_traceback(error)

@@ -18,7 +18,9 @@ MESSAGE_BUDGET = 256
 
 
 def is_second_header(connection: Connection, data: bytes) -> bool:
-    """Whether `data`, with the first bytes before it, begins another PROXY header, of a client who would be another: it ends."""
+    """Whether `data`, with the first bytes before it, begins another PROXY header, of a client who
+    would be another: it ends.
+    """
     if connection.first_bytes is None:
         return False
     first_bytes = connection.first_bytes + data[: len(V2_SIGNATURE)]
@@ -30,12 +32,18 @@ def is_second_header(connection: Connection, data: bytes) -> bool:
 
 
 def serve_input(connection: Connection) -> None:
-    """Deliver what is complete, then read, in turn, until nothing is left, a pause, or the budget is used up.
+    """Deliver what is complete, then read, in turn, until nothing is left, a pause, or the budget
+    is used up.
 
     All that was read is decrypted: see `deadlines.has_grace`.
     """
     messages, budget = MESSAGE_BUDGET, connection.loop.config.read_budget
-    while connection.error is None and connection.header is None and not connection.is_paused and not connection.is_held_back:
+    while (
+        connection.error is None
+        and connection.header is None
+        and not connection.is_paused
+        and not connection.is_held_back
+    ):
         if not tls.decrypt(connection):
             return
         if not messages or budget <= 0:
@@ -52,7 +60,9 @@ def serve_input(connection: Connection) -> None:
             connection.deadline = math.inf
             connection.tally.messages_received += 1
             on_data_received = connection.loop.callbacks.on_data_received
-            callbacks.call(connection, "on_data_received", on_data_received, connection.socket, message)
+            callbacks.call(
+                connection, "on_data_received", on_data_received, connection.socket, message
+            )
         elif connection.input_ended and not connection.told_eof:
             end_of_input(connection)
         elif may_read(connection) and not connection.loop.memory.must_wait(connection.token):
@@ -64,27 +74,44 @@ def serve_input(connection: Connection) -> None:
 
 
 def may_read(connection: Connection) -> bool:
-    """Whether there may be something to read, and it is wanted: once a graceful stop has asked for the end, only what was due before."""
+    """Whether there may be something to read, and it is wanted: once a graceful stop has asked for
+    the end, only what was due before.
+    """
     if connection.input_ended:
         return False
-    return was_received(connection) or (connection.readable and not (connection.read_is_due or connection.stopping))
+    return was_received(connection) or (
+        connection.readable and not (connection.read_is_due or connection.stopping)
+    )
 
 
 def was_received(connection: Connection) -> bool:
-    """Whether a stream of the user's has given something out that was not taken in, be it the end."""
+    """Whether a stream of the user's has given something out that was not taken in, be it the
+    end.
+    """
     return connection.transport.is_stream and (bool(connection.received) or connection.has_eof)
 
 
 def is_being_read(connection: Connection) -> bool:
-    """Whether a stream of the user's has, or is about to have, what comes before anything that the kernel tells; no pause keeps it back."""
-    return (connection.read_is_due or bool(connection.received)) and not (connection.is_paused or connection.is_held_back)
+    """Whether a stream of the user's has, or is about to have, what comes before anything that the
+    kernel tells; no pause keeps it back.
+    """
+    return (connection.read_is_due or bool(connection.received)) and not (
+        connection.is_paused or connection.is_held_back
+    )
 
 
 def end_gracefully(connection: Connection) -> None:
-    """A graceful stop has asked for the end: it comes when all that was read is delivered. What a pause holds back waits for its end."""
+    """A graceful stop has asked for the end: it comes when all that was read is delivered. What a
+    pause holds back waits for its end.
+    """
     if connection.error is not None or (connection.read_is_due and not connection.is_paused):
         return
-    if connection.ready and (connection.received or connection.ciphertext or connection.plaintext or has_message(connection)):
+    if connection.ready and (
+        connection.received
+        or connection.ciphertext
+        or connection.plaintext
+        or has_message(connection)
+    ):
         return
     if connection.error is None:
         connection.end(Cause.SERVER_STOPPED)
@@ -137,7 +164,8 @@ def receive(connection: Connection, most: int) -> list[bytes]:
     try:
         chunks = connection.transport.receive(most)
     except EOFError:
-        # Who writes may have met a reset first: the kernel tells of it once, and to us it looks like an orderly end.
+        # Who writes may have met a reset first: the kernel tells of it once, and to us it looks
+        # like an orderly end.
         if not connection.has_eof:
             connection.in_role(lambda: _has_ended(connection), mailbox.READABLE, by_anybody=True)
         connection.input_ended |= connection.has_eof
@@ -146,13 +174,16 @@ def receive(connection: Connection, most: int) -> list[bytes]:
     connection.readable = bool(chunks)
     if chunks:
         connection.last_byte = time.monotonic()
-        connection.tally.bytes_received += sum(map(len, chunks))  # before TLS answers: who gets an answer may look here
+        # before TLS answers: who gets an answer may look here
+        connection.tally.bytes_received += sum(map(len, chunks))
     connection.loop.leave_if_forked()
     return chunks
 
 
 def receive_of_stream(connection: Connection) -> list[bytes]:
-    """What a stream of the user's has given out. If there is nothing, it is asked; by who is in it, then AGAIN will be posted."""
+    """What a stream of the user's has given out. If there is nothing, it is asked; by who is in it,
+    then AGAIN will be posted.
+    """
     if not was_received(connection):
         connection.readable = False  # an edge that comes now is another one
         connection.read_is_due = True
@@ -176,7 +207,9 @@ def _receive(connection: Connection) -> None:
     if not connection.read_is_due or connection.has_eof:
         return
     # What is there has come, be it a whole message or not.
-    if connection.loop.config.idle_timeout is not None and kernel.unread(connection.transport.poll_fd):
+    if connection.loop.config.idle_timeout is not None and kernel.unread(
+        connection.transport.poll_fd
+    ):
         connection.last_byte = time.monotonic()
     try:
         chunks = connection.transport.receive()
@@ -200,7 +233,9 @@ def _has_ended(connection: Connection) -> None:
 
 
 def reading_failed(connection: Connection, error: BaseException) -> None:
-    """Nothing more can be read: the connection ends. If it ends already it goes on writing, unless it is reset."""
+    """Nothing more can be read: the connection ends. If it ends already it goes on writing, unless
+    it is reset.
+    """
     cause, reason = connection.transport.explain(error, "recv")
     connection.has_eof = True
     connection.end(cause, reason, at_once=cause == Cause.OS_ERROR)
@@ -242,9 +277,11 @@ def ended_in_order(connection: Connection, session: TlsSession) -> bool:
 
 
 def check_hangup(connection: Connection) -> None:
-    """Ask for the error that reading meets, unless a pause or the end of input keeps it from reading. A reset ends any pause.
+    """Ask for the error that reading meets, unless a pause or the end of input keeps it from
+    reading. A reset ends any pause.
 
-    The peer of a Unix socket hangs up in an orderly end, and there is no error then: what it sent is read first.
+    The peer of a Unix socket hangs up in an orderly end, and there is no error then: what it sent
+    is read first.
     """
     code = connection.transport.pending_error()
     if code:
@@ -252,10 +289,14 @@ def check_hangup(connection: Connection) -> None:
 
 
 def discard(connection: Connection) -> None:
-    """Read and drop what the peer still sends. Its own writes must not get stuck, or it would not come to read ours."""
+    """Read and drop what the peer still sends. Its own writes must not get stuck, or it would not
+    come to read ours.
+    """
     drop(connection)
     budget = connection.loop.config.read_budget
-    while connection.readable and not (connection.has_eof or connection.read_is_due or connection.at_once):
+    while connection.readable and not (
+        connection.has_eof or connection.read_is_due or connection.at_once
+    ):
         if budget <= 0:
             connection.post(mailbox.AGAIN)
             return

@@ -1,4 +1,5 @@
-"""What the engine asks of the kernel beyond plain calls of the socket module, and which errors of accept(2) mean what.
+"""What the engine asks of the kernel beyond plain calls of the socket module, and which errors of
+accept(2) mean what.
 
 No connection is known here, only fds and sockets.
 """
@@ -44,13 +45,18 @@ TRANSIENT = frozenset(
         errno.ENETUNREACH,
     }
 )
-"""Errors of accept(2) that speak of one connection only: Linux passes pending errors of the new socket on, see accept(2)."""
+"""Errors of accept(2) that speak of one connection only: Linux passes pending errors of the new
+socket on, see accept(2).
+"""
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Errors of accept(2) that stay until somebody gives something back: asking again at once would spin."""
+"""Errors of accept(2) that stay until somebody gives something back: asking again at once would
+spin.
+"""
 
 FORK_PATIENCE = 0.5
-"""Seconds that a fork waits for all who accept or close, who need microseconds, and that they wait for the rest of it. For ever would be
+"""Seconds that a fork waits for all who accept or close, who need microseconds, and that they wait
+for the rest of it. For ever would be
 wrong: each may hold, further out, or do, what the other one waits for."""
 
 _release = operator.methodcaller("release")
@@ -60,7 +66,9 @@ _CLOSE_AT_ONCE = struct.pack("ii", 0, 0)
 
 
 def reset_on_close(sock: socket.SocketType) -> None:
-    """Make the last close of `sock` a reset (SO_LINGER with no time, see socket(7)). Sockets without resets do not mind."""
+    """Make the last close of `sock` a reset (SO_LINGER with no time, see socket(7)). Sockets
+    without resets do not mind.
+    """
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     except OSError:
@@ -68,12 +76,15 @@ def reset_on_close(sock: socket.SocketType) -> None:
 
 
 def close_without_waiting(sock: socket.socket) -> None:
-    """Close `sock`, whatever SO_LINGER says: the socket option is the user's, the thread that would wait is ours.
+    """Close `sock`, whatever SO_LINGER says: the socket option is the user's, the thread that would
+    wait is ours.
 
     Raises: OSError: ECONNRESET, of close(2) in some families. It is closed.
     """
     with contextlib.suppress(OSError):  # /dev/null: it was reset
-        is_on, seconds = struct.unpack("ii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+        is_on, seconds = struct.unpack(
+            "ii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        )
         if is_on and seconds:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_AT_ONCE)
     sock.close()
@@ -88,7 +99,8 @@ def _connect() -> Callable[[int, bytes, int], object]:
 
 
 def disconnect(fd: int) -> None:
-    """Reset the connection of `fd` now, whoever else holds it open: connect(2) to AF_UNSPEC, which the socket module cannot say.
+    """Reset the connection of `fd` now, whoever else holds it open: connect(2) to AF_UNSPEC, which
+    the socket module cannot say.
 
     Unix sockets do not mind. Where Python was built without ctypes the last close resets.
     """
@@ -100,7 +112,9 @@ def disconnect(fd: int) -> None:
 
 
 def end_at_once(sock: socket.SocketType) -> None:
-    """Reset the connection of `sock`, see `disconnect`; of a Unix socket, which has no reset, end both directions."""
+    """Reset the connection of `sock`, see `disconnect`; of a Unix socket, which has no reset, end
+    both directions.
+    """
     disconnect(sock.fileno())
     if sock.family == socket.AF_UNIX:
         with contextlib.suppress(OSError):  # the peer may be gone
@@ -110,8 +124,9 @@ def end_at_once(sock: socket.SocketType) -> None:
 def reset(sock: socket.socket, placeholder: int) -> None:
     """Reset the connection of `sock` now, and keep its fd number taken until `sock` is closed.
 
-    A duplicate of `placeholder` is put in its place: dup3(2) closes it, and in the same step occupies the number that the handler still
-    files by. Where the close is the last it resets as well: see `disconnect`.
+    A duplicate of `placeholder` is put in its place: dup3(2) closes it, and in the same step
+    occupies the number that the handler still files by. Where the close is the last it resets as
+    well: see `disconnect`.
     """
     reset_on_close(sock)
     end_at_once(sock)
@@ -126,7 +141,9 @@ def turn_away(sock: socket.socket) -> None:
 
 
 def unsent(fd: int) -> int:
-    """Bytes in the send queue of a socket, not acknowledged by the peer's kernel (SIOCOUTQ, see tcp(7)); 0 when there is no telling."""
+    """Bytes in the send queue of a socket, not acknowledged by the peer's kernel (SIOCOUTQ, see
+    tcp(7)); 0 when there is no telling.
+    """
     return _queued(fd, termios.TIOCOUTQ)
 
 
@@ -144,7 +161,8 @@ def _queued(fd: int, request: int) -> int:
 
 @contextlib.contextmanager
 def borrowed(fd: int) -> Iterator[socket.SocketType]:
-    """A socket object for `fd`, which stays open: nothing comes between what is made and the `finally` that sees to it (see `role`).
+    """A socket object for `fd`, which stays open: nothing comes between what is made and the
+    `finally` that sees to it (see `role`).
 
     Raises: OSError: `fd` is no socket.
     """
@@ -158,8 +176,8 @@ def borrowed(fd: int) -> Iterator[socket.SocketType]:
 
 
 def close_once(fds: deque[int]) -> None:
-    """Close the fd that is in `fds`, if it is there still. It is taken out and closed inside one call of C code (see `role`): who is
-    interrupted may call again, and closes nobody else's."""
+    """Close the fd that is in `fds`, if it is there still. It is taken out and closed inside one
+    call of C code (see `role`): who is interrupted may call again, and closes nobody else's."""
     with contextlib.suppress(IndexError):
         deque(map(os.close, map(deque.pop, (fds,))), 0)
 
@@ -167,8 +185,9 @@ def close_once(fds: deque[int]) -> None:
 def close_orphan(fd: int, listener: socket.socket) -> None:
     """Close the connection that an accept(2) on `listener` has left behind.
 
-    Where there is no memory for the name of the peer, CPython forgets the fd. It got the lowest number
-    that was free, `fd`; it is believed to be that only when it is a connection of the same address.
+    Where there is no memory for the name of the peer, CPython forgets the fd. It got the lowest
+    number that was free, `fd`; it is believed to be that only when it is a connection of the same
+    address.
     """
     try:
         with borrowed(fd) as sock:
@@ -182,16 +201,19 @@ def close_orphan(fd: int, listener: socket.socket) -> None:
 
 
 def block_signals() -> None:
-    """Let no signal be delivered to the calling thread: it belongs to the engine and has nothing to do with them."""
+    """Let no signal be delivered to the calling thread: it belongs to the engine and has nothing to
+    do with them.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 class Wakeup:
     """An eventfd that ends somebody's poll.
 
-    May be signalled from any thread, at any moment, also after it was closed: then nobody is to be woken. A signal is written by who
-    gives it, who may be waited for by who polls. Closing is left to the last one who is `_inside`, so nobody writes to a number that is a
-    stranger's by then: who comes in is counted, then looks at `_is_closed`; who closes sets that, then looks who is inside.
+    May be signalled from any thread, at any moment, also after it was closed: then nobody is to be
+    woken. A signal is written by who gives it, who may be waited for by who polls. Closing is left
+    to the last one who is `_inside`, so nobody writes to a number that is a stranger's by then: who
+    comes in is counted, then looks at `_is_closed`; who closes sets that, then looks who is inside.
     """
 
     __slots__ = ("_fd", "_inside", "_is_closed", "_open")
@@ -200,7 +222,8 @@ class Wakeup:
         self._open: deque[int] = deque()  # who takes the fd out closes it
         self._inside: deque[None] = deque()
         self._is_closed = False
-        self._open.extend(map(os.eventfd, (0,), (os.EFD_NONBLOCK | os.EFD_CLOEXEC,)))  # in one call of C code, see `role`
+        # in one call of C code, see `role`
+        self._open.extend(map(os.eventfd, (0,), (os.EFD_NONBLOCK | os.EFD_CLOEXEC,)))
         self._fd = self._open[0]
 
     def __del__(self) -> None:
@@ -264,7 +287,9 @@ class Fork:
         return lock in self.held
 
     def rest(self) -> float:
-        """Seconds that others still wait for it, all of them together: a hook of the program's may wait for many connections."""
+        """Seconds that others still wait for it, all of them together: a hook of the program's may
+        wait for many connections.
+        """
         return self._left(FORK_PATIENCE)
 
     def _left(self, more: float = 0.0) -> float:
@@ -278,24 +303,28 @@ class Fork:
 
 
 class ForkGate:
-    """Keeps a fork from coming between what the kernel knows of an fd and what `Engine.forked` finds.
+    """Keeps a fork from coming between what the kernel knows of an fd and what `Engine.forked`
+    finds.
 
-    A connection finds its fd a little later than the kernel makes it, and forgets it a little earlier than it is closed. A child that had
-    the fd without knowing of it would keep the connection open when the parent closes it.
+    A connection finds its fd a little later than the kernel makes it, and forgets it a little
+    earlier than it is closed. A child that had the fd without knowing of it would keep the
+    connection open when the parent closes it.
 
-    Each thread has a lock of its own for that, and who forks takes all of them: threads must not wait for one in which the collector runs
-    code of the user's, which may block.
+    Each thread has a lock of its own for that, and who forks takes all of them: threads must not
+    wait for one in which the collector runs code of the user's, which may block.
 
-    A signal handler of a thread that forks may raise at any point of the hooks, or as one begins: the
-    interpreter ignores that, and forks. So each lock is taken and noted in one call of C code, as it is
-    given back, and there is a second hook that gives back what the first one was kept from. In the child,
-    too, what the first one was kept from the second one does.
+    A signal handler of a thread that forks may raise at any point of the hooks, or as one begins:
+    the interpreter ignores that, and forks. So each lock is taken and noted in one call of C code,
+    as it is given back, and there is a second hook that gives back what the first one was kept
+    from. In the child, too, what the first one was kept from the second one does.
     """
 
     def __init__(self) -> None:
         self._forks: deque[Fork] = deque()  # one may come in another one's hooks
         self._open_anew()
-        os.register_at_fork(before=self._before, after_in_parent=self._give_back, after_in_child=self._open_anew)
+        os.register_at_fork(
+            before=self._before, after_in_parent=self._give_back, after_in_child=self._open_anew
+        )
         os.register_at_fork(after_in_parent=self._after, after_in_child=self._open_anew)
 
     def _open_anew(self) -> None:
@@ -312,10 +341,12 @@ class ForkGate:
 
     @property
     def lock(self) -> RLock:
-        """The calling thread's, to be held meanwhile. It may be taken again, and the thread may fork: see the class.
+        """The calling thread's, to be held meanwhile. It may be taken again, and the thread may
+        fork: see the class.
 
-        Who asks for it while somebody forks waits here: locks are not fair, and a fork would find that of a thread that never rests taken.
-        Not for ever: a hook of the program's may wait for a connection that is to be accepted, or closed.
+        Who asks for it while somebody forks waits here: locks are not fair, and a fork would find
+        that of a thread that never rests taken. Not for ever: a hook of the program's may wait for
+        a connection that is to be accepted, or closed.
         """
         own: RLock | None = getattr(self._own, "lock", None)
         rests = [fork.rest() for fork in self._forks.copy() if fork.held]
@@ -327,7 +358,9 @@ class ForkGate:
             self._locks.add(lock)
             return lock
 
-        return under(self._turn, enter, seconds=max(rests, default=FORK_PATIENCE)) or threading.RLock()
+        return (
+            under(self._turn, enter, seconds=max(rests, default=FORK_PATIENCE)) or threading.RLock()
+        )
 
     def _before(self) -> None:
         fork = Fork()

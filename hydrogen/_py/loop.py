@@ -1,18 +1,22 @@
 """The Python engine: `Engine` ties the threads to the slab. Start reading here.
 
-    accept thread -------------new-----------> ready queue ----> workers: read, split, call back, write
+    accept thread -------------new-----------> ready queue ----> workers: read, split, call back,
+    write
                                                 ^    ^              |
     monitor --------deadline, task-----------+    |              | EPOLL_CTL_ADD, EPOLL_CTL_DEL
                                                      |              v
     event thread: flush what blocked ----readable----+ <--------- epoll
 
-There are `max_threads` threads and four, whatever the number of connections; the fourth is the log thread, which writes what the accept
-thread and the monitor thread have to say: a logging handler is code of the user's, and may block.
+There are `max_threads` threads and four, whatever the number of connections; the fourth is the log
+thread, which writes what the accept thread and the monitor thread have to say: a logging handler is
+code of the user's, and may block.
 
-Nothing that a method of `Server` or of a socket reaches is guarded by a lock that anybody waits for: see `role`. What is left is
-that of `Changes` and the lock of the addresses, which the accept thread and workers take to count those who come and go, and no one else.
+Nothing that a method of `Server` or of a socket reaches is guarded by a lock that anybody waits
+for: see `role`. What is left is that of `Changes` and the lock of the addresses, which the accept
+thread and workers take to count those who come and go, and no one else.
 
-It is the reference, clear before fast: every message takes a hop from the event thread to a worker, which the compiled engine does without.
+It is the reference, clear before fast: every message takes a hop from the event thread to a worker,
+which the compiled engine does without.
 """
 
 from __future__ import annotations
@@ -65,15 +69,19 @@ OVERLOOKED = 0.05
 """Seconds after which a connection that could not be queued, for want of memory, is tried again."""
 
 READS = 100
-"""Times that `stats` reads the counters again because they were changed meanwhile; in the end by a call that this one has interrupted."""
+"""Times that `stats` reads the counters again because they were changed meanwhile; in the end by a
+call that this one has interrupted.
+"""
 
 SHED_AGAIN = 0.01
-"""Seconds until the limit of memory is looked at again, when that could not be done or nobody was to be removed."""
+"""Seconds until the limit of memory is looked at again, when that could not be done or nobody was
+to be removed.
+"""
 
 
 class Changes:
-    """A lock for those who change the counters, one after the other. Who reads them takes no lock, and looks at the version before and
-    after.
+    """A lock for those who change the counters, one after the other. Who reads them takes no lock,
+    and looks at the version before and after.
 
     Attributes:
         version: odd while somebody changes them.
@@ -86,7 +94,9 @@ class Changes:
         self.version = 0
 
     def make(self, change: Callable[[], T]) -> T:
-        """What `change` returns, which changes counters. Whatever is raised, the lock is free and the version even then: see `locks`."""
+        """What `change` returns, which changes counters. Whatever is raised, the lock is free and
+        the version even then: see `locks`.
+        """
         return cast(T, under(self._lock, lambda: self._make(change)))
 
     def _make(self, change: Callable[[], T]) -> T:
@@ -100,10 +110,17 @@ class Changes:
 
 
 class Engine:
-    """See `backend.Engine`. What it has beyond that contract is for its connections (`connection.Loop`, `socket.Directory`)."""
+    """See `backend.Engine`. What it has beyond that contract is for its connections
+    (`connection.Loop`, `socket.Directory`).
+    """
 
     def __init__(
-        self, server: Server, callbacks: Callbacks, config: Config, listeners: Sequence[socket.socket], max_connections: int
+        self,
+        server: Server,
+        callbacks: Callbacks,
+        config: Config,
+        listeners: Sequence[socket.socket],
+        max_connections: int,
     ) -> None:
         self.server = server
         self.log = server.log
@@ -131,24 +148,42 @@ class Engine:
         self._is_open = False  # there is something to release
         self._tls = config.ssl
         self._listeners = listeners
-        self._pool = Pool(config.max_threads, self._is_empty, self._on_all_busy, self._on_lost, self._close_fds, lambda: self.forked_away)
+        self._pool = Pool(
+            config.max_threads,
+            self._is_empty,
+            self._on_all_busy,
+            self._on_lost,
+            self._close_fds,
+            lambda: self.forked_away,
+        )
         self.ready = self._pool.ready
         self._log_thread = LogThread(self._on_line_lost)
         self._monitor = Monitor(self._on_deadline)
         self._excess = self._monitor.alarm(self._shed)
         self._overlooked = self._monitor.alarm(self._claim_all)
         self._timers = self._monitor.alarm(lambda: self.ready.put(self._run_timers))
-        timeouts = (config.open_timeout, config.idle_timeout, config.frame_timeout, config.write_timeout)
-        self.look_every = min((timeout for timeout in timeouts if timeout is not None), default=math.inf) / 4
+        timeouts = (
+            config.open_timeout,
+            config.idle_timeout,
+            config.frame_timeout,
+            config.write_timeout,
+        )
+        self.look_every = (
+            min((timeout for timeout in timeouts if timeout is not None), default=math.inf) / 4
+        )
         self._stalled_output = StalledOutput(self._monitor, config.write_timeout, self.look_every)
         self._stalled_workers = StalledWorkers(self._monitor, self._pool, self._on_all_blocked)
-        self._event_thread = threading.Thread(target=kept_running(self._poll, self._recover), name="hydrogen-event", daemon=True)
-        self._threads = [self._event_thread, self._monitor.thread, self._log_thread.thread]  # beside workers
+        self._event_thread = threading.Thread(
+            target=kept_running(self._poll, self._recover), name="hydrogen-event", daemon=True
+        )
+        # beside workers
+        self._threads = [self._event_thread, self._monitor.thread, self._log_thread.thread]
 
     def start(self) -> None:
         """Open what the threads need, and start them."""
         with contextlib.ExitStack() as undo:
-            undo.callback(kernel.close_once, self._placeholders)  # before it is open, for this may fail, too
+            # before it is open, for this may fail, too
+            undo.callback(kernel.close_once, self._placeholders)
             self._placeholders.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
             self.placeholder = self._placeholders[0]
             self.poller = Poller()
@@ -202,10 +237,16 @@ class Engine:
             connection.stop()
 
     def abort_all(self) -> int:
-        """End every connection at once. Each that is there is counted, once: also those that end already, their handlers may block."""
+        """End every connection at once. Each that is there is counted, once: also those that end
+        already, their handlers may block.
+        """
         connections = self._slab.snapshot()
         mine = object()
-        fresh = [connection for connection in connections if self._counted.setdefault(connection.token, mine) is mine]
+        fresh = [
+            connection
+            for connection in connections
+            if self._counted.setdefault(connection.token, mine) is mine
+        ]
         for connection in connections:
             connection.end(Cause.SERVER_STOPPED, at_once=True)
         return len(fresh)
@@ -221,8 +262,8 @@ class Engine:
     def release(self, seconds: float = 1.0) -> int:
         """End the event thread, the monitor thread, the workers and the log thread.
 
-        Those that are in no callback need microseconds, or, on a machine that swaps, longer. But a `__del__` that blocks may keep each of
-        them, and a log handler the log thread.
+        Those that are in no callback need microseconds, or, on a machine that swaps, longer. But a
+        `__del__` that blocks may keep each of them, and a log handler the log thread.
         """
         if not self._is_open:
             return 0
@@ -239,21 +280,27 @@ class Engine:
         abandoned = self._pool.end(left())
         for connection in self._slab.snapshot():
             if connection.at_once:
-                connection.transport.reset_at_last()  # or its peer would meet a FIN at last, though output was dropped
+                # or its peer would meet a FIN at last, though output was dropped
+                connection.transport.reset_at_last()
         self._log_thread.end(left())
         return abandoned
 
     def in_worker(self) -> bool:
-        """Whether this is any thread of the engine: the collector may run in each, and a `__del__` of the user's in there."""
+        """Whether this is any thread of the engine: the collector may run in each, and a `__del__`
+        of the user's in there.
+        """
         me = threading.current_thread()
         return not self.forked_away and (self._pool.is_mine(me) or me in self._threads)
 
     def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
-        """Send to all that are introduced, and are not being reset. What the server's framing cannot carry is raised, before anything is
-        sent; what another framing cannot is dropped there.
+        """Send to all that are introduced, and are not being reset. What the server's framing
+        cannot carry is raised, before anything is sent; what another framing cannot is dropped
+        there.
         """
         # By the id of the builder, which need not be hashable.
-        frames: dict[int, bytes | None] = {id(self.config.builder): encode(self.config.builder, data)}
+        frames: dict[int, bytes | None] = {
+            id(self.config.builder): encode(self.config.builder, data)
+        }
         if self.forked_away:
             return BroadcastReport(0, 0)
         excluded = set(exclude)
@@ -300,14 +347,20 @@ class Engine:
             self._timers.set(when)
 
     def running(self) -> list[tuple[int, int]]:
-        """Workers that are busy: between two callbacks they are so for microseconds only, and their progress shows it."""
+        """Workers that are busy: between two callbacks they are so for microseconds only, and their
+        progress shows it.
+        """
         return [] if self.forked_away else self._pool.running()
 
     def connections(self) -> list[HydrogenSocket]:
         """Those that are introduced, and do not end yet."""
         if self.forked_away:
             return []
-        return [connection.socket for connection in self._slab.snapshot() if connection.ready and connection.error is None]
+        return [
+            connection.socket
+            for connection in self._slab.snapshot()
+            if connection.ready and connection.error is None
+        ]
 
     def stats(self) -> Stats:
         """The counters of connections that are gone, and of those that are there."""
@@ -352,8 +405,8 @@ class Engine:
     def forked(self) -> None:
         """In the child: find no connection any more, and close this process's copies of the fds.
 
-        As long as a copy is open the kernel does not end a connection that the parent closes. No lock is taken: a thread that exists in
-        the parent only may hold it.
+        As long as a copy is open the kernel does not end a connection that the parent closes. No
+        lock is taken: a thread that exists in the parent only may hold it.
         """
         self.forked_away = True
         for connection in self._slab.snapshot():
@@ -399,18 +452,30 @@ class Engine:
         """See `connection.Loop`."""
         self._monitor.set(token, when)
 
-    def complain(self, name: str, error: BaseException, connection: Connection | None = None) -> None:
-        """See `framing.Complain`. What a log handler raises, whatever it is, is none of the engine's.
+    def complain(
+        self, name: str, error: BaseException, connection: Connection | None = None
+    ) -> None:
+        """See `framing.Complain`. What a log handler raises, whatever it is, is none of the
+        engine's.
 
-        Raises: SystemExit: see `leave_if_forked`. KeyboardInterrupt: Ctrl-C, when the main thread sends.
+        Raises: SystemExit: see `leave_if_forked`. KeyboardInterrupt: Ctrl-C, when the main thread
+        sends.
         """
         self.leave_if_forked()
         try:
             cut_traceback(error)
-            if self.forked_away:  # the log's lock may be held by a thread that exists in the parent only
-                log.error("%s raised %s", name, class_name(error), exc_info=(type(error), error, error.__traceback__))
+            # the log's lock may be held by a thread that exists in the parent only
+            if self.forked_away:
+                log.error(
+                    "%s raised %s",
+                    name,
+                    class_name(error),
+                    exc_info=(type(error), error, error.__traceback__),
+                )
             else:
-                self.log.callback_error(name, error, None if connection is None else connection.socket)
+                self.log.callback_error(
+                    name, error, None if connection is None else connection.socket
+                )
         except BaseException as raised:
             if not (issubclass(type(raised), Exception) or self.in_worker()):
                 raise
@@ -426,15 +491,20 @@ class Engine:
         return True
 
     def removing(self, connection: Connection) -> None:
-        """See `connection.Loop`. Counted before the last callbacks, so that they find themselves in `stats`."""
+        """See `connection.Loop`. Counted before the last callbacks, so that they find themselves in
+        `stats`.
+        """
         if connection.cause != Cause.OVERLOAD and not connection.is_counted:
             self._changes.make(lambda: self._count_removal(connection))
 
     def _count_removal(self, connection: Connection) -> None:
         cause = connection.cause
-        counts, key = (self._timed_out, connection.code) if cause == Cause.TIMEOUT else (self._removed, cause)
+        counts, key = (
+            (self._timed_out, connection.code) if cause == Cause.TIMEOUT else (self._removed, cause)
+        )
         count = counts[key] + 1
-        # Nothing is allocated or called from here on, nor is there a jump, see `addresses`: it is counted once.
+        # Nothing is allocated or called from here on, nor is there a jump, see `addresses`: it is
+        # counted once.
         counts[key] = count
         connection.is_counted = True
 
@@ -461,9 +531,11 @@ class Engine:
         total, nothing = Tally(), Tally()
         total.add(self._total)
         total.add(connection.tally)
-        is_new = connection.cause == Cause.OVERLOAD and not connection.is_counted  # which has no callbacks
+        # which has no callbacks
+        is_new = connection.cause == Cause.OVERLOAD and not connection.is_counted
         removed = self._removed[Cause.OVERLOAD] + is_new
-        # Nothing is allocated or called until the slot is given back: if that is left, to be done again, this counts nothing then.
+        # Nothing is allocated or called until the slot is given back: if that is left, to be done
+        # again, this counts nothing then.
         self._total, connection.tally = total, nothing
         self._removed[Cause.OVERLOAD], connection.is_counted = removed, True
         self._slab.release(connection.token)
@@ -471,13 +543,16 @@ class Engine:
     # The accept thread.
 
     def _must_wait(self) -> bool:
-        """Whether accepting is to wait for a connection to be released; otherwise what is too much is turned away."""
+        """Whether accepting is to wait for a connection to be released; otherwise what is too much
+        is turned away.
+        """
         return self.config.overload == "pause" and self._limits.is_full()
 
     def _turn_away(self, sock: socket.socket) -> None:
         self._count_gone(Cause.OVERLOAD)
         kernel.turn_away(sock)
-        if not self._tells_of_overload:  # one line at a time: a flood must not fill the queue while the log takes none
+        # one line at a time: a flood must not fill the queue while the log takes none
+        if not self._tells_of_overload:
             self._tells_of_overload = True
             is_taken = False
             try:
@@ -506,7 +581,8 @@ class Engine:
         self._changes.make(count)
 
     def _welcome(self, sock: socket.socket, peername: Any) -> None:
-        """A connection was accepted: it is born owned, and handed to a worker if it is to be made ready, or has failed.
+        """A connection was accepted: it is born owned, and handed to a worker if it is to be made
+        ready, or has failed.
 
         Whatever is raised, it is counted, and closed or in `_newborn`.
         """
@@ -528,7 +604,11 @@ class Engine:
                 sock.setsockopt(level, name, value)
             opening.begin(connection)
         except BaseException as error:
-            code = errno.ENOMEM if issubclass(type(error), MemoryError) else getattr(error, "errno", None)
+            code = (
+                errno.ENOMEM
+                if issubclass(type(error), MemoryError)
+                else getattr(error, "errno", None)
+            )
             connection.fail(code or errno.EIO)
         connection.let_go(self._newborn)
 
@@ -545,8 +625,11 @@ class Engine:
         if self._limits.is_full():
             self._turn_away(sock)
             return None
-        # Proxies are not counted at their own address: what they bring is, when its header is there.
-        is_proxy = self.config.proxy_protocol != "off" and may_send(self.config.proxy_allow_from, peername)
+        # Proxies are not counted at their own address: what they bring is, when its header is
+        # there.
+        is_proxy = self.config.proxy_protocol != "off" and may_send(
+            self.config.proxy_allow_from, peername
+        )
         address, place = None if is_proxy else address_of(peername), Place()
         if address is not None and not self._limits.enter(place, address):
             self._turn_away(sock)
@@ -558,7 +641,9 @@ class Engine:
             raise
 
     def _take_in(self, sock: socket.socket, peername: Any, place: Place) -> Connection:
-        """The connection, in its slot. `stats` never sees an accepted connection that is neither there nor removed."""
+        """The connection, in its slot. `stats` never sees an accepted connection that is neither
+        there nor removed.
+        """
         names = (peername, sock.getsockname())
         tls, number = self._tls, self._accepted + 1
 
@@ -576,7 +661,8 @@ class Engine:
 
     def _poll(self) -> bool:
         """One poll; False: the last."""
-        if self._ended:  # after a `__del__` that blocked, or a poll that failed: the poller may be closed
+        # after a `__del__` that blocked, or a poll that failed: the poller may be closed
+        if self._ended:
             return False
         ready = self.poller.wait(block=not self._unfinished)
         self._polls += bool(ready)
@@ -610,20 +696,26 @@ class Engine:
             connection.post(mailbox.DEADLINE)
 
     def _shed(self) -> None:
-        """While too much is buffered, remove the connection with the most blocked output; where there is none, with the most input.
+        """While too much is buffered, remove the connection with the most blocked output; where
+        there is none, with the most input.
 
-        At once again, until it is not over the limit without what is leaving; later, if somebody was changing it.
+        At once again, until it is not over the limit without what is leaving; later, if somebody
+        was changing it.
         """
         if not self.memory.is_over():
             return
         worst: list[Connection] = []
         self.memory.look(lambda: worst.extend(self._worst()))
-        is_removed = [connection.end(Cause.SLOW_CONSUMER, at_once=True) for connection in worst] == [True]
+        is_removed = [
+            connection.end(Cause.SLOW_CONSUMER, at_once=True) for connection in worst
+        ] == [True]
         if self.memory.is_over():
             self._excess.set(-math.inf if is_removed else time.monotonic() + SHED_AGAIN)
 
     def _worst(self) -> list[Connection]:
-        """The one to remove, if there is one. What those have that end at once is leaving: no other goes for that."""
+        """The one to remove, if there is one. What those have that end at once is leaving: no other
+        goes for that.
+        """
         most = (0, 0)
         worst: list[Connection] = []
         for connection in self._slab.snapshot():

@@ -116,7 +116,9 @@ class Mailbox:
         return bits
 
     def let_go(self, hands: Hands) -> None:
-        """Make the connection idle, which is in `hands`, or, if it has mail, put it at the back of the queue. By the owner."""
+        """Make the connection idle, which is in `hands`, or, if it has mail, put it at the back of
+        the queue. By the owner.
+        """
         try:
             self._idle.extend(map(_take_one, (hands,)))
         finally:

@@ -1,6 +1,8 @@
-"""The monitor thread: one thread for what is due later. Asleep when nothing is; it never runs code of the user's.
+"""The monitor thread: one thread for what is due later. Asleep when nothing is; it never runs code
+of the user's.
 
-It knows *reminders* of connections, one for each, and *alarms*: a few things that are to be done once in a while, by whoever sets them.
+It knows *reminders* of connections, one for each, and *alarms*: a few things that are to be done
+once in a while, by whoever sets them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from typing import Any
 from hydrogen._py.threads import kept_running
 
 MANY = 1000
-"""Requests that may wait for a thread which is asleep: many a connection comes and goes long before a deadline."""
+"""Requests that may wait for a thread which is asleep: many a connection comes and goes long before
+a deadline.
+"""
 
 LONGEST_WAIT = 3600.0
 """Seconds; it looks more often than it must, so that no wait is too long for the kernel."""
@@ -34,7 +38,9 @@ class Alarm:
         self.when = math.inf  # the monitor thread's
 
     def set(self, when: float) -> None:
-        """Do it at `when`, by the monotonic clock, or earlier: an earlier time that stands is kept. It is done once. From any thread."""
+        """Do it at `when`, by the monotonic clock, or earlier: an earlier time that stands is kept.
+        It is done once. From any thread.
+        """
         self._monitor.ask(self, when)
 
 
@@ -44,11 +50,13 @@ class Monitor:
     Attributes:
         thread: asleep until something is due.
 
-    What is asked for lies in `_asked`. Who asks for something earlier than the thread will wake up rings `_bell`; the thread says when it
-    will (`_until`), and then looks at `_asked` once more: one of the two sees the other.
+    What is asked for lies in `_asked`. Who asks for something earlier than the thread will wake up
+    rings `_bell`; the thread says when it will (`_until`), and then looks at `_asked` once more:
+    one of the two sees the other.
 
-    `_due` says which reminders stand; `_order` is a heap of them, and of some that do not stand any more, which are passed over when their
-    time comes. These are at most one more than those that stand: many a connection is gone long before its deadline.
+    `_due` says which reminders stand; `_order` is a heap of them, and of some that do not stand any
+    more, which are passed over when their time comes. These are at most one more than those that
+    stand: many a connection is gone long before its deadline.
     """
 
     def __init__(self, remind: Callable[[int], None]) -> None:
@@ -96,7 +104,9 @@ class Monitor:
             self.thread.join(patience)
 
     def _iterate(self) -> bool:
-        """Do what is due, and wait for the next thing; False: the monitor has ended. Whatever is raised, what is due stays so."""
+        """Do what is due, and wait for the next thing; False: the monitor has ended. Whatever is
+        raised, what is due stays so.
+        """
         self._take_over()
         self._do_what_is_due()
         self._until = self._next()

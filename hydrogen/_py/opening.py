@@ -1,4 +1,6 @@
-"""How a connection begins: the PROXY header, `on_new_connection`, and who reads and writes. By its owner."""
+"""How a connection begins: the PROXY header, `on_new_connection`, and who reads and writes. By its
+owner.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ def take_up(connection: Connection) -> None:
     connection.register()
     if not may_send(connection.loop.config.proxy_allow_from, connection.peername):
         connection.end(
-            Cause.BAD_FRAME, ProtocolError(f"{connection.peername} is not allowed to connect: it is no proxy of proxy_allow_from")
+            Cause.BAD_FRAME,
+            ProtocolError(
+                f"{connection.peername} is not allowed to connect: it is no proxy of "
+                "proxy_allow_from"
+            ),
         )
 
 
@@ -54,9 +60,13 @@ def serve_header(connection: Connection, reader: HeaderReader) -> None:
         connection.header = None
         follow_header(connection, header)
     elif connection.has_eof and reader.is_begun:
-        connection.end(Cause.INCOMPLETE_FRAME, IncompleteFrame("the end came inside the PROXY header"))
+        connection.end(
+            Cause.INCOMPLETE_FRAME, IncompleteFrame("the end came inside the PROXY header")
+        )
     elif connection.has_eof:
-        connection.end(Cause.PEER_CLOSED, PeerClosed("the peer closed the connection before its PROXY header"))
+        connection.end(
+            Cause.PEER_CLOSED, PeerClosed("the peer closed the connection before its PROXY header")
+        )
 
 
 def follow_header(connection: Connection, header: ProxyHeader) -> None:
@@ -74,13 +84,16 @@ def follow_header(connection: Connection, header: ProxyHeader) -> None:
         return
     connection.first_bytes = b""
     began = time.monotonic()
-    connection.loop.poller.remove(connection.transport.poll_fd)  # a stream may poll its own, and be given what is said of this one
+    # a stream may poll its own, and be given what is said of this one
+    connection.loop.poller.remove(connection.transport.poll_fd)
     introduce(connection)
     connection.deadline += time.monotonic() - began  # see invariant 1
 
 
 def introduce(connection: Connection) -> None:
-    """Settle who reads and writes, and be polled. `on_connected` comes now, or when the handshake is done."""
+    """Settle who reads and writes, and be polled. `on_connected` comes now, or when the handshake
+    is done.
+    """
     connection.is_settled = settle_streams(connection)
     connection.loop.leave_if_forked()
     if not connection.at_once:
@@ -90,8 +103,8 @@ def introduce(connection: Connection) -> None:
 
 
 def new_stream(connection: Connection) -> Any:
-    """What `on_new_connection` returns, also where an exception set from outside comes as it does: a stream would close the fd as it is
-    dropped, and so should we.
+    """What `on_new_connection` returns, also where an exception set from outside comes as it does:
+    a stream would close the fd as it is dropped, and so should we.
     """
     callback = connection.loop.callbacks.on_new_connection
     if callback is None:
@@ -102,10 +115,11 @@ def new_stream(connection: Connection) -> Any:
 
 
 def settle_streams(connection: Connection) -> bool:
-    """Ask `on_new_connection`, and set up what it wants; False when it refuses or fails, then the connection ends.
+    """Ask `on_new_connection`, and set up what it wants; False when it refuses or fails, then the
+    connection ends.
 
-    A stream that it returns is taken also where the connection was aborted meanwhile: it owns the fd, or has a socket that would
-    close it.
+    A stream that it returns is taken also where the connection was aborted meanwhile: it owns the
+    fd, or has a socket that would close it.
     """
     stream = new_stream(connection)
     try:
@@ -116,7 +130,9 @@ def settle_streams(connection: Connection) -> bool:
         elif connection.error is not None:
             return False
         elif stream is not None:
-            raise TypeError(f"on_new_connection must return None or a hydrogen.Stream, not {stream!r:.80}")
+            raise TypeError(
+                f"on_new_connection must return None or a hydrogen.Stream, not {stream!r:.80}"
+            )
         elif connection.context is not None:
             tls.secure(connection, TlsSession(connection.context, server_side=True))
     except BaseException as error:
@@ -129,7 +145,10 @@ def settle_streams(connection: Connection) -> bool:
 def take_over(connection: Connection, stream: Plain | Secure) -> None:
     """Go on where a stream of the library's own stands. It was made of our fd, which stays ours."""
     if stream.fileno() != connection.fd:
-        raise ValueError(f"on_new_connection({connection.fd}) returned a {type(stream).__name__} of another fd: {stream.fileno()}")
+        raise ValueError(
+            f"on_new_connection({connection.fd}) returned a {type(stream).__name__} of another fd: "
+            f"{stream.fileno()}"
+        )
     handover = stream.hand_over()
     assert isinstance(connection.transport, SocketTransport)
     connection.transport.reported = handover.code
@@ -144,7 +163,8 @@ def take_over(connection: Connection, stream: Plain | Secure) -> None:
 
 
 def adopt(connection: Connection, stream: Stream) -> bool:
-    """Use a stream of the user's, which owns the fd from now on; False when there is no fd left to poll, then the connection ends.
+    """Use a stream of the user's, which owns the fd from now on; False when there is no fd left to
+    poll, then the connection ends.
 
     If its fd is none, ours stays ours. Raises: Exception: then, and whatever its `fileno` raises.
     """

@@ -1,8 +1,9 @@
 """The poller: readiness of all connections, from one epoll instance.
 
-Every fd is registered once, edge-triggered, and its interest is never changed. An edge that is reported is a *hint*: `select.epoll`
-carries the fd and no token, so an event that was fetched before its fd was closed may be looked up after the number went to a new
-connection. Hence nothing is believed here: the owner reads, and what recv(2) says is true. A hint too many costs one EAGAIN.
+Every fd is registered once, edge-triggered, and its interest is never changed. An edge that is
+reported is a *hint*: `select.epoll` carries the fd and no token, so an event that was fetched
+before its fd was closed may be looked up after the number went to a new connection. Hence nothing
+is believed here: the owner reads, and what recv(2) says is true. A hint too many costs one EAGAIN.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Poller:
             raise
 
     def remove(self, fd: int) -> None:
-        """Report nothing more of `fd`. Before it is closed: a child may hold the open file, and epoll would keep it."""
+        """Report nothing more of `fd`. Before it is closed: a child may hold the open file, and
+        epoll would keep it.
+        """
         if self._tokens.pop(fd, None) is None or self._epoll.closed:
             return
         try:

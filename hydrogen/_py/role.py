@@ -24,7 +24,8 @@ _NOT_BLOCKING = (False,)
 class Role:
     """A lock that nobody waits for.
 
-    It knows who has it from the call of C code on in which that one got it: a signal handler must not wait for what its own thread holds.
+    It knows who has it from the call of C code on in which that one got it: a signal handler must
+    not wait for what its own thread holds.
     """
 
     __slots__ = ("_is_taken", "_lock")
@@ -56,7 +57,8 @@ class Role:
 
     def is_mine(self) -> bool:
         """Whether the calling thread is in the role, further out."""
-        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # as threading.Condition asks
+        # As threading.Condition asks.
+        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]
 
 
 class Total:

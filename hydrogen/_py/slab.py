@@ -1,9 +1,11 @@
 """The slab: where connections are found by token.
 
-A *token* is (generation, index): the generation of a slot grows when it is given back, so that a token of a connection that is gone finds
-nothing, never the next tenant. A tenant knows its token, so finding it is one look.
+A *token* is (generation, index): the generation of a slot grows when it is given back, so that a
+token of a connection that is gone finds nothing, never the next tenant. A tenant knows its token,
+so finding it is one look.
 
-No lock for those who look: each change of a list is whole. Who acquires and who releases does so one after the other.
+No lock for those who look: each change of a list is whole. Who acquires and who releases does so
+one after the other.
 """
 
 from __future__ import annotations
@@ -25,16 +27,19 @@ _INDEX_MASK = (1 << INDEX_BITS) - 1
 
 
 class Slab(Generic[T]):
-    """Slots for things of type `T`. Safe from any thread but for `acquire` and `release`, of which there is one at a time.
+    """Slots for things of type `T`. Safe from any thread but for `acquire` and `release`, of which
+    there is one at a time.
 
-    `_vacant` is a stack as long as there are slots, of which the first `_left` entries count: giving back allocates nothing.
+    `_vacant` is a stack as long as there are slots, of which the first `_left` entries count:
+    giving back allocates nothing.
     """
 
     def __init__(self, pre_allocated: int) -> None:
         """Args: pre_allocated: slots that exist from the start."""
         self._tenants: list[T | None] = [None] * pre_allocated
         self._generations = [1] * pre_allocated
-        self._vacant = list(range(pre_allocated - 1, -1, -1))  # the one given back last is used first
+        # the one given back last is used first
+        self._vacant = list(range(pre_allocated - 1, -1, -1))
         self._left = pre_allocated
 
     def acquire(self, make: Callable[[int], T]) -> T:
@@ -45,7 +50,9 @@ class Slab(Generic[T]):
             self._vacant[last:] = [0]
             self._vacant[0] = last
             self._tenants[last:] = [None]
-            self._left = 1  # nothing is called or allocated between these two: a slot that is not vacant would count as occupied
+            # nothing is called or allocated between these two: a slot that is not vacant would
+            # count as occupied
+            self._left = 1
         left = self._left - 1
         index = self._vacant[left]
         tenant = make(self._generations[index] << INDEX_BITS | index)
@@ -59,7 +66,9 @@ class Slab(Generic[T]):
         return tenant if tenant is not None and tenant.token == token else None
 
     def release(self, token: int) -> None:
-        """Give the slot of `token` back; the token finds nothing from now on. Once for each `acquire`."""
+        """Give the slot of `token` back; the token finds nothing from now on. Once for each
+        `acquire`.
+        """
         index = token & _INDEX_MASK
         generation, left = self._generations[index] + 1, self._left
         following = left + 1

@@ -1,4 +1,6 @@
-"""The `HydrogenSocket` that handlers hold: a token, and where to look it up. It keeps nothing of the connection alive."""
+"""The `HydrogenSocket` that handlers hold: a token, and where to look it up. It keeps nothing of
+the connection alive.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,10 @@ class Socket(HydrogenSocket):
     def send(self, data: BytesLike) -> bool:
         # The arguments are checked whether or not there is a connection.
         connection = self._find()
-        encoded = encode(self._engine.config.builder if connection is None else connection.builder, contiguous(data))
+        encoded = encode(
+            self._engine.config.builder if connection is None else connection.builder,
+            contiguous(data),
+        )
         if connection is None:
             self._engine.refused()
             return False

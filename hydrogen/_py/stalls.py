@@ -1,6 +1,8 @@
-"""What does not move: output of which the peer takes nothing, and workers that are all in callbacks. The monitor thread looks at both.
+"""What does not move: output of which the peer takes nothing, and workers that are all in
+callbacks. The monitor thread looks at both.
 
-Neither looks at what moves: output is watched only while it is blocked, and workers only since all of them were busy.
+Neither looks at what moves: output is watched only while it is blocked, and workers only since all
+of them were busy.
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ TICKS = 5
 """Looks at which all workers are in the same callbacks, until that is told."""
 
 TICK = 0.01
-"""Seconds between two looks at workers that are all busy: two switch intervals of the interpreter, so that who computes gets on."""
+"""Seconds between two looks at workers that are all busy: two switch intervals of the interpreter,
+so that who computes gets on.
+"""
 
 
 class StalledOutput:
-    """Connections whose output is blocked, for `write_timeout`. Invariant: while there are some, the alarm is set."""
+    """Connections whose output is blocked, for `write_timeout`. Invariant: while there are some,
+    the alarm is set.
+    """
 
     def __init__(self, monitor: Monitor, timeout: float | None, look_every: float) -> None:
         """Args: look_every: seconds that progress may be seen late."""
@@ -33,7 +39,9 @@ class StalledOutput:
         self._alarm: Alarm = monitor.alarm(self._look)
 
     def watch(self, connection: Output) -> None:
-        """Look at `connection` until it says that there is nothing to see. It asks once. From any thread."""
+        """Look at `connection` until it says that there is nothing to see. It asks once. From any
+        thread.
+        """
         self._new.append(connection)
         self._alarm.set(time.monotonic() + self._look_every)
 
@@ -57,9 +65,10 @@ class StalledOutput:
 class StalledWorkers:
     """Notices that all workers are in the same callbacks for `TICKS` looks, and others wait.
 
-    It looks from when a worker finds that all are busy (`begin`) until one is not. No such moment is missed: a worker is busy before it
-    looks at `_looking`, which is cleared here before the workers are looked at. One look is not enough: a worker that only waits for the
-    GIL, or a process that was stopped for a while, has not got on either.
+    It looks from when a worker finds that all are busy (`begin`) until one is not. No such moment
+    is missed: a worker is busy before it looks at `_looking`, which is cleared here before the
+    workers are looked at. One look is not enough: a worker that only waits for the GIL, or a
+    process that was stopped for a while, has not got on either.
 
     Attributes:
         times: how often; a time lasts until one of them got on.

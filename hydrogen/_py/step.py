@@ -13,11 +13,11 @@ def step(connection: Connection, runner: Runner) -> None:
 
     | bit | while open | once there is an end |
     |---|---|---|
-    | NEW | `on_new_connection`, be polled | the same, unless at once: what was begun is told its end |
+    | NEW | `on_new_connection`, be polled | the same, unless at once: it is told its end |
     | READABLE, AGAIN, RESUME | deliver and read | read and discard |
     | HANGUP | ask for the error after reading | discarding meets it |
     | LOW | `on_writable`; deliver and read | dropped: nothing is delivered any more |
-    | DEADLINE | read what came in time, then look at the clock | the same, or the time of lingering |
+    | DEADLINE | read what came in time, look at the clock | the same, or the time of lingering |
     | STOP | the end, when what was read is delivered | dropped: it ends |
     | CLOSING | (none is posted) | one step further towards the end |
     """
@@ -31,7 +31,9 @@ def step(connection: Connection, runner: Runner) -> None:
     if bits & mailbox.NEW and not connection.at_once:
         opening.take_up(connection)
     if bits & mailbox.LOW and connection.error is None and connection.ready:
-        callbacks.call(connection, "on_writable", connection.loop.callbacks.on_writable, connection.socket)
+        callbacks.call(
+            connection, "on_writable", connection.loop.callbacks.on_writable, connection.socket
+        )
     if connection.header is not None and not connection.stopping:
         opening.serve_header(connection, connection.header)
     input.serve_input(connection)

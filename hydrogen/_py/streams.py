@@ -1,7 +1,9 @@
-"""Transports: how one connection is read, written and ended. One for sockets that the engine adopts, one for streams written by a user.
+"""Transports: how one connection is read, written and ended. One for sockets that the engine
+adopts, one for streams written by a user.
 
-Nothing here is locked. A socket is read by the owner of its connection, and written in the role of the output; a stream of the user's is
-read there, too. The owner ends both when nobody is in there any more (`Output.seal`).
+Nothing here is locked. A socket is read by the owner of its connection, and written in the role of
+the output; a stream of the user's is read there, too. The owner ends both when nobody is in there
+any more (`Output.seal`).
 """
 
 from __future__ import annotations
@@ -31,10 +33,12 @@ class Transport(Protocol):
 
     Attributes:
         poll_fd: to be polled.
-        is_stream: runs code of the user's, so that only workers and senders may use it, and the end is left to it.
+        is_stream: runs code of the user's, so that only workers and senders may use it, and the end
+            is left to it.
         kept: bytes of output that the transport holds back.
         writing: bytes that a stream of the user's is being given.
-        is_stalled: whether it holds something back, and must be written to, with nothing, when the kernel takes more.
+        is_stalled: whether it holds something back, and must be written to, with nothing, when the
+            kernel takes more.
     """
 
     poll_fd: int
@@ -58,20 +62,25 @@ class Transport(Protocol):
         """
 
     def write(self, messages: list[bytes | memoryview]) -> tuple[int, bool]:
-        """How many bytes were taken off the front of `messages`, and whether the kernel takes no more.
+        """How many bytes were taken off the front of `messages`, and whether the kernel takes no
+        more.
 
         Raises:
             Exception: to be given to `explain`.
         """
 
     def explain(self, error: BaseException, method: str) -> tuple[Cause, Exception]:
-        """Cause and removal error for what `method` ("recv" or "send") raised; complains of what is a fault of the user's."""
+        """Cause and removal error for what `method` ("recv" or "send") raised; complains of what is
+        a fault of the user's.
+        """
 
     def pending_error(self) -> int:
         """The errno that waits in the socket; 0: none."""
 
     def end_output(self) -> bool:
-        """All output is written: tell the peer. False: this transport has no way to end one direction only."""
+        """All output is written: tell the peer. False: this transport has no way to end one
+        direction only.
+        """
 
     def shutdown(self) -> None:
         """End both ways, in order."""
@@ -80,10 +89,14 @@ class Transport(Protocol):
         """End at once."""
 
     def cut_off(self) -> None:
-        """Have who is in a stream of the user's come out: what it does to the socket fails from now on."""
+        """Have who is in a stream of the user's come out: what it does to the socket fails from now
+        on.
+        """
 
     def reset_at_last(self) -> None:
-        """End at once though the owner is in a callback, perhaps for ever: at the latest when the process ends. By any thread."""
+        """End at once though the owner is in a callback, perhaps for ever: at the latest when the
+        process ends. By any thread.
+        """
 
     def close(self) -> None:
         """Give the fds back. Last, once."""
@@ -93,11 +106,13 @@ class Transport(Protocol):
 
 
 class SocketTransport:
-    """A socket that belongs to the engine. Whether it blocks does not matter: `on_new_connection` had its fd, and may have changed that.
+    """A socket that belongs to the engine. Whether it blocks does not matter: `on_new_connection`
+    had its fd, and may have changed that.
 
     Attributes:
         abandon: the fd belongs to somebody else from now on; a call of C code, see `role`.
-        reported: the errno that the kernel has reported to the stream that had the fd before; 0: none. See `stream.Handover`.
+        reported: the errno that the kernel has reported to the stream that had the fd before; 0:
+            none. See `stream.Handover`.
     """
 
     __slots__ = ("_sock", "abandon", "poll_fd", "reported")
@@ -124,7 +139,9 @@ class SocketTransport:
         return [data]
 
     def peek(self, most: int) -> bytes:
-        """The first bytes that wait, which go on waiting; b"" also for an error, which the next `receive` meets."""
+        """The first bytes that wait, which go on waiting; b"" also for an error, which the next
+        `receive` meets.
+        """
         try:
             return self._sock.recv(most, socket.MSG_DONTWAIT | socket.MSG_PEEK)
         except OSError:
@@ -144,7 +161,11 @@ class SocketTransport:
     def explain(self, error: BaseException, method: str) -> tuple[Cause, Exception]:
         """Always an `OSError`; want of memory is ENOMEM, as it would be from the kernel."""
         kind = type(error)
-        code = errno.ENOMEM if issubclass(kind, MemoryError) else self.reported or getattr(error, "errno", None)
+        code = (
+            errno.ENOMEM
+            if issubclass(kind, MemoryError)
+            else self.reported or getattr(error, "errno", None)
+        )
         return Cause.OS_ERROR, removal_error(Cause.OS_ERROR, code or errno.EIO)
 
     def pending_error(self) -> int:
@@ -170,7 +191,9 @@ class SocketTransport:
         """Nobody is in there for long."""
 
     def reset_at_last(self) -> None:
-        """By the last close, which is the kernel's when the process ends: the owner may use the socket, and close it."""
+        """By the last close, which is the kernel's when the process ends: the owner may use the
+        socket, and close it.
+        """
         kernel.reset_on_close(self._sock)
 
     def close(self) -> None:
@@ -200,7 +223,9 @@ class StreamTransport:
         self.poll_fd = -1
 
     def open(self, fd: int) -> None:
-        """Make the duplicate of `fd`. Raises: OSError, TypeError, ValueError: it is no fd; OSError also when none is left."""
+        """Make the duplicate of `fd`. Raises: OSError, TypeError, ValueError: it is no fd; OSError
+        also when none is left.
+        """
         self._fds.extend(map(fcntl.fcntl, (fd,), (fcntl.F_DUPFD_CLOEXEC,), (0,)))
         self.poll_fd = self._fds[0]
 
@@ -227,7 +252,9 @@ class StreamTransport:
         return messages
 
     def write(self, messages: list[bytes | memoryview]) -> tuple[int, bool]:
-        """One `Stream.send`: of the first message, or of nothing. A stream takes all, and keeps what it could not write."""
+        """One `Stream.send`: of the first message, or of nothing. A stream takes all, and keeps
+        what it could not write.
+        """
         if not messages:
             self._port.resume()
             return 0, self._port.blocked
@@ -259,18 +286,24 @@ class StreamTransport:
             self._complain(f"{self._name}.shutdown", error)
 
     def reset(self, placeholder: int) -> None:
-        """Reset by the duplicate, before `Stream.shutdown` ends gracefully. The stream's fd is not touched: it may be another's by now."""
+        """Reset by the duplicate, before `Stream.shutdown` ends gracefully. The stream's fd is not
+        touched: it may be another's by now.
+        """
         self.cut_off()
         self.shutdown()
 
     def cut_off(self) -> None:
-        """By the duplicate: a reset, or on a Unix socket, which has none, the end of both directions."""
+        """By the duplicate: a reset, or on a Unix socket, which has none, the end of both
+        directions.
+        """
         if self.poll_fd >= 0:
             with contextlib.suppress(OSError), kernel.borrowed(self.poll_fd) as sock:
                 kernel.end_at_once(sock)
 
     def reset_at_last(self) -> None:
-        """By the duplicate, now. It is taken out meanwhile, so that the owner does not close it, nor its number becomes a stranger's."""
+        """By the duplicate, now. It is taken out meanwhile, so that the owner does not close it,
+        nor its number becomes a stranger's.
+        """
         with contextlib.suppress(IndexError):  # the owner has closed it
             under(kernel.fork_gate.lock, self._reset_now)
 
@@ -285,13 +318,16 @@ class StreamTransport:
                 kernel.close_once(self._fds)
 
     def close(self) -> None:
-        """`Stream.close`, and the duplicate. Called again when an exception kept it from returning: the stream is closed once at most."""
+        """`Stream.close`, and the duplicate. Called again when an exception kept it from returning:
+        the stream is closed once at most.
+        """
         under(kernel.fork_gate.lock, self.forget)
         if self._is_closed:
             return
         self._is_closed = True
         try:
-            # Not by the adapter: an exception set from outside would come as that begins, and leave the stream open.
+            # Not by the adapter: an exception set from outside would come as that begins, and leave
+            # the stream open.
             self._port.stream.close()
         except BaseException as error:
             self._complain(f"{self._name}.close", error)

@@ -1,4 +1,6 @@
-"""TLS of one connection, by its owner, in the role of its output: a session is used by one thread at a time."""
+"""TLS of one connection, by its owner, in the role of its output: a session is used by one thread
+at a time.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,26 @@ def secure(connection: Connection, session: TlsSession) -> None:
     connection.session = session
     connection.shaking = not session.is_ready
     connection.input_ended |= session.is_ended or session.failure is not None
-    connection.ciphertext.append(b"")  # a handshake is begun, and what a stream has left to send goes out
+    # a handshake is begun, and what a stream has left to send goes out
+    connection.ciphertext.append(b"")
     decrypt(connection)
 
 
 def decrypt(connection: Connection) -> bool:
     """Take what was read through the session into the decoder.
 
-    False when somebody is at the output: he decrypts it, and AGAIN will be posted. But not during the handshake, when OpenSSL may call
-    code of the user's: then it is tried again.
+    False when somebody is at the output: he decrypts it, and AGAIN will be posted. But not during
+    the handshake, when OpenSSL may call code of the user's: then it is tried again.
     """
     session = connection.session
     if session is None:
         return True
-    if connection.ciphertext and not connection.in_role(lambda: _decrypt(connection, session), mailbox.AGAIN, by_anybody=session.is_ready):
+    if connection.ciphertext and not connection.in_role(
+        lambda: _decrypt(connection, session), mailbox.AGAIN, by_anybody=session.is_ready
+    ):
         return False
-    has_ended = session.is_ended or session.failure is not None  # before the last plaintext is taken
+    # before the last plaintext is taken
+    has_ended = session.is_ended or session.failure is not None
     connection.shaking = not session.is_ready
     while connection.plaintext:
         connection.decoder.feed(connection.plaintext.popleft())
@@ -36,7 +42,9 @@ def decrypt(connection: Connection) -> bool:
 
 
 def _decrypt(connection: Connection, session: TlsSession) -> None:
-    """In the role: by the owner, or in his stead. What is in work is in `ciphertext` until it is in `plaintext`."""
+    """In the role: by the owner, or in his stead. What is in work is in `ciphertext` until it is in
+    `plaintext`.
+    """
     try:
         while connection.ciphertext and not connection.at_once:
             data = connection.ciphertext[0]

@@ -1,9 +1,12 @@
-"""Workers: they take connections from the ready queue, and a step of each. All code of the user's runs here.
+"""Workers: they take connections from the ready queue, and a step of each. All code of the user's
+runs here.
 
-What other threads have to do that may run such code, as timers do, they put into the same queue: a *worker task*.
+What other threads have to do that may run such code, as timers do, they put into the same queue: a
+*worker task*.
 
-A worker is not lost, whatever is raised in it. An exception that leaves a step ends that connection at once; so its state does not matter
-any more. An asynchronous one that comes between two steps costs nobody anything: what the worker has in its hands it has still.
+A worker is not lost, whatever is raised in it. An exception that leaves a step ends that connection
+at once; so its state does not matter any more. An asynchronous one that comes between two steps
+costs nobody anything: what the worker has in its hands it has still.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ class Calling:
         self.progress += 1
         self.now = True
 
-    def __exit__(self, kind: object, error: object, entries: object) -> None:  # not *exc, which would be a tuple
+    # not *exc, which would be a tuple
+    def __exit__(self, kind: object, error: object, entries: object) -> None:
         self.now = False
         self.progress += 1
 
@@ -60,7 +64,9 @@ class Worker(threading.Thread):
     """
 
     def __init__(self, pool: Pool, number: int) -> None:
-        super().__init__(target=partial(outlive, self._take_steps), name=f"hydrogen-worker-{number}", daemon=True)
+        super().__init__(
+            target=partial(outlive, self._take_steps), name=f"hydrogen-worker-{number}", daemon=True
+        )
         self.pool = pool
         self.hands: mailbox.Hands = deque()
         self.calling = Calling()
@@ -71,7 +77,8 @@ class Worker(threading.Thread):
     def _take_steps(self, error: BaseException | None) -> None:
         """Until the pool ends; first see to what `error` has interrupted. The guard of the module.
 
-        What calls anything is inside of the guard: an asynchronous exception may come while one is caught.
+        What calls anything is inside of the guard: an asynchronous exception may come while one is
+        caught.
         """
         while True:
             try:
@@ -116,7 +123,8 @@ class Worker(threading.Thread):
     def _recover(self, error: BaseException) -> None:
         """See that what this worker is at goes on, or ends."""
         self.calling.now = False
-        if issubclass(type(error), MemoryError):  # not isinstance(), which asks the exception for its class
+        # not isinstance(), which asks the exception for its class
+        if issubclass(type(error), MemoryError):
             time.sleep(MEMORY_PAUSE)
         connection = self._stepping
         if connection is not None:
@@ -132,7 +140,8 @@ class Worker(threading.Thread):
 class Pool:
     """`size` workers and the ready queue.
 
-    After `end` the last worker stays while connections are left: a handler that still blocks leaves a connection to remove.
+    After `end` the last worker stays while connections are left: a handler that still blocks leaves
+    a connection to remove.
 
     Attributes:
         ready: owned connections, each at most once, and tasks; None tells a worker to leave.
@@ -150,7 +159,8 @@ class Pool:
         """Args:
         is_empty: whether no connection is left.
         on_all_busy: called by a worker that has something to do and finds that all others have.
-        on_lost: called with a connection whose step raised, and what it raised, until it does not raise.
+        on_lost: called with a connection whose step raised, and what it raised, until it does not
+        raise.
         on_last: called when the last worker leaves after `end`.
         is_forked_away: whether this is a child, and its threads are none of ours.
         """
@@ -178,7 +188,11 @@ class Pool:
 
     def running(self) -> list[tuple[int, int]]:
         """Of each worker that is busy: its ident, and its progress."""
-        return [(worker.ident, worker.calling.progress) for worker in self._workers if worker.busy and worker.ident is not None]
+        return [
+            (worker.ident, worker.calling.progress)
+            for worker in self._workers
+            if worker.busy and worker.ident is not None
+        ]
 
     def blocked(self) -> list[int] | None:
         """The progress of all workers, if all are in code of the user's; else None."""
@@ -188,7 +202,8 @@ class Pool:
 
     def all_are_busy(self) -> bool:
         """Whether no worker is free. Seldom looks at more than a few of them."""
-        for worker in self._workers:  # noqa: SIM110 - a generator would cost more than the loop, and this is for each turn
+        # A generator would cost more than the loop, and this is for each turn.
+        for worker in self._workers:  # noqa: SIM110
             if not worker.busy:
                 return False
         return True
@@ -203,7 +218,9 @@ class Pool:
             self.ready.put(None)
 
     def leave(self, worker: Worker) -> bool:
-        """Whether `worker`, who was told to, may leave. By itself; again, when an exception kept this from returning."""
+        """Whether `worker`, who was told to, may leave. By itself; again, when an exception kept
+        this from returning.
+        """
         left = under(self._lock, lambda: self._note_leaving(worker)) or 0
         if left == self._started:
             self._on_last()
@@ -211,13 +228,19 @@ class Pool:
 
     def _note_leaving(self, worker: Worker) -> int:
         """How many have left, `worker` included; 0: it must stay."""
-        if worker not in self._left and len(self._left) == self._started - 1 and not self._is_empty():
+        if (
+            worker not in self._left
+            and len(self._left) == self._started - 1
+            and not self._is_empty()
+        ):
             return 0
         self._left.add(worker)
         return len(self._left)
 
     def end(self, patience: float) -> int:
-        """Tell all workers to leave and wait for those that are in no callback; how many are left. At most `patience` seconds."""
+        """Tell all workers to leave and wait for those that are in no callback; how many are left.
+        At most `patience` seconds.
+        """
         self._ended = True
         if not self._started:
             self._on_last()
@@ -225,6 +248,10 @@ class Pool:
             self.ready.put(None)
         deadline = time.monotonic() + patience
         for worker in self._workers:
-            while worker.is_alive() and (self._is_empty() or not worker.busy) and time.monotonic() < deadline:
+            while (
+                worker.is_alive()
+                and (self._is_empty() or not worker.busy)
+                and time.monotonic() < deadline
+            ):
                 worker.join(_JOIN_SLICE)
         return sum(worker.is_alive() for worker in self._workers)

@@ -1,1 +1,3 @@
-"""What connects a server with software of others. Nothing in hydrogen needs it; each module needs a package, which an extra names."""
+"""What connects a server with software of others. Nothing in hydrogen needs it; each module needs a
+package, which an extra names.
+"""

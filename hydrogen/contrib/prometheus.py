@@ -1,12 +1,14 @@
-"""The counters of a server for Prometheus: a collector for `prometheus-client` (`pip install hydrogen-server[metrics]`).
+"""The counters of a server for Prometheus: a collector for `prometheus-client` (`pip install
+hydrogen-server[metrics]`).
 
     prometheus_client.REGISTRY.register(Collector(server))
     prometheus_client.start_http_server(9000)
 
-Every field of `Stats` is there, with the name and the help of its metadata, by Prometheus' conventions:
-base units, and `_total` for what only grows; removals are one counter with the label `cause`. It is
-asked when somebody scrapes, and costs nothing in between. A scrape calls `Server.stats` once for each
-server, which needs no worker: it is answered also when all of them are blocked.
+Every field of `Stats` is there, with the name and the help of its metadata, by Prometheus'
+conventions: base units, and `_total` for what only grows; removals are one counter with the label
+`cause`. It is asked when somebody scrapes, and costs nothing in between. A scrape calls
+`Server.stats` once for each server, which needs no worker: it is answered also when all of them are
+blocked.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ Family = CounterMetricFamily | GaugeMetricFamily
 
 def _families(kind: str, suffix: str = "") -> dict[str, tuple[str, str]]:
     return {
-        field.name: (f"hydrogen_{field.metadata['metric']}{suffix}", field.metadata["help"].replace("`", ""))
+        field.name: (
+            f"hydrogen_{field.metadata['metric']}{suffix}",
+            field.metadata["help"].replace("`", ""),
+        )
         for field in dataclasses.fields(Stats)
         if field.metadata["kind"] == kind
     }
@@ -44,7 +49,9 @@ CAUSES = {name: name.removeprefix("removed_") for name in REMOVALS}
 
 
 class Collector(_Collector):
-    """A collector for `prometheus-client`. It may be registered before the server starts, and outlives its stop."""
+    """A collector for `prometheus-client`. It may be registered before the server starts, and
+    outlives its stop.
+    """
 
     def __init__(self, servers: Server | Mapping[str, Server]) -> None:
         """Nothing is collected yet.
@@ -58,9 +65,17 @@ class Collector(_Collector):
         self._labels = [] if isinstance(servers, Server) else ["server"]
 
     def collect(self) -> Iterator[Family]:
-        """One family for each counter, with one sample for each server, all from one call of its `stats()`."""
-        asked = [([name] if self._labels else [], server.stats()) for name, server in self._servers.items()]
-        kinds: list[tuple[type[Family], dict[str, tuple[str, str]]]] = [(GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)]
+        """One family for each counter, with one sample for each server, all from one call of its
+        `stats()`.
+        """
+        asked = [
+            ([name] if self._labels else [], server.stats())
+            for name, server in self._servers.items()
+        ]
+        kinds: list[tuple[type[Family], dict[str, tuple[str, str]]]] = [
+            (GaugeMetricFamily, GAUGES),
+            (CounterMetricFamily, COUNTERS),
+        ]
         for kind, table in kinds:
             for field, (name, text) in table.items():
                 family = kind(name, text, labels=self._labels)

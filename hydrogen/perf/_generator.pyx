@@ -1,35 +1,42 @@
-# cython: language_level=3, cdivision=True, auto_pickle=False, autotestdict=False, freethreading_compatible=True
-"""The hot loop of the load generator, compiled: one thread, one epoll instance, no Python while it runs.
+# cython: language_level=3, cdivision=True, auto_pickle=False, autotestdict=False
+# cython: freethreading_compatible=True
+"""The hot loop of the load generator, compiled: one thread, one epoll instance, no Python while it
+runs.
 
 Why it is cheap
 ---------------
-It must outrun a server that does nothing but echo, and per message such a server makes the same two system calls. So
-there is nothing else here: sockets are registered once and edge-triggered; one ``recv`` takes whatever has come, and the
-messages it completed are replaced by one ``send``; the clock is read once per ``recv``. (TLS is Python's, for which the GIL
-is taken: twice per ``recv`` that completes something.)
+It must outrun a server that does nothing but echo, and per message such a server makes the same two
+system calls. So there is nothing else here: sockets are registered once and edge-triggered; one
+``recv`` takes whatever has come, and the messages it completed are replaced by one ``send``; the
+clock is read once per ``recv``. (TLS is Python's, for which the GIL is taken: twice per ``recv``
+that completes something.)
 
 What is verified
 ----------------
-Expected bytes are never stored: what a message is follows from its connection and its number (``_message.pxd``). A partly
-written message is simply written again from its next byte, and a reply is compared in place however it was cut. Crossed,
-reordered, repeated, lost and damaged bytes all show; so do bytes nobody asked for. A connection with a wrong reply is
+Expected bytes are never stored: what a message is follows from its connection and its number
+(``_message.pxd``). A partly written message is simply written again from its next byte, and a reply
+is compared in place however it was cut. Crossed, reordered, repeated, lost and damaged bytes all
+show; so do bytes nobody asked for. A connection with a wrong reply is
 dropped: after the first wrong byte the others mean nothing.
 
 What paces it
 -------------
-A closed loop grants a connection its next message when one was answered. An open loop, with an ``interval``, has a schedule:
-message k is due at ``begin + k * interval`` and goes to the next connection in turn, answered or not. Its latency counts from
-when it was due, so a server that stalls pays for all that it kept from being sent; from when it was sent is counted
-apart. What cannot be sent at once, because the connection's window or the kernel is full, waits in the connection's ring;
-when that is full the message is dropped, and counted.
+A closed loop grants a connection its next message when one was answered. An open loop, with an
+``interval``, has a schedule: message k is due at ``begin + k * interval`` and goes to the next
+connection in turn, answered or not. Its latency counts from when it was due, so a server that
+stalls pays for all that it kept from being sent; from when it was sent is counted apart. What
+cannot be sent at once, because the connection's window or the kernel is full, waits in the
+connection's ring; when that is full the message is dropped, and counted.
 
 What churn is
 -------------
-Each reply ends its connection, and the next message has a new one. connect(2) to AF_UNSPEC dissolves a connection of TCP and
-leaves the socket to be connected again: two calls for a close, a socket, its options and its registration. It dissolves
-by RST. Ended gracefully, each would keep its port in TIME_WAIT for a minute, and what is measured would be the search for one.
+Each reply ends its connection, and the next message has a new one. connect(2) to AF_UNSPEC
+dissolves a connection of TCP and leaves the socket to be connected again: two calls for a close, a
+socket, its options and its registration. It dissolves by RST. Ended gracefully, each would keep its
+port in TIME_WAIT for a minute, and what is measured would be the search for one.
 
-What it is not: it does not open or close sockets (``generator`` owns them) and it does not compute percentiles.
+What it is not: it does not open or close sockets (``generator`` owns them) and it does not compute
+percentiles.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -69,7 +76,8 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_create1(int flags)
     int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
     int epoll_wait(int epoll, epoll_event *events, int most, int milliseconds)
-    enum: EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLET
+    enum: EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    enum: EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLLET
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:
@@ -89,7 +97,8 @@ cdef extern from *:
     int bit_length(uint64_t value) nogil
 
 cdef enum:
-    EVENTS = 256            # taken from one epoll_wait: a round over all connections in the usual runs
+    # taken from one epoll_wait: a round over all connections in the usual runs
+    EVENTS = 256
     SCRATCH = 64 * 1024     # bytes of one recv or send; fits the second-level cache
     RECORD = 16 * 1024      # plaintext that TLS may hold back for want of a record's end
     ENDED = -1              # of tunnel_decrypt: the server has sent its close_notify
@@ -97,7 +106,9 @@ cdef enum:
     WAKE_MS = 50            # the longest sleep, so that stop() and the stall limit are noticed
     LATE_NS = 1000 * 1000   # a message sent so much after it was due is late; of _generator_py.py
     GRACE_NS = 1000 * 1000 * 1000   # an open loop that is behind at its end may go on for so long
-    SLACK_NS = 1000         # by how much the kernel may lengthen a sleep; its default is 50 us, the time between messages at 20,000/s
+    # by how much the kernel may lengthen a sleep; its default is 50 us, the time between messages
+    # at 20,000/s
+    SLACK_NS = 1000
     SUB_BITS = 8            # of histogram.py
 
 cdef uint64_t LARGEST = (<uint64_t> 1 << 40) - 1    # of histogram.py
@@ -105,13 +116,15 @@ cdef uint64_t LARGEST = (<uint64_t> 1 << 40) - 1    # of histogram.py
 
 cdef struct connection_t:
     int fd                  # -1 once dropped
-    void *tunnel            # its hydrogen.perf.tunnel.Tunnel, which the Loop keeps alive; NULL without TLS
+    # its hydrogen.perf.tunnel.Tunnel, which the Loop keeps alive; NULL without TLS
+    void *tunnel
     size_t unsent           # bytes of ciphertext that wait in the tunnel
     uint64_t salt           # its part of every key
     uint64_t due            # messages below this number may be sent
     uint64_t out_seq        # the message being sent, and how many of its bytes the kernel has taken
     size_t out_at
-    uint64_t in_seq         # the message being received, and how many of its bytes have been verified
+    # the message being received, and how many of its bytes have been verified
+    uint64_t in_seq
     size_t in_at
     uint64_t burst_began    # when its present burst was granted
     uint64_t connecting     # with churn: since when; 0 once it is known to be there
@@ -189,7 +202,7 @@ cdef inline uint64_t bucket_of(uint64_t value) noexcept nogil:
     return (<uint64_t> shift << SUB_BITS) + (value >> shift)
 
 
-# -- connections ------------------------------------------------------------------------------------------------------
+# -- connections -----------------------------------------------------------------------------------
 
 cdef void connection_drop(loop_t *loop, connection_t *c) noexcept nogil:
     """Forget a connection that failed; its unanswered messages are counted."""
@@ -226,7 +239,8 @@ cdef void connection_end(loop_t *loop, connection_t *c) noexcept nogil:
 cdef void connection_renew(loop_t *loop, connection_t *c) noexcept nogil:
     """Reset the connection and begin the next one on the same socket, which epoll goes on watching.
 
-    Until that is established the kernel takes nothing, as if it were full, and says so by EPOLLOUT when it is.
+    Until that is established the kernel takes nothing, as if it were full, and says so by EPOLLOUT
+    when it is.
     """
     cdef sockaddr nowhere
     memset(&nowhere, 0, sizeof(sockaddr))
@@ -241,13 +255,16 @@ cdef void connection_renew(loop_t *loop, connection_t *c) noexcept nogil:
 
 
 cdef ssize_t tunnel_decrypt(connection_t *c, unsigned char *data, size_t size) noexcept with gil:
-    """Decrypt what was received, in place; returns the size of the plaintext that is complete now, ENDED or BROKEN.
+    """Decrypt what was received, in place; returns the size of the plaintext that is complete now,
+    ENDED or BROKEN.
 
     It may be longer than the ciphertext, by what TLS held back, a record at most.
     """
     cdef bytes plaintext
     try:
-        plaintext = (<object> c.tunnel).decrypt(PyBytes_FromStringAndSize(<char *> data, <Py_ssize_t> size))
+        plaintext = (<object> c.tunnel).decrypt(
+            PyBytes_FromStringAndSize(<char *> data, <Py_ssize_t> size)
+        )
     except ssl.SSLZeroReturnError:
         return ENDED
     except ssl.SSLError:
@@ -257,7 +274,9 @@ cdef ssize_t tunnel_decrypt(connection_t *c, unsigned char *data, size_t size) n
 
 
 cdef ssize_t tunnel_send(connection_t *c, const unsigned char *data, size_t size) noexcept with gil:
-    """As send(2), through TLS: takes all of ``data``, or none while ciphertext waits; returns an error as its negated number."""
+    """As send(2), through TLS: takes all of ``data``, or none while ciphertext waits; returns an
+    error as its negated number.
+    """
     cdef bytes ciphertext
     cdef ssize_t sent
     tunnel = <object> c.tunnel
@@ -266,7 +285,9 @@ cdef ssize_t tunnel_send(connection_t *c, const unsigned char *data, size_t size
         size = 0
     else:
         try:
-            ciphertext = tunnel.encrypt(PyBytes_FromStringAndSize(<const char *> data, <Py_ssize_t> size))
+            ciphertext = tunnel.encrypt(
+                PyBytes_FromStringAndSize(<const char *> data, <Py_ssize_t> size)
+            )
         except ssl.SSLError:
             return -EPROTO
     sent = send(c.fd, PyBytes_AS_STRING(ciphertext), PyBytes_GET_SIZE(ciphertext), MSG_NOSIGNAL)
@@ -300,10 +321,14 @@ cdef inline void connection_count_connect(loop_t *loop, connection_t *c) noexcep
 
 
 cdef void connection_sent(loop_t *loop, connection_t *c, size_t sent) noexcept nogil:
-    """Go on by ``sent`` bytes. What the kernel did not take of them is made again later: it costs less than keeping it."""
+    """Go on by ``sent`` bytes. What the kernel did not take of them is made again later: it costs
+    less than keeping it.
+    """
     cdef size_t rest
     while True:
-        rest = loop.mix.requests[shape_chosen(&loop.mix, mixed(c.salt + c.out_seq))].message_size - c.out_at
+        rest = loop.mix.requests[
+            shape_chosen(&loop.mix, mixed(c.salt + c.out_seq))
+        ].message_size - c.out_at
         if sent < rest:
             c.out_at += sent
             return
@@ -314,15 +339,21 @@ cdef void connection_sent(loop_t *loop, connection_t *c, size_t sent) noexcept n
             return
 
 
-cdef void connection_count_late(loop_t *loop, connection_t *c, uint64_t begun, uint64_t now) noexcept nogil:
-    """Of the messages from ``begun`` on, count those that the kernel has begun to take and should have long ago."""
+cdef void connection_count_late(
+    loop_t *loop, connection_t *c, uint64_t begun, uint64_t now,
+) noexcept nogil:
+    """Of the messages from ``begun`` on, count those that the kernel has begun to take and should
+    have long ago.
+    """
     cdef uint64_t seq
     for seq in range(begun, c.out_seq + (c.out_at > 0)):
         loop.late += now > c.due_at[seq & loop.ring_mask] + LATE_NS
 
 
 cdef void connection_send(loop_t *loop, connection_t *c, uint64_t now) noexcept nogil:
-    """Send what is due and within the window, as many messages in one call as the scratch buffer holds, until all is sent or EAGAIN."""
+    """Send what is due and within the window, as many messages in one call as the scratch buffer
+    holds, until all is sent or EAGAIN.
+    """
     cdef message_t message
     cdef shape_t *shape
     cdef uint64_t seq, chance, begun
@@ -386,8 +417,12 @@ cdef inline void connection_answered(loop_t *loop, connection_t *c, uint64_t now
     loop.outstanding -= 1
 
 
-cdef bint connection_verify(loop_t *loop, connection_t *c, unsigned char *data, size_t size, uint64_t now) noexcept nogil:
-    """Compare received bytes with what was sent and record the replies they complete; False at the first wrong byte."""
+cdef bint connection_verify(
+    loop_t *loop, connection_t *c, unsigned char *data, size_t size, uint64_t now,
+) noexcept nogil:
+    """Compare received bytes with what was sent and record the replies they complete; False at the
+    first wrong byte.
+    """
     cdef message_t message
     cdef shape_t *shape
     cdef uint64_t chance
@@ -404,7 +439,10 @@ cdef bint connection_verify(loop_t *loop, connection_t *c, unsigned char *data, 
         chance = mixed(c.salt + c.in_seq)
         shape = loop.mix.replies + shape_chosen(&loop.mix, chance)
         n = smaller(shape.message_size - c.in_at, <size_t> (end - data))
-        if c.in_seq == c.out_seq and (loop.mix.replies != loop.mix.requests or c.in_at + n > c.out_at):
+        if (
+            c.in_seq == c.out_seq and
+            (loop.mix.replies != loop.mix.requests or c.in_at + n > c.out_at)
+        ):
             return False
         message_make(&loop.mix, shape, chance, &message)
         if not message_matches(shape, &message, c.in_at, data, n):
@@ -420,8 +458,12 @@ cdef bint connection_verify(loop_t *loop, connection_t *c, unsigned char *data, 
     return True
 
 
-cdef inline void connection_refill(loop_t *loop, connection_t *c, uint64_t answered, uint64_t now) noexcept nogil:
-    """Replace the answered messages: at once, in burst mode when the whole burst has been answered, in an open loop not at all."""
+cdef inline void connection_refill(
+    loop_t *loop, connection_t *c, uint64_t answered, uint64_t now,
+) noexcept nogil:
+    """Replace the answered messages: at once, in burst mode when the whole burst has been answered,
+    in an open loop not at all.
+    """
     if loop.interval_ns > 0:
         pass
     elif not loop.burst:
@@ -437,8 +479,8 @@ cdef inline void connection_refill(loop_t *loop, connection_t *c, uint64_t answe
 cdef void connection_read(loop_t *loop, connection_t *c, bint to_the_end) noexcept nogil:
     """Receive, verify and send anew, until the socket is drained.
 
-    A read shorter than the buffer means drained: what comes later is a new edge. Only when the peer's FIN has been
-    reported, which gives no further edge, is it read to the end.
+    A read shorter than the buffer means drained: what comes later is a new edge. Only when the
+    peer's FIN has been reported, which gives no further edge, is it read to the end.
     """
     cdef ssize_t got, size
     cdef uint64_t before, now
@@ -471,7 +513,7 @@ cdef void connection_read(loop_t *loop, connection_t *c, bint to_the_end) noexce
             connection_fail(loop, c, errno)
 
 
-# -- the loop ---------------------------------------------------------------------------------------------------------
+# -- the loop --------------------------------------------------------------------------------------
 
 cdef void loop_open_windows(loop_t *loop) noexcept nogil:
     """Grant every connection its window, less what is still in flight from the run before."""
@@ -523,11 +565,13 @@ cdef inline bint loop_scheduled(loop_t *loop, uint64_t due) noexcept nogil:
 
 
 cdef void loop_keep_schedule(loop_t *loop) noexcept nogil:
-    """Send what has become due, a round of EVENTS at most: after so many, replies are read first."""
+    """Send what has become due, a round of EVENTS at most: after so many, replies are read
+    first.
+    """
     cdef uint64_t due, now
     cdef connection_t *c
-    cdef int round
-    for round in range(EVENTS):
+    cdef int _round
+    for _round in range(EVENTS):
         due = loop_next_due(loop)
         now = clock_ns(CLOCK_MONOTONIC)
         if due > now or loop_scheduled(loop, due) or loop.live == 0:
@@ -548,7 +592,9 @@ cdef void loop_keep_schedule(loop_t *loop) noexcept nogil:
 
 
 cdef int loop_wait(loop_t *loop, epoll_event *events, uint64_t duration_ns) noexcept nogil:
-    """Wait for events, until the run ends or a message is due at the latest; epoll_wait alone counts in milliseconds."""
+    """Wait for events, until the run ends or a message is due at the latest; epoll_wait alone
+    counts in milliseconds.
+    """
     cdef pollfd waiting
     cdef timespec longest
     cdef uint64_t now, until, due
@@ -588,7 +634,9 @@ cdef bint loop_done(loop_t *loop, uint64_t now, uint64_t duration_ns) noexcept n
 
 
 cdef void loop_run(loop_t *loop, uint64_t duration_ns) noexcept nogil:
-    """Run for ``duration_ns`` (0: until all that was granted is answered), or until stopped or no connection is left."""
+    """Run for ``duration_ns`` (0: until all that was granted is answered), or until stopped or no
+    connection is left.
+    """
     cdef epoll_event events[EVENTS]
     cdef connection_t *c
     cdef uint32_t happened
@@ -630,18 +678,23 @@ cdef void loop_run(loop_t *loop, uint64_t duration_ns) noexcept nogil:
 
 
 def bucket(uint64_t value):
-    """The bucket that a latency is counted in; a test compares it with :func:`hydrogen.perf.histogram.bucket_of`."""
+    """The bucket that a latency is counted in; a test compares it with
+    :func:`hydrogen.perf.histogram.bucket_of`.
+    """
     return bucket_of(value)
 
 
 cdef class Loop:
-    """The compiled hot loop over connected, non-blocking sockets, which stay the caller's; see ``_generator.pyi``."""
+    """The compiled hot loop over connected, non-blocking sockets, which stay the caller's; see
+    ``_generator.pyi``.
+    """
 
     cdef loop_t loop
     cdef tuple tunnels
 
     def __cinit__(
-        self, fds, *, mix, uint64_t depth, bint burst, uint64_t seed, double stall, tunnels=(), bint churn=False, double interval=0,
+        self, fds, *, mix, uint64_t depth, bint burst, uint64_t seed, double stall, tunnels=(),
+        bint churn=False, double interval=0,
         double phase=0, uint64_t backlog=0,
     ):
         cdef loop_t *loop = &self.loop
@@ -661,7 +714,10 @@ cdef class Loop:
         loop.interval_ns = interval * 1e9
         loop.phase = phase
         loop.peer_size = sizeof(sockaddr_storage)
-        if churn and loop.count > 0 and getpeername(fds[0], <sockaddr *> &loop.peer, &loop.peer_size) < 0:
+        if (
+            churn and loop.count > 0 and
+            getpeername(fds[0], <sockaddr *> &loop.peer, &loop.peer_size) < 0
+        ):
             raise OSError(errno, os.strerror(errno))
         loop.stall_ns = <uint64_t> (stall * 1e9)
         loop.connections = <connection_t *> self.memory(loop.count, sizeof(connection_t))
@@ -727,7 +783,9 @@ cdef class Loop:
         memcpy(found.pattern, <const unsigned char *> pattern, len(pattern))
         found.count = len(mix.shapes)
         found.requests = <shape_t *> self.memory(found.count, sizeof(shape_t))
-        found.replies = found.requests if alike else <shape_t *> self.memory(found.count, sizeof(shape_t))
+        found.replies = found.requests if alike else <shape_t *> self.memory(
+            found.count, sizeof(shape_t)
+        )
         for i in range(found.count):
             self.shape(found.requests + i, mix.shapes[i], key_most)
             if not alike:
@@ -802,7 +860,8 @@ cdef class Loop:
 
     def reset(self):
         cdef loop_t *loop = &self.loop
-        loop.messages = loop.received = loop.content = loop.longest = loop.elapsed_ns = loop.cpu_ns = loop.late = loop.dropped = 0
+        loop.messages = loop.received = loop.content = loop.longest = loop.late = loop.dropped = 0
+        loop.elapsed_ns = loop.cpu_ns = 0
         memset(loop.latencies, 0, BUCKETS * sizeof(uint64_t))
         memset(loop.uncorrected, 0, BUCKETS * sizeof(uint64_t))
         memset(loop.bursts, 0, BUCKETS * sizeof(uint64_t))

@@ -1,8 +1,9 @@
 """The hot loop of the load generator in Python: the stand-in where the compiled one was not built.
 
-It counts the same and verifies as strictly, but a message costs it many times what it costs the compiled loop: a fast
-server will wait for it. How a message is made and why that shows every fault is told in ``_generator.pyx``; this one
-keeps the messages it has sent, which is simpler, and compares with those.
+It counts the same and verifies as strictly, but a message costs it many times what it costs the
+compiled loop: a fast server will wait for it. How a message is made and why that shows every fault
+is told in ``_generator.pyx``; this one keeps the messages it has sent, which is simpler, and
+compares with those.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class Connection:
         self.expected: deque[Expected] = deque()
         self.partial = b""  # the beginning of a reply
         self.burst_began = 0
-        self.due_at: deque[int] = deque()  # in an open loop: when those are due that have not been made
+        # in an open loop: when those are due that have not been made
+        self.due_at: deque[int] = deque()
         self.connecting = 0  # with churn: since when; 0 once it is known to be there
         self.fresh = True  # nothing has been received on it
 
@@ -114,7 +116,10 @@ class Loop:
     ) -> None:
         self.mix, self.depth, self.burst, self.churn = mix, depth, burst, churn
         self.pattern = mix.pattern(seed)
-        self.key_mask, self.key_base = (int.from_bytes([byte] * KEY, "little") for byte in (mix.shapes[0].mask, mix.shapes[0].base))
+        self.key_mask, self.key_base = (
+            int.from_bytes([byte] * KEY, "little")
+            for byte in (mix.shapes[0].mask, mix.shapes[0].base)
+        )
         self.interval_ns, self.phase = interval * 1e9, phase
         self.backlog = max(depth, backlog)
         self.begin = self.end = self.scheduled = 0
@@ -123,7 +128,18 @@ class Loop:
         self.budget: int | None = None
         self.turn: deque[Connection] = deque()  # in an open loop: whose the next messages are
         self.outstanding = 0  # granted and not yet answered, over all live connections
-        self.faults = dict.fromkeys(("wrong", "closed", "failed", "unanswered", "wrong_connection", "wrong_message", "wrong_byte"), 0)
+        self.faults = dict.fromkeys(
+            (
+                "wrong",
+                "closed",
+                "failed",
+                "unanswered",
+                "wrong_connection",
+                "wrong_message",
+                "wrong_byte",
+            ),
+            0,
+        )
         self.first_errno = 0
         self.epoll = select.epoll()
         self.connections: dict[int, Connection] = {}
@@ -135,8 +151,14 @@ class Loop:
         self.reset()
 
     def reset(self) -> None:
-        self.messages = self.received = self.content = self.longest = self.elapsed_ns = self.cpu_ns = self.late = self.dropped = 0
-        self._latencies, self._uncorrected, self._bursts = [0] * BUCKETS, [0] * BUCKETS, [0] * BUCKETS
+        self.messages = self.received = self.content = self.longest = self.elapsed_ns = (
+            self.cpu_ns
+        ) = self.late = self.dropped = 0
+        self._latencies, self._uncorrected, self._bursts = (
+            [0] * BUCKETS,
+            [0] * BUCKETS,
+            [0] * BUCKETS,
+        )
 
     def stop(self) -> None:
         self.stopped = True
@@ -165,7 +187,7 @@ class Loop:
             "first_bytes": self._first_bytes.copy(),
         }
 
-    # -- connections --------------------------------------------------------------------------------------------------
+    # -- connections -------------------------------------------------------------------------------
 
     def _drop(self, c: Connection) -> None:
         self.epoll.unregister(c.fd)
@@ -226,7 +248,9 @@ class Loop:
                 c.unreturned += sent
 
     def _verify(self, c: Connection, data: bytes, now: int) -> int:
-        """How many replies ``data`` completes; WrongReplyError at the first byte that nobody sent."""
+        """How many replies ``data`` completes; WrongReplyError at the first byte that nobody
+        sent.
+        """
         self.received += len(data)
         partial = len(c.partial)
         if len(data) > c.unreturned:
@@ -265,7 +289,9 @@ class Loop:
         self.outstanding -= 1
 
     def _renew(self, c: Connection) -> None:
-        """Reset the connection and begin the next one under its fd: what dup2(2) closes, epoll forgets."""
+        """Reset the connection and begin the next one under its fd: what dup2(2) closes, epoll
+        forgets.
+        """
         with borrowed(c.fd) as old:
             old.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_BY_RESET)
             fresh, peer = socket.socket(old.family), old.getpeername()
@@ -338,11 +364,13 @@ class Loop:
         except ssl.SSLZeroReturnError:
             self._end(c)
         except OSError as error:
-            self.first_errno = self.first_errno or (errno.EPROTO if isinstance(error, ssl.SSLError) else error.errno or 0)
+            self.first_errno = self.first_errno or (
+                errno.EPROTO if isinstance(error, ssl.SSLError) else error.errno or 0
+            )
             self.faults["failed"] += 1
             self._drop(c)
 
-    # -- the loop -----------------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------
 
     def run(self, seconds: float, number: int = 0) -> None:
         self.sending = True
@@ -372,7 +400,9 @@ class Loop:
 
     def _is_scheduled(self) -> bool:
         """Whether the open loop has nothing more to come."""
-        return not self.sending or (self._next_due() >= self.end if self.budget is None else not self.budget)
+        return not self.sending or (
+            self._next_due() >= self.end if self.budget is None else not self.budget
+        )
 
     def _keep_schedule(self) -> None:
         """Send what has become due, a round at most: after so many, replies are read first."""
@@ -394,7 +424,9 @@ class Loop:
             self._serve(c, 0, now)
 
     def _wait(self, duration_ns: int) -> list[tuple[int, int]]:
-        """Wait for events, until the run ends or a message is due at the latest. poll counts in milliseconds: the last is spun."""
+        """Wait for events, until the run ends or a message is due at the latest. poll counts in
+        milliseconds: the last is spun.
+        """
         now = time.monotonic_ns()
         until = now + WAKE_NS
         if self.interval_ns and not self._is_scheduled():

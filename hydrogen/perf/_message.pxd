@@ -1,9 +1,12 @@
-"""Messages of the compiled hot loop: made, copied and compared, without Python and without memory of their own.
+"""Messages of the compiled hot loop: made, copied and compared, without Python and without memory
+of their own.
 
-Message ``seq`` of a connection is a function of (salt, seq) alone, so it need not be kept: an 8-byte key, mixed so that all of it
-changes from one message to the next, then a stretch of a random pattern that begins where the key says. The same number
-chooses among the shapes of a run. Small messages are little but head: it is made, copied and compared as two words, the tail as one. (As
-bytes it cost twice as much: calls of memcpy and memcmp, and loads of words that had just been stored as bytes.)
+Message ``seq`` of a connection is a function of (salt, seq) alone, so it need not be kept: an
+8-byte key, mixed so that all of it changes from one message to the next, then a stretch of a random
+pattern that begins where the key says. The same number chooses among the shapes of a run. Small
+messages are little but head: it is made, copied and compared as two words, the tail as one. (As
+bytes it cost twice as much: calls of memcpy and memcmp, and loads of words that had just been
+stored as bytes.)
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -31,11 +34,13 @@ cdef struct shape_t:
     size_t message_size
     size_t content
     uint64_t head_mask[2]   # ones where the head has its bytes
-    uint64_t prefix[2]      # what precedes the key, as the first bits of little-endian words, and how many they are
+    # what precedes the key, as the first bits of little-endian words, and how many they are
+    uint64_t prefix[2]
     int prefix_bits
     uint64_t key_used       # ones where the key's bytes are content
     uint64_t suffix         # as the first bits of a little-endian word
-    uint32_t *sums          # of the bytes of each body, by where it begins; NULL: no checksum, which replaces the suffix
+    # of the bytes of each body, by where it begins; NULL: no checksum, which replaces the suffix
+    uint32_t *sums
 
 
 # A Mix of framing.py: all messages of a run.
@@ -75,26 +80,34 @@ cdef inline uint32_t shape_chosen(mix_t *mix, uint64_t chance) noexcept nogil:
     return <uint32_t> ((chance >> 32) * mix.count >> 32)
 
 
-cdef inline void message_make(mix_t *mix, shape_t *shape, uint64_t chance, message_t *message) noexcept nogil:
+cdef inline void message_make(
+    mix_t *mix, shape_t *shape, uint64_t chance, message_t *message,
+) noexcept nogil:
     """The message of that ``shape`` and that ``chance``, which is ``mixed(salt + seq)``."""
     cdef uint64_t key = (chance & mix.key_mask) + mix.key_base
     cdef uint64_t low = key << (shape.prefix_bits & 63)
     cdef uint64_t place = key & mix.place_mask
     if shape.prefix_bits < 64:
         message.head[0] = htole64(shape.prefix[0] | low)
-        message.head[1] = htole64(shape.prefix[1] | key >> (63 - shape.prefix_bits) >> 1)   # in two steps: a shift by 64 is undefined
+        # in two steps: a shift by 64 is undefined
+        message.head[1] = htole64(shape.prefix[1] | key >> (63 - shape.prefix_bits) >> 1)
     else:
         message.head[0] = htole64(shape.prefix[0])
         message.head[1] = htole64(shape.prefix[1] | low)
     message.body = mix.pattern + place
     if shape.sums != NULL:
-        message.tail = htole64(__builtin_bswap32(byte_sum(key & shape.key_used) + shape.sums[place]))
+        message.tail = htole64(
+            __builtin_bswap32(byte_sum(key & shape.key_used) + shape.sums[place])
+        )
     else:
         message.tail = htole64(shape.suffix)
 
 
-cdef inline size_t message_copy(shape_t *shape, message_t *message, size_t at, unsigned char *out, size_t room) noexcept nogil:
-    """Write the message's bytes from ``at`` on, to its end or for as long as there is room; returns how many.
+cdef inline size_t message_copy(
+    shape_t *shape, message_t *message, size_t at, unsigned char *out, size_t room,
+) noexcept nogil:
+    """Write the message's bytes from ``at`` on, to its end or for as long as there is room; returns
+    how many.
 
     Bytes past those may be written too, HEAD at most; they are written over later, or not sent.
     """
@@ -119,21 +132,31 @@ cdef inline size_t message_copy(shape_t *shape, message_t *message, size_t at, u
     return end - begin
 
 
-cdef inline bint head_matches(shape_t *shape, message_t *message, unsigned char *data) noexcept nogil:
+cdef inline bint head_matches(
+    shape_t *shape, message_t *message, unsigned char *data,
+) noexcept nogil:
     cdef uint64_t got[2]
     memcpy(got, data, HEAD)
-    return ((message.head[0] ^ got[0]) & shape.head_mask[0] | (message.head[1] ^ got[1]) & shape.head_mask[1]) == 0
+    return (
+        (message.head[0] ^ got[0]) & shape.head_mask[0] |
+        (message.head[1] ^ got[1]) & shape.head_mask[1]
+    ) == 0
 
 
-cdef inline bint tail_matches(message_t *message, size_t at, unsigned char *data, size_t n) noexcept nogil:
+cdef inline bint tail_matches(
+    message_t *message, size_t at, unsigned char *data, size_t n,
+) noexcept nogil:
     cdef uint32_t wanted, got
     memcpy(&wanted, <unsigned char *> &message.tail + at, TAIL)
     memcpy(&got, data, TAIL)
     return le32toh(wanted ^ got) << 8 * (TAIL - n) == 0
 
 
-cdef inline bint message_matches(shape_t *shape, message_t *message, size_t at, unsigned char *data, size_t n) noexcept nogil:
-    """Whether ``n`` bytes (at least 1, none past the message's end) are the message's bytes from ``at`` on.
+cdef inline bint message_matches(
+    shape_t *shape, message_t *message, size_t at, unsigned char *data, size_t n,
+) noexcept nogil:
+    """Whether ``n`` bytes (at least 1, none past the message's end) are the message's bytes from
+    ``at`` on.
 
     Bytes past those may be read too, HEAD at most.
     """

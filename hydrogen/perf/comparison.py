@@ -1,6 +1,8 @@
-"""``python -m hydrogen.perf compare A.json B.json``: reports side by side, with their ratios to the first.
+"""``python -m hydrogen.perf compare A.json B.json``: reports side by side, with their ratios to the
+first.
 
-Figures of different machines or different settings do not compare; so every difference of those stands below the table.
+Figures of different machines or different settings do not compare; so every difference of those
+stands below the table.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(schema, dict) or schema.get("name") != report.SCHEMA["name"]:
         raise ValueError(f"{path} is not a report of python -m hydrogen.perf")
     if schema.get("version") != report.SCHEMA["version"]:
-        raise ValueError(f"{path} has schema version {schema.get('version')}; this program reads version {report.SCHEMA['version']}")
+        raise ValueError(
+            f"{path} has schema version {schema.get('version')}; this program reads version "
+            f"{report.SCHEMA['version']}"
+        )
     return dict(document)
 
 
@@ -49,7 +54,11 @@ def rows(reports: Sequence[Report]) -> list[Row]:
     """A row for each figure that any of the reports has."""
     results = [each["result"] for each in reports]
     found: list[Row] = [
-        ("throughput", lambda value: f"{value:,.0f} messages/s", [result["messages_per_second"] for result in results]),
+        (
+            "throughput",
+            lambda value: f"{value:,.0f} messages/s",
+            [result["messages_per_second"] for result in results],
+        ),
         (
             "payload each way",
             lambda value: f"{scaled(value, ('B', 'kB', 'MB', 'GB'))}/s",
@@ -62,8 +71,20 @@ def rows(reports: Sequence[Report]) -> list[Row]:
             found.append((f"{name} {percentile}", lambda value: scaled(value, TIMES), values))
     if any(result["open_loop"] for result in results):
         for name in ("late", "dropped"):
-            found.append((name, lambda value: f"{value:,.0f}", [(result["open_loop"] or {}).get(name) for result in results]))
-    found.append(("faults", lambda value: f"{value:,.0f}", [sum(result["faults"].values()) for result in results]))
+            found.append(
+                (
+                    name,
+                    lambda value: f"{value:,.0f}",
+                    [(result["open_loop"] or {}).get(name) for result in results],
+                )
+            )
+    found.append(
+        (
+            "faults",
+            lambda value: f"{value:,.0f}",
+            [sum(result["faults"].values()) for result in results],
+        )
+    )
     for side in ("generator", "server"):
         usage = [(result[side] or {}).get("us_per_message") for result in results]
         found.append((f"{side} CPU", lambda value: f"{scaled(value, TIMES)}/message", usage))
@@ -71,7 +92,9 @@ def rows(reports: Sequence[Report]) -> list[Row]:
 
 
 def differences(reports: Sequence[Report]) -> list[str]:
-    """What keeps the reports from being compared, a line each: every option and every fact of the machine that is not the same."""
+    """What keeps the reports from being compared, a line each: every option and every fact of the
+    machine that is not the same.
+    """
     found = []
     for part in ("configuration", "machine"):
         for name in dict.fromkeys(name for each in reports for name in each[part]):
@@ -107,7 +130,12 @@ def table(names: Sequence[str], reports: Sequence[Report]) -> str:
         lines.append(cells)
     widths = [max(len(line[column]) for line in lines) for column in range(len(names) + 1)]
     text = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+        "  ".join(
+            [
+                line[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+            ]
+        )
         for line in lines
     ]
     return "\n".join([*text, *differences(reports), *doubts(names, reports)])
@@ -116,10 +144,18 @@ def table(names: Sequence[str], reports: Sequence[Report]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """The command; returns the exit status."""
     p = argparse.ArgumentParser(
-        prog="python -m hydrogen.perf compare", description="Compare reports written by --json, side by side, with ratios to the first."
+        prog="python -m hydrogen.perf compare",
+        description="Compare reports written by --json, side by side, with ratios to the first.",
     )
-    p.add_argument("reports", nargs="+", type=Path, metavar="REPORT.json", help="two or more reports")
-    p.add_argument("--plot", type=Path, metavar="FILE", help="plot latency and throughput, as .svg or .png (needs matplotlib)")
+    p.add_argument(
+        "reports", nargs="+", type=Path, metavar="REPORT.json", help="two or more reports"
+    )
+    p.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="plot latency and throughput, as .svg or .png (needs matplotlib)",
+    )
     given = p.parse_args(arguments)
     if len(given.reports) < 2:
         p.error("give two or more reports")

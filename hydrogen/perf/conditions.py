@@ -1,8 +1,10 @@
-"""What a measurement must reach: thresholds such as ``p99<5ms`` or ``rate>=100k``, for whoever decides by an exit status.
+"""What a measurement must reach: thresholds such as ``p99<5ms`` or ``rate>=100k``, for whoever
+decides by an exit status.
 
-A condition is refused before anything is measured when its answer could not be an honest one: a percentile that the report does not
-have would be guessed from its neighbours, and a time without a unit would be read in the wrong one. What was not measured never holds,
-whichever way the comparison goes: a run without a single reply is not one in which each was fast.
+A condition is refused before anything is measured when its answer could not be an honest one: a
+percentile that the report does not have would be guessed from its neighbours, and a time without a
+unit would be read in the wrong one. What was not measured never holds, whichever way the comparison
+goes: a run without a single reply is not one in which each was fast.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ DISTRIBUTIONS = {
 }
 """What may stand before a percentile -> the field of the result."""
 
-TIMES = {f"{prefix}{percentile}": (field, percentile) for prefix, field in DISTRIBUTIONS.items() for percentile in PERCENTILES}
+TIMES = {
+    f"{prefix}{percentile}": (field, percentile)
+    for prefix, field in DISTRIBUTIONS.items()
+    for percentile in PERCENTILES
+}
 """Metric that is a time -> where the result has it."""
 
 COUNTS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
@@ -43,13 +49,26 @@ COUNTS: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
 UNITS = {"rate": "messages/s", "faults": "faults"}
 """Of the counts that are not of messages."""
 
-COMPARISONS: dict[str, Callable[[float, float], bool]] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
-MICROSECONDS = {"ns": Fraction(1, 1000), "us": Fraction(1), "ms": Fraction(1000), "s": Fraction(1_000_000)}
+MICROSECONDS = {
+    "ns": Fraction(1, 1000),
+    "us": Fraction(1),
+    "ms": Fraction(1000),
+    "s": Fraction(1_000_000),
+}
 
 MULTIPLES = {"": Fraction(1), "k": Fraction(1000), "M": Fraction(1_000_000)}
 
-KNOWN = f"{', '.join(PERCENTILES)}, each also prefixed with {', '.join(filter(None, DISTRIBUTIONS))}, and {', '.join(COUNTS)}"
+KNOWN = (
+    f"{', '.join(PERCENTILES)}, each also prefixed with {', '.join(filter(None, DISTRIBUTIONS))}, "
+    f"and {', '.join(COUNTS)}"
+)
 
 
 @dataclass(frozen=True)
@@ -76,12 +95,18 @@ class Condition:
         text = text.strip()
         parts = re.fullmatch(r"([^<>=!]*)([<>=!]+)([^<>=!]*)", text)
         if parts is None:
-            raise ValueError(f"{text!r} is not a condition: expected METRIC OP VALUE, such as p99<5ms or rate>=100k")
+            raise ValueError(
+                f"{text!r} is not a condition: expected METRIC OP VALUE, such as p99<5ms or "
+                "rate>=100k"
+            )
         metric, comparison, value = (part.strip() for part in parts.groups())
         if metric not in TIMES and metric not in COUNTS:
             raise ValueError(f"{text!r}: there is no metric {metric!r}; the metrics are {KNOWN}")
         if comparison not in COMPARISONS:
-            raise ValueError(f"{text!r}: {comparison!r} is not a comparison; the comparisons are {' '.join(COMPARISONS)}")
+            raise ValueError(
+                f"{text!r}: {comparison!r} is not a comparison; the comparisons are "
+                f"{' '.join(COMPARISONS)}"
+            )
         try:
             limit = time_limit(value) if metric in TIMES else count_limit(metric, value)
         except (ValueError, OverflowError) as error:
@@ -89,7 +114,9 @@ class Condition:
         return cls(text, metric, comparison, limit)
 
     def value(self, result: Mapping[str, Any]) -> float | None:
-        """The figure in ``result``, of a report, in the unit of ``limit``; None when nothing was measured."""
+        """The figure in ``result``, of a report, in the unit of ``limit``; None when nothing was
+        measured.
+        """
         if self.metric in COUNTS:
             return COUNTS[self.metric](result)
         field, percentile = TIMES[self.metric]
@@ -135,7 +162,9 @@ def count_limit(metric: str, value: str) -> float:
     number, unit = number_and_unit(value.removesuffix("/s").rstrip() if metric == "rate" else value)
     if unit not in MULTIPLES:
         allowed = "k or M, then /s," if metric == "rate" else "k or M"
-        raise ValueError(f"{unit!r} is not a unit of {metric}: expected a number, which {allowed} may follow")
+        raise ValueError(
+            f"{unit!r} is not a unit of {metric}: expected a number, which {allowed} may follow"
+        )
     return float(number * MULTIPLES[unit])
 
 
@@ -143,5 +172,7 @@ def number_and_unit(value: str) -> tuple[Fraction, str]:
     """Exactly what was written: 16.1 ms are not 16100 us in binary fractions."""
     parts = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(.*)", value)
     if parts is None:
-        raise ValueError(f"{value!r} is not a number" if value else "there is no number to compare with")
+        raise ValueError(
+            f"{value!r} is not a number" if value else "there is no number to compare with"
+        )
     return Fraction(parts[1]), parts[2]

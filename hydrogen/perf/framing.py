@@ -1,8 +1,8 @@
 """What messages look like on the wire, for each framing that the generator speaks.
 
-A message is a prefix, its content and a suffix. The content changes from message to message; prefix and suffix depend on its size
-alone, but for a checksum. Nothing here knows the server library: these are the formats once more, in the
-fewest words, so that a mistake there is not repeated here.
+A message is a prefix, its content and a suffix. The content changes from message to message; prefix
+and suffix depend on its size alone, but for a checksum. Nothing here knows the server library:
+these are the formats once more, in the fewest words, so that a mistake there is not repeated here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Shape:
     """the suffix is no constant, but the sum of the content's bytes as a u32, big-endian"""
     mask: int = 0xFF
     base: int = 0
-    """a byte of content is ``base + (random byte & mask)``: how a framing keeps its delimiter out of it"""
+    """a byte of content is ``base + (random byte & mask)``: how a framing keeps its delimiter out
+    of it
+    """
     reply_prefix: bytes | None = None
     """of the reply, where it differs; a reply then comes only when its whole request was sent"""
 
@@ -39,24 +41,36 @@ class Shape:
     @property
     def reply(self) -> Shape:
         """What the server sends back."""
-        return self if self.reply_prefix is None else replace(self, prefix=self.reply_prefix, reply_prefix=None)
+        return (
+            self
+            if self.reply_prefix is None
+            else replace(self, prefix=self.reply_prefix, reply_prefix=None)
+        )
 
 
 @dataclass(frozen=True)
 class Mix:
-    """The messages of one run: each has one of these shapes, by chance and with equal shares, and content of the pattern."""
+    """The messages of one run: each has one of these shapes, by chance and with equal shares, and
+    content of the pattern.
+    """
 
     shapes: tuple[Shape, ...]
     payload: bytes | None = None
     """the content of every message, which is else random and never the same twice"""
 
     def pattern(self, seed: int) -> bytes:
-        """The given content, or a random one, so long that a message's may begin at any of ``WINDOWS`` places."""
+        """The given content, or a random one, so long that a message's may begin at any of
+        ``WINDOWS`` places.
+        """
         if self.payload is not None:
             return self.payload
         shape = self.shapes[0]
         allowed = bytes(shape.base + (byte & shape.mask) for byte in range(256))
-        return random.Random(seed).randbytes(max(shape.size for shape in self.shapes) + WINDOWS).translate(allowed)
+        return (
+            random.Random(seed)
+            .randbytes(max(shape.size for shape in self.shapes) + WINDOWS)
+            .translate(allowed)
+        )
 
 
 def raw(size: int) -> Shape:
@@ -80,12 +94,16 @@ def length(size: int) -> Shape:
 
 
 def line(size: int) -> Shape:
-    """Content, newline. The content is of the characters from "0" to "o": no end of line, nothing that servers strip or cannot decode."""
+    """Content, newline. The content is of the characters from "0" to "o": no end of line, nothing
+    that servers strip or cannot decode.
+    """
     return Shape(size, suffix=b"\n", mask=0x3F, base=ord("0"))
 
 
 def websocket(size: int) -> Shape:
-    """A final binary frame of RFC 6455 section 5.2, without mask: what servers send, so that the echo is the same bytes."""
+    """A final binary frame of RFC 6455 section 5.2, without mask: what servers send, so that the
+    echo is the same bytes.
+    """
     if size < 126:
         return Shape(size, bytes([0x82, size]))
     if size < 1 << 16:
@@ -94,9 +112,15 @@ def websocket(size: int) -> Shape:
 
 
 def masked(plain: Shape) -> Shape:
-    """That WebSocket frame as clients must send it (section 5.3). The mask is of zeros: a server has the same work, and we none."""
+    """That WebSocket frame as clients must send it (section 5.3). The mask is of zeros: a server
+    has the same work, and we none.
+    """
     opcode, length = plain.prefix[0], plain.prefix[1]
-    return replace(plain, prefix=bytes([opcode, length | 0x80]) + plain.prefix[2:] + bytes(4), reply_prefix=plain.prefix)
+    return replace(
+        plain,
+        prefix=bytes([opcode, length | 0x80]) + plain.prefix[2:] + bytes(4),
+        reply_prefix=plain.prefix,
+    )
 
 
 MOST = 1 << 30
@@ -109,7 +133,9 @@ FRAMINGS: dict[str, tuple[Callable[[int], Shape], range]] = {
     "line": (line, range(MOST + 1)),
     "websocket": (websocket, range(MOST + 1)),
 }
-"""By the names of the command line, the shape for a size and the sizes allowed: those that the length field, or the sum, can hold."""
+"""By the names of the command line, the shape for a size and the sizes allowed: those that the
+length field, or the sum, can hold.
+"""
 
 
 SIZES_MOST = 4096
@@ -117,7 +143,9 @@ SIZES_MOST = 4096
 
 
 def sizes_of(text: str) -> tuple[int, ...]:
-    """The sizes that ``64``, ``64,1k`` or ``uniform:64-1k`` means, in bytes; k is 1,024 and M 1,048,576. Raises ValueError."""
+    """The sizes that ``64``, ``64,1k`` or ``uniform:64-1k`` means, in bytes; k is 1,024 and M
+    1,048,576. Raises ValueError.
+    """
     kind, colon, bounds = text.partition(":")
     if not colon:
         sizes = tuple(bytes_of(part) for part in text.split(","))
@@ -126,12 +154,18 @@ def sizes_of(text: str) -> tuple[int, ...]:
         return sizes
     low, dash, high = bounds.partition("-")
     if kind != "uniform" or not dash:
-        raise ValueError(f"{text!r} is not a size, a list of sizes separated by commas, or uniform:LOW-HIGH")
+        raise ValueError(
+            f"{text!r} is not a size, a list of sizes separated by commas, or uniform:LOW-HIGH"
+        )
     lowest, highest = bytes_of(low), bytes_of(high)
     if lowest > highest:
         raise ValueError(f"{text!r} is a range from high to low")
     steps = min(highest - lowest, SIZES_MOST - 1)
-    return tuple(lowest + (highest - lowest) * step // steps for step in range(steps + 1)) if steps else (lowest,)
+    return (
+        tuple(lowest + (highest - lowest) * step // steps for step in range(steps + 1))
+        if steps
+        else (lowest,)
+    )
 
 
 def bytes_of(text: str) -> int:

@@ -1,4 +1,6 @@
-"""Opens the connections, chooses a hot loop, and walks it through warm-up, measurement and draining."""
+"""Opens the connections, chooses a hot loop, and walks it through warm-up, measurement and
+draining.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from hydrogen.perf.series import Series
 from hydrogen.perf.tunnel import client_context
 
 SPARE_FDS = 64
-"""File descriptors beside those of the connections: epoll instances, standard streams, modules being loaded."""
+"""File descriptors beside those of the connections: epoll instances, standard streams, modules
+being loaded.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class Result:
     """as they stood at the end of the measurement, with the faults of the whole run"""
     histograms: Histograms
     connects: Sequence[int]
-    """a histogram of nanoseconds, as the next: of the connections that were opened before the warm-up"""
+    """a histogram of nanoseconds, as the next: of the connections that were opened before the
+    warm-up
+    """
     handshakes: Sequence[int]
     """of TLS and WebSocket"""
     series: Series
@@ -48,11 +54,15 @@ class Result:
     @property
     def ok(self) -> bool:
         """Nothing was wrong, and in an open loop everything was sent."""
-        return not (self.connect_failures or self.counters.faults or self.idle_lost or self.counters.dropped)
+        return not (
+            self.connect_failures or self.counters.faults or self.idle_lost or self.counters.dropped
+        )
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """User and system time that process ``pid`` has used so far; None when there is no such process."""
+    """User and system time that process ``pid`` has used so far; None when there is no such
+    process.
+    """
     try:
         import psutil
     except ImportError as error:
@@ -65,29 +75,37 @@ def cpu_seconds(pid: int) -> float | None:
 
 
 def need_fds(number: int) -> None:
-    """Raise this process's limit of open files to that many and some. RuntimeError where it cannot be."""
+    """Raise this process's limit of open files to that many and some. RuntimeError where it cannot
+    be.
+    """
     wanted = number + SPARE_FDS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         if hard != resource.RLIM_INFINITY and hard < wanted:
             raise RuntimeError(
-                f"{number:,} connections need {wanted:,} file descriptors, but this process may have only {hard:,}: "
+                f"{number:,} connections need {wanted:,} file descriptors, but this process may "
+                f"have only {hard:,}: "
                 "use fewer, or raise the hard limit (ulimit -Hn)"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Session:
-    """The connections to one server and the hot loops over them; a context manager that closes them.
+    """The connections to one server and the hot loops over them; a context manager that closes
+    them.
 
-    ``run`` is the whole of a measurement. Whoever needs its steps one by one (to attach a tracer between warm-up and
-    measurement, or to look at a server whose connections are idle) uses ``loops`` between ``connect`` and ``close``.
+    ``run`` is the whole of a measurement. Whoever needs its steps one by one (to attach a tracer
+    between warm-up and measurement, or to look at a server whose connections are idle) uses
+    ``loops`` between ``connect`` and ``close``.
 
-    ``stop``, ``sample``, ``phase`` and ``loops`` are for other threads too, as long as ``run`` goes on.
+    ``stop``, ``sample``, ``phase`` and ``loops`` are for other threads too, as long as ``run`` goes
+    on.
     """
 
     def __init__(self, options: Options) -> None:
-        """RuntimeError for what this machine does not have: a compiled loop, the process, the certificates, enough fds."""
+        """RuntimeError for what this machine does not have: a compiled loop, the process, the
+        certificates, enough fds.
+        """
         self.options = options
         self.phase = "connecting"
         self.stopped = False
@@ -110,7 +128,12 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
     @property
@@ -138,9 +161,13 @@ class Session:
                     burst=options.burst,
                     seed=seed + begin,
                     stall=options.timeout,
-                    tunnels=[connection.tunnel for connection in mine if connection.tunnel is not None],
+                    tunnels=[
+                        connection.tunnel for connection in mine if connection.tunnel is not None
+                    ],
                     churn=options.churn,
-                    interval=len(self._connections) / count / options.rate if options.rate and count else 0,
+                    interval=len(self._connections) / count / options.rate
+                    if options.rate and count
+                    else 0,
                     phase=index / options.threads,
                     backlog=options.backlog,
                 )
@@ -164,7 +191,8 @@ class Session:
         cpu_before = self._server_cpu()
         loops.run(options.duration, options.number)
         if options.rate and not self.stopped:
-            loops.drain()  # the last replies are the slowest: to leave them out would flatter the server
+            # the last replies are the slowest: to leave them out would flatter the server
+            loops.drain()
         cpu_after = self._server_cpu()
         measured, histograms = loops.counters(), loops.histograms()
         self._series.end(measured.messages)
@@ -174,7 +202,9 @@ class Session:
         return Result(
             options=options,
             loop=self.loop_name,
-            counters=replace(loops.counters(), **{name: getattr(measured, name) for name in SINCE_RESET}),
+            counters=replace(
+                loops.counters(), **{name: getattr(measured, name) for name in SINCE_RESET}
+            ),
             histograms=histograms,
             connects=self.opener.connects,
             handshakes=self.opener.handshakes,
@@ -182,7 +212,14 @@ class Session:
             connect_failures=self.opener.failures,
             connect_error=self.opener.error,
             idle_lost=sum(connection.has_ended() for connection in self._idle),
-            tls=next((connection.tunnel.describe() for connection in self._connections if connection.tunnel is not None), ""),
+            tls=next(
+                (
+                    connection.tunnel.describe()
+                    for connection in self._connections
+                    if connection.tunnel is not None
+                ),
+                "",
+            ),
             server_cpu=None if cpu_before is None or cpu_after is None else cpu_after - cpu_before,
             interrupted=self.stopped,
         )
@@ -196,7 +233,9 @@ class Session:
         return None if self.options.pid is None else cpu_seconds(self.options.pid)
 
     def stop(self) -> None:
-        """End ``connect`` and ``run`` early, from another thread; what there is is then a partial result."""
+        """End ``connect`` and ``run`` early, from another thread; what there is is then a partial
+        result.
+        """
         self.stopped = self.opener.stopped = True
         if self._loops is not None:
             self._loops.stop()

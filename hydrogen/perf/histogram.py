@@ -1,9 +1,10 @@
 """Log-linear histograms of nanoseconds, in the manner of HdrHistogram.
 
-Values below 512 have a bucket each; above, every power of two is divided into 256 buckets, so a bucket is never wider
-than 1/256 of its values and the middle of it is within 0.2 % of each of them. Values from 2**40 ns (18 minutes) up
-share the last bucket. The hot loops record into plain arrays of ``BUCKETS`` counts; the compiled one repeats the
-arithmetic of :func:`bucket_of` in C, and a test holds the two together.
+Values below 512 have a bucket each; above, every power of two is divided into 256 buckets, so a
+bucket is never wider than 1/256 of its values and the middle of it is within 0.2 % of each of them.
+Values from 2**40 ns (18 minutes) up share the last bucket. The hot loops record into plain arrays
+of ``BUCKETS`` counts; the compiled one repeats the arithmetic of :func:`bucket_of` in C, and a test
+holds the two together.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def middle_of(bucket: int) -> float:
 
 
 def percentiles(counts: Sequence[int], wanted: Sequence[float]) -> list[float] | None:
-    """The values, in nanoseconds, that so many percent (ascending) of the recorded values do not exceed; None without values."""
+    """The values, in nanoseconds, that so many percent (ascending) of the recorded values do not
+    exceed; None without values.
+    """
     total = sum(counts)
     if not total:
         return None
@@ -47,13 +50,17 @@ def percentiles(counts: Sequence[int], wanted: Sequence[float]) -> list[float] |
 
 
 def percentile(counts: Sequence[int], percent: float) -> float | None:
-    """The value, in nanoseconds, that ``percent`` of the recorded values do not exceed; None without values."""
+    """The value, in nanoseconds, that ``percent`` of the recorded values do not exceed; None
+    without values.
+    """
     found = percentiles(counts, [percent])
     return None if found is None else found[0]
 
 
 def curve(counts: Sequence[int]) -> list[tuple[float, float]]:
-    """Percentiles and their values in nanoseconds: five between 0 and 50, five between that and 75, and so on, to the largest value."""
+    """Percentiles and their values in nanoseconds: five between 0 and 50, five between that and 75,
+    and so on, to the largest value.
+    """
     total = sum(counts)
     steps: list[float] = []
     while total and (not steps or steps[-1] < 100 - 100 / total):

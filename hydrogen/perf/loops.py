@@ -27,8 +27,9 @@ else:
 class HotLoop(Protocol):
     """What the two hot loops have in common.
 
-    They run over sockets that are connected and non-blocking and stay the caller's. ``run`` and ``drain`` belong to one
-    thread; ``stop``, ``messages`` and ``counters`` may be called from others meanwhile.
+    They run over sockets that are connected and non-blocking and stay the caller's. ``run`` and
+    ``drain`` belong to one thread; ``stop``, ``messages`` and ``counters`` may be called from
+    others meanwhile.
     """
 
     def __init__(
@@ -46,29 +47,38 @@ class HotLoop(Protocol):
         phase: float = 0,
         backlog: int = 0,
     ) -> None:
-        """Keep ``depth`` messages of that ``mix`` in flight per socket; with ``tunnels``, one for each socket, over TLS.
+        """Keep ``depth`` messages of that ``mix`` in flight per socket; with ``tunnels``, one for
+        each socket, over TLS.
 
-        With ``burst`` a connection's ``depth`` messages go out together, and the next ones when all have been answered.
-        With ``churn`` each reply ends its connection, by RST, and the next message goes over a new one to the same peer (TCP only).
-        ``seed`` varies the content. After ``stall`` seconds in which nothing at all arrives, every connection that owes
-        a reply is given up.
+        With ``burst`` a connection's ``depth`` messages go out together, and the next ones when all
+        have been answered. With ``churn`` each reply ends its connection, by RST, and the next
+        message goes over a new one to the same peer (TCP only). ``seed`` varies the content. After
+        ``stall`` seconds in which nothing at all arrives, every connection that owes a reply is
+        given up.
 
-        With an ``interval``, in seconds, a message is due in each, beginning after ``phase`` of the first, over the sockets in turn,
-        whatever has been answered. At most ``depth`` are in flight per socket, and at most ``backlog``, or ``depth`` if that is more, wait
-        for being sent or answered: what is due beyond that is dropped.
+        With an ``interval``, in seconds, a message is due in each, beginning after ``phase`` of the
+        first, over the sockets in turn, whatever has been answered. At most ``depth`` are in flight
+        per socket, and at most ``backlog``, or ``depth`` if that is more, wait for being sent or
+        answered: what is due beyond that is dropped.
         """
 
     def run(self, seconds: float, number: int = 0) -> None:
-        """Send and receive for ``seconds``, or, with a ``number``, until that many messages have been answered (or dropped)."""
+        """Send and receive for ``seconds``, or, with a ``number``, until that many messages have
+        been answered (or dropped).
+        """
 
     def drain(self) -> None:
-        """Send nothing new, in an open loop nothing that is not yet due, and wait until all that is in flight has been answered."""
+        """Send nothing new, in an open loop nothing that is not yet due, and wait until all that is
+        in flight has been answered.
+        """
 
     def stop(self) -> None:
         """Make ``run`` or ``drain`` return soon, now and in future."""
 
     def reset(self) -> None:
-        """Forget what was counted, but not the faults, and nothing of opening: those of the warm-up matter as much."""
+        """Forget what was counted, but not the faults, and nothing of opening: those of the warm-up
+        matter as much.
+        """
 
     @property
     def messages(self) -> int:
@@ -83,7 +93,9 @@ class HotLoop(Protocol):
 
 @dataclass(frozen=True)
 class Counters:
-    """What a hot loop counts. Those up to ``dropped`` since the last reset, the rest since the beginning."""
+    """What a hot loop counts. Those up to ``dropped`` since the last reset, the rest since the
+    beginning.
+    """
 
     messages: int
     received: int
@@ -122,7 +134,17 @@ class Counters:
         return self.wrong + self.closed + self.failed + self.unanswered
 
 
-SINCE_RESET = ("messages", "received", "content", "longest_ns", "elapsed_ns", "cpu_ns", "busiest_ns", "late", "dropped")
+SINCE_RESET = (
+    "messages",
+    "received",
+    "content",
+    "longest_ns",
+    "elapsed_ns",
+    "cpu_ns",
+    "busiest_ns",
+    "late",
+    "dropped",
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +178,9 @@ def shares(number: int, among: int) -> list[int]:
 
 
 class Loops:
-    """Several hot loops, each with connections of its own, that run and stop together. As safe as one of them."""
+    """Several hot loops, each with connections of its own, that run and stop together. As safe as
+    one of them.
+    """
 
     def __init__(self, loops: Sequence[HotLoop], connections: Sequence[int]) -> None:
         """``connections``: how many each of them has."""
@@ -166,7 +190,12 @@ class Loops:
     def run(self, seconds: float, number: int = 0) -> None:
         """As of a hot loop; a ``number`` is dealt out."""
         numbers = shares(number, len(self._loops))
-        self._together([lambda loop=loop, share=share: loop.run(seconds, share) for loop, share in zip(self._loops, numbers, strict=True)])  # type: ignore[misc]
+        self._together(
+            [
+                lambda loop=loop, share=share: loop.run(seconds, share)
+                for loop, share in zip(self._loops, numbers, strict=True)
+            ]
+        )  # type: ignore[misc]
 
     def drain(self) -> None:
         """As of a hot loop."""
@@ -196,17 +225,24 @@ class Loops:
         return sum(loop.messages for loop in self._loops)
 
     def counters(self) -> Counters:
-        """Those of all; times are those of the longest, CPU time and counts the sum. The first wrong reply is some loop's first."""
+        """Those of all; times are those of the longest, CPU time and counts the sum. The first
+        wrong reply is some loop's first.
+        """
         all_of_them = [loop.counters() for loop in self._loops]
         merged = {name: sum(each[name] for each in all_of_them) for name in all_of_them[0]}
         for name in ("longest_ns", "elapsed_ns"):
             merged[name] = max(each[name] for each in all_of_them)
         merged["busiest_ns"] = max(each["cpu_ns"] for each in all_of_them)
-        merged["first_errno"] = next((each["first_errno"] for each in all_of_them if each["first_errno"]), 0)
+        merged["first_errno"] = next(
+            (each["first_errno"] for each in all_of_them if each["first_errno"]), 0
+        )
         for first, each in zip(self._firsts, all_of_them, strict=True):
             if each["wrong"]:
                 merged["wrong_connection"] = first + each["wrong_connection"]
-                merged["wrong_message"], merged["wrong_byte"] = each["wrong_message"], each["wrong_byte"]
+                merged["wrong_message"], merged["wrong_byte"] = (
+                    each["wrong_message"],
+                    each["wrong_byte"],
+                )
                 break
         return Counters(**merged)
 
@@ -214,5 +250,10 @@ class Loops:
         """Those of all, added."""
         all_of_them = [loop.histograms() for loop in self._loops]
         return Histograms(
-            **{field.name: list(map(sum, zip(*(each[field.name] for each in all_of_them), strict=True))) for field in fields(Histograms)}
+            **{
+                field.name: list(
+                    map(sum, zip(*(each[field.name] for each in all_of_them), strict=True))
+                )
+                for field in fields(Histograms)
+            }
         )

@@ -1,7 +1,8 @@
 """Opens connections, many at a time or at a given rate, and measures each step of it.
 
-A connection is opened by a generator that yields what it waits for, ``selectors.EVENT_READ`` or ``EVENT_WRITE``: one thread carries
-hundreds on at once, and a server far away, or a slow handshake, costs no more than the longest of them.
+A connection is opened by a generator that yields what it waits for, ``selectors.EVENT_READ`` or
+``EVENT_WRITE``: one thread carries hundreds on at once, and a server far away, or a slow handshake,
+costs no more than the longest of them.
 """
 
 from __future__ import annotations
@@ -28,17 +29,21 @@ from hydrogen.perf.tunnel import Tunnel, receive
 Steps = Generator[int, None, None]
 
 AT_ONCE = 256
-"""Connections being opened at a time. A server's backlog is usually 128 or more, and one that overflows costs a second each."""
+"""Connections being opened at a time. A server's backlog is usually 128 or more, and one that
+overflows costs a second each.
+"""
 
 WAKE = 0.05
 """Seconds after which `stopped` is looked at again."""
 
 PER_SOURCE = 5000
-"""Connections from one address of the loopback network, all of which is ours. Each has some 28,000 ports, and the search for a free one
-becomes slow when half of them are taken."""
+"""Connections from one address of the loopback network, all of which is ours. Each has some 28,000
+ports, and the search for a free one becomes slow when half of them are taken."""
 
 BIND_ADDRESS_NO_PORT = 24
-"""IP_BIND_ADDRESS_NO_PORT of ip(7), which `socket` does not name: the port is chosen by connect, and may serve other destinations too."""
+"""IP_BIND_ADDRESS_NO_PORT of ip(7), which `socket` does not name: the port is chosen by connect,
+and may serve other destinations too.
+"""
 
 WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 ANSWER_MOST = 1 << 14
@@ -101,7 +106,8 @@ class Opener:
     def open(self, number: int) -> list[Connection]:
         """That many, fewer those that fail. If the very first fails the others are not tried.
 
-        A name's addresses are tried in turn by the first connection; the others go to the one that it reached.
+        A name's addresses are tried in turn by the first connection; the others go to the one that
+        it reached.
         """
         opened: list[Connection] = []
         if not self._candidates:
@@ -130,7 +136,10 @@ class Opener:
         if isinstance(address, str):
             return [(socket.AF_UNIX, address)]
         try:
-            return [(family, found) for family, _, _, _, found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM)]
+            return [
+                (family, found)
+                for family, _, _, _, found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+            ]
         except OSError as error:
             self._failed(f"{address[0]}: {error.strerror}")
         except UnicodeError as error:  # a name that the codec "idna" cannot encode
@@ -141,8 +150,12 @@ class Opener:
         self.failures += 1
         self.error = self.error or reason
 
-    def _open_some(self, number: int, target: tuple[int, object], count_failures: bool = True) -> list[Connection]:
-        """Begin those that are due, carry on those that can go on, give up those that take too long."""
+    def _open_some(
+        self, number: int, target: tuple[int, object], count_failures: bool = True
+    ) -> list[Connection]:
+        """Begin those that are due, carry on those that can go on, give up those that take too
+        long.
+        """
         opened: list[Connection] = []
         began, begun, rate = time.monotonic(), 0, self._options.connect_rate
         with selectors.DefaultSelector() as selector, contextlib.ExitStack() as undo:
@@ -165,7 +178,11 @@ class Opener:
                     self._failed(reason)
 
             while (begun < number or pending) and not self.stopped:
-                while begun < number and len(pending) < AT_ONCE and (not rate or time.monotonic() - began >= begun / rate):
+                while (
+                    begun < number
+                    and len(pending) < AT_ONCE
+                    and (not rate or time.monotonic() - began >= begun / rate)
+                ):
                     begun += 1
                     self.tries += 1
                     try:
@@ -173,14 +190,24 @@ class Opener:
                     except OSError as error:
                         self._failed(told(error))
                         continue
-                    carry_on(_Opening(connection, self._steps(connection, target), time.monotonic() + self._options.timeout))
+                    carry_on(
+                        _Opening(
+                            connection,
+                            self._steps(connection, target),
+                            time.monotonic() + self._options.timeout,
+                        )
+                    )
                 moments = [key.data.deadline for key in pending.values()]
                 if begun < number and len(pending) < AT_ONCE:
                     moments.append(began + begun / rate)
-                for key, _ in selector.select(min(WAKE, max(0.0, min(moments) - time.monotonic())) if moments else 0):
+                for key, _ in selector.select(
+                    min(WAKE, max(0.0, min(moments) - time.monotonic())) if moments else 0
+                ):
                     selector.unregister(key.fileobj)
                     carry_on(key.data)
-                for key in [key for key in pending.values() if key.data.deadline <= time.monotonic()]:
+                for key in [
+                    key for key in pending.values() if key.data.deadline <= time.monotonic()
+                ]:
                     selector.unregister(key.fileobj)
                     give_up(key.data, f"not open within {self._options.timeout:g} s")
             close_all([key.data.connection for key in pending.values()])
@@ -213,7 +240,11 @@ class Opener:
         connected = time.monotonic_ns()
         self.connects[bucket_of(connected - began)] += 1
         if self._context is not None:
-            host = self._options.address[0] if isinstance(self._options.address, tuple) else "localhost"
+            host = (
+                self._options.address[0]
+                if isinstance(self._options.address, tuple)
+                else "localhost"
+            )
             connection.tunnel = Tunnel(self._context, host)
             yield from connection.tunnel.handshake(sock)
         if self._options.upgrade:
@@ -226,7 +257,11 @@ class Opener:
         index = self.tries - 1
         if self._options.sources:
             return self._options.sources[index % len(self._options.sources)]
-        if family != socket.AF_INET or index < PER_SOURCE or not ipaddress.ip_address(address[0]).is_loopback:  # type: ignore[index]
+        if (
+            family != socket.AF_INET
+            or index < PER_SOURCE
+            or not ipaddress.ip_address(address[0]).is_loopback
+        ):  # type: ignore[index]
             return None
         return f"127.0.0.{1 + index // PER_SOURCE}"
 
@@ -248,10 +283,16 @@ def told(error: Exception) -> str:
 
 
 def upgrade(connection: Connection, address: tuple[str, int] | str) -> Steps:
-    """The client's part of WebSocket's opening handshake (RFC 6455, 4.1). Raises ValueError for an answer that is none."""
+    """The client's part of WebSocket's opening handshake (RFC 6455, 4.1). Raises ValueError for an
+    answer that is none.
+    """
     sock, tunnel = connection.sock, connection.tunnel
     key = base64.b64encode(os.urandom(16))
-    host = "localhost" if isinstance(address, str) else f"{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
+    host = (
+        "localhost"
+        if isinstance(address, str)
+        else f"{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
+    )
     request = (
         f"GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {key.decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -263,10 +304,15 @@ def upgrade(connection: Connection, address: tuple[str, int] | str) -> Steps:
         data = yield from receive(sock, "WebSocket")
         answer += data if tunnel is None else tunnel.decrypt(data)
         if len(answer) > ANSWER_MOST:
-            raise ValueError(f"the answer to the WebSocket handshake is longer than {ANSWER_MOST} bytes")
+            raise ValueError(
+                f"the answer to the WebSocket handshake is longer than {ANSWER_MOST} bytes"
+            )
     head, _, rest = answer.partition(b"\r\n\r\n")
     status, *lines = head.split(b"\r\n")
-    fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+    fields = {
+        name.strip().lower(): value.strip()
+        for name, _, value in (line.partition(b":") for line in lines)
+    }
     wanted = base64.b64encode(hashlib.sha1(key + WEBSOCKET_GUID).digest())
     if status.split(b" ")[1:2] != [b"101"] or fields.get(b"sec-websocket-accept") != wanted:
         raise ValueError(f"the server does not speak WebSocket: {status.decode('latin-1')!r}")

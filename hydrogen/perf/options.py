@@ -15,18 +15,24 @@ Address = tuple[str, int] | str
 IN_FLIGHT_MOST = 1 << 24
 
 MAX_SECONDS = 1_000_000_000
-"""Nanoseconds of so much fit 64 bits; so do those from one message to the next, of which there is one in a thousandth of it at least."""
+"""Nanoseconds of so much fit 64 bits; so do those from one message to the next, of which there is
+one in a thousandth of it at least.
+"""
 
 
 @dataclass(frozen=True)
 class Options:
-    """One measurement. Raises ValueError for what makes no sense, and OSError for a payload that cannot be read."""
+    """One measurement. Raises ValueError for what makes no sense, and OSError for a payload that
+    cannot be read.
+    """
 
     address: Address
     connections: int = 64
     threads: int = 1
     in_flight: int | None = None
-    """messages on their way per connection, at most; None: 1 in a closed loop, and in an open one as many as are due"""
+    """messages on their way per connection, at most; None: 1 in a closed loop, and in an open one
+    as many as are due
+    """
     burst: bool = False
     churn: bool = False
     size: int | str = 64
@@ -64,7 +70,14 @@ class Options:
             "threads": 1 <= self.threads <= self.connections,
             "in_flight": self.in_flight is None or 1 <= self.in_flight <= IN_FLIGHT_MOST,
             "burst": not self.burst or self.in_flight is not None,
-            "churn": not self.churn or (on_tcp and not self.tls and not self.burst and not self.upgrade and self.in_flight in (None, 1)),
+            "churn": not self.churn
+            or (
+                on_tcp
+                and not self.tls
+                and not self.burst
+                and not self.upgrade
+                and self.in_flight in (None, 1)
+            ),
             "framing": self.framing in FRAMINGS,
             "upgrade": not self.upgrade or self.framing == "websocket",
             "duration": 0 < self.duration <= MAX_SECONDS,
@@ -89,9 +102,14 @@ class Options:
         allowed = FRAMINGS[self.framing][1]
         wrong = [size for size in sizes if size not in allowed]
         if wrong:
-            raise ValueError(f"size {wrong[0]:,}: {self.framing} messages have {allowed[0]:,} to {allowed[-1]:,} bytes")
+            raise ValueError(
+                f"size {wrong[0]:,}: {self.framing} messages have {allowed[0]:,} to "
+                f"{allowed[-1]:,} bytes"
+            )
         if self.framing == "line" and b"\n" in (self.content or b""):
-            raise ValueError(f"{self.payload} has several lines: to send it as one message, use another framing")
+            raise ValueError(
+                f"{self.payload} has several lines: to send it as one message, use another framing"
+            )
 
     @functools.cached_property
     def content(self) -> bytes | None:
@@ -107,11 +125,15 @@ class Options:
     def mix(self) -> Mix:
         """The messages on the wire."""
         shapes = (FRAMINGS[self.framing][0](size) for size in self.sizes)
-        return Mix(tuple(masked(shape) if self.upgrade else shape for shape in shapes), self.content)
+        return Mix(
+            tuple(masked(shape) if self.upgrade else shape for shape in shapes), self.content
+        )
 
     @property
     def backlog(self) -> int:
-        """In an open loop: messages of a connection that may wait to be sent or answered, a second's worth; what comes then is dropped."""
+        """In an open loop: messages of a connection that may wait to be sent or answered, a
+        second's worth; what comes then is dropped.
+        """
         return max(16, int(self.rate / self.connections) + 1) if self.rate else 0
 
     @property

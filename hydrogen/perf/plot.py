@@ -1,7 +1,8 @@
 """Reports as a picture: latency by percentile, and throughput over time.
 
-Needs matplotlib, which is imported when a plot is asked for and not before. Its ``pyplot`` is not used: that keeps every figure for a
-user who looks at it, and chooses how by what the machine has. Nor are the user's own settings: the same reports make the same file.
+Needs matplotlib, which is imported when a plot is asked for and not before. Its ``pyplot`` is not
+used: that keeps every figure for a user who looks at it, and chooses how by what the machine has.
+Nor are the user's own settings: the same reports make the same file.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ MARKERS = ("", "o", "s", "^", "D", "v", "X")
 """For the reports after those that the colours suffice for."""
 
 LOGARITHMIC = 10.0
-"""The ratio of the greatest latency to the least from which on a linear axis would press most of the curve onto its foot."""
+"""The ratio of the greatest latency to the least from which on a linear axis would press most of
+the curve onto its foot.
+"""
 
 LEAST_US = 1e-3
 """A nanosecond, for what took less: a logarithmic axis has no 0."""
@@ -50,7 +53,8 @@ def check(path: Path) -> None:
     """Refuse before a measurement what could not be drawn after it.
 
     Raises:
-        ValueError: the name does not end as that of a picture should, its folder is not there, or matplotlib is not.
+        ValueError: the name does not end as that of a picture should, its folder is not there, or
+            matplotlib is not.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path}: a plot's name must end in {' or '.join(SUFFIXES)}")
@@ -59,18 +63,27 @@ def check(path: Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"a plot needs matplotlib: pip install 'hydrogen-server[plot]' ({error})") from error
+        raise ValueError(
+            f"a plot needs matplotlib: pip install 'hydrogen-server[plot]' ({error})"
+        ) from error
 
 
 def draw(reports: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> None:
-    """Draw ``reports`` under these names into the file ``path``, in the format that it ends in; OSError when it cannot be written."""
+    """Draw ``reports`` under these names into the file ``path``, in the format that it ends in;
+    OSError when it cannot be written.
+    """
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    curves = [curve for index, named in enumerate(zip(reports, names, strict=True)) for curve in curves_of(*named, style(index))]
+    curves = [
+        curve
+        for index, named in enumerate(zip(reports, names, strict=True))
+        for curve in curves_of(*named, style(index))
+    ]
     columns = min(len(curves), max(1, 150 // (max(len(curve.name) for curve in curves) + 8)))
-    height = 5.0 + 0.25 * math.ceil(len(curves) / columns)  # inches: the legend takes none from the panels
+    # inches: the legend takes none from the panels
+    height = 5.0 + 0.25 * math.ceil(len(curves) / columns)
     format = path.suffix.lower().removeprefix(".")
     with matplotlib.style.context(["default", SETTINGS]):
         figure = Figure(figsize=(12, height), dpi=120, layout="constrained", facecolor="white")
@@ -80,7 +93,9 @@ def draw(reports: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path)
         draw_throughput(throughput, reports)
         figure.suptitle("\n".join(textwrap.wrap(title(reports), 110)))
         # A name that begins with "_" would be left out: the legend learns them when it is made.
-        legend = figure.legend(lines, ["?"] * len(lines), loc="outside lower center", ncols=columns, frameon=False)
+        legend = figure.legend(
+            lines, ["?"] * len(lines), loc="outside lower center", ncols=columns, frameon=False
+        )
         for text, curve in zip(legend.get_texts(), curves, strict=True):
             text.set_text(curve.name)
         figure.savefig(path, format=format, metadata={"Date": None} if format == "svg" else None)
@@ -88,7 +103,11 @@ def draw(reports: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path)
 
 def style(index: int) -> dict[str, Any]:
     """How the lines of a report look, but for their dashes."""
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index // len(COLOURS) % len(MARKERS)], "markersize": 4}
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index // len(COLOURS) % len(MARKERS)],
+        "markersize": 4,
+    }
 
 
 def seen(style: Mapping[str, Any], points: int) -> dict[str, Any]:
@@ -101,13 +120,16 @@ def say_nothing(axes: Axes) -> None:
     axes.text(0.5, 0.5, "nothing was measured", transform=axes.transAxes, ha="center", va="center")
 
 
-# -- what was measured ------------------------------------------------------------------------------------------------
+# -- what was measured -----------------------------------------------------------------------------
 
 
 def title(reports: Sequence[Mapping[str, Any]]) -> str:
     """What was measured, as far as that is the same in all ``reports``."""
     first, *others = map(subject, reports)
-    return ", ".join(part for part in first if all(part in other for other in others)) or "different measurements"
+    return (
+        ", ".join(part for part in first if all(part in other for other in others))
+        or "different measurements"
+    )
 
 
 def subject(report: Mapping[str, Any]) -> list[str]:
@@ -126,12 +148,14 @@ def subject(report: Mapping[str, Any]) -> list[str]:
         report["tls"],
         f"{options['connections']:,} connections",
         f"{open_loop['target_per_second']:,.0f} messages/s due" if open_loop else flight,
-        options["address"] if isinstance(options["address"], str) else "{}:{}".format(*options["address"]),
+        options["address"]
+        if isinstance(options["address"], str)
+        else "{}:{}".format(*options["address"]),
     ]
     return [part for part in parts if part]
 
 
-# -- latency by percentile --------------------------------------------------------------------------------------------
+# -- latency by percentile -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -145,7 +169,9 @@ class Curve:
 
 
 def curves_of(report: Mapping[str, Any], name: str, style: Mapping[str, Any]) -> list[Curve]:
-    """The latencies of ``report``; dashed those that an open loop has as well, without correction."""
+    """The latencies of ``report``; dashed those that an open loop has as well, without
+    correction.
+    """
     result = report["result"]
     if len(name) > LONGEST_NAME:
         name = f"...{name[3 - LONGEST_NAME :]}"
@@ -159,10 +185,14 @@ def curves_of(report: Mapping[str, Any], name: str, style: Mapping[str, Any]) ->
 def points_of(curve: Sequence[Sequence[float]], messages: int) -> list[tuple[float, float]]:
     """A quantile q goes to 1/(1-q), which gives each further nine the same room.
 
-    The longest of n latencies stands at n, as the quantile 1-1/n: there is none between them, and 1 would be infinitely far.
+    The longest of n latencies stands at n, as the quantile 1-1/n: there is none between them, and 1
+    would be infinitely far.
     """
     places = (100 / (100 - percent) if percent < 100 else float("inf") for percent, _ in curve)
-    return [(min(place, messages), max(us, LEAST_US)) for place, (_, us) in zip(places, curve, strict=True)]
+    return [
+        (min(place, messages), max(us, LEAST_US))
+        for place, (_, us) in zip(places, curve, strict=True)
+    ]
 
 
 def draw_latency(axes: Axes, curves: Sequence[Curve]) -> list[Line2D]:
@@ -174,7 +204,10 @@ def draw_latency(axes: Axes, curves: Sequence[Curve]) -> list[Line2D]:
     unit, divisor = ("ms", 1e3) if max(latencies, default=0.0) >= 1e3 else ("us", 1.0)
     lines = []
     for curve in curves:
-        places, values = [place for place, _ in curve.points], [us / divisor for _, us in curve.points]
+        places, values = (
+            [place for place, _ in curve.points],
+            [us / divisor for _, us in curve.points],
+        )
         lines += axes.plot(places, values, **seen(curve.style, len(places)))
     nines = range(len(f"{furthest:.0f}"))
     axes.set_title("latency by percentile")
@@ -188,7 +221,11 @@ def draw_latency(axes: Axes, curves: Sequence[Curve]) -> list[Line2D]:
     axes.set_ylabel(f"latency ({unit})")
     if latencies and max(latencies) >= LOGARITHMIC * min(latencies):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(latencies) < 1e3 * min(latencies) else (1,), numticks=20))
+        axes.yaxis.set_major_locator(
+            LogLocator(
+                subs=(1, 2, 5) if max(latencies) < 1e3 * min(latencies) else (1,), numticks=20
+            )
+        )
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(0, max(latencies, default=divisor) / divisor * 1.1)
@@ -208,7 +245,7 @@ def number(value: float, _: object = None) -> str:
     return f"{value:,.10g}"
 
 
-# -- throughput over time ---------------------------------------------------------------------------------------------
+# -- throughput over time --------------------------------------------------------------------------
 
 
 def draw_throughput(axes: Axes, reports: Sequence[Mapping[str, Any]]) -> None:
@@ -217,8 +254,14 @@ def draw_throughput(axes: Axes, reports: Sequence[Mapping[str, Any]]) -> None:
 
     for index, report in enumerate(reports):
         series = report["result"]["series"]
-        axes.plot(series["seconds"], series["messages_per_second"], **seen(style(index), len(series["seconds"])))
-    rates = [rate for report in reports for rate in report["result"]["series"]["messages_per_second"]]
+        axes.plot(
+            series["seconds"],
+            series["messages_per_second"],
+            **seen(style(index), len(series["seconds"])),
+        )
+    rates = [
+        rate for report in reports for rate in report["result"]["series"]["messages_per_second"]
+    ]
     axes.set_title("throughput over time")
     axes.set_xlabel("time (s)")
     axes.set_xlim(left=0)

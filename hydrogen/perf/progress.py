@@ -1,7 +1,7 @@
 """The live line on a terminal, drawn by the main thread while the hot loop runs in its own.
 
-Nothing is drawn when standard error is not a terminal. With rich installed the line is rich's; otherwise it is rewritten
-with a carriage return.
+Nothing is drawn when standard error is not a terminal. With rich installed the line is rich's;
+otherwise it is rewritten with a carriage return.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any
 from hydrogen.perf.generator import Session
 
 INTERVAL = 0.1
-"""Seconds between two drawings: a reader sees no more, and drawing takes CPU time from the measurement."""
+"""Seconds between two drawings: a reader sees no more, and drawing takes CPU time from the
+measurement.
+"""
 
 
 class Progress:
@@ -33,7 +35,12 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if self._live:
             self._live.stop()
         elif self.enabled:
@@ -54,7 +61,9 @@ class Progress:
     def _line(self) -> str:
         session = self._session
         if session.phase == "connecting":
-            return f"connecting {session.opener.opened:>14,} open {session.opener.failures:>6,} failed"
+            return (
+                f"connecting {session.opener.opened:>14,} open {session.opener.failures:>6,} failed"
+            )
         now, messages = time.monotonic(), session.loops.messages
         then, before = self._seen
         # The count falls when the warm-up ends and it is reset.
@@ -62,8 +71,15 @@ class Progress:
             self._rate = (messages - before) / (now - then)
         self._seen = (now, messages)
         counters = session.loops.counters()
-        line = f"{session.phase:<10} {messages:>14,} messages {self._rate:>12,.0f}/s {counters.faults:>6,} faults"
-        return f"{line} {counters.late:>8,} late {counters.dropped:>8,} dropped" if session.options.rate else line
+        line = (
+            f"{session.phase:<10} {messages:>14,} messages {self._rate:>12,.0f}/s "
+            f"{counters.faults:>6,} faults"
+        )
+        return (
+            f"{line} {counters.late:>8,} late {counters.dropped:>8,} dropped"
+            if session.options.rate
+            else line
+        )
 
 
 def rich_live(stream: Any) -> Any:

@@ -14,9 +14,21 @@ from hydrogen.perf.histogram import curve, percentiles
 from hydrogen.perf.options import Options
 
 SCHEMA = {"name": "hydrogen.perf", "version": 2}
-"""The version changes whenever a field of the JSON is renamed, removed or changes its meaning or unit."""
+"""The version changes whenever a field of the JSON is renamed, removed or changes its meaning or
+unit.
+"""
 
-PERCENTILES = {"p50": 50.0, "p75": 75.0, "p90": 90.0, "p95": 95.0, "p98": 98.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99, "max": 100.0}
+PERCENTILES = {
+    "p50": 50.0,
+    "p75": 75.0,
+    "p90": 90.0,
+    "p95": 95.0,
+    "p98": 98.0,
+    "p99": 99.0,
+    "p99.9": 99.9,
+    "p99.99": 99.99,
+    "max": 100.0,
+}
 
 BUSY = 0.95
 """The share of a core from which on a single-threaded program counts as saturated."""
@@ -42,10 +54,14 @@ def figures(result: Result) -> dict[str, Any]:
         "latency_us": latency(result.histograms.latencies, counters.longest_ns),
         "uncorrected_latency_us": latency(result.histograms.uncorrected) if options.rate else None,
         "latency_curve": curve_us(result.histograms.latencies),
-        "uncorrected_latency_curve": curve_us(result.histograms.uncorrected) if options.rate else None,
+        "uncorrected_latency_curve": curve_us(result.histograms.uncorrected)
+        if options.rate
+        else None,
         "connect_us": latency(connects) if any(connects) else None,
         "handshake_us": latency(result.handshakes) if any(result.handshakes) else None,
-        "first_byte_us": latency(result.histograms.first_bytes) if any(result.histograms.first_bytes) else None,
+        "first_byte_us": latency(result.histograms.first_bytes)
+        if any(result.histograms.first_bytes)
+        else None,
         "bursts": sum(result.histograms.bursts),
         "burst_us": latency(result.histograms.bursts) if options.burst else None,
         "open_loop": {
@@ -62,7 +78,8 @@ def figures(result: Result) -> dict[str, Any]:
             "cpu_seconds": counters.cpu_ns / 1e9,
             "share": generator_share,
             "us_per_message": counters.cpu_ns / messages / 1e3 if messages else None,
-            "bottleneck": generator_share >= BUSY and (server_share is None or server_share < generator_share),
+            "bottleneck": generator_share >= BUSY
+            and (server_share is None or server_share < generator_share),
         },
         "server": None
         if result.server_cpu is None
@@ -83,7 +100,9 @@ def figures(result: Result) -> dict[str, Any]:
 
 
 def latency(counts: Sequence[int], longest_ns: int | None = None) -> dict[str, float | None]:
-    """Percentiles and maximum, in microseconds, of histogram ``counts``; its own maximum is right to 0.2 %."""
+    """Percentiles and maximum, in microseconds, of histogram ``counts``; its own maximum is right
+    to 0.2 %.
+    """
     found = percentiles(counts, list(PERCENTILES.values()))
     if found is None:
         return dict.fromkeys(PERCENTILES)
@@ -102,17 +121,22 @@ def explanations(result: Result) -> list[str]:
     counters = result.counters
     told = []
     if result.connect_failures:
-        told.append(f"first connect failure: {result.connect_error}" + ("" if counters.live else "; no connection was opened"))
+        told.append(
+            f"first connect failure: {result.connect_error}"
+            + ("" if counters.live else "; no connection was opened")
+        )
     if counters.wrong:
         told.append(
-            f"first wrong reply: connection {counters.wrong_connection}, message {counters.wrong_message}, "
+            f"first wrong reply: connection {counters.wrong_connection}, message "
+            f"{counters.wrong_message}, "
             f"byte {counters.wrong_byte} of the message on the wire"
         )
     if counters.first_errno:
         told.append(f"first connection error: {os.strerror(counters.first_errno)}")
     if counters.dropped:
         told.append(
-            "the rate is too high: a send is dropped when a second's worth still waits on its connection, or the generator is a second late"
+            "the rate is too high: a send is dropped when a second's worth still waits on its "
+            "connection, or the generator is a second late"
         )
     return told
 
@@ -139,7 +163,9 @@ TIMES = ("us", "ms", "s")
 
 
 def scaled(value: float | None, units: tuple[str, ...], step: float = 1000.0) -> str:
-    """``value`` with three significant digits or more and the largest of ``units`` that keeps it above 1."""
+    """``value`` with three significant digits or more and the largest of ``units`` that keeps it
+    above 1.
+    """
     if value is None:
         return "-"
     for unit in units[:-1]:
@@ -155,12 +181,22 @@ def table(result: Result) -> str:
     rows = [
         ("messages", f"{found['messages']:,} in {found['seconds']:.2f} s"),
         ("throughput", f"{found['messages_per_second']:,.0f} messages/s"),
-        ("", f"{scaled(found['payload_bytes_per_second'], ('B', 'kB', 'MB', 'GB'))}/s payload each way"),
+        (
+            "",
+            f"{scaled(found['payload_bytes_per_second'], ('B', 'kB', 'MB', 'GB'))}/s payload each "
+            "way",
+        ),
     ]
     if found["open_loop"]:
         sends = found["open_loop"]
         rows.append(("open loop", f"{sends['target_per_second']:,.0f} messages/s requested"))
-        rows.append(("", f"{sends['late']:,} sent more than {scaled(LATE_US, TIMES)} late, {sends['dropped']:,} dropped"))
+        rows.append(
+            (
+                "",
+                f"{sends['late']:,} sent more than {scaled(LATE_US, TIMES)} late, "
+                f"{sends['dropped']:,} dropped",
+            )
+        )
     rows += latency_rows("latency", found["latency_us"])
     if options.rate:
         rows += latency_rows("uncorrected", found["uncorrected_latency_us"])
@@ -173,17 +209,30 @@ def table(result: Result) -> str:
     rows.append(("generator CPU", cpu(found["generator"])))
     if found["server"]:
         rows.append(("server CPU", cpu(found["server"])))
-    faults = [f"{count:,} {name.replace('_', ' ')}" for name, count in found["faults"].items() if count]
-    rows.append(("faults", ", ".join(faults) or ("none; every reply was verified" if found["messages"] else "none")))
+    faults = [
+        f"{count:,} {name.replace('_', ' ')}" for name, count in found["faults"].items() if count
+    ]
+    rows.append(
+        (
+            "faults",
+            ", ".join(faults)
+            or ("none; every reply was verified" if found["messages"] else "none"),
+        )
+    )
     lines = [
         headline(result),
         *(f"  {name:<14} {value}" for name, value in rows),
         *(f"  {told}" for told in explanations(result)),
     ]
     if found["generator"]["bottleneck"]:
-        lines.append("warning: the generator saturated its core: it, not the server, may have been the bottleneck")
+        lines.append(
+            "warning: the generator saturated its core: it, not the server, may have been the "
+            "bottleneck"
+        )
     if result.loop == "python":
-        lines.append("warning: this run used the generator's slow Python loop, not the compiled one")
+        lines.append(
+            "warning: this run used the generator's slow Python loop, not the compiled one"
+        )
     return "\n".join(lines)
 
 
@@ -199,15 +248,20 @@ def headline(result: Result) -> str:
     elif options.rate and options.in_flight is None:
         flight = "sent when due"
     return (
-        f"{shown_address(options)}  {options.framing} echo of {size}{f' over {result.tls}' if result.tls else ''}, "
-        f"{options.connections:,} connections{f' beside {options.idle:,} idle ones' if options.idle else ''}, {flight}"
+        f"{shown_address(options)}  {options.framing} echo of "
+        f"{size}{f' over {result.tls}' if result.tls else ''}, "
+        f"{options.connections:,} "
+        f"connections{f' beside {options.idle:,} idle ones' if options.idle else ''}, {flight}"
         + (f", {options.threads} threads" if options.threads > 1 else "")
         + (" (interrupted)" if result.interrupted else "")
     )
 
 
 def latency_rows(name: str, values: dict[str, float | None]) -> list[tuple[str, str]]:
-    return [(name if index == 0 else "", f"{label:<6}{scaled(value, TIMES):>10}") for index, (label, value) in enumerate(values.items())]
+    return [
+        (name if index == 0 else "", f"{label:<6}{scaled(value, TIMES):>10}")
+        for index, (label, value) in enumerate(values.items())
+    ]
 
 
 def in_short(values: dict[str, float | None]) -> str:

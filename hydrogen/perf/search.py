@@ -1,7 +1,9 @@
-"""The highest rate at which a condition holds, such as ``p99<10ms``: what a server can be asked to bear.
+"""The highest rate at which a condition holds, such as ``p99<10ms``: what a server can be asked to
+bear.
 
-The first guess is half of what a closed loop reaches. It is doubled or halved until the condition does not hold, or does; between two
-such rates the search goes on by their geometric mean, until they are within 5 %. Each try is an open loop over fresh connections.
+The first guess is half of what a closed loop reaches. It is doubled or halved until the condition
+does not hold, or does; between two such rates the search goes on by their geometric mean, until
+they are within 5 %. Each try is an open loop over fresh connections.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Found:
     best: Try | None
     """that of the highest rate that held"""
     broken: Result | None
-    """what ended the search early: a result that was interrupted, or with faults that no rate explains"""
+    """what ended the search early: a result that was interrupted, or with faults that no rate
+    explains
+    """
 
     @property
     def ok(self) -> bool:
@@ -52,7 +56,9 @@ class Found:
 
 def is_broken(result: Result) -> bool:
     """Whether to go on makes no sense."""
-    return bool(result.interrupted or result.connect_failures or result.counters.faults or result.idle_lost)
+    return bool(
+        result.interrupted or result.connect_failures or result.counters.faults or result.idle_lost
+    )
 
 
 def holds(result: Result, conditions: tuple[Condition, ...]) -> bool:
@@ -65,8 +71,15 @@ def holds(result: Result, conditions: tuple[Condition, ...]) -> bool:
     )
 
 
-def search(options: Options, conditions: tuple[Condition, ...], measure: Callable[[Options], Result], say: Callable[[str], None]) -> Found:
-    """Run the search; ``say`` is told of each try. A try that does not hold is repeated once: it may have been the machine's fault."""
+def search(
+    options: Options,
+    conditions: tuple[Condition, ...],
+    measure: Callable[[Options], Result],
+    say: Callable[[str], None],
+) -> Found:
+    """Run the search; ``say`` is told of each try. A try that does not hold is repeated once: it
+    may have been the machine's fault.
+    """
     tries: list[Try] = []
     best: Try | None = None
     peak = measure(dataclasses.replace(options, rate=0.0))
@@ -84,7 +97,10 @@ def search(options: Options, conditions: tuple[Condition, ...], measure: Callabl
             tries.append(this)
             found = report.figures(result)
             judged = ", ".join(condition.describe(found) for condition in conditions)
-            say(f"{rate:,.0f}/s: {found['messages_per_second']:,.0f} messages/s, {result.counters.dropped:,} dropped; {judged}")
+            say(
+                f"{rate:,.0f}/s: {found['messages_per_second']:,.0f} messages/s, "
+                f"{result.counters.dropped:,} dropped; {judged}"
+            )
             if this.held:
                 break
         if this.held:
@@ -110,7 +126,10 @@ def as_json(found: Found) -> dict[str, Any]:
         "schema": SCHEMA,
         "conditions": [str(condition) for condition in found.conditions],
         "found_per_second": None if found.best is None else found.best.rate,
-        "tries": [{"rate": each.rate, "held": each.held, "report": report.as_json(each.result)} for each in found.tries],
+        "tries": [
+            {"rate": each.rate, "held": each.held, "report": report.as_json(each.result)}
+            for each in found.tries
+        ],
         "broken": None if found.broken is None else report.as_json(found.broken),
     }
 
@@ -119,7 +138,12 @@ def told(found: Found) -> str:
     """The outcome for a person: the rate, and the report of the try or of what ended the search."""
     conditions = ", ".join(map(str, found.conditions))
     if found.broken is not None:
-        return f"{report.table(found.broken)}\nthe search ended early" + (f"; {found.best.rate:,.0f} messages/s held" if found.best else "")
+        return f"{report.table(found.broken)}\nthe search ended early" + (
+            f"; {found.best.rate:,.0f} messages/s held" if found.best else ""
+        )
     if found.best is None:
         return f"{report.table(found.tries[-1].result)}\n{conditions} did not hold at any rate"
-    return f"{report.table(found.best.result)}\n{conditions}: held up to {found.best.rate:,.0f} messages/s"
+    return (
+        f"{report.table(found.best.result)}\n{conditions}: held up to {found.best.rate:,.0f} "
+        "messages/s"
+    )

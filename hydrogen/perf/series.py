@@ -1,7 +1,7 @@
 """Throughput over time: how far a measurement had come at some moments of it.
 
-The samples come from a thread that looks at the hot loops' counter now and then, which costs them nothing. Those of a long
-measurement are thinned out.
+The samples come from a thread that looks at the hot loops' counter now and then, which costs them
+nothing. Those of a long measurement are thinned out.
 """
 
 from __future__ import annotations
@@ -46,10 +46,14 @@ class Series:
             self._points.append((time.monotonic(), count))
 
     def rates(self) -> tuple[list[float], list[float]]:
-        """The seconds since the beginning at which each stretch ended, and what was counted per second in it."""
+        """The seconds since the beginning at which each stretch ended, and what was counted per
+        second in it.
+        """
         stretches = [
             (after - self._points[0][0], (count - before_count) / (after - before))
-            for (before, before_count), (after, count) in zip(self._points, self._points[1:], strict=False)
+            for (before, before_count), (after, count) in zip(
+                self._points, self._points[1:], strict=False
+            )
             if after > before
         ]
         return [seconds for seconds, _ in stretches], [rate for _, rate in stretches]

@@ -1,7 +1,8 @@
-"""TLS for the hot loops: Python's ``ssl`` over memory, one tunnel a connection; reading and writing the socket stays the loop's.
+"""TLS for the hot loops: Python's ``ssl`` over memory, one tunnel a connection; reading and writing
+the socket stays the loop's.
 
-Over memory, because that is cheapest: an ``SSLSocket`` reads the head of each record by itself, a system call more per reply, and says
-by an exception that there is no more.
+Over memory, because that is cheapest: an ``SSLSocket`` reads the head of each record by itself, a
+system call more per reply, and says by an exception that there is no more.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ RECORD = 1 << 14
 
 
 def client_context(cacert: str | None, insecure: bool) -> ssl.SSLContext:
-    """What servers are verified with: the certificate authorities in the file ``cacert``, else the system's; none if ``insecure``."""
+    """What servers are verified with: the certificate authorities in the file ``cacert``, else the
+    system's; none if ``insecure``.
+    """
     context = ssl.create_default_context(cafile=cacert)
     if insecure:
         context.check_hostname = False
@@ -26,17 +29,21 @@ def client_context(cacert: str | None, insecure: bool) -> ssl.SSLContext:
 
 
 def receive(sock: socket.socket, handshake: str) -> Generator[int, None, bytes]:
-    """What comes next over ``sock``, which is non-blocking; yields what has to be waited for, as ``selectors`` names it.
+    """What comes next over ``sock``, which is non-blocking; yields what has to be waited for, as
+    ``selectors`` names it.
 
     Raises:
-        OSError: also when the server ends the connection, in the middle of what ``handshake`` names.
+        OSError: also when the server ends the connection, in the middle of what ``handshake``
+            names.
     """
     while True:
         yield selectors.EVENT_READ
         with contextlib.suppress(BlockingIOError):
             data = sock.recv(RECORD)
             if not data:
-                raise ConnectionResetError(f"the server ended the connection during the {handshake} handshake")
+                raise ConnectionResetError(
+                    f"the server ended the connection during the {handshake} handshake"
+                )
             return data
 
 
@@ -44,8 +51,8 @@ class Tunnel:
     """The client's end of one connection's TLS.
 
     Attributes:
-        unsent: ciphertext that the kernel has not taken yet; it cannot be made again, for records are numbered. The compiled loop keeps
-            it here.
+        unsent: ciphertext that the kernel has not taken yet; it cannot be made again, for records
+            are numbered. The compiled loop keeps it here.
     """
 
     __slots__ = ("_incoming", "_outgoing", "_tls", "unsent")
@@ -103,6 +110,7 @@ class Tunnel:
 
     def close(self) -> bytes:
         """Our close_notify."""
-        with contextlib.suppress(ssl.SSLError):  # the server's own has not come, and is not waited for
+        # the server's own has not come, and is not waited for
+        with contextlib.suppress(ssl.SSLError):
             self._tls.unwrap()
         return self._outgoing.read()

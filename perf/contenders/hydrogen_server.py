@@ -1,6 +1,8 @@
-"""``python -m perf.contenders.hydrogen_server JOB [CERTIFICATE] [--engine compiled|python] [--handoff POLICY] [--threads N] [--loops N]``
+"""``python -m perf.contenders.hydrogen_server JOB [CERTIFICATE] [--engine compiled|python]
+[--handoff POLICY] [--threads N] [--loops N]``
 
-A line on its standard input is answered with the server's statistics, and what its handler counts, as a line of JSON.
+A line on its standard input is answered with the server's statistics, and what its handler counts,
+as a line of JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import hydrogen
-from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, BROADCAST, COMPUTING_ADDITIONS, THREADS, tls_context
+from perf.contenders import (
+    BLOCKING_EVERY,
+    BLOCKING_SECONDS,
+    BROADCAST,
+    COMPUTING_ADDITIONS,
+    THREADS,
+    tls_context,
+)
 
 
 class Echo(hydrogen.Handler):
@@ -55,7 +64,9 @@ class Computing(Echo):
 
 
 class Broadcasting(Echo):
-    """Echo that sends some messages to everybody, and counts for how long that occupies its thread."""
+    """Echo that sends some messages to everybody, and counts for how long that occupies its
+    thread.
+    """
 
     def __init__(self) -> None:
         self._broadcasts = 0
@@ -75,9 +86,13 @@ class Broadcasting(Echo):
 
 
 class Upgraded(Echo):
-    """Echo behind the opening handshake of a WebSocket (RFC 6455, section 4.2), in plain blocking Python."""
+    """Echo behind the opening handshake of a WebSocket (RFC 6455, section 4.2), in plain blocking
+    Python.
+    """
 
-    KEY = re.compile(rb"^Sec-WebSocket-Key:[ \t]*([A-Za-z0-9+/]{22}==)[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
+    KEY = re.compile(
+        rb"^Sec-WebSocket-Key:[ \t]*([A-Za-z0-9+/]{22}==)[ \t]*\r$", re.IGNORECASE | re.MULTILINE
+    )
     GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
     REQUEST_MOST = 4096
     PATIENCE = 10.0
@@ -86,7 +101,8 @@ class Upgraded(Echo):
         door = hydrogen.Plain(fd)
         request = b""
         try:
-            while not request.endswith(b"\r\n\r\n"):  # a client sends no frame before it has the answer
+            # a client sends no frame before it has the answer
+            while not request.endswith(b"\r\n\r\n"):
                 request += door.b_recv(timeout=self.PATIENCE).payload()
                 if len(request) > self.REQUEST_MOST:
                     raise hydrogen.Reject("the request has no end")
@@ -96,7 +112,12 @@ class Upgraded(Echo):
         if key is None:
             raise hydrogen.Reject("no WebSocket is asked for")
         accept = base64.b64encode(hashlib.sha1(key[1] + self.GUID).digest())
-        lines = (b"HTTP/1.1 101 Switching Protocols", b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Accept: " + accept)
+        lines = (
+            b"HTTP/1.1 101 Switching Protocols",
+            b"Upgrade: websocket",
+            b"Connection: Upgrade",
+            b"Sec-WebSocket-Accept: " + accept,
+        )
         door.b_send(hydrogen.ChunkFrame(b"\r\n".join((*lines, b"", b""))))
 
 
@@ -125,8 +146,11 @@ JOBS = {
     "limited": Job(Echo, None, LIMITED),
     "unlimited": Job(Echo, None, dict.fromkeys(LIMITED)),
     "timed": Job(Echo, None, {"idle_timeout": 60.0}),
-    # The shortest timeout says how often there is a sweep, `idle_timeout` that each looks at every connection.
-    "swept": Job(Echo, None, {"open_timeout": 0.04, "idle_timeout": 3600.0, "max_connections": 19_900}),
+    # The shortest timeout says how often there is a sweep, `idle_timeout` that each looks at every
+    # connection.
+    "swept": Job(
+        Echo, None, {"open_timeout": 0.04, "idle_timeout": 3600.0, "max_connections": 19_900}
+    ),
     "simple": Job(Echo, hydrogen.SimpleFrameBuilder),
     "checksum32": Job(Echo, hydrogen.Checksum32FrameBuilder),
     "length": Job(Echo, hydrogen.LengthFrameBuilder),
@@ -141,17 +165,27 @@ JOBS = {
 
 
 FORMER_NAMES = {"walks": "sweeps", "turns": "iterations"}
-"""What statistics were called in older commits, which ``perf.compare --against`` runs -> their names now."""
+"""What statistics were called in older commits, which ``perf.compare --against`` runs -> their
+names now.
+"""
 
 
 def statistics(server: hydrogen.Server) -> dict[str, float]:
     """The server's own, by the names that they have now."""
-    return {FORMER_NAMES.get(name, name): value for name, value in dataclasses.asdict(server.stats()).items()}
+    return {
+        FORMER_NAMES.get(name, name): value
+        for name, value in dataclasses.asdict(server.stats()).items()
+    }
 
 
 def smallest_timeout(config: hydrogen.Config) -> float:
     """0: there is none."""
-    timeouts = (config.open_timeout, config.idle_timeout, config.frame_timeout, config.write_timeout)
+    timeouts = (
+        config.open_timeout,
+        config.idle_timeout,
+        config.frame_timeout,
+        config.write_timeout,
+    )
     return min((timeout for timeout in timeouts if timeout is not None), default=0.0)
 
 
@@ -173,7 +207,11 @@ def main() -> None:
     with hydrogen.serve(handler, config, engine=options.engine) as server:
         print(server.address[1], flush=True)
         for _ in sys.stdin:
-            told = {**statistics(server), **handler.counted(), "smallest_timeout": smallest_timeout(config)}
+            told = {
+                **statistics(server),
+                **handler.counted(),
+                "smallest_timeout": smallest_timeout(config),
+            }
             print(json.dumps(told), flush=True)
 
 

@@ -1,4 +1,6 @@
-"""``python -m perf.contenders.picows_server JOB``: picows on uvloop; its only job is ``websocket_upgraded``."""
+"""``python -m perf.contenders.picows_server JOB``: picows on uvloop; its only job is
+``websocket_upgraded``.
+"""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ class Raw(asyncio.Protocol):
 
 
 class Simple(Raw):
-    """SimpleFrame echo with the parser one writes first: a bytearray, and a frame cut off its front at a time."""
+    """SimpleFrame echo with the parser one writes first: a bytearray, and a frame cut off its front
+    at a time.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -64,7 +66,9 @@ class Simple(Raw):
 
 
 class SimpleTuned(Raw):
-    """SimpleFrame echo by somebody who has measured: one pass over the bytes as they came, no calls, one join."""
+    """SimpleFrame echo by somebody who has measured: one pass over the bytes as they came, no
+    calls, one join.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
@@ -98,7 +102,9 @@ class Sleeping(Raw):
 
 
 class Executor(Raw):
-    """The same by an author who knows which handlers will block, and sends exactly those to a pool."""
+    """The same by an author who knows which handlers will block, and sends exactly those to a
+    pool.
+    """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -116,9 +122,11 @@ class Executor(Raw):
 
 
 class Broadcasting(Raw):
-    """Echo that sends some messages to everybody, and counts for how long that occupies the event loop.
+    """Echo that sends some messages to everybody, and counts for how long that occupies the event
+    loop.
 
-    uvloop writes what was queued at the end of the loop's turn; so it is occupied until the next one.
+    uvloop writes what was queued at the end of the loop's turn; so it is occupied until the next
+    one.
     """
 
     everyone: ClassVar[dict[asyncio.BaseTransport, asyncio.Transport]] = {}
@@ -149,11 +157,16 @@ class Broadcasting(Raw):
     def tell(cls) -> None:
         """Answer a line on standard input."""
         if sys.stdin.readline():
-            print(json.dumps({"broadcasts": cls.broadcasts, "broadcast_seconds": cls.seconds}), flush=True)
+            print(
+                json.dumps({"broadcasts": cls.broadcasts, "broadcast_seconds": cls.seconds}),
+                flush=True,
+            )
 
 
 class Buffered(asyncio.BufferedProtocol):
-    """Echo by somebody who has measured: over TLS uvloop allocates 256 KiB for each read of a `Protocol`, which malloc maps and unmaps."""
+    """Echo by somebody who has measured: over TLS uvloop allocates 256 KiB for each read of a
+    `Protocol`, which malloc maps and unmaps.
+    """
 
     transport: asyncio.Transport
 

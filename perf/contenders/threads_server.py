@@ -1,4 +1,6 @@
-"""``python -m perf.contenders.threads_server JOB``: the standard library's `socketserver`, a thread for each connection."""
+"""``python -m perf.contenders.threads_server JOB``: the standard library's `socketserver`, a thread
+for each connection.
+"""
 
 from __future__ import annotations
 

@@ -37,11 +37,15 @@ class Raw(Protocol):
 
 
 class Executor(Raw):
-    """Echo that now and then blocks, by an author who knows which handlers will, and sends exactly those to a pool."""
+    """Echo that now and then blocks, by an author who knows which handlers will, and sends exactly
+    those to a pool.
+    """
 
     def dataReceived(self, data: bytes) -> None:
         if next(_messages) % BLOCKING_EVERY == 0:
-            blocked = deferToThreadPool(reactor, reactor.getThreadPool(), time.sleep, BLOCKING_SECONDS)
+            blocked = deferToThreadPool(
+                reactor, reactor.getThreadPool(), time.sleep, BLOCKING_SECONDS
+            )
             blocked.addCallback(lambda _: self.transport.write(data))
         else:
             self.transport.write(data)
@@ -50,6 +54,8 @@ class Executor(Raw):
 JOBS = {"raw": Raw, "executor": Executor}
 
 reactor.suggestThreadPoolSize(THREADS)
-listening = reactor.listenTCP(0, Factory.forProtocol(JOBS[sys.argv[1]]), backlog=4096, interface="127.0.0.1")
+listening = reactor.listenTCP(
+    0, Factory.forProtocol(JOBS[sys.argv[1]]), backlog=4096, interface="127.0.0.1"
+)
 print(listening.getHost().port, flush=True)
 reactor.run()

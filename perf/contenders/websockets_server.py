@@ -1,6 +1,8 @@
-"""``python -m perf.contenders.websockets_server JOB``: websockets on uvloop; its only job is ``websocket_upgraded``.
+"""``python -m perf.contenders.websockets_server JOB``: websockets on uvloop; its only job is
+``websocket_upgraded``.
 
-Without compression, which makes tiny messages slower; and without keepalive, for the load generator answers no pings.
+Without compression, which makes tiny messages slower; and without keepalive, for the load generator
+answers no pings.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ async def echo(connection: ServerConnection) -> None:
 
 async def main() -> None:
     """Listen, print the port, and serve for ever."""
-    async with serve(echo, "127.0.0.1", 0, compression=None, ping_interval=None, backlog=4096) as server:
+    async with serve(
+        echo, "127.0.0.1", 0, compression=None, ping_interval=None, backlog=4096
+    ) as server:
         print(server.sockets[0].getsockname()[1], flush=True)
         await server.serve_forever()
 

@@ -1,4 +1,6 @@
-"""``python -m perf.soak``: run a soak, print its table, keep its report, and say by the exit status whether all held."""
+"""``python -m perf.soak``: run a soak, print its table, keep its report, and say by the exit status
+whether all held.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,21 @@ LEAVING = 90.0
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m perf.soak", description="Well-behaved and hostile clients, for minutes.")
-    p.add_argument("--minutes", type=float, default=10.0, metavar="N", help="how long (default %(default)s)")
+    p = argparse.ArgumentParser(
+        prog="python -m perf.soak", description="Well-behaved and hostile clients, for minutes."
+    )
+    p.add_argument(
+        "--minutes", type=float, default=10.0, metavar="N", help="how long (default %(default)s)"
+    )
     p.add_argument("--engine", choices=("compiled", "python"), default="compiled")
     p.add_argument("--seed", type=int, metavar="N", help="of the clients' dice (default: any)")
-    p.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER", help="where the JSON goes")
+    p.add_argument(
+        "--results",
+        type=Path,
+        default=HERE / "results",
+        metavar="FOLDER",
+        help="where the JSON goes",
+    )
     return p
 
 
@@ -49,7 +61,16 @@ def soak(engine: str, seconds: float, seed: int) -> checks.Evidence:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hydrogen-soak-")))
         certificates.make(folder)
         authority = str(folder / certificates.AUTHORITY)
-        server = stack.enter_context(started(folder, "server", "perf.soak.server", str(folder / certificates.SERVER), "--engine", engine))
+        server = stack.enter_context(
+            started(
+                folder,
+                "server",
+                "perf.soak.server",
+                str(folder / certificates.SERVER),
+                "--engine",
+                engine,
+            )
+        )
         children = {"server": server}
         try:
             ports = {Place(name): port for name, port in server.answer().items()}
@@ -59,13 +80,22 @@ def soak(engine: str, seconds: float, seed: int) -> checks.Evidence:
             evidence.samples = sampler.samples
             sampler.take()
             for side in ("well_behaved", "hostile"):
-                children[side] = stack.enter_context(started(folder, side, "perf.soak.clients", side, *words))
-            while there := [side for side, child in children.items() if side != "server" and child.process.poll() is None]:
+                children[side] = stack.enter_context(
+                    started(folder, side, "perf.soak.clients", side, *words)
+                )
+            while there := [
+                side
+                for side, child in children.items()
+                if side != "server" and child.process.poll() is None
+            ]:
                 time.sleep(1)
                 sampler.take()
                 if sampler.samples[-1].seconds > seconds + LEAVING:
                     raise Hung(f"these do not end: {', '.join(there)}")
-            evidence.well_behaved, evidence.hostile = children["well_behaved"].answer(), children["hostile"].answer()
+            evidence.well_behaved, evidence.hostile = (
+                children["well_behaved"].answer(),
+                children["hostile"].answer(),
+            )
             evidence.emptied = emptied(sampler)
             goodbye(Target(ports, ssl.create_default_context(cafile=authority)), server, evidence)
             for name, child in children.items():

@@ -1,4 +1,5 @@
-"""A process of clients: ``python -m perf.soak.clients well_behaved|hostile --seconds S --seed N --authority FILE PLACE=PORT...``
+"""A process of clients: ``python -m perf.soak.clients well_behaved|hostile --seconds S --seed N
+--authority FILE PLACE=PORT...``
 
 Prints what became of them as one line of JSON.
 """
@@ -15,13 +16,19 @@ from perf.soak.link import Target
 from perf.soak.settings import Place
 from perf.soak.well_behaved import WellBehavedClients
 
-SIDES: dict[str, type[WellBehavedClients | HostileClients]] = {"well_behaved": WellBehavedClients, "hostile": HostileClients}
+SIDES: dict[str, type[WellBehavedClients | HostileClients]] = {
+    "well_behaved": WellBehavedClients,
+    "hostile": HostileClients,
+}
 
 
 async def run(options: argparse.Namespace) -> None:
     """All of one side."""
     target = Target(
-        {Place(name): int(port) for name, _, port in (word.partition("=") for word in options.ports)},
+        {
+            Place(name): int(port)
+            for name, _, port in (word.partition("=") for word in options.ports)
+        },
         ssl.create_default_context(cafile=options.authority),
     )
     side = SIDES[options.side](target, f"{options.seed} {options.side}", options.seconds)

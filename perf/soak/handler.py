@@ -1,4 +1,5 @@
-"""The server's side: one handler for each server, which answers, blocks, raises, closes, hoards, and knows what it has announced.
+"""The server's side: one handler for each server, which answers, blocks, raises, closes, hoards,
+and knows what it has announced.
 
 A *guest* is a well-behaved client that has said who it is. A guest may be removed because it left,
 or for what was announced on its connection: what the handler was about to do, or how the client
@@ -34,7 +35,9 @@ class Foreign:
     """A thread that is none of the servers', and sends for whoever asks."""
 
     def __init__(self) -> None:
-        self._work: queue.SimpleQueue[tuple[hydrogen.HydrogenSocket, list[bytes]] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[hydrogen.HydrogenSocket, list[bytes]] | None] = (
+            queue.SimpleQueue()
+        )
         self._thread = threading.Thread(target=self._run, name="soak-foreign")
         self._thread.start()
 
@@ -74,7 +77,8 @@ class Host(hydrogen.Handler):
     def __init__(self, foreign: Foreign, *, rejects: bool, quiet_seconds: float) -> None:
         """Args:
         rejects: refuse those who come from `REJECTED`.
-        quiet_seconds: between one burst of broadcasts and the next; longer than the idle timeout, for a broadcast is a sign of life.
+        quiet_seconds: between one burst of broadcasts and the next; longer than the idle timeout,
+        for a broadcast is a sign of life.
         """
         self._foreign = foreign
         self._rejects = rejects
@@ -83,7 +87,9 @@ class Host(hydrogen.Handler):
         self._lock = threading.Lock()
         self.ended: Counter[str] = Counter()
         self.unannounced: list[dict[str, Any]] = []
-        self._jobs: dict[bytes, Callable[[hydrogen.HydrogenSocket, bytes, int, int, bytes], None]] = {
+        self._jobs: dict[
+            bytes, Callable[[hydrogen.HydrogenSocket, bytes, int, int, bytes], None]
+        ] = {
             protocol.HELLO: self._hello,
             protocol.ECHO: self._echo,
             protocol.BLOCK: self._block,
@@ -111,7 +117,7 @@ class Host(hydrogen.Handler):
         with contextlib.suppress(RuntimeError):  # the server stops
             self.server.call_later(seconds, callback)
 
-    # ------------------------------------------------------------------------------------------------ callbacks
+    # ------------------------------------------------------------------------------------ callbacks
 
     def on_new_connection(self, fd: int) -> None:
         if not self._rejects:
@@ -142,53 +148,85 @@ class Host(hydrogen.Handler):
         name = type(err).__name__
         with self._lock:
             self.ended[name] += 1
-            if name not in guest.allowed and not isinstance(err, hydrogen.ServerStopped) and len(self.unannounced) < KEPT:
+            if (
+                name not in guest.allowed
+                and not isinstance(err, hydrogen.ServerStopped)
+                and len(self.unannounced) < KEPT
+            ):
                 self.unannounced.append({"who": guest.who, "error": name, "text": str(err)})
 
-    # ------------------------------------------------------------------------------------------------ what is asked for
+    # ---------------------------------------------------------------------------- what is asked for
 
-    def _hello(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _hello(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         socket.user_data = Guest(who)
         socket.send(data)
 
-    def _echo(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _echo(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         socket.send(data)
 
-    def _block(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _block(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         time.sleep(int(rest) / 1000)
         socket.send(data)
 
-    def _large(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _large(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         for index in range(int(rest)):
             socket.send(protocol.part(who, number, index))
 
-    def _several(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _several(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         self._foreign.send(socket, protocol.several(protocol.FOREIGN, who, number, int(rest)))
 
-    def _later(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _later(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         self._call_later(int(rest) / 1000, lambda: socket.send(data))
 
-    def _where(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _where(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         peername = socket.peername
-        socket.send(protocol.request(protocol.WHERE, who, number, b"%s %d" % (peername[0].encode(), peername[1])))
+        socket.send(
+            protocol.request(
+                protocol.WHERE, who, number, b"%s %d" % (peername[0].encode(), peername[1])
+            )
+        )
 
-    def _leaving(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _leaving(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         self._allow(socket, "ConnectionResetError", "BrokenPipeError", "SSLEOFError")
 
-    def _close(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _close(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         self._allow(socket, "LocalClosed")
         socket.send(data)
         socket.close()
 
-    def _abort(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _abort(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         self._allow(socket, "LocalClosed")
         socket.abort()
 
-    def _raise(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _raise(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         self._allow(socket, "HandlerError")
         raise Planned
 
-    def _hoard(self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes) -> None:
+    def _hoard(
+        self, socket: hydrogen.HydrogenSocket, data: bytes, who: int, number: int, rest: bytes
+    ) -> None:
         most = int(rest)
         while socket.pending < most and socket.send(RUBBISH):
             pass

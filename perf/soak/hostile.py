@@ -1,7 +1,9 @@
-"""Clients that break the rules, each in one way, again and again. What they get is not looked at; how long they last is noted.
+"""Clients that break the rules, each in one way, again and again. What they get is not looked at;
+how long they last is noted.
 
-One *slot* of a kind has one attack after the other. An attack is bounded in time and in sockets, and all its sockets are closed after it.
-Rates are bounded too: the machine must have time left for the well-behaved ones, whose complaints are what a soak is for.
+One *slot* of a kind has one attack after the other. An attack is bounded in time and in sockets,
+and all its sockets are closed after it. Rates are bounded too: the machine must have time left for
+the well-behaved ones, whose complaints are what a soak is for.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Attack:
     dice: random.Random
     links: list[Link] = field(default_factory=list)
 
-    async def tcp(self, place: Place, source: str = HOSTILE, receive_buffer: int | None = None) -> Link:
+    async def tcp(
+        self, place: Place, source: str = HOSTILE, receive_buffer: int | None = None
+    ) -> Link:
         """Connected, and nothing said."""
         link = await Link.connect(self.target.ports[place], source, receive_buffer)
         self.links.append(link)
@@ -94,7 +98,7 @@ async def drip(link: Link, data: bytes, pause: float) -> None:
         await asyncio.sleep(pause)
 
 
-# ---------------------------------------------------------------------------------------------------- bad frames
+# --------------------------------------------------------------------------------------- bad frames
 
 
 async def slowloris(attack: Attack) -> None:
@@ -116,7 +120,9 @@ async def oversize(attack: Attack) -> None:
     """More than is allowed, by the header or without an end."""
     place = attack.place()
     link = await attack.open(place)
-    await link.send(b"x" * (MAX_SIZE + 10) if place is Place.PROXY else struct.pack(">BH", 1, MAX_SIZE + 1))
+    await link.send(
+        b"x" * (MAX_SIZE + 10) if place is Place.PROXY else struct.pack(">BH", 1, MAX_SIZE + 1)
+    )
     await thrown_out(link)
 
 
@@ -167,7 +173,7 @@ async def urgent(attack: Attack) -> None:
     await thrown_out(link)
 
 
-# ---------------------------------------------------------------------------------------------------- silence
+# ------------------------------------------------------------------------------------------ silence
 
 
 async def silent(attack: Attack) -> None:
@@ -208,7 +214,12 @@ async def hoarder(attack: Attack) -> None:
     """As much output as is not too much yet, for each of several at once."""
     links = [await attack.open(Place.PLAIN, receive_buffer=4096) for _ in range(10)]
     for link in links:
-        await attack.ask(link, Place.PLAIN, protocol.HOARD, attack.dice.randrange(MAX_WRITE_BUFFER * 3 // 4, MAX_WRITE_BUFFER))
+        await attack.ask(
+            link,
+            Place.PLAIN,
+            protocol.HOARD,
+            attack.dice.randrange(MAX_WRITE_BUFFER * 3 // 4, MAX_WRITE_BUFFER),
+        )
     await asyncio.sleep(2)
 
 
@@ -220,7 +231,7 @@ async def glutton(attack: Attack) -> None:
     await asyncio.sleep(0.5)
 
 
-# ---------------------------------------------------------------------------------------------------- crowds
+# ------------------------------------------------------------------------------------------- crowds
 
 
 async def reset_storm(attack: Attack) -> None:
@@ -258,7 +269,7 @@ async def rejected(attack: Attack) -> None:
     await thrown_out(await attack.tcp(Place.PLAIN, REJECTED))
 
 
-# ---------------------------------------------------------------------------------------------------- TLS
+# ---------------------------------------------------------------------------------------------- TLS
 
 
 async def plain_text(attack: Attack) -> None:
@@ -285,7 +296,7 @@ async def cut_off(attack: Attack) -> None:
     await thrown_out(link)
 
 
-# ---------------------------------------------------------------------------------------------------- PROXY
+# -------------------------------------------------------------------------------------------- PROXY
 
 
 async def bad_header(attack: Attack) -> None:
@@ -322,7 +333,7 @@ async def endless_header(attack: Attack) -> None:
         await drip(link, bytes(100), 0.1)
 
 
-# ---------------------------------------------------------------------------------------------------- handlers
+# ----------------------------------------------------------------------------------------- handlers
 
 
 async def raiser(attack: Attack) -> None:
@@ -407,7 +418,11 @@ class HostileClients:
 
     async def run(self) -> None:
         """Until the time is over; what is under way then is ended."""
-        slots = [asyncio.ensure_future(self._slot(kind, slot)) for kind, (slots, _) in KINDS.items() for slot in range(slots)]
+        slots = [
+            asyncio.ensure_future(self._slot(kind, slot))
+            for kind, (slots, _) in KINDS.items()
+            for slot in range(slots)
+        ]
         await asyncio.wait(slots, timeout=max(0.0, self._until - time.monotonic()))
         for slot in slots:
             slot.cancel()
@@ -417,12 +432,17 @@ class HostileClients:
 
     def report(self) -> dict[str, Any]:
         """What is known of all."""
-        waits = {name: {"median": median(each), "max": max(each)} for name, each in self.waits.items() if each}
+        waits = {
+            name: {"median": median(each), "max": max(each)}
+            for name, each in self.waits.items()
+            if each
+        }
         return {"attacks": dict(self.counts), "waited_seconds": waits, "faults": self.faults}
 
     async def _slot(self, kind: Callable[[Attack], Awaitable[None]], slot: int) -> None:
         dice = random.Random(f"{self._seed} {kind.__name__} {slot}")
-        while time.monotonic() < self._until:  # not for ever: before Python 3.12 `wait_for` may swallow a cancellation
+        # not for ever: before Python 3.12 `wait_for` may swallow a cancellation
+        while time.monotonic() < self._until:
             attack = Attack(self._target, dice)
             outcome = "done"
             began = time.monotonic()

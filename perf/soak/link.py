@@ -1,6 +1,8 @@
-"""One connection of a client, well-behaved or hostile: a socket that never blocks, under asyncio, with or without TLS.
+"""One connection of a client, well-behaved or hostile: a socket that never blocks, under asyncio,
+with or without TLS.
 
-Not asyncio's own streams: they read ahead of who asks, and would hide from the server that nobody does.
+Not asyncio's own streams: they read ahead of who asks, and would hide from the server that nobody
+does.
 """
 
 from __future__ import annotations
@@ -38,13 +40,20 @@ def header_v1(host: str, port: int) -> bytes:
 
 def header_v2(host: str, port: int) -> bytes:
     """The same in the second version (2.2)."""
-    addresses = socket.inet_aton(host) + socket.inet_aton(DESTINATION[0]) + struct.pack(">HH", port, DESTINATION[1])
+    addresses = (
+        socket.inet_aton(host)
+        + socket.inet_aton(DESTINATION[0])
+        + struct.pack(">HH", port, DESTINATION[1])
+    )
     return SIGNATURE + struct.pack(">BBH", 0x21, 0x11, len(addresses)) + addresses
 
 
 def invented(dice: random.Random) -> tuple[str, int]:
     """The address of a client behind the proxy; of so many that nobody meets anybody."""
-    return f"10.{dice.randrange(256)}.{dice.randrange(256)}.{dice.randrange(1, 255)}", dice.randrange(1024, 65_536)
+    return (
+        f"10.{dice.randrange(256)}.{dice.randrange(256)}.{dice.randrange(1, 255)}",
+        dice.randrange(1024, 65_536),
+    )
 
 
 class Link:

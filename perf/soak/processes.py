@@ -18,8 +18,13 @@ import psutil
 PATIENCE = 30.0
 """Seconds after which a process that does not answer counts as hung."""
 
-PROGRAM = "import runpy, sys; sys.path[:] = {path!r}; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
-"""A child finds modules where this process finds them: an installed hydrogen must not give way to one in the current folder."""
+PROGRAM = (
+    "import runpy, sys; sys.path[:] = {path!r}; runpy.run_module({module!r}, run_name='__main__', "
+    "alter_sys=True)"
+)
+"""A child finds modules where this process finds them: an installed hydrogen must not give way to
+one in the current folder.
+"""
 
 
 class Hung(Exception):
@@ -45,8 +50,13 @@ class Child:
         if not line:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(1)
-            state = "does not answer" if self.process.returncode is None else f"ended with status {self.process.returncode}"
-            if self.process.returncode is None:  # faulthandler tells where it hangs, on standard error
+            state = (
+                "does not answer"
+                if self.process.returncode is None
+                else f"ended with status {self.process.returncode}"
+            )
+            # faulthandler tells where it hangs, on standard error
+            if self.process.returncode is None:
                 self.process.send_signal(signal.SIGABRT)
                 self.process.wait()
             raise Hung(f"{state}: {self.complaints()}")
@@ -79,10 +89,19 @@ class Child:
 def started(folder: Path, name: str, module: str, *words: str) -> Iterator[Child]:
     """A process of that module, which is killed with the block if it is still there."""
     errors = folder / f"{name}.stderr"
-    command = [sys.executable, "-W", "error", "-c", PROGRAM.format(path=sys.path, module=module), *words]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        PROGRAM.format(path=sys.path, module=module),
+        *words,
+    ]
     with (
         errors.open("w") as file,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True) as process,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
+        ) as process,
     ):
         try:
             yield Child(process, errors)

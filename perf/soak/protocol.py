@@ -1,8 +1,9 @@
 """The language of a soak: what is asked, what must be answered, and how both are framed.
 
-A request is ``KIND WHO NUMBER REST`` with single spaces; who and number are in the answer, and in every byte that fills it, so that an
-answer that is another's, or that is late, or has a hole, differs from the one that is awaited. The frames are written from their formats
-and not from hydrogen: two opinions are compared, not one with itself.
+A request is ``KIND WHO NUMBER REST`` with single spaces; who and number are in the answer, and in
+every byte that fills it, so that an answer that is another's, or that is late, or has a hole,
+differs from the one that is awaited. The frames are written from their formats and not from
+hydrogen: two opinions are compared, not one with itself.
 """
 
 from __future__ import annotations

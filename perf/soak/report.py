@@ -28,7 +28,9 @@ def series(evidence: Evidence) -> list[dict[str, float]]:
             "fds": sample.fds,
             "threads": sample.threads,
             "connections": sample.connections,
-            "cores": round((sample.cpu - before.cpu) / (sample.seconds - before.seconds), 3) if sample is not before else 0.0,
+            "cores": round((sample.cpu - before.cpu) / (sample.seconds - before.seconds), 3)
+            if sample is not before
+            else 0.0,
         }
         for before, sample in zip(chosen[:1] + chosen, chosen, strict=False)
     ]
@@ -48,7 +50,10 @@ def as_json(evidence: Evidence, checks: Sequence[Check]) -> dict[str, Any]:
     return {
         "held": all(check.held for check in checks),
         "checks": [asdict(check) for check in checks],
-        "well_behaved": {**evidence.well_behaved, "conversations": by_kind(evidence.well_behaved.get("conversations", {}))},
+        "well_behaved": {
+            **evidence.well_behaved,
+            "conversations": by_kind(evidence.well_behaved.get("conversations", {})),
+        },
         "hostile": {**evidence.hostile, "attacks": by_kind(evidence.hostile.get("attacks", {}))},
         "removed": evidence.causes(),
         "servers": evidence.told,
@@ -58,10 +63,18 @@ def as_json(evidence: Evidence, checks: Sequence[Check]) -> dict[str, Any]:
 
 def markdown(minutes: float, seed: int, evidence: Evidence, checks: Sequence[Check]) -> str:
     """The checks, then what happened."""
-    lines = [f"### Soak of the {evidence.engine} engine: {minutes:g} minutes, seed {seed}", "", "| must hold | | found |", "|---|---|---|"]
+    lines = [
+        f"### Soak of the {evidence.engine} engine: {minutes:g} minutes, seed {seed}",
+        "",
+        "| must hold | | found |",
+        "|---|---|---|",
+    ]
     for check in checks:
         found = check.found if len(check.found) < 400 else f"{check.found[:400]} ..."
-        lines.append(f"| {check.name} | {'yes' if check.held else '**NO**'} | {found.replace(chr(10), '<br>').replace('|', '/')} |")
+        lines.append(
+            f"| {check.name} | {'yes' if check.held else '**NO**'} | "
+            f"{found.replace(chr(10), '<br>').replace('|', '/')} |"
+        )
     if evidence.well_behaved and evidence.hostile and evidence.told:
         lines += ["", *_happened(evidence)]
     return "\n".join(lines) + "\n"
@@ -70,23 +83,37 @@ def markdown(minutes: float, seed: int, evidence: Evidence, checks: Sequence[Che
 def _happened(evidence: Evidence) -> list[str]:
     well_behaved = by_kind(evidence.well_behaved["conversations"])
     hostile = by_kind(evidence.hostile["attacks"])
+    attacks = {kind.replace("_", " "): sum(ends.values()) for kind, ends in hostile.items()}
+    removed = {
+        name.removeprefix("removed_").replace("_", " "): count
+        for name, count in evidence.causes().items()
+    }
     latency = evidence.well_behaved["ping_pong_us"]
-    waits = {name.replace("_", " "): f"{seconds['median']:.1f} s" for name, seconds in evidence.hostile["waited_seconds"].items()}
+    waits = {
+        name.replace("_", " "): f"{seconds['median']:.1f} s"
+        for name, seconds in evidence.hostile["waited_seconds"].items()
+    }
     warm, end, slope = growth(evidence)
     used = evidence.samples[-1].cpu - evidence.samples[0].cpu
-    per_server: Counter[str] = Counter({name: stats["accepted"] for name, stats in evidence.told["stats"].items()})
+    per_server: Counter[str] = Counter(
+        {name: stats["accepted"] for name, stats in evidence.told["stats"].items()}
+    )
     return [
         "| what | how many |",
         "|---|---|",
         f"| connections accepted | {_listed(per_server)} |",
-        f"| well-behaved clients | {_listed({kind: sum(places.values()) for kind, places in well_behaved.items()})} |",
+        "| well-behaved clients | "
+        f"{_listed({kind: sum(places.values()) for kind, places in well_behaved.items()})} |",
         f"| answers verified | {evidence.well_behaved['answers']:,} |",
-        f"| hostile clients | {_listed({kind.replace('_', ' '): sum(ends.values()) for kind, ends in hostile.items()})} |",
-        f"| until a deadline ended them | {', '.join(f'{name} {seconds}' for name, seconds in waits.items())} |",
-        f"| removed | {_listed({name.removeprefix('removed_').replace('_', ' '): n for name, n in evidence.causes().items()})} |",
-        f"| RSS | {warm / MEBIBYTE:.1f} MiB after warming up, {end / MEBIBYTE:.1f} MiB at the end, {slope / 1024:+.0f} KiB a minute |",
+        f"| hostile clients | {_listed(attacks)} |",
+        "| until a deadline ended them | "
+        f"{', '.join(f'{name} {seconds}' for name, seconds in waits.items())} |",
+        f"| removed | {_listed(removed)} |",
+        f"| RSS | {warm / MEBIBYTE:.1f} MiB after warming up, {end / MEBIBYTE:.1f} MiB at the end, "
+        f"{slope / 1024:+.0f} KiB a minute |",
         f"| server's CPU | {used:.1f} s in {evidence.samples[-1].seconds:.0f} s |",
-        f"| ping-pong | p50 {latency['p50'] / 1000:.2f} ms, p99 {latency['p99'] / 1000:.2f} ms, max {latency['max'] / 1000:.0f} ms |",
+        f"| ping-pong | p50 {latency['p50'] / 1000:.2f} ms, p99 {latency['p99'] / 1000:.2f} ms, "
+        f"max {latency['max'] / 1000:.0f} ms |",
     ]
 
 

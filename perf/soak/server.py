@@ -1,13 +1,14 @@
 """The process of the servers: ``python -m perf.soak.server --engine ENGINE CERTIFICATE``.
 
-A line on its standard input is answered with a line of JSON: ``stats`` with what there is to know now, ``stop`` with the reports of the
-stops. When the input ends, so does it. Anything on its standard error is a fault.
+A line on its standard input is answered with a line of JSON: ``stats`` with what there is to know
+now, ``stop`` with the reports of the stops. When the input ends, so does it. Anything on its
+standard error is a fault.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes  # noqa: F401 (before fds are counted: libffi 3.5 opens its own file then, and keeps it open)
+import ctypes  # noqa: F401 - before fds are counted: libffi 3.5 opens its own file, and keeps it
 import dataclasses
 import faulthandler
 import json
@@ -99,15 +100,26 @@ def configs(certificate: str) -> dict[Place, hydrogen.Config]:
             "proxy_allow_from": [TRUSTED],
         },
     }
-    return {place: hydrogen.Config(max_connections=MAX_CONNECTIONS[place], **common, **settings) for place, settings in own.items()}
+    return {
+        place: hydrogen.Config(max_connections=MAX_CONNECTIONS[place], **common, **settings)
+        for place, settings in own.items()
+    }
 
 
-def told(servers: dict[Place, hydrogen.Server], hosts: dict[Place, Host], log: Log) -> dict[str, Any]:
+def told(
+    servers: dict[Place, hydrogen.Server], hosts: dict[Place, Host], log: Log
+) -> dict[str, Any]:
     """What there is to know now."""
     return {
-        "stats": {place.value: dataclasses.asdict(server.stats()) for place, server in servers.items()},
+        "stats": {
+            place.value: dataclasses.asdict(server.stats()) for place, server in servers.items()
+        },
         "ended": {place.value: dict(host.ended) for place, host in hosts.items()},
-        "unannounced": [{"place": place.value, **item} for place, host in hosts.items() for item in host.unannounced],
+        "unannounced": [
+            {"place": place.value, **item}
+            for place, host in hosts.items()
+            for item in host.unannounced
+        ],
         "planned": log.planned,
         "faults": log.faults,
         "lines": dict(log.kinds),
@@ -125,14 +137,25 @@ def main() -> None:
     logging.getLogger("hydrogen").addHandler(log)
     logging.getLogger("hydrogen").setLevel(logging.INFO)
     foreign = Foreign()
-    hosts = {place: Host(foreign, rejects=place is Place.PLAIN, quiet_seconds=IDLE_TIMEOUT + 3) for place in Place}
-    servers = {place: hydrogen.serve(hosts[place], config, engine=options.engine) for place, config in configs(options.certificate).items()}
+    hosts = {
+        place: Host(foreign, rejects=place is Place.PLAIN, quiet_seconds=IDLE_TIMEOUT + 3)
+        for place in Place
+    }
+    servers = {
+        place: hydrogen.serve(hosts[place], config, engine=options.engine)
+        for place, config in configs(options.certificate).items()
+    }
     for host in hosts.values():
         host.begin_broadcasts()
-    print(json.dumps({place.value: server.address[1] for place, server in servers.items()}), flush=True)
+    print(
+        json.dumps({place.value: server.address[1] for place, server in servers.items()}),
+        flush=True,
+    )
     for line in sys.stdin:
         if line == "stop\n":
-            reports = {place.value: dataclasses.asdict(server.stop()) for place, server in servers.items()}
+            reports = {
+                place.value: dataclasses.asdict(server.stop()) for place, server in servers.items()
+            }
             print(json.dumps({"reports": reports, **told(servers, hosts, log)}), flush=True)
         else:
             print(json.dumps(told(servers, hosts, log)), flush=True)

@@ -1,4 +1,5 @@
-"""What both sides of a soak know: limits so tight that each of them bites in any quarter of a minute, and from where who comes.
+"""What both sides of a soak know: limits so tight that each of them bites in any quarter of a
+minute, and from where who comes.
 
 Two rules keep the well-behaved clients out of the limits. *By address*: they come from addresses of
 their own, fewer from each than `PER_ADDRESS`. *By size*: what is buffered for one of them is less

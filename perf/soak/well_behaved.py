@@ -1,8 +1,10 @@
 """Clients that keep the rules, and verify every byte of what they get for it.
 
-One *slot* has one client after the other, each with a number of its own. What it awaits is written down before it asks: what callbacks
-answer comes in the order of the requests and is compared byte by byte; what another thread sends has an order of its own; timers have
-none; broadcasts are numbered without a gap. A client ends as it has announced, or it is told of in `WellBehavedClients.faults`.
+One *slot* has one client after the other, each with a number of its own. What it awaits is written
+down before it asks: what callbacks answer comes in the order of the requests and is compared byte
+by byte; what another thread sends has an order of its own; timers have none; broadcasts are
+numbered without a gap. A client ends as it has announced, or it is told of in
+`WellBehavedClients.faults`.
 """
 
 from __future__ import annotations
@@ -18,13 +20,24 @@ from typing import Any
 from hydrogen.perf.histogram import BUCKETS, bucket_of, percentile
 from perf.soak import protocol
 from perf.soak.link import Link, Target, header_v1, header_v2, invented
-from perf.soak.settings import IDLE_TIMEOUT, MAX_SIZE, PARTS, WELL_BEHAVED, WELL_BEHAVED_SLOTS, Place
+from perf.soak.settings import (
+    IDLE_TIMEOUT,
+    MAX_SIZE,
+    PARTS,
+    WELL_BEHAVED,
+    WELL_BEHAVED_SLOTS,
+    Place,
+)
 
 PATIENCE = 30.0
-"""Seconds until the greeting has come, and then until the whole conversation is over; what is awaited then counts as lost."""
+"""Seconds until the greeting has come, and then until the whole conversation is over; what is
+awaited then counts as lost.
+"""
 
 LATE = 1.0
-"""Seconds by which this process may be late before its own deadlines are not the server's fault any more."""
+"""Seconds by which this process may be late before its own deadlines are not the server's fault any
+more.
+"""
 
 KEPT = 50
 """Faults of which the details are kept."""
@@ -45,7 +58,9 @@ class TurnedAway(Exception):
 
 
 class Clock:
-    """How late this process is: what has to be known of a client that was thrown out for being too slow."""
+    """How late this process is: what has to be known of a client that was thrown out for being too
+    slow.
+    """
 
     def __init__(self) -> None:
         self._lately: deque[tuple[float, float]] = deque(maxlen=100)
@@ -104,14 +119,25 @@ class Talk:
             self._timers.add(request)
         elif kind == protocol.WHERE:
             assert self.came_from is not None
-            self._awaited.append(protocol.request(kind, self.who, number, b"%s %d" % (self.came_from[0].encode(), self.came_from[1])))
+            self._awaited.append(
+                protocol.request(
+                    kind,
+                    self.who,
+                    number,
+                    b"%s %d" % (self.came_from[0].encode(), self.came_from[1]),
+                )
+            )
         elif kind not in (protocol.LEAVING, protocol.ABORT, protocol.RAISE):
             self._awaited.append(request)
         return request
 
     def some(self, longest: int = 1000) -> bytes:
         """Something to be sent back."""
-        return protocol.filler(self.who, self._number, self.dice.choice((0, 1, 10, 100, self.dice.randrange(longest + 1))))
+        return protocol.filler(
+            self.who,
+            self._number,
+            self.dice.choice((0, 1, 10, 100, self.dice.randrange(longest + 1))),
+        )
 
     @property
     def is_settled(self) -> bool:
@@ -154,7 +180,10 @@ class Talk:
     def outstanding(self) -> str:
         """What is awaited."""
         first = f", first {self._awaited[0][:60]!r}" if self._awaited else ""
-        return f"{len(self._awaited)} answers{first}, {len(self._foreign)} foreign messages, {len(self._timers)} timers"
+        return (
+            f"{len(self._awaited)} answers{first}, {len(self._foreign)} foreign messages, "
+            f"{len(self._timers)} timers"
+        )
 
     def _check(self, message: bytes) -> None:
         if self._awaited and message == self._awaited[0]:
@@ -174,7 +203,10 @@ class Talk:
             return
         else:
             awaited = [*list(self._awaited)[:1], *list(self._foreign)[:1], *list(self._timers)[:1]]
-            raise Wrong(f"{message[:100]!r} of {len(message)} bytes came, where one of {[item[:100] for item in awaited]} was awaited")
+            raise Wrong(
+                f"{message[:100]!r} of {len(message)} bytes came, where one of "
+                f"{[item[:100] for item in awaited]} was awaited"
+            )
         self.answers += 1
 
 
@@ -262,7 +294,10 @@ class WellBehavedClients:
             "faults": self.faults,
             "latest_seconds": self._clock.worst,
             "ping_pong_us": {
-                **{f"p{percent}": (percentile(self.latency, percent) or 0) / 1000 for percent in (50, 99)},
+                **{
+                    f"p{percent}": (percentile(self.latency, percent) or 0) / 1000
+                    for percent in (50, 99)
+                },
                 "max": self.slowest / 1000,
             },
         }
@@ -270,9 +305,12 @@ class WellBehavedClients:
     async def _slot(self, slot: int) -> None:
         dice = random.Random(f"{self._seed} {slot}")
         kinds, places = list(KINDS), list(Place)
-        name = kinds[slot // len(places) % len(kinds)]  # every kind at every server; then as the dice fall
+        # every kind at every server; then as the dice fall
+        name = kinds[slot // len(places) % len(kinds)]
         while time.monotonic() < self._until:
-            await self._one(name, places[slot % len(places)], WELL_BEHAVED[slot % len(WELL_BEHAVED)], dice)
+            await self._one(
+                name, places[slot % len(places)], WELL_BEHAVED[slot % len(WELL_BEHAVED)], dice
+            )
             await asyncio.sleep(dice.uniform(0, 0.3))
             name = dice.choice(kinds)
 
@@ -283,7 +321,9 @@ class WellBehavedClients:
         link: Link | None = None
         try:
             try:
-                link = await Link.connect(self._target.ports[place], source, 8192 if name == "slow reader" else None)
+                link = await Link.connect(
+                    self._target.ports[place], source, 8192 if name == "slow reader" else None
+                )
                 talk = Talk(link, place, who, dice)
                 await asyncio.wait_for(open_talk(talk, self._target), PATIENCE)
             except asyncio.TimeoutError:  # an OSError, in later Pythons
@@ -298,7 +338,13 @@ class WellBehavedClients:
         except Wrong as error:
             self._fault(who, name, place, f"wrong: {error}")
         except asyncio.TimeoutError:
-            self._fault(who, name, place, f"not over in {PATIENCE} s: {'not greeted' if talk is None else talk.outstanding()}")
+            self._fault(
+                who,
+                name,
+                place,
+                f"not over in {PATIENCE} s: "
+                f"{'not greeted' if talk is None else talk.outstanding()}",
+            )
         except OSError as error:
             self._fault(who, name, place, f"ended by {error!r}")
         else:
@@ -312,9 +358,11 @@ class WellBehavedClients:
     def _fault(self, who: int, kind: str, place: Place, what: str) -> None:
         if len(self.faults) < KEPT:
             late = self._clock.lately()
-            self.faults.append({"who": who, "kind": kind, "place": place.value, "what": what, "late_seconds": late})
+            self.faults.append(
+                {"who": who, "kind": kind, "place": place.value, "what": what, "late_seconds": late}
+            )
 
-    # ------------------------------------------------------------------------------------------------ the kinds
+    # ------------------------------------------------------------------------------------ the kinds
 
     async def ping_pong(self, talk: Talk) -> None:
         """One request after the other, and how long each takes."""

@@ -1,4 +1,6 @@
-"""What sockets and servers answer to strange arguments, and to copy, pickle and weak references: the same on both engines."""
+"""What sockets and servers answer to strange arguments, and to copy, pickle and weak references:
+the same on both engines.
+"""
 
 import copy
 import logging
@@ -18,7 +20,9 @@ SIX = memoryview(b"abcdef")
 
 @pytest.fixture
 def sockets(start, connect):
-    """A socket of a connection that is open, and one of a connection that is gone; `sockets(**options)`."""
+    """A socket of a connection that is open, and one of a connection that is gone;
+    `sockets(**options)`.
+    """
 
     def sockets(**options):
         handler = recorder(data_received=echo, connected=None)
@@ -38,7 +42,11 @@ def sockets(start, connect):
 
 
 @pytest.mark.parametrize("framing", [None, hydrogen.SimpleFrameBuilder, hydrogen.LineFrameBuilder])
-@pytest.mark.parametrize("data", [SIX[::2], SIX[::-1], "text", 5, None], ids=["every second", "backwards", "str", "int", "None"])
+@pytest.mark.parametrize(
+    "data",
+    [SIX[::2], SIX[::-1], "text", 5, None],
+    ids=["every second", "backwards", "str", "int", "None"],
+)
 def test_send_and_broadcast_of_what_is_no_contiguous_buffer_are_type_errors(sockets, framing, data):
     for socket in sockets(framing=framing):
         with pytest.raises(TypeError):
@@ -56,7 +64,14 @@ def test_drain_takes_any_number_of_seconds_and_infinity_is_no_limit(sockets, tim
 
 
 @pytest.mark.parametrize(
-    ("timeout", "kind"), [(math.nan, ValueError), (-1, ValueError), ("1", TypeError), (True, TypeError), ([], TypeError)]
+    ("timeout", "kind"),
+    [
+        (math.nan, ValueError),
+        (-1, ValueError),
+        ("1", TypeError),
+        (True, TypeError),
+        ([], TypeError),
+    ],
 )
 def test_drain_refuses_what_is_no_time_also_when_the_connection_is_gone(sockets, timeout, kind):
     for socket in sockets():
@@ -78,7 +93,8 @@ def test_a_socket_is_its_own_copy_and_is_referred_to_weakly_and_not_pickled(sock
 @pytest.mark.parametrize("name", [b"socket", b"\xff\xfe", "\N{EURO SIGN}".encode()], ids=ascii)
 @pytest.mark.parametrize("kind", [Path, os.fsdecode], ids=["Path", "str"])
 def test_a_path_is_an_object_or_a_str_and_of_any_bytes(start, tmp_path, caplog, name, kind):
-    caplog.set_level(logging.WARNING, logger="hydrogen")  # pytest cannot pass on a line that is not UTF-8
+    # pytest cannot pass on a line that is not UTF-8
+    caplog.set_level(logging.WARNING, logger="hydrogen")
     path = kind(os.fsdecode(bytes(tmp_path) + b"/" + name))
     handler = recorder(data_received=echo)
     server = start(handler, path=path)
@@ -107,7 +123,9 @@ def test_a_server_takes_lists_where_it_keeps_tuples(start, connect):
 
 @pytest.mark.clause("C2")
 def test_an_option_that_does_not_exist_is_named_with_what_it_may_have_meant(engine):
-    with pytest.raises(TypeError, match=r"^there is no option 'idle_timout'; did you mean 'idle_timeout'[?]$"):
+    with pytest.raises(
+        TypeError, match=r"^there is no option 'idle_timout'; did you mean 'idle_timeout'[?]$"
+    ):
         hydrogen.serve(Echo(), port=0, idle_timout=3, engine=engine)
     with pytest.raises(TypeError, match=r"^there is no option 'xyz'$"):
         hydrogen.begin(Echo(), port=0, xyz=3, engine=engine)

@@ -1,4 +1,6 @@
-"""`begin`: the Rust crate's call, its signals, and what it returns. In processes of their own, for a signal is the process's."""
+"""`begin`: the Rust crate's call, its signals, and what it returns. In processes of their own, for
+a signal is the process's.
+"""
 
 import signal
 import threading
@@ -29,7 +31,8 @@ def mine(number, frame):
 
 signal.signal(signal.SIGINT, mine)
 before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-report = hydrogen.begin(Serves(), hydrogen.Config("127.0.0.1", 0, 3, 8, stop_timeout=float(sys.argv[1])))
+config = hydrogen.Config("127.0.0.1", 0, 3, 8, stop_timeout=float(sys.argv[1]))
+report = hydrogen.begin(Serves(), config)
 assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 print(type(report).__name__, report.closed, report.aborted, report.abandoned)
 """
@@ -66,7 +69,9 @@ def test_the_first_signal_stops_and_the_earlier_handlers_are_restored(engine, nu
 
 
 @pytest.mark.clause("S3", "S4", "S15")
-@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)]
+)
 def test_a_second_signal_aborts_and_begin_returns_normally(engine, numbers):
     process, address = begin(engine, 3600)
     with dial(address) as client, Client(address) as held:
@@ -102,7 +107,8 @@ def test_many_signals_at_once_end_it_once(engine):
             process.send_signal(signal.SIGTERM)
         client.at_end()
     _, err = finish(process, None)
-    assert process.returncode in (0, -signal.SIGTERM, -signal.SIGINT)  # the last ones may come after begin has returned
+    # the last ones may come after begin has returned
+    assert process.returncode in (0, -signal.SIGTERM, -signal.SIGINT)
     assert "Traceback" not in err or "KeyboardInterrupt" in err
 
 
@@ -117,13 +123,17 @@ def test_a_stop_from_a_callback_ends_begin(engine):
 
 
 @pytest.mark.clause("S27", "S4")
-def test_in_another_thread_begin_touches_no_signal_and_returns_when_somebody_stops_it(engine, monkeypatch):
+def test_in_another_thread_begin_touches_no_signal_and_returns_when_somebody_stops_it(
+    engine, monkeypatch
+):
     monkeypatch.setenv("HYDROGEN_ENGINE", engine)
     created = threading.Event()
     handler = recorder(server_created=lambda fd: created.set(), connected=None)
     reports = []
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with running(lambda: reports.append(hydrogen.begin(handler, hydrogen.Config(port=0, max_threads=2)))):
+    with running(
+        lambda: reports.append(hydrogen.begin(handler, hydrogen.Config(port=0, max_threads=2)))
+    ):
         assert created.wait(30)
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
         while not handler.server.ready:

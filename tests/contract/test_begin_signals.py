@@ -85,7 +85,8 @@ libc.signal(signal.SIGTERM, harmless)
 
 known = signal.getsignal
 if sys.argv[1] == "unknown":
-    # What an interpreter says that was started with that handler in place, as an embedded one is, and only once.
+    # What an interpreter says that was started with that handler in place, as an embedded one is,
+    # and only once.
     signal.getsignal = lambda number: None if number == signal.SIGTERM else known(number)
 
 class Stops(Echo):
@@ -116,7 +117,9 @@ def test_a_handler_that_c_code_had_installed_is_restored_each_time(engine, how):
 @pytest.mark.clause("S58", "S4")
 @pytest.mark.parametrize("how", ["unknown", "installed since"])
 def test_without_ctypes_the_default_takes_the_place_of_a_handler_of_c_code(engine, how):
-    code = FOREIGN.replace("fds = ", "sys.modules['ctypes'] = None\nfds = ").replace("os.kill(os.getpid(), signal.SIGTERM)  #", "#")
+    code = FOREIGN.replace("fds = ", "sys.modules['ctypes'] = None\nfds = ").replace(
+        "os.kill(os.getpid(), signal.SIGTERM)  #", "#"
+    )
     out, err = finish(child(code, how, HYDROGEN_ENGINE=engine), 0)
     assert (out, err) == ("0\n0\nFalse\n", "")
 
@@ -128,7 +131,10 @@ from support import Echo
 
 class Action(ctypes.Structure):
     # A struct sigaction of Linux, and room behind it.
-    _fields_ = [("handler", ctypes.c_void_p), ("mask", ctypes.c_char * 128), ("flags", ctypes.c_int), ("more", ctypes.c_char * 64)]
+    _fields_ = [
+        ("handler", ctypes.c_void_p), ("mask", ctypes.c_char * 128),
+        ("flags", ctypes.c_int), ("more", ctypes.c_char * 64),
+    ]
 
 def actions():
     found = [Action(), Action()]
@@ -193,7 +199,8 @@ def test_begin_in_a_subinterpreter_says_that_it_cannot_handle_signals(engine):
 
 
 FORKS = """
-import ctypes, os, signal, sys, threading, warnings  # ctypes, which `begin` imports: libffi may open its own file, and keeps it open
+# ctypes, which `begin` imports: libffi may open its own file, and keeps it open
+import ctypes, os, signal, sys, threading, warnings
 
 how = sys.argv[1]
 if how == "at once":  # before any hook of ours
@@ -226,7 +233,8 @@ class Forks(hydrogen.Handler):
     def on_data_received(self, socket, data):
         fork()
 
-    def wait(self, timeout):  # Server's, from when on_server_created is called; 0: as begin looks whether to wait
+    # Server's, from when on_server_created is called; 0: as begin looks whether to wait.
+    def wait(self, timeout):
         has_stopped = hydrogen.Server.wait(self.server, timeout)
         if timeout == 0 and not has_stopped and os.getpid() == ours:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -266,7 +274,14 @@ assert signal.getsignal(signal.SIGINT) is interrupt
 
 @pytest.mark.clause("S4", "P4")
 @pytest.mark.parametrize(
-    "how", ["in a callback", "at once", "in on_server_created", "in a signal handler", "in a signal handler before the wait"]
+    "how",
+    [
+        "in a callback",
+        "at once",
+        "in on_server_created",
+        "in a signal handler",
+        "in a signal handler before the wait",
+    ],
 )
 def test_a_child_that_is_forked_in_begin_has_the_signals_that_were_there_before(engine, how):
     out, err = finish(child(FORKS, how, HYDROGEN_ENGINE=engine), 0)
@@ -328,7 +343,9 @@ assert signal.set_wakeup_fd(-1) == -1
 
 @pytest.mark.clause("S58", "S2")
 @pytest.mark.parametrize("where", ["on_server_created", "a signal handler", "started"])
-def test_a_stop_ends_while_the_main_thread_reads_none_of_the_signals_that_fill_its_socket(engine, where):
+def test_a_stop_ends_while_the_main_thread_reads_none_of_the_signals_that_fill_its_socket(
+    engine, where
+):
     out, err = finish(child(FULL, where, HYDROGEN_ENGINE=engine), 0)
     assert (out, err) == ("0\n", "")
 
@@ -398,7 +415,8 @@ def stop_soon(server):
 
 def once(number):
     try:
-        return signalled(lambda: hydrogen.begin(Echo(), config, on_started=stop_soon), number, alarm)
+        begin = lambda: hydrogen.begin(Echo(), config, on_started=stop_soon)
+        return signalled(begin, number, alarm)
     except Alarm:
         return True
 
@@ -411,7 +429,8 @@ while came:
     assert signal.set_wakeup_fd(-1) == ours.fileno(), number
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, number
     assert signal.getsignal(signal.SIGTERM) is before, number
-    wait_until(lambda: open_fds() == fds and len(threads()) <= tasks, f"nothing is left at moment {number}")
+    is_over = lambda: open_fds() == fds and len(threads()) <= tasks
+    wait_until(is_over, f"nothing is left at moment {number}")
     number += 1
 print("right" if number > 50 else number)
 """
@@ -446,6 +465,8 @@ print(hydrogen.begin(Echo(), port=0).aborted)
 
 @pytest.mark.clause("S58", "S2")
 @pytest.mark.parametrize("seconds", [0, 1e-6])
-def test_begin_waits_as_long_as_the_server_runs_whatever_the_default_timeout_of_sockets_is(engine, seconds):
+def test_begin_waits_as_long_as_the_server_runs_whatever_the_default_timeout_of_sockets_is(
+    engine, seconds
+):
     out, err = finish(child(PATIENT, str(seconds), HYDROGEN_ENGINE=engine), 0)
     assert (out, err) == ("0\n", "")

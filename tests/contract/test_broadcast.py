@@ -1,4 +1,6 @@
-"""broadcast: one message to every open connection, framed as each of them would have it, with a report that adds up."""
+"""broadcast: one message to every open connection, framed as each of them would have it, with a
+report that adds up.
+"""
 
 import itertools
 import os
@@ -38,7 +40,7 @@ def connected(handler, connect, server, count, **options):
     return clients, [names[client.name] for client in clients]
 
 
-# ---------------------------------------------------------------------------------------------------- who gets it
+# -------------------------------------------------------------------------------------- who gets it
 
 
 @pytest.mark.clause("S36")
@@ -60,7 +62,8 @@ def test_those_of_exclude_do_not_get_it(start, connect, kind):
     clients, sockets = connected(handler, connect, server, 6)
     excluded = {client.name for client in clients[:2]}
     assert server.broadcast(b"not to all", kind(sockets[:2])) == hydrogen.BroadcastReport(4, 0)
-    same = kind(socket for socket in server.connections if socket.peername in excluded)  # which need not be the same objects
+    # which need not be the same objects
+    same = kind(socket for socket in server.connections if socket.peername in excluded)
     assert server.broadcast(b"nor this", exclude=same) == hydrogen.BroadcastReport(4, 0)
     assert server.broadcast(b"end") == hydrogen.BroadcastReport(6, 0)
     for client in clients:
@@ -78,7 +81,9 @@ def test_connections_that_are_gone_do_no_harm_in_exclude(start, connect):
     clients[0].close()
     handler.wait_removed()
     wait_until(lambda: server.stats().connections == 2, "it is gone")
-    assert server.broadcast(b"x", [sockets[0], sockets[1], *other.connections]) == hydrogen.BroadcastReport(1, 0)
+    assert server.broadcast(
+        b"x", [sockets[0], sockets[1], *other.connections]
+    ) == hydrogen.BroadcastReport(1, 0)
     assert clients[2].receive(1) == b"x"
 
 
@@ -98,7 +103,11 @@ def test_the_report_adds_up_with_connections_that_are_closing_and_with_slow_ones
     report = server.broadcast(b"hello")
     assert report == hydrogen.BroadcastReport(5, 4)
     assert [client.receive(5) for client in clients] == [b"hello"] * 5
-    removed = [call.value for call in handler.wait_for("disconnected", 2) if call.socket in stuck_sockets[2:]]
+    removed = [
+        call.value
+        for call in handler.wait_for("disconnected", 2)
+        if call.socket in stuck_sockets[2:]
+    ]
     assert [type(error) for error in removed] == [hydrogen.SlowConsumer] * 2
     assert [client.at_end() for client in stuck[2:]] == ["reset"] * 2
     wait_until(lambda: server.stats().removed_slow_consumer == 2, "they are counted")
@@ -166,13 +175,16 @@ def test_there_is_nobody_without_connections_nor_before_the_start_nor_after_the_
     assert server.broadcast(b"x") == nobody
 
 
-# ---------------------------------------------------------------------------------------------------- framings
+# ----------------------------------------------------------------------------------------- framings
 
 FRAMINGS = {
     "none": (None, bytes),
     "simple": (hydrogen.SimpleFrameBuilder, simple),
     "checksum32": (hydrogen.Checksum32FrameBuilder, checksum32),
-    "length": (hydrogen.LengthFrameBuilder(width=2, byteorder="little"), lambda payload: length_frame(payload, 2, "little")),
+    "length": (
+        hydrogen.LengthFrameBuilder(width=2, byteorder="little"),
+        lambda payload: length_frame(payload, 2, "little"),
+    ),
     "line": (hydrogen.LineFrameBuilder, line),
     "websocket": (hydrogen.WebSocketFrameBuilder, websocket),
 }
@@ -229,8 +241,14 @@ def kinds(context):
         "none": (lambda fd: hydrogen.Plain(fd), bytes),
         "line": (lambda fd: hydrogen.Plain(fd, hydrogen.LineFrameBuilder()), line),
         "length": (lambda fd: hydrogen.Plain(fd, hydrogen.LengthFrameBuilder()), length_frame),
-        "longer length": (lambda fd: hydrogen.Plain(fd, hydrogen.LengthFrameBuilder(width=8)), lambda payload: length_frame(payload, 8)),
-        "user's builder": (lambda fd: hydrogen.Plain(fd, Semicolons()), lambda payload: line(payload, b";")),
+        "longer length": (
+            lambda fd: hydrogen.Plain(fd, hydrogen.LengthFrameBuilder(width=8)),
+            lambda payload: length_frame(payload, 8),
+        ),
+        "user's builder": (
+            lambda fd: hydrogen.Plain(fd, Semicolons()),
+            lambda payload: line(payload, b";"),
+        ),
         "user's stream": (Shouting, shout),
         "tls": (lambda fd: hydrogen.Secure(fd, hydrogen.LineFrameBuilder(), context), line),
         "tls, none": (lambda fd: hydrogen.Secure(fd, None, context), bytes),
@@ -239,7 +257,9 @@ def kinds(context):
 
 @pytest.mark.clause("S37", "T9", "T10", "T5")
 def test_each_connection_has_it_in_its_own_framing(start, connect):
-    """Two connections of each kind, one after the other, so that whatever is kept from one to the next must be the right one."""
+    """Two connections of each kind, one after the other, so that whatever is kept from one to the
+    next must be the right one.
+    """
     each = kinds(server_context())
     makers = iter([maker for _ in range(2) for maker, _ in each.values()])
     handler = recorder(new_connection=lambda fd: next(makers)(fd), connected=None)
@@ -274,7 +294,9 @@ def test_a_message_that_the_framing_cannot_carry_raises_and_nobody_gets_it(start
 
 
 @pytest.mark.clause("S39", "K21", "F12")
-def test_what_the_server_s_framing_cannot_carry_raises_and_what_another_one_cannot_is_dropped_there(start, connect):
+def test_what_the_server_s_framing_cannot_carry_raises_and_what_another_one_cannot_is_dropped_there(
+    start, connect
+):
     makers = iter([lambda fd: hydrogen.Plain(fd, hydrogen.LineFrameBuilder()), lambda fd: None] * 2)
     handler = recorder(new_connection=lambda fd: next(makers)(fd), connected=None)
     server = start(handler, framing=hydrogen.SimpleFrameBuilder)
@@ -313,11 +335,13 @@ def test_what_a_builder_of_the_user_s_cannot_frame_raises_if_it_is_the_server_s(
     assert handler.of("connection_removed") == []
 
 
-# ---------------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------- data
 
 
 @pytest.mark.clause("S36", "K2")
-@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data)).cast("H")])
+@pytest.mark.parametrize(
+    "kind", [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data)).cast("H")]
+)
 def test_any_bytes_like_object_may_be_broadcast(start, connect, kind):
     handler = recorder(connected=None)
     server = start(handler)
@@ -358,7 +382,9 @@ def test_large_messages_arrive_whole_at_peers_of_any_speed(start, connect):
     server = start(handler)
     messages = [os.urandom(1_500_000) for _ in range(3)]
     expected = b"".join(messages)
-    clients = [connect(server, receive_buffer=size) for size in (4096, 20_000, 65_536, 262_144, 262_144)]
+    clients = [
+        connect(server, receive_buffer=size) for size in (4096, 20_000, 65_536, 262_144, 262_144)
+    ]
     handler.wait_for("connected", 5)
     for message in messages:
         assert server.broadcast(message).sent == 5
@@ -373,7 +399,7 @@ def whole(client, expected):
     assert client.receive(len(expected)) == expected
 
 
-# ---------------------------------------------------------------------------------------------------- threads and callbacks
+# ---------------------------------------------------------------------------- threads and callbacks
 
 
 @pytest.mark.clause("S38", "K6")
@@ -395,7 +421,9 @@ def test_broadcasts_and_sends_of_one_thread_stay_in_order(start, connect):
 
 
 @pytest.mark.clause("S38", "K6", "K18")
-def test_broadcasts_and_sends_of_several_threads_keep_each_thread_s_order_and_never_interleave(start, connect):
+def test_broadcasts_and_sends_of_several_threads_keep_each_thread_s_order_and_never_interleave(
+    start, connect
+):
     handler = recorder(connected=None)
     server = start(handler, framing=hydrogen.SimpleFrameBuilder)
     clients, sockets = connected(handler, connect, server, 3)
@@ -417,7 +445,10 @@ def test_broadcasts_and_sends_of_several_threads_keep_each_thread_s_order_and_ne
             received[int(name)].append(int(number))
         assert all(numbers == list(range(100)) for numbers in received.values())
 
-    with running(*(lambda name=name: sender(name) for name in range(4)), *(lambda client=client: reader(client) for client in clients)):
+    with running(
+        *(lambda name=name: sender(name) for name in range(4)),
+        *(lambda client=client: reader(client) for client in clients),
+    ):
         pass
 
 
@@ -455,7 +486,9 @@ def test_a_chat_broadcasts_from_its_callbacks(start, connect):
 @pytest.mark.clause("S38")
 @pytest.mark.parametrize("max_threads", [1, 4])
 def test_broadcasts_from_all_workers_at_once_reach_everybody(start, connect, max_threads):
-    handler = recorder(connected=None, data_received=lambda socket, data: socket.server.broadcast(data))
+    handler = recorder(
+        connected=None, data_received=lambda socket, data: socket.server.broadcast(data)
+    )
     server = start(handler, framing=hydrogen.SimpleFrameBuilder, max_threads=max_threads)
     clients, _ = connected(handler, connect, server, 6)
 
@@ -464,9 +497,16 @@ def test_broadcasts_from_all_workers_at_once_reach_everybody(start, connect, max
             client.send(simple(b"%d:%d" % (number, step)))
         got = [client.receive_frame() for _ in range(180)]
         for name in range(6):
-            assert [int(message.split(b":")[1]) for message in got if message.startswith(b"%d:" % name)] == list(range(30))
+            assert [
+                int(message.split(b":")[1]) for message in got if message.startswith(b"%d:" % name)
+            ] == list(range(30))
 
-    with running(*(lambda number=number, client=client: converse(number, client) for number, client in enumerate(clients))):
+    with running(
+        *(
+            lambda number=number, client=client: converse(number, client)
+            for number, client in enumerate(clients)
+        )
+    ):
         pass
 
 
@@ -490,7 +530,9 @@ def test_broadcasts_while_connections_come_and_go_add_up(start, connect):
     def read(client):
         assert [int(client.receive_frame()) for _ in range(200)] == list(range(200))
 
-    with running(churn, churn, broadcast, *(lambda client=client: read(client) for client in clients)):
+    with running(
+        churn, churn, broadcast, *(lambda client=client: read(client) for client in clients)
+    ):
         pass
     handler.wait_removed(120)
 
@@ -561,9 +603,14 @@ class Broken(hydrogen.FrameBuilder):
 
 
 @pytest.mark.clause("S39", "F15")
-def test_a_builder_of_one_connection_that_fails_keeps_no_other_from_getting_the_message(start, connect, error_log):
+def test_a_builder_of_one_connection_that_fails_keeps_no_other_from_getting_the_message(
+    start, connect, error_log
+):
     arrived = itertools.count()
-    handler = recorder(new_connection=lambda fd: None if next(arrived) else hydrogen.Plain(fd, Broken()), connected=None)
+    handler = recorder(
+        new_connection=lambda fd: None if next(arrived) else hydrogen.Plain(fd, Broken()),
+        connected=None,
+    )
     server = start(handler, framing=hydrogen.SimpleFrameBuilder)
     connect(server)
     handler.wait_for("connected")
@@ -592,8 +639,12 @@ def test_broadcasts_count_towards_max_buffered(start, connect):
 
 @pytest.mark.clause("S36", "P2")
 @pytest.mark.parametrize("kind", ["tls", "stream"])
-def test_a_broadcast_lets_those_who_write_for_others_get_on_once_for_all_of_them(start, connect, gate, monkeypatch, engine, kind):
-    """On each connection a thread is kept that encrypts, or is in the stream, and much waits for that one."""
+def test_a_broadcast_lets_those_who_write_for_others_get_on_once_for_all_of_them(
+    start, connect, gate, monkeypatch, engine, kind
+):
+    """On each connection a thread is kept that encrypts, or is in the stream, and much waits for
+    that one.
+    """
     count, release, inside = 40, gate(), []
     encrypt = TlsSession.encrypt
 
@@ -613,9 +664,14 @@ def test_a_broadcast_lets_those_who_write_for_others_get_on_once_for_all_of_them
 
     handler = recorder(connected=None, **({"new_connection": Held} if kind == "stream" else {}))
     limits = {"max_write_buffer": 1000, "write_buffer_limits": (1000, 1000)}
-    server = start(handler, ssl=server_context() if kind == "tls" else None, max_threads=2, **limits)
+    server = start(
+        handler, ssl=server_context() if kind == "tls" else None, max_threads=2, **limits
+    )
     clients = [connect(server) for _ in range(count)]
-    peers = [TlsClient(client, client_context()).handshake() if kind == "tls" else client for client in clients]
+    peers = [
+        TlsClient(client, client_context()).handshake() if kind == "tls" else client
+        for client in clients
+    ]
     sockets = [call.socket for call in handler.wait_for("connected", count)]
     monkeypatch.setattr(TlsSession, "encrypt", held)
     with running(*(lambda socket=socket: socket.send(b"first") for socket in sockets)):
@@ -628,5 +684,6 @@ def test_a_broadcast_lets_those_who_write_for_others_get_on_once_for_all_of_them
         release.set()
     for peer in peers:
         assert peer.receive(911) == b"first" + bytes(900) + b"to all"
-    given_away = count if (engine, kind) == ("python", "stream") else 0  # the GIL, once for each message
+    # the GIL, once for each message
+    given_away = count if (engine, kind) == ("python", "stream") else 0
     assert waits < given_away + count // 2

@@ -1,4 +1,6 @@
-"""Built-in builders and their subclasses, through a server: both engines take the same ones for built-in, and say the same of bad bytes."""
+"""Built-in builders and their subclasses, through a server: both engines take the same ones for
+built-in, and say the same of bad bytes.
+"""
 
 import contextlib
 import socket as stdlib_socket
@@ -45,7 +47,11 @@ def subclass(kind, *overridden):
 
     methods = {"from_bytes": from_bytes, "frame": frame, "class": other_made}
     names = {"class": "made"}
-    return type("Mine", (kind,), {"made": made, **{names.get(name, name): methods[name] for name in overridden}})
+    return type(
+        "Mine",
+        (kind,),
+        {"made": made, **{names.get(name, name): methods[name] for name in overridden}},
+    )
 
 
 @built_in
@@ -63,9 +69,15 @@ def subclass(kind, *overridden):
     ids=str,
 )
 @pytest.mark.parametrize("way", ["config", "returned", "tls", "broadcast"])
-def test_what_a_subclass_of_a_built_in_builder_overrides_is_honoured(start, kind, overridden, answer, way):
+def test_what_a_subclass_of_a_built_in_builder_overrides_is_honoured(
+    start, kind, overridden, answer, way
+):
     framing = subclass(kind, *overridden)
-    hooks = {"data_received": (lambda socket, data: socket.server.broadcast(data)) if way == "broadcast" else echo}
+    hooks = {
+        "data_received": (lambda socket, data: socket.server.broadcast(data))
+        if way == "broadcast"
+        else echo
+    }
     options = {}
     if way == "returned":
         hooks["new_connection"] = lambda fd: hydrogen.Plain(fd, framing)
@@ -75,7 +87,13 @@ def test_what_a_subclass_of_a_built_in_builder_overrides_is_honoured(start, kind
     if way == "tls":
         options["ssl"], context = server_context(), client_context()
     server = start(recorder(**hooks), **options)
-    with hydrogen.connect(server.address, framing=kind, ssl=context, server_hostname=context and "localhost", timeout=30) as client:
+    with hydrogen.connect(
+        server.address,
+        framing=kind,
+        ssl=context,
+        server_hostname=context and "localhost",
+        timeout=30,
+    ) as client:
         client.send(b"hello")
         assert client.recv() == answer
 
@@ -106,7 +124,9 @@ def test_a_builder_changed_by_force_starts_no_server(engine, kind):
 
 
 @built_in
-def test_a_builder_changed_by_force_fails_the_connection_that_gets_it(start, connect, error_log, kind):
+def test_a_builder_changed_by_force_fails_the_connection_that_gets_it(
+    start, connect, error_log, kind
+):
     builder = kind()
     object.__setattr__(builder, kind._fields[0], b"-" * 100_000)
     handler = recorder(new_connection=lambda fd: hydrogen.Plain(fd, builder))
@@ -120,22 +140,73 @@ def test_a_builder_changed_by_force_fails_the_connection_that_gets_it(start, con
 
 
 REFUSED = [
-    (hydrogen.SimpleFrameBuilder(100), b"\x01\x00\xc8", hydrogen.FrameTooLarge, "declared length 200 is over max_size 100"),
-    (hydrogen.LineFrameBuilder(max_size=3), b"12345", hydrogen.FrameTooLarge, "a line is over max_size 3"),
-    (hydrogen.LineFrameBuilder(b"--", 3), b"1234--", hydrogen.FrameTooLarge, "a line is over max_size 3"),
-    (hydrogen.LengthFrameBuilder(2, "little", 5), b"\x06\0", hydrogen.FrameTooLarge, "declared length 6 is over max_size 5"),
-    (hydrogen.Checksum32FrameBuilder(5), b"\0\0\0\x06", hydrogen.FrameTooLarge, "declared length 6 is over max_size 5"),
-    (hydrogen.WebSocketFrameBuilder(5), b"\x82\x06", hydrogen.FrameTooLarge, "declared length 6 is over max_size 5"),
-    (hydrogen.SimpleFrameBuilder(), b"\x02", hydrogen.ProtocolError, "a SimpleFrame begins with 0x01, not 0x02"),
-    (hydrogen.SimpleFrameBuilder(), b"\x01\0\0\x18", hydrogen.ProtocolError, "a SimpleFrame ends with 0x17, not 0x18"),
-    (hydrogen.Checksum32FrameBuilder(), b"\0\0\0\x01\x07\0\0\0\x08", hydrogen.ChecksumMismatch, "the checksum of the payload is 7, not 8"),
+    (
+        hydrogen.SimpleFrameBuilder(100),
+        b"\x01\x00\xc8",
+        hydrogen.FrameTooLarge,
+        "declared length 200 is over max_size 100",
+    ),
+    (
+        hydrogen.LineFrameBuilder(max_size=3),
+        b"12345",
+        hydrogen.FrameTooLarge,
+        "a line is over max_size 3",
+    ),
+    (
+        hydrogen.LineFrameBuilder(b"--", 3),
+        b"1234--",
+        hydrogen.FrameTooLarge,
+        "a line is over max_size 3",
+    ),
+    (
+        hydrogen.LengthFrameBuilder(2, "little", 5),
+        b"\x06\0",
+        hydrogen.FrameTooLarge,
+        "declared length 6 is over max_size 5",
+    ),
+    (
+        hydrogen.Checksum32FrameBuilder(5),
+        b"\0\0\0\x06",
+        hydrogen.FrameTooLarge,
+        "declared length 6 is over max_size 5",
+    ),
+    (
+        hydrogen.WebSocketFrameBuilder(5),
+        b"\x82\x06",
+        hydrogen.FrameTooLarge,
+        "declared length 6 is over max_size 5",
+    ),
+    (
+        hydrogen.SimpleFrameBuilder(),
+        b"\x02",
+        hydrogen.ProtocolError,
+        "a SimpleFrame begins with 0x01, not 0x02",
+    ),
+    (
+        hydrogen.SimpleFrameBuilder(),
+        b"\x01\0\0\x18",
+        hydrogen.ProtocolError,
+        "a SimpleFrame ends with 0x17, not 0x18",
+    ),
+    (
+        hydrogen.Checksum32FrameBuilder(),
+        b"\0\0\0\x01\x07\0\0\0\x08",
+        hydrogen.ChecksumMismatch,
+        "the checksum of the payload is 7, not 8",
+    ),
     (hydrogen.WebSocketFrameBuilder(), b"\x83", hydrogen.ProtocolError, "opcode 3 is reserved"),
 ]
 
 
-@pytest.mark.parametrize(("builder", "wire", "kind", "sentence"), REFUSED, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("builder", "wire", "kind", "sentence"),
+    REFUSED,
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 @pytest.mark.parametrize("returned", [False, True], ids=["config", "returned"])
-def test_a_refused_frame_is_refused_with_one_sentence_on_both_engines(start, connect, builder, wire, kind, sentence, returned):
+def test_a_refused_frame_is_refused_with_one_sentence_on_both_engines(
+    start, connect, builder, wire, kind, sentence, returned
+):
     handler = recorder(new_connection=lambda fd: hydrogen.Plain(fd, builder) if returned else None)
     client = connect(start(handler, framing=None if returned else builder))
     client.send(wire)
@@ -146,8 +217,15 @@ def test_a_refused_frame_is_refused_with_one_sentence_on_both_engines(start, con
 
 
 RAISED = [
-    *[(name, KeyError) for name in vars(hydrogen.Handler) if name.startswith("on_") and name not in ("on_server_created", "on_writable")],
-    *[("on_data_received", kind) for kind in (OSError, hydrogen.HandlerError, hydrogen.ProtocolError)],
+    *[
+        (name, KeyError)
+        for name in vars(hydrogen.Handler)
+        if name.startswith("on_") and name not in ("on_server_created", "on_writable")
+    ],
+    *[
+        ("on_data_received", kind)
+        for kind in (OSError, hydrogen.HandlerError, hydrogen.ProtocolError)
+    ],
     ("on_new_connection", hydrogen.Reject),
     ("from_bytes", KeyError),
     ("from_bytes", hydrogen.ProtocolError),
@@ -155,7 +233,9 @@ RAISED = [
 
 
 @pytest.mark.parametrize(("name", "kind"), RAISED)
-def test_an_exception_that_is_raised_for_each_connection_keeps_a_short_traceback(start, connect, error_log, name, kind):
+def test_an_exception_that_is_raised_for_each_connection_keeps_a_short_traceback(
+    start, connect, error_log, name, kind
+):
     error = kind("kept")
 
     def fail(*_):
@@ -167,7 +247,10 @@ def test_an_exception_that_is_raised_for_each_connection_keeps_a_short_traceback
             entries, entry = entries + 1, entry.tb_next
         return entries
 
-    handler, options = recorder(**{name.removeprefix("on_"): None} if name != "from_bytes" else {}), {}
+    handler, options = (
+        recorder(**{name.removeprefix("on_"): None} if name != "from_bytes" else {}),
+        {},
+    )
     if name == "from_bytes":
         options["framing"] = type("Mine", (hydrogen.LineFrameBuilder,), {"from_bytes": fail})
     else:
@@ -182,7 +265,9 @@ def test_an_exception_that_is_raised_for_each_connection_keeps_a_short_traceback
         client.at_end()
         client.close()
         handler.wait_removed(count)
-        wait_until(lambda: server.stats().connections == 0, "the slot is vacant: the last callback is over")
+        wait_until(
+            lambda: server.stats().connections == 0, "the slot is vacant: the last callback is over"
+        )
         lengths.append(length())
     assert max(lengths[2:]) <= lengths[1], lengths
 
@@ -218,7 +303,9 @@ def test_a_frame_may_become_a_subclass_of_bytes(start, connect):
 
 
 class Held(hydrogen.FrameBuilder):
-    """A frame is whatever is there. `from_bytes` sets `inside`, and goes on when `release` is set."""
+    """A frame is whatever is there. `from_bytes` sets `inside`, and goes on when `release` is
+    set.
+    """
 
     def __init__(self, release):
         self.inside, self.release = threading.Event(), release
@@ -238,7 +325,9 @@ class Held(hydrogen.FrameBuilder):
 
 @pytest.mark.clause("H18", "H19")
 @pytest.mark.parametrize("how", ["close", "abort", "pause_reading"])
-def test_a_message_that_a_builder_finds_is_not_delivered_once_its_connection_was_closed_or_paused(start, connect, gate, how):
+def test_a_message_that_a_builder_finds_is_not_delivered_once_its_connection_was_closed_or_paused(
+    start, connect, gate, how
+):
     builder, handler = Held(gate()), recorder(connected=None)
     client = connect(start(handler, framing=builder, max_threads=2))
     handler.wait_for("connected")

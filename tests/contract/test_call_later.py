@@ -1,6 +1,7 @@
 """call_later: when, where and in which order its calls come, and when they never do.
 
-Nothing here measures time: that a moment has passed is seen by another call, which was asked for later.
+Nothing here measures time: that a moment has passed is seen by another call, which was asked for
+later.
 """
 
 import random
@@ -37,14 +38,18 @@ class Calls(list):
 
     def wait(self, count):
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self) >= count, PATIENCE), f"{count} calls; there were {list(self)}"
+            assert self.changed.wait_for(lambda: len(self) >= count, PATIENCE), (
+                f"{count} calls; there were {list(self)}"
+            )
 
 
-# ---------------------------------------------------------------------------------------------------- when and where
+# ----------------------------------------------------------------------------------- when and where
 
 
 @pytest.mark.clause("S42")
-def test_calls_come_in_the_order_in_which_they_are_due_also_when_they_are_asked_for_in_another(start):
+def test_calls_come_in_the_order_in_which_they_are_due_also_when_they_are_asked_for_in_another(
+    start,
+):
     server = start(Echo(), max_threads=1)
 
     def asked():
@@ -127,7 +132,9 @@ def test_calls_from_many_threads_are_each_made_once_or_cancelled(start):
     with running(*(lambda seed=seed: ask(seed) for seed in range(6))):
         pass
     calls.wait(600 - len(cancelled))
-    assert sorted(calls + cancelled) == [(seed, number) for seed in range(6) for number in range(100)]
+    assert sorted(calls + cancelled) == [
+        (seed, number) for seed in range(6) for number in range(100)
+    ]
 
 
 @pytest.mark.clause("S42")
@@ -143,11 +150,13 @@ def test_connections_are_served_while_many_calls_stand(start, connect):
     assert sorted(calls) == list(range(1, 1000, 2))
 
 
-# ---------------------------------------------------------------------------------------------------- cancel
+# ------------------------------------------------------------------------------------------- cancel
 
 
 def hold(server, calls, go):
-    """Keep the only worker busy until `go`, so that nothing is called before it can be cancelled."""
+    """Keep the only worker busy until `go`, so that nothing is called before it can be
+    cancelled.
+    """
     server.call_later(0, lambda: (calls.note("held"), wait_event(go, "let go")))
     calls.wait(1)
 
@@ -191,7 +200,9 @@ def test_it_is_too_late_to_cancel_what_is_being_called_or_has_been(start, gate):
 def test_cancelling_the_first_of_them_leaves_the_others(start, gate):
     server, calls, go = start(Echo(), max_threads=1), Calls(), gate()
     hold(server, calls, go)
-    timers = [server.call_later(SOON + number * SOON / 10, calls.noting(number)) for number in range(20)]
+    timers = [
+        server.call_later(SOON + number * SOON / 10, calls.noting(number)) for number in range(20)
+    ]
     for timer in timers[:10] + timers[11::2]:
         assert timer.cancel()
     go.set()
@@ -218,14 +229,21 @@ def test_a_callback_may_cancel_the_call_that_another_has_asked_for(start, connec
     assert handler.of("connection_removed") == []
 
 
-# ---------------------------------------------------------------------------------------------------- calls that block, or raise
+# ----------------------------------------------------------------------- calls that block, or raise
 
 
 @pytest.mark.clause("S44", "H22")
 def test_calls_that_block_delay_neither_other_calls_nor_connections(start, connect, gate):
     server, calls, go = start(recorder(data_received=echo), max_threads=3), Calls(), gate()
     for number in range(2):
-        server.call_later(0, lambda number=number: (calls.note(f"{number} blocks"), wait_event(go, "let go"), calls.note("done")))
+        server.call_later(
+            0,
+            lambda number=number: (
+                calls.note(f"{number} blocks"),
+                wait_event(go, "let go"),
+                calls.note("done"),
+            ),
+        )
     calls.wait(2)
     server.call_later(SOON, calls.noting("called"))
     calls.wait(3)
@@ -271,8 +289,14 @@ def test_what_is_due_while_all_workers_are_blocked_is_called_afterwards(start, c
 
 
 @pytest.mark.clause("S45")
-@pytest.mark.parametrize("error", [ZeroDivisionError("mine"), SystemExit(3), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
-def test_what_a_call_raises_is_logged_and_nothing_else_comes_of_it(start, connect, error_log, error):
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError("mine"), SystemExit(3), KeyboardInterrupt()],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_a_call_raises_is_logged_and_nothing_else_comes_of_it(
+    start, connect, error_log, error
+):
     server, calls = start(Echo(), max_threads=2), Calls()
     client = connect(server)
     client.echo(b"before")
@@ -291,7 +315,7 @@ def test_what_a_call_raises_is_logged_and_nothing_else_comes_of_it(start, connec
     assert server.stats().removed == 0
 
 
-# ---------------------------------------------------------------------------------------------------- the end
+# ------------------------------------------------------------------------------------------ the end
 
 
 @pytest.mark.slow
@@ -327,7 +351,9 @@ def test_a_call_may_stop_its_server(start, connect):
 @pytest.mark.clause("S46", "S12")
 def test_a_call_that_blocks_does_not_keep_the_stop(start, connect, gate):
     server, calls, go = start(Echo()), Calls(), gate()
-    server.call_later(0, lambda: (calls.note("blocks"), wait_event(go, "let go"), calls.note("done")))
+    server.call_later(
+        0, lambda: (calls.note("blocks"), wait_event(go, "let go"), calls.note("done"))
+    )
     calls.wait(1)
     report = server.stop(0.05)
     assert (report.closed, report.aborted, report.abandoned) == (0, 0, 0)
@@ -343,7 +369,10 @@ def test_servers_that_stop_while_calls_come_due_lose_and_hang_nothing(engine):
         calls = Calls()
         server = hydrogen.serve(Echo(), port=0, engine=engine, max_threads=2, pre_allocated=4)
         for step in range(20):
-            server.call_later(step * number * 0.00002, lambda server=server, calls=calls: calls.note(server.wait(0)))
+            server.call_later(
+                step * number * 0.00002,
+                lambda server=server, calls=calls: calls.note(server.wait(0)),
+            )
         with Client(server.address) as client:
             client.echo(b"x")
         server.stop(PATIENCE)
@@ -407,17 +436,27 @@ def test_a_callback_may_ask_for_calls_from_the_first_moment_on(engine):
 
 @pytest.mark.clause("S42")
 def test_a_call_is_not_missed_in_the_moment_in_which_a_worker_looks_at_much_input(start, connect):
-    """It is due while the only worker, with nothing else to do, searches a long beginning of a line that a pause had held back."""
+    """It is due while the only worker, with nothing else to do, searches a long beginning of a line
+    that a pause had held back.
+    """
     paused = []
     handler = recorder(connected=lambda socket: paused.append(socket.pause_reading()))
     options = [(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, 8 << 20)]
     builder = hydrogen.LineFrameBuilder(max_size=1 << 30)
-    server = start(handler, max_threads=1, framing=builder, read_budget=1 << 26, frame_timeout=None, socket_options=options)
+    server = start(
+        handler,
+        max_threads=1,
+        framing=builder,
+        read_budget=1 << 26,
+        frame_timeout=None,
+        socket_options=options,
+    )
     for number in range(1, 11):
         client = connect(server)
         wait_until(lambda number=number: len(paused) == number, "reading is paused")
         client.sock.setblocking(False)
-        client.sock.send(b"a" * (5 << 20))  # as much of it as the kernel takes: net.core.rmem_max may be small
+        # as much of it as the kernel takes: net.core.rmem_max may be small
+        client.sock.send(b"a" * (5 << 20))
         called = threading.Event()
         server.call_later(0.002, called.set)
         handler.of("connected")[-1].socket.resume_reading()

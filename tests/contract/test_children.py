@@ -1,5 +1,5 @@
-"""Child processes that callbacks start, by each way there is: they keep neither the port nor a connection, they touch neither, and
-their exit status reaches who waits for them.
+"""Child processes that callbacks start, by each way there is: they keep neither the port nor a
+connection, they touch neither, and their exit status reaches who waits for them.
 """
 
 import sys
@@ -30,7 +30,8 @@ def begin():
         process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[go_reader])
         return process.wait
     if how == "multiprocessing":
-        process = multiprocessing.get_context("fork").Process(target=lambda: (until_told(), os._exit(7)))
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=lambda: (until_told(), os._exit(7)))
         process.start()
         return lambda: (process.join(), process.exitcode)[1]
     pid = os.fork()
@@ -107,7 +108,8 @@ from reentry import signalled
 from support import Client, Echo
 
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-sys.unraisablehook = lambda unraisable: None  # the interpreter ignores what is raised while a thread forks, but says so
+# The interpreter ignores what is raised while a thread forks, but says so.
+sys.unraisablehook = lambda unraisable: None
 
 def fork():
     pid = os.fork()
@@ -139,10 +141,12 @@ INTERRUPTED_CHILD = """
 import os, signal, sys, threading, warnings
 
 def profile(frame, event, argument):
-    if event in ("call", "c_return") and frame.f_code.co_filename.startswith(ours) and next(moments) == 0:
+    is_ours = frame.f_code.co_filename.startswith(ours)
+    if event in ("call", "c_return") and is_ours and next(moments) == 0:
         raise KeyboardInterrupt  # and the profile function is gone
 
-os.register_at_fork(after_in_child=lambda: sys.setprofile(profile))  # behind the hook of threading, before ours
+# Behind the hook of threading, before ours.
+os.register_at_fork(after_in_child=lambda: sys.setprofile(profile))
 import hydrogen
 from support import Client, Echo, open_fds
 
@@ -181,7 +185,9 @@ print(status)
 
 
 @pytest.mark.clause("P4", "K18")
-def test_a_signal_handler_that_raises_in_the_child_as_it_begins_leaves_nothing_of_the_parents_there(engine):
+def test_a_signal_handler_that_raises_in_the_child_as_it_begins_leaves_nothing_of_the_parents_there(
+    engine,
+):
     assert finish(child(INTERRUPTED_CHILD, engine), 0) == ("8\n", "")
 
 
@@ -233,10 +239,13 @@ with serve(recorder(data_received=echo, connection_removed=removed)) as server:
 
 
 @pytest.mark.clause("P4", "K18")
-# Since 3.13 CPython itself has nobody start a thread while a fork is prepared, and waits with the GIL for it to be over.
+# Since 3.13 CPython itself has nobody start a thread while a fork is prepared, and waits with the
+# GIL for it to be over.
 @pytest.mark.parametrize("what", ["start", "end"] if sys.version_info < (3, 13) else ["end"])
 def test_a_fork_handler_of_another_library_that_takes_the_gil_holds_nobody_up(engine, what):
-    """Who waited with the GIL for the fork to be over waited for a handler that waited for the GIL."""
+    """Who waited with the GIL for the fork to be over waited for a handler that waited for the
+    GIL.
+    """
     assert finish(child(ANOTHER_HANDLER, engine, what), 0) == ("", "")
 
 
@@ -287,7 +296,9 @@ with serve() as server, Client(server.address) as client:
 @pytest.mark.clause("P4", "K18")
 @pytest.mark.parametrize("when", ["early", "late"])
 def test_a_server_that_a_fork_hook_of_the_programs_starts_in_the_child_serves(engine, when):
-    """Hooks run in the order in which they were registered: this one before some of ours, or all."""
+    """Hooks run in the order in which they were registered: this one before some of ours, or
+    all.
+    """
     assert finish(child(STARTED_IN_A_HOOK, engine, when), 0) == ("7\n", "")
 
 

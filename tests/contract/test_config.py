@@ -12,7 +12,9 @@ from support import Echo, echo, recorder, running, simple, wait_event, wait_unti
 import hydrogen
 
 LISTEN_BACKLOG_IN_TCP_INFO = 28
-"""Offset of tcpi_sacked, which for a listening socket is its backlog (net/ipv4/tcp.c, tcp_get_info)."""
+"""Offset of tcpi_sacked, which for a listening socket is its backlog (net/ipv4/tcp.c,
+tcp_get_info).
+"""
 
 
 def options_of_a_connection(start, connect, *wanted, **config):
@@ -164,7 +166,9 @@ def test_a_close_that_so_linger_would_delay_keeps_no_worker(start, connect):
 
 
 @pytest.mark.clause("C15")
-def test_a_socket_option_that_the_kernel_refuses_removes_the_connection_with_its_error(start, connect):
+def test_a_socket_option_that_the_kernel_refuses_removes_the_connection_with_its_error(
+    start, connect
+):
     handler = recorder(connected=None)
     server = start(handler, socket_options=[(stdlib_socket.IPPROTO_TCP, 9999, 1)])
     assert connect(server).at_end() in ("end", "reset")
@@ -175,7 +179,9 @@ def test_a_socket_option_that_the_kernel_refuses_removes_the_connection_with_its
 
 
 @pytest.mark.clause("C16", "H12")
-def test_above_the_high_watermark_a_connection_is_not_read_and_below_the_low_one_it_is_again(start, connect):
+def test_above_the_high_watermark_a_connection_is_not_read_and_below_the_low_one_it_is_again(
+    start, connect
+):
     big = bytes(8 << 20)
 
     def received(socket, data):
@@ -191,7 +197,9 @@ def test_above_the_high_watermark_a_connection_is_not_read_and_below_the_low_one
     client.send(b"more")
     for count in range(1, 4):  # the neighbour is served, so the loop went round
         other.send(b"other")
-        handler.wait(lambda count=count: handler.data().count(b"other") == count, "the neighbour is served")
+        handler.wait(
+            lambda count=count: handler.data().count(b"other") == count, "the neighbour is served"
+        )
     assert handler.messages(socket.id) == [b"big"]
     assert handler.of("writable") == []
     assert client.receive(len(big)) == big
@@ -244,13 +252,17 @@ def test_above_max_buffered_the_connection_with_the_most_pending_output_goes(sta
 
 @pytest.mark.clause("C18")
 def test_above_max_buffered_nothing_is_read_until_room_is_made(start, connect, gate):
-    """The one with the most output is the only one, so it goes, and the input that was held back is delivered."""
+    """The one with the most output is the only one, so it goes, and the input that was held back is
+    delivered.
+    """
     handler = recorder(connected=None, data_received=echo)
     server = start(handler, max_buffered=1 << 20)
     slow = connect(server, receive_buffer=4096)
     other = connect(server)
     handler.wait_for("connected", 2)
-    (socket,) = [call.socket for call in handler.of("connected") if call.socket.peername == slow.name]
+    (socket,) = [
+        call.socket for call in handler.of("connected") if call.socket.peername == slow.name
+    ]
     assert socket.send(bytes(6 << 20))
     assert type(handler.wait_removed()[0]) is hydrogen.SlowConsumer
     for _ in range(5):
@@ -259,7 +271,9 @@ def test_above_max_buffered_nothing_is_read_until_room_is_made(start, connect, g
 
 @pytest.mark.clause("C18")
 def test_input_that_is_not_delivered_counts_too_and_reading_goes_on_when_it_is_gone(start, connect):
-    """Unfinished frames fill the server's memory. Nothing is read until some of them are gone, be it that an engine removes them."""
+    """Unfinished frames fill the server's memory. Nothing is read until some of them are gone, be
+    it that an engine removes them.
+    """
     handler = recorder(data_received=echo)
     server = start(handler, framing=hydrogen.SimpleFrameBuilder, max_buffered=100_000)
     neighbour = connect(server)
@@ -267,19 +281,29 @@ def test_input_that_is_not_delivered_counts_too_and_reading_goes_on_when_it_is_g
     unfinished = [connect(server) for _ in range(3)]
     for client in unfinished:
         client.send(simple(bytes(60_000))[:-1])
-    wait_until(lambda: server.stats().queued_bytes >= 100_000 or server.stats().removed, "the limit is reached")
+    wait_until(
+        lambda: server.stats().queued_bytes >= 100_000 or server.stats().removed,
+        "the limit is reached",
+    )
     neighbour.send(simple(b"held back"))
     for client in unfinished:
         client.reset()
     assert neighbour.receive_frame() == b"held back"
-    assert {type(error) for error in handler.wait_removed(3)} <= {ConnectionResetError, hydrogen.SlowConsumer}
+    assert {type(error) for error in handler.wait_removed(3)} <= {
+        ConnectionResetError,
+        hydrogen.SlowConsumer,
+    }
     neighbour.echo(simple(bytes(60_000)))
 
 
 @pytest.mark.clause("C19")
 @pytest.mark.parametrize("framing", [None, hydrogen.SimpleFrameBuilder], ids=["raw", "frames"])
-def test_a_connection_with_much_input_does_not_keep_the_others_waiting(start, connect, gate, framing):
-    """One worker, held until both have sent: the one message is delivered before the last of the many."""
+def test_a_connection_with_much_input_does_not_keep_the_others_waiting(
+    start, connect, gate, framing
+):
+    """One worker, held until both have sent: the one message is delivered before the last of the
+    many.
+    """
     go = gate()
 
     def received(socket, data):
@@ -295,9 +319,15 @@ def test_a_connection_with_much_input_does_not_keep_the_others_waiting(start, co
     many = frame(b"m" * 20) * 2000
     much.send(many)
     little.send(frame(b"little"))
-    wait_until(lambda: much.unacknowledged() == little.unacknowledged() == 0, "the server's kernel has both")
+    wait_until(
+        lambda: much.unacknowledged() == little.unacknowledged() == 0,
+        "the server's kernel has both",
+    )
     go.set()
-    handler.wait(lambda: handler.data().count(b"m") == 40_000 and b"little" in handler.data(), "all is delivered")
+    handler.wait(
+        lambda: handler.data().count(b"m") == 40_000 and b"little" in handler.data(),
+        "all is delivered",
+    )
     before = handler.messages()[: handler.messages().index(b"little")]
     assert b"".join(before).count(b"m") < 40_000
 
@@ -306,7 +336,9 @@ def test_a_connection_with_much_input_does_not_keep_the_others_waiting(start, co
 @pytest.mark.parametrize("max_threads", [1, 3])
 def test_no_more_handlers_run_at_once_than_max_threads(start, connect, gate, max_threads):
     go = gate()
-    handler = recorder(data_received=lambda socket, data: (wait_event(go, "let go"), socket.send(data)))
+    handler = recorder(
+        data_received=lambda socket, data: (wait_event(go, "let go"), socket.send(data))
+    )
     server = start(handler, max_threads=max_threads)
     clients = [connect(server) for _ in range(6)]
     for client in clients:

@@ -1,6 +1,8 @@
-"""Each callback runs in a context of its own (contextvars): what it sets lasts as long as it does, and no longer.
+"""Each callback runs in a context of its own (contextvars): what it sets lasts as long as it does,
+and no longer.
 
-Its own sends may run Python: TLS, a frame builder or a stream of the user's. That is one callback still.
+Its own sends may run Python: TLS, a frame builder or a stream of the user's. That is one callback
+still.
 """
 
 import asyncio
@@ -70,7 +72,9 @@ def serving(start, path, kind, max_threads=1, **hooks):
 
 @pytest.mark.clause("H16")
 @kinds
-def test_what_a_callback_sets_in_its_context_outlives_its_own_sends_and_not_itself(start, tmp_path, kind):
+def test_what_a_callback_sets_in_its_context_outlives_its_own_sends_and_not_itself(
+    start, tmp_path, kind
+):
     seen = []
     done = threading.Semaphore(0)
 
@@ -98,7 +102,9 @@ def test_what_a_callback_sets_in_its_context_outlives_its_own_sends_and_not_itse
 
 @pytest.mark.clause("H16")
 @kinds
-def test_of_two_messages_that_come_at_once_the_second_does_not_see_what_the_first_has_set(start, tmp_path, kind):
+def test_of_two_messages_that_come_at_once_the_second_does_not_see_what_the_first_has_set(
+    start, tmp_path, kind
+):
     seen = []
 
     def received(socket, data):
@@ -160,7 +166,9 @@ def test_what_lies_in_the_context_of_a_callback_may_send_as_it_is_dropped(start,
         def __del__(self):
             self.socket.send(b"bye")
 
-    _, connect = serving(start, tmp_path, kind, data_received=lambda socket, data: mine.set(Farewell(socket)))
+    _, connect = serving(
+        start, tmp_path, kind, data_received=lambda socket, data: mine.set(Farewell(socket))
+    )
     peer = connect()
     for _ in range(5):
         peer.send(b"x\n")
@@ -220,7 +228,9 @@ class Nameless(Exception, metaclass=NamelessType):
 @kinds
 @pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit, Nameless, hydrogen.Reject])
 @pytest.mark.parametrize("name", ["connected", "data_received", "disconnected"])
-def test_what_a_callback_sets_before_it_raises_no_other_one_sees(start, tmp_path, kind, error, name, error_log):
+def test_what_a_callback_sets_before_it_raises_no_other_one_sees(
+    start, tmp_path, kind, error, name, error_log
+):
     seen = []
 
     def callback(socket, *arguments):
@@ -290,10 +300,14 @@ def test_what_the_server_name_callback_of_tls_sets_no_other_callback_sees(start,
 
 @pytest.mark.clause("H16")
 @pytest.mark.parametrize("sets", [False, True], ids=["sets nothing", "sets a variable"])
-def test_a_worker_leaves_the_context_that_its_thread_runs_in_as_it_was(start, connect, monkeypatch, sets):
+def test_a_worker_leaves_the_context_that_its_thread_runs_in_as_it_was(
+    start, connect, monkeypatch, sets
+):
     """From Python 3.14 on each thread runs in a context, whose end is an error in any other one."""
     run = threading.Thread.run
-    monkeypatch.setattr(threading.Thread, "run", lambda thread: contextvars.Context().run(run, thread))
+    monkeypatch.setattr(
+        threading.Thread, "run", lambda thread: contextvars.Context().run(run, thread)
+    )
     raised = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
 

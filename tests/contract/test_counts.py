@@ -1,6 +1,8 @@
-"""What a message costs, counted (W10 of the measuring rules): nothing here depends on how fast the machine is.
+"""What a message costs, counted (W10 of the measuring rules): nothing here depends on how fast the
+machine is.
 
-10,000 echoes of 64 bytes on 64 connections, all of them busy all the time; strace(1) is attached to the server process meanwhile.
+10,000 echoes of 64 bytes on 64 connections, all of them busy all the time; strace(1) is attached to
+the server process meanwhile.
 """
 
 import contextlib
@@ -21,7 +23,8 @@ import ctypes, sys
 import hydrogen
 from support import Echo
 
-ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER, ANY: where only a parent may trace
+# PR_SET_PTRACER, ANY: where only a parent may trace.
+ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))
 server = hydrogen.serve(Echo(), port=0, engine=sys.argv[1], max_threads=4, handoff=sys.argv[2])
 print(server.address[1], flush=True)
 for line in sys.stdin:  # one line each time that the counters are wanted
@@ -30,7 +33,16 @@ for line in sys.stdin:  # one line each time that the counters are wanted
 server.stop()
 """
 
-NAMES = ["messages_received", "messages_sent", "polls", "iterations", "gil_acquisitions", "buffer_allocations", "handoffs", "stalls"]
+NAMES = [
+    "messages_received",
+    "messages_sent",
+    "polls",
+    "iterations",
+    "gil_acquisitions",
+    "buffer_allocations",
+    "handoffs",
+    "stalls",
+]
 
 
 def counters(process):
@@ -41,7 +53,9 @@ def counters(process):
 
 
 def load(sockets, messages):
-    """A closed loop: each connection always has a message under way, until so many were answered; every reply is looked at."""
+    """A closed loop: each connection always has a message under way, until so many were answered;
+    every reply is looked at.
+    """
     message = bytes(range(SIZE))
     selector = selectors.DefaultSelector()
     for sock in sockets:
@@ -62,8 +76,20 @@ def load(sockets, messages):
 
 @contextlib.contextmanager
 def traced(pid, summary):
-    """Count the system calls of a process while the body runs; they are then in the file `summary`."""
-    command = [path_of("strace"), "-f", "-c", "-U", "calls,name", "-o", str(summary), "-p", str(pid)]
+    """Count the system calls of a process while the body runs; they are then in the file
+    `summary`.
+    """
+    command = [
+        path_of("strace"),
+        "-f",
+        "-c",
+        "-U",
+        "calls,name",
+        "-o",
+        str(summary),
+        "-p",
+        str(pid),
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
         assert "attached" in (line := tracer.stderr.readline()), line
         try:
@@ -74,7 +100,9 @@ def traced(pid, summary):
 
 
 def run(engine, summary=None):
-    """Warm up, count over the load, and return by how much each counter rose. With `summary` system calls are counted into that file."""
+    """Warm up, count over the load, and return by how much each counter rose. With `summary` system
+    calls are counted into that file.
+    """
     process = child(SERVER, engine, "auto")
     address = ("127.0.0.1", int(process.stdout.readline()))
     sockets = [stdlib_socket.create_connection(address) for _ in range(CONNECTIONS)]
@@ -97,9 +125,11 @@ def test_w10_the_gil_is_taken_once_a_batch_and_nothing_is_allocated_but_the_payl
     rise = run(engine)
     assert rise["messages_received"] == rise["messages_sent"] == MESSAGES
     if engine == "compiled":
-        # A machine that is busy with other things makes a handler seem to block: then more workers take part, each with a pool of its own.
+        # A machine that is busy with other things makes a handler seem to block: then more workers
+        # take part, each with a pool of its own.
         disturbed = rise["stalls"] + rise["handoffs"]
-        # And a turn long: after each eighth callback of one that lasts it may be given back, to flush.
+        # And a turn long: after each eighth callback of one that lasts it may be given back, to
+        # flush.
         assert 0 < rise["gil_acquisitions"] <= rise["polls"] + MESSAGES // 8 + 3 * disturbed, rise
         assert rise["buffer_allocations"] <= 4 * 2 * CONNECTIONS, rise
 
@@ -109,11 +139,17 @@ def test_w10_a_message_costs_a_recv_a_send_and_a_share_of_a_poll_and_nothing_els
     summary = tmp_path / "summary"
     rise = run(engine, summary)
     assert rise["messages_received"] == MESSAGES
-    calls = {name: int(count) for count, name in re.findall(r"^\s*(\d+)\s+(\w+)$", summary.read_text(), re.M)}
+    calls = {
+        name: int(count)
+        for count, name in re.findall(r"^\s*(\d+)\s+(\w+)$", summary.read_text(), re.M)
+    }
     futexes = calls.pop("futex", 0)
     everything = calls.pop("total") - futexes
     assert calls["recvfrom"] >= MESSAGES, "every message was counted"
     assert calls.get("epoll_ctl", 0) == 0, "interest is not touched"
     if engine == "compiled":
         assert everything <= 2.1 * MESSAGES, calls
-        assert futexes <= 0.5 * MESSAGES, "none for each message; the monitor thread's are one a tick: the slower the machine, the more"
+        assert futexes <= 0.5 * MESSAGES, (
+            "none for each message; the monitor thread's are one a tick: the slower the machine, "
+            "the more"
+        )

@@ -1,6 +1,8 @@
-"""open_timeout and frame_timeout: what they count, from when, and whom they do not concern. Row 8: frames that are never finished.
+"""open_timeout and frame_timeout: what they count, from when, and whom they do not concern. Row 8:
+frames that are never finished.
 
-Nothing here measures time. That a deadline has passed is seen by another connection, which began later and was removed by one as long.
+Nothing here measures time. That a deadline has passed is seen by another connection, which began
+later and was removed by one as long.
 """
 
 import functools
@@ -69,11 +71,13 @@ def framing(request):
     return FRAMINGS[request.param]
 
 
-# ---------------------------------------------------------------------------------------------------- frame_timeout
+# ------------------------------------------------------------------------------------ frame_timeout
 
 
 @pytest.mark.clause("C25", "H20", "H25")
-def test_f08_a_frame_that_is_begun_and_never_finished_is_removed_at_frame_timeout(start, connect, framing):
+def test_f08_a_frame_that_is_begun_and_never_finished_is_removed_at_frame_timeout(
+    start, connect, framing
+):
     builder, frame = framing
     handler = recorder(eof=None, data_received=echo)
     server = start(handler, framing=builder, frame_timeout=SHORT)
@@ -88,8 +92,12 @@ def test_f08_a_frame_that_is_begun_and_never_finished_is_removed_at_frame_timeou
 
 
 @pytest.mark.clause("C25")
-@pytest.mark.parametrize("begun", [b"\x01", b"\x01\x00", b"\x01\x7f\xff"], ids=["first byte", "half a header", "header"])
-def test_f08_a_frame_of_which_not_even_the_header_came_is_removed_at_frame_timeout(start, connect, begun):
+@pytest.mark.parametrize(
+    "begun", [b"\x01", b"\x01\x00", b"\x01\x7f\xff"], ids=["first byte", "half a header", "header"]
+)
+def test_f08_a_frame_of_which_not_even_the_header_came_is_removed_at_frame_timeout(
+    start, connect, begun
+):
     handler = recorder()
     client = connect(start(handler, framing=hydrogen.SimpleFrameBuilder, frame_timeout=SHORT))
     client.send(begun)
@@ -108,7 +116,9 @@ def test_f08_a_frame_of_which_not_even_the_header_came_is_removed_at_frame_timeo
     ],
     ids=["simple", "length", "line", "user"],
 )
-def test_f08_a_frame_that_is_dripped_is_removed_at_frame_timeout(start, connect, builder, beginning):
+def test_f08_a_frame_that_is_dripped_is_removed_at_frame_timeout(
+    start, connect, builder, beginning
+):
     handler = recorder()
     client = connect(start(handler, framing=builder, frame_timeout=SHORT))
     client.send(beginning)
@@ -120,7 +130,9 @@ def test_f08_a_frame_that_is_dripped_is_removed_at_frame_timeout(start, connect,
 @pytest.mark.clause("C25", "C22")
 def test_f08_a_frame_that_is_dripped_over_tls_is_removed_at_frame_timeout(start, connect):
     handler = recorder()
-    client = connect(start(handler, framing=hydrogen.LineFrameBuilder, ssl=server_context(), frame_timeout=SHORT))
+    client = connect(
+        start(handler, framing=hydrogen.LineFrameBuilder, ssl=server_context(), frame_timeout=SHORT)
+    )
     tls = TlsClient(client, client_context()).handshake()
     tls.send(b"whole\nand not")
 
@@ -134,7 +146,9 @@ def test_f08_a_frame_that_is_dripped_over_tls_is_removed_at_frame_timeout(start,
 
 @pytest.mark.clause("C25")
 def test_a_finished_frame_restarts_the_clock(start, connect, framing):
-    """A frame is unfinished at every moment, but none for long; meanwhile two others, one after the other, are removed."""
+    """A frame is unfinished at every moment, but none for long; meanwhile two others, one after the
+    other, are removed.
+    """
     builder, frame = framing
     handler = recorder(data_received=echo)
     server = start(handler, framing=builder, frame_timeout=AMPLE)
@@ -168,7 +182,9 @@ def test_the_time_between_two_frames_does_not_count(start, connect, framing):
 @pytest.mark.clause("C25", "H19")
 def test_the_time_for_which_the_handler_pauses_reading_does_not_count(start, connect, framing):
     builder, frame = framing
-    handler = recorder(data_received=lambda socket, data: socket.pause_reading() if data == b"pause" else None)
+    handler = recorder(
+        data_received=lambda socket, data: socket.pause_reading() if data == b"pause" else None
+    )
     server = start(handler, framing=builder, frame_timeout=SHORT)
     client = connect(server)
     client.send(frame(b"pause") + frame(b"later")[:-1])
@@ -197,10 +213,18 @@ def test_after_a_pause_the_clock_runs_again(start, connect):
 @pytest.mark.clause("C25", "C16")
 def test_the_time_for_which_the_peer_does_not_read_its_replies_does_not_count(start, connect):
     reply = os.urandom(6_000_000)
-    handler = recorder(data_received=lambda socket, data: socket.send(reply if data == b"large" else data))
+    handler = recorder(
+        data_received=lambda socket, data: socket.send(reply if data == b"large" else data)
+    )
     builder = hydrogen.LengthFrameBuilder(max_size=8 << 20)
     buffer = [(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 16_384)]
-    server = start(handler, framing=builder, frame_timeout=SHORT, write_buffer_limits=(1000, 5000), socket_options=buffer)
+    server = start(
+        handler,
+        framing=builder,
+        frame_timeout=SHORT,
+        write_buffer_limits=(1000, 5000),
+        socket_options=buffer,
+    )
     client = connect(server, receive_buffer=4096)
     client.send(length_frame(b"large") + length_frame(b"later")[:-1])
     wait_until(lambda: handler.calls and handler.socket().pending > 5000, "reading is paused")
@@ -213,10 +237,14 @@ def test_the_time_for_which_the_peer_does_not_read_its_replies_does_not_count(st
 
 @pytest.mark.clause("C25")
 def test_what_has_arrived_in_time_is_looked_at_before_the_clock(start, connect, gate, framing):
-    """The handler is busy with one frame for longer than the timeout; meanwhile the rest of the next one has come."""
+    """The handler is busy with one frame for longer than the timeout; meanwhile the rest of the
+    next one has come.
+    """
     builder, frame = framing
     go = gate()
-    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else None)
+    handler = recorder(
+        data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else None
+    )
     server = start(handler, framing=builder, frame_timeout=SHORT)
     client = connect(server)
     client.send(frame(b"block") + frame(b"later")[:-1])
@@ -230,12 +258,20 @@ def test_what_has_arrived_in_time_is_looked_at_before_the_clock(start, connect, 
 
 
 @pytest.mark.clause("C25")
-def test_what_has_arrived_in_time_is_looked_at_before_the_clock_also_when_all_workers_were_busy(start, connect, gate, framing):
-    """The deadline passes while there is nobody to read; it is known to have passed from a server that has nothing else to do."""
+def test_what_has_arrived_in_time_is_looked_at_before_the_clock_also_when_all_workers_were_busy(
+    start, connect, gate, framing
+):
+    """The deadline passes while there is nobody to read; it is known to have passed from a server
+    that has nothing else to do.
+    """
     builder, frame = framing
     first, go = gate(), gate()
     busy = {b"first": first, b"block": go}
-    handler = recorder(data_received=lambda socket, data: wait_event(busy[data], "let go") if data in busy else None)
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(busy[data], "let go") if data in busy else None
+        )
+    )
     server = start(handler, framing=builder, frame_timeout=SHORT, max_threads=1)
     client, blocker = connect(server), connect(server)
     client.send(frame(b"first") + frame(b"later")[:-1])
@@ -254,13 +290,28 @@ def test_what_has_arrived_in_time_is_looked_at_before_the_clock_also_when_all_wo
 
 
 @pytest.mark.clause("C25", "C19")
-def test_what_has_arrived_in_time_is_looked_at_before_the_clock_however_many_turns_it_takes(start, connect, gate, tmp_path):
-    """The rest of a frame of 100,000 bytes, more than one turn may read, waits in the kernel when the handler is done."""
+def test_what_has_arrived_in_time_is_looked_at_before_the_clock_however_many_turns_it_takes(
+    start, connect, gate, tmp_path
+):
+    """The rest of a frame of 100,000 bytes, more than one turn may read, waits in the kernel when
+    the handler is done.
+    """
     first, go = gate(), gate()
     busy = {b"first": first, b"block": go}
-    handler = recorder(data_received=lambda socket, data: wait_event(busy[data], "let go") if data in busy else None)
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(busy[data], "let go") if data in busy else None
+        )
+    )
     path = str(tmp_path / "socket")  # where the kernel holds what was sent, whatever the window
-    server = start(handler, framing=hydrogen.LengthFrameBuilder, frame_timeout=SHORT, max_threads=1, read_budget=1000, path=path)
+    server = start(
+        handler,
+        framing=hydrogen.LengthFrameBuilder,
+        frame_timeout=SHORT,
+        max_threads=1,
+        read_budget=1000,
+        path=path,
+    )
     client, blocker = connect(server), connect(server)
     later = length_frame(b"l" * 100_000)
     client.send(length_frame(b"first") + later[:10])
@@ -279,7 +330,9 @@ def test_what_has_arrived_in_time_is_looked_at_before_the_clock_however_many_tur
 
 @pytest.mark.clause("C25", "K8")
 def test_a_connection_that_is_closing_has_no_frame_timeout(start, connect):
-    """It is flushed still when the deadline passes, which the frame that had begun would have had."""
+    """It is flushed still when the deadline passes, which the frame that had begun would have
+    had.
+    """
     reply = os.urandom(6_000_000)
     handler = recorder(data_received=lambda socket, data: (socket.send(reply), socket.close()))
     builder = hydrogen.LengthFrameBuilder(max_size=8 << 20)
@@ -304,7 +357,9 @@ def test_frame_timeout_none_is_no_limit(start, connect, framing):
     connect(start(watch, framing=builder, frame_timeout=SHORT)).send(frame(b"never finished")[:-1])
     timed_out(watch, "frame_timeout")
     client.send(frame(b"later")[-1:])
-    assert client.receive(len(frame(b"whole") + frame(b"later"))) == frame(b"whole") + frame(b"later")
+    assert client.receive(len(frame(b"whole") + frame(b"later"))) == frame(b"whole") + frame(
+        b"later"
+    )
 
 
 class Lines(hydrogen.Stream):
@@ -334,9 +389,13 @@ class Lines(hydrogen.Stream):
 @pytest.mark.clause("C25", "C8")
 @pytest.mark.parametrize("who", [hydrogen.Plain, Lines], ids=["without framing", "a user's stream"])
 def test_there_is_no_frame_timeout_without_frames_of_ours(start, connect, who):
-    """Of two connections of one server, the one that has frames, and was begun later, is removed."""
+    """Of two connections of one server, the one that has frames, and was begun later, is
+    removed.
+    """
     makers = iter([who, lambda fd: hydrogen.Plain(fd, hydrogen.LineFrameBuilder())])
-    handler = recorder(new_connection=lambda fd: next(makers)(fd), connected=None, data_received=echo)
+    handler = recorder(
+        new_connection=lambda fd: next(makers)(fd), connected=None, data_received=echo
+    )
     server = start(handler, framing=hydrogen.SimpleFrameBuilder, frame_timeout=SHORT)
     client = connect(server)
     handler.wait_for("connected")
@@ -374,7 +433,9 @@ def test_a_frame_whose_beginning_was_read_by_hand_has_the_frame_timeout(start, c
 
 @pytest.mark.clause("C24", "C25", "T11")
 @pytest.mark.parametrize("kind", ["plain", "secure"])
-def test_a_frame_whose_beginning_was_read_by_hand_behind_a_proxy_header_does_not_have_the_header_s_deadline(start, connect, kind):
+def test_a_frame_that_was_begun_by_hand_behind_a_proxy_header_does_not_have_the_header_s_deadline(
+    start, connect, kind
+):
     header, context = v1("192.0.2.1", "198.51.100.2"), server_context()
 
     def login(fd):
@@ -390,7 +451,10 @@ def test_a_frame_whose_beginning_was_read_by_hand_behind_a_proxy_header_does_not
     server = start(handler, open_timeout=AMPLE, frame_timeout=None, **options)
     client = connect(server)
     client.send(header[:10])
-    wait_until(lambda: server.stats().bytes_received == 10, "a part of the header is read, and has its deadline")
+    wait_until(
+        lambda: server.stats().bytes_received == 10,
+        "a part of the header is read, and has its deadline",
+    )
     client.send(header[10:])
     talker = TlsClient(client, client_context()).handshake() if kind == "secure" else client
     talker.send(b"user\nbegun")
@@ -401,7 +465,7 @@ def test_a_frame_whose_beginning_was_read_by_hand_behind_a_proxy_header_does_not
     assert talker.receive(19) == b"begun and finished\n"
 
 
-# ---------------------------------------------------------------------------------------------------- open_timeout
+# ------------------------------------------------------------------------------------- open_timeout
 # (handshakes that are silent or dripped are row 32, in test_faults_tls.py)
 
 
@@ -431,9 +495,13 @@ def test_on_connected_may_take_longer_than_open_timeout(start, connect, gate):
 
 @pytest.mark.clause("C24", "T10")
 def test_open_timeout_is_for_connections_with_tls_and_for_no_other(start, connect):
-    """Of two connections of one server, the one with TLS, though it came later, is removed; neither has said anything."""
+    """Of two connections of one server, the one with TLS, though it came later, is removed; neither
+    has said anything.
+    """
     makers = iter([lambda fd: None, lambda fd: hydrogen.Secure(fd, None, server_context())])
-    handler = recorder(new_connection=lambda fd: next(makers)(fd), connected=None, data_received=echo)
+    handler = recorder(
+        new_connection=lambda fd: next(makers)(fd), connected=None, data_received=echo
+    )
     server = start(handler, open_timeout=SHORT)
     client = connect(server)
     handler.wait_for("connected")
@@ -444,7 +512,9 @@ def test_open_timeout_is_for_connections_with_tls_and_for_no_other(start, connec
 
 
 @pytest.mark.clause("C24", "T11")
-def test_a_handshake_that_was_begun_by_hand_and_goes_on_no_more_is_removed_at_open_timeout(start, connect):
+def test_a_handshake_that_was_begun_by_hand_and_goes_on_no_more_is_removed_at_open_timeout(
+    start, connect
+):
     context, begun = server_context(), []
 
     def begin(fd):
@@ -464,7 +534,9 @@ def test_a_handshake_that_was_begun_by_hand_and_goes_on_no_more_is_removed_at_op
 
 @pytest.mark.clause("C24", "H6")
 def test_open_timeout_counts_from_the_end_of_on_new_connection(start, connect, gate):
-    """The first connection is held there until the second, which came later, is removed; and then has all the time."""
+    """The first connection is held there until the second, which came later, is removed; and then
+    has all the time.
+    """
     go, held, first = gate(), gate(), iter([True])
 
     def new(fd):

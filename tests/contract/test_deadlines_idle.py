@@ -1,7 +1,8 @@
-"""idle_timeout and write_timeout: what they count, and whom they do not concern. Rows 13, 14 and 24b as far as these see to them.
+"""idle_timeout and write_timeout: what they count, and whom they do not concern. Rows 13, 14 and
+24b as far as these see to them.
 
-As in test_deadlines.py nothing here measures time: that a deadline has passed is seen by other connections, which began later and were
-removed by one as long.
+As in test_deadlines.py nothing here measures time: that a deadline has passed is seen by other
+connections, which began later and were removed by one as long.
 """
 
 import contextlib
@@ -15,7 +16,18 @@ import time
 import pytest
 from certificates import client_context, server_context
 from families import PassThrough
-from support import TlsClient, echo, length_frame, recorder, running, settled, simple, timed_out, wait_event, wait_until
+from support import (
+    TlsClient,
+    echo,
+    length_frame,
+    recorder,
+    running,
+    settled,
+    simple,
+    timed_out,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 
@@ -36,7 +48,9 @@ KINDS = pytest.mark.parametrize("kind", ["plain", "tls", "stream"])
 
 def options_for(kind):
     """Of `recorder`, and of the server."""
-    return {"new_connection": PassThrough} if kind == "stream" else {}, {"ssl": server_context()} if kind == "tls" else {}
+    return {"new_connection": PassThrough} if kind == "stream" else {}, {
+        "ssl": server_context()
+    } if kind == "tls" else {}
 
 
 def talker(kind, client):
@@ -55,14 +69,20 @@ def repeat_until(action, condition, what):
 
 
 def outlive(handler, server, connect, action, removals=(1, 2)):
-    """While `action` is repeated two silent connections are removed one after the other: more than twice the timeout passes."""
+    """While `action` is repeated two silent connections are removed one after the other: more than
+    twice the timeout passes.
+    """
     for number in removals:
         connect(server)
-        repeat_until(action, lambda number=number: len(handler.of("connection_removed")) >= number, "a silent one is removed")
+        repeat_until(
+            action,
+            lambda number=number: len(handler.of("connection_removed")) >= number,
+            "a silent one is removed",
+        )
         timed_out(handler, "idle_timeout", number)
 
 
-# ---------------------------------------------------------------------------------------------------- idle_timeout
+# ------------------------------------------------------------------------------------- idle_timeout
 
 
 @pytest.mark.clause("C27", "H20", "H25")
@@ -96,7 +116,11 @@ def test_f14_many_that_are_silent_are_all_removed_and_one_that_talks_is_not(star
     for _ in range(50):
         connect(server)
     client = connect(server)
-    repeat_until(lambda: client.echo(b"x"), lambda: len(handler.of("connection_removed")) >= 50, "they are removed")
+    repeat_until(
+        lambda: client.echo(b"x"),
+        lambda: len(handler.of("connection_removed")) >= 50,
+        "they are removed",
+    )
     assert {type(error) for error in handler.wait_removed(50)} == {hydrogen.ConnectionTimeout}
     client.echo(b"still here")
     wait_until(lambda: server.stats().removed_idle_timeout == 50, "they are counted")
@@ -135,7 +159,9 @@ def test_bytes_to_the_peer_keep_a_connection_although_it_says_nothing(start, con
 @pytest.mark.clause("C27", "C25")
 def test_bytes_of_a_frame_that_is_not_finished_are_bytes(start, connect):
     handler = recorder()
-    server = start(handler, framing=hydrogen.SimpleFrameBuilder, idle_timeout=AMPLE, frame_timeout=None)
+    server = start(
+        handler, framing=hydrogen.SimpleFrameBuilder, idle_timeout=AMPLE, frame_timeout=None
+    )
     client = connect(server)
     client.send(b"\x01\xff\xff")
     outlive(handler, server, connect, lambda: client.send(b"\0"))
@@ -143,9 +169,15 @@ def test_bytes_of_a_frame_that_is_not_finished_are_bytes(start, connect):
 
 
 @pytest.mark.clause("C27")
-def test_what_the_peer_sends_while_its_handler_is_busy_is_read_before_the_clock(start, connect, gate):
+def test_what_the_peer_sends_while_its_handler_is_busy_is_read_before_the_clock(
+    start, connect, gate
+):
     go = gate()
-    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else socket.send(data))
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(go, "let go") if data == b"block" else socket.send(data)
+        )
+    )
     server = start(handler, idle_timeout=SHORT, framing=hydrogen.SimpleFrameBuilder)
     client = connect(server)
     client.send(simple(b"block"))
@@ -158,8 +190,14 @@ def test_what_the_peer_sends_while_its_handler_is_busy_is_read_before_the_clock(
 
 
 @pytest.mark.clause("C27", "H19")
-def test_what_the_peer_sends_while_its_handler_has_paused_reading_shows_that_it_is_not_idle(start, connect):
-    handler = recorder(data_received=lambda socket, data: socket.pause_reading() if data == b"pause" else socket.send(data))
+def test_what_the_peer_sends_while_its_handler_has_paused_reading_shows_that_it_is_not_idle(
+    start, connect
+):
+    handler = recorder(
+        data_received=lambda socket, data: (
+            socket.pause_reading() if data == b"pause" else socket.send(data)
+        )
+    )
     server = start(handler, idle_timeout=SHORT, framing=hydrogen.SimpleFrameBuilder)
     client = connect(server)
     client.send(simple(b"pause"))
@@ -174,7 +212,9 @@ def test_what_the_peer_sends_while_its_handler_has_paused_reading_shows_that_it_
 
 @pytest.mark.clause("C27", "H22")
 def test_a_handler_that_is_busy_is_no_byte_but_what_it_answers_is(start, connect, gate):
-    """Both peers are silent for longer than the timeout while their handlers work; one handler answers, the other does not."""
+    """Both peers are silent for longer than the timeout while their handlers work; one handler
+    answers, the other does not.
+    """
     go = gate()
 
     def work(socket, data):
@@ -199,9 +239,13 @@ def test_a_handler_that_is_busy_is_no_byte_but_what_it_answers_is(start, connect
 
 @pytest.mark.clause("C27", "H22")
 @pytest.mark.parametrize("handoff", ["auto", "inline", "eager"])
-def test_f24b_while_all_workers_are_blocked_no_peer_that_has_spoken_is_timed_out(start, connect, gate, handoff):
+def test_f24b_while_all_workers_are_blocked_no_peer_that_has_spoken_is_timed_out(
+    start, connect, gate, handoff
+):
     go = gate()
-    handler = recorder(data_received=lambda socket, data: (wait_event(go, "let go"), socket.send(data)))
+    handler = recorder(
+        data_received=lambda socket, data: (wait_event(go, "let go"), socket.send(data))
+    )
     server = start(handler, idle_timeout=AMPLE, max_threads=2, handoff=handoff)
     clients = [connect(server) for _ in range(8)]
     for client in clients:
@@ -230,7 +274,9 @@ def test_by_default_a_connection_may_be_silent_for_ever(start, connect):
 
 
 @pytest.mark.clause("C27", "T8")
-def test_bytes_of_the_peer_keep_a_connection_while_another_thread_is_in_its_stream(start, connect, gate):
+def test_bytes_of_the_peer_keep_a_connection_while_another_thread_is_in_its_stream(
+    start, connect, gate
+):
     """They cannot be read for that long."""
     go, inside = gate(), threading.Event()
 
@@ -253,7 +299,7 @@ def test_bytes_of_the_peer_keep_a_connection_while_another_thread_is_in_its_stre
     handler.wait(lambda: handler.data().endswith(b"still here"), "it is served")
 
 
-# ---------------------------------------------------------------------------------------------------- write_timeout
+# ------------------------------------------------------------------------------------ write_timeout
 
 
 def big(socket, data):
@@ -286,7 +332,9 @@ def test_f13_a_peer_that_reads_nothing_is_removed_at_write_timeout(start, connec
 
 @pytest.mark.clause("C28", "T5")
 def test_what_a_peer_sends_is_no_progress_of_output_that_its_stream_keeps(start, connect):
-    """The stream keeps it for another reason than a kernel that takes no more: a window of its protocol, say."""
+    """The stream keeps it for another reason than a kernel that takes no more: a window of its
+    protocol, say.
+    """
 
     class Windowed(PassThrough):
         def send(self, buf):
@@ -302,21 +350,29 @@ def test_what_a_peer_sends_is_no_progress_of_output_that_its_stream_keeps(start,
             client.send(b"drip")
         pause.wait(AMPLE / 100)
 
-    repeat_until(drip, lambda: handler.of("connection_removed"), "it is removed although the peer sends")
+    repeat_until(
+        drip, lambda: handler.of("connection_removed"), "it is removed although the peer sends"
+    )
     timed_out(handler, "write_timeout")
 
 
 @pytest.mark.clause("C28")
-def test_f14_a_peer_that_vanishes_with_output_on_its_way_is_removed_at_write_timeout(start, connect):
+def test_f14_a_peer_that_vanishes_with_output_on_its_way_is_removed_at_write_timeout(
+    start, connect
+):
     handler = recorder(connected=None)
-    client = connect(start(handler, write_timeout=SHORT, idle_timeout=None, keepalive=None), receive_buffer=4096)
+    client = connect(
+        start(handler, write_timeout=SHORT, idle_timeout=None, keepalive=None), receive_buffer=4096
+    )
     assert handler.socket().send(BIG)
     timed_out(handler, "write_timeout")
     assert client.at_end() == "reset"
 
 
 SLOW = 20_000
-"""Bytes a second: the peer's kernel takes some each third of a second, and in `AMPLE` some thrice; in 6 s not a third of SEND_BUFFER."""
+"""Bytes a second: the peer's kernel takes some each third of a second, and in `AMPLE` some thrice;
+in 6 s not a third of SEND_BUFFER.
+"""
 
 
 def slowly(client, taken, rate=SLOW):
@@ -332,7 +388,8 @@ def slowly(client, taken, rate=SLOW):
 
 
 def outlive_slowly(handler, server, connect, client, already=0, taken=(), rate=SLOW):
-    """While `client` reads a little at a time two others that read nothing are removed; how many bytes the client has read.
+    """While `client` reads a little at a time two others that read nothing are removed; how many
+    bytes the client has read.
 
     `taken`: in which portions it has read some already. `rate`: bytes a second.
     """
@@ -349,12 +406,16 @@ def outlive_slowly(handler, server, connect, client, already=0, taken=(), rate=S
 
 
 SEND_BUFFER = [(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 200_000)]
-"""Large enough that a slow reader frees no third of it, of which epoll would tell, for longer than the timeout."""
+"""Large enough that a slow reader frees no third of it, of which epoll would tell, for longer than
+the timeout.
+"""
 
 
 @pytest.mark.clause("C28")
 def test_a_peer_that_reads_slowly_but_steadily_is_never_removed(start, connect):
-    """What the kernel holds gets less, but not by so much that it asks for more: the engine writes nothing for all that time."""
+    """What the kernel holds gets less, but not by so much that it asks for more: the engine writes
+    nothing for all that time.
+    """
     handler = recorder(data_received=big)
     server = start(handler, write_timeout=AMPLE, socket_options=SEND_BUFFER)
     client = stuck(server, connect)
@@ -371,7 +432,9 @@ def test_a_peer_that_reads_slowly_but_steadily_is_never_removed(start, connect):
 
 @pytest.mark.clause("C28")
 @pytest.mark.parametrize("kind", ["plain", "stream"])
-def test_a_peer_that_reads_steadily_is_never_removed_though_the_kernel_is_filled_again_each_time(start, connect, kind):
+def test_a_peer_that_reads_steadily_is_never_removed_though_the_kernel_is_filled_again_each_time(
+    start, connect, kind
+):
     hooks, _ = options_for(kind)
     handler = recorder(data_received=big, **hooks)
     server = start(handler, write_timeout=AMPLE, socket_options=SEND_BUFFER)
@@ -383,11 +446,15 @@ def test_a_peer_that_reads_steadily_is_never_removed_though_the_kernel_is_filled
 
 @pytest.mark.clause("C28", "H22")
 @pytest.mark.parametrize("kind", ["plain", "stream"])
-def test_a_peer_that_reads_at_once_is_not_removed_because_a_callback_of_its_own_blocks(start, connect, gate, kind):
+def test_a_peer_that_reads_at_once_is_not_removed_because_a_callback_of_its_own_blocks(
+    start, connect, gate, kind
+):
     """What its stream has kept is written when the callback returns."""
     go = gate()
     hooks, _ = options_for(kind)
-    handler = recorder(data_received=lambda socket, data: (socket.send(BIG), wait_event(go, "let go")), **hooks)
+    handler = recorder(
+        data_received=lambda socket, data: (socket.send(BIG), wait_event(go, "let go")), **hooks
+    )
     server = start(handler, write_timeout=AMPLE)
     client = connect(server)
     client.send(b"x")
@@ -404,7 +471,9 @@ def test_a_peer_that_reads_at_once_is_not_removed_because_a_callback_of_its_own_
 
 
 @pytest.mark.clause("C28", "K8")
-def test_a_peer_that_reads_slowly_is_not_removed_while_its_connection_closes_and_gets_everything(start, connect):
+def test_a_peer_that_reads_slowly_is_not_removed_while_its_connection_closes_and_gets_everything(
+    start, connect
+):
     reply = os.urandom(4_000_000)
 
     def received(socket, data):
@@ -426,7 +495,9 @@ def test_a_peer_that_reads_slowly_is_not_removed_while_its_connection_closes_and
 
 
 @pytest.mark.clause("C28", "K8", "H20")
-def test_f13_a_connection_that_is_closing_whose_peer_reads_nothing_is_reset_at_write_timeout(start, connect):
+def test_f13_a_connection_that_is_closing_whose_peer_reads_nothing_is_reset_at_write_timeout(
+    start, connect
+):
     """The cause that is told is the first one, as with every second end."""
     handler = recorder(data_received=lambda socket, data: (socket.send(BIG), socket.close()))
     server = start(handler, write_timeout=SHORT)
@@ -437,25 +508,41 @@ def test_f13_a_connection_that_is_closing_whose_peer_reads_nothing_is_reset_at_w
 
 
 @pytest.mark.clause("C28", "S10")
-def test_f13_a_stop_does_not_wait_longer_than_write_timeout_for_a_peer_that_reads_nothing(start, connect):
+def test_f13_a_stop_does_not_wait_longer_than_write_timeout_for_a_peer_that_reads_nothing(
+    start, connect
+):
     handler = recorder(data_received=big)
     server = start(handler, write_timeout=SHORT)
     client = stuck(server, connect)
     handler.wait_for("data_received")
-    wait_until(lambda: handler.socket().pending or handler.of("connection_removed"), "output is queued")
+    wait_until(
+        lambda: handler.socket().pending or handler.of("connection_removed"), "output is queued"
+    )
     reports = []
     with running(lambda: reports.append(server.stop(3600))):
-        assert type(handler.wait_removed()[0]) in (hydrogen.ServerStopped, hydrogen.ConnectionTimeout)  # whichever came first
+        # whichever came first
+        assert type(handler.wait_removed()[0]) in (
+            hydrogen.ServerStopped,
+            hydrogen.ConnectionTimeout,
+        )
     assert client.at_end() == "reset"
     assert reports[0].abandoned == 0
 
 
 @pytest.mark.clause("C28", "H22")
 @pytest.mark.parametrize("handoff", ["auto", "inline", "eager"])
-def test_f24b_while_all_workers_are_blocked_no_peer_that_reads_is_timed_out(start, connect, gate, handoff):
+def test_f24b_while_all_workers_are_blocked_no_peer_that_reads_is_timed_out(
+    start, connect, gate, handoff
+):
     go = gate()
-    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else socket.send(BIG))
-    server = start(handler, write_timeout=AMPLE, max_threads=2, handoff=handoff, socket_options=SEND_BUFFER)
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(go, "let go") if data == b"block" else socket.send(BIG)
+        )
+    )
+    server = start(
+        handler, write_timeout=AMPLE, max_threads=2, handoff=handoff, socket_options=SEND_BUFFER
+    )
     client = stuck(server, connect)
     handler.wait_for("data_received")
     for number in (2, 3):
@@ -470,10 +557,14 @@ def test_f24b_while_all_workers_are_blocked_no_peer_that_reads_is_timed_out(star
 
 
 @pytest.mark.clause("C28", "K7")
-def test_a_handler_that_drains_to_a_peer_that_reads_nothing_is_released_at_write_timeout(start, connect):
+def test_a_handler_that_drains_to_a_peer_that_reads_nothing_is_released_at_write_timeout(
+    start, connect
+):
     """It holds its connection while it waits, so that nobody else can act for that."""
     drained = []
-    handler = recorder(data_received=lambda socket, data: (socket.send(BIG), drained.append(socket.drain())))
+    handler = recorder(
+        data_received=lambda socket, data: (socket.send(BIG), drained.append(socket.drain()))
+    )
     client = connect(start(handler, write_timeout=SHORT, max_threads=1), receive_buffer=4096)
     client.send(b"x")
     timed_out(handler, "write_timeout")
@@ -482,7 +573,9 @@ def test_a_handler_that_drains_to_a_peer_that_reads_nothing_is_released_at_write
 
 @pytest.mark.clause("C28")
 def test_who_has_no_output_queued_has_no_write_timeout(start, connect):
-    """Also not what is in the kernel's hands altogether: the server has nothing to free by giving up."""
+    """Also not what is in the kernel's hands altogether: the server has nothing to free by giving
+    up.
+    """
     handler = recorder(data_received=big)
     server = start(handler, write_timeout=SHORT)
     silent, few = connect(server), connect(server, receive_buffer=4096)
@@ -498,8 +591,12 @@ def test_who_has_no_output_queued_has_no_write_timeout(start, connect):
 
 
 @pytest.mark.clause("C28")
-def test_the_clock_of_write_timeout_begins_with_the_output_and_not_with_the_connection(start, connect):
-    """A connection that is older than the timeout sends something large to a peer that is about to read it."""
+def test_the_clock_of_write_timeout_begins_with_the_output_and_not_with_the_connection(
+    start, connect
+):
+    """A connection that is older than the timeout sends something large to a peer that is about to
+    read it.
+    """
     handler = recorder(data_received=big)
     server = start(handler, write_timeout=AMPLE)
     client = connect(server, receive_buffer=65_536)
@@ -526,7 +623,9 @@ def test_write_timeout_none_is_no_limit(start, connect):
 @pytest.mark.clause("C27", "C28")
 @pytest.mark.parametrize("rate", [SLOW, 1_000_000], ids=["slowly", "faster"])
 def test_a_peer_that_only_reads_however_slowly_is_not_idle(start, connect, rate):
-    """Bytes go all the time, if only from the kernel's buffers: with idle_timeout alone, and output queued."""
+    """Bytes go all the time, if only from the kernel's buffers: with idle_timeout alone, and output
+    queued.
+    """
     handler = recorder(data_received=big)
     server = start(handler, idle_timeout=AMPLE, write_timeout=None, socket_options=SEND_BUFFER)
     client = stuck(server, connect)
@@ -540,8 +639,12 @@ def test_a_peer_that_only_reads_however_slowly_is_not_idle(start, connect, rate)
 @pytest.mark.clause("C27", "T5")
 @pytest.mark.parametrize("family", ["tcp", "unix"])
 @pytest.mark.parametrize("waits", [False, True], ids=["keeps", "waits"])
-def test_a_peer_that_reads_steadily_is_not_idle_though_its_stream_fills_the_kernel_again_each_time(start, connect, tmp_path, waits, family):
-    """Within one `send`, too, which may wait for the peer: the server sees no more of all that than an edge now and then."""
+def test_a_peer_that_reads_steadily_is_not_idle_though_its_stream_fills_the_kernel_again_each_time(
+    start, connect, tmp_path, waits, family
+):
+    """Within one `send`, too, which may wait for the peer: the server sees no more of all that than
+    an edge now and then.
+    """
 
     class Steady(PassThrough):
         def send(self, buf):
@@ -559,7 +662,9 @@ def test_a_peer_that_reads_steadily_is_not_idle_though_its_stream_fills_the_kern
     options = {"path": str(tmp_path / "socket")} if family == "unix" else {}
     limits = {"write_buffer_limits": (1 << 30, 1 << 30), "max_write_buffer": 1 << 30}
     buffer = [(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 16_384)]
-    server = start(handler, idle_timeout=AMPLE, write_timeout=None, socket_options=buffer, **limits, **options)
+    server = start(
+        handler, idle_timeout=AMPLE, write_timeout=None, socket_options=buffer, **limits, **options
+    )
     client = connect(server, receive_buffer=16_384)
     handler.wait_for("connected")
     with running(lambda: handler.socket().send(bytes(64 << 20))):
@@ -573,7 +678,11 @@ def test_each_timeout_removes_by_its_own_name_and_is_counted_for_itself(start, c
     """The frame is begun before the silence, and the shorter deadline comes first."""
     handler = recorder(data_received=lambda socket, data: socket.send(BIG))
     server = start(
-        handler, framing=hydrogen.LengthFrameBuilder(max_size=9 << 20), idle_timeout=3 * SHORT, frame_timeout=SHORT, write_timeout=SHORT
+        handler,
+        framing=hydrogen.LengthFrameBuilder(max_size=9 << 20),
+        idle_timeout=3 * SHORT,
+        frame_timeout=SHORT,
+        write_timeout=SHORT,
     )
     connect(server).send(length_frame(b"never finished")[:-1])
     timed_out(handler, "frame_timeout", 1)
@@ -583,15 +692,27 @@ def test_each_timeout_removes_by_its_own_name_and_is_counted_for_itself(start, c
     timed_out(handler, "idle_timeout", 3)
     wait_until(lambda: server.stats().removed_timeout == 3, "they are counted")
     stats = server.stats()
-    assert (stats.removed_frame_timeout, stats.removed_write_timeout, stats.removed_idle_timeout) == (1, 1, 1)
+    assert (
+        stats.removed_frame_timeout,
+        stats.removed_write_timeout,
+        stats.removed_idle_timeout,
+    ) == (1, 1, 1)
 
 
 @pytest.mark.clause("C27", "H22")
-def test_what_came_during_a_callback_longer_than_idle_timeout_is_read_before_the_clock(start, connect, gate):
-    """The connection was late already when its message came; while the handler is busy with that there comes another one."""
+def test_what_came_during_a_callback_longer_than_idle_timeout_is_read_before_the_clock(
+    start, connect, gate
+):
+    """The connection was late already when its message came; while the handler is busy with that
+    there comes another one.
+    """
     first, go = gate(), gate()
     busy = {b"block": first, b"slow": go}
-    handler = recorder(data_received=lambda socket, data: wait_event(busy[data], "let go") if data in busy else socket.send(data))
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(busy[data], "let go") if data in busy else socket.send(data)
+        )
+    )
     server = start(handler, idle_timeout=AMPLE, max_threads=1)
     client, blocker = connect(server), connect(server)
     blocker.send(b"block")
@@ -614,7 +735,13 @@ def test_what_came_during_a_callback_longer_than_idle_timeout_is_read_before_the
 def test_bytes_of_a_proxy_header_are_bytes(start, connect):
     header = b"PROXY TCP4 192.0.2.1 198.51.100.2 1234 443\r\n"
     handler = recorder(connected=None)
-    server = start(handler, idle_timeout=AMPLE, open_timeout=60.0, proxy_protocol="v1", proxy_allow_from=["127.0.0.0/8"])
+    server = start(
+        handler,
+        idle_timeout=AMPLE,
+        open_timeout=60.0,
+        proxy_protocol="v1",
+        proxy_allow_from=["127.0.0.0/8"],
+    )
     client, sent, pause = connect(server), [], threading.Event()
 
     def drip():
@@ -638,7 +765,11 @@ def test_what_a_stream_of_the_user_s_is_given_to_send_is_no_progress_of_the_peer
     connect(server, receive_buffer=4096)
     handler.wait_for("connected")
     handler.socket().send(BIG)
-    repeat_until(lambda: handler.socket().send(b"beat"), lambda: handler.of("connection_removed"), "it is removed although more is sent")
+    repeat_until(
+        lambda: handler.socket().send(b"beat"),
+        lambda: handler.of("connection_removed"),
+        "it is removed although more is sent",
+    )
     timed_out(handler, "write_timeout")
 
 
@@ -650,7 +781,9 @@ def test_a_timeout_that_is_nearly_nothing_does_not_disturb_another_one(start, co
 
 
 @pytest.mark.clause("C27", "K6", "T8")
-def test_what_was_left_to_a_worker_is_sent_though_all_of_them_were_in_callbacks_for_longer_than_idle_timeout(start, connect, gate):
+def test_what_was_left_to_a_worker_is_sent_though_all_were_busy_for_longer_than_idle_timeout(
+    start, connect, gate
+):
     """It waits for us, not for the peer."""
     received, go = gate(), gate()
     inside = threading.Event()
@@ -662,7 +795,11 @@ def test_what_was_left_to_a_worker_is_sent_though_all_of_them_were_in_callbacks_
             wait_event(received, "it has received")
             return messages
 
-    handler = recorder(new_connection=Held, connected=None, data_received=lambda socket, data: wait_event(go, "let go"))
+    handler = recorder(
+        new_connection=Held,
+        connected=None,
+        data_received=lambda socket, data: wait_event(go, "let go"),
+    )
     server = start(handler, idle_timeout=SHORT, max_threads=1)
     client = connect(server)
     handler.wait_for("connected")
@@ -681,8 +818,12 @@ def test_what_was_left_to_a_worker_is_sent_though_all_of_them_were_in_callbacks_
 
 
 @pytest.mark.clause("C27", "T4")
-def test_a_connection_that_ends_because_a_stream_cannot_be_read_has_an_idle_timeout_still(start, connect):
-    """Its output waits for a peer that reads nothing. Nobody is to look again and again meanwhile whether there is more to be read."""
+def test_a_connection_that_ends_because_a_stream_cannot_be_read_has_an_idle_timeout_still(
+    start, connect
+):
+    """Its output waits for a peer that reads nothing. Nobody is to look again and again meanwhile
+    whether there is more to be read.
+    """
 
     class Fails(PassThrough):
         def recv(self):
@@ -692,7 +833,9 @@ def test_a_connection_that_ends_because_a_stream_cannot_be_read_has_an_idle_time
 
     handler = recorder(new_connection=Fails, connected=None)
     limits = {"write_buffer_limits": (1 << 30, 1 << 30), "max_write_buffer": 1 << 30}
-    client = connect(start(handler, idle_timeout=SHORT, write_timeout=None, **limits), receive_buffer=4096)
+    client = connect(
+        start(handler, idle_timeout=SHORT, write_timeout=None, **limits), receive_buffer=4096
+    )
     assert handler.socket().send(BIG)
     client.send(b"bad")
     assert type(handler.wait_removed()[0]) is hydrogen.ProtocolError
@@ -716,7 +859,11 @@ class Collects(PassThrough):
 
 @pytest.mark.clause("C27", "T4")
 def test_bytes_that_a_stream_has_read_and_makes_no_message_of_yet_have_come(start, connect):
-    handler = recorder(new_connection=Collects, connected=None, data_received=lambda socket, data: socket.send(b"done"))
+    handler = recorder(
+        new_connection=Collects,
+        connected=None,
+        data_received=lambda socket, data: socket.send(b"done"),
+    )
     server = start(handler, idle_timeout=AMPLE, max_threads=2)
     client = connect(server)
     handler.wait_for("connected")
@@ -726,8 +873,12 @@ def test_bytes_that_a_stream_has_read_and_makes_no_message_of_yet_have_come(star
 
 
 @pytest.mark.clause("C27")
-def test_what_tls_has_left_to_a_worker_is_sent_though_all_of_them_were_in_callbacks_for_longer_than_idle_timeout(start, connect, gate):
-    """The same: a thread that encrypts for others leaves to a worker what they send beyond some pieces."""
+def test_what_tls_has_left_to_a_worker_is_sent_though_all_were_busy_for_longer_than_idle_timeout(
+    start, connect, gate
+):
+    """The same: a thread that encrypts for others leaves to a worker what they send beyond some
+    pieces.
+    """
     written, go = gate(), gate()
     inside = threading.Event()
 
@@ -741,8 +892,11 @@ def test_what_tls_has_left_to_a_worker_is_sent_though_all_of_them_were_in_callba
     context = server_context()
     context.sslobject_class = Held
     handler = recorder(connected=None, data_received=lambda socket, data: wait_event(go, "let go"))
-    limits = {"write_buffer_limits": (1 << 30, 1 << 30), "max_write_buffer": 1 << 30}  # so that nobody waits until others get on
-    server = start(handler, ssl=context, idle_timeout=SHORT, write_timeout=None, max_threads=1, **limits)
+    # so that nobody waits until others get on
+    limits = {"write_buffer_limits": (1 << 30, 1 << 30), "max_write_buffer": 1 << 30}
+    server = start(
+        handler, ssl=context, idle_timeout=SHORT, write_timeout=None, max_threads=1, **limits
+    )
     client, blocker = connect(server), connect(server)
     peer = TlsClient(client, client_context()).handshake()
     handler.wait_for("connected")
@@ -770,11 +924,19 @@ def test_what_tls_has_left_to_a_worker_is_sent_though_all_of_them_were_in_callba
 
 @pytest.mark.clause("C27")
 @pytest.mark.parametrize("kind", ["plain", "tls"])
-def test_a_peer_that_takes_nothing_is_idle_no_later_than_one_that_says_nothing(start, connect, kind):
-    """Counted in looks at the deadlines, of which there are four in the time: two may pass before the clock begins."""
+def test_a_peer_that_takes_nothing_is_idle_no_later_than_one_that_says_nothing(
+    start, connect, kind
+):
+    """Counted in looks at the deadlines, of which there are four in the time: two may pass before
+    the clock begins.
+    """
     sweeps = []
     options, limits = options_for(kind)
-    handler = recorder(connected=None, connection_removed=lambda fd, error: sweeps.append(server.stats().sweeps), **options)
+    handler = recorder(
+        connected=None,
+        connection_removed=lambda fd, error: sweeps.append(server.stats().sweeps),
+        **options,
+    )
     server = start(handler, idle_timeout=AMPLE, write_timeout=None, **limits)
     client = connect(server, receive_buffer=4096)
     talker(kind, client)

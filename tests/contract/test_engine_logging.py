@@ -90,7 +90,9 @@ def test_a_log_handler_that_hangs_keeps_no_thread_of_the_engine(start, connect, 
 @pytest.mark.clause("S59")
 @said
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, ValueError, MemoryError])
-def test_whatever_a_log_handler_raises_the_next_line_is_written(start, connect, gate, capsys, what, error):
+def test_whatever_a_log_handler_raises_the_next_line_is_written(
+    start, connect, gate, capsys, what, error
+):
     go, lines = gate(), []
 
     def emit(record):
@@ -143,12 +145,19 @@ def test_an_exception_set_in_the_log_thread_while_it_waits_takes_no_line(start, 
             ident, line = lines[-1]
             assert line.startswith(f"overload: {number} ")
             wait_until(lambda ident=ident: waits(ident), "the thread waits")
-            assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Late)) == 1
+            assert (
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(ident), ctypes.py_object(Late)
+                )
+                == 1
+            )
 
 
 @pytest.mark.clause("S59")
 @pytest.mark.parametrize("first", ["not", "at once"])
-def test_an_overload_is_told_of_whether_the_one_before_was_not_for_want_of_memory_or_at_once(start, connect, monkeypatch, first):
+def test_an_overload_is_told_of_whether_the_one_before_was_not_for_want_of_memory_or_at_once(
+    start, connect, monkeypatch, first
+):
     say, calls, lines = LogThread.say, [], []
 
     def emit(record):

@@ -189,7 +189,9 @@ class Scene:
         return [call.value for call in self.handler.of("connection_removed")[before:]]
 
     def end(self):
-        """Nobody is left but the neighbour, who is served, as are those who come; all was counted."""
+        """Nobody is left but the neighbour, who is served, as are those who come; all was
+        counted.
+        """
         self.neighbour.echo(b"after")
         with self._connect(self.server) as client:
             client.echo(b"later")
@@ -222,9 +224,13 @@ def blame(removals, error):
 
 
 @errors
-@pytest.mark.parametrize("name", ["new_connection", "connected", "data_received", "eof", "writable"])
+@pytest.mark.parametrize(
+    "name", ["new_connection", "connected", "data_received", "eof", "writable"]
+)
 @pytest.mark.clause("H16")
-def test_whatever_a_callback_raises_is_the_handler_s_and_costs_that_connection(start, connect, error_log, name, make):
+def test_whatever_a_callback_raises_is_the_handler_s_and_costs_that_connection(
+    start, connect, error_log, name, make
+):
     error, switch = make(), Switch()
 
     def hook(socket, *arguments):
@@ -240,7 +246,9 @@ def test_whatever_a_callback_raises_is_the_handler_s_and_costs_that_connection(s
 
     handler = recorder(**({name: hook} | {"data_received": received}))
     small = (socket_module.SOL_SOCKET, socket_module.SO_SNDBUF, 4096)
-    scene = Scene(start, connect, handler, write_buffer_limits=(1000, 4000), socket_options=(small,))
+    scene = Scene(
+        start, connect, handler, write_buffer_limits=(1000, 4000), socket_options=(small,)
+    )
 
     def act(client):
         if name in ("data_received", "writable"):
@@ -266,7 +274,9 @@ def test_whatever_a_callback_raises_is_the_handler_s_and_costs_that_connection(s
 @errors
 @pytest.mark.parametrize("name", ["disconnected", "connection_removed"])
 @pytest.mark.clause("H17")
-def test_whatever_the_last_two_callbacks_raise_is_logged_and_changes_nothing(start, connect, error_log, name, make):
+def test_whatever_the_last_two_callbacks_raise_is_logged_and_changes_nothing(
+    start, connect, error_log, name, make
+):
     error = make()
     handler = recorder(data_received=only_bad(error), **{name: raising(error)})
     scene = Scene(start, connect, handler)
@@ -279,7 +289,9 @@ def test_whatever_the_last_two_callbacks_raise_is_logged_and_changes_nothing(sta
 
 @errors
 @pytest.mark.clause("H16")
-def test_whatever_each_callback_of_a_connection_raises_at_once_it_is_removed(start, connect, error_log, make):
+def test_whatever_each_callback_of_a_connection_raises_at_once_it_is_removed(
+    start, connect, error_log, make
+):
     """The first one counts; the last two are called all the same."""
     error = make()
     handler = recorder(
@@ -302,7 +314,9 @@ def test_whatever_on_server_created_raises_is_what_the_start_raises(engine, make
 
 @errors
 @pytest.mark.clause("H16")
-def test_whatever_callbacks_raise_over_tls_costs_that_connection(start, connect, error_log, make, tls):
+def test_whatever_callbacks_raise_over_tls_costs_that_connection(
+    start, connect, error_log, make, tls
+):
     error = make()
     handler = recorder(data_received=only_bad(error))
     server = start(handler, max_threads=WORKERS, ssl=tls.server)
@@ -342,14 +356,18 @@ def tls():
 
 
 def streams(switch, **methods):
-    """A recorder that echoes; its connections have such streams, with these methods while `switch` is on."""
+    """A recorder that echoes; its connections have such streams, with these methods while `switch`
+    is on.
+    """
     odd = type("Odd", (PassThrough,), methods)
     hook = lambda fd: (odd if switch.on else PassThrough)(fd)  # noqa: E731
     return recorder(new_connection=hook, data_received=lambda socket, data: socket.send(data))
 
 
 def judge_stream(removals, error, log):
-    """OSError and ProtocolError speak of the connection, EOFError of its end; others of the stream."""
+    """OSError and ProtocolError speak of the connection, EOFError of its end; others of the
+    stream.
+    """
     for removal in removals:
         if is_a(error, EOFError):
             assert type(removal) is hydrogen.PeerClosed
@@ -365,7 +383,9 @@ def judge_stream(removals, error, log):
 @pytest.mark.parametrize("method", ["recv", "send"])
 @pytest.mark.parametrize("form", ["method", "property"])
 @pytest.mark.clause("T1")
-def test_whatever_a_stream_raises_ends_its_connection_as_it_says(start, connect, error_log, method, form, make):
+def test_whatever_a_stream_raises_ends_its_connection_as_it_says(
+    start, connect, error_log, method, form, make
+):
     error, switch = make(), Switch()
     if is_a(error, BlockingIOError):
         # That is no error of these two, but "not now".
@@ -383,7 +403,9 @@ def test_whatever_a_stream_raises_ends_its_connection_as_it_says(start, connect,
 
 @errors
 @pytest.mark.clause("T1")
-def test_whatever_a_stream_raises_when_it_is_asked_for_its_fd_ends_its_connection(start, connect, error_log, make):
+def test_whatever_a_stream_raises_when_it_is_asked_for_its_fd_ends_its_connection(
+    start, connect, error_log, make
+):
     error, switch = make(), Switch()
 
     class NoNumber(PassThrough):
@@ -406,7 +428,9 @@ def test_whatever_a_stream_raises_when_it_is_asked_for_its_fd_ends_its_connectio
 
 @errors
 @pytest.mark.parametrize("method", ["shutdown", "close"])
-def test_whatever_a_stream_raises_at_its_end_is_only_logged(start, connect, error_log, method, make):
+def test_whatever_a_stream_raises_at_its_end_is_only_logged(
+    start, connect, error_log, method, make
+):
     error, switch = make(), Switch()
 
     def at_the_end(stream):
@@ -466,7 +490,9 @@ def builder_that_raises(where, error):
 
 @errors
 @pytest.mark.parametrize("where", ["from_bytes", "payload", "payload property"])
-def test_whatever_a_builder_raises_on_receipt_ends_its_connection(start, connect, error_log, where, make):
+def test_whatever_a_builder_raises_on_receipt_ends_its_connection(
+    start, connect, error_log, where, make
+):
     error = make()
     handler = recorder(data_received=lambda socket, data: socket.send(data))
     scene = Scene(start, connect, handler, framing=builder_that_raises(where, error))
@@ -482,7 +508,9 @@ def test_whatever_a_builder_raises_on_receipt_ends_its_connection(start, connect
 
 @errors
 @pytest.mark.parametrize("where", ["frame", "to_bytes"])
-def test_whatever_a_builder_raises_on_sending_is_the_callback_s_that_sent(start, connect, error_log, where, make):
+def test_whatever_a_builder_raises_on_sending_is_the_callback_s_that_sent(
+    start, connect, error_log, where, make
+):
     error = make()
     handler = recorder(data_received=lambda socket, data: socket.send(data))
     scene = Scene(start, connect, handler, framing=builder_that_raises(where, error))
@@ -495,7 +523,9 @@ def test_whatever_a_builder_raises_on_sending_is_the_callback_s_that_sent(start,
 @errors
 @pytest.mark.parametrize("where", ["frame", "to_bytes"])
 @pytest.mark.parametrize("how", ["send", "broadcast"])
-def test_whatever_a_builder_raises_on_sending_goes_to_the_caller_and_the_connection_stays(start, connect, where, how, make):
+def test_whatever_a_builder_raises_on_sending_goes_to_the_caller_and_the_connection_stays(
+    start, connect, where, how, make
+):
     error = make()
     handler = recorder(data_received=lambda socket, data: socket.send(data))
     scene = Scene(start, connect, handler, framing=builder_that_raises(where, error))
@@ -545,7 +575,9 @@ def nonsense(error):
 
 
 @errors
-def test_nonsense_from_on_new_connection_that_cannot_be_described_costs_that_connection(start, connect, error_log, make):
+def test_nonsense_from_on_new_connection_that_cannot_be_described_costs_that_connection(
+    start, connect, error_log, make
+):
     error, switch = make(), Switch()
     handler = recorder(
         new_connection=lambda fd: nonsense(error) if switch.on else None,
@@ -559,8 +591,12 @@ def test_nonsense_from_on_new_connection_that_cannot_be_described_costs_that_con
 
 
 @errors
-@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [value]], ids=["itself", "list"])
-def test_nonsense_from_a_stream_that_cannot_be_described_costs_that_connection(start, connect, error_log, make, wrap):
+@pytest.mark.parametrize(
+    "wrap", [lambda value: value, lambda value: [value]], ids=["itself", "list"]
+)
+def test_nonsense_from_a_stream_that_cannot_be_described_costs_that_connection(
+    start, connect, error_log, make, wrap
+):
     error, switch = make(), Switch()
     handler = streams(switch, recv=lambda stream: wrap(nonsense(error)))
     scene = Scene(start, connect, handler)
@@ -572,14 +608,20 @@ def test_nonsense_from_a_stream_that_cannot_be_described_costs_that_connection(s
 
 @errors
 @pytest.mark.parametrize("where", ["from_bytes", "payload"])
-def test_nonsense_from_a_builder_that_cannot_be_described_costs_that_connection(start, connect, error_log, make, where):
+def test_nonsense_from_a_builder_that_cannot_be_described_costs_that_connection(
+    start, connect, error_log, make, where
+):
     error = make()
     strange = type("Strange", (Whole,), {"payload": lambda self: nonsense(error)})
 
     class Builder(hydrogen.FrameBuilder):
         def from_bytes(self, buf):
             is_bad = buf == b"bad"
-            frame = (nonsense(error) if where == "from_bytes" else strange(buf)) if is_bad else Whole(buf)
+            frame = (
+                (nonsense(error) if where == "from_bytes" else strange(buf))
+                if is_bad
+                else Whole(buf)
+            )
             buf.clear()
             return frame
 
@@ -597,7 +639,9 @@ def test_nonsense_from_a_builder_that_cannot_be_described_costs_that_connection(
 
 
 @errors
-def test_whatever_a_timer_raises_is_logged_and_the_next_one_is_called(start, connect, error_log, make):
+def test_whatever_a_timer_raises_is_logged_and_the_next_one_is_called(
+    start, connect, error_log, make
+):
     error = make()
     scene = Scene(start, connect, recorder(data_received=lambda socket, data: socket.send(data)))
     for _ in range(TIMES):
@@ -613,7 +657,9 @@ def test_whatever_a_timer_raises_is_logged_and_the_next_one_is_called(start, con
 
 @errors
 @pytest.mark.parametrize("calls", ["nothing", "send", "close", "abort", "server"])
-def test_whatever_the_finalizer_of_user_data_does_and_raises_costs_nobody(start, connect, monkeypatch, make, calls):
+def test_whatever_the_finalizer_of_user_data_does_and_raises_costs_nobody(
+    start, connect, monkeypatch, make, calls
+):
     error, dropped, is_over = make(), [], []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
 
@@ -689,18 +735,25 @@ def log_raises():
 
 @errors
 @pytest.mark.parametrize("how", ["handler", "filter"])
-def test_whatever_the_log_raises_the_server_starts_serves_and_stops(start, connect, error_log, log_raises, how, make):
+def test_whatever_the_log_raises_the_server_starts_serves_and_stops(
+    start, connect, error_log, log_raises, how, make
+):
     """A line is logged for each thing there is: accepts, removals, exceptions, timers, the stop."""
     error = make()
     log_raises(make(), how)
     handler = recorder(data_received=only_bad(error), connected=None)
-    scene = Scene(start, connect, handler, write_buffer_limits=(1000, 4000), max_write_buffer=10_000)
+    scene = Scene(
+        start, connect, handler, write_buffer_limits=(1000, 4000), max_write_buffer=10_000
+    )
     blame(scene.provoke(), error)
     scene.server.call_later(0, raising(error))
 
     def neglect(client):
         client.send(b"x")
-        said = lambda: [call for call in handler.of("data_received") if call.value == b"x"]  # noqa: E731
+
+        def said():
+            return [call for call in handler.of("data_received") if call.value == b"x"]
+
         socket = handler.wait(said, "the message")[0].socket
         while socket.send(bytes(5000)):
             pass
@@ -715,7 +768,9 @@ def test_whatever_the_log_raises_the_server_starts_serves_and_stops(start, conne
 
 @errors
 @pytest.mark.parametrize("how", ["handler", "filter"])
-def test_whatever_the_log_raises_over_tls_handshakes_succeed_and_fail_as_ever(start, connect, error_log, log_raises, how, make, tls):
+def test_whatever_the_log_raises_over_tls_handshakes_succeed_and_fail_as_ever(
+    start, connect, error_log, log_raises, how, make, tls
+):
     log_raises(make(), how)
     handler = recorder(data_received=lambda socket, data: socket.send(data))
     server = start(handler, max_threads=WORKERS, ssl=tls.server)

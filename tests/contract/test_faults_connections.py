@@ -7,7 +7,18 @@ import socket as stdlib_socket
 import threading
 
 import pytest
-from support import Client, Echo, child, echo, finish, recorder, running, simple, wait_event, wait_until
+from support import (
+    Client,
+    Echo,
+    child,
+    echo,
+    finish,
+    recorder,
+    running,
+    simple,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 
@@ -20,7 +31,8 @@ def test_f10_data_that_comes_with_a_fin_is_delivered_before_the_end(start, conne
     data = simple(b"last words") if framing else b"last words"
     for number in range(1, 31):
         client = connect(server)
-        client.sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_CORK, 1)  # the FIN rides on the data
+        # the FIN rides on the data
+        client.sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_CORK, 1)
         client.send(data)
         client.finish()
         assert client.receive_until_end() == data
@@ -33,7 +45,9 @@ def test_f10_data_that_comes_with_a_fin_is_delivered_before_the_end(start, conne
     assert set(map(tuple, names.values())) == {("on_data_received", "on_eof", "on_disconnected")}
 
 
-def test_f10_data_and_fin_that_come_while_the_handler_is_busy_are_delivered_before_the_end(start, connect, gate):
+def test_f10_data_and_fin_that_come_while_the_handler_is_busy_are_delivered_before_the_end(
+    start, connect, gate
+):
     go = gate()
     handler = recorder(data_received=lambda socket, data: wait_event(go, "let go"))
     client = connect(start(handler))
@@ -99,8 +113,12 @@ def test_f11b_close_after_a_large_reply_does_not_reset_a_peer_that_is_still_send
 
 
 @pytest.mark.clause("K8")
-def test_f11b_what_a_peer_sends_with_its_end_does_not_reset_it_before_it_has_read_the_reply(start, connect, gate):
-    """The reply is with the kernel, and the peer reads late. Its last bytes and its FIN are met at once, as both sides have ended then."""
+def test_f11b_what_a_peer_sends_with_its_end_does_not_reset_it_before_it_has_read_the_reply(
+    start, connect, gate
+):
+    """The reply is with the kernel, and the peer reads late. Its last bytes and its FIN are met at
+    once, as both sides have ended then.
+    """
     go = gate()
     reply = os.urandom(200_000)
 
@@ -131,7 +149,9 @@ def test_f11b_what_a_peer_sends_with_its_end_does_not_reset_it_before_it_has_rea
 def test_f11c_urgent_data_leaves_no_byte_waiting_for_another_edge(start, connect, gate, held):
     """A read stops at the urgent mark; what is behind it must be read without a further event."""
     go = gate()
-    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"hold" else None)
+    handler = recorder(
+        data_received=lambda socket, data: wait_event(go, "let go") if data == b"hold" else None
+    )
     server = start(handler, max_threads=1)
     if held:
         connect(server).send(b"hold")
@@ -142,11 +162,17 @@ def test_f11c_urgent_data_leaves_no_byte_waiting_for_another_edge(start, connect
         client.sock.send(b"!", stdlib_socket.MSG_OOB)
         client.send(b"after")
     go.set()
-    handler.wait(lambda: handler.data().count(b"after") == 10 and handler.data().count(b"before") == 10, "all of it")
+    handler.wait(
+        lambda: handler.data().count(b"after") == 10 and handler.data().count(b"before") == 10,
+        "all of it",
+    )
     for client in clients:
         client.close()
     handler.wait_removed(10)
-    assert {handler.data(call.id).replace(b"!", b"") for call in handler.of("disconnected")} <= {b"beforeafter", b"hold"}
+    assert {handler.data(call.id).replace(b"!", b"") for call in handler.of("disconnected")} <= {
+        b"beforeafter",
+        b"hold",
+    }
 
 
 def test_f12_a_storm_of_resets_removes_each_connection_once_and_does_not_spin(start, connect):
@@ -207,7 +233,9 @@ def test_f12_a_reset_is_noticed_in_every_state_of_a_connection(start, connect, g
 
 
 def test_f12_a_reset_that_is_met_together_with_the_end_of_input_is_noticed(start, connect, gate):
-    """recv(2) tells of the end only, and no further edge comes; nor does anything else happen, as on_eof leaves the connection open."""
+    """recv(2) tells of the end only, and no further edge comes; nor does anything else happen, as
+    on_eof leaves the connection open.
+    """
     go = gate()
     handler = recorder(eof=None, data_received=lambda socket, data: wait_event(go, "let go"))
     server = start(handler, max_threads=1)
@@ -223,7 +251,9 @@ def test_f12_a_reset_that_is_met_together_with_the_end_of_input_is_noticed(start
 
 
 @pytest.mark.clause("H19")
-def test_f12_a_reset_delivers_nothing_of_what_a_pause_holds_back_although_the_end_was_read_too(start, connect, gate):
+def test_f12_a_reset_delivers_nothing_of_what_a_pause_holds_back_although_the_end_was_read_too(
+    start, connect, gate
+):
     go = gate()
 
     def received(socket, data):
@@ -248,10 +278,17 @@ def test_f12_a_reset_delivers_nothing_of_what_a_pause_holds_back_although_the_en
 
 
 @pytest.mark.clause("C16", "C17", "H20")
-def test_f13_a_peer_that_never_reads_is_not_read_either_and_goes_when_its_output_reaches_the_limit(start, connect):
+def test_f13_a_peer_that_never_reads_is_not_read_either_and_goes_when_its_output_reaches_the_limit(
+    start, connect
+):
     limit = 400_000
     handler = recorder(data_received=echo)
-    server = start(handler, framing=hydrogen.SimpleFrameBuilder, write_buffer_limits=(10_000, 100_000), max_write_buffer=limit)
+    server = start(
+        handler,
+        framing=hydrogen.SimpleFrameBuilder,
+        write_buffer_limits=(10_000, 100_000),
+        max_write_buffer=limit,
+    )
     client, neighbour = connect(server, receive_buffer=4096), connect(server)
     client.sock.settimeout(0.2)
     frame = simple(b"f" * 10_000)
@@ -274,8 +311,12 @@ def test_f13_a_peer_that_never_reads_is_not_read_either_and_goes_when_its_output
     assert not socket.is_open
 
 
-def test_f15_an_event_or_a_call_that_comes_late_reaches_no_stranger_with_the_same_fd(start, connect, gate):
-    """One worker is held while connections are reset and aborted under it, so that their events, and calls on their sockets, come late."""
+def test_f15_an_event_or_a_call_that_comes_late_reaches_no_stranger_with_the_same_fd(
+    start, connect, gate
+):
+    """One worker is held while connections are reset and aborted under it, so that their events,
+    and calls on their sockets, come late.
+    """
     hold = [gate() for _ in range(8)]
     tags = {}
     strays = []
@@ -295,12 +336,16 @@ def test_f15_an_event_or_a_call_that_comes_late_reaches_no_stranger_with_the_sam
     dice = random.Random(15)
     for round, go in enumerate(hold):
         holder.send(simple(b"hold%d" % round))
-        handler.wait(lambda round=round: b"hold%d" % round in handler.messages(), "the worker is held")
+        handler.wait(
+            lambda round=round: b"hold%d" % round in handler.messages(), "the worker is held"
+        )
         for client in doomed:
             client.send(simple(b"doomed"))
             client.reset()
         for call in handler.of("connected")[1:]:
-            dice.choice([call.socket.abort, call.socket.close, lambda s=call.socket: s.send(b"stray")])()
+            dice.choice(
+                [call.socket.abort, call.socket.close, lambda s=call.socket: s.send(b"stray")]
+            )()
         go.set()
         fresh = [connect(server) for _ in range(10)]
         for number, client in enumerate(fresh):
@@ -313,7 +358,9 @@ def test_f15_an_event_or_a_call_that_comes_late_reaches_no_stranger_with_the_sam
 
 
 def churn(server, count, clients, first=0):
-    """`count` short conversations by `clients` threads, each of a client that says who it is and ends in one of four ways."""
+    """`count` short conversations by `clients` threads, each of a client that says who it is and
+    ends in one of four ways.
+    """
     failures = []
 
     def run(start):
@@ -339,7 +386,9 @@ def churn(server, count, clients, first=0):
                     if (rest := sock.recv(100)) != b"":
                         failures.append((tag, got + rest))
                 elif how > 1:
-                    sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                    sock.setsockopt(
+                        stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+                    )
                 sock.close()
         finally:
             if sock is not None:

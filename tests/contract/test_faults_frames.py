@@ -1,13 +1,31 @@
-"""docs/faults.md, rows 1 to 7: what peers send that is no frame, or too many of them. (The corpus, and row 9, are in tests/corpus.)"""
+"""docs/faults.md, rows 1 to 7: what peers send that is no frame, or too many of them. (The corpus,
+and row 9, are in tests/corpus.)
+"""
 
 import functools
 
 import pytest
 from corpus import reference
-from support import checksum32, echo, length_frame, line, recorder, running, simple, wait_until, websocket
+from support import (
+    checksum32,
+    echo,
+    length_frame,
+    line,
+    recorder,
+    running,
+    simple,
+    wait_until,
+    websocket,
+)
 
 import hydrogen
-from hydrogen import Checksum32FrameBuilder, LengthFrameBuilder, LineFrameBuilder, SimpleFrameBuilder, WebSocketFrameBuilder
+from hydrogen import (
+    Checksum32FrameBuilder,
+    LengthFrameBuilder,
+    LineFrameBuilder,
+    SimpleFrameBuilder,
+    WebSocketFrameBuilder,
+)
 
 LARGEST = (1 << 63) - 1
 
@@ -16,12 +34,18 @@ FRAMINGS = {
     "simple": (SimpleFrameBuilder(1000), simple),
     "checksum32": (Checksum32FrameBuilder(1000), checksum32),
     "length": (LengthFrameBuilder(max_size=1000), length_frame),
-    "length 2, little": (LengthFrameBuilder(2, "little", 1000), functools.partial(length_frame, width=2, byteorder="little")),
+    "length 2, little": (
+        LengthFrameBuilder(2, "little", 1000),
+        functools.partial(length_frame, width=2, byteorder="little"),
+    ),
     "length 8": (LengthFrameBuilder(8, max_size=1000), functools.partial(length_frame, width=8)),
     "line": (LineFrameBuilder(max_size=1000), line),
     "line, crlf": (LineFrameBuilder(b"\r\n", 1000), functools.partial(line, delimiter=b"\r\n")),
     "websocket": (WebSocketFrameBuilder(1000), websocket),
-    "websocket, masked": (WebSocketFrameBuilder(1000), functools.partial(websocket, mask=b"\x01\x80\xff\x00")),
+    "websocket, masked": (
+        WebSocketFrameBuilder(1000),
+        functools.partial(websocket, mask=b"\x01\x80\xff\x00"),
+    ),
 }
 by_framing = pytest.mark.parametrize(("builder", "frame"), FRAMINGS.values(), ids=FRAMINGS)
 
@@ -33,7 +57,10 @@ def replied(builder, payloads):
 
 # Headers that declare more than 1000 bytes, and no more than the header.
 OVERSIZE = [
-    *(pytest.param(SimpleFrameBuilder(1000), b"\x01" + n.to_bytes(2, "big"), id=f"simple {n:#x}") for n in (1001, 0x7FFF, 0x8000, 0xFFFF)),
+    *(
+        pytest.param(SimpleFrameBuilder(1000), b"\x01" + n.to_bytes(2, "big"), id=f"simple {n:#x}")
+        for n in (1001, 0x7FFF, 0x8000, 0xFFFF)
+    ),
     *(
         pytest.param(Checksum32FrameBuilder(1000), n.to_bytes(4, "big"), id=f"checksum32 {n:#x}")
         for n in (1001, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -41,28 +68,50 @@ OVERSIZE = [
     pytest.param(LengthFrameBuilder(1, max_size=100), b"\x65", id="length 1 0x65"),
     pytest.param(LengthFrameBuilder(1, max_size=100), b"\xff", id="length 1 0xff"),
     *(
-        pytest.param(LengthFrameBuilder(width, byteorder, 1000), n.to_bytes(width, byteorder), id=f"length {width} {byteorder} {n:#x}")
+        pytest.param(
+            LengthFrameBuilder(width, byteorder, 1000),
+            n.to_bytes(width, byteorder),
+            id=f"length {width} {byteorder} {n:#x}",
+        )
         for width in (2, 4, 8)
         for byteorder in ("big", "little")
         for n in (1001, (1 << 8 * width - 1) - 1, 1 << 8 * width - 1, (1 << 8 * width) - 1)
     ),
-    pytest.param(LengthFrameBuilder(8, max_size=LARGEST), b"\x80" + bytes(7), id="length 8 2^63, over the largest max_size"),
+    pytest.param(
+        LengthFrameBuilder(8, max_size=LARGEST),
+        b"\x80" + bytes(7),
+        id="length 8 2^63, over the largest max_size",
+    ),
     *(
-        pytest.param(WebSocketFrameBuilder(1000), b"\x82\x7e" + n.to_bytes(2, "big"), id=f"websocket 16 {n:#x}")
+        pytest.param(
+            WebSocketFrameBuilder(1000),
+            b"\x82\x7e" + n.to_bytes(2, "big"),
+            id=f"websocket 16 {n:#x}",
+        )
         for n in (1001, 0x7FFF, 0x8000, 0xFFFF)
     ),
     *(
-        pytest.param(WebSocketFrameBuilder(1000), b"\x82" + code + n.to_bytes(8, "big"), id=f"websocket 64 {code[0]:#x} {n:#x}")
+        pytest.param(
+            WebSocketFrameBuilder(1000),
+            b"\x82" + code + n.to_bytes(8, "big"),
+            id=f"websocket 64 {code[0]:#x} {n:#x}",
+        )
         for code in (b"\x7f", b"\xff")  # 0xff: masked, and the mask is not there
         for n in (0x10000, 0xFFFFFFFF, 0x100000000, LARGEST, LARGEST + 1, (1 << 64) - 1)
     ),
-    pytest.param(WebSocketFrameBuilder(LARGEST), b"\x82\x7f\x80" + bytes(7), id="websocket 2^63, over the largest max_size"),
+    pytest.param(
+        WebSocketFrameBuilder(LARGEST),
+        b"\x82\x7f\x80" + bytes(7),
+        id="websocket 2^63, over the largest max_size",
+    ),
 ]
 
 
 @pytest.mark.clause("F6")
 @pytest.mark.parametrize(("builder", "header"), OVERSIZE)
-def test_f01_a_declared_length_over_max_size_is_refused_at_the_header(start, connect, builder, header):
+def test_f01_a_declared_length_over_max_size_is_refused_at_the_header(
+    start, connect, builder, header
+):
     handler = recorder(data_received=echo)
     server = start(handler, framing=builder, max_threads=1)  # so there is one pool of blocks
     neighbour, client = connect(server), connect(server)
@@ -74,20 +123,28 @@ def test_f01_a_declared_length_over_max_size_is_refused_at_the_header(start, con
     (error,) = handler.wait_removed()
     assert type(error) is hydrogen.FrameTooLarge
     wait_until(lambda: server.stats().removed_protocol_error == 1, "it is counted")
-    assert server.stats().buffer_allocations <= before.buffer_allocations + 1, "nothing is allocated for the frame"
+    assert server.stats().buffer_allocations <= before.buffer_allocations + 1, (
+        "nothing is allocated for the frame"
+    )
     neighbour.echo(replied(builder, [b"y"]))
 
 
-# A header and how many bytes a frame of its format adds: their sum is over 2^16, 2^32, 2^63 or 2^64.
+# A header and how many bytes a frame of its format adds: their sum is over 2^16, 2^32, 2^63 or
+# 2^64.
 WRAPPING = [
-    *(pytest.param(SimpleFrameBuilder(1000), b"\x01" + n.to_bytes(2, "big"), id=f"simple {n:#x}") for n in range(0xFFFB, 0x10000)),
+    *(
+        pytest.param(SimpleFrameBuilder(1000), b"\x01" + n.to_bytes(2, "big"), id=f"simple {n:#x}")
+        for n in range(0xFFFB, 0x10000)
+    ),
     *(
         pytest.param(Checksum32FrameBuilder(1000), n.to_bytes(4, "big"), id=f"checksum32 {n:#x}")
         for n in (*range(0x7FFFFFF8, 0x80000001), *range(0xFFFFFFF8, 0x100000000))
     ),
     *(
         pytest.param(
-            LengthFrameBuilder(width, byteorder, 100), (limit - n).to_bytes(width, byteorder), id=f"length {limit - n:#x} {byteorder}"
+            LengthFrameBuilder(width, byteorder, 100),
+            (limit - n).to_bytes(width, byteorder),
+            id=f"length {limit - n:#x} {byteorder}",
         )
         for width in (1, 2, 4, 8)
         for byteorder in ("big", "little")
@@ -96,7 +153,9 @@ WRAPPING = [
     ),
     *(
         pytest.param(
-            WebSocketFrameBuilder(1000), b"\x82" + code + (limit - n).to_bytes(8, "big"), id=f"websocket {code[0]:#x} {limit - n:#x}"
+            WebSocketFrameBuilder(1000),
+            b"\x82" + code + (limit - n).to_bytes(8, "big"),
+            id=f"websocket {code[0]:#x} {limit - n:#x}",
         )
         for code in (b"\x7f", b"\xff")
         for limit in (1 << 32, 1 << 63, 1 << 64)
@@ -106,7 +165,9 @@ WRAPPING = [
 
 
 @pytest.mark.parametrize(("builder", "header"), WRAPPING)
-def test_f02_a_length_that_wraps_around_with_the_overhead_is_no_small_one(start, connect, builder, header):
+def test_f02_a_length_that_wraps_around_with_the_overhead_is_no_small_one(
+    start, connect, builder, header
+):
     handler = recorder(data_received=echo)
     client = connect(start(handler, framing=builder))
     client.send(header + b"\x17" * 20)
@@ -138,7 +199,9 @@ def test_f02_where_such_a_length_is_allowed_and_there_it_is_a_frame(start, conne
     ids=repr,
 )
 def test_f02_the_longest_length_that_may_be_allowed_wraps_nowhere(start, connect, builder, header):
-    """Nothing is allocated for it, the frame is waited for, and the neighbour is served meanwhile."""
+    """Nothing is allocated for it, the frame is waited for, and the neighbour is served
+    meanwhile.
+    """
     handler = recorder(data_received=echo)
     server = start(handler, framing=builder, max_threads=1)
     neighbour, client = connect(server), connect(server)
@@ -146,7 +209,9 @@ def test_f02_the_longest_length_that_may_be_allowed_wraps_nowhere(start, connect
     for part in (header, b"a" * 20, b"b"):
         client.send(part)
         received += len(part)
-        wait_until(lambda received=received: server.stats().bytes_received >= received, "it is read")
+        wait_until(
+            lambda received=received: server.stats().bytes_received >= received, "it is read"
+        )
         neighbour.echo(replied(builder, [b"x"]))
         received += len(replied(builder, [b"x"]))
     client.finish()
@@ -185,20 +250,51 @@ def test_f04_one_frame_in_one_byte_segments_is_one_frame(start, connect, builder
 BAD = [
     pytest.param("simple", b"\x02\x00\x01b\x17", hydrogen.ProtocolError, id="simple, start"),
     pytest.param("simple", b"\x01\x00\x01b\x18", hydrogen.ProtocolError, id="simple, end"),
-    pytest.param("checksum32", b"\x00\x00\x00\x01b\x00\x00\x00\x63", hydrogen.ChecksumMismatch, id="checksum32, one too high"),
-    pytest.param("checksum32", b"\x00\x00\x00\x01b\x00\x01\x00\x62", hydrogen.ChecksumMismatch, id="checksum32, a high byte"),
-    pytest.param("checksum32", b"\x00\x00\x00\x01c\x00\x00\x00\x62", hydrogen.ChecksumMismatch, id="checksum32, the payload"),
+    pytest.param(
+        "checksum32",
+        b"\x00\x00\x00\x01b\x00\x00\x00\x63",
+        hydrogen.ChecksumMismatch,
+        id="checksum32, one too high",
+    ),
+    pytest.param(
+        "checksum32",
+        b"\x00\x00\x00\x01b\x00\x01\x00\x62",
+        hydrogen.ChecksumMismatch,
+        id="checksum32, a high byte",
+    ),
+    pytest.param(
+        "checksum32",
+        b"\x00\x00\x00\x01c\x00\x00\x00\x62",
+        hydrogen.ChecksumMismatch,
+        id="checksum32, the payload",
+    ),
     pytest.param("websocket", b"\xc2\x01b", hydrogen.ProtocolError, id="websocket, a reserved bit"),
-    pytest.param("websocket", b"\x83\x01b", hydrogen.ProtocolError, id="websocket, a reserved opcode"),
-    pytest.param("websocket", b"\x09\x01b", hydrogen.ProtocolError, id="websocket, a fragmented ping"),
-    pytest.param("websocket", b"\x89\x7e\x00\x7e" + b"b" * 126, hydrogen.ProtocolError, id="websocket, a long ping"),
-    pytest.param("websocket", b"\x82\x7e\x00\x01b", hydrogen.ProtocolError, id="websocket, a length that is longer written than need be"),
+    pytest.param(
+        "websocket", b"\x83\x01b", hydrogen.ProtocolError, id="websocket, a reserved opcode"
+    ),
+    pytest.param(
+        "websocket", b"\x09\x01b", hydrogen.ProtocolError, id="websocket, a fragmented ping"
+    ),
+    pytest.param(
+        "websocket",
+        b"\x89\x7e\x00\x7e" + b"b" * 126,
+        hydrogen.ProtocolError,
+        id="websocket, a long ping",
+    ),
+    pytest.param(
+        "websocket",
+        b"\x82\x7e\x00\x01b",
+        hydrogen.ProtocolError,
+        id="websocket, a length that is longer written than need be",
+    ),
 ]
 
 
 @pytest.mark.clause("F3", "F9", "F13", "H20")
 @pytest.mark.parametrize(("framing", "bad", "error"), BAD)
-def test_f05_a_bad_frame_ends_the_connection_after_the_frames_before_it(start, connect, framing, bad, error):
+def test_f05_a_bad_frame_ends_the_connection_after_the_frames_before_it(
+    start, connect, framing, bad, error
+):
     builder, frame = FRAMINGS[framing]
     handler = recorder(data_received=echo)
     server = start(handler, framing=builder)
@@ -245,7 +341,9 @@ def test_f06_a_line_without_an_end_is_refused_at_max_size(start, connect, builde
     client, other = connect(server), connect(server)
     for received in range(1, most + 1):
         client.send(b"-")
-        wait_until(lambda received=received: server.stats().bytes_received == received, "it is read")
+        wait_until(
+            lambda received=received: server.stats().bytes_received == received, "it is read"
+        )
     assert not handler.of("connection_removed")
     client.send(b"-")
     assert client.receive_until_end() == b""
@@ -259,7 +357,9 @@ def test_f06_a_line_without_an_end_is_refused_at_max_size(start, connect, builde
 
 @by_framing
 @pytest.mark.clause("F7")
-def test_f07_a_flood_of_zero_length_frames_is_delivered_and_neighbours_are_served(start, connect, builder, frame):
+def test_f07_a_flood_of_zero_length_frames_is_delivered_and_neighbours_are_served(
+    start, connect, builder, frame
+):
     count = 20_000
     served = []
     handler = recorder(data_received=lambda socket, data: socket.send(data) if data else None)
@@ -283,8 +383,12 @@ def test_f07_a_flood_of_zero_length_frames_is_delivered_and_neighbours_are_serve
 
 
 @by_framing
-def test_f07_one_burst_of_many_frames_does_not_go_before_everybody_else(start, connect, gate, builder, frame):
-    """One worker is held until a burst and a single message wait: the single one is delivered within the burst."""
+def test_f07_one_burst_of_many_frames_does_not_go_before_everybody_else(
+    start, connect, gate, builder, frame
+):
+    """One worker is held until a burst and a single message wait: the single one is delivered
+    within the burst.
+    """
     go = gate()
     handler = recorder(data_received=lambda socket, data: go.wait(60) if data == b"hold" else None)
     server = start(handler, framing=builder, max_threads=1)

@@ -1,4 +1,6 @@
-"""docs/faults.md, rows 23 to 26 and 27b: callbacks that raise or block, and calls from everywhere at once."""
+"""docs/faults.md, rows 23 to 26 and 27b: callbacks that raise or block, and calls from everywhere
+at once.
+"""
 
 import os
 import random
@@ -12,7 +14,7 @@ import hydrogen
 HANDOFFS = pytest.mark.parametrize("handoff", ["auto", "inline", "eager"])
 
 
-# ---------------------------------------------------------------------------------------------------- row 23
+# ------------------------------------------------------------------------------------------- row 23
 
 
 def raises(error):
@@ -35,10 +37,16 @@ def provoke(name, client):
 
 
 @pytest.mark.clause("H16", "H20")
-@pytest.mark.parametrize("name", ["new_connection", "connected", "data_received", "eof", "writable"])
-def test_f23_a_callback_that_raises_is_logged_and_removes_its_connection(start, connect, error_log, name):
+@pytest.mark.parametrize(
+    "name", ["new_connection", "connected", "data_received", "eof", "writable"]
+)
+def test_f23_a_callback_that_raises_is_logged_and_removes_its_connection(
+    start, connect, error_log, name
+):
     error = ZeroDivisionError("mine")
-    hooks = {"data_received": lambda socket, data: socket.send(bytes(8 << 20))} | {name: raises(error)}
+    hooks = {"data_received": lambda socket, data: socket.send(bytes(8 << 20))} | {
+        name: raises(error)
+    }
     handler = recorder(**hooks)
     server = start(handler)
     client = connect(server, receive_buffer=65_536)
@@ -48,7 +56,9 @@ def test_f23_a_callback_that_raises_is_logged_and_removes_its_connection(start, 
     (removal,) = handler.wait_removed()
     assert type(removal) is hydrogen.HandlerError
     assert removal.__cause__ is error
-    assert [call.value.__cause__ for call in handler.of("disconnected")] == ([] if name == "new_connection" else [error])
+    assert [call.value.__cause__ for call in handler.of("disconnected")] == (
+        [] if name == "new_connection" else [error]
+    )
     (record,) = wait_until(error_log, "it is logged")
     assert f"on_{name}" in record.getMessage()
     assert record.exc_info[1] is error
@@ -75,9 +85,17 @@ def test_f23_what_the_last_two_callbacks_raise_is_only_logged(start, connect, er
 
 
 @pytest.mark.clause("H16")
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=lambda error: type(error).__name__)
-def test_f23_even_an_exception_that_means_exit_ends_its_connection_only(start, connect, error_log, error):
-    handler = recorder(data_received=lambda socket, data: raises(error)() if data == b"x" else socket.send(data))
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), KeyboardInterrupt(), GeneratorExit()],
+    ids=lambda error: type(error).__name__,
+)
+def test_f23_even_an_exception_that_means_exit_ends_its_connection_only(
+    start, connect, error_log, error
+):
+    handler = recorder(
+        data_received=lambda socket, data: raises(error)() if data == b"x" else socket.send(data)
+    )
     server = start(handler)
     neighbour = connect(server)
     neighbour.echo(b"y")
@@ -91,8 +109,12 @@ def test_f23_even_an_exception_that_means_exit_ends_its_connection_only(start, c
 
 
 @pytest.mark.clause("H16")
-def test_f23_what_was_sent_before_the_callback_raised_arrives_and_no_later_message_is_delivered(start, connect, error_log):
-    handler = recorder(data_received=lambda socket, data: (socket.send(b"answer"), raises(ValueError("no"))()))
+def test_f23_what_was_sent_before_the_callback_raised_arrives_and_no_later_message_is_delivered(
+    start, connect, error_log
+):
+    handler = recorder(
+        data_received=lambda socket, data: (socket.send(b"answer"), raises(ValueError("no"))())
+    )
     client = connect(start(handler, framing=hydrogen.SimpleFrameBuilder))
     client.send(simple(b"one") + simple(b"two"))
     assert client.receive_until_end() == simple(b"answer")
@@ -101,13 +123,15 @@ def test_f23_what_was_sent_before_the_callback_raised_arrives_and_no_later_messa
     assert handler.messages() == [b"one"]
 
 
-# ---------------------------------------------------------------------------------------------------- rows 24, 24b, 25
+# --------------------------------------------------------------------------------- rows 24, 24b, 25
 
 
 @pytest.mark.clause("H22", "C6", "C21")
 @HANDOFFS
 @pytest.mark.parametrize("framing", [None, hydrogen.SimpleFrameBuilder], ids=["raw", "frames"])
-def test_f24_with_all_handlers_but_one_held_every_other_connection_is_answered(start, connect, gate, handoff, framing):
+def test_f24_with_all_handlers_but_one_held_every_other_connection_is_answered(
+    start, connect, gate, handoff, framing
+):
     """Promise 1. The held ones are let go only after all the others were answered."""
     go = gate()
 
@@ -123,7 +147,10 @@ def test_f24_with_all_handlers_but_one_held_every_other_connection_is_answered(s
     others = [connect(server) for _ in range(20)]
     for number, client in enumerate(held, 1):
         client.send(frame(b"hold"))
-        handler.wait(lambda number=number: handler.messages().count(b"hold") == number, f"{number} handlers are held")
+        handler.wait(
+            lambda number=number: handler.messages().count(b"hold") == number,
+            f"{number} handlers are held",
+        )
     for _ in range(5):
         for client in others:
             client.send(frame(b"free"))
@@ -139,8 +166,12 @@ def test_f24_with_all_handlers_but_one_held_every_other_connection_is_answered(s
 
 
 @HANDOFFS
-def test_f24_handlers_that_come_to_block_in_one_batch_delay_nobody_behind_them(start, connect, gate, handoff):
-    """All messages wait when the only free worker gets to them: the blocking ones in front must not hold those behind."""
+def test_f24_handlers_that_come_to_block_in_one_batch_delay_nobody_behind_them(
+    start, connect, gate, handoff
+):
+    """All messages wait when the only free worker gets to them: the blocking ones in front must not
+    hold those behind.
+    """
     go, first = gate(), gate()
 
     def received(socket, data):
@@ -172,7 +203,9 @@ def test_f24_handlers_that_come_to_block_in_one_batch_delay_nobody_behind_them(s
 
 
 @HANDOFFS
-def test_f24b_with_all_workers_blocked_half_sent_replies_still_move_and_nothing_is_lost(start, connect, gate, handoff):
+def test_f24b_with_all_workers_blocked_half_sent_replies_still_move_and_nothing_is_lost(
+    start, connect, gate, handoff
+):
     go = gate()
     reply = os.urandom(8 << 20)
 
@@ -216,9 +249,13 @@ def check(client, reply):
 
 @pytest.mark.clause("P2")
 @HANDOFFS
-def test_f25_what_a_handler_sent_leaves_although_the_handler_then_blocks(start, connect, gate, handoff):
+def test_f25_what_a_handler_sent_leaves_although_the_handler_then_blocks(
+    start, connect, gate, handoff
+):
     go = gate()
-    handler = recorder(data_received=lambda socket, data: (socket.send(b"sent"), wait_event(go, "let go")))
+    handler = recorder(
+        data_received=lambda socket, data: (socket.send(b"sent"), wait_event(go, "let go"))
+    )
     server = start(handler, max_threads=3, handoff=handoff)
     for number in range(2):
         client = connect(server)
@@ -229,8 +266,12 @@ def test_f25_what_a_handler_sent_leaves_although_the_handler_then_blocks(start, 
 
 @pytest.mark.clause("P2")
 @HANDOFFS
-def test_f25_replies_of_other_connections_in_the_same_batch_leave_too(start, connect, gate, handoff):
-    """The replies of one turn are not kept back by the handler that blocks at its end, nor with all workers blocked."""
+def test_f25_replies_of_other_connections_in_the_same_batch_leave_too(
+    start, connect, gate, handoff
+):
+    """The replies of one turn are not kept back by the handler that blocks at its end, nor with all
+    workers blocked.
+    """
     go, first = gate(), gate()
 
     def received(socket, data):
@@ -251,20 +292,25 @@ def test_f25_replies_of_other_connections_in_the_same_batch_leave_too(start, con
     connect(server).send(b"hold")
     first.set()
     handler.wait(lambda: b"hold" in handler.messages(), "the last handler blocks")
-    delivered = {call.socket.peername for call in handler.of("data_received") if call.value == b"reply"}
+    delivered = {
+        call.socket.peername for call in handler.of("data_received") if call.value == b"reply"
+    }
     for client in answered:
-        if client.name in delivered:  # the only worker had them before it came to the one that blocks
+        # the only worker had them before it came to the one that blocks
+        if client.name in delivered:
             assert client.receive(5) == b"reply"
     assert not go.is_set()
 
 
-# ---------------------------------------------------------------------------------------------------- rows 26, 27b
+# ------------------------------------------------------------------------------------- rows 26, 27b
 
 
 @pytest.mark.clause("K18", "K3", "K6", "H14")
 @HANDOFFS
 def test_f26_calls_from_everywhere_at_once_have_a_defined_result(start, connect, handoff):
-    """Threads and callbacks send, close and abort the same connections; each is removed once, and each thread's order is kept."""
+    """Threads and callbacks send, close and abort the same connections; each is removed once, and
+    each thread's order is kept.
+    """
 
     def numbered(socket, data):
         number = int(data)
@@ -272,7 +318,11 @@ def test_f26_calls_from_everywhere_at_once_have_a_defined_result(start, connect,
         if number == 150:
             socket.close()
 
-    handler = recorder(connected=None, data_received=numbered, disconnected=lambda socket, err: socket.send(b"late"))
+    handler = recorder(
+        connected=None,
+        data_received=numbered,
+        disconnected=lambda socket, err: socket.send(b"late"),
+    )
     server = start(handler, framing=hydrogen.SimpleFrameBuilder, handoff=handoff)
     ends = ["close", "abort", "shutdown", "peer", "reset", "callback", "all"]
     for round, how in enumerate(ends, 1):
@@ -283,7 +333,9 @@ def test_f26_calls_from_everywhere_at_once_have_a_defined_result(start, connect,
         def sender(name, socket=socket, begin=begin):
             begin.wait(PATIENCE)
             accepted = [socket.send(b"%d:%d" % (name, number)) for number in range(200)]
-            assert accepted == sorted(accepted, reverse=True), "a send was taken after one was refused"
+            assert accepted == sorted(accepted, reverse=True), (
+                "a send was taken after one was refused"
+            )
 
         def ender(socket=socket, client=client, how=how, begin=begin):
             begin.wait(PATIENCE)
@@ -324,7 +376,9 @@ def test_f26_calls_from_everywhere_at_once_have_a_defined_result(start, connect,
 
 @pytest.mark.clause("H15", "H14", "K17")
 def test_f27b_handlers_that_file_connections_by_fd_never_find_a_stranger(start, connect):
-    """A dict from fd to connection, without a lock: right, because the number is not used again before the last callback returns."""
+    """A dict from fd to connection, without a lock: right, because the number is not used again
+    before the last callback returns.
+    """
     filed = {}
     strange = []
 

@@ -1,21 +1,27 @@
-"""docs/faults.md, row 18, one failure at a time: each call that the engines make on sockets fails at its n-th call, for every n up to 200.
+"""docs/faults.md, row 18, one failure at a time: each call that the engines make on sockets fails
+at its n-th call, for every n up to 200.
 
-A library that is preloaded into the server process (tests/faults/inject.c) makes the failures. It is told each anew through a mapped
-file, so that one process lives through all of them. After each it is asserted that it was made; that each accepted connection but the
-three that stay was removed, once, with the error that fits; that all who had nothing to do with it were served, as are those who come
-later; that fds and threads are as before.
+A library that is preloaded into the server process (tests/faults/inject.c) makes the failures. It
+is told each anew through a mapped file, so that one process lives through all of them. After each
+it is asserted that it was made; that each accepted connection but the three that stay was removed,
+once, with the error that fits; that all who had nothing to do with it were served, as are those who
+come later; that fds and threads are as before.
 
 What is injected where, and what must come of it:
 
-- accept(2) may fail with any of the five (it hands on errors that wait on the new socket). Nobody notices; after ENOBUFS it pauses, once.
-  EAGAIN that is not true does no harm either: listeners are polled by level.
-- epoll_wait(2) knows one of them, EINTR; the others it never returns. (select.epoll asks again after EINTR by itself.)
-- recv(2) and send(2): EINTR goes unnoticed. ECONNABORTED, ENOBUFS and EPROTO are errors of that connection and cost it, and none else.
-- EAGAIN that is not true, from recv(2) and send(2): the engine gives up an edge that the kernel will not repeat, so what waits in the
-  socket is promised to nobody *until another edge comes*. So the clients here make one, as soon as the failure has been made and not
-  before (an edge before it may have been merged with the one that was lost): they send once more, which is an edge for reading, and one
-  for writing too, because epoll(7) reports all that is ready with each edge. Who has sent his FIN can make no edge but by a reset. Then
-  all must move.
+- accept(2) may fail with any of the five (it hands on errors that wait on the new socket). Nobody
+  notices; after ENOBUFS it pauses, once. EAGAIN that is not true does no harm either: listeners are
+  polled by level.
+- epoll_wait(2) knows one of them, EINTR; the others it never returns. (select.epoll asks again
+  after EINTR by itself.)
+- recv(2) and send(2): EINTR goes unnoticed. ECONNABORTED, ENOBUFS and EPROTO are errors of that
+  connection and cost it, and none else.
+- EAGAIN that is not true, from recv(2) and send(2): the engine gives up an edge that the kernel
+  will not repeat, so what waits in the socket is promised to nobody *until another edge comes*. So
+  the clients here make one, as soon as the failure has been made and not before (an edge before it
+  may have been merged with the one that was lost): they send once more, which is an edge for
+  reading, and one for writing too, because epoll(7) reports all that is ready with each edge. Who
+  has sent his FIN can make no edge but by a reset. Then all must move.
 """
 
 import collections
@@ -47,7 +53,8 @@ class Echo(hydrogen.Handler):
 
     def on_connection_removed(self, fd, err):
         with lock:
-            removed[errno.errorcode[err.errno] if isinstance(err, OSError) and err.errno else type(err).__name__] += 1
+            has_code = isinstance(err, OSError) and err.errno
+            removed[errno.errorcode[err.errno] if has_code else type(err).__name__] += 1
 
 class Errors(logging.Handler):
     def emit(self, record):
@@ -58,12 +65,14 @@ logging.getLogger("hydrogen").addHandler(Errors(logging.ERROR))
 server = hydrogen.serve(Echo(), port=0, engine=sys.argv[1], max_threads=3, pre_allocated=16)
 print(server.address[1], flush=True)
 for line in iter(sys.stdin.readline, ""):
-    wait_until(lambda: server.stats().connections == int(line), f"{line.strip()} connections: {server.stats()}")
+    is_so = lambda: server.stats().connections == int(line)
+    wait_until(is_so, f"{line.strip()} connections: {server.stats()}")
     stats = server.stats()
     with lock:
         said = dict(removed)
         removed.clear()
-    print(json.dumps([said, stats.accepted, stats.removed, stats.accept_pauses, errors]), flush=True)
+    report = [said, stats.accepted, stats.removed, stats.accept_pauses, errors]
+    print(json.dumps(report), flush=True)
 report = server.stop(20)
 print(report.closed, report.aborted, report.abandoned, server.stats().connections)
 """
@@ -78,7 +87,10 @@ def library(tmp_path_factory):
     compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
     assert shutil.which(compiler), f"a C compiler is needed: {compiler}"
     source = ROOT / "tests" / "faults" / "inject.c"
-    subprocess.run([compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", made, source, "-ldl"], check=True)
+    subprocess.run(
+        [compiler, "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", made, source, "-ldl"],
+        check=True,
+    )
     return made
 
 
@@ -94,7 +106,8 @@ class Server:
         orders.write_bytes(bytes(self._ORDERS.size))
         with orders.open("r+b") as file:
             self._orders = mmap.mmap(file.fileno(), self._ORDERS.size)
-        preloaded = f"{os.environ.get('LD_PRELOAD', '')} {library}"  # a sanitizer's library comes first
+        # a sanitizer's library comes first
+        preloaded = f"{os.environ.get('LD_PRELOAD', '')} {library}"
         self._process = child(SERVER, engine, LD_PRELOAD=preloaded, HYDROGEN_INJECT=str(orders))
         line = self._process.stdout.readline()
         if not line:
@@ -123,7 +136,9 @@ class Server:
 
     def held(self):
         """How many fds and how many threads the process has."""
-        return tuple(len(os.listdir(f"/proc/{self._process.pid}/{what}")) for what in ("fd", "task"))
+        return tuple(
+            len(os.listdir(f"/proc/{self._process.pid}/{what}")) for what in ("fd", "task")
+        )
 
     def stop(self):
         """Stop it when all have gone."""
@@ -158,7 +173,11 @@ class Peer:
             try:
                 return self._client.sock.recv(1 << 16)
             except TimeoutError:
-                if self._may_stall and self._nudged != self._server.armed and self._server.has_fired():
+                if (
+                    self._may_stall
+                    and self._nudged != self._server.armed
+                    and self._server.has_fired()
+                ):
                     self._nudged = self._server.armed
                     nudge()
         raise AssertionError("nothing came")
@@ -195,7 +214,8 @@ class Peer:
         except OSError as error:
             if error.errno == errno.EBADF:  # our own reset
                 self._close()
-            elif isinstance(error, ConnectionError) or error.errno == errno.ENOTCONN:  # shutdown(2) after theirs
+            elif isinstance(error, ConnectionError) or error.errno == errno.ENOTCONN:
+                # shutdown(2) after theirs
                 self._lose()
             else:
                 raise
@@ -244,7 +264,9 @@ class Crowd:
         return self.pass_by()
 
     def settle(self):
-        """Everybody who is left is served, and so is who comes now; who was lost comes again. Returns how many those were."""
+        """Everybody who is left is served, and so is who comes now; who was lost comes again.
+        Returns how many those were.
+        """
         self._talk()
         assert not self.pass_by()
         lost = [at for at, peer in enumerate(self._staying) if peer.is_lost]
@@ -275,7 +297,8 @@ def inject(server, call, code, numbers):
 
         def is_as_before():
             now = server.held()
-            return now[0] == fds and now[1] <= tasks  # one that started something may have been there still
+            # one that started something may have been there still
+            return now[0] == fds and now[1] <= tasks
 
         wait_until(is_as_before, f"fds and threads of before, {(fds, tasks)}: {server.held()}")
         now = server.report(3)
@@ -336,7 +359,9 @@ def test_f18_a_failure_of_one_connection_costs_that_one_at_any_call(server, call
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["recv", "send"])
-def test_f18_an_eagain_that_is_not_true_holds_a_connection_up_until_its_next_edge_at_any_call(server, call):
+def test_f18_an_eagain_that_is_not_true_holds_a_connection_up_until_its_next_edge_at_any_call(
+    server, call
+):
     inject(server, call, errno.EAGAIN, range(1, HIGHEST + 1))
     server.stop()
 
@@ -344,6 +369,8 @@ def test_f18_an_eagain_that_is_not_true_holds_a_connection_up_until_its_next_edg
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2, 3, 4])
 def test_f18_accept_without_memory_pauses_once_at_any_call(server, first):
-    """In four shares, to run side by side: a pause is a tenth of a second in which nothing happens."""
+    """In four shares, to run side by side: a pause is a tenth of a second in which nothing
+    happens.
+    """
     inject(server, "accept", errno.ENOBUFS, range(first, HIGHEST + 1, 4))
     server.stop()

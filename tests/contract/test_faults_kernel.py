@@ -1,8 +1,10 @@
-"""docs/faults.md, rows 18, 20 and 21: what the kernel refuses, and one connection that wants everything.
+"""docs/faults.md, rows 18, 20 and 21: what the kernel refuses, and one connection that wants
+everything.
 
-Errors are injected by strace(1) into a server process: it lets chosen system calls fail without making them. What the kernel would
-never do is not injected: EAGAIN from recv and send belongs to an edge, which an invented one would not have (test_faults_injected.py makes
-one for it, and lets each single call fail).
+Errors are injected by strace(1) into a server process: it lets chosen system calls fail without
+making them. What the kernel would never do is not injected: EAGAIN from recv and send belongs to an
+edge, which an invented one would not have (test_faults_injected.py makes one for it, and lets each
+single call fail).
 """
 
 import errno
@@ -12,7 +14,18 @@ import threading
 
 import pytest
 from programs import path_of
-from support import Client, Echo, child, echo, finish, recorder, running, simple, unframe, wait_until
+from support import (
+    Client,
+    Echo,
+    child,
+    echo,
+    finish,
+    recorder,
+    running,
+    simple,
+    unframe,
+    wait_until,
+)
 
 import hydrogen
 
@@ -31,9 +44,21 @@ print(report.aborted, report.abandoned, stats.accepted - stats.removed, stats.ac
 
 def traced(engine, *injections, handoff="auto", code=SERVER):
     """An echo server under strace, and its address."""
-    calls = sorted({call for injection in injections for call in injection.split(":")[0].split(",")})
+    calls = sorted(
+        {call for injection in injections for call in injection.split(":")[0].split(",")}
+    )
     options = [option for injection in injections for option in ("-e", f"inject={injection}")]
-    prefix = (path_of("strace"), "-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e", f"trace={','.join(calls)}", *options)
+    prefix = (
+        path_of("strace"),
+        "-f",
+        "--seccomp-bpf",
+        "-qqq",
+        "-o",
+        "/dev/null",
+        "-e",
+        f"trace={','.join(calls)}",
+        *options,
+    )
     process = child(code, engine, handoff, prefix=prefix)
     line = process.stdout.readline()
     if not line:
@@ -83,7 +108,9 @@ def stopped(process):
         "recvfrom,recvmsg:error=EINTR:when=1+3",
         "sendto,sendmsg:error=EINTR:when=1+3",
     ],
-    ids=lambda injection: injection.split(",")[0].split(":")[0] + "-" + injection.split("=")[1].split(":")[0],
+    ids=lambda injection: (
+        injection.split(",")[0].split(":")[0] + "-" + injection.split("=")[1].split(":")[0]
+    ),
 )
 def test_f18_an_error_that_means_again_goes_unnoticed(engine, injection):
     process, address = traced(engine, injection)
@@ -114,8 +141,12 @@ logging.getLogger("hydrogen").addHandler(Lines())
 
 def test_f18_a_pause_for_want_of_fds_that_goes_on_is_told_once(engine):
     """A look that finds none again is no end of it."""
-    ask = "print(*[line.split(':')[0] for line in lines if line.startswith('accepting')], sep='|')\n"
-    process, address = traced(engine, "accept4,accept:error=EMFILE:when=1..3", code=LOGGED + SERVER + ask)
+    ask = (
+        "print(*[line.split(':')[0] for line in lines if line.startswith('accepting')], sep='|')\n"
+    )
+    process, address = traced(
+        engine, "accept4,accept:error=EMFILE:when=1..3", code=LOGGED + SERVER + ask
+    )
     assert converse(address, 1, 1) == 0
     out, _ = finish(process, 0, "\n")
     assert out.splitlines()[-1] == "accepting is paused|accepting has resumed"
@@ -141,10 +172,21 @@ server.stop(20)
 
 
 def test_f18_who_finds_no_memory_to_have_a_listener_polled_waits_until_he_looks_again(engine):
-    """By a count: some five looks in half a second; without the pauses it is tens of thousands. The Python engine uses no epoll(7)."""
+    """By a count: some five looks in half a second; without the pauses it is tens of thousands. The
+    Python engine uses no epoll(7).
+    """
     if engine == "python":
         return
-    prefix = (path_of("strace"), "-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e", "trace=epoll_ctl")
+    prefix = (
+        path_of("strace"),
+        "-f",
+        "--seccomp-bpf",
+        "-qqq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=epoll_ctl",
+    )
     process = child(SPARED, prefix=(*prefix, "-e", "inject=epoll_ctl:error=ENOMEM:when=2+"))
     out, _ = finish(process)
     assert int(out) < 200
@@ -174,14 +216,15 @@ def test_f18_all_of_it_at_once_in_eager_mode(engine):
     stopped(process)
 
 
-# ---------------------------------------------------------------------------------------------------- row 20
+# ------------------------------------------------------------------------------------------- row 20
 
 MEMORY = """
 import resource, sys, threading
 import hydrogen
 from support import Client
 
-big = memoryview(bytes(1 << 30))  # more than what mimalloc, of a Python without a GIL, has reserved at once
+# More than what mimalloc, of a Python without a GIL, has reserved at once.
+big = memoryview(bytes(1 << 30))
 
 class Sends(hydrogen.Handler):
     def on_data_received(self, socket, data):
@@ -215,7 +258,8 @@ for _ in range(3):
     client = Client(server.address)
     client.echo(b"new")
 assert len(removed) == 3, removed
-assert all(isinstance(e.__cause__, MemoryError) or isinstance(e, OSError) and e.errno == 12 for e in removed), removed
+for e in removed:
+    assert isinstance(e.__cause__, MemoryError) or isinstance(e, OSError) and e.errno == 12, removed
 neighbour.close()
 client.close()
 print(server.stop(5).abandoned)
@@ -228,14 +272,18 @@ def test_f20_no_memory_for_a_buffer_costs_that_connection_and_the_server_goes_on
     assert out == "0\n"
 
 
-# ---------------------------------------------------------------------------------------------------- row 21
+# ------------------------------------------------------------------------------------------- row 21
 
 
 @pytest.mark.clause("C19")
 @pytest.mark.parametrize("framing", [None, hydrogen.SimpleFrameBuilder], ids=["raw", "frames"])
 @pytest.mark.parametrize("handoff", ["auto", "inline", "eager"])
-def test_f21_a_hundred_ping_pong_clients_complete_their_rounds_beside_a_firehose(start, connect, framing, handoff):
-    """Order and counts: the firehose runs from before the first round until after the last. (The latency is measured in perf/.)"""
+def test_f21_a_hundred_ping_pong_clients_complete_their_rounds_beside_a_firehose(
+    start, connect, framing, handoff
+):
+    """Order and counts: the firehose runs from before the first round until after the last. (The
+    latency is measured in perf/.)
+    """
     frame = simple if framing else bytes
     handler = Sink()
     server = start(handler, framing=framing, handoff=handoff)
@@ -261,7 +309,10 @@ def test_f21_a_hundred_ping_pong_clients_complete_their_rounds_beside_a_firehose
                     client.send(frame(b"%d" % round))
                 for client in pingers:
                     assert client.receive(len(frame(b"%d" % round))) == frame(b"%d" % round)
-            wait_until(lambda before=before: handler.drops > before, "the firehose was running all the time, and is")
+            wait_until(
+                lambda before=before: handler.drops > before,
+                "the firehose was running all the time, and is",
+            )
         finally:
             done.set()
 
@@ -279,7 +330,9 @@ class Sink(hydrogen.Handler):
 
 
 @pytest.mark.parametrize("depth", [1000, 5000])
-def test_f21_a_connection_with_thousands_of_requests_in_flight_gets_all_replies_in_order(start, connect, depth):
+def test_f21_a_connection_with_thousands_of_requests_in_flight_gets_all_replies_in_order(
+    start, connect, depth
+):
     server = start(Echo(), framing=hydrogen.SimpleFrameBuilder)
     client, neighbour = connect(server), connect(server)
     sent = [b"%d" % number for number in range(depth)]

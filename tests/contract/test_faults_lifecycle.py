@@ -1,4 +1,6 @@
-"""docs/faults.md, rows 27, 28, 30 and 31: stopping, exiting, forking, starting badly, and starting often."""
+"""docs/faults.md, rows 27, 28, 30 and 31: stopping, exiting, forking, starting badly, and starting
+often.
+"""
 
 import errno
 import itertools
@@ -9,15 +11,30 @@ import socket as stdlib_socket
 import threading
 
 import pytest
-from support import PATIENCE, Client, Echo, child, echo, finish, open_fds, recorder, running, threads, wait_event, wait_until
+from support import (
+    PATIENCE,
+    Client,
+    Echo,
+    child,
+    echo,
+    finish,
+    open_fds,
+    recorder,
+    running,
+    threads,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 
-# ---------------------------------------------------------------------------------------------------- row 27
+# ------------------------------------------------------------------------------------------- row 27
 
 
 @pytest.mark.clause("S9", "S13", "S14", "S23")
-def test_f27_stop_during_callbacks_twice_from_a_callback_and_with_peers_that_do_not_read(start, connect, gate):
+def test_f27_stop_during_callbacks_twice_from_a_callback_and_with_peers_that_do_not_read(
+    start, connect, gate
+):
     go = gate()
 
     def received(socket, data):
@@ -30,7 +47,9 @@ def test_f27_stop_during_callbacks_twice_from_a_callback_and_with_peers_that_do_
 
     handler = recorder(data_received=received, connected=None)
     server = start(handler)
-    clients = {name: connect(server, receive_buffer=4096) for name in (b"hold", b"big", b"stop", b"idle")}
+    clients = {
+        name: connect(server, receive_buffer=4096) for name in (b"hold", b"big", b"stop", b"idle")
+    }
     handler.wait_for("connected", 4)
     for name in (b"hold", b"big"):
         clients[name].send(name)
@@ -38,7 +57,9 @@ def test_f27_stop_during_callbacks_twice_from_a_callback_and_with_peers_that_do_
     wait_until(lambda: any(socket.pending for socket in server.connections), "output is blocked")
     reports = []
     clients[b"idle"].finish()
-    with running(lambda: reports.append(server.stop(0.2)), lambda: reports.append(server.stop(0.2))):
+    with running(
+        lambda: reports.append(server.stop(0.2)), lambda: reports.append(server.stop(0.2))
+    ):
         clients[b"stop"].send(b"stop")
         clients[b"stop"].close()
     reports.append(server.stop())
@@ -83,7 +104,8 @@ if how == "traffic":
     os.set_blocking(client.sock.fileno(), True)
     threading.Thread(target=talk, args=(client.sock.detach(),), daemon=True).start()
 if how == "many":
-    servers = [hydrogen.serve(Works(), port=0, engine=engine, max_threads=2, stop_timeout=0.5) for _ in range(5)]
+    options = {"port": 0, "engine": engine, "max_threads": 2, "stop_timeout": 0.5}
+    servers = [hydrogen.serve(Works(), **options) for _ in range(5)]
     clients = [Client(s.address) for s in servers]
     [c.echo(b"x") for c in clients]
     for c in clients:
@@ -101,9 +123,24 @@ if how == "sys.exit":
 
 
 @pytest.mark.clause("P3")
-@pytest.mark.parametrize("how", ["idle", "sys.exit", "stopped", "idle client", "held", "traffic", "not reading", "many", "exception"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "idle",
+        "sys.exit",
+        "stopped",
+        "idle client",
+        "held",
+        "traffic",
+        "not reading",
+        "many",
+        "exception",
+    ],
+)
 def test_f27_interpreter_exit_while_serving(engine, how):
-    """The exit status is main's own, and nothing is written to stderr: no thread dies of the interpreter's end."""
+    """The exit status is main's own, and nothing is written to stderr: no thread dies of the
+    interpreter's end.
+    """
     out, err = finish(child(EXITS, engine, how), 1 if how == "exception" else 0)
     assert out == "end of main\n"
     assert "of main" in err if how == "exception" else err == "", err
@@ -132,7 +169,9 @@ sys.stdin.readline()
 
 @pytest.mark.clause("P3", "K10")
 @pytest.mark.parametrize("family", ["tcp", "stream"])
-def test_f27_the_peer_of_an_abandoned_handler_is_reset_at_last_and_never_told_that_all_was_sent(engine, family, connect):
+def test_f27_the_peer_of_an_abandoned_handler_is_reset_at_last_and_never_told_that_all_was_sent(
+    engine, family, connect
+):
     process = child(ABANDONS, engine, family)
     client = connect(("127.0.0.1", int(process.stdout.readline())), receive_buffer=4096)
     client.send(b"x\n")
@@ -144,7 +183,7 @@ def test_f27_the_peer_of_an_abandoned_handler_is_reset_at_last_and_never_told_th
     assert client.at_end() == "reset"
 
 
-# ---------------------------------------------------------------------------------------------------- row 28
+# ------------------------------------------------------------------------------------------- row 28
 
 FORKS = """
 import os, sys, warnings
@@ -252,7 +291,8 @@ clients[2].finish()
 assert clients[2].receive_until_end() == b""
 clients[0].finish()
 handler.wait_removed(3)
-assert polled() == before - 3, (polled(), before)  # or the kernel would go on reporting what the child holds open
+# Or the kernel would go on reporting what the child holds open.
+assert polled() == before - 3, (polled(), before)
 os.write(theirs, b"x")
 assert os.waitpid(child, 0)[1] == 0
 for client in clients:
@@ -317,23 +357,27 @@ from support import Client
 
 class Runs(hydrogen.Handler):
     def on_data_received(self, socket, data):
-        socket.send(subprocess.run(["sh", "-c", data.decode()], capture_output=True, close_fds=False).stdout)
+        command = ["sh", "-c", data.decode()]
+        socket.send(subprocess.run(command, capture_output=True, close_fds=False).stdout)
 
-with hydrogen.serve(Runs(), port=0, engine=sys.argv[1], max_threads=2) as server, Client(server.address) as client:
+server = hydrogen.serve(Runs(), port=0, engine=sys.argv[1], max_threads=2)
+with server, Client(server.address) as client:
     client.send(b"grep SigBlk /proc/self/status; ls -l /proc/self/fd")
     client.finish()
     print(client.receive_until_end().decode())
 """
 
 
-def test_f28_a_process_that_a_handler_starts_has_no_signal_blocked_and_none_of_the_server_s_fds(engine):
+def test_f28_a_process_that_a_handler_starts_has_no_signal_blocked_and_none_of_the_server_s_fds(
+    engine,
+):
     out, _ = finish(child(SUBPROCESS, engine), 0)
     assert "SigBlk:\t0000000000000000" in out
     assert "socket" not in out
     assert "anon_inode" not in out
 
 
-# ---------------------------------------------------------------------------------------------------- row 30
+# ------------------------------------------------------------------------------------------- row 30
 
 
 @pytest.mark.clause("S22")
@@ -360,7 +404,9 @@ def test_f30_a_name_that_cannot_be_resolved_is_a_clear_error(engine):
 
 
 @pytest.mark.clause("C9")
-def test_f30_a_path_with_a_live_socket_is_refused_and_the_socket_is_left_alone(start, connect, engine, tmp_path):
+def test_f30_a_path_with_a_live_socket_is_refused_and_the_socket_is_left_alone(
+    start, connect, engine, tmp_path
+):
     path = str(tmp_path / "socket")
     server = start(Echo(), path=path)
     fds, tasks = open_fds(), threads()
@@ -398,13 +444,19 @@ def test_f30_a_socket_given_that_cannot_listen_is_a_clear_error_and_stays_the_ca
 
 def test_f30_a_bad_config_is_an_error_at_construction(engine):
     fds = open_fds()
-    for name, value in [("port", -1), ("max_threads", 0), ("framing", 7), ("handoff", "lazy"), ("nonsense", 1)]:
+    for name, value in [
+        ("port", -1),
+        ("max_threads", 0),
+        ("framing", 7),
+        ("handoff", "lazy"),
+        ("nonsense", 1),
+    ]:
         with pytest.raises((TypeError, ValueError), match=name):
             hydrogen.serve(Echo(), engine=engine, **{name: value})
     assert open_fds() == fds
 
 
-# ---------------------------------------------------------------------------------------------------- row 31
+# ------------------------------------------------------------------------------------------- row 31
 
 
 @pytest.mark.timeout(300)
@@ -432,7 +484,13 @@ def test_f31_five_hundred_starts_and_stops_under_traffic_leak_and_hang_nothing(e
                     client.close()
 
     # An address of its own: in between the port may be another test's.
-    options = {"addr": "127.0.0.87", "engine": engine, "max_threads": 2, "pre_allocated": 4, "reuse_port": True}
+    options = {
+        "addr": "127.0.0.87",
+        "engine": engine,
+        "max_threads": 2,
+        "pre_allocated": 4,
+        "reuse_port": True,
+    }
     first = hydrogen.serve(Echo(), port=0, **options)
     address[0] = first.address
     with running(*(lambda seed=seed: traffic(seed) for seed in range(3))):
@@ -467,7 +525,11 @@ def test_f31_a_stop_at_any_moment_of_a_start_s_first_connections_hangs_nothing(e
                 client.close()
         assert server.stats().connections == 0
         handler.check()
-        assert len(handler.of("new_connection")) <= len(handler.of("connection_removed")) == server.stats().accepted
+        assert (
+            len(handler.of("new_connection"))
+            <= len(handler.of("connection_removed"))
+            == server.stats().accepted
+        )
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1])

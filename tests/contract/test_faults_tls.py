@@ -1,4 +1,6 @@
-"""docs/faults.md, rows 32 to 37: what peers do to TLS, and that the handler never hears of those that did not shake hands."""
+"""docs/faults.md, rows 32 to 37: what peers do to TLS, and that the handler never hears of those
+that did not shake hands.
+"""
 
 import contextlib
 import errno
@@ -17,7 +19,9 @@ from support import PATIENCE, TlsClient, drip, echo, recorder, simple, wait_even
 import hydrogen
 
 ALLOW_CLIENT_RENEGOTIATION = 0x100
-"""OpenSSL 3's option of that name: without it OpenSSL 3 itself refuses, and a test of ours would show nothing."""
+"""OpenSSL 3's option of that name: without it OpenSSL 3 itself refuses, and a test of ours would
+show nothing.
+"""
 
 
 def watched():
@@ -34,12 +38,14 @@ def only_removed(handler, count=1):
     return errors
 
 
-# ---------------------------------------------------------------------------------------------------- row 32
+# ------------------------------------------------------------------------------------------- row 32
 
 
 @pytest.mark.slow
 @pytest.mark.clause("C24", "H25")
-def test_f32_a_handshake_that_never_comes_is_removed_at_open_timeout_and_others_are_served(start, connect, secure):
+def test_f32_a_handshake_that_never_comes_is_removed_at_open_timeout_and_others_are_served(
+    start, connect, secure
+):
     handler = watched()
     server = start(handler, ssl=server_context(), open_timeout=0.3)
     before = secure(server)
@@ -56,7 +62,9 @@ def test_f32_a_handshake_that_never_comes_is_removed_at_open_timeout_and_others_
 @pytest.mark.slow
 @pytest.mark.clause("C24")
 @pytest.mark.parametrize("begun", ["hello", "half a hello"])
-def test_f32_a_handshake_that_is_begun_and_goes_on_no_more_is_removed_at_open_timeout(start, connect, trust, begun):
+def test_f32_a_handshake_that_is_begun_and_goes_on_no_more_is_removed_at_open_timeout(
+    start, connect, trust, begun
+):
     handler = watched()
     client = connect(start(handler, ssl=server_context(), open_timeout=0.3))
     hello = TlsClient(client, trust).step()
@@ -67,7 +75,9 @@ def test_f32_a_handshake_that_is_begun_and_goes_on_no_more_is_removed_at_open_ti
 
 @pytest.mark.slow
 @pytest.mark.clause("C24")
-def test_f32_a_handshake_that_is_dripped_is_removed_at_open_timeout_and_others_are_served(start, connect, secure):
+def test_f32_a_handshake_that_is_dripped_is_removed_at_open_timeout_and_others_are_served(
+    start, connect, secure
+):
     """The header of a record and of a hello that are long enough to be dripped for ever."""
     handler = watched()
     server = start(handler, ssl=server_context(), open_timeout=0.3)
@@ -78,7 +88,7 @@ def test_f32_a_handshake_that_is_dripped_is_removed_at_open_timeout_and_others_a
     other.echo(b"served still")
 
 
-# ---------------------------------------------------------------------------------------------------- row 33
+# ------------------------------------------------------------------------------------------- row 33
 
 
 PLAIN_TEXT = {
@@ -99,13 +109,16 @@ PLAIN_TEXT = {
 @pytest.mark.clause("H23", "H24")
 @pytest.mark.parametrize("closes", [True, False], ids=["followed by close", "open"])
 @pytest.mark.parametrize("text", PLAIN_TEXT.values(), ids=PLAIN_TEXT)
-def test_f33_plain_text_to_a_tls_port_is_an_ssl_error_and_nothing_reaches_the_handler(start, connect, secure, text, closes):
+def test_f33_plain_text_to_a_tls_port_is_an_ssl_error_and_nothing_reaches_the_handler(
+    start, connect, secure, text, closes
+):
     handler = watched()
     server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)
     neighbour = secure(server)
     neighbour.echo(simple(b"before"))
     client = connect(server)
-    client.sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_CORK, 1)  # the FIN rides on the data
+    # the FIN rides on the data
+    client.sock.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_CORK, 1)
     client.send(text)
     if closes or len(text) < 5:  # less than the header of a record may become one
         client.finish()
@@ -132,7 +145,7 @@ def test_f33_tls_to_a_plain_port_is_bytes_like_any_other(start, connect, trust):
     assert type(handler.wait_removed()[0]) is hydrogen.ProtocolError
 
 
-# ---------------------------------------------------------------------------------------------------- row 34
+# ------------------------------------------------------------------------------------------- row 34
 
 
 def say(client, stage):
@@ -207,7 +220,7 @@ def test_f34_a_reset_is_a_reset_with_tls_too(start, connect, trust, stage):
     wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
 
 
-# ---------------------------------------------------------------------------------------------------- row 35
+# ------------------------------------------------------------------------------------------- row 35
 
 
 def renegotiating_context():
@@ -221,15 +234,25 @@ def renegotiating_context():
 @pytest.mark.slow
 @pytest.mark.clause("C23")
 def test_f35_renegotiation_is_refused(start, secure):
-    """Again and again, by the openssl program, which says so when it is told so (and then gives up)."""
+    """Again and again, by the openssl program, which says so when it is told so (and then gives
+    up).
+    """
     handler = watched()
     context = renegotiating_context()
     server = start(handler, ssl=context)
     neighbour = secure(server)
-    command = [path_of("openssl"), "s_client", "-tls1_2", "-connect", "{}:{}".format(*server.address)]
+    command = [
+        path_of("openssl"),
+        "s_client",
+        "-tls1_2",
+        "-connect",
+        "{}:{}".format(*server.address),
+    ]
     storm = 5
     for _ in range(storm):
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
             process.stdin.write(b"hello\n")
             process.stdin.flush()
             for said in iter(process.stdout.readline, b"hello\n"):
@@ -250,8 +273,16 @@ def test_f35_a_renewed_context_refuses_renegotiation_too(start):
     handler = watched()
     server = start(handler, ssl=server_context())
     server.reload_tls(renegotiating_context())
-    command = [path_of("openssl"), "s_client", "-tls1_2", "-connect", "{}:{}".format(*server.address)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    command = [
+        path_of("openssl"),
+        "s_client",
+        "-tls1_2",
+        "-connect",
+        "{}:{}".format(*server.address),
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
         process.stdin.write(b"R\n")
         process.stdin.flush()
         assert b"no renegotiation" in process.stdout.read()
@@ -267,10 +298,16 @@ def test_f35_a_scanner_finds_no_old_protocol_and_no_renegotiation(start, highest
     handler = recorder(connected=None)
     server = start(handler, ssl=context)
     scan = subprocess.run(
-        [path_of("sslscan"), "--xml=-", "--no-colour", "{}:{}".format(*server.address)], capture_output=True, check=True, timeout=60
+        [path_of("sslscan"), "--xml=-", "--no-colour", "{}:{}".format(*server.address)],
+        capture_output=True,
+        check=True,
+        timeout=60,
     )
     test = xml.etree.ElementTree.fromstring(scan.stdout).find("ssltest")
-    found = {protocol.get("type") + protocol.get("version"): protocol.get("enabled") for protocol in test.iter("protocol")}
+    found = {
+        protocol.get("type") + protocol.get("version"): protocol.get("enabled")
+        for protocol in test.iter("protocol")
+    }
     assert found == {
         "ssl2": "0",
         "ssl3": "0",
@@ -287,16 +324,25 @@ def test_f35_a_scanner_finds_no_old_protocol_and_no_renegotiation(start, highest
     assert handler.messages() == []
 
 
-# ---------------------------------------------------------------------------------------------------- row 37
+# ------------------------------------------------------------------------------------------- row 37
 # (row 36, sending and receiving from two threads at once, is in test_tls.py)
 
 
 @pytest.mark.clause("C19")
 @pytest.mark.parametrize("read_budget", [1, 1000, 256 << 10])
-def test_f37_many_records_in_one_segment_are_all_delivered_without_a_further_byte(start, secure, read_budget):
+def test_f37_many_records_in_one_segment_are_all_delivered_without_a_further_byte(
+    start, secure, read_budget
+):
     messages = [b"%d" % number for number in range(1500)]
     handler = recorder(data_received=echo)
-    client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, read_budget=read_budget))
+    client = secure(
+        start(
+            handler,
+            ssl=server_context(),
+            framing=hydrogen.SimpleFrameBuilder,
+            read_budget=read_budget,
+        )
+    )
     wire = b"".join(client.encrypt(simple(message)) for message in messages)
     client.client.send(wire)
     handler.wait_for("data_received", len(messages))
@@ -306,17 +352,28 @@ def test_f37_many_records_in_one_segment_are_all_delivered_without_a_further_byt
 
 
 @pytest.mark.parametrize("read_budget", [1, 256 << 10])
-def test_f37_many_frames_in_one_record_are_all_delivered_without_a_further_byte(start, secure, read_budget):
+def test_f37_many_frames_in_one_record_are_all_delivered_without_a_further_byte(
+    start, secure, read_budget
+):
     messages = [b"%d" % (number % 10) for number in range(3000)]
     handler = recorder()
-    client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, read_budget=read_budget))
+    client = secure(
+        start(
+            handler,
+            ssl=server_context(),
+            framing=hydrogen.SimpleFrameBuilder,
+            read_budget=read_budget,
+        )
+    )
     wire = client.encrypt(b"".join(map(simple, messages)))
     client.client.send(wire)
     handler.wait_for("data_received", len(messages))
     assert handler.messages() == messages
 
 
-def test_f37_without_framing_a_large_record_is_delivered_whole_without_a_further_byte(start, secure):
+def test_f37_without_framing_a_large_record_is_delivered_whole_without_a_further_byte(
+    start, secure
+):
     data = os.urandom(16_384)
     handler = recorder()
     client = secure(start(handler, ssl=server_context(), read_budget=10))
@@ -324,7 +381,9 @@ def test_f37_without_framing_a_large_record_is_delivered_whole_without_a_further
     assert handler.wait_bytes(len(data)) == data
 
 
-def test_f37_records_that_a_pause_has_held_are_delivered_on_resume_without_a_further_byte(start, secure):
+def test_f37_records_that_a_pause_has_held_are_delivered_on_resume_without_a_further_byte(
+    start, secure
+):
     messages = [b"%d" % number for number in range(1000)]
     paused = threading.Semaphore(0)
 
@@ -334,7 +393,9 @@ def test_f37_records_that_a_pause_has_held_are_delivered_on_resume_without_a_fur
             paused.release()
 
     handler = recorder(data_received=pause)
-    client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, read_budget=1000))
+    client = secure(
+        start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, read_budget=1000)
+    )
     client.client.send(b"".join(client.encrypt(simple(message)) for message in messages))
     for count in range(101, 1000, 100):
         assert paused.acquire(timeout=PATIENCE)
@@ -344,7 +405,7 @@ def test_f37_records_that_a_pause_has_held_are_delivered_on_resume_without_a_fur
     assert handler.messages() == messages
 
 
-# ---------------------------------------------------------------------------------------------------- broken records
+# ----------------------------------------------------------------------------------- broken records
 
 
 def broken(wire):
@@ -364,7 +425,9 @@ BROKEN = {
 @pytest.mark.clause("H24")
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("at_once", [True, False], ids=["in one segment", "later"])
-def test_what_came_before_a_broken_record_is_delivered_and_the_connection_removed(start, secure, broken, at_once):
+def test_what_came_before_a_broken_record_is_delivered_and_the_connection_removed(
+    start, secure, broken, at_once
+):
     handler = watched()
     server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)
     neighbour, client = secure(server), secure(server)
@@ -391,7 +454,9 @@ def test_what_came_before_a_broken_record_is_delivered_and_the_connection_remove
 
 @pytest.mark.clause("H23", "H24")
 @pytest.mark.parametrize("stage", ["first", "second"])
-def test_a_broken_handshake_is_an_ssl_error_and_nothing_reaches_the_handler(start, connect, trust, stage):
+def test_a_broken_handshake_is_an_ssl_error_and_nothing_reaches_the_handler(
+    start, connect, trust, stage
+):
     handler = watched()
     server = start(handler, ssl=server_context())
     client = TlsClient(connect(server), trust)
@@ -410,11 +475,16 @@ def test_a_broken_handshake_is_an_ssl_error_and_nothing_reaches_the_handler(star
 
 
 @pytest.mark.clause("H23", "H24")
-def test_a_client_that_does_not_trust_the_certificate_is_removed_with_what_it_said(start, connect, trust):
+def test_a_client_that_does_not_trust_the_certificate_is_removed_with_what_it_said(
+    start, connect, trust
+):
     handler = watched()
     server = start(handler, ssl=server_context())
     stranger = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    stranger.minimum_version, stranger.maximum_version = trust.minimum_version, trust.maximum_version
+    stranger.minimum_version, stranger.maximum_version = (
+        trust.minimum_version,
+        trust.maximum_version,
+    )
     client = connect(server)
     with pytest.raises(ssl.SSLCertVerificationError):
         TlsClient(client, stranger).handshake()
@@ -440,7 +510,7 @@ def test_a_client_without_a_cipher_in_common_is_told_so(start, connect):
     assert "NO_SHARED_CIPHER" in str(only_removed(handler)[0])
 
 
-# ---------------------------------------------------------------------------------------------------- OpenSSL, and signals
+# ----------------------------------------------------------------------------- OpenSSL, and signals
 
 
 class Failing(ssl.SSLObject):
@@ -484,7 +554,9 @@ ERRORS = {
 @pytest.mark.clause("H20", "H25")
 @pytest.mark.parametrize(("error", "kind", "code"), ERRORS.values(), ids=ERRORS)
 @pytest.mark.parametrize("what", ["read", "write"])
-def test_a_session_that_cannot_go_on_ends_its_connection_with_what_happened(start, secure, failing, error_log, what, error, kind, code):
+def test_a_session_that_cannot_go_on_ends_its_connection_with_what_happened(
+    start, secure, failing, error_log, what, error, kind, code
+):
     context, fail = failing
     handler = recorder(connected=None)
     client = secure(start(handler, ssl=context))
@@ -503,7 +575,9 @@ def test_a_session_that_cannot_go_on_ends_its_connection_with_what_happened(star
 
 @pytest.mark.clause("H16", "H20")
 @pytest.mark.parametrize("error", ERRORS)
-def test_what_openssl_finds_wrong_with_one_connection_costs_none_that_sends_to_it(start, secure, failing, error):
+def test_what_openssl_finds_wrong_with_one_connection_costs_none_that_sends_to_it(
+    start, secure, failing, error
+):
     context, fail = failing
 
     def tell_the_other(socket, data):
@@ -527,13 +601,17 @@ def test_what_openssl_finds_wrong_with_one_connection_costs_none_that_sends_to_i
 
 @pytest.mark.clause("H16", "H20")
 @pytest.mark.parametrize("error", ERRORS)
-def test_what_one_connection_cannot_decrypt_costs_none_that_decrypts_it_in_its_stead(start, secure, failing, gate, error):
+def test_what_one_connection_cannot_decrypt_costs_none_that_decrypts_it_in_its_stead(
+    start, secure, failing, gate, error
+):
     context, fail = failing
     entered, go_on = gate(), gate()
     sent = []
 
     class Held(Failing):
-        """Who encrypts for the first connection waits, and finds there then what that has received."""
+        """Who encrypts for the first connection waits, and finds there then what that has
+        received.
+        """
 
         def write(self, data):
             if data == b"held":
@@ -561,7 +639,8 @@ def test_what_one_connection_cannot_decrypt_costs_none_that_decrypts_it_in_its_s
     received = server.stats().bytes_received
     clients[0].send(b"x")
     wait_until(lambda: server.stats().bytes_received > received, "the first message to be read")
-    clients[2].send(b"y")  # by the one worker that is left, which has come past the first connection then
+    # by the one worker that is left, which has come past the first connection then
+    clients[2].send(b"y")
     clients[2].receive(1)
     go_on.set()
     (removed,) = handler.wait_removed()

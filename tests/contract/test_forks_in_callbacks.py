@@ -1,4 +1,5 @@
-"""A child that is forked in code of the user's, and returns from it: nothing of the parent's is touched by it.
+"""A child that is forked in code of the user's, and returns from it: nothing of the parent's is
+touched by it.
 
 In the child the number of the connection's fd is given to one end of a socket pair. The other end
 shows whether anybody wrote to that number or read from it; who is called in the child says so.
@@ -165,7 +166,9 @@ PLACES = (
 @pytest.mark.slow
 @pytest.mark.clause("P4")
 @pytest.mark.parametrize(("where", "kind"), PLACES)
-def test_a_child_that_returns_from_where_it_was_forked_touches_nothing_of_the_parent_s(engine, where, kind):
+def test_a_child_that_returns_from_where_it_was_forked_touches_nothing_of_the_parent_s(
+    engine, where, kind
+):
     out, err = finish(child(FORKS, engine, where, kind), 0)
     assert (out, err) == ("fine\n", "")
 
@@ -258,7 +261,8 @@ def forks(life):
     begin(life)
 
 def waits(life, error):
-    wait_until(lambda: life._thread is not None and life._thread.ident is not None, "there is a thread")
+    is_there = lambda: life._thread is not None and life._thread.ident is not None
+    wait_until(is_there, "there is a thread")
     life._thread.join(5)
     os.write(1, b"a thread is left\\n" if life._thread.is_alive() else b"child: none is left\\n")
     cancel(life, error)
@@ -276,7 +280,10 @@ server.stop()
 
 @pytest.mark.clause("P4")
 def test_a_child_forked_by_a_signal_handler_as_the_start_begins_carries_out_none(engine):
-    lines = "child: none is left\nchild: the process forked while the server was starting: the server belongs to the parent\nparent: 0\n"
+    lines = (
+        "child: none is left\nchild: the process forked while the server was starting: the server "
+        "belongs to the parent\nparent: 0\n"
+    )
     assert finish(child(FORKS_AS_IT_STARTS, engine), 0) == (lines, "")
 
 

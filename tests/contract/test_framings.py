@@ -1,5 +1,6 @@
-"""Framings through a server: the built-in ones, builders written by a user, another framing for each connection, streams that were used
-by hand before; and row 29: builders that raise or return nonsense.
+"""Framings through a server: the built-in ones, builders written by a user, another framing for
+each connection, streams that were used by hand before; and row 29: builders that raise or return
+nonsense.
 
 (Every case of every built-in format, split at every position, is in tests/corpus.)
 """
@@ -10,7 +11,19 @@ import socket as stdlib_socket
 import ssl
 
 import pytest
-from support import Echo, checksum32, echo, length_frame, line, recorder, running, simple, wait_event, wait_until, websocket
+from support import (
+    Echo,
+    checksum32,
+    echo,
+    length_frame,
+    line,
+    recorder,
+    running,
+    simple,
+    wait_event,
+    wait_until,
+    websocket,
+)
 
 import hydrogen
 
@@ -78,11 +91,24 @@ FRAMINGS = {
         functools.partial(line, delimiter=b"\r\n.\r\n"),
         functools.partial(line, delimiter=b"\r\n.\r\n"),
     ),
-    "websocket": (hydrogen.WebSocketFrameBuilder, functools.partial(websocket, opcode=1, mask=b"\x01\x20\xff\x00"), websocket),
+    "websocket": (
+        hydrogen.WebSocketFrameBuilder,
+        functools.partial(websocket, opcode=1, mask=b"\x01\x20\xff\x00"),
+        websocket,
+    ),
     "user": (Netstrings, netstring, netstring),
 }
 
-PAYLOADS = [b"", b"x", b"", b"a" * 125, b"b" * 126, bytes(range(11, 256)), b"c" * 65_535, b"\0\1\xff"]
+PAYLOADS = [
+    b"",
+    b"x",
+    b"",
+    b"a" * 125,
+    b"b" * 126,
+    bytes(range(11, 256)),
+    b"c" * 65_535,
+    b"\0\1\xff",
+]
 
 
 @pytest.fixture(params=FRAMINGS)
@@ -91,7 +117,9 @@ def framing(request):
 
 
 def test_nothing_is_allocated_for_a_frame_but_its_payload(start, connect, framing):
-    """Blocks of input and output come from the pools of the workers; the Python engine counts none."""
+    """Blocks of input and output come from the pools of the workers; the Python engine counts
+    none.
+    """
     builder, sent, returned = framing
     server = start(Echo(), framing=builder, handoff="inline")
     client = connect(server)
@@ -163,7 +191,9 @@ def test_the_end_inside_a_frame_is_an_incomplete_frame_in_every_framing(start, c
     ],
     ids=repr,
 )
-def test_a_message_over_max_size_is_not_sent_and_the_connection_stays(start, connect, builder, limit):
+def test_a_message_over_max_size_is_not_sent_and_the_connection_stays(
+    start, connect, builder, limit
+):
     handler = recorder(connected=None)
     server = start(handler, framing=builder)
     connect(server)
@@ -176,8 +206,14 @@ def test_a_message_over_max_size_is_not_sent_and_the_connection_stays(start, con
 
 
 @pytest.mark.clause("F12", "K21")
-@pytest.mark.parametrize(("delimiter", "payload"), [(b"\n", b"a\nb"), (b"\n", b"\n"), (b"--", b"a-"), (b"\r\n", b"\r\n")], ids=repr)
-def test_a_line_that_contains_its_delimiter_is_not_sent_and_the_connection_stays(start, connect, delimiter, payload):
+@pytest.mark.parametrize(
+    ("delimiter", "payload"),
+    [(b"\n", b"a\nb"), (b"\n", b"\n"), (b"--", b"a-"), (b"\r\n", b"\r\n")],
+    ids=repr,
+)
+def test_a_line_that_contains_its_delimiter_is_not_sent_and_the_connection_stays(
+    start, connect, delimiter, payload
+):
     raised = []
 
     def received(socket, data):
@@ -187,7 +223,9 @@ def test_a_line_that_contains_its_delimiter_is_not_sent_and_the_connection_stays
             raised.append(error)
         socket.send(data)
 
-    server = start(recorder(data_received=received), framing=hydrogen.LineFrameBuilder(delimiter=delimiter))
+    server = start(
+        recorder(data_received=received), framing=hydrogen.LineFrameBuilder(delimiter=delimiter)
+    )
     client = connect(server)
     client.echo(b"goes on" + delimiter)
     assert len(raised) == 1
@@ -218,11 +256,14 @@ def test_a_wrong_checksum_is_told_and_counted_as_a_protocol_error(start, connect
     wait_until(lambda: server.stats().removed_protocol_error == 1, "it is counted")
 
 
-# ---------------------------------------------------------------------------------------------------- builders of the user's
+# --------------------------------------------------------------------------- builders of the user's
 
 
 @pytest.mark.clause("F2", "F3", "F15", "H20")
-@pytest.mark.parametrize("kind", [hydrogen.ProtocolError, hydrogen.FrameTooLarge, type("Mine", (hydrogen.ProtocolError,), {})])
+@pytest.mark.parametrize(
+    "kind",
+    [hydrogen.ProtocolError, hydrogen.FrameTooLarge, type("Mine", (hydrogen.ProtocolError,), {})],
+)
 def test_a_protocol_error_of_a_builder_is_the_removal_error_itself(start, connect, kind):
     mine = kind("not what was agreed")
 
@@ -271,7 +312,9 @@ def test_who_needs_state_returns_a_stream_with_a_builder_of_its_own(start, conne
                 frame.content = b"%d:%b" % (self.number, frame.content)
             return frame
 
-    server = start(recorder(new_connection=lambda fd: hydrogen.Plain(fd, Numbered()), data_received=echo))
+    server = start(
+        recorder(new_connection=lambda fd: hydrogen.Plain(fd, Numbered()), data_received=echo)
+    )
     for client in (connect(server), connect(server)):
         client.send(netstring(b"x") * 3)
         assert client.receive(18) == netstring(b"1:x") + netstring(b"2:x") + netstring(b"3:x")
@@ -292,7 +335,9 @@ def test_a_class_derived_from_a_built_in_builder_is_a_builder_of_the_user_s(star
 
 
 def test_a_builder_may_drop_bytes_that_are_no_frame(start, connect):
-    """None, and bytes are gone: that is no frame yet, and it may be the next look that finds one."""
+    """None, and bytes are gone: that is no frame yet, and it may be the next look that finds
+    one.
+    """
 
     class Commented(Netstrings):
         def from_bytes(self, buf):
@@ -342,9 +387,13 @@ def test_after_close_no_further_frame_of_a_builder_of_the_user_s_is_delivered(st
 
 
 @pytest.mark.clause("H19")
-def test_after_pause_reading_no_further_frame_is_delivered_and_resume_needs_no_further_byte(start, connect, framing):
+def test_after_pause_reading_no_further_frame_is_delivered_and_resume_needs_no_further_byte(
+    start, connect, framing
+):
     builder, sent, _ = framing
-    handler = recorder(data_received=lambda socket, data: socket.pause_reading() if data == b"pause" else None)
+    handler = recorder(
+        data_received=lambda socket, data: socket.pause_reading() if data == b"pause" else None
+    )
     server = start(handler, framing=builder, max_threads=1)
     client, other = connect(server), connect(server)
     client.send(sent(b"pause") + sent(b"second") + sent(b"third"))
@@ -371,14 +420,18 @@ def test_messages_of_several_threads_do_not_interleave_with_a_builder_of_the_use
         wire = client.receive(400 * 8)
     got = [wire[at : at + 8] for at in range(0, len(wire), 8)]
     for name in range(4):
-        assert [frame for frame in got if frame.startswith(b"5:%d" % name)] == [netstring(b"%d %03d" % (name, n)) for n in range(100)]
+        assert [frame for frame in got if frame.startswith(b"5:%d" % name)] == [
+            netstring(b"%d %03d" % (name, n)) for n in range(100)
+        ]
 
 
-# ---------------------------------------------------------------------------------------------------- row 29: builders
+# --------------------------------------------------------------------------------- row 29: builders
 
 
 def misbehaving(receive):
-    """A builder class that does `receive(buf)` where the buffer begins with "!", and works otherwise."""
+    """A builder class that does `receive(buf)` where the buffer begins with "!", and works
+    otherwise.
+    """
 
     class Misbehaving(Netstrings):
         def from_bytes(self, buf):
@@ -397,7 +450,9 @@ def raising(error):
 
 
 def removed_by_its_builder(start, connect, builder):
-    """Send a good frame and then what `builder` fails at; its removal error, when a neighbour has been seen to be served still."""
+    """Send a good frame and then what `builder` fails at; its removal error, when a neighbour has
+    been seen to be served still.
+    """
     handler = recorder(data_received=echo)
     server = start(handler, framing=builder)
     neighbour, client = connect(server), connect(server)
@@ -409,7 +464,9 @@ def removed_by_its_builder(start, connect, builder):
     assert handler.of("disconnected")[0].value is removal
     assert handler.messages() == [b"before", b"good"]
     neighbour.echo(netstring(b"after"))
-    wait_until(lambda: server.stats().removed == server.stats().removed_handler_error == 1, "it is counted")
+    wait_until(
+        lambda: server.stats().removed == server.stats().removed_handler_error == 1, "it is counted"
+    )
     return removal
 
 
@@ -430,7 +487,9 @@ def removed_by_its_builder(start, connect, builder):
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("where", ["from_bytes", "payload"])
-def test_f29_a_builder_that_raises_on_receipt_is_logged_and_its_connection_removed_with_that_error(start, connect, error_log, where, error):
+def test_f29_a_builder_that_raises_on_receipt_is_logged_and_its_connection_removed_with_that_error(
+    start, connect, error_log, where, error
+):
     receive = raising(error)
     if where == "payload":
         frame = type("Raises", (Netstring,), {"payload": raising(error)})(b"")
@@ -450,8 +509,12 @@ def test_f29_a_builder_that_raises_on_receipt_is_logged_and_its_connection_remov
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("consumes", [True, False], ids=["consumes", "leaves"])
-def test_f29_a_builder_that_returns_no_frame_has_its_connection_removed(start, connect, error_log, nonsense, consumes):
-    removal = removed_by_its_builder(start, connect, misbehaving(lambda buf: (consumes and buf.clear()) or nonsense))
+def test_f29_a_builder_that_returns_no_frame_has_its_connection_removed(
+    start, connect, error_log, nonsense, consumes
+):
+    removal = removed_by_its_builder(
+        start, connect, misbehaving(lambda buf: (consumes and buf.clear()) or nonsense)
+    )
     assert type(removal) is hydrogen.HandlerError
     assert "Misbehaving.from_bytes() returned" in str(removal)
     wait_until(error_log, "it is logged")
@@ -473,7 +536,9 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("receive", NONSENSE.values(), ids=NONSENSE)
-def test_f29_a_builder_that_does_to_its_buffer_what_it_must_not_has_its_connection_removed(start, connect, error_log, receive):
+def test_f29_a_builder_that_does_to_its_buffer_what_it_must_not_has_its_connection_removed(
+    start, connect, error_log, receive
+):
     try:
         removal = removed_by_its_builder(start, connect, misbehaving(receive))
     finally:
@@ -483,7 +548,9 @@ def test_f29_a_builder_that_does_to_its_buffer_what_it_must_not_has_its_connecti
     wait_until(error_log, "it is logged")
 
 
-def test_f29_a_builder_that_keeps_a_view_of_its_buffer_does_not_keep_the_rest_from_coming(start, connect, error_log):
+def test_f29_a_builder_that_keeps_a_view_of_its_buffer_does_not_keep_the_rest_from_coming(
+    start, connect, error_log
+):
     handler = recorder()
     client = connect(start(handler, framing=misbehaving(with_view)))
     try:
@@ -491,28 +558,46 @@ def test_f29_a_builder_that_keeps_a_view_of_its_buffer_does_not_keep_the_rest_fr
             client.send(b"!")
         client.finish()
         assert client.receive_until_end() == b""
-        assert isinstance(handler.wait_removed()[0], (hydrogen.IncompleteFrame, hydrogen.HandlerError))
+        assert isinstance(
+            handler.wait_removed()[0], (hydrogen.IncompleteFrame, hydrogen.HandlerError)
+        )
     finally:
         while views:
             views.pop().release()
 
 
-@pytest.mark.parametrize("payload", [None, "text", 7, [b"x"], bytearray(b"x"), memoryview(b"x")], ids=lambda value: type(value).__name__)
-def test_f29_a_frame_whose_payload_is_not_bytes_has_its_connection_removed(start, connect, error_log, payload):
+@pytest.mark.parametrize(
+    "payload",
+    [None, "text", 7, [b"x"], bytearray(b"x"), memoryview(b"x")],
+    ids=lambda value: type(value).__name__,
+)
+def test_f29_a_frame_whose_payload_is_not_bytes_has_its_connection_removed(
+    start, connect, error_log, payload
+):
     frame = type("Strange", (Netstring,), {"payload": lambda self: payload})(b"")
     removal = removed_by_its_builder(start, connect, misbehaving(lambda buf: buf.clear() or frame))
     assert type(removal) is hydrogen.HandlerError
     wait_until(error_log, "it is logged")
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("mine"), OSError(5, "mine"), BlockingIOError("mine")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError("mine"), OSError(5, "mine"), BlockingIOError("mine")],
+    ids=lambda e: type(e).__name__,
+)
 @pytest.mark.parametrize("where", ["frame", "to_bytes"])
-def test_f29_what_a_builder_raises_on_sending_goes_to_the_caller_and_the_connection_stays(start, connect, where, error):
+def test_f29_what_a_builder_raises_on_sending_goes_to_the_caller_and_the_connection_stays(
+    start, connect, where, error
+):
     class Raises(Netstrings):
         def frame(self, payload):
             if payload != b"bad":
                 return super().frame(payload)
-            return raising(error)() if where == "frame" else type("Frame", (Netstring,), {"to_bytes": raising(error)})(payload)
+            return (
+                raising(error)()
+                if where == "frame"
+                else type("Frame", (Netstring,), {"to_bytes": raising(error)})(payload)
+            )
 
     handler = recorder(connected=None)
     server = start(handler, framing=Raises)
@@ -527,10 +612,14 @@ def test_f29_what_a_builder_raises_on_sending_goes_to_the_caller_and_the_connect
     assert client.receive(7) == netstring(b"good")
 
 
-def test_f29_what_a_builder_raises_on_sending_in_a_callback_is_the_callback_s(start, connect, error_log):
+def test_f29_what_a_builder_raises_on_sending_in_a_callback_is_the_callback_s(
+    start, connect, error_log
+):
     error = ZeroDivisionError("mine")
     handler = recorder(data_received=echo)
-    client = connect(start(handler, framing=type("Raises", (Netstrings,), {"frame": raising(error)})))
+    client = connect(
+        start(handler, framing=type("Raises", (Netstrings,), {"frame": raising(error)}))
+    )
     client.send(netstring(b"x"))
     assert client.receive_until_end() == b""
     client.close()
@@ -541,9 +630,13 @@ def test_f29_what_a_builder_raises_on_sending_in_a_callback_is_the_callback_s(st
     assert "on_data_received" in record.getMessage()
 
 
-@pytest.mark.parametrize("nonsense", [None, b"bytes", "text", 7, Netstring], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "nonsense", [None, b"bytes", "text", 7, Netstring], ids=lambda value: type(value).__name__
+)
 @pytest.mark.parametrize("where", ["frame", "to_bytes"])
-def test_f29_a_builder_that_makes_nonsense_on_sending_raises_type_error_and_the_connection_stays(start, connect, where, nonsense):
+def test_f29_a_builder_that_makes_nonsense_on_sending_raises_type_error_and_the_connection_stays(
+    start, connect, where, nonsense
+):
     if where == "to_bytes" and nonsense == b"bytes":
         nonsense = bytearray(nonsense)
 
@@ -551,7 +644,11 @@ def test_f29_a_builder_that_makes_nonsense_on_sending_raises_type_error_and_the_
         def frame(self, payload):
             if payload != b"bad":
                 return super().frame(payload)
-            return nonsense if where == "frame" else type("Frame", (Netstring,), {"to_bytes": lambda self: nonsense})(payload)
+            return (
+                nonsense
+                if where == "frame"
+                else type("Frame", (Netstring,), {"to_bytes": lambda self: nonsense})(payload)
+            )
 
     handler = recorder(connected=None)
     server = start(handler, framing=Makes)
@@ -566,7 +663,9 @@ def test_f29_a_builder_that_makes_nonsense_on_sending_raises_type_error_and_the_
 def test_f29_a_builder_that_blocks_delays_nobody_else(start, connect, gate):
     go = gate()
     handler = recorder(data_received=echo)
-    server = start(handler, framing=misbehaving(lambda buf: wait_event(go, "let go") or (buf.pop(0) and None)))
+    server = start(
+        handler, framing=misbehaving(lambda buf: wait_event(go, "let go") or (buf.pop(0) and None))
+    )
     blocked, free = connect(server), connect(server)
     blocked.send(b"!" + netstring(b"blocked"))
     for number in range(5):
@@ -576,11 +675,13 @@ def test_f29_a_builder_that_blocks_delays_nobody_else(start, connect, gate):
     assert blocked.receive(10 + 7) == netstring(b"blocked") + netstring(b"more")
 
 
-# ---------------------------------------------------------------------------------------------------- another framing per connection
+# ------------------------------------------------------------------- another framing per connection
 
 
 def adopting(*makers, **hooks):
-    """A recorder whose connections, in the order of accepting, are read as `makers` say: each gets the fd, and gives a stream or None."""
+    """A recorder whose connections, in the order of accepting, are read as `makers` say: each gets
+    the fd, and gives a stream or None.
+    """
     left = iter(makers)
     return recorder(new_connection=lambda fd: next(left)(fd), **hooks)
 
@@ -598,7 +699,13 @@ def test_each_connection_may_have_a_framing_of_its_own(start, connect):
     )
     server = start(handler, framing=hydrogen.SimpleFrameBuilder)
     clients = []
-    for wire in (line(b"text"), length_frame(b"text"), netstring(b"text"), b"text", simple(b"text")):
+    for wire in (
+        line(b"text"),
+        length_frame(b"text"),
+        netstring(b"text"),
+        b"text",
+        simple(b"text"),
+    ):
         clients.append((connect(server), wire))
         handler.wait_for("connected", len(clients))
     for client, wire in clients:
@@ -614,9 +721,16 @@ def test_each_connection_may_have_a_framing_of_its_own(start, connect):
 @pytest.mark.parametrize("of", ["fd", "socket"])
 def test_an_adopted_connection_lives_and_ends_as_any_other(start, connect, of):
     def adopt(fd):
-        return hydrogen.Plain(fd if of == "fd" else stdlib_socket.socket(fileno=fd), hydrogen.LineFrameBuilder())
+        return hydrogen.Plain(
+            fd if of == "fd" else stdlib_socket.socket(fileno=fd), hydrogen.LineFrameBuilder()
+        )
 
-    handler = recorder(new_connection=adopt, connected=None, data_received=echo, disconnected=lambda socket, err: os.fstat(socket.fileno()))
+    handler = recorder(
+        new_connection=adopt,
+        connected=None,
+        data_received=echo,
+        disconnected=lambda socket, err: os.fstat(socket.fileno()),
+    )
     server = start(handler)
     client = connect(server)
     client.echo(b"line\n")
@@ -627,7 +741,13 @@ def test_an_adopted_connection_lives_and_ends_as_any_other(start, connect, of):
     client.finish()
     assert client.receive_until_end() == b""
     assert type(handler.wait_removed()[0]) is hydrogen.PeerClosed
-    assert handler.names() == ["on_new_connection", "on_connected", "on_data_received", "on_disconnected", "on_connection_removed"]
+    assert handler.names() == [
+        "on_new_connection",
+        "on_connected",
+        "on_data_received",
+        "on_disconnected",
+        "on_connection_removed",
+    ]
     assert handler.of("connection_removed")[0].fd == fd
 
 
@@ -658,7 +778,9 @@ def test_a_class_derived_from_plain_is_a_stream_of_the_user_s(start, connect):
             super().close()
 
     handler = recorder(
-        new_connection=lambda fd: Loud(stdlib_socket.socket(fileno=fd), hydrogen.LineFrameBuilder(max_size=8 << 20)),
+        new_connection=lambda fd: Loud(
+            stdlib_socket.socket(fileno=fd), hydrogen.LineFrameBuilder(max_size=8 << 20)
+        ),
         connected=None,
         data_received=echo,
     )
@@ -681,7 +803,9 @@ def test_a_class_derived_from_plain_is_a_stream_of_the_user_s(start, connect):
 def test_a_stream_made_of_another_fd_is_refused_and_that_fd_left_alone(start, connect, error_log):
     left, right = stdlib_socket.socketpair()
     with left, right:
-        handler = recorder(new_connection=lambda fd: hydrogen.Plain(left.fileno(), hydrogen.LineFrameBuilder()))
+        handler = recorder(
+            new_connection=lambda fd: hydrogen.Plain(left.fileno(), hydrogen.LineFrameBuilder())
+        )
         client = connect(start(handler))
         assert client.at_end() in ("end", "reset")
         client.close()
@@ -718,11 +842,15 @@ def test_a_plain_that_is_made_and_dropped_leaves_the_connection_to_the_server(st
     def look(fd):
         hydrogen.Plain(fd, hydrogen.LineFrameBuilder())
 
-    client = connect(start(recorder(new_connection=look, data_received=echo), framing=hydrogen.SimpleFrameBuilder))
+    client = connect(
+        start(
+            recorder(new_connection=look, data_received=echo), framing=hydrogen.SimpleFrameBuilder
+        )
+    )
     client.echo(simple(b"mine"))
 
 
-# ---------------------------------------------------------------------------------------------------- used by hand, then adopted
+# ----------------------------------------------------------------------- used by hand, then adopted
 
 
 def login(fd, **options):
@@ -734,7 +862,9 @@ def login(fd, **options):
 
 
 @pytest.mark.clause("T11", "T14")
-def test_what_was_read_by_hand_and_not_asked_for_is_delivered_first_and_without_a_further_byte(start, connect):
+def test_what_was_read_by_hand_and_not_asked_for_is_delivered_first_and_without_a_further_byte(
+    start, connect
+):
     handler = recorder(new_connection=login, data_received=echo)
     client = connect(start(handler))
     client.send(b"user\none\ntwo\nthr")
@@ -746,9 +876,13 @@ def test_what_was_read_by_hand_and_not_asked_for_is_delivered_first_and_without_
 
 @pytest.mark.clause("T11", "C19")
 @pytest.mark.parametrize(
-    "builder", [hydrogen.LineFrameBuilder(), type("Lines", (hydrogen.LineFrameBuilder,), {})()], ids=["built-in", "user"]
+    "builder",
+    [hydrogen.LineFrameBuilder(), type("Lines", (hydrogen.LineFrameBuilder,), {})()],
+    ids=["built-in", "user"],
 )
-def test_however_much_was_read_by_hand_it_is_delivered_without_a_further_byte(start, connect, gate, builder):
+def test_however_much_was_read_by_hand_it_is_delivered_without_a_further_byte(
+    start, connect, gate, builder
+):
     go, messages = gate(), [b"%d" % number for number in range(5000)]
 
     def slowly(fd):
@@ -782,7 +916,9 @@ def test_what_was_read_by_hand_is_delivered_without_framing_too(start, connect):
 
 @pytest.mark.clause("T11")
 def test_what_was_read_by_hand_waits_for_on_connected_and_heeds_a_pause(start, connect):
-    handler = recorder(new_connection=login, connected=lambda socket: socket.pause_reading(), data_received=echo)
+    handler = recorder(
+        new_connection=login, connected=lambda socket: socket.pause_reading(), data_received=echo
+    )
     server = start(handler, max_threads=1)
     client = connect(server)
     client.send(b"user\none\n")
@@ -799,9 +935,13 @@ def test_what_was_read_by_hand_waits_for_on_connected_and_heeds_a_pause(start, c
 
 @pytest.mark.clause("T11", "H10")
 @pytest.mark.parametrize(
-    ("rest", "error"), [(b"one\n", hydrogen.PeerClosed), (b"one\ntw", hydrogen.IncompleteFrame)], ids=["whole", "partial"]
+    ("rest", "error"),
+    [(b"one\n", hydrogen.PeerClosed), (b"one\ntw", hydrogen.IncompleteFrame)],
+    ids=["whole", "partial"],
 )
-def test_what_was_read_by_hand_is_delivered_before_an_end_that_has_come_already(start, connect, gate, rest, error):
+def test_what_was_read_by_hand_is_delivered_before_an_end_that_has_come_already(
+    start, connect, gate, rest, error
+):
     go = gate()
 
     def slowly(fd):
@@ -819,7 +959,9 @@ def test_what_was_read_by_hand_is_delivered_before_an_end_that_has_come_already(
 
 
 @pytest.mark.clause("T11", "H20")
-def test_a_bad_frame_that_was_read_by_hand_ends_the_connection_after_what_came_before_it(start, connect):
+def test_a_bad_frame_that_was_read_by_hand_ends_the_connection_after_what_came_before_it(
+    start, connect
+):
     handler = recorder(new_connection=lambda fd: login(fd, max_size=10), data_received=echo)
     client = connect(start(handler))
     client.send(b"user\none\n" + b"x" * 20 + b"\nnever\n")
@@ -839,7 +981,9 @@ def test_what_was_not_written_by_hand_is_written_first(start, connect):
             streams[0].nb_send(hydrogen.LengthFrame(first))
         return streams[0]
 
-    handler = recorder(new_connection=greet, connected=lambda socket: socket.send(b"second"), data_received=echo)
+    handler = recorder(
+        new_connection=greet, connected=lambda socket: socket.send(b"second"), data_received=echo
+    )
     client = connect(start(handler), receive_buffer=65_536)
     handler.wait_for("connected")
     client.send(length_frame(b"third"))  # which is not read before the first has left
@@ -848,8 +992,12 @@ def test_what_was_not_written_by_hand_is_written_first(start, connect):
 
 
 @pytest.mark.parametrize("handoff", ["inline", "eager"])
-def test_what_was_not_written_by_hand_leaves_also_where_the_kernel_raises_no_edge_unasked(start, connect, tmp_path, handoff):
-    """A Unix socket must be asked for the edge of OUT, so it has to be polled before anything is sent."""
+def test_what_was_not_written_by_hand_leaves_also_where_the_kernel_raises_no_edge_unasked(
+    start, connect, tmp_path, handoff
+):
+    """A Unix socket must be asked for the edge of OUT, so it has to be polled before anything is
+    sent.
+    """
     first = os.urandom(600_000)
 
     def greet(fd):
@@ -880,7 +1028,9 @@ def test_a_connection_may_be_refused_after_it_was_read_by_hand(start, connect):
 
 
 @pytest.mark.clause("H16", "T14")
-def test_an_end_that_is_met_by_hand_and_not_caught_is_the_callback_s_error(start, connect, error_log):
+def test_an_end_that_is_met_by_hand_and_not_caught_is_the_callback_s_error(
+    start, connect, error_log
+):
     handler = recorder(new_connection=login)
     client = connect(start(handler))
     client.finish()

@@ -1,4 +1,5 @@
-"""A graceful stop lets what was begun be finished: what was read is delivered, and what is sent arrives.
+"""A graceful stop lets what was begun be finished: what was read is delivered, and what is sent
+arrives.
 
 In each family of sockets. Which state meets a stop how is in docs/states.md, and tested there.
 """

@@ -1,4 +1,5 @@
-"""Whatever is raised around a connection, and whenever, costs at most that connection: no worker, and nobody else.
+"""Whatever is raised around a connection, and whenever, costs at most that connection: no worker,
+and nobody else.
 
 Exceptions of callbacks, streams, builders and log handlers: test_exceptions_everywhere.py; failed
 allocations: test_nomemory.py. Here: asynchronous exceptions, which libraries for timeouts set from
@@ -31,20 +32,29 @@ class Late(BaseException):
 
 def set_in(ident):
     """Have `Late` raised in a thread, at its next line of Python."""
-    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Late)) == 1
+    assert (
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Late))
+        == 1
+    )
 
 
 @pytest.mark.clause("H16")
 @families
-def test_an_exception_set_in_a_worker_that_waits_costs_neither_it_nor_anybody(start, tmp_path, family, error_log):
-    """The callback that it was meant for has ended. At most the connection that comes next may go."""
+def test_an_exception_set_in_a_worker_that_waits_costs_neither_it_nor_anybody(
+    start, tmp_path, family, error_log
+):
+    """The callback that it was meant for has ended. At most the connection that comes next may
+    go.
+    """
     idents = set()
 
     def received(socket, data):
         idents.add(threading.get_ident())
         socket.send(data)
 
-    handler = recorder(new_connection=lambda fd: stream_of(family, fd), connected=None, data_received=received)
+    handler = recorder(
+        new_connection=lambda fd: stream_of(family, fd), connected=None, data_received=received
+    )
     server = start(handler, **options_of(family, str(tmp_path / "s")), max_threads=WORKERS)
     stays = connect_to(server, family)
     handler.wait_for("connected")
@@ -64,8 +74,12 @@ def test_an_exception_set_in_a_worker_that_waits_costs_neither_it_nor_anybody(st
                 gone += 1
                 break
         victim.close()
-        # Before the next one: else it may hit the stream in its own close(), which then leaves the fd open.
-        wait_until(lambda: server.stats().connections == handler.socket(0).is_open, "the victim is gone, and its stream closed")
+        # Before the next one: else it may hit the stream in its own close(), which then leaves the
+        # fd open.
+        wait_until(
+            lambda: server.stats().connections == handler.socket(0).is_open,
+            "the victim is gone, and its stream closed",
+        )
     handler.wait_removed(ROUNDS)
     if not handler.socket(0).is_open:
         stays.close()
@@ -80,7 +94,9 @@ def test_an_exception_set_in_a_worker_that_waits_costs_neither_it_nor_anybody(st
 
 @pytest.mark.clause("H16")
 @families
-def test_an_exception_set_in_a_worker_during_its_callback_ends_that_connection(start, tmp_path, family, error_log):
+def test_an_exception_set_in_a_worker_during_its_callback_ends_that_connection(
+    start, tmp_path, family, error_log
+):
     inside = threading.Event()
     idents = []
 
@@ -113,7 +129,9 @@ def test_an_exception_set_in_a_worker_during_its_callback_ends_that_connection(s
 
 @pytest.mark.clause("H16")
 @pytest.mark.parametrize("name", ["on_data_received", "on_disconnected", "recv"])
-def test_an_error_of_a_callback_is_told_though_an_exception_was_set_in_it_just_before(start, connect, error_log, name):
+def test_an_error_of_a_callback_is_told_though_an_exception_was_set_in_it_just_before(
+    start, connect, error_log, name
+):
     """While it waits in C, which then raises by itself: no line of Python comes in between."""
     near, idents, removed = [], [], []
 
@@ -152,7 +170,10 @@ def test_an_error_of_a_callback_is_told_though_an_exception_was_set_in_it_just_b
         if name == "on_data_received":
             assert type(removed[number]) is hydrogen.HandlerError
         if name != "on_disconnected":
-            assert {type(removed[number]), type(removed[number].__cause__)} & {ConnectionResetError, Late}
+            assert {type(removed[number]), type(removed[number].__cause__)} & {
+                ConnectionResetError,
+                Late,
+            }
     lines = [record.getMessage() for record in error_log()]
     if name != "recv":  # of which an OSError is the connection's
         assert len([line for line in lines if line.startswith(f"{name} raised ")]) >= ROUNDS, lines

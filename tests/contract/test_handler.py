@@ -47,8 +47,14 @@ def test_data_is_of_type_bytes(start, connect):
 
 
 @pytest.mark.clause("H9", "C8", "F4", "F5")
-@pytest.mark.parametrize("framing", [hydrogen.SimpleFrameBuilder, hydrogen.SimpleFrameBuilder()], ids=["class", "instance"])
-def test_with_framing_each_callback_gets_one_whole_message_and_each_send_makes_one_frame(start, connect, framing):
+@pytest.mark.parametrize(
+    "framing",
+    [hydrogen.SimpleFrameBuilder, hydrogen.SimpleFrameBuilder()],
+    ids=["class", "instance"],
+)
+def test_with_framing_each_callback_gets_one_whole_message_and_each_send_makes_one_frame(
+    start, connect, framing
+):
     handler = recorder(data_received=echo)
     client = connect(start(handler, framing=framing))
     sent = [b"one", b"", b"three" * 1000, b"4"]
@@ -88,7 +94,9 @@ def test_what_on_server_created_raises_is_what_the_start_raises(engine):
     def created(fd):
         raise KeyError("no")
 
-    server = hydrogen.Server(recorder(server_created=created), hydrogen.Config(port=0), engine=engine)
+    server = hydrogen.Server(
+        recorder(server_created=created), hydrogen.Config(port=0), engine=engine
+    )
     with pytest.raises(KeyError, match="no"):
         server.start()
     assert not server.ready
@@ -208,7 +216,13 @@ def test_on_disconnected_still_has_user_data_names_and_fd(start, connect):
         connected=connected,
         data_received=echo,
         disconnected=lambda socket, err: seen.append(
-            (socket.user_data, socket.peername, socket.sockname, socket.fileno() >= 0, socket.is_open)
+            (
+                socket.user_data,
+                socket.peername,
+                socket.sockname,
+                socket.fileno() >= 0,
+                socket.is_open,
+            )
         ),
     )
     server = start(handler)
@@ -263,7 +277,9 @@ def test_the_fd_is_still_taken_while_on_connection_removed_runs(start, connect):
 
 @pytest.mark.clause("H18", "K8")
 @pytest.mark.parametrize("how", ["close", "abort", "shutdown"])
-def test_after_close_or_abort_no_further_message_is_delivered_even_if_it_was_read(start, connect, how):
+def test_after_close_or_abort_no_further_message_is_delivered_even_if_it_was_read(
+    start, connect, how
+):
     handler = recorder(data_received=lambda socket, data: getattr(socket, how)())
     client = connect(start(handler, framing=hydrogen.SimpleFrameBuilder))
     client.send(simple(b"first") + simple(b"second") * 50)
@@ -274,7 +290,9 @@ def test_after_close_or_abort_no_further_message_is_delivered_even_if_it_was_rea
 
 
 @pytest.mark.clause("H19")
-def test_after_pause_reading_none_of_the_messages_already_read_is_delivered_until_resume_reading(start, connect):
+def test_after_pause_reading_none_of_the_messages_already_read_is_delivered_until_resume_reading(
+    start, connect
+):
     delivered = queue.Queue()
 
     def hold(socket, data):
@@ -309,7 +327,9 @@ def test_callbacks_of_different_connections_run_at_the_same_time(start, connect,
 
 
 @pytest.mark.clause("H2", "H22")
-def test_a_blocked_callback_delays_its_own_connection_only_and_keeps_the_order(start, connect, gate):
+def test_a_blocked_callback_delays_its_own_connection_only_and_keeps_the_order(
+    start, connect, gate
+):
     go = gate()
 
     def received(socket, data):
@@ -377,7 +397,9 @@ def test_a_wrong_handler_is_refused_before_anything_is_opened(engine):
 
 
 class SaysMethod:
-    """A wrapper, as libraries for decorators and for tests have them: it says that it is a method."""
+    """A wrapper, as libraries for decorators and for tests have them: it says that it is a
+    method.
+    """
 
     def __init__(self, method, calls):
         self.method = method

@@ -1,4 +1,6 @@
-"""What looks like the end of a connection and is none, and ends that come although something keeps looking like more."""
+"""What looks like the end of a connection and is none, and ends that come although something keeps
+looking like more.
+"""
 
 import contextlib
 import os
@@ -46,7 +48,9 @@ class Halves(hydrogen.Stream):
 @pytest.mark.parametrize("paused", [False, True], ids=["read at once", "paused"])
 @pytest.mark.parametrize("overridden", [False, True], ids=["default on_eof", "own on_eof"])
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-def test_a_peer_that_ends_its_side_after_ours_has_not_reset_the_connection(start, connect, tmp_path, family, overridden, paused):
+def test_a_peer_that_ends_its_side_after_ours_has_not_reset_the_connection(
+    start, connect, tmp_path, family, overridden, paused
+):
     def connected(socket):
         if paused:
             socket.pause_reading()
@@ -83,7 +87,9 @@ TX_SOFTWARE, SOFTWARE = 2, 16
 @pytest.mark.parametrize("kind", ["tcp", "tls", "stream"])
 def test_what_lies_in_the_error_queue_is_no_hangup_and_a_reset_is_still_one(start, kind):
     """Timestamps of what is sent come there (SO_TIMESTAMPING), and the kernel says EPOLLERR."""
-    handler = recorder(new_connection=lambda fd: stream_of(kind, fd), connected=None, data_received=echo)
+    handler = recorder(
+        new_connection=lambda fd: stream_of(kind, fd), connected=None, data_received=echo
+    )
     option = (stdlib_socket.SOL_SOCKET, SO_TIMESTAMPING, TX_SOFTWARE | SOFTWARE)
     server = start(handler, **options_of(kind, ""), socket_options=[option], max_threads=2)
     peer = connect_to(server, kind)
@@ -105,7 +111,9 @@ def test_what_lies_in_the_error_queue_is_no_hangup_and_a_reset_is_still_one(star
 @pytest.mark.clause("K8", "H19")
 @pytest.mark.parametrize("family", ["tcp", "unix", "tls"])
 @pytest.mark.parametrize("resumed", [1, 10])
-def test_who_resumes_a_connection_that_lingers_does_not_cut_off_what_the_peer_has_not_read(start, connect, tmp_path, family, resumed):
+def test_who_resumes_a_connection_that_lingers_does_not_cut_off_what_the_peer_has_not_read(
+    start, connect, tmp_path, family, resumed
+):
     reply = b"".join(b"%08d" % number for number in range(12_000))
 
     def received(socket, data):
@@ -125,7 +133,9 @@ def test_who_resumes_a_connection_that_lingers_does_not_cut_off_what_the_peer_ha
 
     def dial(**options):
         client = connect(server, **options)
-        return client, TlsClient(client, client_context()).handshake() if family == "tls" else client
+        return client, TlsClient(
+            client, client_context()
+        ).handshake() if family == "tls" else client
 
     _, neighbour = dial()
     client, talker = dial(receive_buffer=4096)
@@ -158,7 +168,7 @@ def ends_its_output(socket):
 @pytest.mark.slow
 @pytest.mark.clause("K8")
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-def test_what_a_peer_sends_in_time_behind_our_end_does_not_cut_its_reply_off_when_no_worker_comes_in_time(
+def test_what_a_peer_sends_in_time_behind_our_end_does_not_cut_its_reply_off_with_no_worker_free(
     start, connect, gate, tmp_path, family
 ):
     go, reply = gate(), bytes(100_000)
@@ -249,7 +259,9 @@ def test_a_stream_that_always_has_something_to_be_read_can_be_closed(start, conn
 @pytest.mark.slow
 @pytest.mark.clause("C25", "H25")
 @pytest.mark.parametrize("family", ["tcp", "tls", "unix"])
-def test_a_frame_that_does_not_end_is_removed_though_its_peer_sends_without_a_pause(start, tmp_path, family):
+def test_a_frame_that_does_not_end_is_removed_though_its_peer_sends_without_a_pause(
+    start, tmp_path, family
+):
     size = 1 << (27 if family == "tls" else 29)  # more than comes in that time
     done = threading.Event()
     options = options_of(family, str(tmp_path / "s"))

@@ -1,4 +1,5 @@
-"""Two threads at the output of one connection, opcode by opcode: what another thread may do between any two of them, without a GIL.
+"""Two threads at the output of one connection, opcode by opcode: what another thread may do between
+any two of them, without a GIL.
 
 Of the Python engine. The compiled one runs no opcodes there: it takes the same steps once.
 """
@@ -19,7 +20,8 @@ OUTPUT = str(Path(hydrogen.__file__).parent / "_py" / "output.py")
 
 
 class Point:
-    """Before opcode `number` of call `call` of `function` for a connection, counted from `arm` on: there `action` is called.
+    """Before opcode `number` of call `call` of `function` for a connection, counted from `arm` on:
+    there `action` is called.
 
     It is a function of output.py, in a thread that began within `traced`.
 
@@ -48,7 +50,11 @@ class Point:
         self._socket = socket
 
     def _trace(self, frame, event, argument):
-        if self._socket is None or frame.f_code.co_filename != OUTPUT or frame.f_code.co_name != self._function:
+        if (
+            self._socket is None
+            or frame.f_code.co_filename != OUTPUT
+            or frame.f_code.co_name != self._function
+        ):
             return None
         if frame.f_locals["self"].socket != self._socket:
             return None
@@ -70,7 +76,9 @@ class Point:
 @pytest.mark.slow
 @pytest.mark.clause("C16", "K7")
 def test_no_edge_is_lost_to_who_takes_an_earlier_one(engine):
-    """The worker that an edge was left to comes while the event thread notes the next one, and writes until the kernel is full again."""
+    """The worker that an edge was left to comes while the event thread notes the next one, and
+    writes until the kernel is full again.
+    """
     size = 100_000
     small = [(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 4096)]
     number, came = 0, True
@@ -85,7 +93,9 @@ def test_no_edge_is_lost_to_who_takes_an_earlier_one(engine):
         handler = recorder(new_connection=PassThrough, connected=None, data_received=received)
         with (
             point.traced(),
-            hydrogen.serve(handler, engine=engine, port=0, max_threads=1, socket_options=small) as server,
+            hydrogen.serve(
+                handler, engine=engine, port=0, max_threads=1, socket_options=small
+            ) as server,
             Client(server.address, receive_buffer=2048) as client,
         ):
             handler.wait_for("connected")
@@ -112,9 +122,14 @@ def test_no_edge_is_lost_to_who_takes_an_earlier_one(engine):
                 point.arm(socket, action)
                 if engine == "python":
                     wait_until(has_told, "an edge")
-                    client.send(b"x")  # what is new is reported with what is so still: that there is room
-                    # Where the kernel has used that up, for packets that it has split, more room is news again.
-                    wait_until(lambda point=point, has_told=has_told: point.calls > 1 or has_told() > 1, "another edge")
+                    # what is new is reported with what is so still: that there is room
+                    client.send(b"x")
+                    # Where the kernel has used that up, for packets that it has split, more room is
+                    # news again.
+                    wait_until(
+                        lambda point=point, has_told=has_told: point.calls > 1 or has_told() > 1,
+                        "another edge",
+                    )
                     wait_until(lambda point=point: point.is_over, "its end")
                 go.set()
                 assert client.receive(size - read) == bytes(size - read)
@@ -125,7 +140,9 @@ def test_no_edge_is_lost_to_who_takes_an_earlier_one(engine):
 @pytest.mark.slow
 @pytest.mark.clause("K3", "K8")
 def test_a_message_that_comes_as_the_end_of_messages_is_found_is_written_or_refused(engine):
-    """Its sender has found the connection open. It looks whether its message was in time while the owner works on."""
+    """Its sender has found the connection open. It looks whether its message was in time while the
+    owner works on.
+    """
     number, came = 0, True
     while came:
         goes, looks, goes_on, is_done = (threading.Event() for _ in range(4))
@@ -155,8 +172,14 @@ def test_a_message_that_comes_as_the_end_of_messages_is_found_is_written_or_refu
             goes.set()
             wait_until(lambda: looks.is_set() or is_done.is_set(), "the sender looks")
 
-        def trace(frame, event, argument, point=point, looks=looks, goes_on=goes_on, is_done=is_done):
-            if frame.f_code.co_filename == OUTPUT and frame.f_code.co_name == "_enqueue" and looks.is_set():
+        def trace(
+            frame, event, argument, point=point, looks=looks, goes_on=goes_on, is_done=is_done
+        ):
+            if (
+                frame.f_code.co_filename == OUTPUT
+                and frame.f_code.co_name == "_enqueue"
+                and looks.is_set()
+            ):
                 goes_on.set()
                 wait_event(is_done, "the sender is done")
             return point._trace(frame, event, argument)
@@ -164,7 +187,10 @@ def test_a_message_that_comes_as_the_end_of_messages_is_found_is_written_or_refu
         handler = recorder(connected=None, eof=None)
         with point.traced():
             threading.settrace(trace)
-            with hydrogen.serve(handler, engine=engine, port=0, max_threads=1) as server, Client(server.address) as client:
+            with (
+                hydrogen.serve(handler, engine=engine, port=0, max_threads=1) as server,
+                Client(server.address) as client,
+            ):
                 client.finish()  # so that nothing lingers
                 handler.wait_for("eof")
                 socket = handler.socket()

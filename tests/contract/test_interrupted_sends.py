@@ -1,4 +1,6 @@
-"""Ctrl-C in a thread that sends, wherever it comes: nothing that was taken waits for somebody who sends again."""
+"""Ctrl-C in a thread that sends, wherever it comes: nothing that was taken waits for somebody who
+sends again.
+"""
 
 import functools
 import logging
@@ -18,15 +20,16 @@ import hydrogen
 
 ENGINE = Path(hydrogen.__file__).parent / "_py"
 OUTPUT = {str(ENGINE / name) for name in ("output.py", "buffer.py", "socket.py")}
-"""What runs in the Python engine; not `role.py`, where no exception comes between two lines of a `finally` that call nothing.
+"""What runs in the Python engine; not `role.py`, where no exception comes between two lines of a
+`finally` that call nothing.
 
 In the compiled engine no Python runs that could be interrupted.
 """
 
 
 def interrupted(call, line, action, since=(True,)):
-    """Call `call`; at line number `line`, of those of the engine that are run since there is something in `since`, have `action`
-    called and raise KeyboardInterrupt.
+    """Call `call`; at line number `line`, of those of the engine that are run since there is
+    something in `since`, have `action` called and raise KeyboardInterrupt.
 
     Whether it came to that.
     """
@@ -75,7 +78,10 @@ def test_an_interrupted_send_leaves_nothing_unwritten_but_may_end_the_connection
 
         if not interrupted(lambda socket=socket: socket.send(b"mine"), lines, action):
             break
-        wait_until(lambda socket=socket: not (socket.is_open and socket.pending), f"all is written, line {lines}")
+        wait_until(
+            lambda socket=socket: not (socket.is_open and socket.pending),
+            f"all is written, line {lines}",
+        )
         if socket.is_open:
             survivors += 1
             if taken == [True]:
@@ -89,8 +95,12 @@ def test_an_interrupted_send_leaves_nothing_unwritten_but_may_end_the_connection
 
 
 @pytest.mark.clause("K6", "K18")
-def test_an_interrupted_send_loses_no_message_that_another_thread_has_left_to_it(start, connect, error_log):
-    """It came while this thread was in the stream. The connection may end: then it is known that something is missing."""
+def test_an_interrupted_send_loses_no_message_that_another_thread_has_left_to_it(
+    start, connect, error_log
+):
+    """It came while this thread was in the stream. The connection may end: then it is known that
+    something is missing.
+    """
     actions = []
 
     class Stream(PassThrough):
@@ -119,9 +129,13 @@ def test_an_interrupted_send_loses_no_message_that_another_thread_has_left_to_it
 
         actions.append(leave)
         came = interrupted(lambda socket=socket: socket.send(b"mine"), lines, lambda: None, left)
-        wait_until(lambda socket=socket: not (socket.is_open and socket.pending), f"all is written, line {lines}")
+        wait_until(
+            lambda socket=socket: not (socket.is_open and socket.pending),
+            f"all is written, line {lines}",
+        )
         if writers != [threading.current_thread()]:
-            came = True  # a worker was in the stream, to receive, and wrote for this thread: once more
+            # a worker was in the stream, to receive, and wrote for this thread: once more
+            came = True
             socket.abort()
             continue
         if socket.is_open:
@@ -132,12 +146,18 @@ def test_an_interrupted_send_loses_no_message_that_another_thread_has_left_to_it
         client.close()
         lines += 1
     assert survivors
-    assert all("Stream.send raised KeyboardInterrupt" in record.getMessage() for record in error_log())
+    assert all(
+        "Stream.send raised KeyboardInterrupt" in record.getMessage() for record in error_log()
+    )
 
 
 @pytest.mark.clause("K7", "K18")
-def test_a_signal_handler_that_drains_within_a_send_waits_for_nothing_that_its_own_thread_was_about_to_do(start, connect):
-    """The peer reads all the time; what the handler gets is True, or False where it has interrupted who writes."""
+def test_a_signal_handler_that_drains_within_a_send_does_not_wait_for_its_own_thread(
+    start, connect
+):
+    """The peer reads all the time; what the handler gets is True, or False where it has interrupted
+    who writes.
+    """
     handler = recorder(connected=None)
     client = connect(start(handler, write_buffer_limits=(1, 2)))
     handler.wait_for("connected")
@@ -147,7 +167,9 @@ def test_a_signal_handler_that_drains_within_a_send_waits_for_nothing_that_its_o
     def send():
         nonlocal came
         while came:
-            came = signalled(lambda: socket.send(bytes(100_000)), moments[-1], lambda: socket.drain(None))
+            came = signalled(
+                lambda: socket.send(bytes(100_000)), moments[-1], lambda: socket.drain(None)
+            )
             moments.append(len(moments))
 
     def end():
@@ -192,7 +214,10 @@ def test_a_message_whose_stream_raises_was_taken(start, connect, error_log):
 def test_ctrl_c_while_it_is_logged_what_a_stream_raised_is_not_lost(start, connect):
     class Interrupts(logging.Handler):
         def emit(self, record):
-            if threading.current_thread() is threading.main_thread() and "send raised" in record.getMessage():
+            if (
+                threading.current_thread() is threading.main_thread()
+                and "send raised" in record.getMessage()
+            ):
                 raise KeyboardInterrupt
 
     handler = recorder(new_connection=Raises, connected=None)
@@ -213,20 +238,28 @@ def test_ctrl_c_while_it_is_logged_what_a_stream_raised_is_not_lost(start, conne
 
 
 @pytest.mark.clause("K6", "T4")
-def test_ctrl_c_that_is_pending_when_a_stream_raises_is_not_lost_and_neither_is_its_error(start, connect, tmp_path):
-    """The signal is noted while the main thread is in a system call, which then fails: no line of Python comes in between."""
+def test_ctrl_c_that_is_pending_when_a_stream_raises_is_not_lost_and_neither_is_its_error(
+    start, connect, tmp_path
+):
+    """The signal is noted while the main thread is in a system call, which then fails: no line of
+    Python comes in between.
+    """
     meet = tmp_path / "fifo"
     os.mkfifo(meet)
 
     class Waits(PassThrough):
         def send(self, buf):
             os.set_blocking(self.fd, True)
-            calls = functools.partial(os.open, meet, os.O_RDONLY), functools.partial(os.read, self.fd, 1)
+            calls = (
+                functools.partial(os.open, meet, os.O_RDONLY),
+                functools.partial(os.read, self.fd, 1),
+            )
             opened.extend(map(operator.methodcaller("__call__"), calls))
 
     def interrupt():
         opened.append(os.open(meet, os.O_WRONLY))  # returns when the main thread is there, too
-        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)  # not in the main thread, whose call goes on
+        # not in the main thread, whose call goes on
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
         client.reset()
 
     def handle(number, frame):

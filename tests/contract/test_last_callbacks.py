@@ -1,4 +1,6 @@
-"""The last callbacks of a connection come each, and once, whatever the one before has raised, and however hostile that is."""
+"""The last callbacks of a connection come each, and once, whatever the one before has raised, and
+however hostile that is.
+"""
 
 import os
 import threading
@@ -83,7 +85,9 @@ class Reads(PassThrough):
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("raising", [*((name,) for name in ENDS), ENDS], ids="+".join)
 @pytest.mark.parametrize("kind", ["socket", "stream"])
-def test_each_of_the_last_callbacks_comes_once_whatever_the_one_before_raised(start, connect, kind, raising, error, error_log):
+def test_each_of_the_last_callbacks_comes_once_whatever_the_one_before_raised(
+    start, connect, kind, raising, error, error_log
+):
     came = []
 
     def ends(name):
@@ -119,7 +123,9 @@ def test_each_of_the_last_callbacks_comes_once_whatever_the_one_before_raised(st
 
 @pytest.mark.clause("H14", "H17")
 @pytest.mark.parametrize("error", [error for error in ERRORS if error is not Untraceable])
-def test_what_ended_the_connection_is_told_though_each_callback_raises(start, connect, error, error_log):
+def test_what_ended_the_connection_is_told_though_each_callback_raises(
+    start, connect, error, error_log
+):
     """The first exception is the reason; those of the last callbacks do not take its place."""
 
     def fail(*arguments):

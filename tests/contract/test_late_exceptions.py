@@ -1,4 +1,5 @@
-"""An exception set in a worker from outside for a callback that has ended meanwhile: it is dropped, and what comes next goes its way.
+"""An exception set in a worker from outside for a callback that has ended meanwhile: it is dropped,
+and what comes next goes its way.
 
 What may come at any other moment: test_guard.py, test_worker_interrupted.py.
 """
@@ -24,7 +25,9 @@ class Late(BaseException):
 
 
 def sets_late(ident):
-    """Sets `Late` in a thread when it is called, once; by C code only, also as the callback of a weak reference."""
+    """Sets `Late` in a thread when it is called, once; by C code only, also as the callback of a
+    weak reference.
+    """
     return functools.partial(next, map(set_late, [ctypes.c_ulong(ident)], [ctypes.py_object(Late)]))
 
 
@@ -44,15 +47,20 @@ def overflow(peer):
     peer.send(bytes(2000))
 
 
-ENDS = [(end, hydrogen.PeerClosed), (reset, ConnectionResetError), (overflow, hydrogen.FrameTooLarge)]
+ENDS = [
+    (end, hydrogen.PeerClosed),
+    (reset, ConnectionResetError),
+    (overflow, hydrogen.FrameTooLarge),
+]
 
 
 @pytest.fixture
 def idle(engine, start, tmp_path):
-    """Starts a server with one worker and a connection that it has served, and sets the exception in the worker.
+    """Starts a server with one worker and a connection that it has served, and sets the exception
+    in the worker.
 
-    A worker of the Python engine is never known to wait: an edge may be told of at any moment, and what comes in a step ends that
-    connection.
+    A worker of the Python engine is never known to wait: an edge may be told of at any moment, and
+    what comes in a step ends that connection.
     """
     if engine == "python":
         pytest.skip("of the compiled engine")
@@ -65,7 +73,10 @@ def idle(engine, start, tmp_path):
             socket.send(data)
 
         handler = recorder(data_received=received)
-        options = options_of("tcp" if family in ("proxy", "builder") else family, str(tmp_path / "s")) | options
+        options = (
+            options_of("tcp" if family in ("proxy", "builder") else family, str(tmp_path / "s"))
+            | options
+        )
         if family == "proxy":
             options |= {"proxy_protocol": "v1", "proxy_allow_from": ["127.0.0.1"]}
         if family == "builder":

@@ -37,7 +37,9 @@ def outlast(start, connect):
 
 @pytest.mark.clause("C27", "H22")
 @pytest.mark.parametrize("times", [2, 3])
-def test_a_connection_that_is_late_again_and_again_is_read_before_the_clock_each_time(start, connect, gate, outlast, times):
+def test_a_connection_that_is_late_again_and_again_is_read_before_the_clock_each_time(
+    start, connect, gate, outlast, times
+):
     gates = {b"block": gate(), **{b"%d" % number: gate() for number in range(times)}}
 
     def received(socket, data):
@@ -62,12 +64,16 @@ def test_a_connection_that_is_late_again_and_again_is_read_before_the_clock_each
     client.send(b"alive")
     before.set()
     assert client.receive(5) == b"alive"
-    assert handler.of("disconnected") == [] or handler.of("disconnected")[0].id != handler.socket(1).id
+    assert (
+        handler.of("disconnected") == [] or handler.of("disconnected")[0].id != handler.socket(1).id
+    )
 
 
 @pytest.mark.clause("C27", "H11")
 @pytest.mark.parametrize("more", [b"", b"x", b"x" * 10_000], ids=len)
-def test_after_close_notify_a_peer_that_stays_is_idle_whatever_it_has_sent_behind_it(start, connect, more):
+def test_after_close_notify_a_peer_that_stays_is_idle_whatever_it_has_sent_behind_it(
+    start, connect, more
+):
     handler = recorder(connected=None, data_received=None, eof=None)
     server = start(handler, ssl=server_context(), idle_timeout=SHORT, max_threads=2)
     client = connect(server)
@@ -81,7 +87,9 @@ def test_after_close_notify_a_peer_that_stays_is_idle_whatever_it_has_sent_behin
 
 @pytest.mark.clause("C27", "H11")
 @pytest.mark.parametrize("apart", [False, True], ids=["at once", "after on_eof"])
-def test_after_a_close_notify_what_follows_later_does_not_keep_the_connection_for_ever(start, connect, apart):
+def test_after_a_close_notify_what_follows_later_does_not_keep_the_connection_for_ever(
+    start, connect, apart
+):
     handler = recorder(connected=None, eof=None)
     server = start(handler, ssl=server_context(), idle_timeout=SHORT, max_threads=2)
     client = connect(server)
@@ -116,7 +124,9 @@ def test_after_the_end_that_a_stream_says_a_peer_that_stays_is_idle(start, conne
 
 @pytest.mark.clause("C27", "H22", "H8")
 @pytest.mark.parametrize("kind", ["plain", "tls"])
-def test_who_has_waited_for_a_worker_longer_than_idle_timeout_has_it_all_before_him(start, connect, gate, outlast, kind):
+def test_who_has_waited_for_a_worker_longer_than_idle_timeout_has_it_all_before_him(
+    start, connect, gate, outlast, kind
+):
     go, opened = gate(), threading.Event()
 
     def received(socket, data):

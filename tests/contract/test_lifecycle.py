@@ -6,7 +6,18 @@ import socket as stdlib_socket
 import threading
 
 import pytest
-from support import PATIENCE, Client, Echo, echo, open_fds, recorder, running, threads, wait_event, wait_until
+from support import (
+    PATIENCE,
+    Client,
+    Echo,
+    echo,
+    open_fds,
+    recorder,
+    running,
+    threads,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 
@@ -163,7 +174,9 @@ def test_at_the_timeout_the_rest_is_aborted(start, connect, by_config):
 
 
 @pytest.mark.clause("S12", "S23", "S24")
-def test_a_handler_that_still_blocks_is_abandoned_and_its_connection_removed_when_it_returns(start, connect, gate):
+def test_a_handler_that_still_blocks_is_abandoned_and_its_connection_removed_when_it_returns(
+    start, connect, gate
+):
     go = gate()
     handler = recorder(data_received=lambda socket, data: wait_event(go, "let go"))
     server = start(handler)
@@ -302,7 +315,9 @@ def test_stats_count_connections_messages_and_bytes(start, connect):
     for client in clients:
         for _ in range(5):
             client.echo(b"\x01\x00\x05hello\x17")
-    stats = wait_until(lambda: (stats := server.stats()).bytes_sent == 180 and stats, "the bytes are counted")
+    stats = wait_until(
+        lambda: (stats := server.stats()).bytes_sent == 180 and stats, "the bytes are counted"
+    )
     assert (stats.connections, stats.accepted, stats.removed) == (4, 4, 0)
     assert (stats.messages_received, stats.messages_sent, stats.messages_refused) == (20, 20, 0)
     assert (stats.bytes_received, stats.bytes_sent) == (180, 180)
@@ -318,17 +333,29 @@ def test_stats_count_connections_messages_and_bytes(start, connect):
 
 def volatile(stats):
     """The counters of what threads do on their own."""
-    names = ("polls", "iterations", "handoffs", "stalls", "gil_acquisitions", "gil_wait_seconds", "buffer_allocations")
+    names = (
+        "polls",
+        "iterations",
+        "handoffs",
+        "stalls",
+        "gil_acquisitions",
+        "gil_wait_seconds",
+        "buffer_allocations",
+    )
     return {name: getattr(stats, name) for name in names}
 
 
 @pytest.mark.clause("P1", "C6", "H22")
-def test_the_workers_are_daemon_threads_and_as_many_with_a_thousand_connections_as_with_one(start, connect):
+def test_the_workers_are_daemon_threads_and_as_many_with_a_thousand_connections_as_with_one(
+    start, connect
+):
     seen = []
 
     def received(socket, data):
         thread = threading.current_thread()
-        seen.append((thread.name.rpartition("-")[0], thread.daemon, thread in threading.enumerate()))
+        seen.append(
+            (thread.name.rpartition("-")[0], thread.daemon, thread in threading.enumerate())
+        )
         socket.send(data)
 
     server = start(recorder(data_received=received), max_threads=3)
@@ -354,7 +381,10 @@ def test_pre_allocated_is_not_a_limit(start, connect):
 
 @pytest.mark.clause("S20", "S16")
 def test_several_servers_run_at_once(start, connect):
-    servers = [start(recorder(data_received=lambda socket, data, n=n: socket.send(b"%d" % n))) for n in range(4)]
+    servers = [
+        start(recorder(data_received=lambda socket, data, n=n: socket.send(b"%d" % n)))
+        for n in range(4)
+    ]
     for number, server in enumerate(servers):
         client = connect(server)
         client.send(b"?")
@@ -366,7 +396,9 @@ def test_several_servers_run_at_once(start, connect):
 
 
 @pytest.mark.clause("C4", "C5")
-@pytest.mark.parametrize(("addr", "family"), [("127.0.0.1", "AF_INET"), ("::1", "AF_INET6"), ("localhost", None)])
+@pytest.mark.parametrize(
+    ("addr", "family"), [("127.0.0.1", "AF_INET"), ("::1", "AF_INET6"), ("localhost", None)]
+)
 def test_addr_is_an_address_or_a_name(start, connect, addr, family):
     server = start(Echo(), addr=addr)
     client = connect(server)

@@ -1,11 +1,24 @@
-"""How many connections a server has at most: over all, from one address, and when the kernel has no more fds. Rows 19 and 22."""
+"""How many connections a server has at most: over all, from one address, and when the kernel has no
+more fds. Rows 19 and 22.
+"""
 
 import contextlib
 import random
 import threading
 
 import pytest
-from support import PATIENCE, Client, Echo, child, echo, finish, recorder, running, wait_event, wait_until
+from support import (
+    PATIENCE,
+    Client,
+    Echo,
+    child,
+    echo,
+    finish,
+    recorder,
+    running,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 
@@ -58,10 +71,12 @@ class Census:
 
 @contextlib.contextmanager
 def adding_up(server):
-    """While the body runs, `accepted` is `connections` and `removed` together, whenever it is asked.
+    """While the body runs, `accepted` is `connections` and `removed` together, whenever it is
+    asked.
 
-    Who is in his last callbacks is counted as both: he finds himself in `stats`, and has his slot still. They are no more than workers.
-    Counters are summed while they change; so what is looked at are two answers in a row that are the same.
+    Who is in his last callbacks is counted as both: he finds himself in `stats`, and has his slot
+    still. They are no more than workers. Counters are summed while they change; so what is looked
+    at are two answers in a row that are the same.
     """
     done, wrong, asked = threading.Event(), [], []
 
@@ -69,8 +84,17 @@ def adding_up(server):
         while not done.is_set():
             before, stats = server.stats(), server.stats()
             asked.append(stats.accepted)
-            same = (before.accepted, before.connections, before.removed) == (stats.accepted, stats.connections, stats.removed)
-            if same and not 0 <= stats.connections + stats.removed - stats.accepted <= server.config.max_threads:
+            same = (before.accepted, before.connections, before.removed) == (
+                stats.accepted,
+                stats.connections,
+                stats.removed,
+            )
+            if (
+                same
+                and not 0
+                <= stats.connections + stats.removed - stats.accepted
+                <= server.config.max_threads
+            ):
                 wrong.append(stats)
             done.wait(0.001)
 
@@ -84,7 +108,7 @@ def adding_up(server):
     assert asked == sorted(asked)
 
 
-# ---------------------------------------------------------------------------------------------------- max_connections, "pause"
+# ------------------------------------------------------------------------- max_connections, "pause"
 
 
 @pytest.mark.clause("C32", "S24")
@@ -110,7 +134,9 @@ def test_f22_at_max_connections_accepting_pauses_and_goes_on_when_one_leaves(sta
 
 @pytest.mark.clause("C32", "S48")
 @pytest.mark.parametrize("max_connections", [1, 3])
-def test_f22_however_many_come_and_go_there_are_never_more_than_max_connections_and_all_are_served(start, max_connections):
+def test_f22_however_many_come_and_go_there_are_never_more_than_max_connections_and_all_are_served(
+    start, max_connections
+):
     census = Census()
     server = start(recorder(data_received=echo, **census.hooks()), max_connections=max_connections)
     with adding_up(server):
@@ -140,7 +166,9 @@ def test_connections_are_accepted_and_turned_away_while_all_workers_block(start,
 @pytest.mark.clause("C32", "H14")
 def test_f22_a_connection_counts_until_its_last_callback_has_returned(start, connect, gate):
     go = gate()
-    handler = recorder(data_received=echo, connection_removed=lambda fd, err: wait_event(go, "let go"))
+    handler = recorder(
+        data_received=echo, connection_removed=lambda fd, err: wait_event(go, "let go")
+    )
     server = start(handler, max_connections=1)
     first = connect(server)
     first.echo(b"x")
@@ -171,11 +199,13 @@ def test_f22_a_server_that_accepts_no_more_for_its_limit_stops_as_any_other(star
     assert (stats.accepted, stats.removed_server_stopped) == (1, 1)
 
 
-# ---------------------------------------------------------------------------------------------------- max_connections, "close"
+# ------------------------------------------------------------------------- max_connections, "close"
 
 
 @pytest.mark.clause("C33", "S24", "H14")
-def test_f22_by_close_what_is_more_than_max_connections_is_reset_without_callbacks_and_counted(start, connect):
+def test_f22_by_close_what_is_more_than_max_connections_is_reset_without_callbacks_and_counted(
+    start, connect
+):
     handler = recorder(new_connection=None, connected=None, data_received=echo)
     server = start(handler, max_connections=2, overload="close")
     clients = [connect(server) for _ in range(2)]
@@ -197,9 +227,13 @@ def test_f22_by_close_what_is_more_than_max_connections_is_reset_without_callbac
 
 
 @pytest.mark.clause("C33", "S48")
-def test_f22_by_close_there_are_never_more_than_max_connections_and_each_is_served_or_counted(start):
+def test_f22_by_close_there_are_never_more_than_max_connections_and_each_is_served_or_counted(
+    start,
+):
     census = Census()
-    server = start(recorder(data_received=echo, **census.hooks()), max_connections=2, overload="close")
+    server = start(
+        recorder(data_received=echo, **census.hooks()), max_connections=2, overload="close"
+    )
     with adding_up(server):
         answered, turned_away = crowd(6, 30, server.address)
     assert census.most <= 2
@@ -209,12 +243,14 @@ def test_f22_by_close_there_are_never_more_than_max_connections_and_each_is_serv
     assert answered >= 1
 
 
-# ---------------------------------------------------------------------------------------------------- from one address
+# --------------------------------------------------------------------------------- from one address
 
 
 @pytest.mark.clause("C35", "S24", "H14")
 @pytest.mark.parametrize("overload", ["pause", "close"])
-def test_f22_what_is_more_than_max_connections_per_ip_is_reset_and_other_addresses_are_served(start, connect, overload):
+def test_f22_what_is_more_than_max_connections_per_ip_is_reset_and_other_addresses_are_served(
+    start, connect, overload
+):
     handler = recorder(new_connection=None, data_received=echo)
     server = start(handler, max_connections_per_ip=2, overload=overload)
     first = [connect(server, source="127.0.0.2") for _ in range(2)]
@@ -240,7 +276,9 @@ def test_f22_what_is_more_than_max_connections_per_ip_is_reset_and_other_address
 def test_f22_however_many_come_from_however_many_addresses_they_add_up(start):
     server = start(Echo(), max_connections_per_ip=1, max_connections=3)
     with adding_up(server):
-        answered, turned_away = crowd(6, 30, server.address, lambda dice: f"127.0.0.{dice.randint(2, 6)}")
+        answered, turned_away = crowd(
+            6, 30, server.address, lambda dice: f"127.0.0.{dice.randint(2, 6)}"
+        )
     wait_until(lambda: server.stats().connections == 0, "all are gone")
     stats = server.stats()
     assert (stats.accepted, stats.removed_overload) == (180, turned_away)
@@ -292,7 +330,7 @@ def test_a_connection_that_on_new_connection_rejects_is_counted_no_longer(start,
     assert server.stats().removed_reject == 5
 
 
-# ---------------------------------------------------------------------------------------------------- what the kernel allows
+# --------------------------------------------------------------------------- what the kernel allows
 
 LIMITED = """
 import logging, resource, sys
@@ -300,9 +338,11 @@ import hydrogen
 from support import Echo
 
 engine, limit, most = sys.argv[1:]
-resource.setrlimit(resource.RLIMIT_NOFILE, (int(limit), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(limit), hard))
 logging.basicConfig(level=logging.INFO)
-server = hydrogen.serve(Echo(), port=0, engine=engine, max_threads=3, max_connections=int(most) or None)
+most = int(most) or None
+server = hydrogen.serve(Echo(), port=0, engine=engine, max_threads=3, max_connections=most)
 print(server.address[1], flush=True)
 for line in sys.stdin:  # one line each time that the counters are wanted
     stats = server.stats()
@@ -339,7 +379,9 @@ def test_f22_by_default_there_are_as_many_connections_as_rlimit_nofile_allows(en
     clients = [connect(server.address) for _ in range(most + 5)]
     for client in clients[:most]:
         client.echo(b"x")
-    accepted, connections, pauses = wait_until(lambda: (counters := server.counters())[2] and counters, "accepting is paused")
+    accepted, connections, pauses = wait_until(
+        lambda: (counters := server.counters())[2] and counters, "accepting is paused"
+    )
     assert (accepted, connections, pauses) == (most, most, 1)
     for client in clients[:5]:
         client.close()
@@ -351,19 +393,24 @@ def test_f22_by_default_there_are_as_many_connections_as_rlimit_nofile_allows(en
 
 
 @pytest.mark.clause("C32", "S51")
-def test_f19_without_fds_accepting_pauses_existing_connections_are_served_and_it_recovers_by_itself(engine, connect):
+def test_f19_without_fds_accepting_pauses_existing_connections_are_served_and_it_recovers_by_itself(
+    engine, connect
+):
     server = Limited(engine, 64, 1000)
     clients = [connect(server.address) for _ in range(100)]
     clients[0].echo(b"x")
     for client in clients:
         client.send(b"waiting")
-    accepted, connections, _ = wait_until(lambda: (counters := server.counters())[2] and counters, "there are no more fds")
+    accepted, connections, _ = wait_until(
+        lambda: (counters := server.counters())[2] and counters, "there are no more fds"
+    )
     assert accepted == connections < 64
     assert clients[0].receive(7) == b"waiting"
     for _ in range(10):
         clients[0].echo(b"still served")
     clients[0].close()
-    for number, client in enumerate(clients[1:], 1):  # accepted in this order, and each that leaves makes room for another
+    # accepted in this order, and each that leaves makes room for another
+    for number, client in enumerate(clients[1:], 1):
         assert client.receive(7) == b"waiting", number
         client.close()
     wait_until(lambda: server.counters()[:2] == (100, 0), "all were accepted, and are gone")
@@ -379,7 +426,8 @@ from support import Echo, open_fds
 
 def start():
     options = {"loops": int(sys.argv[2]), "max_threads": 2, "max_connections": 10}
-    return hydrogen.serve(Echo(), addr=["127.0.0.1", "127.0.0.2"], port=0, engine=sys.argv[1], **options)
+    addr = ["127.0.0.1", "127.0.0.2"]
+    return hydrogen.serve(Echo(), addr=addr, port=0, engine=sys.argv[1], **options)
 
 start().stop()  # what is opened once only
 gc.collect()

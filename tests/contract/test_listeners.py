@@ -1,4 +1,6 @@
-"""Several listeners: addresses of both families with one port, sockets that exist already, Unix sockets and their mode."""
+"""Several listeners: addresses of both families with one port, sockets that exist already, Unix
+sockets and their mode.
+"""
 
 import errno
 import os
@@ -6,7 +8,19 @@ import socket as stdlib_socket
 import stat
 
 import pytest
-from support import PATIENCE, Client, Echo, child, echo, finish, open_fds, recorder, running, threads, wait_until
+from support import (
+    PATIENCE,
+    Client,
+    Echo,
+    child,
+    echo,
+    finish,
+    open_fds,
+    recorder,
+    running,
+    threads,
+    wait_until,
+)
 
 import hydrogen
 
@@ -14,16 +28,23 @@ import hydrogen
 def listening(fd):
     """Whether listen(2) was called on it, and its address."""
     with stdlib_socket.socket(fileno=os.dup(fd)) as sock:
-        return bool(sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ACCEPTCONN)), sock.getsockname()
+        return bool(
+            sock.getsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_ACCEPTCONN)
+        ), sock.getsockname()
 
 
-# ---------------------------------------------------------------------------------------------------- addr
+# --------------------------------------------------------------------------------------------- addr
 
 
 @pytest.mark.clause("C29", "S18", "C5", "K16")
 @pytest.mark.parametrize(
     "addr",
-    [("127.0.0.1", "::1"), ("::1", "127.0.0.1"), ["127.0.0.1", "127.0.0.2", "127.0.0.3"], ("127.0.0.1",)],
+    [
+        ("127.0.0.1", "::1"),
+        ("::1", "127.0.0.1"),
+        ["127.0.0.1", "127.0.0.2", "127.0.0.3"],
+        ("127.0.0.1",),
+    ],
     ids=lambda addr: ",".join(addr),
 )
 def test_each_address_of_a_list_is_listened_on_with_one_port(start, connect, addr):
@@ -42,9 +63,13 @@ def test_each_address_of_a_list_is_listened_on_with_one_port(start, connect, add
 
 
 @pytest.mark.clause("C29")
-@pytest.mark.parametrize("addr", [("0.0.0.0", "::"), ("::", "0.0.0.0")], ids=lambda addr: ",".join(addr))
+@pytest.mark.parametrize(
+    "addr", [("0.0.0.0", "::"), ("::", "0.0.0.0")], ids=lambda addr: ",".join(addr)
+)
 def test_all_addresses_of_both_families_may_be_listened_on_together(start, connect, addr):
-    """Each listener takes its own family only, or the second bind would fail; and names are of that family."""
+    """Each listener takes its own family only, or the second bind would fail; and names are of that
+    family.
+    """
     handler = recorder(connected=None, data_received=echo)
     server = start(handler, addr=addr)
     port = server.address[1]
@@ -68,7 +93,9 @@ def test_a_name_stands_for_all_its_addresses(start, connect):
 @pytest.mark.clause("H5", "C29")
 def test_on_server_created_comes_for_each_listener_before_any_of_them_listens(start):
     seen = []
-    server = start(recorder(server_created=lambda fd: seen.append(listening(fd))), addr=("127.0.0.1", "::1"))
+    server = start(
+        recorder(server_created=lambda fd: seen.append(listening(fd))), addr=("127.0.0.1", "::1")
+    )
     assert [address for _, address in seen] == server.addresses
     assert [is_listening for is_listening, _ in seen] == [False, False]
 
@@ -83,7 +110,9 @@ def test_if_it_raises_for_the_second_one_the_start_fails_and_nothing_is_open(eng
             raise KeyError("mine")
 
     with pytest.raises(KeyError):
-        hydrogen.serve(recorder(server_created=created), addr=("127.0.0.1", "::1"), port=0, engine=engine)
+        hydrogen.serve(
+            recorder(server_created=created), addr=("127.0.0.1", "::1"), port=0, engine=engine
+        )
     assert len(seen) == 2
     assert open_fds() == fds
     wait_until(lambda: threads() <= tasks, "no thread is left")
@@ -97,7 +126,9 @@ def test_f30_if_one_of_the_addresses_is_busy_the_start_fails_naming_it_and_nothi
         fds, tasks = open_fds(), threads()
         with pytest.raises(OSError, match=f"::1 port {busy.getsockname()[1]}") as raised:
             # The first is an address on which nobody else's port is in the way.
-            hydrogen.serve(Echo(), addr=("127.0.0.77", "::1"), port=busy.getsockname()[1], engine=engine)
+            hydrogen.serve(
+                Echo(), addr=("127.0.0.77", "::1"), port=busy.getsockname()[1], engine=engine
+            )
         assert raised.value.errno == errno.EADDRINUSE
         assert open_fds() == fds
         wait_until(lambda: threads() <= tasks, "no thread is left")
@@ -142,7 +173,9 @@ def test_clients_of_all_listeners_are_served_at_once(start):
 
 
 @pytest.mark.clause("C29", "C32")
-def test_max_connections_is_over_all_listeners_and_when_one_leaves_any_of_them_goes_on(start, connect):
+def test_max_connections_is_over_all_listeners_and_when_one_leaves_any_of_them_goes_on(
+    start, connect
+):
     server = start(Echo(), addr=("127.0.0.1", "::1"), max_connections=2)
     clients = [connect(address) for address in server.addresses]
     for client in clients:
@@ -167,14 +200,19 @@ def test_several_addresses_may_be_shared_by_reuse_port(start, connect):
         connect(address).echo(b"x")
 
 
-# ---------------------------------------------------------------------------------------------------- sock
+# --------------------------------------------------------------------------------------------- sock
 
 
 @pytest.mark.clause("C30", "S18", "C10", "K16")
 @pytest.mark.parametrize("already", [False, True], ids=["bound", "listening"])
-def test_sockets_of_several_families_that_exist_already_are_taken_over(start, connect, tmp_path, already):
+def test_sockets_of_several_families_that_exist_already_are_taken_over(
+    start, connect, tmp_path, already
+):
     path = str(tmp_path / "socket")
-    socks = [stdlib_socket.socket(family) for family in (stdlib_socket.AF_INET, stdlib_socket.AF_UNIX, stdlib_socket.AF_INET6)]
+    socks = [
+        stdlib_socket.socket(family)
+        for family in (stdlib_socket.AF_INET, stdlib_socket.AF_UNIX, stdlib_socket.AF_INET6)
+    ]
     for sock, address in zip(socks, (("127.0.0.1", 0), path, ("::1", 0)), strict=True):
         sock.bind(address)
         if already:
@@ -209,11 +247,15 @@ def test_options_are_set_on_connections_of_each_family_that_has_them(start, conn
 
     def connected(socket):
         with stdlib_socket.socket(fileno=os.dup(socket.fileno())) as accepted:
-            nodelay = [accepted.getsockopt(*NODELAY)] if accepted.family == stdlib_socket.AF_INET else []
+            nodelay = (
+                [accepted.getsockopt(*NODELAY)] if accepted.family == stdlib_socket.AF_INET else []
+            )
             seen.append((accepted.getsockopt(*SEND_BUFFER), *nodelay))
 
     options = [(*SEND_BUFFER, 50_000)]
-    server = start(recorder(connected=connected, data_received=echo), sock=socks, socket_options=options)
+    server = start(
+        recorder(connected=connected, data_received=echo), sock=socks, socket_options=options
+    )
     for address in server.addresses:
         connect(address).echo(b"x")
     assert seen == [(100_000, 1), (100_000,)]  # socket(7): the kernel doubles it
@@ -231,7 +273,7 @@ def test_f30_if_one_of_the_sockets_cannot_listen_all_of_them_stay_the_caller_s(e
         good.listen()
 
 
-# ---------------------------------------------------------------------------------------------------- path_mode
+# ---------------------------------------------------------------------------------------- path_mode
 
 
 @pytest.mark.clause("C31", "C9")
@@ -287,7 +329,8 @@ TAKEN_AWAY = """
 import os, socket, sys, warnings
 
 def take_away():
-    # All hooks of the engine's have run: the accept thread, which has polled, waits for the fork to be over.
+    # All hooks of the engine's have run: the accept thread, which has polled, waits for the fork
+    # to be over.
     with socket.create_connection(mine.getsockname()):
         wait_until(comes_to_the_gate, "the accept thread has polled")
         mine.setblocking(True)
@@ -295,7 +338,8 @@ def take_away():
 
 def comes_to_the_gate():
     frames = sys._current_frames().values()
-    return any(frame.f_code.co_name == "under" and frame.f_back.f_code.co_name == "lock" for frame in frames)
+    names = [(frame.f_code.co_name, frame.f_back.f_code.co_name) for frame in frames]
+    return ("under", "lock") in names
 
 mine, other = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
 os.register_at_fork(before=lambda: armed and take_away())
@@ -306,7 +350,8 @@ from support import PATIENCE, Client, Echo, wait_until
 
 kernel.FORK_PATIENCE = PATIENCE  # the accept thread is there until the hook has seen it
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-with hydrogen.serve(Echo(), sock=[mine.dup(), other.dup()], engine="python", max_threads=2) as server:
+socks = [mine.dup(), other.dup()]
+with hydrogen.serve(Echo(), sock=socks, engine="python", max_threads=2) as server:
     with Client(server.addresses[1]) as client:
         client.echo(b"before")
     armed = True
@@ -331,10 +376,14 @@ def test_a_listener_that_blocks_and_whose_connection_another_process_takes_holds
 @pytest.mark.clause("C10")
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first", "last"])
 def test_a_listener_that_somebody_shuts_down_holds_up_no_other(start, connect, order, error_log):
-    """Another process that was passed the socket can do so. accept(2) says EINVAL of it from then on."""
+    """Another process that was passed the socket can do so. accept(2) says EINVAL of it from then
+    on.
+    """
     mine = [stdlib_socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     with mine[0], mine[1]:
-        server = start(recorder(data_received=echo), sock=[sock.dup() for sock in mine], max_threads=2)
+        server = start(
+            recorder(data_received=echo), sock=[sock.dup() for sock in mine], max_threads=2
+        )
         dead, good = (server.addresses[number] for number in order)
         connect(dead).echo(b"before")
         mine[order[0]].shutdown(stdlib_socket.SHUT_RDWR)
@@ -342,7 +391,9 @@ def test_a_listener_that_somebody_shuts_down_holds_up_no_other(start, connect, o
             connect(good).echo(b"after")
         assert server.stats().accept_pauses == 0
         wait_until(error_log, "it is told")
-        assert {record.getMessage() for record in error_log()} == {"accept: [Errno 22] Invalid argument"}
+        assert {record.getMessage() for record in error_log()} == {
+            "accept: [Errno 22] Invalid argument"
+        }
 
 
 @pytest.mark.clause("C10")
@@ -356,7 +407,9 @@ def test_a_socket_that_is_given_twice_is_listened_on(start, connect):
 
 @pytest.mark.clause("C10")
 def test_the_number_of_a_listener_that_somebody_closes_does_no_harm(engine, start, connect):
-    """Where another process holds the open file, epoll(7) would report it for ever, and let nobody take it out."""
+    """Where another process holds the open file, epoll(7) would report it for ever, and let nobody
+    take it out.
+    """
     with stdlib_socket.create_server(("127.0.0.1", 0)) as mine:
         given = mine.dup()
         server = start(recorder(data_received=echo), sock=given, max_threads=2)

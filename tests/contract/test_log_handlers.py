@@ -1,4 +1,6 @@
-"""Filters and handlers of logging that raise whatever there is, hang, or call the server: what they cost."""
+"""Filters and handlers of logging that raise whatever there is, hang, or call the server: what they
+cost.
+"""
 
 import contextlib
 import logging
@@ -8,7 +10,17 @@ import threading
 
 import pytest
 from certificates import client_context, server_context
-from support import Client, Echo, TlsClient, child, finish, recorder, running, wait_event, wait_until
+from support import (
+    Client,
+    Echo,
+    TlsClient,
+    child,
+    finish,
+    recorder,
+    running,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 from hydrogen import lifecycle
@@ -40,7 +52,14 @@ def raising(error):
     return emit
 
 
-FAULTS = [ValueError("mine"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("mine"), MemoryError()]
+FAULTS = [
+    ValueError("mine"),
+    SystemExit(3),
+    KeyboardInterrupt(),
+    GeneratorExit(),
+    BaseException("mine"),
+    MemoryError(),
+]
 
 
 def class_of(error):
@@ -49,7 +68,9 @@ def class_of(error):
 
 @pytest.mark.clause("S59", "H16")
 @pytest.mark.parametrize("fault", FAULTS, ids=class_of)
-def test_a_log_handler_that_raises_costs_no_connection_and_no_worker(start, connect, capsys, error_log, fault):
+def test_a_log_handler_that_raises_costs_no_connection_and_no_worker(
+    start, connect, capsys, error_log, fault
+):
     def received(socket, data):
         if data == b"raise":
             raise LookupError("of the callback")
@@ -83,7 +104,9 @@ def test_a_log_handler_that_raises_costs_no_timer(start, capsys, error_log, faul
 
 
 @pytest.mark.clause("S59", "S50")
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if not isinstance(fault, KeyboardInterrupt)], ids=class_of)
+@pytest.mark.parametrize(
+    "fault", [fault for fault in FAULTS if not isinstance(fault, KeyboardInterrupt)], ids=class_of
+)
 @pytest.mark.parametrize("how", ["handler", "filter"])
 def test_logging_that_raises_hinders_neither_start_nor_stop(engine, capsys, fault, how):
     logger = logging.getLogger("hydrogen")
@@ -185,7 +208,9 @@ def test_a_log_handler_that_hangs_when_the_stop_is_logged_does_not_hold_it_up(en
 
 
 @pytest.mark.clause("S59", "S12")
-def test_a_stop_has_one_deadline_for_all_whom_a_log_handler_keeps(start, connect, gate, monkeypatch, error_log):
+def test_a_stop_has_one_deadline_for_all_whom_a_log_handler_keeps(
+    start, connect, gate, monkeypatch, error_log
+):
     """A worker, the log thread and the watchdog: with no time left it waits for none of them."""
     go, hung, joined = gate(), set(), []
     known = threading.Thread.join
@@ -200,7 +225,9 @@ def test_a_stop_has_one_deadline_for_all_whom_a_log_handler_keeps(start, connect
         wait_event(go, "let go")  # which is slow
 
     def join(thread, timeout=None):
-        if thread.name in ("hydrogen-log", "hydrogen-watchdog") or thread.name.startswith("hydrogen-worker"):
+        if thread.name in ("hydrogen-log", "hydrogen-watchdog") or thread.name.startswith(
+            "hydrogen-worker"
+        ):
             joined.append(timeout)
         known(thread, timeout)
 
@@ -211,7 +238,8 @@ def test_a_stop_has_one_deadline_for_all_whom_a_log_handler_keeps(start, connect
     logging.getLogger("hydrogen").addHandler(log_handler)
     try:
         for data in (b"raise", b"slow"):
-            connect(server).send(data)  # the second one is the last that is accepted: that is for the log thread
+            # the second one is the last that is accepted: that is for the log thread
+            connect(server).send(data)
         everybody = {"hydrogen-worker-", "hydrogen-log", "hydrogen-watchdog"}
         wait_until(lambda: hung == everybody, "all hang")
         monkeypatch.setattr(lifecycle, "STOP_GRACE", 0.0)
@@ -281,9 +309,16 @@ def test_a_stderr_that_nobody_reads_stops_neither_timers_nor_the_stop(engine):
 
 @pytest.mark.slow
 @pytest.mark.clause("S51", "S52")
-def test_that_all_workers_are_blocked_is_logged_once_however_often_it_happens(start, connect, gate, caplog):
+def test_that_all_workers_are_blocked_is_logged_once_however_often_it_happens(
+    start, connect, gate, caplog
+):
     gates = []
-    handler = recorder(data_received=lambda socket, data: (wait_event(gates[int(data)], "let go"), socket.send(data)))
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(gates[int(data)], "let go"),
+            socket.send(data),
+        )
+    )
     server = start(handler, max_threads=1)
     clients = [connect(server) for _ in range(2)]
     for number in range(5):
@@ -308,7 +343,9 @@ def test_that_all_workers_are_blocked_is_logged_once_however_often_it_happens(st
 
 @pytest.mark.clause("S59", "S57")
 def test_the_log_may_be_called_again_by_whoever_interrupts_it(engine):
-    """As a signal handler does, in the thread that is inside; in a process of its own, should it hang."""
+    """As a signal handler does, in the thread that is inside; in a process of its own, should it
+    hang.
+    """
     out, err = finish(child(AGAIN, engine), 0)
     assert (out, err) == ("True\n", "")
 
@@ -368,7 +405,9 @@ def test_a_callback_error_is_logged_where_the_peer_cannot_be_named(start, engine
     server = start(recorder())
     server.log.callback_error("on_data_received", ValueError(), Nameless())
     (record,) = error_log()
-    assert record.getMessage() == ("on_data_received raised ValueError on a connection that cannot be identified")
+    assert record.getMessage() == (
+        "on_data_received raised ValueError on a connection that cannot be identified"
+    )
 
 
 def test_a_module_whose_loader_raises_costs_no_watchdog(start, connect, gate, caplog):
@@ -394,7 +433,9 @@ def test_a_module_whose_loader_raises_costs_no_watchdog(start, connect, gate, ca
 
 
 @pytest.mark.clause("S59", "H13", "H23")
-def test_a_connection_that_a_log_handler_aborts_as_it_becomes_ready_has_no_on_disconnected(start, connect, caplog):
+def test_a_connection_that_a_log_handler_aborts_as_it_becomes_ready_has_no_on_disconnected(
+    start, connect, caplog
+):
     """It has no on_connected either. That the abort has come is seen by a connection behind it."""
     caplog.set_level(logging.DEBUG, logger="hydrogen")
     streams = [hydrogen.Plain, lambda fd: None]
@@ -407,7 +448,8 @@ def test_a_connection_that_a_log_handler_aborts_as_it_becomes_ready_has_no_on_di
 
     def emit(record):
         if "handshake done" in record.getMessage():
-            caplog.set_level(logging.INFO, logger="hydrogen")  # else that one's removal would be logged, and wait for this line
+            # else that one's removal would be logged, and wait for this line
+            caplog.set_level(logging.INFO, logger="hydrogen")
             with running(server.abort):
                 handler.wait_for("disconnected")
 
@@ -415,20 +457,27 @@ def test_a_connection_that_a_log_handler_aborts_as_it_becomes_ready_has_no_on_di
         with contextlib.suppress(ConnectionResetError):
             TlsClient(client, client_context()).handshake()
         handler.wait_removed(2)
-    assert [call.id for call in handler.of("disconnected")] == [call.id for call in handler.of("connected")]
+    assert [call.id for call in handler.of("disconnected")] == [
+        call.id for call in handler.of("connected")
+    ]
 
 
 @pytest.mark.clause("S59", "C14")
-def test_overload_is_told_though_the_log_took_no_more_lines_when_it_began(start, connect, caplog, monkeypatch):
+def test_overload_is_told_though_the_log_took_no_more_lines_when_it_began(
+    start, connect, caplog, monkeypatch
+):
     def overloads():
-        return [record for record in caplog.get_records("call") if "overload" in record.getMessage()]
+        return [
+            record for record in caplog.get_records("call") if "overload" in record.getMessage()
+        ]
 
     handler = recorder(connected=None)
     server = start(handler, max_connections=1, overload="close")
     connect(server)
     handler.wait_for("connected")
     with monkeypatch.context() as patch:
-        patch.setattr("hydrogen._py.log.MANY", 0)  # of the Python engine; the other one keeps one line at most
+        # of the Python engine; the other one keeps one line at most
+        patch.setattr("hydrogen._py.log.MANY", 0)
         for _ in range(2):  # when the second is turned away the line of the first is left out
             assert connect(server).at_end() == "reset"
         wait_until(lambda: server.stats().removed_overload == 2, "they are counted")

@@ -1,11 +1,23 @@
-"""What a server says of itself to the logger `hydrogen`: at which level, how often, and what it keeps to itself."""
+"""What a server says of itself to the logger `hydrogen`: at which level, how often, and what it
+keeps to itself.
+"""
 
 import logging
 import re
 
 import pytest
 from certificates import client_context, server_context
-from support import PATIENCE, Client, Echo, TlsClient, echo, recorder, running, wait_event, wait_until
+from support import (
+    PATIENCE,
+    Client,
+    Echo,
+    TlsClient,
+    echo,
+    recorder,
+    running,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 from hydrogen.watchdog import has_gil
@@ -21,7 +33,11 @@ def lines(caplog):
     """What hydrogen logged so far: at a level (by its name), or at all."""
 
     def lines(level=None):
-        records = [record for record in caplog.get_records("call") if record.name.split(".")[0] == "hydrogen"]
+        records = [
+            record
+            for record in caplog.get_records("call")
+            if record.name.split(".")[0] == "hydrogen"
+        ]
         return [record.getMessage() for record in records if level in (None, record.levelname)]
 
     return lines
@@ -40,7 +56,7 @@ def talk_plainly(client):
     client.close()
 
 
-# ---------------------------------------------------------------------------------------------------- INFO
+# --------------------------------------------------------------------------------------------- INFO
 
 
 @pytest.mark.clause("S50")
@@ -57,9 +73,14 @@ def test_a_start_and_a_stop_are_a_line_each_at_info(start, lines, engine):
 
 
 @pytest.mark.clause("S50")
-def test_connections_that_come_and_go_and_all_that_is_theirs_is_no_line_at_info(start, connect, lines):
+def test_connections_that_come_and_go_and_all_that_is_theirs_is_no_line_at_info(
+    start, connect, lines
+):
     handler, other = recorder(data_received=echo), recorder(data_received=echo)
-    server, secure = start(handler, max_threads=32), start(other, max_threads=32, ssl=server_context())
+    server, secure = (
+        start(handler, max_threads=32),
+        start(other, max_threads=32, ssl=server_context()),
+    )
     before = lines()
     for number in range(20):
         client = connect(server)
@@ -72,7 +93,7 @@ def test_connections_that_come_and_go_and_all_that_is_theirs_is_no_line_at_info(
     assert lines() == before
 
 
-# ---------------------------------------------------------------------------------------------------- DEBUG
+# -------------------------------------------------------------------------------------------- DEBUG
 
 
 @pytest.mark.clause("S50")
@@ -88,7 +109,9 @@ def test_single_connections_are_lines_at_debug(start, connect, lines, at_debug):
         client.close()
     handler.wait_removed(3)
     wait_until(lambda: len(lines("DEBUG")) == 6, f"the lines; {lines('DEBUG')}")
-    assert [len([line for line in lines("DEBUG") if port in line]) >= 1 for port in ports] == [True] * 3
+    assert [len([line for line in lines("DEBUG") if port in line]) >= 1 for port in ports] == [
+        True
+    ] * 3
     assert len([line for line in lines("DEBUG") if "PeerClosed" in line]) == 3
     for number in range(1, 4):
         assert len([line for line in lines("DEBUG") if f"connection {number} " in line]) == 2
@@ -101,15 +124,23 @@ def test_handshakes_are_lines_at_debug(start, connect, lines, at_debug):
     tls = TlsClient(connect(server), client_context()).handshake()
     handler.wait_for("connected")
     tls.echo(b"x")
-    wait_until(lambda: any("handshake" in line for line in lines("DEBUG")), f"a line about it; {lines('DEBUG')}")
+    wait_until(
+        lambda: any("handshake" in line for line in lines("DEBUG")),
+        f"a line about it; {lines('DEBUG')}",
+    )
     talk_plainly(connect(server))
     handler.wait_removed()
-    wait_until(lambda: any("SSL" in line or "TLS" in line for line in lines("DEBUG")), f"a line about it; {lines('DEBUG')}")
+    wait_until(
+        lambda: any("SSL" in line or "TLS" in line for line in lines("DEBUG")),
+        f"a line about it; {lines('DEBUG')}",
+    )
     assert lines("WARNING") == lines("ERROR") == []
 
 
 @pytest.mark.clause("S50")
-def test_debug_that_is_enabled_after_the_start_says_nothing_of_connections(start, connect, lines, caplog):
+def test_debug_that_is_enabled_after_the_start_says_nothing_of_connections(
+    start, connect, lines, caplog
+):
     handler = recorder(data_received=echo)
     server = start(handler)
     caplog.set_level(logging.DEBUG, logger="hydrogen")
@@ -122,7 +153,9 @@ def test_debug_that_is_enabled_after_the_start_says_nothing_of_connections(start
 
 
 @pytest.mark.clause("S52", "S50")
-def test_of_a_storm_of_connections_at_debug_a_bounded_number_of_lines_is_written_and_the_rest_is_counted(start, lines, at_debug):
+def test_of_a_storm_of_connections_at_debug_so_many_lines_are_written_and_the_rest_is_counted(
+    start, lines, at_debug
+):
     handler = recorder(data_received=echo)
     server = start(handler)
 
@@ -142,7 +175,7 @@ def test_of_a_storm_of_connections_at_debug_a_bounded_number_of_lines_is_written
     assert sum(left_out) > len(written)
 
 
-# ---------------------------------------------------------------------------------------------------- WARNING
+# ------------------------------------------------------------------------------------------ WARNING
 
 
 @pytest.mark.clause("S51", "C32")
@@ -151,22 +184,34 @@ def test_overload_that_pauses_is_a_warning_that_names_the_limit(start, connect, 
     connect(server).echo(b"x")
     connect(server)
     wait_until(lambda: server.stats().accept_pauses == 1, "accepting is paused")
-    wait_until(lambda: any("max_connections" in line for line in lines("WARNING")), f"a line about it; {lines()}")
+    wait_until(
+        lambda: any("max_connections" in line for line in lines("WARNING")),
+        f"a line about it; {lines()}",
+    )
     assert lines("ERROR") == []
 
 
 @pytest.mark.clause("S51", "C33", "C35")
-@pytest.mark.parametrize("options", [{"max_connections": 1, "overload": "close"}, {"max_connections_per_ip": 1}], ids=["all", "address"])
+@pytest.mark.parametrize(
+    "options",
+    [{"max_connections": 1, "overload": "close"}, {"max_connections_per_ip": 1}],
+    ids=["all", "address"],
+)
 def test_overload_that_turns_away_is_a_warning_that_names_the_limit(start, connect, lines, options):
     server = start(Echo(), **options)
     connect(server).echo(b"x")
     assert connect(server).at_end() == "reset"
-    wait_until(lambda: any(next(iter(options)) in line for line in lines("WARNING")), f"a line about it; {lines()}")
+    wait_until(
+        lambda: any(next(iter(options)) in line for line in lines("WARNING")),
+        f"a line about it; {lines()}",
+    )
     assert lines("ERROR") == []
 
 
 @pytest.mark.clause("S51", "S52", "C33")
-def test_of_a_storm_of_those_turned_away_a_bounded_number_of_lines_is_written(start, connect, lines):
+def test_of_a_storm_of_those_turned_away_a_bounded_number_of_lines_is_written(
+    start, connect, lines
+):
     server = start(Echo(), max_connections=1, overload="close")
     connect(server).echo(b"x")
     for _ in range(200):
@@ -174,7 +219,8 @@ def test_of_a_storm_of_those_turned_away_a_bounded_number_of_lines_is_written(st
     server.stop(0)
     written = [line for line in lines("WARNING") if not LEFT_OUT.match(line)]
     left_out = [int(found[2]) for found in map(LEFT_OUT.match, lines("WARNING")) if found]
-    assert 1 <= len(written) <= len(written) + sum(left_out) <= 200  # of several in one turn there may be one line
+    # of several in one turn there may be one line
+    assert 1 <= len(written) <= len(written) + sum(left_out) <= 200
     assert len(written) < 100
     assert server.stats().removed_overload == 200
 
@@ -188,19 +234,27 @@ def test_a_slow_consumer_is_a_warning_that_names_it(start, connect, lines):
     assert handler.socket().send(BIG)
     assert handler.socket().send(b"one too many") is False
     assert type(handler.wait_removed()[0]) is hydrogen.SlowConsumer
-    wait_until(lambda: [line for line in lines("WARNING") if str(name[1]) in line], f"a line about it; {lines()}")
+    wait_until(
+        lambda: [line for line in lines("WARNING") if str(name[1]) in line],
+        f"a line about it; {lines()}",
+    )
     assert len(lines("WARNING")) == 1
 
 
 @pytest.mark.clause("S51", "C18")
-def test_a_slow_consumer_that_goes_for_want_of_memory_is_a_warning_that_names_it(start, connect, lines):
+def test_a_slow_consumer_that_goes_for_want_of_memory_is_a_warning_that_names_it(
+    start, connect, lines
+):
     handler = recorder(connected=None)
     server = start(handler, max_buffered=1 << 20)
     client = connect(server, receive_buffer=4096)
     name = client.name
     assert handler.socket().send(BIG)
     assert type(handler.wait_removed()[0]) is hydrogen.SlowConsumer
-    wait_until(lambda: [line for line in lines("WARNING") if str(name[1]) in line], f"a line about it; {lines()}")
+    wait_until(
+        lambda: [line for line in lines("WARNING") if str(name[1]) in line],
+        f"a line about it; {lines()}",
+    )
 
 
 @pytest.mark.clause("S51", "C6")
@@ -213,13 +267,17 @@ def test_workers_that_are_all_blocked_while_others_wait_are_a_warning(start, con
     assert lines("WARNING") == []
     for _ in range(2):
         connect(server).send(b"x")
-    wait_until(lambda: [line for line in lines("WARNING") if "2" in line and "worker" in line], f"a line about it; {lines()}", 10.0)
+    wait_until(
+        lambda: [line for line in lines("WARNING") if "2" in line and "worker" in line],
+        f"a line about it; {lines()}",
+        10.0,
+    )
     assert server.stats().all_blocked == 1
     assert len(lines("WARNING")) == 1
     go.set()
 
 
-# ---------------------------------------------------------------------------------------------------- ERROR
+# -------------------------------------------------------------------------------------------- ERROR
 
 
 def fail(*args):
@@ -250,7 +308,9 @@ def test_what_a_callback_raises_is_an_error_with_its_traceback(start, connect, l
 
 @pytest.mark.slow
 @pytest.mark.clause("S52", "S51", "H16")
-def test_of_a_thousand_callbacks_that_fail_a_bounded_number_of_lines_is_written_and_the_counts_add_up(start, lines, error_log):
+def test_of_a_thousand_callbacks_that_fail_so_many_lines_are_written_and_the_counts_add_up(
+    start, lines, error_log
+):
     handler = recorder(data_received=fail)
     server = start(handler, max_threads=2)
 
@@ -275,21 +335,31 @@ def test_of_a_thousand_callbacks_that_fail_a_bounded_number_of_lines_is_written_
 
 @pytest.mark.slow
 @pytest.mark.clause("S52")
-def test_what_was_left_out_is_told_when_the_second_is_over_and_not_only_at_the_stop(start, lines, error_log):
+def test_what_was_left_out_is_told_when_the_second_is_over_and_not_only_at_the_stop(
+    start, lines, error_log
+):
     server = start(Echo())
     for _ in range(30):
         server.call_later(0, fail)
-    told = wait_until(lambda: [found for found in map(LEFT_OUT.match, lines("ERROR")) if found], "the count is logged")
+    told = wait_until(
+        lambda: [found for found in map(LEFT_OUT.match, lines("ERROR")) if found],
+        "the count is logged",
+    )
     assert server.ready
     assert told[0][1] == "call_later"
-    wait_until(lambda: sum(int(found[2]) for found in map(LEFT_OUT.match, lines("ERROR")) if found) == 20, "twenty were left out")
+    wait_until(
+        lambda: sum(int(found[2]) for found in map(LEFT_OUT.match, lines("ERROR")) if found) == 20,
+        "twenty were left out",
+    )
     assert len(error_log()) >= 11
 
 
 @pytest.mark.clause("S52")
 def test_of_each_kind_there_may_be_as_many(start, connect, lines, error_log):
     """Ten callbacks each that fail in four places are forty lines."""
-    handler = recorder(connected=None, data_received=fail, disconnected=fail, connection_removed=fail)
+    handler = recorder(
+        connected=None, data_received=fail, disconnected=fail, connection_removed=fail
+    )
     server = start(handler)
     for number in range(1, 11):
         client = connect(server)
@@ -300,12 +370,13 @@ def test_of_each_kind_there_may_be_as_many(start, connect, lines, error_log):
         server.call_later(0, fail)
     wait_until(lambda: len(error_log()) >= 40, f"there are {len(error_log())} lines")
     counts = {
-        name: len([line for line in lines("ERROR") if name in line]) for name in ("data_received", "disconnected", "removed", "later")
+        name: len([line for line in lines("ERROR") if name in line])
+        for name in ("data_received", "disconnected", "removed", "later")
     }
     assert counts == dict.fromkeys(counts, 10)
 
 
-# ---------------------------------------------------------------------------------------------------- slow_callback
+# ------------------------------------------------------------------------------------ slow_callback
 
 
 def dawdling_in_a_function_of_this_name(event):
@@ -319,7 +390,9 @@ def slow_lines(lines):
 
 @pytest.mark.clause("C41")
 @pytest.mark.parametrize("where", ["connected", "data_received", "disconnected", "call_later"])
-def test_a_callback_that_is_slow_is_logged_once_with_the_stack_that_names_where(start, connect, gate, lines, where):
+def test_a_callback_that_is_slow_is_logged_once_with_the_stack_that_names_where(
+    start, connect, gate, lines, where
+):
     go, again = gate(), gate()
     gates = iter([go, again])
     hooks = {"data_received": echo}
@@ -334,7 +407,10 @@ def test_a_callback_that_is_slow_is_logged_once_with_the_stack_that_names_where(
             client = connect(server)
             client.send(b"x")
             client.finish()
-        wait_until(lambda number=number: len(slow_lines(lines)) == number, f"it is logged; {lines('WARNING')}")
+        wait_until(
+            lambda number=number: len(slow_lines(lines)) == number,
+            f"it is logged; {lines('WARNING')}",
+        )
         assert ("dawdling_in_a_function_of_this_name" in slow_lines(lines)[-1]) == has_gil()
         assert "hydrogen-worker-" in slow_lines(lines)[-1]
     # The first has gone on for as long again, and was told of no more.
@@ -351,7 +427,11 @@ def test_a_callback_that_is_slow_is_logged_once_with_the_stack_that_names_where(
 def test_many_short_callbacks_are_not_one_slow_one(start, connect, gate, lines, max_threads):
     """They keep a worker busy until one that is slow, and began later, is told of."""
     go = gate()
-    handler = recorder(data_received=lambda socket, data: dawdling_in_a_function_of_this_name(go) if data == b"slow" else socket.send(data))
+    handler = recorder(
+        data_received=lambda socket, data: (
+            dawdling_in_a_function_of_this_name(go) if data == b"slow" else socket.send(data)
+        )
+    )
     server = start(handler, slow_callback=0.4, max_threads=max_threads)
     client = connect(server)
     client.echo(b"x")

@@ -1,6 +1,8 @@
-"""`Config.loops`: what is asked of a server is asked of all its loops, and its limits are those of all together.
+"""`Config.loops`: what is asked of a server is asked of all its loops, and its limits are those of
+all together.
 
-The Python engine has one loop, whatever is asked for: what holds for several holds for it, but for whose worker a connection is served by.
+The Python engine has one loop, whatever is asked for: what holds for several holds for it, but for
+whose worker a connection is served by.
 """
 
 import collections
@@ -53,7 +55,11 @@ def test_a_handler_that_blocks_keeps_the_workers_of_its_own_loop_only(start, con
     def block(socket, data):
         wait_event(go, "let go")
 
-    handler = recorder(data_received=lambda socket, data: block(socket, data) if data == b"block" else socket.send(data))
+    handler = recorder(
+        data_received=lambda socket, data: (
+            block(socket, data) if data == b"block" else socket.send(data)
+        )
+    )
     server = start(handler, loops=2, max_threads=2)
     blocked, other, waiting = (connect(server) for _ in range(3))
     wait_until(lambda: server.stats().connections == 3, "all are there")
@@ -69,10 +75,16 @@ def test_a_handler_that_blocks_keeps_the_workers_of_its_own_loop_only(start, con
 
 
 @pytest.mark.clause("C42")
-def test_connections_of_other_loops_are_accepted_while_the_first_one_s_workers_block(start, connect, gate):
+def test_connections_of_other_loops_are_accepted_while_the_first_one_s_workers_block(
+    start, connect, gate
+):
     """Whoever polls for the first loop accepts for all."""
     go = gate()
-    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else socket.send(data))
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(go, "let go") if data == b"block" else socket.send(data)
+        )
+    )
     server = start(handler, loops=2, max_threads=2)
     connect(server).send(b"block")
     handler.wait_for("data_received")
@@ -87,15 +99,27 @@ def test_what_is_asked_of_the_server_is_asked_of_all_loops(start, connect):
     for client in clients:
         client.echo(b"abc")
     calls = handler.wait_for("connected", len(clients))
-    assert {socket.id for socket in server.connections} == {call.id for call in calls} == set(range(1, len(clients) + 1))
+    assert (
+        {socket.id for socket in server.connections}
+        == {call.id for call in calls}
+        == set(range(1, len(clients) + 1))
+    )
     excluded = server.connections[::2]
-    assert server.broadcast(b"to some", exclude=iter(excluded)) == hydrogen.BroadcastReport(LOOPS, 0)
+    assert server.broadcast(b"to some", exclude=iter(excluded)) == hydrogen.BroadcastReport(
+        LOOPS, 0
+    )
     names = {socket.peername for socket in excluded}
     for client in clients:
         if client.name not in names:
             assert client.receive(7) == b"to some"
     stats = server.stats()
-    counted = (stats.accepted, stats.connections, stats.messages_received, stats.messages_sent, stats.bytes_received)
+    counted = (
+        stats.accepted,
+        stats.connections,
+        stats.messages_received,
+        stats.messages_sent,
+        stats.bytes_received,
+    )
     assert counted == (6, 6, 6, 9, 18)
     called = threading.Event()
     server.call_later(0.001, called.set)
@@ -166,7 +190,9 @@ def test_at_max_connections_over_all_loops_accepting_pauses(start, connect):
 
 @pytest.mark.clause("C42", "C33", "C35")
 @pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_ip"])
-def test_what_is_more_than_a_limit_of_the_server_is_reset_whichever_loops_have_room(start, connect, limit):
+def test_what_is_more_than_a_limit_of_the_server_is_reset_whichever_loops_have_room(
+    start, connect, limit
+):
     server = start(Echo(), loops=LOOPS, overload="close", **{limit: 4})
     clients = [connect(server) for _ in range(4)]
     for client in clients:

@@ -1,4 +1,6 @@
-"""max_buffered: one connection that goes for it is enough, also when it cannot go yet; what is counted is what it costs."""
+"""max_buffered: one connection that goes for it is enough, also when it cannot go yet; what is
+counted is what it costs.
+"""
 
 import os
 import threading
@@ -60,7 +62,9 @@ def crowd(start, connect, gate):
 
 @pytest.mark.slow
 @pytest.mark.clause("C18", "H22")
-def test_while_the_callback_of_a_connection_that_is_aborted_blocks_no_other_one_goes_for_its_memory(crowd, start, connect):
+def test_while_the_callback_of_a_connection_that_is_aborted_blocks_no_other_one_goes_for_its_memory(
+    crowd, start, connect
+):
     """Its memory is freed when the callback returns. Then the others are read again."""
     handler, go, finish = crowd()
     watch = recorder()
@@ -92,7 +96,9 @@ def resident():
 
 
 @pytest.mark.clause("C18", "S36")
-def test_short_broadcasts_to_a_peer_that_does_not_read_cost_about_as_much_as_is_counted(start, connect):
+def test_short_broadcasts_to_a_peer_that_does_not_read_cost_about_as_much_as_is_counted(
+    start, connect
+):
     """Also with sends in between."""
     handler = recorder(connected=None)
     server = start(handler)

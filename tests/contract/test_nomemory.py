@@ -29,8 +29,11 @@ pytestmark = [
     pytest.mark.exhaustive,
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    # CPython's client (3.11) leaves its socket to the collector where the connection is reset before the handshake.
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"),
+    # CPython's client (3.11) leaves its socket to the collector where the connection is reset
+    # before the handshake.
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning"
+    ),
 ]
 
 
@@ -46,7 +49,9 @@ class Starving:
         self._process = child("from faults import nomemory; nomemory.main()", *arguments)
         self._errors = []
         # Read as it comes, or a server that says much would wait for the pipe.
-        self._reader = threading.Thread(target=lambda: self._errors.extend(self._process.stderr), daemon=True)
+        self._reader = threading.Thread(
+            target=lambda: self._errors.extend(self._process.stderr), daemon=True
+        )
         self._reader.start()
         address = self._answer()
         self.address = tuple(address) if isinstance(address, list) else address
@@ -58,7 +63,9 @@ class Starving:
         if not line:
             self._reader.join(PATIENCE)
             status = self._process.wait(PATIENCE)
-            raise AssertionError(f"the server process ended with {status}: {''.join(self._errors)[-6000:]}")
+            raise AssertionError(
+                f"the server process ended with {status}: {''.join(self._errors)[-6000:]}"
+            )
         return json.loads(line) if line != "\n" else None
 
     def order(self, text):
@@ -136,7 +143,9 @@ class Peer:
             if server.transport == "proxy":
                 self.send(proxy_headers.v1("127.0.0.9", "127.0.0.1"))
             if server.is_secure:
-                self.sock = certificates.client_context().wrap_socket(self.sock, server_hostname="localhost")
+                self.sock = certificates.client_context().wrap_socket(
+                    self.sock, server_hostname="localhost"
+                )
         except BaseException as error:
             self.close()
             self._judge(error)
@@ -232,7 +241,9 @@ def starve(server, phase, end):
             server.order("disarm")
             server.check_on_others()
         except BaseException as error:
-            error.args = (f"allocation {at} failed, the connection {outcome}: {error}\n{server.stacks()}",)
+            error.args = (
+                f"allocation {at} failed, the connection {outcome}: {error}\n{server.stacks()}",
+            )
             raise
         outcomes.append(outcome)
     return outcomes
@@ -263,11 +274,14 @@ def starving(engine, tmp_path):
 @pytest.mark.parametrize(
     "operation",
     [
-        "send", "send much", "send twenty", "drain", "pause", "pause for a timer", "user_data", "names", "broadcast", "connections",
+        "send", "send much", "send twenty", "drain", "pause", "pause for a timer", "user_data",
+        "names", "broadcast", "connections",
         "stats", "call_later", "cancel",
     ],
 )  # fmt: skip
-def test_an_allocation_that_fails_around_a_callback_that_does_something_costs_no_other_connection(starving, operation, catches):
+def test_an_allocation_that_fails_around_a_callback_that_does_something_costs_no_other_connection(
+    starving, operation, catches
+):
     server = starving("tcp", "bare", operation, catches)
     starve(server, "doing", Peer.finish)
     server.stop()
@@ -275,14 +289,20 @@ def test_an_allocation_that_fails_around_a_callback_that_does_something_costs_no
 
 @pytest.mark.parametrize("transport", ["tcp", "unix", "tls"])
 @pytest.mark.parametrize("operation", ["close", "abort", "raise"])
-def test_an_allocation_that_fails_while_a_callback_ends_its_connection_leaves_it_ended(starving, operation, transport):
+def test_an_allocation_that_fails_while_a_callback_ends_its_connection_leaves_it_ended(
+    starving, operation, transport
+):
     server = starving(transport, "attended", operation, False)
     starve(server, "doing", Peer.finish)
     server.stop()
 
 
-@pytest.mark.parametrize("opening", ["bare", "attended", "raises at the end", "plain", "secure", "stream"])
-def test_an_allocation_that_fails_while_a_connection_opens_ends_it_or_lets_it_go_on(starving, opening):
+@pytest.mark.parametrize(
+    "opening", ["bare", "attended", "raises at the end", "plain", "secure", "stream"]
+)
+def test_an_allocation_that_fails_while_a_connection_opens_ends_it_or_lets_it_go_on(
+    starving, opening
+):
     server = starving("tcp", opening, "send", False)
     starve(server, "opening", Peer.finish)
     server.stop()
@@ -290,7 +310,9 @@ def test_an_allocation_that_fails_while_a_connection_opens_ends_it_or_lets_it_go
 
 @pytest.mark.parametrize("opening", ["attended", "raises at the end", "stream"])
 @pytest.mark.parametrize("end", ENDS)
-def test_an_allocation_that_fails_while_a_connection_ends_leaves_nothing_of_it(starving, opening, end):
+def test_an_allocation_that_fails_while_a_connection_ends_leaves_nothing_of_it(
+    starving, opening, end
+):
     server = starving("tcp", opening, "send", False)
     starve(server, "ending", ENDS[end])
     server.stop()
@@ -298,14 +320,18 @@ def test_an_allocation_that_fails_while_a_connection_ends_leaves_nothing_of_it(s
 
 @pytest.mark.parametrize("phase", ["opening", "doing", "ending"])
 @pytest.mark.parametrize("transport", ["unix", "tls", "proxy", "builder"])
-def test_an_allocation_that_fails_on_any_transport_ends_its_connection_or_lets_it_go_on(starving, transport, phase):
+def test_an_allocation_that_fails_on_any_transport_ends_its_connection_or_lets_it_go_on(
+    starving, transport, phase
+):
     server = starving(transport, "attended", "send much", False)
     starve(server, phase, Peer.finish)
     server.stop()
 
 
 @pytest.mark.parametrize("phase", ["opening", "doing"])
-def test_an_allocation_that_fails_between_frames_of_a_built_in_builder_loses_none_in_silence(starving, phase):
+def test_an_allocation_that_fails_between_frames_of_a_built_in_builder_loses_none_in_silence(
+    starving, phase
+):
     server = starving("lines", "bare, in frames", "send much", True)
     starve(server, phase, Peer.finish)
     server.stop()
@@ -326,7 +352,9 @@ def test_an_allocation_that_fails_while_a_connection_is_refused_leaves_nothing_o
 
 
 @pytest.mark.parametrize("transport", ["tcp", "unix", "tls"])
-def test_an_allocation_that_fails_where_a_socket_has_to_be_made_loses_no_message(starving, transport):
+def test_an_allocation_that_fails_where_a_socket_has_to_be_made_loses_no_message(
+    starving, transport
+):
     server = starving(transport, "keeps", "send", False)
     starve(server, "doing", Peer.finish)
     server.stop()

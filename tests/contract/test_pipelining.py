@@ -1,4 +1,6 @@
-"""A client that pipelines is read as fast as it is served: what waits is bounded, and a neighbour is served meanwhile."""
+"""A client that pipelines is read as fast as it is served: what waits is bounded, and a neighbour
+is served meanwhile.
+"""
 
 import sys
 import threading
@@ -17,7 +19,9 @@ FLOOD = b"".join(b"%07d\n" % number for number in range(1 << 18))
 """Two MiB of messages, in order."""
 
 MOST = 1 << 19
-"""Bytes that may have been read and not delivered: a budget, with TLS and with what one call reads."""
+"""Bytes that may have been read and not delivered: a budget, with TLS and with what one call
+reads.
+"""
 
 BUDGET = 1 << 16
 
@@ -60,7 +64,9 @@ def test_a_client_that_pipelines_is_not_read_far_beyond_what_is_delivered(start,
 
 @pytest.mark.clause("C19", "H22")
 @families
-def test_while_a_handler_blocks_its_client_is_not_read_and_a_neighbour_is_served(start, tmp_path, gate, family):
+def test_while_a_handler_blocks_its_client_is_not_read_and_a_neighbour_is_served(
+    start, tmp_path, gate, family
+):
     go = gate()
 
     def received(socket, data):
@@ -98,8 +104,12 @@ def test_while_a_handler_blocks_its_client_is_not_read_and_a_neighbour_is_served
 @pytest.mark.clause("C19", "H22")
 @families
 @pytest.mark.parametrize("max_threads", [1, 4])
-def test_while_clients_pipeline_without_a_pause_a_neighbour_is_served(start, tmp_path, family, max_threads):
-    """They send faster than the handler takes it: what waits is more than anybody would keep, soon."""
+def test_while_clients_pipeline_without_a_pause_a_neighbour_is_served(
+    start, tmp_path, family, max_threads
+):
+    """They send faster than the handler takes it: what waits is more than anybody would keep,
+    soon.
+    """
     done = threading.Event()
 
     class Slow(hydrogen.Handler):
@@ -149,10 +159,13 @@ def without_switches():
 @pytest.mark.clause("H18", "H19")
 @pytest.mark.parametrize("framing", ["built in", "user"])
 @pytest.mark.parametrize("how", ["close", "pause_reading"])
-def test_no_message_is_delivered_after_another_thread_s_call_has_returned(start, connect, without_switches, how, framing):
+def test_no_message_is_delivered_after_another_thread_s_call_has_returned(
+    start, connect, without_switches, how, framing
+):
     """Of many that were read, while callbacks follow one another as fast as they can.
 
-    The interpreter switches threads only where one waits or gives the GIL away: else it may do so in the first line of a callback.
+    The interpreter switches threads only where one waits or gives the GIL away: else it may do so
+    in the first line of a callback.
     """
     ended, late, begun = set(), [], threading.Event()
 
@@ -167,7 +180,9 @@ def test_no_message_is_delivered_after_another_thread_s_call_has_returned(start,
         def from_bytes(self, buf):
             return super().from_bytes(buf)
 
-    server = start(Echo(), framing=Lines() if framing == "user" else hydrogen.LineFrameBuilder(), max_threads=2)
+    server = start(
+        Echo(), framing=Lines() if framing == "user" else hydrogen.LineFrameBuilder(), max_threads=2
+    )
     for _ in range(10):
         begun.clear()
         client = connect(server)
@@ -196,12 +211,17 @@ def test_replies_to_a_batch_leave_while_the_rest_of_it_is_delivered(start, conne
     def received(socket, data):
         socket.send(b"reply")
         began = time.monotonic_ns()
-        while time.monotonic_ns() < began + 300_000:  # so long that what is held back for others is due
+        # so long that what is held back for others is due
+        while time.monotonic_ns() < began + 300_000:
             pass
         pending.append(socket.pending)
 
     handler = recorder(data_received=received, **hooks)
-    server = start(handler, framing=Lines() if framing == "user" else hydrogen.LineFrameBuilder(), max_threads=1)
+    server = start(
+        handler,
+        framing=Lines() if framing == "user" else hydrogen.LineFrameBuilder(),
+        max_threads=1,
+    )
     client = connect(server)
     if hooks:
         handler.wait_for("connected")

@@ -1,7 +1,8 @@
 """The PROXY protocol: a header before everything else that says who the client is. Rows 38 to 40.
 
-The headers here are made from the specification, by `proxy_headers`. What is malformed and what is not has tests of its own,
-in tests/unit/test_proxy.py; these are about what becomes of the connection.
+The headers here are made from the specification, by `proxy_headers`. What is malformed and what is
+not has tests of its own, in tests/unit/test_proxy.py; these are about what becomes of the
+connection.
 """
 
 import contextlib
@@ -12,7 +13,21 @@ import threading
 import pytest
 from certificates import client_context, server_context
 from families import PassThrough
-from proxy_headers import AUTHORITY, LOCAL, NOOP, PROXY, SIGNATURE, TCP4, TCP6, UNSPEC, tlv, v1, v2, v2_local, v2_raw
+from proxy_headers import (
+    AUTHORITY,
+    LOCAL,
+    NOOP,
+    PROXY,
+    SIGNATURE,
+    TCP4,
+    TCP6,
+    UNSPEC,
+    tlv,
+    v1,
+    v2,
+    v2_local,
+    v2_raw,
+)
 from support import (
     PATIENCE,
     Client,
@@ -47,7 +62,12 @@ HEADERS = {
     "v1, IPv4": (v1("192.0.2.1", "198.51.100.2"), SOURCE4, TARGET4),
     "v1, IPv6": (v1("2001:db8::1", "2001:db8::2"), SOURCE6, TARGET6),
     "v1, longest": (
-        v1("ffff:f104:ffff:f104:ffff:f104:ffff:f104", "ffff:f105:ffff:f105:ffff:f105:ffff:f105", 65_535, 65_535),
+        v1(
+            "ffff:f104:ffff:f104:ffff:f104:ffff:f104",
+            "ffff:f105:ffff:f105:ffff:f105:ffff:f105",
+            65_535,
+            65_535,
+        ),
         ("ffff:f104:ffff:f104:ffff:f104:ffff:f104", 65_535, 0, 0),
         ("ffff:f105:ffff:f105:ffff:f105:ffff:f105", 65_535, 0, 0),
     ),
@@ -55,14 +75,20 @@ HEADERS = {
     "v2, IPv6": (v2("2001:db8::1", "2001:db8::2"), SOURCE6, TARGET6),
     "v2, Unix": (v2("/run/client", "/run/server"), "/run/client", "/run/server"),
     "v2, IPv4, TLVs": (v2("192.0.2.1", "198.51.100.2", tlvs=TLVS), SOURCE4, TARGET4),
-    "v2, longest": (v2("192.0.2.1", "198.51.100.2", tlvs=tlv(NOOP, bytes(65_535 - 12 - 3))), SOURCE4, TARGET4),
+    "v2, longest": (
+        v2("192.0.2.1", "198.51.100.2", tlvs=tlv(NOOP, bytes(65_535 - 12 - 3))),
+        SOURCE4,
+        TARGET4,
+    ),
 }
 
 NOBODY = {
     "v1 UNKNOWN": b"PROXY UNKNOWN\r\n",
     "v1 UNKNOWN, with more": b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n",
     "v2 LOCAL": v2_local(),
-    "v2 LOCAL, with addresses": v2_raw(LOCAL, TCP4, bytes([192, 0, 2, 1, 198, 51, 100, 2, 0, 80, 1, 187])),
+    "v2 LOCAL, with addresses": v2_raw(
+        LOCAL, TCP4, bytes([192, 0, 2, 1, 198, 51, 100, 2, 0, 80, 1, 187])
+    ),
     "v2 UNSPEC": v2_raw(PROXY, UNSPEC, b""),
     "v2 UNSPEC, with more": v2_raw(PROXY, UNSPEC, bytes(40)),
 }
@@ -78,14 +104,16 @@ def behind_proxy(start, handler, **options):
 
 
 def refused(handler, client):
-    """The connection is ended and removed by exactly that, and the handler had it in no other callback."""
+    """The connection is ended and removed by exactly that, and the handler had it in no other
+    callback.
+    """
     assert client.at_end() in ("end", "reset")
     client.close()
     assert type(handler.wait_removed()[0]) is hydrogen.ProtocolError
     assert handler.names() == ["on_connection_removed"]
 
 
-# ---------------------------------------------------------------------------------------------------- who the client is
+# -------------------------------------------------------------------------------- who the client is
 
 
 @pytest.mark.clause("C36", "C38", "K16")
@@ -103,7 +131,12 @@ def test_peername_is_the_source_of_the_header_and_sockname_stays(start, connect,
     assert socket.sockname == socket.get_extra_info("sockname") == server.address
     proxy = socket.get_extra_info("proxy")
     assert isinstance(proxy, hydrogen.ProxyHeader)
-    assert (proxy.version, proxy.is_local, proxy.source, proxy.destination) == (int(name[1]), False, source, destination)
+    assert (proxy.version, proxy.is_local, proxy.source, proxy.destination) == (
+        int(name[1]),
+        False,
+        source,
+        destination,
+    )
     client.close()
     handler.wait_removed()
     assert [call.value for call in handler.of("data_received")] == [b"hello"]
@@ -135,7 +168,11 @@ def test_f40_of_local_and_unknown_the_real_address_of_the_peer_is_kept(start, co
 @pytest.mark.clause("C38", "K16")
 def test_names_are_still_there_in_the_last_callback(start, connect):
     names = []
-    handler = recorder(disconnected=lambda socket, err: names.append((socket.peername, socket.get_extra_info("proxy").source)))
+    handler = recorder(
+        disconnected=lambda socket, err: names.append(
+            (socket.peername, socket.get_extra_info("proxy").source)
+        )
+    )
     client = connect(behind_proxy(start, handler))
     client.send(ONE2)
     client.close()
@@ -155,7 +192,7 @@ def test_without_proxy_protocol_there_is_no_header_and_what_looks_like_one_is_da
     assert socket.peername == client.name
 
 
-# ---------------------------------------------------------------------------------------------------- exactly, and first
+# ------------------------------------------------------------------------------- exactly, and first
 
 
 @pytest.mark.clause("C36")
@@ -173,7 +210,9 @@ def test_a_header_that_comes_byte_by_byte_is_the_same_header(start, connect, nam
 @pytest.mark.clause("C36")
 @BOTH
 def test_a_header_may_be_cut_anywhere_and_data_may_be_right_behind_it(start, connect, header):
-    """Each client pauses at another byte until the server's kernel has what came before; meanwhile the others are served."""
+    """Each client pauses at another byte until the server's kernel has what came before; meanwhile
+    the others are served.
+    """
     handler = recorder(connected=None, data_received=echo)
     server = behind_proxy(start, handler, framing=hydrogen.SimpleFrameBuilder)
     clients = [connect(server) for _ in range(len(header) - 1)]
@@ -202,7 +241,9 @@ def test_data_in_the_same_segment_is_delivered_exactly(start, connect, name, fra
 
 @pytest.mark.clause("C36", "H6", "H23")
 @BOTH
-def test_no_callback_and_no_entry_in_connections_comes_before_the_header_is_whole(start, connect, header):
+def test_no_callback_and_no_entry_in_connections_comes_before_the_header_is_whole(
+    start, connect, header
+):
     handler = recorder(new_connection=None, connected=None, data_received=echo)
     server = behind_proxy(start, handler)
     client, other = connect(server), connect(server)
@@ -210,11 +251,21 @@ def test_no_callback_and_no_entry_in_connections_comes_before_the_header_is_whol
     for number in range(1, 4):
         other.send(header if number == 1 else b"")
         other.echo(b"served")
-    assert len(handler.of("new_connection")) == len(handler.of("connected")) == len(server.connections) == 1
+    assert (
+        len(handler.of("new_connection"))
+        == len(handler.of("connected"))
+        == len(server.connections)
+        == 1
+    )
     assert server.stats().connections == 2
     client.send(header[-1:])
     client.echo(b"hello")
-    assert len(handler.of("new_connection")) == len(handler.of("connected")) == len(server.connections) == 2
+    assert (
+        len(handler.of("new_connection"))
+        == len(handler.of("connected"))
+        == len(server.connections)
+        == 2
+    )
 
 
 @pytest.mark.clause("C36", "C22")
@@ -282,21 +333,34 @@ def test_on_new_connection_may_reject_and_its_connection_is_removed_with_that(st
 @pytest.mark.parametrize("handoff", ["auto", "inline", "eager"])
 @pytest.mark.parametrize("max_threads", [1, 4])
 def test_many_clients_behind_a_proxy_are_told_apart(start, connect, handoff, max_threads):
-    handler = recorder(data_received=lambda socket, data: socket.send(socket.peername[0].encode() + b" " + data))
-    server = behind_proxy(start, handler, framing=hydrogen.SimpleFrameBuilder, handoff=handoff, max_threads=max_threads)
+    handler = recorder(
+        data_received=lambda socket, data: socket.send(socket.peername[0].encode() + b" " + data)
+    )
+    server = behind_proxy(
+        start,
+        handler,
+        framing=hydrogen.SimpleFrameBuilder,
+        handoff=handoff,
+        max_threads=max_threads,
+    )
 
     def converse(seed):
         for number in range(20):
             name = f"10.{seed}.0.{number}"
             with Client(server.address) as client:
-                client.send((v1 if number % 2 else v2)(name, "10.0.0.1") + simple(b"one") + simple(b"two"))
-                assert [client.receive_frame() for _ in range(2)] == [name.encode() + b" one", name.encode() + b" two"]
+                client.send(
+                    (v1 if number % 2 else v2)(name, "10.0.0.1") + simple(b"one") + simple(b"two")
+                )
+                assert [client.receive_frame() for _ in range(2)] == [
+                    name.encode() + b" one",
+                    name.encode() + b" two",
+                ]
 
     with running(*(lambda seed=seed: converse(seed) for seed in range(5))):
         pass
 
 
-# ---------------------------------------------------------------------------------------------------- row 38: who may, must, and not twice
+# ------------------------------------------------------------- row 38: who may, must, and not twice
 
 
 @pytest.mark.clause("C37", "H20")
@@ -314,7 +378,9 @@ def test_f38_a_header_from_an_address_that_may_not_send_one_is_refused(start, co
 def test_f38_of_two_addresses_the_one_that_is_allowed_may_and_the_other_may_not(start, connect):
     handler = recorder(data_received=echo)
     server = behind_proxy(start, handler, proxy_allow_from=["127.0.0.2", "127.0.0.16/28"])
-    clients = [connect(server, source=source) for source in ("127.0.0.2", "127.0.0.17", "127.0.0.31")]
+    clients = [
+        connect(server, source=source) for source in ("127.0.0.2", "127.0.0.17", "127.0.0.31")
+    ]
     for client in clients:
         client.send(ONE1)
         client.echo(b"may")
@@ -343,10 +409,14 @@ def test_f38_networks_of_both_families_may_be_allowed(start, connect):
 
 @pytest.mark.clause("C37")
 @pytest.mark.parametrize("allowed", [True, False])
-def test_f38_peers_on_a_unix_socket_may_send_one_if_unix_is_allowed(start, connect, tmp_path, allowed):
+def test_f38_peers_on_a_unix_socket_may_send_one_if_unix_is_allowed(
+    start, connect, tmp_path, allowed
+):
     handler = recorder(data_received=echo)
     allow = ["unix"] if allowed else ["0.0.0.0/0", "::/0"]
-    client = connect(behind_proxy(start, handler, path=str(tmp_path / "socket"), proxy_allow_from=allow))
+    client = connect(
+        behind_proxy(start, handler, path=str(tmp_path / "socket"), proxy_allow_from=allow)
+    )
     client.send(ONE2)
     if allowed:
         client.echo(b"x")
@@ -359,7 +429,14 @@ def test_f38_peers_on_a_unix_socket_may_send_one_if_unix_is_allowed(start, conne
 @pytest.mark.parametrize("versions", ["v1", "v2", "auto"])
 @pytest.mark.parametrize(
     "data",
-    [b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n", simple(b"hello"), b"proxy TCP4 ", b"\0", b"PROXX", SIGNATURE[:5] + b"x"],
+    [
+        b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n",
+        simple(b"hello"),
+        b"proxy TCP4 ",
+        b"\0",
+        b"PROXX",
+        SIGNATURE[:5] + b"x",
+    ],
     ids=lambda data: repr(data[:10]),
 )
 def test_f38_a_connection_without_a_header_is_refused_at_once(start, connect, versions, data):
@@ -370,7 +447,9 @@ def test_f38_a_connection_without_a_header_is_refused_at_once(start, connect, ve
 
 
 @pytest.mark.clause("C39", "C36")
-@pytest.mark.parametrize(("versions", "header"), [("v1", ONE2), ("v2", ONE1)], ids=["v2 to v1", "v1 to v2"])
+@pytest.mark.parametrize(
+    ("versions", "header"), [("v1", ONE2), ("v2", ONE1)], ids=["v2 to v1", "v1 to v2"]
+)
 def test_f38_a_header_of_the_other_version_is_refused(start, connect, versions, header):
     handler = recorder(data_received=echo)
     server = behind_proxy(start, handler, proxy_protocol=versions)
@@ -429,12 +508,14 @@ def test_what_looks_like_a_header_later_is_data(start, connect, header):
     client.echo(header)
 
 
-# ---------------------------------------------------------------------------------------------------- row 39: endless or dripped
+# ----------------------------------------------------------------------- row 39: endless or dripped
 
 
 @pytest.mark.clause("C39")
 @pytest.mark.parametrize("dripped", [False, True], ids=["at once", "dripped"])
-def test_f39_a_header_of_version_1_without_an_end_is_refused_after_107_bytes(start, connect, dripped):
+def test_f39_a_header_of_version_1_without_an_end_is_refused_after_107_bytes(
+    start, connect, dripped
+):
     handler = recorder(connected=None)
     client = connect(behind_proxy(start, handler))
     endless = b"PROXY UNKNOWN " + b"x" * 93
@@ -448,8 +529,14 @@ def test_f39_a_header_of_version_1_without_an_end_is_refused_after_107_bytes(sta
 
 @pytest.mark.slow
 @pytest.mark.clause("C24", "H25")
-@pytest.mark.parametrize("begun", [b"", b"P", ONE1[:-1], SIGNATURE, ONE2[:-1]], ids=["nothing", "a byte", "v1", "signature of v2", "v2"])
-def test_f39_a_header_that_does_not_come_or_goes_on_no_more_is_removed_at_open_timeout(start, connect, begun):
+@pytest.mark.parametrize(
+    "begun",
+    [b"", b"P", ONE1[:-1], SIGNATURE, ONE2[:-1]],
+    ids=["nothing", "a byte", "v1", "signature of v2", "v2"],
+)
+def test_f39_a_header_that_does_not_come_or_goes_on_no_more_is_removed_at_open_timeout(
+    start, connect, begun
+):
     handler = recorder(new_connection=None, connected=None)
     server = behind_proxy(start, handler, open_timeout=SHORT)
     client = connect(server)
@@ -502,10 +589,18 @@ def test_open_timeout_is_over_when_the_header_has_come_and_none_is_no_limit(star
 @pytest.mark.slow
 @pytest.mark.clause("C24", "H22")
 @pytest.mark.parametrize("begun", [0, 20], ids=["not begun", "begun"])
-def test_what_has_arrived_in_time_is_looked_at_before_the_clock_also_when_all_workers_were_busy(start, connect, gate, begun):
-    """The deadline passes while there is nobody to read; it is known to have passed from a server that has nothing else to do."""
+def test_what_has_arrived_in_time_is_looked_at_before_the_clock_also_when_all_workers_were_busy(
+    start, connect, gate, begun
+):
+    """The deadline passes while there is nobody to read; it is known to have passed from a server
+    that has nothing else to do.
+    """
     go = gate()
-    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else socket.send(data))
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(go, "let go") if data == b"block" else socket.send(data)
+        )
+    )
     server = behind_proxy(start, handler, open_timeout=SHORT, max_threads=1)
     blocker = connect(server)
     blocker.send(ONE2)
@@ -541,13 +636,15 @@ def test_f39_headers_that_are_not_finished_keep_no_worker(start, connect):
         client.echo(b"served too")
 
 
-# ---------------------------------------------------------------------------------------------------- its end
+# ------------------------------------------------------------------------------------------ its end
 
 
 @pytest.mark.clause("C36", "H14", "H13", "H20")
 @pytest.mark.parametrize("how", ["end", "end in it", "reset", "reset in it"])
 @BOTH
-def test_an_end_before_the_header_is_whole_is_told_by_the_last_callback_only(start, connect, header, how):
+def test_an_end_before_the_header_is_whole_is_told_by_the_last_callback_only(
+    start, connect, header, how
+):
     handler = recorder(new_connection=None, connected=None, eof=None)
     server = behind_proxy(start, handler)
     client = connect(server)
@@ -556,7 +653,9 @@ def test_an_end_before_the_header_is_whole_is_told_by_the_last_callback_only(sta
         wait_until(lambda: client.unacknowledged() == 0, "it has arrived")
     wait_until(lambda: server.stats().connections == 1, "it is accepted")
     client.finish() if how.startswith("end") else client.reset()
-    expected = {"end": hydrogen.PeerClosed, "end in it": hydrogen.IncompleteFrame}.get(how, ConnectionResetError)
+    expected = {"end": hydrogen.PeerClosed, "end in it": hydrogen.IncompleteFrame}.get(
+        how, ConnectionResetError
+    )
     assert type(handler.wait_removed()[0]) is expected
     assert handler.names() == ["on_connection_removed"]
     client.close()
@@ -588,7 +687,11 @@ def test_a_stop_removes_what_is_in_its_header(start, connect, how):
         client.send(begun)
         wait_until(lambda client=client: client.unacknowledged() == 0, "it has arrived")
     wait_until(lambda: server.stats().connections == 4, "they are accepted")
-    stop = {"stop": lambda: server.stop(PATIENCE), "spread": lambda: server.stop(PATIENCE, 0.02), "abort": server.abort}[how]
+    stop = {
+        "stop": lambda: server.stop(PATIENCE),
+        "spread": lambda: server.stop(PATIENCE, 0.02),
+        "abort": server.abort,
+    }[how]
     with running(stop):
         for client in clients:
             assert client.at_end() in ("end", "reset")
@@ -599,7 +702,7 @@ def test_a_stop_removes_what_is_in_its_header(start, connect, how):
     assert (report.closed + report.aborted, report.abandoned) == (4, 0)
 
 
-# ---------------------------------------------------------------------------------------------------- limits
+# ------------------------------------------------------------------------------------------- limits
 
 
 def admitted(client, header, answer=b"hello"):
@@ -613,7 +716,9 @@ def admitted(client, header, answer=b"hello"):
 
 @pytest.mark.clause("C40", "C35", "H14")
 @BOTH
-def test_connections_are_counted_by_the_client_s_address_and_not_by_the_proxy_s(start, connect, header):
+def test_connections_are_counted_by_the_client_s_address_and_not_by_the_proxy_s(
+    start, connect, header
+):
     handler = recorder(new_connection=None, data_received=echo)
     server = behind_proxy(start, handler, max_connections_per_ip=2)
     mine = [connect(server) for _ in range(2)]
@@ -637,7 +742,9 @@ def test_connections_are_counted_by_the_client_s_address_and_not_by_the_proxy_s(
 
 
 @pytest.mark.clause("C40")
-def test_a_client_has_one_count_whatever_its_port_and_by_whichever_version_it_is_named(start, connect):
+def test_a_client_has_one_count_whatever_its_port_and_by_whichever_version_it_is_named(
+    start, connect
+):
     server = behind_proxy(start, recorder(data_received=echo), max_connections_per_ip=2)
     kept = [connect(server), connect(server)]
     assert admitted(kept[0], v1("2001:db8::1", "2001:db8::2", 1000))
@@ -646,7 +753,9 @@ def test_a_client_has_one_count_whatever_its_port_and_by_whichever_version_it_is
 
 
 @pytest.mark.clause("C40")
-def test_health_checks_and_connections_in_their_header_are_not_counted_by_the_proxy_s_address(start, connect):
+def test_health_checks_and_connections_in_their_header_are_not_counted_by_the_proxy_s_address(
+    start, connect
+):
     server = behind_proxy(start, recorder(data_received=echo), max_connections_per_ip=1)
     silent = [connect(server) for _ in range(5)]
     checks = [connect(server) for _ in range(5)]
@@ -672,7 +781,9 @@ def test_connections_in_their_header_count_for_max_connections(start, connect):
 
 @pytest.mark.clause("C36", "C40", "S48")
 def test_a_crowd_behind_a_proxy_that_misbehaves_in_every_way_leaves_nothing(start, connect):
-    """Of each kind many, from several threads, at once: whoever behaves is served, and the counts add up."""
+    """Of each kind many, from several threads, at once: whoever behaves is served, and the counts
+    add up.
+    """
     handler = recorder(new_connection=None, connected=None, data_received=echo)
     server = behind_proxy(start, handler, max_connections_per_ip=3)
     fds = open_fds()
@@ -704,10 +815,16 @@ def test_a_crowd_behind_a_proxy_that_misbehaves_in_every_way_leaves_nothing(star
 
 
 @pytest.mark.clause("C24")
-def test_the_time_that_on_new_connection_takes_does_not_count_for_the_handshake_behind_a_header(start, connect, gate):
-    """It is not the peer's. The deadline, which is the header's too, runs already when the header is whole."""
+def test_the_time_that_on_new_connection_takes_does_not_count_for_the_handshake_behind_a_header(
+    start, connect, gate
+):
+    """It is not the peer's. The deadline, which is the header's too, runs already when the header
+    is whole.
+    """
     go, begun = gate(), v1("192.0.2.1", "198.51.100.2")
-    handler = recorder(new_connection=lambda fd: wait_event(go, "let go"), connected=None, data_received=echo)
+    handler = recorder(
+        new_connection=lambda fd: wait_event(go, "let go"), connected=None, data_received=echo
+    )
     server = behind_proxy(start, handler, ssl=server_context(), open_timeout=AMPLE)
     client = connect(server)
     client.send(begun[:5])

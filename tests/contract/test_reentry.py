@@ -1,4 +1,5 @@
-"""Signal handlers, `__del__` and weakref callbacks may call anything, on any connection, at any moment, in any thread.
+"""Signal handlers, `__del__` and weakref callbacks may call anything, on any connection, at any
+moment, in any thread.
 
 They run in the middle of our own functions. "Between any two lines" of these is deterministic, see
 `reentry`; the collector that runs at every allocation shows the same in threads of the engine.
@@ -29,7 +30,7 @@ def check(process, expected):
     assert (out, err) == (expected, ""), err
 
 
-# ---------------------------------------------------------------------------------------------------- between any two lines
+# ---------------------------------------------------------------------------- between any two lines
 
 INTERRUPTED = """
 import itertools, sys, threading
@@ -132,12 +133,14 @@ print(engine == "compiled" or number > 3)  # whose methods have no lines of Pyth
 @families
 @pytest.mark.parametrize("how", ["itself", "waits"])
 @pytest.mark.parametrize("inside", ["send", "drain", "pause", "names", "close", "abort"])
-def test_whatever_interrupts_a_method_of_a_socket_may_call_anything(engine, family, inside, how, tmp_path):
+def test_whatever_interrupts_a_method_of_a_socket_may_call_anything(
+    engine, family, inside, how, tmp_path
+):
     process = child(INTERRUPTED, engine, family, inside, how, str(tmp_path / "s"))
     check(process, "True\n")
 
 
-# ---------------------------------------------------------------------------------------------------- what the collector finds
+# ------------------------------------------------------------------------- what the collector finds
 
 COLLECTED = """
 import contextlib, gc, logging, sys, threading
@@ -203,7 +206,9 @@ print(server.stop(5).abandoned)
 @pytest.mark.slow
 @pytest.mark.clause("S57")
 @families
-def test_what_the_collector_finds_may_send_on_any_connection_in_any_thread(engine, family, tmp_path):
+def test_what_the_collector_finds_may_send_on_any_connection_in_any_thread(
+    engine, family, tmp_path
+):
     check(child(COLLECTED, engine, family, str(tmp_path / "s")), "0\n")
 
 
@@ -254,5 +259,7 @@ print(server.stop(5).abandoned)
 @pytest.mark.slow
 @pytest.mark.clause("S57")
 @families
-def test_a_signal_handler_may_send_and_broadcast_while_the_main_thread_does(engine, family, tmp_path):
+def test_a_signal_handler_may_send_and_broadcast_while_the_main_thread_does(
+    engine, family, tmp_path
+):
     check(child(SIGNALLED, engine, family, str(tmp_path / "s")), "0\n")

@@ -1,6 +1,8 @@
-"""The handlers of the guide and of the examples that look at a new connection's fd, against peers that have reset it by then.
+"""The handlers of the guide and of the examples that look at a new connection's fd, against peers
+that have reset it by then.
 
-Users copy them. What must hold: nothing is logged as an error, nobody's fd is closed twice, and those who behave are served.
+Users copy them. What must hold: nothing is logged as an error, nobody's fd is closed twice, and
+those who behave are served.
 """
 
 import ast
@@ -16,7 +18,11 @@ import hydrogen
 RESETS = 20
 
 GUIDE = "\n".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
-BLOCKS = [block for block in re.findall(r"```python[^\n]*\n(.*?)```", GUIDE, re.DOTALL) if "def on_new_connection(" in block]
+BLOCKS = [
+    block
+    for block in re.findall(r"```python[^\n]*\n(.*?)```", GUIDE, re.DOTALL)
+    if "def on_new_connection(" in block
+]
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.Assign, ast.Expr, ast.ClassDef, ast.FunctionDef)
 
 
@@ -26,7 +32,11 @@ def defined_by(source, name):
     tree.body = [node for node in tree.body if isinstance(node, DEFINITIONS)]
     scope = {"__name__": name}
     exec(compile(tree, name, "exec"), scope)
-    kinds = [kind for kind in scope.values() if isinstance(kind, type) and issubclass(kind, hydrogen.Handler)]
+    kinds = [
+        kind
+        for kind in scope.values()
+        if isinstance(kind, type) and issubclass(kind, hydrogen.Handler)
+    ]
     (handler,) = [kind for kind in kinds if "on_new_connection" in vars(kind)]
     return scope, handler
 
@@ -37,7 +47,11 @@ def name_of(block):
 
 PROGRAMS = {
     **{name_of(block): block for block in BLOCKS},
-    **{path.name: path.read_text() for path in (ROOT / "examples").glob("*.py") if "def on_new_connection(" in path.read_text()},
+    **{
+        path.name: path.read_text()
+        for path in (ROOT / "examples").glob("*.py")
+        if "def on_new_connection(" in path.read_text()
+    },
 }
 
 
@@ -46,7 +60,9 @@ def test_there_are_such_programs():
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_handler_that_looks_at_the_fd_survives_peers_that_reset_at_once(start, connect, monkeypatch, tmp_path, name):
+def test_a_handler_that_looks_at_the_fd_survives_peers_that_reset_at_once(
+    start, connect, monkeypatch, tmp_path, name
+):
     certificate, _ = certificates.write_files(tmp_path)  # with its key
     for file in ("localhost.pem", "localhost.key"):
         os.symlink(certificate, tmp_path / file)

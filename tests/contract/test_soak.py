@@ -1,4 +1,6 @@
-"""The soak of perf/soak, for some seconds: that well-behaved clients are served while hostile ones are at work, and that it can tell."""
+"""The soak of perf/soak, for some seconds: that well-behaved clients are served while hostile ones
+are at work, and that it can tell.
+"""
 
 import json
 
@@ -14,7 +16,9 @@ def soak(perf_found):
 
 
 @pytest.mark.slow
-def test_well_behaved_clients_are_served_and_every_limit_bites_in_a_short_soak(engine, soak, tmp_path, capsys):
+def test_well_behaved_clients_are_served_and_every_limit_bites_in_a_short_soak(
+    engine, soak, tmp_path, capsys
+):
     status = soak(["--minutes", "0.2", "--engine", engine, "--results", str(tmp_path)])
     table = capsys.readouterr().out
     assert status == 0, table

@@ -1,4 +1,6 @@
-"""HydrogenSocket: sending, closing, and what it answers while the connection lives and afterwards."""
+"""HydrogenSocket: sending, closing, and what it answers while the connection lives and
+afterwards.
+"""
 
 import inspect
 import os
@@ -11,7 +13,9 @@ import hydrogen
 
 
 @pytest.mark.clause("K2")
-@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data)).cast("H")])
+@pytest.mark.parametrize(
+    "kind", [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data)).cast("H")]
+)
 def test_send_takes_any_bytes_like_object(start, connect, kind):
     answers = []
     handler = recorder(data_received=lambda socket, data: answers.append(socket.send(kind(data))))
@@ -86,7 +90,9 @@ def test_a_message_that_the_framing_cannot_carry_raises_and_the_connection_stays
         assert socket.is_open
         assert socket.pending <= 104
 
-    server = start(recorder(data_received=received), framing=hydrogen.SimpleFrameBuilder(max_size=100))
+    server = start(
+        recorder(data_received=received), framing=hydrogen.SimpleFrameBuilder(max_size=100)
+    )
     client = connect(server)
     client.send(simple(b"x"))
     assert client.receive_frame() == bytes(100)
@@ -178,7 +184,9 @@ def test_a_peer_that_never_closes_is_not_waited_for_for_ever(start, connect):
 @pytest.mark.parametrize("second", ["reset", "abort", "stop", "server abort", "end"])
 def test_the_first_cause_of_an_end_is_the_one_that_is_told(start, connect, second):
     """The connection is closing, but its output is stuck, when something else ends it."""
-    handler = recorder(data_received=lambda socket, data: (socket.send(bytes(8 << 20)), socket.close()))
+    handler = recorder(
+        data_received=lambda socket, data: (socket.send(bytes(8 << 20)), socket.close())
+    )
     server = start(handler)
     client = connect(server, receive_buffer=4096)
     client.send(b"x")
@@ -202,7 +210,9 @@ def test_the_first_cause_of_an_end_is_the_one_that_is_told(start, connect, secon
 
 @pytest.mark.clause("K10")
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-def test_abort_is_told_to_the_peer_though_the_handler_holds_a_duplicate_of_the_fd(start, connect, tmp_path, family):
+def test_abort_is_told_to_the_peer_though_the_handler_holds_a_duplicate_of_the_fd(
+    start, connect, tmp_path, family
+):
     duplicates = []
 
     def received(socket, data):
@@ -222,7 +232,9 @@ def test_abort_is_told_to_the_peer_though_the_handler_holds_a_duplicate_of_the_f
 
 @pytest.mark.clause("K10")
 def test_abort_after_close_does_not_wait_for_a_peer_that_does_not_read(start, connect):
-    handler = recorder(data_received=lambda socket, data: (socket.send(bytes(8 << 20)), socket.close()))
+    handler = recorder(
+        data_received=lambda socket, data: (socket.send(bytes(8 << 20)), socket.close())
+    )
     client = connect(start(handler))
     client.send(b"x")
     socket = wait_until(lambda: handler.calls and handler.socket(), "the callback ran")
@@ -265,7 +277,10 @@ def test_a_blocking_handler_streams_a_large_file_with_drain(start, connect):
             assert socket.drain()
         socket.close()
 
-    client = connect(start(recorder(data_received=received), write_buffer_limits=(65_536, 131_072)), receive_buffer=65_536)
+    client = connect(
+        start(recorder(data_received=received), write_buffer_limits=(65_536, 131_072)),
+        receive_buffer=65_536,
+    )
     client.send(b"x")
     assert client.receive_until_end() == b"".join(parts)
     assert max(most) <= 2 * 65_536
@@ -278,7 +293,9 @@ def test_drain_gives_up_when_the_connection_goes(start, connect):
     socket = handler.socket()
     socket.send(bytes(8 << 20))
     drained = []
-    with running(lambda: drained.append(socket.drain()), lambda: drained.append(socket.drain(3600))):
+    with running(
+        lambda: drained.append(socket.drain()), lambda: drained.append(socket.drain(3600))
+    ):
         client.reset()
     assert drained == [False, False]
 
@@ -291,7 +308,9 @@ def test_help_says_the_same_of_a_socket_whichever_engine_made_it(start, connect)
     for name in vars(contract):
         if not name.startswith("_"):
             assert inspect.getdoc(getattr(contract, name)), name
-            assert inspect.getdoc(getattr(kind, name)) == inspect.getdoc(getattr(contract, name)), name
+            assert inspect.getdoc(getattr(kind, name)) == inspect.getdoc(getattr(contract, name)), (
+                name
+            )
 
 
 @pytest.mark.clause("K1", "K13")
@@ -366,7 +385,8 @@ def test_user_data_is_none_at_first_and_is_kept_and_let_go(start, connect):
     assert type(handler.of("data_received")[0].socket.user_data) is State
     client.close()
     handler.wait_removed()
-    # Not asleep: without a GIL an object is freed by the thread that made it, when that runs Python again.
+    # Not asleep: without a GIL an object is freed by the thread that made it, when that runs Python
+    # again.
     wait_until(State.dead.is_set, "the state is dropped with the connection")
     assert socket.user_data is None
 
@@ -389,7 +409,13 @@ def test_the_socket_of_a_connection_that_is_gone_answers_and_acts_on_nobody(star
     assert socket.send(b"stray") is False
     assert socket.drain() is False
     assert socket.drain(0) is False
-    for method in (socket.close, socket.shutdown, socket.abort, socket.pause_reading, socket.resume_reading):
+    for method in (
+        socket.close,
+        socket.shutdown,
+        socket.abort,
+        socket.pause_reading,
+        socket.resume_reading,
+    ):
         assert method() is None
     assert socket.pending == 0
     assert socket.is_open is False
@@ -418,7 +444,12 @@ def test_a_socket_may_be_used_after_the_server_stopped(start, connect):
     assert socket.send(b"x") is False
     assert socket.drain(0) is False
     socket.abort()
-    assert (socket.pending, socket.is_open, socket.fileno(), socket.peername) == (0, False, -1, None)
+    assert (socket.pending, socket.is_open, socket.fileno(), socket.peername) == (
+        0,
+        False,
+        -1,
+        None,
+    )
 
 
 @pytest.mark.clause("K18", "K2")

@@ -1,4 +1,6 @@
-"""A start that is interrupted or stopped at any moment: nothing stays behind, and nobody waits for ever."""
+"""A start that is interrupted or stopped at any moment: nothing stays behind, and nobody waits for
+ever.
+"""
 
 import contextlib
 import dataclasses
@@ -9,7 +11,19 @@ import time
 
 import pytest
 from reentry import interrupted, signalled
-from support import PATIENCE, Client, Echo, child, finish, open_fds, recorder, running, threads, wait_event, wait_until
+from support import (
+    PATIENCE,
+    Client,
+    Echo,
+    child,
+    finish,
+    open_fds,
+    recorder,
+    running,
+    threads,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 from hydrogen.handler import callbacks_of
@@ -34,7 +48,8 @@ def every_line(engine, call):
     gc.collect()
     gc.freeze()  # or each of the collections would take as long as that one
     while came:
-        # The collector would run the `__del__` of an earlier engine here, where what an interrupt raises comes out of nothing.
+        # The collector would run the `__del__` of an earlier engine here, where what an interrupt
+        # raises comes out of nothing.
         gc.collect()
         gc.disable()
         try:
@@ -46,7 +61,7 @@ def every_line(engine, call):
     assert number > 20, "it was interrupted nowhere"
 
 
-# ---------------------------------------------------------------------------------------------------- Ctrl-C
+# ------------------------------------------------------------------------------------------- Ctrl-C
 
 
 @pytest.mark.slow
@@ -69,7 +84,10 @@ def test_ctrl_c_between_any_two_lines_of_serve_leaves_no_thread_and_no_fd(engine
             came = True
         for server in servers:
             server.stop()
-        wait_until(lambda: len(threads()) <= len(tasks), f"no thread is left, interrupted before line {number}")
+        wait_until(
+            lambda: len(threads()) <= len(tasks),
+            f"no thread is left, interrupted before line {number}",
+        )
         assert open_fds() == fds, f"interrupted before line {number}"
         return came
 
@@ -146,7 +164,7 @@ def test_a_process_that_gets_ctrl_c_while_it_starts_a_server_ends(engine, where)
     assert (out, err) == ("interrupted\n", "")
 
 
-# ---------------------------------------------------------------------------------------------------- stop during start
+# -------------------------------------------------------------------------------- stop during start
 
 
 @pytest.mark.slow
@@ -185,7 +203,9 @@ def test_on_server_created_is_told_that_the_server_does_not_run(engine, what):
 
     def created(fd):
         server = handler.server
-        call = {"call_later": lambda: server.call_later(0, print), "with": server.__enter__}.get(what) or getattr(server, what)
+        call = {"call_later": lambda: server.call_later(0, print), "with": server.__enter__}.get(
+            what
+        ) or getattr(server, what)
         try:
             call()
         except RuntimeError as error:
@@ -220,13 +240,17 @@ def test_another_thread_that_stops_the_server_during_its_start_gets_the_report(e
         go.set()
     assert server.wait(0)
     # Whether they were asked for before the start had ended or after it: then it takes a moment.
-    assert [dataclasses.replace(report, seconds=0.0) for report in reports] == [hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)] * 2
+    assert [dataclasses.replace(report, seconds=0.0) for report in reports] == [
+        hydrogen.StopReport(0, 0, 0, 0, 0, 0.0)
+    ] * 2
 
 
 @pytest.mark.clause("S54")
 @pytest.mark.parametrize("where", ["on_server_created", "the resolver"])
 @pytest.mark.parametrize("how", ["stop", "abort"])
-def test_who_stops_a_server_whose_start_blocks_waits_for_its_timeout_only(engine, monkeypatch, how, where):
+def test_who_stops_a_server_whose_start_blocks_waits_for_its_timeout_only(
+    engine, monkeypatch, how, where
+):
     inside, go, known = threading.Event(), threading.Event(), socket.getaddrinfo
 
     def block(*args, **options):
@@ -241,7 +265,9 @@ def test_who_stops_a_server_whose_start_blocks_waits_for_its_timeout_only(engine
     server = make(engine, handler, addr="localhost")
     with running(server.start):
         wait_event(inside, "it starts")
-        assert {"stop": lambda: server.stop(0), "abort": server.abort}[how]() == (NOTHING if how == "stop" else None)
+        assert {"stop": lambda: server.stop(0), "abort": server.abort}[how]() == (
+            NOTHING if how == "stop" else None
+        )
         assert not server.wait(0), "the start is over"
         go.set()
         assert server.wait(PATIENCE)
@@ -260,7 +286,8 @@ class Blocks(Echo):
         inside.set()
         threading.Event().wait()
 
-server = hydrogen.Server(Blocks(), hydrogen.Config(port=0, max_threads=2, stop_timeout=0), engine=sys.argv[1])
+config = hydrogen.Config(port=0, max_threads=2, stop_timeout=0)
+server = hydrogen.Server(Blocks(), config, engine=sys.argv[1])
 threading.Thread(target=server.start, daemon=True).start()
 inside.wait()
 """
@@ -273,8 +300,12 @@ def test_the_interpreter_exits_while_a_start_blocks(engine):
 
 @pytest.mark.clause("S54", "S57")
 @pytest.mark.parametrize("how", ["starts", "fails"])
-def test_a_del_that_stops_the_server_where_its_thread_is_started_waits_for_nothing(engine, monkeypatch, how):
-    """The collector may run at any allocation: here it does as the thread that carries out the start and the stop is made."""
+def test_a_del_that_stops_the_server_where_its_thread_is_started_waits_for_nothing(
+    engine, monkeypatch, how
+):
+    """The collector may run at any allocation: here it does as the thread that carries out the
+    start and the stop is made.
+    """
     reports, known = [], threading.Thread.__init__
     server = make(engine)
 
@@ -286,7 +317,11 @@ def test_a_del_that_stops_the_server_where_its_thread_is_started_waits_for_nothi
         known(thread, *args, **options)
 
     def start():
-        with pytest.raises(RuntimeError, match="new thread") if how == "fails" else contextlib.nullcontext():
+        with (
+            pytest.raises(RuntimeError, match="new thread")
+            if how == "fails"
+            else contextlib.nullcontext()
+        ):
             server.start()
 
     with monkeypatch.context() as patch:
@@ -299,7 +334,9 @@ def test_a_del_that_stops_the_server_where_its_thread_is_started_waits_for_nothi
 
 
 @pytest.mark.clause("S14")
-def test_a_thread_that_has_the_number_of_the_one_that_carried_out_the_stop_gets_the_report(engine, monkeypatch):
+def test_a_thread_that_has_the_number_of_the_one_that_carried_out_the_stop_gets_the_report(
+    engine, monkeypatch
+):
     server = make(engine)
     server.start()
     report = server.stop()
@@ -309,7 +346,9 @@ def test_a_thread_that_has_the_number_of_the_one_that_carried_out_the_stop_gets_
 
 
 @pytest.mark.clause("S54", "S22")
-def test_who_stops_a_server_whose_start_fails_gets_an_empty_report_and_it_may_be_started_again(engine):
+def test_who_stops_a_server_whose_start_fails_gets_an_empty_report_and_it_may_be_started_again(
+    engine,
+):
     inside, go, asked, reports = threading.Event(), threading.Event(), threading.Event(), []
 
     def created(fd):
@@ -397,7 +436,10 @@ def test_when_a_thread_cannot_be_started_the_start_fails_and_leaves_nothing(engi
                 failed += 1
             else:
                 break
-        wait_until(lambda: len(threads()) <= len(tasks), f"no thread is left, with {allowed} of them started")
+        wait_until(
+            lambda: len(threads()) <= len(tasks),
+            f"no thread is left, with {allowed} of them started",
+        )
         assert open_fds() == fds
         allowed += 1
     server.stop()
@@ -433,13 +475,17 @@ def test_where_threads_are_not_real_the_start_says_so_at_once(engine):
     assert out.endswith("\nTrue\n")
 
 
-# ---------------------------------------------------------------------------------------------------- want of memory
+# ----------------------------------------------------------------------------------- want of memory
 
 
 @pytest.mark.clause("S22", "S53")
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_thread_that_runs_although_its_start_has_raised_does_not_outlive_the_start(engine, monkeypatch, which):
-    """threading.Thread.start waits for the thread that it has started, and there may be no memory for the lock by which it waits."""
+def test_a_thread_that_runs_although_its_start_has_raised_does_not_outlive_the_start(
+    engine, monkeypatch, which
+):
+    """threading.Thread.start waits for the thread that it has started, and there may be no memory
+    for the lock by which it waits.
+    """
     fds, tasks, known, workers = open_fds(), threads(), threading.Thread.start, []
 
     def start(thread):

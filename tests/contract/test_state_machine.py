@@ -1,10 +1,13 @@
-"""Whole servers under random steps: connects, frames whole and in parts, half-closes, resets, sends, closes, stops; see `state_machine/`.
+"""Whole servers under random steps: connects, frames whole and in parts, half-closes, resets,
+sends, closes, stops; see `state_machine/`.
 
-hypothesis chooses the steps, from the model alone and never from what happened: a seed stands for steps, and comes with the same ones each
-time. How the threads meet in between is the kernel's choice each time, so a failure may need its seed more than once. The log in a
-failure's message says how they met.
+hypothesis chooses the steps, from the model alone and never from what happened: a seed stands for
+steps, and comes with the same ones each time. How the threads meet in between is the kernel's
+choice each time, so a failure may need its seed more than once. The log in a failure's message says
+how they met.
 
-HYDROGEN_MACHINE: seconds for which to go on, with a new seed each time (`make machine`); HYDROGEN_MACHINE_SEED: that seed, again and again.
+HYDROGEN_MACHINE: seconds for which to go on, with a new seed each time (`make machine`);
+HYDROGEN_MACHINE_SEED: that seed, again and again.
 """
 
 import contextlib
@@ -18,7 +21,14 @@ import time
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from state_machine.life import Life, Setup
 from state_machine.server import Boom
 from state_machine.wires import WIRES
@@ -26,7 +36,8 @@ from support import open_fds, threads, wait_until
 
 SECONDS = float(os.environ.get("HYDROGEN_MACHINE") or 0)
 SEED = os.environ.get("HYDROGEN_MACHINE_SEED")
-# Shrinking is of no use where a failure may not come again, and an example that waits in vain does so for long.
+# Shrinking is of no use where a failure may not come again, and an example that waits in vain does
+# so for long.
 SETTINGS = hypothesis.settings(
     max_examples=12,
     stateful_step_count=40,
@@ -38,7 +49,10 @@ SETTINGS = hypothesis.settings(
 )
 
 SIZES = (0, 10, 1000, 20_000, 60_000)
-WORKERS = [{"max_threads": threads, "loops": loops} for threads, loops in ((1, 1), (2, 1), (8, 1), (2, 2), (8, 3))]
+WORKERS = [
+    {"max_threads": threads, "loops": loops}
+    for threads, loops in ((1, 1), (2, 1), (8, 1), (2, 2), (8, 3))
+]
 SETUPS = st.builds(
     Setup,
     wire=st.sampled_from(sorted(WIRES)),
@@ -54,7 +68,9 @@ SETUPS = st.builds(
                 "write_buffer_limits": st.sampled_from([(65_536, 262_144), (1000, 4000), (1, 1)]),
                 "max_write_buffer": st.sampled_from([16 << 20, 300_000]),
                 # With little room in the kernel, output is soon pending.
-                "socket_options": st.sampled_from([(), ((socket.SOL_SOCKET, socket.SO_SNDBUF, 4096),)]),
+                "socket_options": st.sampled_from(
+                    [(), ((socket.SOL_SOCKET, socket.SO_SNDBUF, 4096),)]
+                ),
                 "read_budget": st.sampled_from([256 << 10, 1000]),
                 "pre_allocated": st.sampled_from([0, 16]),
             }
@@ -67,12 +83,22 @@ CLIENTS = st.lists(
     min_size=1,
     max_size=3,
 )
-# Where a frame is cut. (Not st.floats: it would look for constants in whatever modules are loaded, and a seed stand for other steps then.)
+# Where a frame is cut. (Not st.floats: it would look for constants in whatever modules are loaded,
+# and a seed stand for other steps then.)
 CUTS = st.sampled_from([0.0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.9, 0.999, 1.0])
 # What ends a connection is rare, or nothing else would come to pass.
-ACTIONS = [f"reply {count} {size}" for count in (1, 1, 3, 20) for size in SIZES] * 2 + ["hold", "pause"] * 3 + ["close", "abort", "raise"]
-MESSAGES = st.lists(st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=3), min_size=1, max_size=5)
-MEDDLING = [(name, size) for name in ("send_foreign", "broadcast") for size in SIZES] * 3 + [("toggle",), ("look",)] * 4
+ACTIONS = (
+    [f"reply {count} {size}" for count in (1, 1, 3, 20) for size in SIZES] * 2
+    + ["hold", "pause"] * 3
+    + ["close", "abort", "raise"]
+)
+MESSAGES = st.lists(
+    st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=3), min_size=1, max_size=5
+)
+MEDDLING = [(name, size) for name in ("send_foreign", "broadcast") for size in SIZES] * 3 + [
+    ("toggle",),
+    ("look",),
+] * 4
 MEDDLING += [("end", "close"), ("end", "abort")]
 
 
@@ -86,7 +112,9 @@ def there_is(name):
 
 
 class Machine(RuleBasedStateMachine):
-    """The steps. Its lists, from which they choose, follow from the steps before and from nothing else."""
+    """The steps. Its lists, from which they choose, follow from the steps before and from nothing
+    else.
+    """
 
     engine = ""
     failures: list[AssertionError]
@@ -145,10 +173,20 @@ class Machine(RuleBasedStateMachine):
         self.life.connect(clients)
 
     @there_is("speaking")
-    @rule(link=of("speaking"), messages=MESSAGES, padding=st.sampled_from([0, 10, 5000, 60_000]), cut=st.none() | CUTS)
+    @rule(
+        link=of("speaking"),
+        messages=MESSAGES,
+        padding=st.sampled_from([0, 10, 5000, 60_000]),
+        cut=st.none() | CUTS,
+    )
     def say(self, link, messages, padding, cut):
         messages = [
-            [f"{action} {self.life.gate(link, action == 'hold').number}" if action in ("hold", "pause") else action for action in actions]
+            [
+                f"{action} {self.life.gate(link, action == 'hold').number}"
+                if action in ("hold", "pause")
+                else action
+                for action in actions
+            ]
             for actions in messages
         ]
         self.life.note(f"step: {link} says({messages}, {padding}, {cut})")
@@ -171,10 +209,18 @@ class Machine(RuleBasedStateMachine):
         self.say(link, [["reply 1 10"]], 0, cut)
 
     @there_is("present")
-    @rule(link=of("present"), how=st.sampled_from(["spoil", "finish", "finish", "leave", "reset"]), data=st.data())
+    @rule(
+        link=of("present"),
+        how=st.sampled_from(["spoil", "finish", "finish", "leave", "reset"]),
+        data=st.data(),
+    )
     def end(self, link, how, data):
         """One rule for all of these, for they are not to be more frequent than `say`."""
-        arguments = data.draw(st.sampled_from(self.life.wire.spoilt)) if how == "spoil" and self.life.wire.spoilt else ()
+        arguments = (
+            data.draw(st.sampled_from(self.life.wire.spoilt))
+            if how == "spoil" and self.life.wire.spoilt
+            else ()
+        )
         if how in ("leave", "reset") or (link.is_speaking and (arguments or how == "finish")):
             self.life.note(f"step: {link} {how} {arguments!r:.40}")
             getattr(link, how)(*arguments)
@@ -255,28 +301,63 @@ class Machine(RuleBasedStateMachine):
 def run(engine, seed):
     """The examples of one seed, which leave nothing behind."""
     failures = []
-    machine = hypothesis.seed(seed)(type("Machine", (Machine,), {"engine": engine, "failures": failures}))
+    machine = hypothesis.seed(seed)(
+        type("Machine", (Machine,), {"engine": engine, "failures": failures})
+    )
     fds, tasks = open_fds(), threads()
     try:
         run_state_machine_as_test(machine, settings=SETTINGS)
-    except hypothesis.errors.Flaky:  # the failure did not come again, and that is all that hypothesis says then
-        raise (failures[0] if failures else AssertionError(f"the steps of seed {seed} are not always the same")) from None
-    wait_until(lambda: open_fds() == fds and len(threads()) <= len(tasks), "the fds and threads of before")
+    except hypothesis.errors.Flaky:
+        # the failure did not come again, and that is all that hypothesis says then
+        raise (
+            failures[0]
+            if failures
+            else AssertionError(f"the steps of seed {seed} are not always the same")
+        ) from None
+    wait_until(
+        lambda: open_fds() == fds and len(threads()) <= len(tasks), "the fds and threads of before"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.clause(
-    "H2", "H10", "H14", "H15", "H16", "H18", "H19", "H20", "K3", "K6", "K8", "K18", "S10", "S11", "S15", "S23", "S24", "S36"
+    "H2",
+    "H10",
+    "H14",
+    "H15",
+    "H16",
+    "H18",
+    "H19",
+    "H20",
+    "K3",
+    "K6",
+    "K8",
+    "K18",
+    "S10",
+    "S11",
+    "S15",
+    "S23",
+    "S24",
+    "S36",
 )
 @pytest.mark.timeout(SECONDS + 300 if SECONDS else 120)
-def test_whatever_steps_are_taken_each_client_and_each_handler_gets_what_it_must(engine, error_log, caplog, capsys):
-    seeds = itertools.repeat(int(SEED)) if SEED else (secrets.randbits(32) for _ in itertools.count()) if SECONDS else range(2)
+def test_whatever_steps_are_taken_each_client_and_each_handler_gets_what_it_must(
+    engine, error_log, caplog, capsys
+):
+    seeds = (
+        itertools.repeat(int(SEED))
+        if SEED
+        else (secrets.randbits(32) for _ in itertools.count())
+        if SECONDS
+        else range(2)
+    )
     until = time.monotonic() + SECONDS if SECONDS else math.inf
     for seed in seeds:
         with capsys.disabled() if SECONDS else contextlib.nullcontext():
             print(f"HYDROGEN_MACHINE_SEED={seed} make machine ARGS=--engine={engine}", flush=True)
         run(engine, seed)
-        assert {record.exc_info[0] for record in error_log() if record.exc_info} <= {Boom}  # without: how many were left out
+        # without: how many were left out
+        assert {record.exc_info[0] for record in error_log() if record.exc_info} <= {Boom}
         caplog.clear()
         if time.monotonic() >= until:
             break

@@ -1,4 +1,6 @@
-"""Each field of Stats is moved by something that is counted outside as well. The last test sees to it that none is missing."""
+"""Each field of Stats is moved by something that is counted outside as well. The last test sees to
+it that none is missing.
+"""
 
 import dataclasses
 import inspect
@@ -46,7 +48,10 @@ def moves(*fields):
 
 def becomes(server, **expected):
     """Wait until the counters are these, and see that they stay so while others are asked for."""
-    wait_until(lambda: {name: getattr(server.stats(), name) for name in expected} == expected, f"{expected}; there is {server.stats()}")
+    wait_until(
+        lambda: {name: getattr(server.stats(), name) for name in expected} == expected,
+        f"{expected}; there is {server.stats()}",
+    )
 
 
 def raising(error):
@@ -56,7 +61,7 @@ def raising(error):
     return hook
 
 
-# ---------------------------------------------------------------------------------------------------- connections and why they end
+# --------------------------------------------------------------------- connections and why they end
 
 
 @moves("connections", "accepted")
@@ -107,14 +112,30 @@ def sends_too_much(socket, data):
 
 CAUSES = {
     "removed_peer_closed": (peer_closes, {}, {}),
-    "removed_local_closed": (says(b"x"), {"data_received": lambda socket, data: socket.abort()}, {}),
-    "removed_slow_consumer": (says(b"x", reads=False, receive_buffer=4096), {"data_received": sends_too_much}, {"max_write_buffer": 1000}),
-    "removed_handler_error": (says(b"x"), {"data_received": raising(ZeroDivisionError("mine"))}, {}),
+    "removed_local_closed": (
+        says(b"x"),
+        {"data_received": lambda socket, data: socket.abort()},
+        {},
+    ),
+    "removed_slow_consumer": (
+        says(b"x", reads=False, receive_buffer=4096),
+        {"data_received": sends_too_much},
+        {"max_write_buffer": 1000},
+    ),
+    "removed_handler_error": (
+        says(b"x"),
+        {"data_received": raising(ZeroDivisionError("mine"))},
+        {},
+    ),
     "removed_reject": (comes, {"new_connection": raising(hydrogen.Reject())}, {}),
     "removed_protocol_error": (says(b"no frame"), {}, {"framing": hydrogen.SimpleFrameBuilder}),
     "removed_open_timeout": (comes, {}, {"ssl": server_context, "open_timeout": SHORT}),
     "removed_idle_timeout": (comes, {}, {"idle_timeout": SHORT}),
-    "removed_frame_timeout": (says(simple(b"x")[:-1]), {}, {"framing": hydrogen.SimpleFrameBuilder, "frame_timeout": SHORT}),
+    "removed_frame_timeout": (
+        says(simple(b"x")[:-1]),
+        {},
+        {"framing": hydrogen.SimpleFrameBuilder, "frame_timeout": SHORT},
+    ),
     "removed_write_timeout": (
         says(b"x", reads=False, receive_buffer=4096),
         {"data_received": lambda socket, data: socket.send(BIG)},
@@ -127,21 +148,34 @@ CAUSES = {
 
 def removals(stats):
     """Of each cause that has removed something, how often."""
-    counts = {field.name: getattr(stats, field.name) for field in dataclasses.fields(stats) if field.name.startswith("removed_")}
+    counts = {
+        field.name: getattr(stats, field.name)
+        for field in dataclasses.fields(stats)
+        if field.name.startswith("removed_")
+    }
     return {name: count for name, count in counts.items() if count}
 
 
 @moves(*CAUSES)
 @pytest.mark.clause("S49", "S24", "H20")
-@pytest.mark.parametrize("field", [pytest.param(field, marks=[pytest.mark.slow] * ("timeout" in field)) for field in CAUSES])
+@pytest.mark.parametrize(
+    "field",
+    [pytest.param(field, marks=[pytest.mark.slow] * ("timeout" in field)) for field in CAUSES],
+)
 def test_a_removal_is_counted_by_its_cause_and_by_no_other(start, connect, error_log, field):
     cause, hooks, options = CAUSES[field]
     handler = recorder(**hooks)
-    server = start(handler, **{name: value() if value is server_context else value for name, value in options.items()})
+    server = start(
+        handler,
+        **{name: value() if value is server_context else value for name, value in options.items()},
+    )
     for _ in range(3):
         cause(handler, connect, server)
     handler.wait_removed(3)
-    wait_until(lambda: removals(server.stats()) == {field: 3}, f"{field} is 3, and nothing else; there is {server.stats()}")
+    wait_until(
+        lambda: removals(server.stats()) == {field: 3},
+        f"{field} is 3, and nothing else; there is {server.stats()}",
+    )
     becomes(server, accepted=3, connections=0, removed=3)
     stats = server.stats()
     assert stats.removed_timeout == (3 if "timeout" in field else 0)
@@ -166,8 +200,14 @@ def test_those_that_a_stop_removes_are_counted_as_such(start, connect):
 
 @moves("removed_overload")
 @pytest.mark.clause("S49", "C33", "C35")
-@pytest.mark.parametrize("options", [{"max_connections": 2, "overload": "close"}, {"max_connections_per_ip": 2}], ids=["all", "address"])
-def test_those_that_are_turned_away_are_counted_and_the_handler_hears_nothing_of_them(start, connect, options):
+@pytest.mark.parametrize(
+    "options",
+    [{"max_connections": 2, "overload": "close"}, {"max_connections_per_ip": 2}],
+    ids=["all", "address"],
+)
+def test_those_that_are_turned_away_are_counted_and_the_handler_hears_nothing_of_them(
+    start, connect, options
+):
     handler = recorder(connected=None)
     server = start(handler, **options)
     for _ in range(2):
@@ -178,7 +218,7 @@ def test_those_that_are_turned_away_are_counted_and_the_handler_hears_nothing_of
     assert handler.of("connection_removed") == []
 
 
-# ---------------------------------------------------------------------------------------------------- messages and bytes
+# ------------------------------------------------------------------------------- messages and bytes
 
 
 @moves("messages_received", "messages_sent", "bytes_received", "bytes_sent")
@@ -189,7 +229,11 @@ def test_messages_and_bytes_are_counted_each_way(start, connect, kind):
         for _ in range(int(data)):
             socket.send(data)
 
-    server = start(recorder(data_received=received), framing=hydrogen.SimpleFrameBuilder, ssl=server_context() if kind == "tls" else None)
+    server = start(
+        recorder(data_received=received),
+        framing=hydrogen.SimpleFrameBuilder,
+        ssl=server_context() if kind == "tls" else None,
+    )
     client = connect(server)
     talker = TlsClient(client, client_context()).handshake() if kind == "tls" else client
     for answers in (0, 1, 3, 2):
@@ -239,7 +283,7 @@ def test_a_broadcast_is_a_message_to_each_who_took_it(start, connect):
     assert len(clients) == 7
 
 
-# ---------------------------------------------------------------------------------------------------- back-pressure
+# ------------------------------------------------------------------------------------ back-pressure
 
 
 @pytest.mark.slow
@@ -272,7 +316,10 @@ def test_queued_bytes_is_what_is_pending_on_all_connections_and_input_that_waits
 @pytest.mark.clause("S49", "C16", "H12")
 def test_pauses_of_reading_and_their_ends_are_counted(start, connect):
     """As often as output went above the high watermark, and as on_writable has come."""
-    handler = recorder(data_received=lambda socket, data: socket.send(BIG if data == b"big" else data), writable=None)
+    handler = recorder(
+        data_received=lambda socket, data: socket.send(BIG if data == b"big" else data),
+        writable=None,
+    )
     server = start(handler, write_buffer_limits=(10_000, 100_000))
     client = connect(server, receive_buffer=65_536)
     for _ in range(20):
@@ -310,7 +357,14 @@ def test_pauses_of_all_reading_for_want_of_memory_are_counted(start, connect):
 
 def found(handler, client):
     """The socket of a client."""
-    return next((call.socket for call in handler.calls if call.name == "on_connected" and call.socket.peername == client.name), None)
+    return next(
+        (
+            call.socket
+            for call in handler.calls
+            if call.name == "on_connected" and call.socket.peername == client.name
+        ),
+        None,
+    )
 
 
 @moves("accept_pauses")
@@ -328,7 +382,7 @@ def test_pauses_of_accepting_are_counted(start, connect):
         client = waiting
 
 
-# ---------------------------------------------------------------------------------------------------- handlers that block
+# ------------------------------------------------------------------------------ handlers that block
 
 
 @moves("all_blocked")
@@ -336,7 +390,12 @@ def test_pauses_of_accepting_are_counted(start, connect):
 @pytest.mark.parametrize("max_threads", [1, 3])
 def test_the_times_that_all_workers_are_blocked_are_counted(start, connect, gate, max_threads):
     gates = []
-    handler = recorder(data_received=lambda socket, data: (wait_event(gates[int(data)], "let go"), socket.send(data)))
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(gates[int(data)], "let go"),
+            socket.send(data),
+        )
+    )
     server = start(handler, max_threads=max_threads)
     for round in range(3):
         gates.append(gate())
@@ -346,7 +405,8 @@ def test_the_times_that_all_workers_are_blocked_are_counted(start, connect, gate
             client.send(b"%d" % round)
         # Not by one: all may also be in callbacks while they are let go, one after the other.
         wait_until(lambda before=before: server.stats().all_blocked > before, "it is counted")
-        settled(lambda: server.stats().all_blocked)  # when it begins, and not for as long as it lasts
+        # when it begins, and not for as long as it lasts
+        settled(lambda: server.stats().all_blocked)
         gates[round].set()
         for client in clients:
             assert client.receive(1) == b"%d" % round
@@ -357,7 +417,11 @@ def test_the_times_that_all_workers_are_blocked_are_counted(start, connect, gate
 @pytest.mark.clause("S49", "C41")
 def test_slow_callbacks_are_counted(start, connect, gate):
     go = gate()
-    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"slow" else socket.send(data))
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(go, "let go") if data == b"slow" else socket.send(data)
+        )
+    )
     server = start(handler, slow_callback=0.5)
     neighbour = connect(server)
     for round in range(1, 4):
@@ -372,9 +436,15 @@ def test_slow_callbacks_are_counted(start, connect, gate):
 @moves("handoffs", "stalls")
 @pytest.mark.clause("S49", "C21")
 def test_hand_offs_and_stalls_are_counted_where_there_are_any(start, connect, gate, engine):
-    """On the compiled engine a handler that blocks is a stall, and in eager mode the role is passed on; the Python engine has no role."""
+    """On the compiled engine a handler that blocks is a stall, and in eager mode the role is passed
+    on; the Python engine has no role.
+    """
     gates = [gate() for _ in range(3)]
-    handler = recorder(data_received=lambda socket, data: wait_event(gates[int(data)], "let go") if data.isdigit() else socket.send(data))
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(gates[int(data)], "let go") if data.isdigit() else socket.send(data)
+        )
+    )
     server = start(handler, max_threads=2, handoff="eager")
     neighbour = connect(server)
     for round in range(3):
@@ -387,7 +457,9 @@ def test_hand_offs_and_stalls_are_counted_where_there_are_any(start, connect, ga
         neighbour.echo(b"served afterwards")
     if engine == "compiled":
         # The other worker may have been awake each time, and then is not woken.
-        wait_until(lambda: neighbour.echo(b"again") or server.stats().handoffs, "the role is passed on")
+        wait_until(
+            lambda: neighbour.echo(b"again") or server.stats().handoffs, "the role is passed on"
+        )
     stats = server.stats()
     if engine == "compiled":
         assert stats.stalls >= 3
@@ -399,12 +471,19 @@ def test_hand_offs_and_stalls_are_counted_where_there_are_any(start, connect, ga
 @moves("handoffs")
 @pytest.mark.clause("S49", "C21")
 def test_much_work_wakes_another_worker_where_two_can_run_python(start, connect, engine):
-    """The turn is longer than the time after which it flushes: the handlers' mean time must be that of all of it."""
+    """The turn is longer than the time after which it flushes: the handlers' mean time must be that
+    of all of it.
+    """
 
     def compute(socket, data):
         socket.send(b"%d" % sum(range(2000)))
 
-    server = start(recorder(data_received=compute), max_threads=2, handoff="inline", framing=hydrogen.SimpleFrameBuilder)
+    server = start(
+        recorder(data_received=compute),
+        max_threads=2,
+        handoff="inline",
+        framing=hydrogen.SimpleFrameBuilder,
+    )
     clients = [connect(server) for _ in range(16)]
 
     def handoffs():
@@ -422,13 +501,15 @@ def test_much_work_wakes_another_worker_where_two_can_run_python(start, connect,
         assert [handoffs() for _ in range(5)] == [0] * 5
 
 
-# ---------------------------------------------------------------------------------------------------- what the engine does inside
+# ---------------------------------------------------------------------- what the engine does inside
 
 
 @moves("polls", "iterations")
 @pytest.mark.clause("S49")
 def test_polls_and_turns_are_not_more_than_the_messages_give_occasion_for(start, connect):
-    """Each message of a peer that waits for the answer is one event at most, and one more for each hand-over."""
+    """Each message of a peer that waits for the answer is one event at most, and one more for each
+    hand-over.
+    """
     server = start(Echo())
     client = connect(server)
     client.echo(b"x")
@@ -457,7 +538,9 @@ def test_sweeps_for_deadlines_are_counted_where_there_are_any(start, connect, en
 
 @moves("gil_acquisitions", "gil_wait_seconds")
 @pytest.mark.clause("S49")
-def test_acquisitions_of_the_gil_and_the_wait_for_it_are_counted_where_they_are(start, connect, engine):
+def test_acquisitions_of_the_gil_and_the_wait_for_it_are_counted_where_they_are(
+    start, connect, engine
+):
     """While another thread computes all the time."""
     server = start(Echo())
     client = connect(server)
@@ -492,7 +575,7 @@ def test_blocks_of_memory_are_counted_where_they_are(start, connect, engine):
     assert allocations >= 1 if engine == "compiled" else allocations == 0
 
 
-# ---------------------------------------------------------------------------------------------------- all of it
+# ---------------------------------------------------------------------------------------- all of it
 
 
 @pytest.mark.clause("S49", "S24")
@@ -504,7 +587,8 @@ def test_every_field_is_moved_by_a_test_of_this_module():
 
 @pytest.mark.clause("S49", "S24")
 def test_every_field_is_described():
-    described = inspect.getdoc(hydrogen.Stats)  # which takes off the indentation, as Python 3.13 does by itself
+    # which takes off the indentation, as Python 3.13 does by itself
+    described = inspect.getdoc(hydrogen.Stats)
     for field in dataclasses.fields(hydrogen.Stats):
         assert f"\n    {field.name}: " in described or field.name.startswith("removed_"), field.name
 
@@ -520,7 +604,9 @@ def test_counters_only_grow_and_may_be_asked_for_from_any_thread(start, connect)
         while not done.is_set():
             after = server.stats()
             for field in dataclasses.fields(after):
-                if field.name not in ("connections", "queued_bytes") and getattr(after, field.name) < getattr(before, field.name):
+                if field.name not in ("connections", "queued_bytes") and getattr(
+                    after, field.name
+                ) < getattr(before, field.name):
                     wrong.append((field.name, before, after))
             before = after
             done.wait(0.0005)

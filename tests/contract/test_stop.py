@@ -1,10 +1,23 @@
-"""The end in good time: a stop that is spread out, accepting that is suspended, and what ready says meanwhile."""
+"""The end in good time: a stop that is spread out, accepting that is suspended, and what ready says
+meanwhile.
+"""
 
 import logging
 import threading
 
 import pytest
-from support import PATIENCE, Client, Echo, child, echo, finish, recorder, running, wait_event, wait_until
+from support import (
+    PATIENCE,
+    Client,
+    Echo,
+    child,
+    echo,
+    finish,
+    recorder,
+    running,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 
@@ -30,7 +43,7 @@ def leave(clients):
     return ends
 
 
-# ---------------------------------------------------------------------------------------------------- spread
+# ------------------------------------------------------------------------------------------- spread
 
 
 @pytest.mark.slow
@@ -41,7 +54,10 @@ def test_a_stop_that_is_spread_closes_all_in_order(start, connect, spread):
     server = start(handler)
     clients = crowd(handler, connect, server, 12)
     reports, ends = [], []
-    with running(lambda: reports.append(server.stop(PATIENCE, spread)), *(lambda c=client: ends.extend(leave([c])) for client in clients)):
+    with running(
+        lambda: reports.append(server.stop(PATIENCE, spread)),
+        *(lambda c=client: ends.extend(leave([c])) for client in clients),
+    ):
         pass
     assert ends == ["end"] * 12
     assert {type(error) for error in handler.wait_removed(12)} == {hydrogen.ServerStopped}
@@ -53,10 +69,17 @@ def test_a_stop_that_is_spread_closes_all_in_order(start, connect, spread):
 @pytest.mark.slow
 @pytest.mark.clause("S31", "S33", "S35", "S9")
 def test_between_two_closings_some_are_closed_and_the_others_are_served(start, connect):
-    """So many are spread over so long that, when the first few are gone, the rest is there for minutes; abort() cuts that short."""
+    """So many are spread over so long that, when the first few are gone, the rest is there for
+    minutes; abort() cuts that short.
+    """
     counts = []
-    handler = recorder(connected=None, data_received=echo, disconnected=lambda socket, err: counts.append(len(socket.server.connections)))
-    server = start(handler, addr="127.0.0.84")  # whose ports are no other test's, once this server is gone
+    handler = recorder(
+        connected=None,
+        data_received=echo,
+        disconnected=lambda socket, err: counts.append(len(socket.server.connections)),
+    )
+    # whose ports are no other test's, once this server is gone
+    server = start(handler, addr="127.0.0.84")
     clients = crowd(handler, connect, server, 40)
     reports = []
     with running(lambda: reports.append(server.stop(LONG, 20.0))):
@@ -111,7 +134,10 @@ def test_who_leaves_by_himself_while_a_stop_is_spread_is_closed_once(start, conn
         assert leave(clients[:5]) == ["end"] * 5
     assert (reports[0].closed, reports[0].aborted) == (10, 0)
     assert len(handler.wait_removed(10)) == 10
-    assert {type(error) for error in handler.wait_removed(10)} <= {hydrogen.ServerStopped, hydrogen.PeerClosed}
+    assert {type(error) for error in handler.wait_removed(10)} <= {
+        hydrogen.ServerStopped,
+        hydrogen.PeerClosed,
+    }
 
 
 @pytest.mark.clause("S31", "S11")
@@ -174,7 +200,7 @@ def test_a_wrong_spread_is_refused_and_the_server_serves_on(start, connect):
     client.echo(b"still served")
 
 
-# ---------------------------------------------------------------------------------------------------- suspend and resume
+# ------------------------------------------------------------------------------- suspend and resume
 
 
 @pytest.mark.clause("S34", "S35")
@@ -225,7 +251,9 @@ def test_all_that_waited_is_accepted_when_accepting_goes_on(start, connect):
 
 
 @pytest.mark.clause("S34", "S38")
-@pytest.mark.parametrize("where", ["new_connection", "connected", "data_received", "disconnected", "connection_removed"])
+@pytest.mark.parametrize(
+    "where", ["new_connection", "connected", "data_received", "disconnected", "connection_removed"]
+)
 def test_callbacks_may_suspend_and_resume(start, connect, where):
     """As a server does that takes no more while it has enough to do."""
     ready = []
@@ -315,7 +343,11 @@ def test_a_server_that_is_suspended_stops_as_any_other(start, connect, how):
     server.suspend()
     waiting = connect(server)
     waiting.send(b"in vain")
-    stop = {"stop": lambda: server.stop(PATIENCE), "abort": server.abort, "spread": lambda: server.stop(PATIENCE, 0.05)}[how]
+    stop = {
+        "stop": lambda: server.stop(PATIENCE),
+        "abort": server.abort,
+        "spread": lambda: server.stop(PATIENCE, 0.05),
+    }[how]
     with running(stop):
         assert set(leave(clients)) == {"reset" if how == "abort" else "end"}
         assert waiting.at_end() in ("reset", "end")  # "end" if it was that one
@@ -355,7 +387,7 @@ def test_what_is_suspended_while_it_stops_is_told_so(start, connect):
     assert len(raised) == 2
 
 
-# ---------------------------------------------------------------------------------------------------- exit and fork
+# ------------------------------------------------------------------------------------ exit and fork
 
 EXITS = """
 import sys
@@ -375,7 +407,8 @@ if how in ("call_later", "both"):
     for number in range(100):
         server.call_later(number / 1000, lambda: None)
 if how == "slow_callback":
-    watched = hydrogen.serve(Echo(), port=0, engine=engine, max_threads=2, stop_timeout=0.5, slow_callback=0.01)
+    options = {"max_threads": 2, "stop_timeout": 0.5, "slow_callback": 0.01}
+    watched = hydrogen.serve(Echo(), port=0, engine=engine, **options)
 client.sock.detach()  # open until the process ends, and no ResourceWarning
 print("end of main", flush=True)
 """
@@ -399,7 +432,8 @@ warnings.filterwarnings("ignore", "This process .* is multi-threaded", Deprecati
 
 engine = sys.argv[1]
 handler = recorder(connected=None, data_received=echo)
-server = hydrogen.serve(handler, addr=("127.0.0.1", "::1"), port=0, engine=engine, max_threads=3, idle_timeout=20, slow_callback=5)
+options = {"addr": ("127.0.0.1", "::1"), "max_threads": 3, "idle_timeout": 20, "slow_callback": 5}
+server = hydrogen.serve(handler, port=0, engine=engine, **options)
 clients = [Client(address) for address in server.addresses for _ in range(3)]
 for client in clients:
     client.echo(b"before")
@@ -421,7 +455,8 @@ if child == 0:
     server.stats()
     server.stop(1, 1)
     server.abort()
-    with hydrogen.serve(recorder(data_received=echo), port=0, engine=engine, max_threads=2) as own, Client(own.address) as client:
+    own = hydrogen.serve(recorder(data_received=echo), port=0, engine=engine, max_threads=2)
+    with own, Client(own.address) as client:
         again = threading.Event()
         own.call_later(0, again.set)
         wait_event(again, "a call in the child's own server")
@@ -455,7 +490,9 @@ def test_f28_in_a_forked_child_nothing_of_this_touches_the_parent(engine):
 
 @pytest.mark.clause("S34", "P4")
 def test_f28_a_child_does_not_keep_the_listeners_open(engine):
-    """Nothing of the server's is inherited by a program that a handler starts, nor does a forked child keep the port busy."""
+    """Nothing of the server's is inherited by a program that a handler starts, nor does a forked
+    child keep the port busy.
+    """
     code = """
 import os, sys, warnings
 import hydrogen
@@ -464,7 +501,8 @@ from support import Client, Echo
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 ours, theirs = os.pipe()
 there, here = os.pipe()
-server = hydrogen.serve(Echo(), addr=("127.0.0.78", "127.0.0.79"), port=0, engine=sys.argv[1], max_threads=2)
+options = {"addr": ("127.0.0.78", "127.0.0.79"), "engine": sys.argv[1], "max_threads": 2}
+server = hydrogen.serve(Echo(), port=0, **options)
 child = os.fork()
 if child == 0:
     os.close(theirs)
@@ -479,7 +517,7 @@ for address in server.addresses:
     except ConnectionRefusedError:
         continue
     sys.exit("somebody listens still")
-with hydrogen.serve(Echo(), addr=("127.0.0.78", "127.0.0.79"), port=server.address[1], engine=sys.argv[1], max_threads=2) as again:
+with hydrogen.serve(Echo(), port=server.address[1], **options) as again:
     with Client(again.addresses[1]) as client:
         client.echo(b"x")
 os.write(theirs, b"x")
@@ -491,7 +529,9 @@ print("fine")
 
 
 @pytest.mark.clause("S28", "S31")
-@pytest.mark.parametrize("seconds", [{"timeout": 1e11}, {"timeout": 1e11, "spread": 1e11}, {"timeout": float("inf")}])
+@pytest.mark.parametrize(
+    "seconds", [{"timeout": 1e11}, {"timeout": 1e11, "spread": 1e11}, {"timeout": float("inf")}]
+)
 def test_a_time_that_nobody_can_wait_for_is_refused_and_the_server_goes_on(start, connect, seconds):
     server = start(Echo())
     with pytest.raises(ValueError, match="timeout"):
@@ -548,8 +588,12 @@ def test_what_waits_in_a_long_backlog_is_not_accepted_while_suspended(start, con
 
 @pytest.mark.clause("P1")
 @pytest.mark.parametrize("how", ["stop", "abort"])
-def test_a_stop_does_not_wait_for_code_of_the_user_s_that_runs_as_a_worker_ends(start, connect, gate, how):
-    """What a worker has put into a `threading.local` is dropped when its thread ends; that may take its time."""
+def test_a_stop_does_not_wait_for_code_of_the_user_s_that_runs_as_a_worker_ends(
+    start, connect, gate, how
+):
+    """What a worker has put into a `threading.local` is dropped when its thread ends; that may take
+    its time.
+    """
     go, held = gate(), threading.Event()
     local = threading.local()
 

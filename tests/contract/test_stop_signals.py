@@ -1,5 +1,5 @@
-"""Stops that are interrupted, asked for twice, and asked for by whom one does not expect; methods that a signal handler calls
-while its thread is inside them. None hangs.
+"""Stops that are interrupted, asked for twice, and asked for by whom one does not expect; methods
+that a signal handler calls while its thread is inside them. None hangs.
 """
 
 import contextlib
@@ -10,7 +10,19 @@ from functools import partial
 
 import pytest
 from reentry import interrupted
-from support import PATIENCE, Client, Echo, child, echo, finish, recorder, running, threads, wait_event, wait_until
+from support import (
+    PATIENCE,
+    Client,
+    Echo,
+    child,
+    echo,
+    finish,
+    recorder,
+    running,
+    threads,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 from hydrogen import lifecycle
@@ -23,7 +35,7 @@ def raise_interrupt():
     raise KeyboardInterrupt
 
 
-# ---------------------------------------------------------------------------------------------------- real signals
+# ------------------------------------------------------------------------------------- real signals
 
 WITH = """
 import signal, sys, threading
@@ -45,7 +57,9 @@ print(server.wait(30))
 
 
 def stubborn(process, signals):
-    """A client of a server in a process that gets a signal, and others while its stop waits for that client."""
+    """A client of a server in a process that gets a signal, and others while its stop waits for
+    that client.
+    """
     address = ("127.0.0.1", int(process.stdout.readline()))
     with Client(address, receive_buffer=4096) as client:
         client.echo(b"x")
@@ -83,12 +97,15 @@ print(server.wait())
 
 
 @pytest.mark.clause("S56", "S14")
-@pytest.mark.parametrize("handlers", [("stop", "stop"), ("stop", "abort"), ("abort", "stop")], ids="-".join)
+@pytest.mark.parametrize(
+    "handlers", [("stop", "stop"), ("stop", "abort"), ("abort", "stop")], ids="-".join
+)
 def test_signal_handlers_that_stop_may_interrupt_each_other(engine, handlers):
     process = child(HANDLER, engine, *handlers)
     out, err = stubborn(process, [signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGTERM])
     assert (out, err) == ("True\n", "")
-    assert process.returncode in (0, -signal.SIGINT, -signal.SIGTERM)  # one may come when the interpreter is gone
+    # one may come when the interpreter is gone
+    assert process.returncode in (0, -signal.SIGINT, -signal.SIGTERM)
 
 
 MAIN_ENDS = """
@@ -134,8 +151,12 @@ from support import Client, recorder, wait_event
 engine = sys.argv[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 asked = threading.Event()
-handlers = [recorder(data_received=lambda socket, data: wait_event(threading.Event(), "never")) for _ in range(2)]
-servers = [hydrogen.serve(h, port=0, engine=engine, max_threads=2, stop_timeout=3600) for h in handlers]
+def never(socket, data):
+    wait_event(threading.Event(), "never")
+
+handlers = [recorder(data_received=never) for _ in range(2)]
+options = {"port": 0, "engine": engine, "max_threads": 2, "stop_timeout": 3600}
+servers = [hydrogen.serve(h, **options) for h in handlers]
 clients = [Client(server.address) for server in servers]
 for client, handler in zip(clients, handlers):
     client.send(b"x")
@@ -158,11 +179,12 @@ def test_ctrl_c_while_the_interpreter_exits_aborts_what_it_waits_for(engine):
     assert (out, err) == ("", "")
 
 
-# ---------------------------------------------------------------------------------------------------- interrupted at every line
+# ------------------------------------------------------------------------ interrupted at every line
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer was met
+# a finalizer was met
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.clause("S56", "S14")
 def test_a_stop_that_is_interrupted_between_any_two_lines_goes_on_and_may_be_waited_for(engine):
     tasks = threads()
@@ -173,7 +195,10 @@ def test_a_stop_that_is_interrupted_between_any_two_lines_goes_on_and_may_be_wai
             came = interrupted(server.stop, number, raise_interrupt)
         assert server.stop(PATIENCE).aborted == 0
         assert server.wait(PATIENCE)
-        wait_until(lambda: len(threads()) <= len(tasks), f"no thread is left, interrupted before line {number}")
+        wait_until(
+            lambda: len(threads()) <= len(tasks),
+            f"no thread is left, interrupted before line {number}",
+        )
         number += 1
     assert number > 10
 
@@ -190,7 +215,9 @@ def ends_soon(process):
 @pytest.mark.clause("S56", "S57")
 @pytest.mark.parametrize("how", ["stop", "abort", "wait"])
 @pytest.mark.parametrize("inside", ["stop", "abort", "suspend", "wait"])
-def test_a_signal_handler_may_stop_a_server_between_any_two_lines_of_its_methods(engine, inside, how):
+def test_a_signal_handler_may_stop_a_server_between_any_two_lines_of_its_methods(
+    engine, inside, how
+):
     assert ends_soon(child(STOPS, engine, inside, how)) == ("True\n", "")
 
 
@@ -258,17 +285,21 @@ print(number > 0)
 
 @pytest.mark.slow
 @pytest.mark.clause("S57")
-@pytest.mark.parametrize("inside", ["suspend", "call_later", "stats", "connections", "broadcast", "ready", "log"])
+@pytest.mark.parametrize(
+    "inside", ["suspend", "call_later", "stats", "connections", "broadcast", "ready", "log"]
+)
 def test_a_signal_handler_may_call_anything_between_any_two_lines_of_a_method(engine, inside):
     assert ends_soon(child(REENTERS, engine, inside)) == ("True\n", "")
 
 
-# ---------------------------------------------------------------------------------------------------- by the collector
+# --------------------------------------------------------------------------------- by the collector
 
 
 @contextlib.contextmanager
 def served_with(name, action):
-    """A server of the Python engine in whose thread `name` something calls `action` once, as the collector does with a `__del__`."""
+    """A server of the Python engine in whose thread `name` something calls `action` once, as the
+    collector does with a `__del__`.
+    """
     armed = threading.Event()
 
     def trace(frame, event, argument):
@@ -292,7 +323,9 @@ def served_with(name, action):
 
 
 PYTHON_THREADS = ["hydrogen-accept", "hydrogen-event", "hydrogen-monitor"]
-"""Threads of the Python engine that run no code of the user's, but where the collector does; those of the compiled one run no Python."""
+"""Threads of the Python engine that run no code of the user's, but where the collector does; those
+of the compiled one run no Python.
+"""
 
 
 @pytest.mark.clause("S57", "S14")
@@ -329,12 +362,14 @@ def test_a_del_that_blocks_in_a_thread_of_the_engine_holds_no_stop_up_for_ever(n
     wait_until(lambda: len(threads()) <= len(before), "the thread has ended")
 
 
-# ---------------------------------------------------------------------------------------------------- without threads
+# ---------------------------------------------------------------------------------- without threads
 
 
 @pytest.mark.clause("S13", "S14")
 @pytest.mark.parametrize("where", ["connected", "data_received", "disconnected", "call_later"])
-def test_a_callback_may_stop_the_server_where_no_thread_can_be_started(start, connect, monkeypatch, where):
+def test_a_callback_may_stop_the_server_where_no_thread_can_be_started(
+    start, connect, monkeypatch, where
+):
     hooks = {} if where == "call_later" else {where: lambda socket, *_: socket.server.stop()}
     handler = recorder(**{"data_received": echo, **hooks})
     server = start(handler)
@@ -356,7 +391,7 @@ def test_a_callback_may_stop_the_server_where_no_thread_can_be_started(start, co
         assert server.stop().abandoned == 0
 
 
-# ---------------------------------------------------------------------------------------------------- waiting
+# ------------------------------------------------------------------------------------------ waiting
 
 
 class Late(Exception):
@@ -364,7 +399,9 @@ class Late(Exception):
 
 
 class Torn(queue.SimpleQueue):
-    """Its first `get` takes something and is left by an exception: one that was set while it waited comes as it returns."""
+    """Its first `get` takes something and is left by an exception: one that was set while it waited
+    comes as it returns.
+    """
 
     came = False
 
@@ -378,7 +415,9 @@ class Torn(queue.SimpleQueue):
 
 @pytest.mark.clause("S56", "S14")
 @pytest.mark.parametrize("how", ["stop", "abort"])
-def test_an_exception_from_outside_in_the_thread_that_waits_for_a_stop_loses_no_request(start, connect, monkeypatch, how):
+def test_an_exception_from_outside_in_the_thread_that_waits_for_a_stop_loses_no_request(
+    start, connect, monkeypatch, how
+):
     def life(server):
         made = lifecycle.Life(server)
         made._asked = Torn()

@@ -1,4 +1,6 @@
-"""Streams written by a user: who owns the fd, what the engine calls and when, and row 29: streams that raise or return nonsense."""
+"""Streams written by a user: who owns the fd, what the engine calls and when, and row 29: streams
+that raise or return nonsense.
+"""
 
 import collections
 import contextlib
@@ -13,7 +15,17 @@ import termios
 import threading
 
 import pytest
-from support import PATIENCE, child, echo, finish, recorder, running, settled, wait_event, wait_until
+from support import (
+    PATIENCE,
+    child,
+    echo,
+    finish,
+    recorder,
+    running,
+    settled,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 
@@ -107,14 +119,20 @@ def test_a_stream_reads_and_writes_its_connection(start, connect):
 
 
 @pytest.mark.clause("T11", "H20")
-@pytest.mark.parametrize(("family", "how"), [("tcp", "reads"), ("tcp", "writes"), ("unix", "reads")])
-def test_a_reset_that_was_met_by_hand_is_what_the_connection_ends_with(start, connect, tmp_path, family, how):
+@pytest.mark.parametrize(
+    ("family", "how"), [("tcp", "reads"), ("tcp", "writes"), ("unix", "reads")]
+)
+def test_a_reset_that_was_met_by_hand_is_what_the_connection_ends_with(
+    start, connect, tmp_path, family, how
+):
     """The kernel tells of it once, and then what looks like an orderly end."""
     greeted, reset = threading.Event(), threading.Event()
 
     def new(fd):
         stream = hydrogen.Plain(fd, hydrogen.LineFrameBuilder())
-        stream.nb_send(hydrogen.LineFrame(b"who closes a Unix socket without reading this resets it"))
+        stream.nb_send(
+            hydrogen.LineFrame(b"who closes a Unix socket without reading this resets it")
+        )
         greeted.set()
         wait_event(reset, "the peer to reset")
         if how == "reads":
@@ -125,7 +143,9 @@ def test_a_reset_that_was_met_by_hand_is_what_the_connection_ends_with(start, co
         return stream
 
     handler = recorder(new_connection=new)
-    client = connect(start(handler, **({"path": str(tmp_path / "path")} if family == "unix" else {})))
+    client = connect(
+        start(handler, **({"path": str(tmp_path / "path")} if family == "unix" else {}))
+    )
     client.send(b"one\n")
     wait_event(greeted, "something to leave unread")
     client.reset()
@@ -136,7 +156,9 @@ def test_a_reset_that_was_met_by_hand_is_what_the_connection_ends_with(start, co
 
 @pytest.fixture
 def aborted_in_new(start, connect, gate):
-    """Abort a server while `on_new_connection` runs, then have it return `make(fd)`; returns the handler, and the fd."""
+    """Abort a server while `on_new_connection` runs, then have it return `make(fd)`; returns the
+    handler, and the fd.
+    """
 
     def run(make):
         entered, go, fds = gate(), gate(), []
@@ -199,7 +221,10 @@ def is_open(fd):
 def test_at_the_end_come_shutdown_then_the_last_callbacks_then_close_once_each(start, connect):
     handler, streams = streaming(data_received=echo)
     handler.hooks["on_disconnected"] = lambda socket, err: streams[0].note("on_disconnected")
-    handler.hooks["on_connection_removed"] = lambda fd, err: (os.fstat(fd), streams[0].note("on_connection_removed"))
+    handler.hooks["on_connection_removed"] = lambda fd, err: (
+        os.fstat(fd),
+        streams[0].note("on_connection_removed"),
+    )
     server = start(handler)
     client = connect(server)
     client.send(b"x\n")
@@ -207,13 +232,20 @@ def test_at_the_end_come_shutdown_then_the_last_callbacks_then_close_once_each(s
     client.close()
     assert type(handler.wait_removed()[0]) is hydrogen.PeerClosed
     wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
-    assert streams[0].notes[-4:] == ["shutdown", "on_disconnected", "on_connection_removed", "close"]
+    assert streams[0].notes[-4:] == [
+        "shutdown",
+        "on_disconnected",
+        "on_connection_removed",
+        "close",
+    ]
     assert streams[0].notes.count("shutdown") == streams[0].notes.count("close") == 1
 
 
 @pytest.mark.clause("T7")
 def test_the_close_of_one_stream_alone_is_called(start, connect):
-    """An attribute of the instance: another object owns the fd, and closing the number behind its back would close it twice."""
+    """An attribute of the instance: another object owns the fd, and closing the number behind its
+    back would close it twice.
+    """
     closed = threading.Event()
 
     class Owns(Lines):
@@ -250,7 +282,8 @@ def test_a_stream_that_does_not_close_its_fd_keeps_it(start, connect):
 def test_a_stream_that_closes_its_fd_early_disturbs_nobody(start, connect):
     class Early(Lines):
         def recv(self):
-            os.dup2(self.devnull, self.fd)  # as if the number had been closed and given to a stranger
+            # as if the number had been closed and given to a stranger
+            os.dup2(self.devnull, self.fd)
             return super().recv()
 
         def __init__(self, fd):
@@ -289,7 +322,9 @@ def test_recv_is_called_again_until_it_has_nothing(start, connect):
 
 
 @pytest.mark.clause("T2")
-def test_what_a_stream_has_read_in_on_new_connection_is_delivered_though_nothing_more_comes(start, connect):
+def test_what_a_stream_has_read_in_on_new_connection_is_delivered_though_nothing_more_comes(
+    start, connect
+):
     class Ahead(Lines):
         def __init__(self, fd):
             super().__init__(fd)
@@ -378,7 +413,9 @@ def test_after_blocking_io_error_send_goes_on_with_what_was_kept(start, connect,
     where = {"path": str(tmp_path / "s")} if family == "unix" else {}
     message = os.urandom(8_000_000).replace(b"\n", b"-").lower()
     sent = threading.Event()
-    handler, streams = streaming(data_received=lambda socket, data: (socket.send(message), sent.set()))
+    handler, streams = streaming(
+        data_received=lambda socket, data: (socket.send(message), sent.set())
+    )
     client = connect(start(handler, **where), receive_buffer=65_536)
     client.send(b"x\n")
     wait_event(sent, "the stream has written what it could")
@@ -409,7 +446,9 @@ def test_the_calls_of_one_stream_never_overlap(start, connect):
 @pytest.mark.clause("K8", "K10", "T6")
 @pytest.mark.parametrize("how", ["close", "abort"])
 def test_a_connection_with_a_stream_can_be_closed_and_aborted(start, connect, how):
-    handler, streams = streaming(data_received=lambda socket, data: (socket.send(data), getattr(socket, how)()))
+    handler, streams = streaming(
+        data_received=lambda socket, data: (socket.send(data), getattr(socket, how)())
+    )
     server = start(handler)
     client = connect(server)
     client.send(b"x\ny\n")
@@ -436,7 +475,7 @@ def test_stop_ends_connections_with_streams(start, connect):
     assert all(stream.notes[-1] == "close" for stream in streams)
 
 
-# ---------------------------------------------------------------------------------------------------- row 29
+# ------------------------------------------------------------------------------------------- row 29
 
 
 def raising(error):
@@ -454,7 +493,9 @@ def returning(value):
 
 
 @pytest.mark.parametrize("method", ["recv", "send"])
-def test_f29_a_stream_that_raises_is_removed_with_that_error_and_logged(start, connect, error_log, method):
+def test_f29_a_stream_that_raises_is_removed_with_that_error_and_logged(
+    start, connect, error_log, method
+):
     error = ZeroDivisionError("nonsense")
     handler, _ = streaming(type("Raises", (Lines,), {method: raising(error)}), data_received=echo)
     server = start(handler)
@@ -471,7 +512,9 @@ def test_f29_a_stream_that_raises_is_removed_with_that_error_and_logged(start, c
     assert error_log()[0].exc_info[1] is error or error_log()[0].exc_info[1].__cause__ is error
 
 
-@pytest.mark.parametrize("nonsense", [None, b"bytes", ["text"], [b"x", 7], (b"tuple",), 42], ids=repr)
+@pytest.mark.parametrize(
+    "nonsense", [None, b"bytes", ["text"], [b"x", 7], (b"tuple",), 42], ids=repr
+)
 def test_f29_a_stream_whose_recv_returns_nonsense_is_removed(start, connect, error_log, nonsense):
     handler, _ = streaming(type("Nonsense", (Lines,), {"recv": returning(nonsense)}))
     client = connect(start(handler))
@@ -485,7 +528,9 @@ def test_f29_a_stream_whose_recv_returns_nonsense_is_removed(start, connect, err
 
 
 @pytest.mark.parametrize("nonsense", [7, "stream", object()], ids=["int", "str", "object"])
-def test_f29_on_new_connection_that_returns_no_stream_removes_the_connection(start, connect, error_log, nonsense):
+def test_f29_on_new_connection_that_returns_no_stream_removes_the_connection(
+    start, connect, error_log, nonsense
+):
     handler = recorder(new_connection=lambda fd: nonsense)
     server = start(handler)
     client = connect(server)
@@ -497,7 +542,9 @@ def test_f29_on_new_connection_that_returns_no_stream_removes_the_connection(sta
     wait_until(error_log, "it is logged")
 
 
-@pytest.mark.parametrize("fileno", [raising(ValueError("no fd")), returning(-1), returning("seven"), returning(10**6)])
+@pytest.mark.parametrize(
+    "fileno", [raising(ValueError("no fd")), returning(-1), returning("seven"), returning(10**6)]
+)
 def test_f29_a_stream_without_a_usable_fd_is_removed(start, connect, error_log, fileno):
     class Unusable(Lines):
         def close(self):
@@ -544,7 +591,9 @@ def test_f29_a_stream_that_raises_at_its_end_is_only_logged(start, connect, erro
 
 @pytest.mark.clause("T6", "S51")
 @pytest.mark.parametrize("resets", [True, False], ids=["the peer resets", "the server closes"])
-def test_a_stream_that_cannot_be_shut_down_because_the_peer_is_gone_is_no_fault_of_the_handler_s(start, connect, error_log, resets):
+def test_a_stream_that_cannot_be_shut_down_because_the_peer_is_gone_is_no_fault_of_the_handler_s(
+    start, connect, error_log, resets
+):
     closed = threading.Event()
 
     class Gone(Lines):
@@ -653,7 +702,9 @@ def test_streams_that_send_on_each_other_within_recv_go_on(start, connect):
             sockets[int(line)].send(b"to " + line)
         return []
 
-    handler, _ = streaming(lambda fd: Calls(fd, forward), connected=lambda socket: sockets.append(socket))
+    handler, _ = streaming(
+        lambda fd: Calls(fd, forward), connected=lambda socket: sockets.append(socket)
+    )
     server = start(handler)
     clients = []
     for count in (1, 2):
@@ -687,7 +738,9 @@ def test_a_message_to_a_stream_in_which_somebody_is_follows_and_a_close_waits_fo
 
 
 @pytest.mark.clause("S10", "T6", "T7")
-def test_a_connection_in_whose_stream_a_thread_is_at_the_stop_is_removed_when_it_comes_out(one, gate):
+def test_a_connection_in_whose_stream_a_thread_is_at_the_stop_is_removed_when_it_comes_out(
+    one, gate
+):
     opened, inside = gate(), threading.Event()
 
     def wait(data):
@@ -750,7 +803,9 @@ def test_abort_ends_a_send_of_a_stream_that_waits_for_the_peer(start, connect, t
 
 @pytest.mark.clause("K10", "T8")
 @pytest.mark.parametrize("family", ["tcp", "unix"])
-def test_nobody_spins_while_a_thread_is_in_the_stream_of_a_connection_that_was_aborted(one, gate, tmp_path, family):
+def test_nobody_spins_while_a_thread_is_in_the_stream_of_a_connection_that_was_aborted(
+    one, gate, tmp_path, family
+):
     opened, inside = gate(), threading.Event()
 
     def wait(data):
@@ -776,7 +831,9 @@ def test_what_waits_for_who_is_in_a_stream_counts_for_the_limit(one, gate):
         inside.set()
         wait_event(opened, "the gate opens")
 
-    _, _, socket, handler = one({"on_send": wait}, max_write_buffer=4000, write_buffer_limits=(1000, 2000))
+    _, _, socket, handler = one(
+        {"on_send": wait}, max_write_buffer=4000, write_buffer_limits=(1000, 2000)
+    )
     with running(lambda: socket.send(b"first")):
         wait_event(inside, "the first message is being written")
         sent = 0
@@ -834,7 +891,8 @@ def test_drain_within_a_call_of_the_stream_does_not_wait_for_itself(one):
 
     _, client, socket, _ = one({"on_send": on_send}, write_buffer_limits=(10, 20))
     socket.send(b"first")
-    wait_until(lambda: drained == [False], "drain() has returned")  # in this thread, or in one that was in the stream
+    # in this thread, or in one that was in the stream
+    wait_until(lambda: drained == [False], "drain() has returned")
     assert client.receive(6) == b"FIRST\n"
 
 
@@ -849,14 +907,18 @@ def test_drain_in_a_callback_goes_on_with_the_stream(start, connect):
     handler, _ = streaming(data_received=respond)
     client = connect(start(handler, max_threads=2), receive_buffer=65_536)
     client.send(b"x\n")
-    wait_until(lambda: handler.of("data_received") and handler.socket().pending > 0, "it is blocked")
+    wait_until(
+        lambda: handler.of("data_received") and handler.socket().pending > 0, "it is blocked"
+    )
     assert client.receive(len(message) + 1) == message + b"\n"
     wait_until(lambda: drained == [True], "drain() has returned")
 
 
 @pytest.fixture
 def held(one, gate):
-    """`held(on_recv, **options)`: as `one`; a thread is in the stream until `release` is set. It goes on with what `then` does."""
+    """`held(on_recv, **options)`: as `one`; a thread is in the stream until `release` is set. It
+    goes on with what `then` does.
+    """
 
     def held(then=lambda socket: None, on_recv=lambda lines: lines, **options):
         inside, release = threading.Event(), gate()
@@ -866,7 +928,9 @@ def held(one, gate):
                 inside.set()
                 wait_event(release, "it may go on")
 
-        server, client, socket, handler = one({"on_send": wait, "on_recv": on_recv}, max_write_buffer=1 << 30, **options)
+        server, client, socket, handler = one(
+            {"on_send": wait, "on_recv": on_recv}, max_write_buffer=1 << 30, **options
+        )
 
         def first():
             socket.send(b"first")
@@ -888,19 +952,25 @@ def reads_while_held(server, client, inside, data):
 @pytest.mark.clause("T8", "K6")
 @pytest.mark.parametrize("ends", [False, True], ids=["", "stop"])
 def test_a_thread_that_sends_without_rest_keeps_nobody_from_reading_a_stream(held, engine, ends):
-    """It is in the stream whenever a worker gets to run. What the peer sent is delivered all the same, during a stop too."""
+    """It is in the stream whenever a worker gets to run. What the peer sent is delivered all the
+    same, during a stop too.
+    """
     sent, is_begun = [], threading.Event()
 
     def then(socket):
         while len(sent) < 300 and not handler.of("data_received") and socket.send(bytes(20_000)):
             sent.append(20_000)
 
-    server, client, _, handler, first, inside, release = held(then, write_buffer_limits=(1 << 29, 1 << 29))
+    server, client, _, handler, first, inside, release = held(
+        then, write_buffer_limits=(1 << 29, 1 << 29)
+    )
     interval = sys.getswitchinterval()
     if engine == "compiled":  # the other one can do nothing without the GIL
         sys.setswitchinterval(1000)
     try:
-        with running(first, lambda: ends and is_begun.wait(PATIENCE) and server.stop(PATIENCE)) as threads:
+        with running(
+            first, lambda: ends and is_begun.wait(PATIENCE) and server.stop(PATIENCE)
+        ) as threads:
             reads_while_held(server, client, inside, b"request\n")
             is_begun.set()
             if ends:
@@ -915,7 +985,9 @@ def test_a_thread_that_sends_without_rest_keeps_nobody_from_reading_a_stream(hel
 
 
 @pytest.mark.clause("T4", "T8")
-def test_what_a_stream_has_for_the_owner_arrives_in_order_with_its_end_though_others_are_in_it(held):
+def test_what_a_stream_has_for_the_owner_arrives_in_order_with_its_end_though_others_are_in_it(
+    held,
+):
     server, client, socket, handler, first, inside, release = held()
     lines = [b"%d" % number for number in range(300)]
 
@@ -935,8 +1007,14 @@ def test_what_a_stream_has_for_the_owner_arrives_in_order_with_its_end_though_ot
 
 
 @pytest.mark.clause("T7", "T8")
-@pytest.mark.parametrize("kind", [OSError(errno.EIO, "broken"), KeyboardInterrupt()], ids=["OSError", "KeyboardInterrupt"])
-def test_what_recv_raises_ends_the_connection_though_another_thread_is_in_the_stream(held, error_log, kind):
+@pytest.mark.parametrize(
+    "kind",
+    [OSError(errno.EIO, "broken"), KeyboardInterrupt()],
+    ids=["OSError", "KeyboardInterrupt"],
+)
+def test_what_recv_raises_ends_the_connection_though_another_thread_is_in_the_stream(
+    held, error_log, kind
+):
     came = []
 
     def on_recv(lines):
@@ -962,10 +1040,14 @@ def test_what_recv_raises_ends_the_connection_though_another_thread_is_in_the_st
 
 @pytest.mark.clause("T8", "K6")
 @pytest.mark.parametrize("what", ["messages", "kept"])
-def test_what_is_left_over_of_a_streams_output_is_written_though_a_callback_blocks(start, connect, gate, what):
+def test_what_is_left_over_of_a_streams_output_is_written_though_a_callback_blocks(
+    start, connect, gate, what
+):
     """By who has written enough for others; or by the stream, for the kernel took no more."""
     inside, release, blocked = threading.Event(), gate(), gate()
-    messages = [b"%d" % number for number in range(1000)] if what == "messages" else [bytes(8_000_000)]
+    messages = (
+        [b"%d" % number for number in range(1000)] if what == "messages" else [bytes(8_000_000)]
+    )
 
     def wait(data):
         if data == b"FIRST":
@@ -986,7 +1068,9 @@ def test_what_is_left_over_of_a_streams_output_is_written_though_a_callback_bloc
 
     handler, _ = streaming(lambda fd: Calls(fd, on_send=wait), data_received=respond)
     client = connect(start(handler, max_threads=2, max_write_buffer=1 << 30), receive_buffer=65_536)
-    expected = b"".join(message + b"\n" for message in ([b"FIRST", *messages] if what == "messages" else messages))
+    expected = b"".join(
+        message + b"\n" for message in ([b"FIRST", *messages] if what == "messages" else messages)
+    )
     client.send(b"request\n")
     with running(*([first] if what == "messages" else [])):
         wait_event(release, "all is given to the stream")
@@ -997,7 +1081,9 @@ def test_what_is_left_over_of_a_streams_output_is_written_though_a_callback_bloc
 @pytest.mark.clause("T7")
 @pytest.mark.parametrize("how", ["send", "broadcast"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_what_interrupts_a_thread_of_the_users_in_a_stream_ends_it_and_comes_out(one, error_log, how, kind):
+def test_what_interrupts_a_thread_of_the_users_in_a_stream_ends_it_and_comes_out(
+    one, error_log, how, kind
+):
     def interrupted(data):
         raise kind
 
@@ -1117,7 +1203,8 @@ with hydrogen.serve(Handler(), engine=sys.argv[1], port=0, max_threads=1) as ser
         except KeyboardInterrupt:
             sent = "interrupted"
         if os.getpid() != parent:
-            os.write(writing, f"[child: {sent}, {socket.drain()}, {socket.send(b'third')}]".encode())
+            third = socket.drain(), socket.send(b"third")
+            os.write(writing, f"[child: {sent}, {third[0]}, {third[1]}]".encode())
             os._exit(0)
         os.wait()
         assert sent is True

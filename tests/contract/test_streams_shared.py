@@ -1,4 +1,6 @@
-"""A user's stream that several threads want at once: one is in it, and none waits for it, or stays for as long as others come."""
+"""A user's stream that several threads want at once: one is in it, and none waits for it, or stays
+for as long as others come.
+"""
 
 import fcntl
 import hashlib
@@ -17,7 +19,9 @@ MANY = 400
 
 
 class Bytes(hydrogen.Stream):
-    """Passes on what comes and goes; `on_recv` and `on_send` are called within `recv` and `send`, and `split` makes the messages."""
+    """Passes on what comes and goes; `on_recv` and `on_send` are called within `recv` and `send`,
+    and `split` makes the messages.
+    """
 
     def __init__(self, fd):
         self.fd = fd
@@ -56,7 +60,9 @@ def unsent(fd):
 
 @pytest.fixture
 def several(start, connect):
-    """`several(count, **hooks)`: clients, sockets and streams of as many connections, and the handler."""
+    """`several(count, **hooks)`: clients, sockets and streams of as many connections, and the
+    handler.
+    """
 
     def several(count, options=None, receive_buffer=None, **hooks):
         streams = []
@@ -89,7 +95,9 @@ def one(several):
 
 @pytest.fixture
 def hold(gate):
-    """`inside, release = hold(stream, data)`: who sends `data` sets `inside`, and stays in the stream until `release` is set."""
+    """`inside, release = hold(stream, data)`: who sends `data` sets `inside`, and stays in the
+    stream until `release` is set.
+    """
 
     def hold(stream, data):
         inside, release = threading.Event(), gate()
@@ -106,7 +114,8 @@ def hold(gate):
 
 
 def leaves_some(one, hold, respond, **options):
-    """A thread is in the stream; a callback sends more than that one takes over, and goes on in `respond` when it has come out.
+    """A thread is in the stream; a callback sends more than that one takes over, and goes on in
+    `respond` when it has come out.
 
     Returns a context in which that happens, the client, and what it is to receive.
     """
@@ -121,7 +130,9 @@ def leaves_some(one, hold, respond, **options):
         wait_event(done, "that thread has come out")
         respond(socket)
 
-    client, socket, stream, _ = one({"write_buffer_limits": (1000, 1_000_000), **options}, data_received=on_data)
+    client, socket, stream, _ = one(
+        {"write_buffer_limits": (1000, 1_000_000), **options}, data_received=on_data
+    )
     inside, release = hold(stream, b"first")
 
     def first():
@@ -135,18 +146,26 @@ def leaves_some(one, hold, respond, **options):
 
 @pytest.mark.clause("K11", "T8")
 @pytest.mark.parametrize("max_threads", [1, 2])
-def test_drain_in_a_callback_comes_back_whoever_was_to_go_on_with_the_stream(one, hold, max_threads):
+def test_drain_in_a_callback_comes_back_whoever_was_to_go_on_with_the_stream(
+    one, hold, max_threads
+):
     drained = []
-    sender, client, expected = leaves_some(one, hold, lambda socket: drained.append(socket.drain(None)), max_threads=max_threads)
+    sender, client, expected = leaves_some(
+        one, hold, lambda socket: drained.append(socket.drain(None)), max_threads=max_threads
+    )
     with sender:
         assert client.receive(len(expected)) == expected
     wait_until(lambda: drained == [True], "drain() has returned")
 
 
 @pytest.mark.clause("K6", "T8", "P2")
-def test_what_a_thread_leaves_over_in_a_stream_is_sent_though_a_callback_of_its_connection_blocks(one, hold, gate):
+def test_what_a_thread_leaves_over_in_a_stream_is_sent_though_a_callback_of_its_connection_blocks(
+    one, hold, gate
+):
     received, in_time = gate(), []
-    sender, client, expected = leaves_some(one, hold, lambda socket: in_time.append(received.wait(PATIENCE)))
+    sender, client, expected = leaves_some(
+        one, hold, lambda socket: in_time.append(received.wait(PATIENCE))
+    )
     with sender:
         assert client.receive(len(expected)) == expected
     received.set()
@@ -156,8 +175,12 @@ def test_what_a_thread_leaves_over_in_a_stream_is_sent_though_a_callback_of_its_
 
 @pytest.mark.clause("K6", "P2", "T8")
 @pytest.mark.parametrize("blocks", ["timer", "stream"])
-def test_what_is_left_over_in_a_stream_is_sent_though_the_worker_that_came_for_it_blocks(several, gate, blocks):
-    """In a timer that was due as well, or in another stream of which something was left over as well."""
+def test_what_is_left_over_in_a_stream_is_sent_though_the_worker_that_came_for_it_blocks(
+    several, gate, blocks
+):
+    """In a timer that was due as well, or in another stream of which something was left over as
+    well.
+    """
     blocked, free, for_ever = [], [gate(), gate()], gate()
 
     def on_data(socket, data):
@@ -165,7 +188,9 @@ def test_what_is_left_over_in_a_stream_is_sent_though_the_worker_that_came_for_i
         wait_event(free[int(data)], "it may go on")
 
     def leave_over(number, *last):
-        """A thread is in the stream, others send meanwhile, and it leaves some of that to a worker."""
+        """A thread is in the stream, others send meanwhile, and it leaves some of that to a
+        worker.
+        """
         inside, release = threading.Event(), gate()
 
         def on_send(data):
@@ -269,7 +294,9 @@ def test_a_thread_that_sends_without_rest_keeps_nobody_from_reading_a_stream(one
 
 @pytest.mark.clause("H12", "T8")
 def test_on_writable_comes_to_who_has_seen_more_than_the_high_watermark_however_briefly(one, gate):
-    """Part of it is with who is in the stream, the rest waits for that one: neither alone is more than that."""
+    """Part of it is with who is in the stream, the rest waits for that one: neither alone is more
+    than that.
+    """
     client, socket, stream, handler = one({"write_buffer_limits": (1000, 2000)}, writable=None)
     inside = {b"first": threading.Event(), b"second": threading.Event()}
     release = {data: gate() for data in inside}
@@ -323,7 +350,9 @@ def test_nobody_spins_when_a_deadline_passes_while_a_thread_is_in_the_stream(one
 
 
 @pytest.mark.clause("C27", "K6", "T8")
-def test_a_deadline_holds_though_what_was_sent_while_a_stream_received_is_blocked_in_it(one, hold, gate):
+def test_a_deadline_holds_though_what_was_sent_while_a_stream_received_is_blocked_in_it(
+    one, hold, gate
+):
     """The thread that received leaves it to another one."""
     client, socket, stream, handler = one({"idle_timeout": 2.0})
     received, inside_recv = gate(), threading.Event()
@@ -345,8 +374,12 @@ def test_a_deadline_holds_though_what_was_sent_while_a_stream_received_is_blocke
 
 
 @pytest.mark.clause("K11", "T8")
-def test_drain_in_a_callback_learns_of_an_edge_that_came_while_its_worker_was_elsewhere(several, gate):
-    """One worker: it has the connection in its hands already when the edge comes, and receives first."""
+def test_drain_in_a_callback_learns_of_an_edge_that_came_while_its_worker_was_elsewhere(
+    several, gate
+):
+    """One worker: it has the connection in its hands already when the edge comes, and receives
+    first.
+    """
     go = {name: gate() for name in (b"first", b"second")}
     inside, drained, read, message = [], [], [], bytes(8_000_000)
 
@@ -357,7 +390,9 @@ def test_drain_in_a_callback_learns_of_an_edge_that_came_while_its_worker_was_el
         else:
             drained.append(socket.drain(None))
 
-    clients, sockets, streams, _ = several(3, {"max_threads": 1}, receive_buffer=1 << 16, data_received=on_data)
+    clients, sockets, streams, _ = several(
+        3, {"max_threads": 1}, receive_buffer=1 << 16, data_received=on_data
+    )
     sockets[2].send(message)
     assert sockets[2].pending
     clients[0].send(b"first")
@@ -374,8 +409,12 @@ def test_drain_in_a_callback_learns_of_an_edge_that_came_while_its_worker_was_el
 
 
 @pytest.mark.clause("P2", "T8")
-def test_many_streams_of_which_something_is_left_over_do_not_wait_for_each_other_s_turn(several, gate):
-    """A worker that comes goes on with all of them, before it delivers what others send without rest."""
+def test_many_streams_of_which_something_is_left_over_do_not_wait_for_each_other_s_turn(
+    several, gate
+):
+    """A worker that comes goes on with all of them, before it delivers what others send without
+    rest.
+    """
     count, messages = 40, 2000
     go, begun, left = gate(), threading.Event(), []
 
@@ -421,7 +460,9 @@ def test_what_a_thread_is_writing_into_a_stream_is_pending(one, hold):
         assert socket.pending == 100
         assert not socket.drain(0)
         release.set()
-    wait_until(lambda: socket.pending == 0, "it is written: by a worker, if one was in the stream before")
+    wait_until(
+        lambda: socket.pending == 0, "it is written: by a worker, if one was in the stream before"
+    )
 
 
 @pytest.mark.clause("C18", "T8")
@@ -438,7 +479,8 @@ def test_what_threads_are_writing_into_streams_does_not_count_for_max_buffered(s
 
     for stream in streams:
         stream.on_send = on_send
-    settled(lambda: sockets[0].server.stats().iterations)  # whoever asked the streams once is out of them
+    # whoever asked the streams once is out of them
+    settled(lambda: sockets[0].server.stats().iterations)
     with running(*(lambda socket=socket: socket.send(message) for socket in sockets)):
         wait_until(lambda: len(inside) == count, "all threads are in the streams")
         for socket in sockets:
@@ -449,8 +491,12 @@ def test_what_threads_are_writing_into_streams_does_not_count_for_max_buffered(s
 
 
 @pytest.mark.clause("T4", "T8", "K18")
-def test_what_a_unix_peer_sent_before_it_hung_up_is_delivered_though_a_thread_was_in_the_stream(one, hold, tmp_path):
-    """It has not read what it got, so the hang-up is a reset, of which the kernel tells before what is still there to be read."""
+def test_what_a_unix_peer_sent_before_it_hung_up_is_delivered_though_a_thread_was_in_the_stream(
+    one, hold, tmp_path
+):
+    """It has not read what it got, so the hang-up is a reset, of which the kernel tells before what
+    is still there to be read.
+    """
     client, socket, stream, handler = one({"path": str(tmp_path / "socket")})
     assert socket.send(b"unread")
     wait_until(lambda: socket.server.stats().messages_sent == 1, "it is written")
@@ -466,8 +512,12 @@ def test_what_a_unix_peer_sent_before_it_hung_up_is_delivered_though_a_thread_wa
 
 
 @pytest.mark.clause("K6", "P2", "T8")
-def test_what_a_thread_sends_on_a_stream_that_was_in_use_when_a_worker_came_is_sent_though_all_workers_are_busy_since(several, hold, gate):
-    """Nobody is in the stream any more, and the owner of its connection, who wanted to read, has not been there again."""
+def test_what_is_sent_on_a_stream_in_use_when_a_worker_came_goes_out_though_all_workers_are_busy(
+    several, hold, gate
+):
+    """Nobody is in the stream any more, and the owner of its connection, who wanted to read, has
+    not been there again.
+    """
     blocked, go = threading.Event(), gate()
 
     def on_data(socket, data):
@@ -475,7 +525,9 @@ def test_what_a_thread_sends_on_a_stream_that_was_in_use_when_a_worker_came_is_s
             blocked.set()
             wait_event(go, "it may go on")
 
-    (first, second), (socket, _), (stream, _), handler = several(2, {"max_threads": 1}, data_received=on_data)
+    (first, second), (socket, _), (stream, _), handler = several(
+        2, {"max_threads": 1}, data_received=on_data
+    )
     inside, release = hold(stream, b"one")
     with running(lambda: socket.send(b"one")) as threads:
         wait_event(inside, "a thread is in the stream")
@@ -515,7 +567,9 @@ def test_what_was_received_in_the_owner_s_stead_waits_for_the_end_of_a_pause(one
 
 
 @pytest.mark.clause("H13")
-def test_a_connection_that_is_cut_while_a_thread_is_in_its_stream_has_its_names_to_the_end(start, connect, gate):
+def test_a_connection_that_is_cut_while_a_thread_is_in_its_stream_has_its_names_to_the_end(
+    start, connect, gate
+):
     """A reset makes the kernel forget the one of this end, where it is not of the listener."""
     inside, go, names = threading.Event(), gate(), []
 
@@ -525,7 +579,9 @@ def test_a_connection_that_is_cut_while_a_thread_is_in_its_stream_has_its_names_
             wait_event(go, "let go")
 
     handler = recorder(
-        new_connection=Held, connected=None, disconnected=lambda socket, error: names.append((socket.sockname, socket.peername))
+        new_connection=Held,
+        connected=None,
+        disconnected=lambda socket, error: names.append((socket.sockname, socket.peername)),
     )
     server = start(handler, addr="0.0.0.0", max_threads=2)
     client = connect(("127.0.0.1", server.address[1]))

@@ -1,5 +1,5 @@
-"""Timers that are set and cancelled by signal handlers, by `__del__`, and by what the collector finds, while their own thread
-sets and cancels some.
+"""Timers that are set and cancelled by signal handlers, by `__del__`, and by what the collector
+finds, while their own thread sets and cancels some.
 """
 
 import contextlib
@@ -46,7 +46,9 @@ def test_a_signal_handler_may_set_and_cancel_timers_while_its_thread_does(engine
 
 
 class Cyclic:
-    """An object in a cycle: the collector finds it, in whatever thread it runs, and it cancels its timer and sets another."""
+    """An object in a cycle: the collector finds it, in whatever thread it runs, and it cancels its
+    timer and sets another.
+    """
 
     def __init__(self, server, gone):
         self.me = self
@@ -70,7 +72,9 @@ def eager_collector():
 
 @pytest.mark.slow
 @pytest.mark.clause("S57", "S43")
-def test_what_the_collector_finds_may_set_and_cancel_timers_in_any_thread(start, connect, eager_collector):
+def test_what_the_collector_finds_may_set_and_cancel_timers_in_any_thread(
+    start, connect, eager_collector
+):
     gone = []
 
     def received(socket, data):
@@ -89,7 +93,11 @@ def test_what_the_collector_finds_may_set_and_cancel_timers_in_any_thread(start,
         for _ in range(200):
             client.echo(b"x")
 
-    with running(set_and_cancel, set_and_cancel, *(lambda client=client: converse(client) for client in clients)):
+    with running(
+        set_and_cancel,
+        set_and_cancel,
+        *(lambda client=client: converse(client) for client in clients),
+    ):
         pass
     called = threading.Event()
     server.call_later(0, called.set)

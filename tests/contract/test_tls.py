@@ -28,14 +28,16 @@ from support import (
 import hydrogen
 from hydrogen.tls import TlsSession
 
-# ---------------------------------------------------------------------------------------------------- bytes to and fro
+# --------------------------------------------------------------------------------- bytes to and fro
 
 
 @pytest.mark.clause("C22")
 def test_python_s_own_client_is_served(start, connect, trust, version):
     handler = recorder(connected=None, data_received=echo)
     server = start(handler, ssl=server_context())
-    with trust.wrap_socket(connect(server).sock, server_hostname="localhost", suppress_ragged_eofs=False) as sock:
+    with trust.wrap_socket(
+        connect(server).sock, server_hostname="localhost", suppress_ragged_eofs=False
+    ) as sock:
         assert sock.version() == version.name.replace("_", ".")
         for message in (b"hello", b"again"):
             sock.sendall(message)
@@ -43,7 +45,13 @@ def test_python_s_own_client_is_served(start, connect, trust, version):
         sock.unwrap()  # close_notify, and wait for the server's
         assert sock.recv(100) == b""
     assert type(handler.wait_removed()[0]) is hydrogen.PeerClosed
-    assert handler.names() == ["on_connected", "on_data_received", "on_data_received", "on_disconnected", "on_connection_removed"]
+    assert handler.names() == [
+        "on_connected",
+        "on_data_received",
+        "on_data_received",
+        "on_disconnected",
+        "on_connection_removed",
+    ]
 
 
 @pytest.mark.clause("C22", "P1")
@@ -67,7 +75,9 @@ def test_a_large_stream_goes_both_ways_at_once(start, secure):
 def test_one_message_may_be_larger_than_max_write_buffer(start, secure):
     reply = os.urandom(5_000_000)
     handler = recorder(data_received=lambda socket, data: socket.send(reply))
-    client = secure(start(handler, ssl=server_context(), max_write_buffer=100_000), receive_buffer=65_536)
+    client = secure(
+        start(handler, ssl=server_context(), max_write_buffer=100_000), receive_buffer=65_536
+    )
     client.send(b"x")
     assert client.receive(len(reply)) == reply
 
@@ -105,7 +115,9 @@ def test_everything_may_come_byte_by_byte(start, connect, trust):
             client.client.send(wire[at : at + 1])
 
     handler = recorder(connected=None, data_received=echo)
-    client = TlsClient(connect(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)), trust)
+    client = TlsClient(
+        connect(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)), trust
+    )
     while not client.is_ready:
         wire = client.step()
         drip(wire)
@@ -120,11 +132,21 @@ def test_everything_may_come_byte_by_byte(start, connect, trust):
 
 
 @pytest.mark.clause("H10", "H23")
-def test_the_last_flight_messages_close_notify_and_fin_in_one_segment(start, connect, version, trust):
-    handler = recorder(connected=None, eof=lambda socket: (socket.send(b"bye"), socket.close()), data_received=echo)
-    client = TlsClient(connect(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)), trust)
+def test_the_last_flight_messages_close_notify_and_fin_in_one_segment(
+    start, connect, version, trust
+):
+    handler = recorder(
+        connected=None, eof=lambda socket: (socket.send(b"bye"), socket.close()), data_received=echo
+    )
+    client = TlsClient(
+        connect(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)), trust
+    )
     wire = client.open()
-    wire += client.encrypt(simple(b"one") + simple(b"two")) + client.encrypt(simple(b"three")) + client.close_notify()
+    wire += (
+        client.encrypt(simple(b"one") + simple(b"two"))
+        + client.encrypt(simple(b"three"))
+        + client.close_notify()
+    )
     client.client.send(wire)
     client.client.finish()
     assert unframe(client.receive_until_end()) == [b"one", b"two", b"three", b"bye"]
@@ -139,14 +161,18 @@ def test_the_last_flight_messages_close_notify_and_fin_in_one_segment(start, con
 
 
 @pytest.mark.clause("H10")
-def test_messages_close_notify_and_fin_that_come_while_the_handler_is_busy_are_acted_on_in_order(start, secure, gate):
+def test_messages_close_notify_and_fin_that_come_while_the_handler_is_busy_are_acted_on_in_order(
+    start, secure, gate
+):
     go = gate()
     handler = recorder(eof=None, data_received=lambda socket, data: wait_event(go, "let go"))
     client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder))
     client.send(simple(b"first"))
     handler.wait_for("data_received")
     messages = [b"%d" % number + b"." * 100 for number in range(600)]
-    client.client.send(b"".join(client.encrypt(simple(message)) for message in messages) + client.close_notify())
+    client.client.send(
+        b"".join(client.encrypt(simple(message)) for message in messages) + client.close_notify()
+    )
     client.client.finish()
     go.set()
     handler.wait_for("eof")
@@ -158,7 +184,9 @@ def test_messages_close_notify_and_fin_that_come_while_the_handler_is_busy_are_a
 
 @pytest.mark.clause("C22", "H1")
 def test_several_connections_at_once_do_not_mix(start, secure):
-    server = start(recorder(data_received=echo), ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)
+    server = start(
+        recorder(data_received=echo), ssl=server_context(), framing=hydrogen.SimpleFrameBuilder
+    )
     done = []
 
     def one(name):
@@ -166,7 +194,9 @@ def test_several_connections_at_once_do_not_mix(start, secure):
         for number in range(30):
             client.send(simple(b"%d:%d:" % (name, number) + b"." * (number * 997 % 20_000)))
         for number in range(30):
-            assert client.receive_frame() == b"%d:%d:" % (name, number) + b"." * (number * 997 % 20_000)
+            assert client.receive_frame() == b"%d:%d:" % (name, number) + b"." * (
+                number * 997 % 20_000
+            )
         client.close()
         done.append(name)
 
@@ -188,11 +218,17 @@ def test_an_empty_message_without_framing_is_nothing(start, secure):
 
 @pytest.mark.clause("K2")
 @pytest.mark.parametrize(
-    "kind", [bytearray, memoryview, lambda data: memoryview(bytearray(data)).cast("I")], ids=["bytearray", "view", "ints"]
+    "kind",
+    [bytearray, memoryview, lambda data: memoryview(bytearray(data)).cast("I")],
+    ids=["bytearray", "view", "ints"],
 )
 def test_send_takes_any_bytes_like_object(start, secure, kind):
     data = os.urandom(100_000)
-    client = secure(start(recorder(data_received=lambda socket, _: socket.send(kind(data))), ssl=server_context()))
+    client = secure(
+        start(
+            recorder(data_received=lambda socket, _: socket.send(kind(data))), ssl=server_context()
+        )
+    )
     client.send(b"x")
     assert client.receive(len(data)) == data
 
@@ -214,7 +250,9 @@ def test_a_framing_written_by_a_user_goes_over_tls(start, secure):
 @pytest.mark.clause("C9", "C22")
 def test_tls_goes_over_a_unix_socket(start, secure, tmp_path):
     data = os.urandom(3_000_000)
-    client = secure(start(recorder(data_received=echo), ssl=server_context(), path=str(tmp_path / "socket")))
+    client = secure(
+        start(recorder(data_received=echo), ssl=server_context(), path=str(tmp_path / "socket"))
+    )
     with running(lambda: client.send(data)):
         assert client.receive(len(data)) == data
     client.close()
@@ -240,7 +278,7 @@ def test_a_client_that_does_not_read_holds_back_only_itself_and_nothing_is_lost(
             assert client.receive_frame() == message
 
 
-# ---------------------------------------------------------------------------------------------------- sending
+# ------------------------------------------------------------------------------------------ sending
 
 
 @pytest.mark.clause("K7", "K11")
@@ -253,7 +291,10 @@ def test_drain_blocks_until_the_peer_has_read(start, secure, max_threads):
             socket.send(b"%03d" % number * 30_000)
             drained.append(socket.drain(PATIENCE) and socket.pending < 65_536)
 
-    client = secure(start(recorder(data_received=received), ssl=server_context(), max_threads=max_threads), receive_buffer=65_536)
+    client = secure(
+        start(recorder(data_received=received), ssl=server_context(), max_threads=max_threads),
+        receive_buffer=65_536,
+    )
     client.send(b"x")
     for number in range(100):
         assert client.receive(90_000) == b"%03d" % number * 30_000
@@ -270,7 +311,9 @@ def test_a_slow_consumer_is_removed(start, secure):
             assert len(sent) < 10_000
 
     handler = recorder(data_received=flood)
-    client = secure(start(handler, ssl=server_context(), max_write_buffer=limit), receive_buffer=4096)
+    client = secure(
+        start(handler, ssl=server_context(), max_write_buffer=limit), receive_buffer=4096
+    )
     client.send(b"x")
     assert type(handler.wait_removed()[0]) is hydrogen.SlowConsumer
     assert max(sent) < limit + 11_000
@@ -280,18 +323,30 @@ def test_a_slow_consumer_is_removed(start, secure):
 
 @pytest.mark.clause("H12")
 def test_on_writable_comes_when_the_peer_has_read(start, secure):
-    handler = recorder(connected=lambda socket: socket.send(bytes(6_000_000)), writable=lambda socket: socket.send(b"!"))
+    handler = recorder(
+        connected=lambda socket: socket.send(bytes(6_000_000)),
+        writable=lambda socket: socket.send(b"!"),
+    )
     client = secure(start(handler, ssl=server_context()), receive_buffer=65_536)
-    wait_until(lambda: handler.calls and 262_144 < handler.socket().pending < 6_000_000, "the kernel takes no more")
+    wait_until(
+        lambda: handler.calls and 262_144 < handler.socket().pending < 6_000_000,
+        "the kernel takes no more",
+    )
     assert client.receive(6_000_001) == bytes(6_000_000) + b"!"
 
 
 @pytest.mark.parametrize("handoff", ["auto", "eager"])
-def test_f36_bytes_that_threads_send_while_others_are_received_stay_whole_and_in_order(start, secure, handoff):
-    """Three threads send, the client floods and is echoed: each message says whose it is and which."""
+def test_f36_bytes_that_threads_send_while_others_are_received_stay_whole_and_in_order(
+    start, secure, handoff
+):
+    """Three threads send, the client floods and is echoed: each message says whose it is and
+    which.
+    """
     size = 400
     handler = recorder(connected=None, data_received=echo)
-    server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, handoff=handoff)
+    server = start(
+        handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, handoff=handoff
+    )
     client = secure(server)
     socket = handler.socket()
 
@@ -317,10 +372,18 @@ def test_f36_bytes_that_threads_send_while_others_are_received_stay_whole_and_in
 
 @pytest.mark.clause("C22", "H1")
 @pytest.mark.parametrize("handoff", ["auto", "eager"])
-def test_no_worker_spins_while_another_thread_is_in_the_session(start, connect, secure, gate, monkeypatch, handoff):
+def test_no_worker_spins_while_another_thread_is_in_the_session(
+    start, connect, secure, gate, monkeypatch, handoff
+):
     """More has come than is read at once, and all of it has to wait until that thread is done."""
     handler = recorder(connected=None, data_received=echo)
-    server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, handoff=handoff, read_budget=10_000)
+    server = start(
+        handler,
+        ssl=server_context(),
+        framing=hydrogen.SimpleFrameBuilder,
+        handoff=handoff,
+        read_budget=10_000,
+    )
     client = secure(server)
     handler.wait_for("connected")
     socket, other = handler.socket(), secure(server)
@@ -349,7 +412,9 @@ def test_no_worker_spins_while_another_thread_is_in_the_session(start, connect, 
 
 
 @pytest.mark.clause("K3", "K18", "K22")
-def test_f36_what_send_took_arrives_whole_and_before_the_end_though_others_close_meanwhile(start, secure):
+def test_f36_what_send_took_arrives_whole_and_before_the_end_though_others_close_meanwhile(
+    start, secure
+):
     for round in range(5):
         handler = recorder(connected=None)
         server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)
@@ -371,22 +436,32 @@ def test_f36_what_send_took_arrives_whole_and_before_the_end_though_others_close
         with running(*(functools.partial(sender, tag) for tag in sent), closer):
             frames = unframe(client.receive_until_end())
         for tag in sent:
-            assert [frame for frame in frames if frame.startswith(b"%d:" % tag)] == [b"%d:%d" % (tag, n) for n in range(sent[tag])]
+            assert [frame for frame in frames if frame.startswith(b"%d:" % tag)] == [
+                b"%d:%d" % (tag, n) for n in range(sent[tag])
+            ]
         client.client.close()
         assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed, round
 
 
-# ---------------------------------------------------------------------------------------------------- pausing
+# ------------------------------------------------------------------------------------------ pausing
 
 
 @pytest.mark.clause("H19")
 @pytest.mark.parametrize("records", [1, 3], ids=["one record", "a record each"])
-def test_a_pause_holds_what_is_decrypted_already_and_resume_needs_no_further_byte(start, secure, records):
-    handler = recorder(data_received=lambda socket, data: socket.pause_reading() if data == b"pause" else None)
-    server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, max_threads=1)
+def test_a_pause_holds_what_is_decrypted_already_and_resume_needs_no_further_byte(
+    start, secure, records
+):
+    handler = recorder(
+        data_received=lambda socket, data: socket.pause_reading() if data == b"pause" else None
+    )
+    server = start(
+        handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, max_threads=1
+    )
     client, other = secure(server), secure(server)
     wire = [simple(b"pause"), simple(b"second"), simple(b"third")]
-    client.client.send(b"".join(map(client.encrypt, wire)) if records == 3 else client.encrypt(b"".join(wire)))
+    client.client.send(
+        b"".join(map(client.encrypt, wire)) if records == 3 else client.encrypt(b"".join(wire))
+    )
     handler.wait_for("data_received")
     other.send(simple(b"other"))  # the one worker has been elsewhere since
     handler.wait_for("data_received", 2)
@@ -399,7 +474,9 @@ def test_a_pause_holds_what_is_decrypted_already_and_resume_needs_no_further_byt
 @pytest.mark.clause("H19", "H23")
 def test_a_pause_in_on_connected_holds_what_came_with_the_handshake(start, connect, trust, secure):
     handler = recorder(connected=lambda socket: socket.pause_reading())
-    server = start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, max_threads=1)
+    server = start(
+        handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder, max_threads=1
+    )
     client = TlsClient(connect(server), trust)
     client.client.send(client.open() + client.encrypt(simple(b"early")))
     handler.wait_for("connected")
@@ -436,9 +513,13 @@ def test_an_end_that_comes_in_a_pause_is_told_after_the_messages_before_it(start
 
 @pytest.mark.clause("H18", "H8")
 @pytest.mark.parametrize("how", ["close", "abort"])
-def test_what_came_with_the_handshake_is_not_delivered_when_on_connected_closes(start, connect, trust, gate, how):
+def test_what_came_with_the_handshake_is_not_delivered_when_on_connected_closes(
+    start, connect, trust, gate, how
+):
     go = gate()
-    handler = recorder(connected=lambda socket: (wait_event(go, "the client has sent it"), getattr(socket, how)()))
+    handler = recorder(
+        connected=lambda socket: (wait_event(go, "the client has sent it"), getattr(socket, how)())
+    )
     client = TlsClient(connect(start(handler, ssl=server_context())), trust)
     client.client.send(client.open() + client.encrypt(b"early"))
     go.set()
@@ -459,7 +540,7 @@ def test_after_close_no_further_message_of_the_same_record_is_delivered(start, s
     assert handler.messages() == [b"first"]
 
 
-# ---------------------------------------------------------------------------------------------------- the end
+# ------------------------------------------------------------------------------------------ the end
 
 
 @pytest.mark.clause("K22", "K8")
@@ -544,7 +625,9 @@ def test_what_comes_after_close_notify_is_ignored(start, secure):
     """RFC 8446, 6.1."""
     handler = recorder(eof=None, data_received=echo)
     client = secure(start(handler, ssl=server_context()))
-    client.client.send(client.encrypt(b"last") + client.close_notify() + b"\x17\x03\x03\x00\x40" + bytes(200))
+    client.client.send(
+        client.encrypt(b"last") + client.close_notify() + b"\x17\x03\x03\x00\x40" + bytes(200)
+    )
     assert client.receive(4) == b"last"
     handler.wait_for("eof")
     handler.socket().close()
@@ -596,7 +679,9 @@ def test_a_bad_frame_ends_the_connection_in_order(start, secure):
 
 
 @pytest.mark.clause("S10", "S23", "K22")
-def test_stop_ends_connections_in_order_and_those_that_still_shake_hands(start, connect, secure, trust):
+def test_stop_ends_connections_in_order_and_those_that_still_shake_hands(
+    start, connect, secure, trust
+):
     handler = recorder(connected=None)
     server = start(handler, ssl=server_context())
     ready = [secure(server) for _ in range(3)]
@@ -623,7 +708,9 @@ def test_stop_ends_connections_in_order_and_those_that_still_shake_hands(start, 
 def test_stop_flushes_what_is_queued(start, secure):
     reply = os.urandom(6_000_000)
     queued = threading.Event()
-    server = start(recorder(connected=lambda socket: socket.send(reply) and queued.set()), ssl=server_context())
+    server = start(
+        recorder(connected=lambda socket: socket.send(reply) and queued.set()), ssl=server_context()
+    )
     client = secure(server, receive_buffer=65_536)
     wait_event(queued, "a reply is queued")
     with running(lambda: server.stop(PATIENCE)):
@@ -634,7 +721,9 @@ def test_stop_flushes_what_is_queued(start, secure):
 @pytest.mark.clause("S11", "S23")
 def test_stop_aborts_at_its_timeout_what_does_not_read(start, secure):
     sent = threading.Event()
-    handler = recorder(data_received=lambda socket, data: (socket.send(bytes(8_000_000)), sent.set()))
+    handler = recorder(
+        data_received=lambda socket, data: (socket.send(bytes(8_000_000)), sent.set())
+    )
     server = start(handler, ssl=server_context())
     client = secure(server, receive_buffer=4096)
     client.send(b"x")
@@ -648,7 +737,9 @@ def test_stop_aborts_at_its_timeout_what_does_not_read(start, secure):
 
 
 @pytest.mark.clause("S11", "S15")
-def test_abort_of_the_server_resets_connections_and_those_that_still_shake_hands(start, connect, secure):
+def test_abort_of_the_server_resets_connections_and_those_that_still_shake_hands(
+    start, connect, secure
+):
     handler = recorder(connected=None)
     server = start(handler, ssl=server_context())
     client, silent = secure(server), connect(server)
@@ -662,7 +753,9 @@ def test_abort_of_the_server_resets_connections_and_those_that_still_shake_hands
 
 @pytest.mark.clause("H22", "C22")
 @pytest.mark.parametrize("method", ["read", "write"])
-def test_user_code_that_blocks_in_a_short_record_delays_its_own_connection_only(start, connect, gate, method):
+def test_user_code_that_blocks_in_a_short_record_delays_its_own_connection_only(
+    start, connect, gate, method
+):
     """A class of the user's does what the collector may do there, too."""
     go, inside, socket = gate(), threading.Event(), []
 
@@ -707,7 +800,9 @@ def test_user_code_that_blocks_in_a_short_record_delays_its_own_connection_only(
 @pytest.mark.clause("K7", "K8")
 @pytest.mark.parametrize("moment", ["before close_notify", "behind close_notify"])
 def test_an_abort_while_a_close_is_under_way_resets(start, connect, moment):
-    """A FIN would say that all was sent, and that to who cannot tell the one from the other without close_notify."""
+    """A FIN would say that all was sent, and that to who cannot tell the one from the other without
+    close_notify.
+    """
     sockets = []
 
     class Aborts(ssl.SSLObject):

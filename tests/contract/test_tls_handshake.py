@@ -35,11 +35,13 @@ OTHER_NAME = "elsewhere.example.org"
 """The name of `MISNAMED`."""
 
 
-# ---------------------------------------------------------------------------------------------------- the handshake
+# ------------------------------------------------------------------------------------ the handshake
 
 
 @pytest.mark.clause("H23", "S19")
-def test_a_connection_counts_as_connected_when_the_handshake_is_done(start, connect, version, trust):
+def test_a_connection_counts_as_connected_when_the_handshake_is_done(
+    start, connect, version, trust
+):
     handler = recorder(connected=None)
     server = start(handler, ssl=server_context())
     client = TlsClient(connect(server), trust)
@@ -97,7 +99,11 @@ def test_a_connection_that_never_was_ready_has_no_callbacks_but_its_removal(star
 @pytest.mark.clause("H22")
 def test_a_handler_that_blocks_delays_no_handshake(start, secure, gate):
     go = gate()
-    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go") if data == b"block" else socket.send(data))
+    handler = recorder(
+        data_received=lambda socket, data: (
+            wait_event(go, "let go") if data == b"block" else socket.send(data)
+        )
+    )
     server = start(handler, ssl=server_context(), max_threads=2)
     secure(server).send(b"block")
     handler.wait_for("data_received")
@@ -156,7 +162,11 @@ def test_alpn_is_negotiated(start, connect, trust):
     context = server_context()
     context.set_alpn_protocols(["h2", "echo/1"])
     trust.set_alpn_protocols(["echo/1"])
-    handler = recorder(connected=lambda socket: socket.send(socket.get_extra_info("ssl_object").selected_alpn_protocol().encode()))
+    handler = recorder(
+        connected=lambda socket: socket.send(
+            socket.get_extra_info("ssl_object").selected_alpn_protocol().encode()
+        )
+    )
     client = TlsClient(connect(start(handler, ssl=context)), trust).handshake()
     assert client.receive(6) == b"echo/1"
     assert client.tls.selected_alpn_protocol() == "echo/1"
@@ -171,21 +181,26 @@ def test_the_callback_for_the_server_s_name_chooses_another_certificate(start, c
     context, other, asked = server_context(), server_context(MISNAMED), []
 
     def choose(tls, name, first):
-        asked.append((name, first is context, threading.current_thread().name.startswith("hydrogen-worker")))
+        asked.append(
+            (name, first is context, threading.current_thread().name.startswith("hydrogen-worker"))
+        )
         if name == OTHER_NAME:
             tls.context = other
 
     context.sni_callback = choose
     server = start(recorder(data_received=echo), ssl=context)
     for name in ("localhost", OTHER_NAME):
-        client = TlsClient(connect(server), trust, name=name).handshake()  # which checks the certificate's name
+        # which checks the certificate's name
+        client = TlsClient(connect(server), trust, name=name).handshake()
         client.echo(b"hello")
         assert ("DNS", name) in client.tls.getpeercert()["subjectAltName"]
     assert asked == [("localhost", True, True), (OTHER_NAME, True, True)]
 
 
 @pytest.mark.clause("H22")
-def test_the_callback_for_the_server_s_name_may_block_and_delays_nobody_else(start, connect, secure, trust, gate):
+def test_the_callback_for_the_server_s_name_may_block_and_delays_nobody_else(
+    start, connect, secure, trust, gate
+):
     go, entered, context = gate(), threading.Event(), server_context()
 
     def choose(tls, name, first):
@@ -234,7 +249,8 @@ def test_a_client_without_the_right_certificate_is_refused(start, connect, versi
     server = start(handler, ssl=server_context(ask=True))
     client = TlsClient(connect(server), client_context(certificate, version=version))
     with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
-        # With TLS 1.3 the client is done before the server has seen its certificate, and learns of it when it reads.
+        # With TLS 1.3 the client is done before the server has seen its certificate, and learns of
+        # it when it reads.
         client.handshake().echo(b"let me in")
     client.client.close()
     assert isinstance(handler.wait_removed()[0], ssl.SSLError)
@@ -260,18 +276,29 @@ def test_there_are_as_many_tickets_as_the_context_says(start, connect):
         context = server_context()
         context.num_tickets = tickets
         client = TlsClient(
-            connect(start(recorder(data_received=echo), ssl=context)), client_context(version=ssl.TLSVersion.TLSv1_3)
+            connect(start(recorder(data_received=echo), ssl=context)),
+            client_context(version=ssl.TLSVersion.TLSv1_3),
         ).handshake()
         client.echo(b"hello")
         assert client.tls.session.has_ticket == (tickets > 0)
 
 
 def test_a_key_update_is_answered_and_the_connection_goes_on(start):
-    """RFC 8446, 4.6.3; Python cannot ask for one, the openssl program can: with K it asks for the server's too."""
+    """RFC 8446, 4.6.3; Python cannot ask for one, the openssl program can: with K it asks for the
+    server's too.
+    """
     handler = recorder(data_received=echo)
     server = start(handler, ssl=server_context(), framing=hydrogen.LineFrameBuilder)
-    command = [path_of("openssl"), "s_client", "-tls1_3", "-connect", "{}:{}".format(*server.address)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    command = [
+        path_of("openssl"),
+        "s_client",
+        "-tls1_3",
+        "-connect",
+        "{}:{}".format(*server.address),
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
 
         def say(words, until):
             process.stdin.write(words)
@@ -291,9 +318,18 @@ def test_a_key_update_is_answered_and_the_connection_goes_on(start):
     assert len(handler.messages()) == 11
 
 
-# ---------------------------------------------------------------------------------------------------- what is told of it
+# ------------------------------------------------------------------------------- what is told of it
 
-INFOS = ["peername", "sockname", "ssl_object", "sslcontext", "peercert", "cipher", "compression", "nonsense"]
+INFOS = [
+    "peername",
+    "sockname",
+    "ssl_object",
+    "sslcontext",
+    "peercert",
+    "cipher",
+    "compression",
+    "nonsense",
+]
 
 
 def infos(socket):
@@ -302,7 +338,9 @@ def infos(socket):
 
 
 @pytest.mark.clause("K16", "K20", "H13")
-def test_get_extra_info_tells_of_tls_by_asyncio_s_names_until_the_connection_is_gone(start, connect, trust, version):
+def test_get_extra_info_tells_of_tls_by_asyncio_s_names_until_the_connection_is_gone(
+    start, connect, trust, version
+):
     told = []
     handler = recorder(
         connected=lambda socket: told.append(infos(socket)),
@@ -345,19 +383,28 @@ def test_get_extra_info_has_nothing_to_tell_of_tls_without_it(start, connect):
     client = connect(server)
     handler.wait_for("connected")
     wait_until(lambda: told, "it is told")
-    assert told == [{**dict.fromkeys(INFOS, "none"), "peername": client.name, "sockname": server.address}]
+    assert told == [
+        {**dict.fromkeys(INFOS, "none"), "peername": client.name, "sockname": server.address}
+    ]
 
 
 @pytest.mark.clause("S24")
 def test_stats_count_messages_as_such_and_bytes_as_they_travel(start, secure):
-    server = start(recorder(data_received=echo), ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)
+    server = start(
+        recorder(data_received=echo), ssl=server_context(), framing=hydrogen.SimpleFrameBuilder
+    )
     client = secure(server)
     client.echo(simple(b"x"))
     before = server.stats()
     assert before.bytes_received > 200  # the handshake
     client.send(simple(b"x" * 10_000))
     assert client.receive_frame() == b"x" * 10_000
-    wait_until(lambda: (s := server.stats()).bytes_sent > before.bytes_sent + 10_000 and s.messages_sent == 2, "it is counted")
+    wait_until(
+        lambda: (
+            (s := server.stats()).bytes_sent > before.bytes_sent + 10_000 and s.messages_sent == 2
+        ),
+        "it is counted",
+    )
     after = server.stats()
     assert after.messages_received == 2
     assert 10_004 < after.bytes_received - before.bytes_received < 10_500
@@ -366,15 +413,20 @@ def test_stats_count_messages_as_such_and_bytes_as_they_travel(start, secure):
     assert server.stats().removed_tls_error == 0
 
 
-# ---------------------------------------------------------------------------------------------------- a new certificate
+# -------------------------------------------------------------------------------- a new certificate
 
 
 @pytest.mark.clause("S29", "K20")
-def test_reload_tls_is_for_new_connections_and_those_that_are_open_keep_theirs(start, connect, trust):
+def test_reload_tls_is_for_new_connections_and_those_that_are_open_keep_theirs(
+    start, connect, trust
+):
     old, new = server_context(), server_context(RENEWED)
     handler = recorder(connected=None, data_received=echo)
     server = start(handler, ssl=old)
-    open_before, accepted_before = TlsClient(connect(server), trust).handshake(), TlsClient(connect(server), trust)
+    open_before, accepted_before = (
+        TlsClient(connect(server), trust).handshake(),
+        TlsClient(connect(server), trust),
+    )
     open_before.echo(b"before")
     hello, received = accepted_before.step(), server.stats().bytes_received
     accepted_before.client.send(hello[:1])
@@ -387,7 +439,9 @@ def test_reload_tls_is_for_new_connections_and_those_that_are_open_keep_theirs(s
     for client in (open_before, accepted_before, after):
         client.echo(b"after")
     assert serial(open_before) == serial(accepted_before) != serial(after)
-    contexts = [call.socket.get_extra_info("sslcontext") for call in handler.wait_for("connected", 3)]
+    contexts = [
+        call.socket.get_extra_info("sslcontext") for call in handler.wait_for("connected", 3)
+    ]
     assert contexts == [old, new, old]
     server.reload_tls(old)
     again = TlsClient(connect(server), trust).handshake()

@@ -1,4 +1,6 @@
-"""TLS and on_new_connection: who speaks it when a stream is returned, and streams that were used by hand before they were."""
+"""TLS and on_new_connection: who speaks it when a stream is returned, and streams that were used by
+hand before they were.
+"""
 
 import os
 import ssl
@@ -10,7 +12,7 @@ from support import PATIENCE, TlsClient, echo, length_frame, line, recorder, wai
 
 import hydrogen
 
-# ---------------------------------------------------------------------------------------------------- on_new_connection
+# -------------------------------------------------------------------------------- on_new_connection
 
 
 @pytest.mark.clause("H6", "H23")
@@ -20,7 +22,13 @@ def test_on_new_connection_that_returns_none_leaves_tls_to_the_server(start, sec
     client.echo(b"hello")
     client.close()
     handler.wait_removed()
-    assert handler.names() == ["on_new_connection", "on_connected", "on_data_received", "on_disconnected", "on_connection_removed"]
+    assert handler.names() == [
+        "on_new_connection",
+        "on_connected",
+        "on_data_received",
+        "on_disconnected",
+        "on_connection_removed",
+    ]
 
 
 @pytest.mark.clause("H7")
@@ -39,7 +47,11 @@ def test_reject_comes_before_the_handshake(start, connect, trust):
 
 @pytest.mark.clause("T10")
 def test_an_adopted_plain_stream_has_no_tls_whatever_the_config_says(start, connect):
-    handler = recorder(new_connection=lambda fd: hydrogen.Plain(fd, hydrogen.LineFrameBuilder()), connected=None, data_received=echo)
+    handler = recorder(
+        new_connection=lambda fd: hydrogen.Plain(fd, hydrogen.LineFrameBuilder()),
+        connected=None,
+        data_received=echo,
+    )
     client = connect(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder))
     handler.wait_for("connected")
     client.echo(b"in the clear\n")
@@ -91,7 +103,8 @@ def test_an_adopted_secure_stream_has_tls_whatever_the_config_says(start, connec
     wait_event(taken, "it is the first")
     plain = connect(server)
     plain.echo(b"in the clear")
-    assert [call.socket for call in handler.of("connected")] == server.connections  # not the one that has not shaken hands
+    # not the one that has not shaken hands
+    assert [call.socket for call in handler.of("connected")] == server.connections
     client.handshake().echo(b"encrypted\n")
     assert handler.messages(handler.of("connected")[1].id) == [b"encrypted"]
     assert handler.of("connected")[1].socket.get_extra_info("sslcontext") is context
@@ -102,9 +115,13 @@ def test_an_adopted_secure_stream_has_tls_whatever_the_config_says(start, connec
 @pytest.mark.clause("T9", "T10")
 def test_an_adopted_secure_stream_has_its_own_context_and_framing(start, connect, trust):
     mine = server_context(MISNAMED)
-    handler = recorder(new_connection=lambda fd: hydrogen.Secure(fd, None, mine), data_received=echo)
+    handler = recorder(
+        new_connection=lambda fd: hydrogen.Secure(fd, None, mine), data_received=echo
+    )
     client = TlsClient(
-        connect(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)), trust, name="elsewhere.example.org"
+        connect(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder)),
+        trust,
+        name="elsewhere.example.org",
     ).handshake()
     client.echo(b"no frame")
 
@@ -117,7 +134,9 @@ def test_a_class_derived_from_secure_is_a_stream_of_the_user_s(start, connect, t
         def recv(self):
             return [message.upper() for message in super().recv()]
 
-    handler = recorder(new_connection=lambda fd: Loud(fd, hydrogen.LineFrameBuilder(), context), data_received=echo)
+    handler = recorder(
+        new_connection=lambda fd: Loud(fd, hydrogen.LineFrameBuilder(), context), data_received=echo
+    )
     client = TlsClient(connect(start(handler)), trust)
     client.handshake()
     client.send(b"one\ntwo\n")
@@ -126,11 +145,13 @@ def test_a_class_derived_from_secure_is_a_stream_of_the_user_s(start, connect, t
     assert client.at_end() == "end"
 
 
-# ---------------------------------------------------------------------------------------------------- Secure by hand, then adopted
+# --------------------------------------------------------------------- Secure by hand, then adopted
 
 
 def login(context):
-    """An on_new_connection that reads a line by hand, answers it, and gives the connection to the server."""
+    """An on_new_connection that reads a line by hand, answers it, and gives the connection to the
+    server.
+    """
 
     def login(fd):
         stream = hydrogen.Secure(fd, hydrogen.LineFrameBuilder(), context)
@@ -142,11 +163,15 @@ def login(context):
 
 @pytest.mark.clause("T11", "T14", "T15")
 @pytest.mark.parametrize("records", [1, 3], ids=["one record", "a record each"])
-def test_what_was_read_by_hand_and_not_asked_for_is_delivered_first_and_without_a_further_byte(start, secure, records):
+def test_what_was_read_by_hand_and_not_asked_for_is_delivered_first_and_without_a_further_byte(
+    start, secure, records
+):
     handler = recorder(new_connection=login(server_context()), connected=None, data_received=echo)
     client = secure(start(handler))
     wire = [b"user\n", b"one\n", b"two\nthr"]
-    client.client.send(b"".join(map(client.encrypt, wire)) if records == 3 else client.encrypt(b"".join(wire)))
+    client.client.send(
+        b"".join(map(client.encrypt, wire)) if records == 3 else client.encrypt(b"".join(wire))
+    )
     assert client.receive(13 + 8) == b"welcome user\none\ntwo\n"
     client.send(b"ee\n")
     assert client.receive(6) == b"three\n"
@@ -157,7 +182,9 @@ def test_what_was_read_by_hand_and_not_asked_for_is_delivered_first_and_without_
 
 @pytest.mark.clause("T11", "H23")
 def test_a_stream_whose_handshake_was_done_by_hand_is_ready_without_a_further_byte(start, secure):
-    handler = recorder(new_connection=login(server_context()), connected=lambda socket: socket.send(b"go on"))
+    handler = recorder(
+        new_connection=login(server_context()), connected=lambda socket: socket.send(b"go on")
+    )
     client = secure(start(handler))
     client.send(b"user\n")
     assert client.receive(19) == b"welcome user\ngo on\n"
@@ -194,7 +221,9 @@ def test_what_was_not_written_by_hand_is_written_first(start, secure):
             stream.nb_send(hydrogen.LengthFrame(first))
         return stream
 
-    handler = recorder(new_connection=greet, connected=lambda socket: socket.send(b"second"), data_received=echo)
+    handler = recorder(
+        new_connection=greet, connected=lambda socket: socket.send(b"second"), data_received=echo
+    )
     client = secure(start(handler), receive_buffer=65_536)
     client.send(length_frame(b"zero"))
     handler.wait_for("connected")
@@ -218,7 +247,9 @@ def test_an_end_that_was_read_by_hand_is_told_after_what_came_before_it(start, s
     handler = recorder(new_connection=slowly, connected=None)
     client = secure(start(handler))
     client.send(b"user\n")
-    client.client.send(client.encrypt(line(b"again") + line(b"one")) + (client.close_notify() if clean else b""))
+    client.client.send(
+        client.encrypt(line(b"again") + line(b"one")) + (client.close_notify() if clean else b"")
+    )
     client.client.finish()
     go.set()
     assert client.receive_until_end() == b"welcome again\n"
@@ -228,7 +259,9 @@ def test_an_end_that_was_read_by_hand_is_told_after_what_came_before_it(start, s
 
 
 @pytest.mark.clause("T11", "H24")
-def test_a_broken_record_that_was_read_by_hand_ends_the_connection_after_what_came_before_it(start, secure):
+def test_a_broken_record_that_was_read_by_hand_ends_the_connection_after_what_came_before_it(
+    start, secure
+):
     context = server_context()
 
     def listen(fd):
@@ -250,7 +283,9 @@ def test_a_broken_record_that_was_read_by_hand_ends_the_connection_after_what_ca
 
 
 @pytest.mark.clause("H16", "T15")
-def test_a_handshake_that_fails_by_hand_and_is_not_caught_is_the_callback_s_error(start, connect, error_log):
+def test_a_handshake_that_fails_by_hand_and_is_not_caught_is_the_callback_s_error(
+    start, connect, error_log
+):
     handler = recorder(new_connection=login(server_context()), connected=None)
     client = connect(start(handler))
     client.send(b"GET / HTTP/1.1\r\n\r\n")

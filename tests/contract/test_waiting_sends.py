@@ -1,4 +1,6 @@
-"""With TLS one thread encrypts at a time. What others send meanwhile is pending, is limited, and is no burden on one thread for ever."""
+"""With TLS one thread encrypts at a time. What others send meanwhile is pending, is limited, and is
+no burden on one thread for ever.
+"""
 
 import gc
 import ssl
@@ -21,7 +23,9 @@ MESSAGE = bytes(1 << 16)
 
 
 def while_encrypting(call, action):
-    """Call `call`, and `action` each time that it begins to encrypt, in this thread: nobody else can encrypt then."""
+    """Call `call`, and `action` each time that it begins to encrypt, in this thread: nobody else
+    can encrypt then.
+    """
 
     def trace(frame, event, argument):
         code = frame.f_code
@@ -159,7 +163,9 @@ def long_turns(engine):
 
 @pytest.fixture
 def hold(monkeypatch, gate):
-    """`inside, release = hold(data)`: who encrypts `data` sets `inside`, and stays until `release` is set."""
+    """`inside, release = hold(data)`: who encrypts `data` sets `inside`, and stays until `release`
+    is set.
+    """
 
     def hold(data):
         inside, release = threading.Event(), gate()
@@ -180,7 +186,9 @@ def hold(monkeypatch, gate):
 @pytest.mark.clause("C22", "K6")
 @pytest.mark.parametrize("ends", [False, True], ids=["", "stop"])
 def test_a_thread_that_sends_without_rest_keeps_nobody_from_receiving(pair, hold, long_turns, ends):
-    """It is in the session whenever a worker gets to run. What the peer sent is delivered all the same, during a stop too."""
+    """It is in the session whenever a worker gets to run. What the peer sent is delivered all the
+    same, during a stop too.
+    """
     socket, peer, handler = pair(max_write_buffer=1 << 30, write_buffer_limits=(1 << 29, 1 << 29))
     inside, release = hold(b"first")
     before = socket.server.stats().bytes_received
@@ -199,7 +207,9 @@ def test_a_thread_that_sends_without_rest_keeps_nobody_from_receiving(pair, hold
     with running(first):
         wait_event(inside, "it encrypts")
         peer.send(b"request")
-        wait_until(lambda: socket.server.stats().bytes_received > before, "a worker has read the request")
+        wait_until(
+            lambda: socket.server.stats().bytes_received > before, "a worker has read the request"
+        )
         if ends:
             stop = threading.Thread(target=socket.server.stop, args=(PATIENCE,))
             stop.start()
@@ -213,7 +223,8 @@ def test_a_thread_that_sends_without_rest_keeps_nobody_from_receiving(pair, hold
 
 
 def leaves_some(pair, hold, respond, **options):
-    """A thread encrypts; a callback sends more than one thread encrypts for others, and goes on in `respond` when that one is done.
+    """A thread encrypts; a callback sends more than one thread encrypts for others, and goes on in
+    `respond` when that one is done.
 
     Returns the peer, and what it is to receive.
     """
@@ -245,7 +256,9 @@ def leaves_some(pair, hold, respond, **options):
 @pytest.mark.parametrize("max_threads", [1, 2])
 def test_drain_in_a_callback_comes_back_whoever_was_to_encrypt(pair, hold, max_threads):
     drained = []
-    sender, _, peer, expected = leaves_some(pair, hold, lambda socket: drained.append(socket.drain(None)), max_threads=max_threads)
+    sender, _, peer, expected = leaves_some(
+        pair, hold, lambda socket: drained.append(socket.drain(None)), max_threads=max_threads
+    )
     with sender:
         assert peer.receive(len(expected)) == expected
     wait_until(lambda: drained == [True], "drain() has returned")
@@ -254,7 +267,9 @@ def test_drain_in_a_callback_comes_back_whoever_was_to_encrypt(pair, hold, max_t
 @pytest.mark.clause("K6", "P2")
 def test_what_a_thread_leaves_over_is_sent_though_a_callback_blocks(pair, hold, gate):
     blocked = gate()
-    sender, _, peer, expected = leaves_some(pair, hold, lambda socket: wait_event(blocked, "the peer has received all"))
+    sender, _, peer, expected = leaves_some(
+        pair, hold, lambda socket: wait_event(blocked, "the peer has received all")
+    )
     with sender:
         assert peer.receive(len(expected)) == expected
     blocked.set()
@@ -271,7 +286,10 @@ def test_drain_returns_when_tls_fails_while_messages_wait(pair, monkeypatch):
                 pass
         return receive(session, ciphertext)
 
-    socket, peer, handler = pair(write_buffer_limits=(1000, 2000), hook=lambda socket, data: drained.append(socket.drain(None)))
+    socket, peer, handler = pair(
+        write_buffer_limits=(1000, 2000),
+        hook=lambda socket, data: drained.append(socket.drain(None)),
+    )
     monkeypatch.setattr(TlsSession, "receive", received)
     peer.client.send(peer.encrypt(b"request") + b"\x17\x03\x03\x00\x40" + b"nonsense" * 8)
     wait_until(lambda: drained, "drain() has returned")
@@ -298,15 +316,23 @@ def test_many_threads_that_send_short_messages_without_rest_are_not_slowed_down_
 
 
 @pytest.mark.clause("H20", "P2")
-@pytest.mark.parametrize(("kind", "senders", "size"), [("plain", 2, 500), ("tls", 8, 500), ("stream", 24, 50)])
-def test_what_threads_leave_to_the_one_of_them_that_writes_is_not_taken_for_output_a_peer_does_not_read(
+@pytest.mark.parametrize(
+    ("kind", "senders", "size"), [("plain", 2, 500), ("tls", 8, 500), ("stream", 24, 50)]
+)
+def test_what_threads_leave_to_the_one_that_writes_is_not_taken_for_output_a_peer_does_not_read(
     start, connect, kind, senders, size
 ):
-    """And it reads all there is: so much may be pending that a busy machine does not keep it from that for so long."""
+    """And it reads all there is: so much may be pending that a busy machine does not keep it from
+    that for so long.
+    """
     most, each = 10_000 * size, 30_000 // senders
-    handler = recorder(connected=None, **({"new_connection": PassThrough} if kind == "stream" else {}))
+    handler = recorder(
+        connected=None, **({"new_connection": PassThrough} if kind == "stream" else {})
+    )
     tls = server_context() if kind == "tls" else None
-    client = connect(start(handler, max_write_buffer=most, write_buffer_limits=(most, most), ssl=tls))
+    client = connect(
+        start(handler, max_write_buffer=most, write_buffer_limits=(most, most), ssl=tls)
+    )
     peer = TlsClient(client, client_context()).handshake() if tls else client
     handler.wait_for("connected")
     taken = []
@@ -321,7 +347,8 @@ def test_what_threads_leave_to_the_one_of_them_that_writes_is_not_taken_for_outp
 
 
 # --------------------------------------------------------------------------------------------------
-# Between leaving a message and looking whether it came too late other threads may run, without a GIL.
+# Between leaving a message and looking whether it came too late other threads may run, without a
+# GIL.
 
 
 class Watched(deque):
@@ -337,7 +364,9 @@ class Watched(deque):
 
 
 def watch(kind, reference):
-    """What waits in the object of that kind which refers to `reference`: the only one of its fields that a `Watched` may replace."""
+    """What waits in the object of that kind which refers to `reference`: the only one of its fields
+    that a `Watched` may replace.
+    """
     (owner,) = [owner for owner in gc.get_referrers(reference) if isinstance(owner, kind)]
     owner.waiting = Watched()
     return owner
@@ -376,7 +405,9 @@ def test_who_comes_too_late_takes_back_his_own_message_and_no_equal_one(compiled
 
 
 @pytest.mark.clause("K3", "K18")
-def test_a_message_that_another_thread_has_written_is_said_to_be_sent_though_its_sender_comes_too_late(compiled, start, connect):
+def test_a_message_that_another_thread_has_written_counts_as_sent_though_its_sender_is_too_late(
+    compiled, start, connect
+):
     streams = []
 
     def new(fd):

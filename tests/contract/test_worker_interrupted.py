@@ -1,7 +1,8 @@
-"""An exception set in a worker from outside, at every moment of a connection's life: deterministic, one after the other.
+"""An exception set in a worker from outside, at every moment of a connection's life: deterministic,
+one after the other.
 
-The compiled engine's workers run no bytecode of ours but the adapter of a stream: few moments, and one round for the other families.
-For that engine see test_guard.py, too.
+The compiled engine's workers run no bytecode of ours but the adapter of a stream: few moments, and
+one round for the other families. For that engine see test_guard.py, too.
 """
 
 import contextlib
@@ -24,8 +25,9 @@ class Late(BaseException):
 
 
 class Shots:
-    """Raises `Late` once in a worker, before moment `number` of those at which CPython raises what was set: when a function begins, and
-    when one of C has returned. Counted from `armed` on, in hydrogen's modules, in threads that began within `loaded`.
+    """Raises `Late` once in a worker, before moment `number` of those at which CPython raises what
+    was set: when a function begins, and when one of C has returned. Counted from `armed` on, in
+    hydrogen's modules, in threads that began within `loaded`.
     """
 
     def __init__(self, number):
@@ -41,7 +43,12 @@ class Shots:
             threading.setprofile(None)
 
     def _profile(self, frame, event, argument):
-        if self.came or not self.armed or event not in ("call", "c_return") or not frame.f_code.co_filename.startswith(OURS):
+        if (
+            self.came
+            or not self.armed
+            or event not in ("call", "c_return")
+            or not frame.f_code.co_filename.startswith(OURS)
+        ):
             return
         if not threading.current_thread().name.startswith("hydrogen-worker"):
             sys.setprofile(None)
@@ -97,10 +104,13 @@ def converse(server, family):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a finalizer was met
+# a finalizer was met
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.clause("H16")
 @pytest.mark.parametrize("family", [*FAMILIES, "proxy"])
-def test_an_exception_set_in_the_only_worker_at_any_moment_costs_nobody_else(engine, family, tmp_path, error_log):
+def test_an_exception_set_in_the_only_worker_at_any_moment_costs_nobody_else(
+    engine, family, tmp_path, error_log
+):
     number, came, fds = 0, True, open_fds()
     while came:
         shots = Shots(number)
@@ -108,7 +118,9 @@ def test_an_exception_set_in_the_only_worker_at_any_moment_costs_nobody_else(eng
             options = options_of(family, str(tmp_path / f"{number}"))
             if family == "proxy":
                 options |= {"proxy_protocol": "v1", "proxy_allow_from": ["127.0.0.1"]}
-            server = hydrogen.serve(Answers(family), engine=engine, max_threads=1, max_connections_per_ip=1, **options)
+            server = hydrogen.serve(
+                Answers(family), engine=engine, max_threads=1, max_connections_per_ip=1, **options
+            )
         shots.armed = True
         converse(server, family)
         assert_empty(server)

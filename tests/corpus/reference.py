@@ -1,7 +1,8 @@
-"""Independent readers and writers of all formats: what the bytes of a test mean when no table says it.
+"""Independent readers and writers of all formats: what the bytes of a test mean when no table says
+it.
 
-Written from the formats, and on purpose not in the way of the code under test: `struct` for numbers, `partition` for lines, a loop for
-masks and sums.
+Written from the formats, and on purpose not in the way of the code under test: `struct` for
+numbers, `partition` for lines, a loop for masks and sums.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def _simple(builder: Any, wire: bytes) -> First | None:
 
 
 def _length(builder: Any, wire: bytes) -> First | None:
-    format = {"big": ">", "little": "<"}[builder.byteorder] + {1: "B", 2: "H", 4: "I", 8: "Q"}[builder.width]
+    format = {"big": ">", "little": "<"}[builder.byteorder] + {1: "B", 2: "H", 4: "I", 8: "Q"}[
+        builder.width
+    ]
     if len(wire) < builder.width:
         return None
     (length,) = struct.unpack_from(format, wire)
@@ -105,7 +108,9 @@ def _websocket(builder: Any, wire: bytes) -> First | None:
     payload = wire[at:][:length]
     if len(wire) < at or len(payload) < length:
         return None
-    return bytes(byte ^ key for byte, key in zip(payload, itertools.cycle(mask), strict=False)), at + length
+    return bytes(
+        byte ^ key for byte, key in zip(payload, itertools.cycle(mask), strict=False)
+    ), at + length
 
 
 _FIRST: dict[type, Callable[[Any, bytes], First | None]] = {
@@ -129,14 +134,22 @@ def decode(builder: FrameBuilder, wire: bytes) -> tuple[list[bytes], type[Except
     return frames, None, len(wire)
 
 
-def encode(builder: Any, payload: bytes, opcode: int = 2, fin: bool = True, mask: bytes | None = None) -> bytes:
+def encode(
+    builder: Any, payload: bytes, opcode: int = 2, fin: bool = True, mask: bytes | None = None
+) -> bytes:
     """A frame that carries `payload`, whether or not `max_size` and the delimiter allow it."""
     if isinstance(builder, hydrogen.SimpleFrameBuilder):
         return b"\x01" + struct.pack(">H", len(payload)) + payload + b"\x17"
     if isinstance(builder, hydrogen.Checksum32FrameBuilder):
         return struct.pack(">I", len(payload)) + payload + struct.pack(">I", sum(payload))
     if isinstance(builder, hydrogen.LengthFrameBuilder):
-        return struct.pack((">" if builder.byteorder == "big" else "<") + " BH I   Q"[builder.width], len(payload)) + payload
+        return (
+            struct.pack(
+                (">" if builder.byteorder == "big" else "<") + " BH I   Q"[builder.width],
+                len(payload),
+            )
+            + payload
+        )
     if isinstance(builder, hydrogen.LineFrameBuilder):
         return payload + builder.delimiter
     first, masked = opcode | (128 if fin else 0), 0 if mask is None else 128
@@ -148,14 +161,21 @@ def encode(builder: Any, payload: bytes, opcode: int = 2, fin: bool = True, mask
         header = struct.pack(">BBQ", first, masked | 127, len(payload))
     if mask is None:
         return header + payload
-    return header + mask + bytes(byte ^ key for byte, key in zip(payload, itertools.cycle(mask), strict=False))
+    return (
+        header
+        + mask
+        + bytes(byte ^ key for byte, key in zip(payload, itertools.cycle(mask), strict=False))
+    )
 
 
 def carries(builder: Any, payload: bytes) -> type[Exception] | None:
     """The error with which `frame(payload)` refuses, or None."""
     if len(payload) > builder.max_size:
         return FrameTooLarge
-    if isinstance(builder, hydrogen.LineFrameBuilder) and (payload + builder.delimiter).partition(builder.delimiter)[0] != payload:
+    if (
+        isinstance(builder, hydrogen.LineFrameBuilder)
+        and (payload + builder.delimiter).partition(builder.delimiter)[0] != payload
+    ):
         return ValueError
     return None
 
@@ -166,12 +186,17 @@ def received(builder: Any, payload: bytes) -> bytes:
 
 
 def mutated(seed: int, builder: Any) -> bytes:
-    """Good frames with a few bytes changed, lost or put in; or nothing but noise. The same for the same seed and builder."""
+    """Good frames with a few bytes changed, lost or put in; or nothing but noise. The same for the
+    same seed and builder.
+    """
     dice = random.Random(f"{seed} {builder!r}")
     if dice.random() < 0.15:
         return dice.randbytes(dice.choice((1, 2, 3, 4, 10, 100, 3000)))
-    longest = min(builder.max_size, 70_000 if dice.random() < 0.02 else 1000)  # over 65,535 is another form of a WebSocket length
-    telling = b"\x00\x01\x7d\x7e\x7f\x80\x81\x82\xff" + b"\r" + getattr(builder, "delimiter", b"\x17")
+    # over 65,535 is another form of a WebSocket length
+    longest = min(builder.max_size, 70_000 if dice.random() < 0.02 else 1000)
+    telling = (
+        b"\x00\x01\x7d\x7e\x7f\x80\x81\x82\xff" + b"\r" + getattr(builder, "delimiter", b"\x17")
+    )
     wire = bytearray()
     for _ in range(dice.randrange(1, 8)):
         length = dice.choice((0, 1, 2, min(longest, 130), longest // 2, longest))

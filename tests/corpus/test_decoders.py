@@ -1,4 +1,6 @@
-"""The corpus through the builders and the compiled decoder: whole, byte by byte, with trailing data, split everywhere and at random."""
+"""The corpus through the builders and the compiled decoder: whole, byte by byte, with trailing
+data, split everywhere and at random.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,17 @@ import hydrogen
 from hydrogen.frame import FrameDecoder
 
 by_case = pytest.mark.parametrize(
-    "case", [pytest.param(case, id=f"{framing}: {case.name}") for framing, cases in FRAMINGS.items() for case in cases]
+    "case",
+    [
+        pytest.param(case, id=f"{framing}: {case.name}")
+        for framing, cases in FRAMINGS.items()
+        for case in cases
+    ],
 )
 by_framing = pytest.mark.parametrize("cases", FRAMINGS.values(), ids=FRAMINGS)
-by_builder = pytest.mark.parametrize("builder", [builder for builders in BUILDERS.values() for builder in builders], ids=repr)
+by_builder = pytest.mark.parametrize(
+    "builder", [builder for builders in BUILDERS.values() for builder in builders], ids=repr
+)
 
 Outcome = tuple[list[bytes], type[Exception] | None, int]
 
@@ -35,7 +44,9 @@ def decode_in_python(builder: hydrogen.FrameBuilder, parts: list[bytes]) -> Outc
 
 
 def decode_compiled(builder: hydrogen.FrameBuilder, parts: list[bytes]) -> Outcome:
-    """The same by the compiled decoder, which is given what it left again, with the next part behind it."""
+    """The same by the compiled decoder, which is given what it left again, with the next part
+    behind it.
+    """
     from hydrogen import _codec  # not there in a pure build, where this engine is not under test
 
     frames: list[bytes] = []
@@ -87,7 +98,9 @@ def test_f04_split_at_every_position(decode, cases):
     for case in cases:
         step = 1 if len(case.wire) < 2000 else 4099
         for at in range(0, len(case.wire) + 1, step):
-            assert decode(case.builder, [case.wire[:at], case.wire[at:]]) == case.outcome, f"{case.name}, split at {at}"
+            assert decode(case.builder, [case.wire[:at], case.wire[at:]]) == case.outcome, (
+                f"{case.name}, split at {at}"
+            )
 
 
 @by_framing
@@ -96,20 +109,30 @@ def test_f04_split_at_random(decode, cases):
         dice = random.Random(case.name)
         for _ in range(50):
             parts = reference.split(dice, case.wire, 6)
-            assert decode(case.builder, parts) == case.outcome, f"{case.name}, split into {[len(part) for part in parts]}"
+            assert decode(case.builder, parts) == case.outcome, (
+                f"{case.name}, split into {[len(part) for part in parts]}"
+            )
 
 
 @by_framing
 @pytest.mark.clause("F2", "F8")
 def test_with_trailing_data(decode, cases):
-    """What follows a frame is left, byte for byte, and becomes a frame when the rest of it comes."""
+    """What follows a frame is left, byte for byte, and becomes a frame when the rest of it
+    comes.
+    """
     for case in cases:
         if case.error or case.rest:
             continue  # no complete frame at the end for data to trail
         whole = reference.encode(case.builder, b"")
         for at in range(len(whole)):
-            assert decode(case.builder, [case.wire + whole[:at]]) == (case.frames, None, at), case.name
-            assert decode(case.builder, [case.wire + whole[:at], whole[at:]]) == ([*case.frames, b""], None, 0), case.name
+            assert decode(case.builder, [case.wire + whole[:at]]) == (case.frames, None, at), (
+                case.name
+            )
+            assert decode(case.builder, [case.wire + whole[:at], whole[at:]]) == (
+                [*case.frames, b""],
+                None,
+                0,
+            ), case.name
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -134,13 +157,19 @@ def test_f09_mutated_bytes_are_frames_or_an_error(decode, builder):
         expected = reference.decode(builder, wire)
         assert decode(builder, [wire]) == expected, f"seed {seed}"
         parts = reference.split(random.Random(seed), wire, 4)
-        assert decode(builder, parts) == expected, f"seed {seed} split into {[len(part) for part in parts]}"
+        assert decode(builder, parts) == expected, (
+            f"seed {seed} split into {[len(part) for part in parts]}"
+        )
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_the_mutated_bytes_meet_frames_and_all_errors(framing):
     """Or the test above would compare nothing with nothing."""
-    met = {reference.decode(builder, reference.mutated(seed, builder))[1] for builder in BUILDERS[framing] for seed in range(500)}
+    met = {
+        reference.decode(builder, reference.mutated(seed, builder))[1]
+        for builder in BUILDERS[framing]
+        for seed in range(500)
+    }
     errors = {
         "simple": {hydrogen.ProtocolError, hydrogen.FrameTooLarge},
         "checksum32": {hydrogen.ChecksumMismatch, hydrogen.FrameTooLarge},

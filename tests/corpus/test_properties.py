@@ -1,4 +1,5 @@
-"""What holds for any payload and any bytes: round trips, and the decoders and encoders compared with each other and with those of others.
+"""What holds for any payload and any bytes: round trips, and the decoders and encoders compared
+with each other and with those of others.
 
 The oracles for WebSocket frames are wsproto and websockets, which know nothing of hydrogen.
 """
@@ -17,12 +18,21 @@ from corpus.test_decoders import decode_compiled, decode_in_python
 from hypothesis import strategies as st
 
 import hydrogen
-from hydrogen import Checksum32FrameBuilder, LengthFrameBuilder, LineFrameBuilder, SimpleFrameBuilder, WebSocketFrame, WebSocketFrameBuilder
+from hydrogen import (
+    Checksum32FrameBuilder,
+    LengthFrameBuilder,
+    LineFrameBuilder,
+    SimpleFrameBuilder,
+    WebSocketFrame,
+    WebSocketFrameBuilder,
+)
 from hydrogen.frame import encode
 
 LARGEST = (1 << 63) - 1
 # How long an example takes is no matter of these tests.
-unhurried = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+unhurried = hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 thorough = hypothesis.settings(unhurried, max_examples=400)
 
 DECODERS = {"python": decode_in_python, "compiled": decode_compiled}
@@ -47,15 +57,23 @@ builders = st.one_of(
     st.builds(SimpleFrameBuilder, sizes),
     st.builds(Checksum32FrameBuilder, sizes),
     st.builds(LengthFrameBuilder, st.just(1), max_size=st.integers(0, 255)),
-    st.builds(LengthFrameBuilder, st.sampled_from([2, 4, 8]), st.sampled_from(["big", "little"]), sizes),
+    st.builds(
+        LengthFrameBuilder, st.sampled_from([2, 4, 8]), st.sampled_from(["big", "little"]), sizes
+    ),
     st.builds(LineFrameBuilder, delimiters, sizes),
     st.builds(WebSocketFrameBuilder, st.one_of(sizes, st.just(70_000), st.just(LARGEST))),
 )
 # Payloads that look like parts of frames, some of them long.
 payloads = st.one_of(
     st.binary(max_size=300),
-    st.lists(st.sampled_from([0, 1, 0x17, 0x7D, 0x7E, 0x7F, 0x80, 0xFF, *b"\r\nab"]), max_size=300).map(bytes),
-    st.builds(lambda part, times: part * times, st.binary(min_size=1, max_size=4), st.sampled_from([32, 63, 126, 16_384, 17_500])),
+    st.lists(
+        st.sampled_from([0, 1, 0x17, 0x7D, 0x7E, 0x7F, 0x80, 0xFF, *b"\r\nab"]), max_size=300
+    ).map(bytes),
+    st.builds(
+        lambda part, times: part * times,
+        st.binary(min_size=1, max_size=4),
+        st.sampled_from([32, 63, 126, 16_384, 17_500]),
+    ),
 )
 masks = st.none() | st.binary(min_size=4, max_size=4)
 opcodes = st.sampled_from([0, 1, 2, 8, 9, 10])
@@ -66,7 +84,8 @@ def streams(draw: Any, builder: hydrogen.FrameBuilder) -> bytes:
     """Frames, some of them too long for `builder`, then a few edits."""
     wire = bytearray()
     for payload in draw(st.lists(payloads, max_size=5)):
-        if len(payload) <= (255 if getattr(builder, "width", 2) == 1 else 65_535):  # what a header can say
+        # what a header can say
+        if len(payload) <= (255 if getattr(builder, "width", 2) == 1 else 65_535):
             opcode = draw(opcodes)
             wire += reference.encode(builder, payload, opcode, draw(st.booleans()), draw(masks))
     for _ in range(draw(st.integers(0, 3))):
@@ -135,7 +154,7 @@ def test_f09_any_bytes_at_all_are_frames_or_an_error_or_not_enough(engine, build
     assert error is None or (left == 0 and issubclass(error, hydrogen.ProtocolError))
 
 
-# ---------------------------------------------------------------------------------------------------- wsproto and websockets
+# --------------------------------------------------------------------------- wsproto and websockets
 
 
 @st.composite
@@ -143,7 +162,12 @@ def websocket_frames(draw: Any) -> WebSocketFrame:
     """Any that the RFC knows."""
     opcode = draw(opcodes)
     payload = draw(payloads)
-    return WebSocketFrame(payload[:125] if opcode > 7 else payload, opcode, opcode > 7 or draw(st.booleans()), draw(masks))
+    return WebSocketFrame(
+        payload[:125] if opcode > 7 else payload,
+        opcode,
+        opcode > 7 or draw(st.booleans()),
+        draw(masks),
+    )
 
 
 def parse_with_websockets(wire: bytes, mask: bool) -> websockets.frames.Frame:
@@ -159,7 +183,8 @@ def parse_with_websockets(wire: bytes, mask: bool) -> websockets.frames.Frame:
 
 def parse_with_wsproto(wire: bytes) -> wsproto.frame_protocol.Frame | type[Exception] | None:
     """The first frame, None when it is not complete, or the class of the error."""
-    decoder = wsproto.frame_protocol.FrameDecoder(client=len(wire) < 2 or wire[1] < 128)  # a client gets unmasked frames
+    # a client gets unmasked frames
+    decoder = wsproto.frame_protocol.FrameDecoder(client=len(wire) < 2 or wire[1] < 128)
     decoder.receive_bytes(wire)
     try:
         return decoder.process_buffer()
@@ -172,9 +197,18 @@ def parse_with_wsproto(wire: bytes) -> wsproto.frame_protocol.Frame | type[Excep
 @hypothesis.given(frame=websocket_frames())
 def test_others_read_our_websocket_frames(frame):
     theirs = parse_with_websockets(frame.to_bytes(), frame.mask is not None)
-    assert (theirs.opcode, theirs.fin, bytes(theirs.data)) == (frame.opcode, frame.fin, frame.payload())
+    assert (theirs.opcode, theirs.fin, bytes(theirs.data)) == (
+        frame.opcode,
+        frame.fin,
+        frame.payload(),
+    )
     other = parse_with_wsproto(frame.to_bytes())
-    assert (other.opcode, other.message_finished, other.frame_finished, other.payload) == (frame.opcode, frame.fin, True, frame.payload())
+    assert (other.opcode, other.message_finished, other.frame_finished, other.payload) == (
+        frame.opcode,
+        frame.fin,
+        True,
+        frame.payload(),
+    )
 
 
 @pytest.mark.clause("F13")
@@ -190,20 +224,37 @@ def test_others_read_what_the_engine_sends(engine, payload):
 @unhurried
 @hypothesis.given(frame=websocket_frames(), mask=st.booleans())
 def test_we_read_the_frames_of_others(engine, frame, mask):
-    theirs = websockets.frames.Frame(websockets.frames.Opcode(frame.opcode), frame.payload(), frame.fin).serialize(mask=mask)
+    theirs = websockets.frames.Frame(
+        websockets.frames.Opcode(frame.opcode), frame.payload(), frame.fin
+    ).serialize(mask=mask)
     read = WebSocketFrameBuilder().from_bytes(bytearray(theirs))
-    assert (read.opcode, read.fin, read.mask is not None, read.payload()) == (frame.opcode, frame.fin, mask, frame.payload())
+    assert (read.opcode, read.fin, read.mask is not None, read.payload()) == (
+        frame.opcode,
+        frame.fin,
+        mask,
+        frame.payload(),
+    )
     others = wsproto.frame_protocol.FrameProtocol(client=mask, extensions=[])
-    wires = [theirs, bytes(others.send_data(frame.payload(), fin=True)), bytes(others.ping(frame.payload()[:125]))]
+    wires = [
+        theirs,
+        bytes(others.send_data(frame.payload(), fin=True)),
+        bytes(others.ping(frame.payload()[:125])),
+    ]
     expected = [frame.payload(), frame.payload(), frame.payload()[:125]]
     assert DECODERS[engine](WebSocketFrameBuilder(), [b"".join(wires)]) == (expected, None, 0)
 
 
 @pytest.mark.clause("F3", "F13")
 @thorough
-@hypothesis.given(start=st.binary(min_size=2, max_size=2), length=st.integers(0, 300) | st.integers(0, (1 << 64) - 1), data=st.data())
+@hypothesis.given(
+    start=st.binary(min_size=2, max_size=2),
+    length=st.integers(0, 300) | st.integers(0, (1 << 64) - 1),
+    data=st.data(),
+)
 def test_f09_wsproto_accepts_and_refuses_the_same_headers(engine, start, length, data):
-    """Any first two bytes, with the length in the form that they say; the rest whole or not, as it happens."""
+    """Any first two bytes, with the length in the form that they say; the rest whole or not, as it
+    happens.
+    """
     width = {126: 2, 127: 8}.get(start[1] & 0x7F, 0)
     extended = (length % (1 << 8 * width)).to_bytes(width, "big")
     wire = start + extended + data.draw(st.binary(min_size=4, max_size=400))

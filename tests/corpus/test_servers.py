@@ -1,4 +1,6 @@
-"""The corpus through a server, on both engines: each case on connections of its own, in one piece and in many."""
+"""The corpus through a server, on both engines: each case on connections of its own, in one piece
+and in many.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ Parts = Callable[[Case], list[list[bytes]]]
 
 
 def send_parts(client: Client, parts: list[bytes]) -> None:
-    """Each part in a segment of its own, as far as the kernel goes along; the server may have hung up already."""
+    """Each part in a segment of its own, as far as the kernel goes along; the server may have hung
+    up already.
+    """
     try:
         for part in parts:
             client.send(part)
@@ -30,17 +34,27 @@ def send_parts(client: Client, parts: list[bytes]) -> None:
 
 
 def expected(case: Case) -> tuple[list[bytes], bytes, type[Exception]]:
-    """What the case says: frames before the error are delivered and answered, then comes the error, or the end."""
+    """What the case says: frames before the error are delivered and answered, then comes the error,
+    or the end.
+    """
     end = case.error or (hydrogen.IncompleteFrame if case.rest else hydrogen.PeerClosed)
-    return case.frames, b"".join(reference.encode(case.builder, frame) for frame in case.frames), end
+    return (
+        case.frames,
+        b"".join(reference.encode(case.builder, frame) for frame in case.frames),
+        end,
+    )
 
 
 @pytest.fixture
 def serve(start, connect):
-    """Serve cases, a server for each builder, and compare: frames delivered, bytes echoed, error."""
+    """Serve cases, a server for each builder, and compare: frames delivered, bytes echoed,
+    error.
+    """
 
     def serve(cases: list[Case], ways: Parts) -> None:
-        for _, group in itertools.groupby(sorted(cases, key=lambda case: repr(case.builder)), lambda case: repr(case.builder)):
+        for _, group in itertools.groupby(
+            sorted(cases, key=lambda case: repr(case.builder)), lambda case: repr(case.builder)
+        ):
             same = list(group)
             handler = recorder(data_received=lambda socket, data: socket.send(data))
             server = start(handler, framing=same[0].builder, max_threads=2)
@@ -54,7 +68,9 @@ def serve(start, connect):
                     id = handler.of("disconnected")[removed].id
                     removed += 1
                     sizes = [len(part) for part in parts][:20]
-                    assert (handler.messages(id), replies, type(error)) == expected(case), f"{case.name}, in parts of {sizes}"
+                    assert (handler.messages(id), replies, type(error)) == expected(case), (
+                        f"{case.name}, in parts of {sizes}"
+                    )
             assert server.stop().aborted == 0
 
     return serve
@@ -87,7 +103,9 @@ def test_f04_split_at_random(serve, framing):
 
 
 def sendings(case: Case) -> Iterator[tuple[bytes, bytes, list[bytes]]]:
-    """The case split at every position, a frame more behind each; that one's first byte comes with the second part."""
+    """The case split at every position, a frame more behind each; that one's first byte comes with
+    the second part.
+    """
     more = reference.encode(case.builder, b"!")
     for at in range(1, len(case.wire)):
         yield case.wire[:at], case.wire[at:] + more[:1], [*case.frames, b"!"]
@@ -95,9 +113,15 @@ def sendings(case: Case) -> Iterator[tuple[bytes, bytes, list[bytes]]]:
 
 @by_framing
 def test_f04_split_at_every_position(start, connect, framing):
-    """Cases that end gracefully are joined, frame after frame on one connection, so that every split of every frame is met."""
+    """Cases that end gracefully are joined, frame after frame on one connection, so that every
+    split of every frame is met.
+    """
     for builder in {repr(case.builder): case.builder for case in FRAMINGS[framing]}.values():
-        good = [case for case in FRAMINGS[framing] if repr(case.builder) == repr(builder) and not case.error and not case.rest]
+        good = [
+            case
+            for case in FRAMINGS[framing]
+            if repr(case.builder) == repr(builder) and not case.error and not case.rest
+        ]
         short = [case for case in good if 1 < len(case.wire) < 300]
         if not short or not builder.max_size:
             continue
@@ -116,7 +140,9 @@ def test_f04_split_at_every_position(start, connect, framing):
         server.stop()
 
 
-@pytest.mark.parametrize("builder", [builder for builders in BUILDERS.values() for builder in builders], ids=repr)
+@pytest.mark.parametrize(
+    "builder", [builder for builders in BUILDERS.values() for builder in builders], ids=repr
+)
 def test_f09_mutated_bytes_end_in_frames_or_a_named_error(serve, builder):
     cases = []
     for seed in range(60):

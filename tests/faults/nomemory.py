@@ -31,7 +31,10 @@ import hydrogen
 try:
     import _testcapi
 except ImportError as error:
-    raise SystemExit("NOT TESTED: this CPython has no _testcapi, so no allocation can be made to fail; install its test modules") from error
+    raise SystemExit(
+        "NOT TESTED: this CPython has no _testcapi, so no allocation can be made to fail; install "
+        "its test modules"
+    ) from error
 
 NEVER = 1 << 30
 """An allocation that does not come."""
@@ -370,8 +373,8 @@ def main() -> None:
 def spare_thread_starts(arm_again: Callable[[], None]) -> None:
     """Let no allocation fail in `Thread.start`, and count anew after each.
 
-    A thread whose own first steps find no memory dies before anything of ours runs in it, and CPython's
-    `start` waits for it for ever.
+    A thread whose own first steps find no memory dies before anything of ours runs in it, and
+    CPython's `start` waits for it for ever.
     """
     start = threading.Thread.start
 
@@ -406,7 +409,9 @@ def cycles(engine: str, what: str, highest: int) -> None:
     held: tuple[set[int], set[int]] | None = None
     for at in range(-1, highest + 1):
         print(f"allocation {at} is to fail", file=sys.stderr, flush=True)
-        server = hydrogen.Server(Attends(nothing, True), hydrogen.Config(port=0, max_threads=2), engine=engine)
+        server = hydrogen.Server(
+            Attends(nothing, True), hydrogen.Config(port=0, max_threads=2), engine=engine
+        )
         failed = False
         if what == "start" and at >= 0:
             try:
@@ -437,7 +442,8 @@ def cycles(engine: str, what: str, highest: int) -> None:
             assert server.wait(20), at
             report, stats = server.stop(20), server.stats()
             ended = report.closed, report.aborted, report.abandoned, stats.connections
-            # None of them: a worker that was still at the echo has met it, and the connection ended before the stop counted.
+            # None of them: a worker that was still at the echo has met it, and the connection ended
+            # before the stop counted.
             assert ended in ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 0, 0)), (at, ended)
         del server
         gc.collect()

@@ -1,15 +1,18 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The compiled frame codec under a fuzzer: any bytes, any builder, split anywhere. Built and run by tools/fuzz.py; never imported.
+"""The compiled frame codec under a fuzzer: any bytes, any builder, split anywhere. Built and run by
+tools/fuzz.py; never imported.
 
-libFuzzer calls `LLVMFuzzerTestOneInput`; what does not hold aborts. Nothing in here calls Python, so that no interpreter has to be there. An input is
+libFuzzer calls `LLVMFuzzerTestOneInput`; what does not hold aborts. Nothing in here calls Python,
+so that no interpreter has to be there. An input is
 
     max_size, 8 bytes little-endian (taken modulo what the format allows)
-    shape, 1 byte: of lengths the width (bits 0-1) and the byte order (bit 2); of lines the delimiter's length less one (bits 0-5)
-    split, 1 byte: how the wire is cut into parts
+    shape, 1 byte: of lengths the width (bits 0-1) and the byte order (bit 2); of lines the
+    delimiter's length less one (bits 0-5) split, 1 byte: how the wire is cut into parts
     of lines the delimiter
     the wire
 
-and HYDROGEN_FUZZ in the environment names the framing. Each window that the codec is given is an allocation of its very size: reading a byte beyond is seen.
+and HYDROGEN_FUZZ in the environment names the framing. Each window that the codec is given is an
+allocation of its very size: reading a byte beyond is seen.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -26,7 +29,8 @@ cdef enum:
 
 cdef int kind = FRAMING_RAW
 
-# What the wire was read as: where each frame lies, from its own first byte, and why there are no more.
+# What the wire was read as: where each frame lies, from its own first byte, and why there are no
+# more.
 ctypedef struct reading_t:
     size_t count
     int verdict
@@ -51,9 +55,11 @@ cdef uint8_t *block(const uint8_t *data, size_t n) noexcept nogil:
     return made
 
 
-# --- what the input says -------------------------------------------------------------------------------------------------------------------
+# --- what the input says --------------------------------------------------------------------------
 
-cdef size_t choose(framing_t *framing, uint8_t *split, const uint8_t *data, size_t size) noexcept nogil:
+cdef size_t choose(
+    framing_t *framing, uint8_t *split, const uint8_t *data, size_t size,
+) noexcept nogil:
     """Set the builder's fields; where the wire begins, 0 when the input is too short."""
     cdef uint64_t limit = <uint64_t>-1 >> 1
     cdef uint64_t value
@@ -84,21 +90,27 @@ cdef size_t choose(framing_t *framing, uint8_t *split, const uint8_t *data, size
     return begin if size - begin <= WIRE_MOST else 0
 
 
-# --- what must hold ------------------------------------------------------------------------------------------------------------------------
+# --- what must hold -------------------------------------------------------------------------------
 
 cdef bint begins(const framing_t *framing, const uint8_t *data, size_t n, size_t at) noexcept nogil:
     """Whether a delimiter begins at `at`."""
-    return n - at >= framing.delimiter_size and memcmp(data + at, framing.delimiter, framing.delimiter_size) == 0
+    return (
+        n - at >= framing.delimiter_size and
+        memcmp(data + at, framing.delimiter, framing.delimiter_size) == 0
+    )
 
 
 cdef bint alike(const frame_t *one, const frame_t *other) noexcept nogil:
     return (
-        one.offset == other.offset and one.length == other.length and one.size == other.size and one.masked == other.masked
+        one.offset == other.offset and one.length == other.length and one.size == other.size and
+        one.masked == other.masked
         and (not one.masked or memcmp(one.mask, other.mask, 4) == 0)
     )
 
 
-cdef int find(const framing_t *framing, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame) noexcept nogil:
+cdef int find(
+    const framing_t *framing, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame,
+) noexcept nogil:
     """framing_next, and what must hold of its answer and of framing_find's."""
     cdef size_t before = scanned[0], from_start = 0, at
     cdef frame_t again
@@ -108,19 +120,32 @@ cdef int find(const framing_t *framing, const uint8_t *data, size_t n, size_t *s
     check(from_start == scanned[0], "the hint does not depend on how it came about")
     check(found != FRAME_COMPLETE or alike(frame, &again), "the hint changes nothing of the frame")
     check(scanned[0] <= n, "what was searched is there")
-    check(scanned[0] == 0 or (framing.kind == FRAMING_LINE and found == FRAME_INCOMPLETE), "the hint is for lines that are not complete")
+    check(
+        scanned[0] == 0 or (framing.kind == FRAMING_LINE and found == FRAME_INCOMPLETE),
+        "the hint is for lines that are not complete"
+    )
     if found == FRAME_INCOMPLETE and framing.kind == FRAMING_LINE:
         check(scanned[0] >= before, "the hint never goes back while a line grows")
         for at in range(before, scanned[0]):
-            check(not begins(framing, data, n, at), "no delimiter begins in what the hint says to skip")
+            check(
+                not begins(framing, data, n, at),
+                "no delimiter begins in what the hint says to skip"
+            )
         check(n - scanned[0] < framing.delimiter_size, "all but a part of a delimiter is skipped")
     verdict = framing_next(framing, data, n, scanned, &again)
     if found == FRAME_COMPLETE:
         check(alike(frame, &again), "both find the same frame")
-        check(verdict == FRAME_COMPLETE or (verdict == FRAME_CHECKSUM and framing.kind == FRAMING_CHECKSUM32), "a frame found is a frame")
+        check(
+            verdict == FRAME_COMPLETE or
+            (verdict == FRAME_CHECKSUM and framing.kind == FRAMING_CHECKSUM32),
+            "a frame found is a frame",
+        )
         check(frame.size > 0, "a frame takes something off")
         check(frame.size <= n, "a frame is there")
-        check(frame.offset <= frame.size and frame.length <= frame.size - frame.offset, "a payload lies within its frame")
+        check(
+            frame.offset <= frame.size and frame.length <= frame.size - frame.offset,
+            "a payload lies within its frame"
+        )
         check(framing.kind == FRAMING_RAW or frame.length <= framing.max_size, "max_size holds")
         check(not frame.masked or framing.kind == FRAMING_WEBSOCKET, "masks are WebSocket's")
     else:
@@ -128,8 +153,12 @@ cdef int find(const framing_t *framing, const uint8_t *data, size_t n, size_t *s
     return verdict
 
 
-cdef void follow(const framing_t *framing, const uint8_t *data, const frame_t *frame) noexcept nogil:
-    """What must hold of a frame that was found at `data`: its payload, and the frame made of that again."""
+cdef void follow(
+    const framing_t *framing, const uint8_t *data, const frame_t *frame,
+) noexcept nogil:
+    """What must hold of a frame that was found at `data`: its payload, and the frame made of that
+    again.
+    """
     cdef uint8_t *payload = block(NULL, frame.length)
     cdef size_t size = frame.length + framing_overhead(framing, frame.length)
     cdef uint8_t *wire = block(NULL, size)
@@ -138,22 +167,41 @@ cdef void follow(const framing_t *framing, const uint8_t *data, const frame_t *f
     cdef frame_t again
     framing_copy(frame, data, <char *>payload)
     for i in range(frame.length):
-        check(payload[i] == data[frame.offset + i] ^ (frame.mask[i % 4] if frame.masked else 0), "the payload is what lies there, unmasked")
-    check(framing_encode(framing, <const char *>payload, frame.length, <char *>wire) == FRAME_COMPLETE, "a payload received can be sent")
+        check(
+            payload[i] == data[frame.offset + i] ^ (frame.mask[i % 4] if frame.masked else 0),
+            "the payload is what lies there, unmasked"
+        )
+    verdict = framing_encode(framing, <const char *>payload, frame.length, <char *>wire)
+    check(verdict == FRAME_COMPLETE, "a payload received can be sent")
     if framing.kind == FRAMING_WEBSOCKET:
-        check(size == frame.size - (4 if frame.masked else 0), "a WebSocket frame has the shortest header")
+        check(
+            size == frame.size - (4 if frame.masked else 0),
+            "a WebSocket frame has the shortest header"
+        )
         check(wire[0] == 0x82, "it is a binary one")
-        check(memcmp(wire + 1, data + 1, 0 if frame.masked else size - 1) == 0, "the rest is as it came")
+        check(
+            memcmp(wire + 1, data + 1, 0 if frame.masked else size - 1) == 0,
+            "the rest is as it came"
+        )
     elif framing.strip_cr and size < frame.size:
-        check(size == frame.size - 1 and data[frame.length] == c"\r", "a line may be shorter by a carriage return")
+        check(
+            size == frame.size - 1 and data[frame.length] == c"\r",
+            "a line may be shorter by a carriage return"
+        )
         check(memcmp(wire, data, frame.length) == 0, "and by nothing else")
     else:
         check(size == frame.size and memcmp(wire, data, size) == 0, "a frame is made as it came")
-    check(find(framing, wire, size, &scanned, &again) == FRAME_COMPLETE and again.size == size, "what is made is a frame")
+    check(
+        find(framing, wire, size, &scanned, &again) == FRAME_COMPLETE and again.size == size,
+        "what is made is a frame"
+    )
     other = block(NULL, again.length)
     framing_copy(&again, wire, <char *>other)
     if framing.strip_cr and again.length < frame.length:
-        check(again.length == frame.length - 1 and payload[frame.length - 1] == c"\r", "a line loses a carriage return and nothing else")
+        check(
+            again.length == frame.length - 1 and payload[frame.length - 1] == c"\r",
+            "a line loses a carriage return and nothing else"
+        )
     else:
         check(again.length == frame.length, "with the same length")
     check(memcmp(other, payload, again.length) == 0, "with the same payload")
@@ -163,7 +211,9 @@ cdef void follow(const framing_t *framing, const uint8_t *data, const frame_t *f
 
 
 cdef void send(const framing_t *framing, const uint8_t *data, size_t n) noexcept nogil:
-    """Any bytes at all as a payload: a frame that is read as it was made, or refused for a reason."""
+    """Any bytes at all as a payload: a frame that is read as it was made, or refused for a
+    reason.
+    """
     cdef size_t size = n + framing_overhead(framing, n)
     cdef size_t at = 0, scanned = 0
     cdef frame_t frame
@@ -173,9 +223,16 @@ cdef void send(const framing_t *framing, const uint8_t *data, size_t n) noexcept
     wire = block(NULL, size)
     if framing_encode(framing, <const char *>data, n, <char *>wire) == FRAME_COMPLETE:
         if size:  # no bytes at all are no chunk
-            check(find(framing, wire, size, &scanned, &frame) == FRAME_COMPLETE, "what is sent is a frame")
+            check(
+                find(framing, wire, size, &scanned, &frame) == FRAME_COMPLETE,
+                "what is sent is a frame"
+            )
             check(frame.size == size, "and only one")
-            check(frame.length == n or (framing.strip_cr and n and frame.length == n - 1 and data[n - 1] == c"\r"), "of that length")
+            check(
+                frame.length == n or
+                (framing.strip_cr and n and frame.length == n - 1 and data[n - 1] == c"\r"),
+                "of that length",
+            )
             check(memcmp(wire + frame.offset, data, frame.length) == 0, "with that payload")
     else:
         check(framing.kind == FRAMING_LINE, "only lines refuse a payload")
@@ -201,8 +258,12 @@ cdef void read_whole(const framing_t *framing, const uint8_t *wire, size_t n) no
     whole.left = n
 
 
-cdef void read_parted(const framing_t *framing, const uint8_t *wire, size_t n, uint8_t split) noexcept nogil:
-    """As a connection does it: what is not used stays, with its hint, and the next part comes behind."""
+cdef void read_parted(
+    const framing_t *framing, const uint8_t *wire, size_t n, uint8_t split,
+) noexcept nogil:
+    """As a connection does it: what is not used stays, with its hint, and the next part comes
+    behind.
+    """
     cdef uint32_t dice = split * <uint32_t>2654435761 + 1
     cdef uint32_t parts = 0
     cdef size_t begin = 0, end = 0, scanned = 0, most
@@ -212,7 +273,10 @@ cdef void read_parted(const framing_t *framing, const uint8_t *wire, size_t n, u
     parted.verdict = FRAME_INCOMPLETE
     while end < n and parted.verdict == FRAME_INCOMPLETE:
         dice = dice * 1664525 + 1013904223
-        most = 1 if split % 4 == 0 and parts < BYTE_BY_BYTE else 1 + (dice >> 16) % (8 << split % 4 * 2)
+        most = (
+            1 if split % 4 == 0 and
+            parts < BYTE_BY_BYTE else 1 + (dice >> 16) % (8 << split % 4 * 2)
+        )
         parts += 1
         end = end + most if n - end > most else n
         at = window = block(wire + begin, end - begin)
@@ -239,7 +303,7 @@ cdef void compare(const framing_t *framing) noexcept nogil:
         check(alike(&parted.frames[i], &whole.frames[i]), "the same frames in parts as whole")
 
 
-# --- who calls -----------------------------------------------------------------------------------------------------------------------------
+# --- who calls ------------------------------------------------------------------------------------
 
 cdef public int LLVMFuzzerInitialize(int *argc, char ***argv) noexcept nogil:
     global kind
@@ -291,7 +355,10 @@ cdef void say(const uint8_t *data, size_t size) noexcept nogil:
     if not begin:
         printf("skipped\n")
         return
-    printf("max_size=%zu width=%d little=%d", framing.max_size, <int>framing.width, <int>framing.little)
+    printf(
+        "max_size=%zu width=%d little=%d", framing.max_size, <int>framing.width,
+        <int>framing.little
+    )
     hex("delimiter", framing.delimiter, framing.delimiter_size)
     hex("wire", at, n)
     read_whole(&framing, at, n)
@@ -312,7 +379,9 @@ cdef void say(const uint8_t *data, size_t size) noexcept nogil:
 
 
 cdef public int replay(int argc, char **argv) noexcept nogil:
-    """The main function of the build that measures coverage: the inputs in the files named, each checked and told."""
+    """The main function of the build that measures coverage: the inputs in the files named, each
+    checked and told.
+    """
     cdef uint8_t data[HEADER + DELIMITER_MOST + WIRE_MOST]
     cdef uint8_t *exact
     cdef size_t size

@@ -1,4 +1,6 @@
-"""The clients' side of a `life.Life`: sockets that never wait, and the model of what was said through them."""
+"""The clients' side of a `life.Life`: sockets that never wait, and the model of what was said
+through them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
     from state_machine.life import Life
 
 RESETS = {ConnectionResetError, BrokenPipeError}
-ACTION_ENDS: dict[str, type[Exception]] = {"close": hydrogen.LocalClosed, "abort": hydrogen.LocalClosed, "raise": hydrogen.HandlerError}
+ACTION_ENDS: dict[str, type[Exception]] = {
+    "close": hydrogen.LocalClosed,
+    "abort": hydrogen.LocalClosed,
+    "raise": hydrogen.HandlerError,
+}
 EOF_ENDS: dict[str | None, type[Exception] | None] = {
     None: hydrogen.PeerClosed,
     "close": hydrogen.LocalClosed,
@@ -46,13 +52,15 @@ class NamedClient(Client):
 
 
 class Link:
-    """A client, and the model of its connection. It writes without waiting (`push`), and reads when it is told to (`sip`).
+    """A client, and the model of its connection. It writes without waiting (`push`), and reads when
+    it is told to (`sip`).
 
     Attributes:
         name: its address, which is the server's `peername`.
         stream, payloads: what it said, as bytes and as messages.
         tail: the rest of a frame that is begun, and its payload and actions.
-        fate: the error in which what it said ends, once it is delivered; None: none. `fate_bytes`, `fate_payloads`: how much that is.
+        fate: the error in which what it said ends, once it is delivered; None: none. `fate_bytes`,
+            `fate_payloads`: how much that is.
         gates: of its messages.
         gone: "closed" or "reset", once it is.
         is_cut_off: it is, and nobody knows how much of what it said had been sent.
@@ -60,7 +68,9 @@ class Link:
         replies: what came, by source.
     """
 
-    def __init__(self, life: Life, number: int, receive_buffer: int | None, send_buffer: int | None) -> None:
+    def __init__(
+        self, life: Life, number: int, receive_buffer: int | None, send_buffer: int | None
+    ) -> None:
         self.life = life
         self.number = number
         # An address of its own, for a port may be used again.
@@ -113,14 +123,24 @@ class Link:
     # ------------------------------------------------------------------ what steps do
 
     def say(self, messages: list[list[str]], padding: int, cut: float | None) -> None:
-        """Finish the frame that is begun, then send so many more; of the last one only a part, if there is a `cut`."""
+        """Finish the frame that is begun, then send so many more; of the last one only a part, if
+        there is a `cut`.
+        """
         self._finish_frame()
         for number, actions in enumerate(messages, 1):
-            payload = b"%d:%b:%b" % (len(self.payloads), ",".join(actions).encode(), PATTERN[:padding])
+            payload = b"%d:%b:%b" % (
+                len(self.payloads),
+                ",".join(actions).encode(),
+                PATTERN[:padding],
+            )
             if self.life.wire.framing is None:
                 payload += b"\n"
             frame = self.life.wire.frame(payload)
-            at = len(frame) if cut is None or number < len(messages) else 1 + int(cut * (len(frame) - 2))
+            at = (
+                len(frame)
+                if cut is None or number < len(messages)
+                else 1 + int(cut * (len(frame) - 2))
+            )
             self._put(frame[:at])
             if at < len(frame):
                 self.tail = frame[at:], payload, actions
@@ -191,7 +211,11 @@ class Link:
 
     def _meet(self, error: type[Exception]) -> None:
         if self.fate is None:
-            self.fate, self.fate_bytes, self.fate_payloads = error, len(self.stream), len(self.payloads)
+            self.fate, self.fate_bytes, self.fate_payloads = (
+                error,
+                len(self.stream),
+                len(self.payloads),
+            )
 
     # ------------------------------------------------------------------ its bytes
 
@@ -205,7 +229,8 @@ class Link:
         except BlockingIOError:
             pass
         except OSError as error:
-            # The kernel tells of a reset once, and has told now; who has finished and seen the end is not connected any more.
+            # The kernel tells of a reset once, and has told now; who has finished and seen the end
+            # is not connected any more.
             self._was_reset |= type(error) in RESETS
             self._unsent.clear()
 
@@ -219,7 +244,8 @@ class Link:
     def sip(self) -> None:
         """Read what is there."""
         if self.seen is None:
-            # Who reads is to have room: where half a window is less than a segment, the kernel sends it five times a second at most.
+            # Who reads is to have room: where half a window is less than a segment, the kernel
+            # sends it five times a second at most.
             self.client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         while self.seen is None:
             try:
@@ -239,7 +265,10 @@ class Link:
             source, number, size = match[1], int(match[2]), int(match[3])
             expected = self.life.wire.frame(reply(source, number, size))
             if not expected.startswith(self._unparsed[: len(expected)]):
-                self.life.fail(f"{self} got {bytes(self._unparsed[:80])!r}..., which is not message {number} of {source!r}")
+                self.life.fail(
+                    f"{self} got {bytes(self._unparsed[:80])!r}..., which is not message {number} "
+                    f"of {source!r}"
+                )
             if len(self._unparsed) < len(expected):
                 return
             del self._unparsed[: len(expected)]
@@ -268,7 +297,9 @@ class Link:
             if self.replies[b"%b%d" % (kind, record.socket.id)] != numbers:
                 return f"{len(numbers)} messages of {kind!r}"
         lost = record.must_have - set(self.replies[b"b0"])
-        return f"the broadcasts {lost}" if lost else "the end of a message" if self._unparsed else ""
+        return (
+            f"the broadcasts {lost}" if lost else "the end of a message" if self._unparsed else ""
+        )
 
     def was_delivered(self, record: Record) -> bool:
         """All that it said has been dealt with."""

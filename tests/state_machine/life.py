@@ -1,10 +1,13 @@
-"""A whole server and its clients, from the start to the end: what `contract/test_state_machine.py` drives step by step.
+"""A whole server and its clients, from the start to the end: what `contract/test_state_machine.py`
+drives step by step.
 
-Of each client there is a `Link`: the socket, and the model of what was said through it; of each connection a `Record`: what the handler saw
-and did. Messages are lists of actions that the handler performs ("reply 3 1000", "close", "hold"), and replies say who sent them, which one
-it is, and how long; so what each side must have got follows from what the other did.
+Of each client there is a `Link`: the socket, and the model of what was said through it; of each
+connection a `Record`: what the handler saw and did. Messages are lists of actions that the handler
+performs ("reply 3 1000", "close", "hold"), and replies say who sent them, which one it is, and how
+long; so what each side must have got follows from what the other did.
 
-What may be asked without waiting is asked at once (`Life.fault`), the rest when the life is over, by `oracle`. A failure comes with the
+What may be asked without waiting is asked at once (`Life.fault`), the rest when the life is over,
+by `oracle`. A failure comes with the
 log: steps, callbacks and calls, in the order in which they were noted.
 """
 
@@ -35,7 +38,8 @@ class Setup:
     Attributes:
         wire: which of `WIRES`.
         transport: "tcp" or "unix".
-        attended: on_new_connection and on_connected are overridden; an engine may do without Python otherwise.
+        attended: on_new_connection and on_connected are overridden; an engine may do without Python
+            otherwise.
         eof: what on_eof does, see `EOF_ENDS`; None: it is not overridden.
         options: of `Config`.
     """
@@ -70,7 +74,8 @@ class Life:
         self.stopped_at = 0.0
         self.report: hydrogen.StopReport | None = None
         self._stopper: threading.Thread | None = None
-        self.lasting: set[Link] | None = None  # those that nothing but the stop ends; None: the stop came in the midst of all
+        # those that nothing but the stop ends; None: the stop came in the midst of all
+        self.lasting: set[Link] | None = None
         base = Attended if setup.attended else Script
         handler = type("Handler", (base,), {} if setup.eof is None else {"on_eof": on_eof})(self)
         # Names of Unix sockets: the server's, and those by which clients are told apart.
@@ -85,7 +90,10 @@ class Life:
 
     def note(self, what: str) -> None:
         with self.changed:
-            self.log.append(f"{(time.monotonic() - self.began) * 1000:9.2f} {threading.current_thread().name:18} {what}")
+            self.log.append(
+                f"{(time.monotonic() - self.began) * 1000:9.2f} "
+                f"{threading.current_thread().name:18} {what}"
+            )
 
     def fault(self, what: str) -> None:
         """Something is wrong: the next look finds it."""
@@ -94,7 +102,13 @@ class Life:
 
     def fail(self, what: str) -> NoReturn:
         with self.changed:
-            lines = [what, *self.faults, "The log (ms, thread, what):", *self.log[-1000:], f"So: {what}"]
+            lines = [
+                what,
+                *self.faults,
+                "The log (ms, thread, what):",
+                *self.log[-1000:],
+                f"So: {what}",
+            ]
         self.failure = AssertionError("\n".join(lines))
         raise self.failure
 
@@ -116,18 +130,24 @@ class Life:
                 raise
             self.fail(f"not within {PATIENCE} s: {what()}")
 
-    # ------------------------------------------------------------------ what callbacks and threads do
+    # ---------------------------------------------------------------- what callbacks and threads do
 
     @contextlib.contextmanager
-    def callback(self, letter: str, fd: int, socket: Any = None, error: Exception | None = None) -> Iterator[Record]:
-        """A callback of the connection `fd`: from its first to its last one, the number is no other's."""
+    def callback(
+        self, letter: str, fd: int, socket: Any = None, error: Exception | None = None
+    ) -> Iterator[Record]:
+        """A callback of the connection `fd`: from its first to its last one, the number is no
+        other's.
+        """
         with self.changed:
             record = self.by_fd.get(fd)
             if record is None:
                 record = self.by_fd[fd] = Record(self, fd)
                 self.records.append(record)
             elif letter == "N" or (socket is not None and record.socket not in (None, socket)):
-                self.fault(f"{fd} is used again before on_connection_removed of {record} has returned")
+                self.fault(
+                    f"{fd} is used again before on_connection_removed of {record} has returned"
+                )
             if record.inside:
                 self.fault(f"{letter} of {record} began during its {record.inside}")
             record.inside = letter
@@ -139,7 +159,9 @@ class Life:
                 if record.socket is None:
                     record.socket = socket
                     self.by_name[socket.peername] = record
-                    if letter != "X":  # which is too late: the compiled engine keeps what is there by then, and no more
+                    # which is too late: the compiled engine keeps what is there by then, and no
+                    # more
+                    if letter != "X":
                         record.is_filed = True
                         socket.user_data = record
                 if record.is_filed and socket.user_data is not record:
@@ -164,7 +186,10 @@ class Life:
     def has_free_workers(self) -> bool:
         """In each loop, even if all that hold are in one."""
         options = self.setup.options
-        return sum(gate.holds and not gate.event.is_set() for gate in self.gates) < options["max_threads"] // options["loops"]
+        return (
+            sum(gate.holds and not gate.event.is_set() for gate in self.gates)
+            < options["max_threads"] // options["loops"]
+        )
 
     def connect(self, buffers: list[tuple[int | None, int | None]]) -> None:
         for receive, send in buffers:
@@ -184,7 +209,9 @@ class Life:
             self.foreign.submit(record.resume)
 
     def meddle(self, link: Link, what: str, *arguments: Any) -> None:
-        """Have the foreign thread do something with the connection, if the handler knows it by then."""
+        """Have the foreign thread do something with the connection, if the handler knows it by
+        then.
+        """
 
         def job() -> None:
             record = self.record(link)
@@ -197,7 +224,11 @@ class Life:
     def broadcast(self, size: int) -> None:
         """By the foreign thread."""
         with self.changed:
-            before = [record for record in self.records if record.socket is not None and record.socket.is_open]
+            before = [
+                record
+                for record in self.records
+                if record.socket is not None and record.socket.is_open
+            ]
         number = len(self.broadcasts)
         self.broadcasts.append(self.server.broadcast(reply(b"b0", number, size)))
         self.note(f"broadcast {number}: {self.broadcasts[-1]}")
@@ -227,10 +258,16 @@ class Life:
     def is_ending(self, link: Link) -> bool:
         """Whether the connection must end by itself, if nothing holds it up."""
         record = self.record(link)
-        return link.gone == "reset" or link.fate is not None or (record is not None and bool(record.asked))
+        return (
+            link.gone == "reset"
+            or link.fate is not None
+            or (record is not None and bool(record.asked))
+        )
 
     def settle(self, link: Link) -> None:
-        """All that is due comes: what was said is delivered, what was sent arrives, what must end ends."""
+        """All that is due comes: what was said is delivered, what was sent arrives, what must end
+        ends.
+        """
         self.await_(lambda: self.foreign.is_idle, lambda: "the foreign thread is done")
 
         def is_settled() -> bool:
@@ -251,14 +288,21 @@ class Life:
         """Those that were reset before anybody had their names."""
         with self.changed:
             nameless = sum(record.socket is None and record.is_removed for record in self.records)
-            return nameless >= sum(link.gone == "reset" and link.name not in self.by_name for link in self.links)
+            return nameless >= sum(
+                link.gone == "reset" and link.name not in self.by_name for link in self.links
+            )
 
     def describe(self, link: Link) -> str:
         record = self.record(link)
-        text = f"{len(link.payloads)} messages said, gone: {link.gone}, saw {link.seen}, fate {link.fate}"
+        text = (
+            f"{len(link.payloads)} messages said, gone: {link.gone}, saw {link.seen}, fate "
+            f"{link.fate}"
+        )
         if record is None:
             return f"{text}; the handler does not know it"
-        received = f"{record} {record.calls}, inside: {record.inside}, {len(record.messages)} received"
+        received = (
+            f"{record} {record.calls}, inside: {record.inside}, {len(record.messages)} received"
+        )
         return f"{text}; {received}, missing: {link.missing(record)}; {self.server.stats()}"
 
     # ------------------------------------------------------------------ the end
@@ -277,12 +321,25 @@ class Life:
         def all_left() -> bool:
             for link in self.links:
                 link.pump()
-            return all(link.gone or link.seen for link in self.links) and self.report is not None and self.server.stats().connections == 0
+            return (
+                all(link.gone or link.seen for link in self.links)
+                and self.report is not None
+                and self.server.stats().connections == 0
+            )
 
         def those_left() -> str:
-            return "\n".join(f"{link}: {self.describe(link)}" for link in self.links if not (link.gone or link.seen))
+            return "\n".join(
+                f"{link}: {self.describe(link)}"
+                for link in self.links
+                if not (link.gone or link.seen)
+            )
 
-        self.await_(all_left, lambda: f"all have left, and the server has stopped: {self.report}; not so\n{those_left()}")
+        self.await_(
+            all_left,
+            lambda: (
+                f"all have left, and the server has stopped: {self.report}; not so\n{those_left()}"
+            ),
+        )
         self.look()
         oracle.judge(self)
 

@@ -1,4 +1,6 @@
-"""The server's side of a `life.Life`: a handler that performs what messages say, what it saw, and a foreign thread that meddles."""
+"""The server's side of a `life.Life`: a handler that performs what messages say, what it saw, and a
+foreign thread that meddles.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Gate:
 
 
 class Record:
-    """A connection as its handler sees it. `calls` are its callbacks, a letter each: see `GRAMMARS`."""
+    """A connection as its handler sees it. `calls` are its callbacks, a letter each: see
+    `GRAMMARS`.
+    """
 
     def __init__(self, life: Life, fd: int) -> None:
         self.life = life

@@ -1,4 +1,6 @@
-"""What goes over the wire in a `life.Life`, in each framing: replies that say what they must look like, and what is no frame."""
+"""What goes over the wire in a `life.Life`, in each framing: replies that say what they must look
+like, and what is no frame.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from corpus import reference
 import hydrogen
 
 PATTERN = b"".join(b"%d," % n for n in range(20_000))
-"""Filling in which no two places are alike, so that blocks in the wrong order are seen; fit for lines."""
+"""Filling in which no two places are alike, so that blocks in the wrong order are seen; fit for
+lines.
+"""
 
 HEADER = re.compile(rb"([hfb]\d+):(\d+):(\d+):")
 OVERHEAD = 64
@@ -34,8 +38,13 @@ class Wire:
 
 WIRES = {
     "raw": Wire(None),
-    "simple": Wire(hydrogen.SimpleFrameBuilder, ((b"\x02", hydrogen.ProtocolError), (b"\x01\0\x01a\x18", hydrogen.ProtocolError))),
-    "checksum32": Wire(hydrogen.Checksum32FrameBuilder, ((b"\0\0\0\x01a\0\0\0\0", hydrogen.ChecksumMismatch),)),
+    "simple": Wire(
+        hydrogen.SimpleFrameBuilder,
+        ((b"\x02", hydrogen.ProtocolError), (b"\x01\0\x01a\x18", hydrogen.ProtocolError)),
+    ),
+    "checksum32": Wire(
+        hydrogen.Checksum32FrameBuilder, ((b"\0\0\0\x01a\0\0\0\0", hydrogen.ChecksumMismatch),)
+    ),
     "length": Wire(hydrogen.LengthFrameBuilder, ((b"\xff\xff\xff\xff", hydrogen.FrameTooLarge),)),
     "line": Wire(hydrogen.LineFrameBuilder, ((bytes(70_000), hydrogen.FrameTooLarge),)),
     "websocket": Wire(hydrogen.WebSocketFrameBuilder, ((b"\xff\xff", hydrogen.ProtocolError),)),

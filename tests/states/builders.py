@@ -174,14 +174,22 @@ def gone(scene: Scene) -> None:
 SOCKETS = ("tcp", "unix", "tls")
 
 STATES = {
-    "header": State("the PROXY header has begun", await_header, come_in, options={"proxy_protocol": "v1"}),
-    "handshake": State("the TLS handshake has begun", await_handshake, come_in, ("tls",), "no handshake"),
+    "header": State(
+        "the PROXY header has begun", await_header, come_in, options={"proxy_protocol": "v1"}
+    ),
+    "handshake": State(
+        "the TLS handshake has begun", await_handshake, come_in, ("tls",), "no handshake"
+    ),
     "idle": State("open, nothing to do", idle, nothing),
     "callback": State("a callback blocks", in_callback, let_go),
     "paused": State("paused by the user", paused, resume),
-    "held-back": State("paused by the user, with complete messages read", paused_with_messages, resume),
+    "held-back": State(
+        "paused by the user, with complete messages read", paused_with_messages, resume
+    ),
     "stuck": State("paused by the watermark: the peer does not read", stuck, read_output),
-    "stuck-paused": State("paused by the watermark and the user", stuck_and_paused, read_and_resume),
+    "stuck-paused": State(
+        "paused by the watermark and the user", stuck_and_paused, read_and_resume
+    ),
     "memory": State(
         "paused by `max_buffered`, again and again, for others who exceed it",
         over_memory,
@@ -201,7 +209,9 @@ STATES = {
         options={"on_eof": True},
     ),
     "stopping": State("a graceful stop was asked for, a callback blocks", stopping, let_go),
-    "closing": State("closed by the user with output pending: the peer does not read", closing, nothing),
+    "closing": State(
+        "closed by the user with output pending: the peer does not read", closing, nothing
+    ),
     "lingering": State(
         "closed, flushed, our FIN sent; the peer has not ended",
         lingering,

@@ -159,18 +159,26 @@ EVENTS = {
     "part": Event("a part of a message arrives", part),
     "half-close": Event("the peer ends its side and reads on", half_close),
     "close": Event("the peer closes", peer_closes),
-    "cut": Event("the peer closes without close_notify", peer_cuts, ("tls",), "nothing can be missing"),
+    "cut": Event(
+        "the peer closes without close_notify", peer_cuts, ("tls",), "nothing can be missing"
+    ),
     "reset": Event("the peer resets (Unix: closes with unread input)", peer_resets),
-    "urgent": Event("an urgent byte arrives, and a message", urgent, BARE, "no urgent data on Unix sockets"),
+    "urgent": Event(
+        "an urgent byte arrives, and a message", urgent, BARE, "no urgent data on Unix sockets"
+    ),
     "room": Event("the peer reads all it is owed", peer_reads),
-    "freeze": Event("the peer freezes, reads a piece, and freezes while more is sent", peer_freezes),
+    "freeze": Event(
+        "the peer freezes, reads a piece, and freezes while more is sent", peer_freezes
+    ),
     "flood": Event("the peer sends more than all buffers take, and reads nothing", flood),
     "open-timeout": Event(
         "`open_timeout` passes",
         passes("open_timeout"),
         options={"open_timeout": SHORT, "proxy_protocol": "v1"},
     ),
-    "idle-timeout": Event("`idle_timeout` passes", passes("idle_timeout"), options={"idle_timeout": 2 * SHORT}),
+    "idle-timeout": Event(
+        "`idle_timeout` passes", passes("idle_timeout"), options={"idle_timeout": 2 * SHORT}
+    ),
     "frame-timeout": Event(
         "a part of a message arrives, and `frame_timeout` passes",
         passes("frame_timeout"),
@@ -178,7 +186,9 @@ EVENTS = {
         "only the stream knows what a part is",
         options={"frame_timeout": SHORT},
     ),
-    "write-timeout": Event("`write_timeout` passes", passes("write_timeout"), options={"write_timeout": SHORT}),
+    "write-timeout": Event(
+        "`write_timeout` passes", passes("write_timeout"), options={"write_timeout": SHORT}
+    ),
     "linger-timeout": Event("the 2 s of lingering pass", passes("linger")),
     "pause": Event("`pause_reading()`", user("pause_reading")),
     "resume": Event("`resume_reading()`", user("resume_reading")),

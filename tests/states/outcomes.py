@@ -116,7 +116,9 @@ def written_to(scene: Scene) -> None:
 def delivered(scene: Scene) -> None:
     """all the peer sent is delivered"""
     flood_is_taken(scene)
-    scene.handler.wait(lambda: len(scene.messages()) >= len(scene.sent), f"{len(scene.sent)} messages")
+    scene.handler.wait(
+        lambda: len(scene.messages()) >= len(scene.sent), f"{len(scene.sent)} messages"
+    )
     assert scene.messages() == scene.sent
 
 
@@ -182,7 +184,9 @@ def all_end(scene: Scene) -> None:
     assert scene.successor.receive_until_end() == b""
     scene.successor.close()
     scene.handler.wait_removed(2)
-    assert len([call for call in scene.handler.of("disconnected") if call.socket == scene.socket]) == 1
+    assert (
+        len([call for call in scene.handler.of("disconnected") if call.socket == scene.socket]) == 1
+    )
 
 
 def all_are_reset(scene: Scene) -> None:
@@ -190,4 +194,6 @@ def all_are_reset(scene: Scene) -> None:
     assert scene.successor is not None
     assert scene.successor.end() == ("end" if scene.family == "unix" else "reset")
     scene.handler.wait_removed(2)
-    assert len([call for call in scene.handler.of("disconnected") if call.socket == scene.socket]) == 1
+    assert (
+        len([call for call in scene.handler.of("disconnected") if call.socket == scene.socket]) == 1
+    )

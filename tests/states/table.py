@@ -148,7 +148,8 @@ _OPEN: dict[str, Cell | dict[str, Cell]] = {
 }
 
 TABLE: dict[str, dict[str, Cell | dict[str, Cell]]] = {
-    "header": _BEFORE_OPEN | {"half-close": (bare_end, INCOMPLETE), "close": (INCOMPLETE,), "cut": (INCOMPLETE,)},
+    "header": _BEFORE_OPEN
+    | {"half-close": (bare_end, INCOMPLETE), "close": (INCOMPLETE,), "cut": (INCOMPLETE,)},
     "handshake": _BEFORE_OPEN | {"half-close": (bare_end, TRUNCATED), "close": (TRUNCATED,)},
     "idle": _OPEN | {"part": (held, rest, *SERVES)},
     "callback": {
@@ -444,7 +445,10 @@ def section(name: str) -> str:
                 pairs.append((said(cell), NAMES[family]))
         texts = grouped(pairs)
         if texts:
-            said_of = [text if len(texts) == 1 else f"{', '.join(of)}: {text}" for text, of in texts.items()]
+            said_of = [
+                text if len(texts) == 1 else f"{', '.join(of)}: {text}"
+                for text, of in texts.items()
+            ]
             lines.append(f"| {event.text} | {'<br>'.join(said_of)} |\n")
     lines.append("\n" if impossible else "")
     for why, events in grouped(impossible).items():

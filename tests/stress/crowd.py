@@ -1,4 +1,5 @@
-"""A crowd of clients in one thread: each message says whose it is and which, each reply is checked, and who is thrown out comes back.
+"""A crowd of clients in one thread: each message says whose it is and which, each reply is checked,
+and who is thrown out comes back.
 
 What is checked is that no client ever sees another's bytes, that its replies come in order and
 without a gap, that what other threads sent it was meant for it, that broadcasts of one thread come
@@ -31,8 +32,12 @@ READS, WRITES = selectors.EVENT_READ, selectors.EVENT_WRITE
 _ids = itertools.count(1)
 
 
-def beside(done: threading.Event, meddle: Callable[[], object], *conversations: Callable[[], object]) -> None:
-    """Run `meddle`, which goes on until `done` is set, beside all `conversations`; setting it is done here, whatever becomes of them."""
+def beside(
+    done: threading.Event, meddle: Callable[[], object], *conversations: Callable[[], object]
+) -> None:
+    """Run `meddle`, which goes on until `done` is set, beside all `conversations`; setting it is
+    done here, whatever becomes of them.
+    """
 
     def all_converse() -> None:
         try:
@@ -65,7 +70,8 @@ class Member:
         self.into = bytearray()
         self.sock = socket.socket(family_of(address), socket.SOCK_STREAM)
         if dice.random() < 0.3:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that replies are sent in parts
+            # so that replies are sent in parts
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         try:
             self.sock.connect(address)
         except OSError:
@@ -78,7 +84,9 @@ class Member:
         if self.is_finishing or self.is_content:
             return
         while self.sent - self.received < self.depth or (self.thaws_at and len(self.out) < 4000):
-            self.out += simple(b"%d:%d:" % (self.id, self.sent) + b"." * self.dice.choice((0, 0, 10, 100, 3000)))
+            self.out += simple(
+                b"%d:%d:" % (self.id, self.sent) + b"." * self.dice.choice((0, 0, 10, 100, 3000))
+            )
             self.sent += 1
 
     def write(self) -> None:
@@ -136,14 +144,20 @@ class Member:
         return self.received - before
 
     def check(self, payload: bytes) -> None:
-        """A reply is the next one of mine; what somebody else sent was meant for me, and is in order."""
+        """A reply is the next one of mine; what somebody else sent was meant for me, and is in
+        order.
+        """
         name, number, dots = payload.split(b":")
         if name.startswith(b"all "):
-            assert int(number) > self.broadcast.get(name, -1), f"{self.id} got {number!r} of {name!r} after {self.broadcast[name]}"
+            assert int(number) > self.broadcast.get(name, -1), (
+                f"{self.id} got {number!r} of {name!r} after {self.broadcast[name]}"
+            )
             self.broadcast[name] = int(number)
         elif name.startswith(b"foreign "):
             assert int(name[8:]) == self.id, f"{self.id} got what was sent to {name!r}"
-            assert int(number) >= self.foreign, f"foreign message {number!r} to {self.id} came after {self.foreign}"
+            assert int(number) >= self.foreign, (
+                f"foreign message {number!r} to {self.id} came after {self.foreign}"
+            )
             self.foreign = int(number)
         else:
             assert int(name) == self.id, f"{self.id} got a message of {name!r}"
@@ -161,7 +175,9 @@ class Crowd:
         rudeness: how many times as often as usual they misbehave.
     """
 
-    def __init__(self, members: int, seed: int, depth: int = 4, is_whole: bool = False, rudeness: int = 1) -> None:
+    def __init__(
+        self, members: int, seed: int, depth: int = 4, is_whole: bool = False, rudeness: int = 1
+    ) -> None:
         self.members = members
         self.depth = depth
         self.is_whole = is_whole
@@ -216,7 +232,9 @@ class Crowd:
             setattr(key.data, name, value)
             selector.modify(key.fileobj, READS | WRITES, key.data)
 
-    def serve_while(self, selector: selectors.BaseSelector, is_due: Callable[[Member], bool]) -> None:
+    def serve_while(
+        self, selector: selectors.BaseSelector, is_due: Callable[[Member], bool]
+    ) -> None:
         """Serve all until none of those that are there is due."""
         while left := [key.data for key in selector.get_map().values() if is_due(key.data)]:
             ready = selector.select(PATIENCE)
@@ -282,7 +300,9 @@ class Crowd:
                 member.thaws_at = self.round + self.dice.choice((3, 10, 50))
                 self.frozen.append(member)
         # Frozen, it goes on writing until nothing moves in either direction.
-        waits_for = (0 if member.thaws_at else READS) | (WRITES if member.has_output or member.thaws_at else 0)
+        waits_for = (0 if member.thaws_at else READS) | (
+            WRITES if member.has_output or member.thaws_at else 0
+        )
         selector.modify(member.sock, waits_for, member)
 
     def thaw(self, selector: selectors.BaseSelector, member: Member, address: Any) -> None:

@@ -74,12 +74,18 @@ def set_in(thread, error):
 
 def workers_of(before):
     """The workers of the server that was started after `before`."""
-    return [thread for thread in threading.enumerate() if thread not in before and thread.name.startswith("hydrogen-worker")]
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread not in before and thread.name.startswith("hydrogen-worker")
+    ]
 
 
 @pytest.mark.parametrize("handoff", ["auto", "inline", "eager"])
 @pytest.mark.parametrize("kind", ["raw", "builder", "tls"])
-def test_an_exception_set_in_a_worker_at_any_moment_costs_at_most_its_connection(start, handoff, kind, monkeypatch):
+def test_an_exception_set_in_a_worker_at_any_moment_costs_at_most_its_connection(
+    start, handoff, kind, monkeypatch
+):
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     # An exception between the two lines in which `logging` takes a lock and sees to its release
     # leaves it locked for ever, and everybody who logs waits.
@@ -87,7 +93,9 @@ def test_an_exception_set_in_a_worker_at_any_moment_costs_at_most_its_connection
     handler, before = Blocks(), threading.enumerate()
     options = {"ssl": certificates.server_context()} if kind == "tls" else {}
     framing = CountedBuilder if kind == "builder" else hydrogen.SimpleFrameBuilder
-    server = start(handler, max_threads=WORKERS, handoff=handoff, framing=framing, read_budget=4096, **options)
+    server = start(
+        handler, max_threads=WORKERS, handoff=handoff, framing=framing, read_budget=4096, **options
+    )
     workers = workers_of(before)
     assert len(workers) == WORKERS
     done, dice = threading.Event(), random.Random(1)

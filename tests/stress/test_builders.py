@@ -1,4 +1,5 @@
-"""Frame builders written by users, framings that differ from connection to connection, and deadlines that race with what they wait for.
+"""Frame builders written by users, framings that differ from connection to connection, and
+deadlines that race with what they wait for.
 
 HYDROGEN_STRESS_MESSAGES: see test_threads.py.
 """
@@ -14,7 +15,18 @@ import certificates
 import pytest
 from stress.crowd import beside
 from stress.test_threads import MESSAGES
-from support import PATIENCE, Client, TlsClient, checksum32, length_frame, line, running, simple, wait_until, websocket
+from support import (
+    PATIENCE,
+    Client,
+    TlsClient,
+    checksum32,
+    length_frame,
+    line,
+    running,
+    simple,
+    wait_until,
+    websocket,
+)
 
 import hydrogen
 
@@ -35,7 +47,9 @@ class Counted(hydrogen.Frame):
 
 
 class CountedBuilder(hydrogen.FrameBuilder):
-    """Python does the work. A payload that begins with "!" is a ProtocolError, one with "?" an error of the builder's."""
+    """Python does the work. A payload that begins with "!" is a ProtocolError, one with "?" an
+    error of the builder's.
+    """
 
     def from_bytes(self, buf):
         if len(buf) < 2:
@@ -60,24 +74,37 @@ def counted(payload):
     return struct.pack("<H", len(payload)) + payload
 
 
-# What on_new_connection returns a stream for, how a client writes a message, and how it gets it back. None: the server's own framing.
+# What on_new_connection returns a stream for, how a client writes a message, and how it gets it
+# back. None: the server's own framing.
 FORMATS = (
     (None, simple, simple),
     (CountedBuilder(), counted, counted),
     (hydrogen.Checksum32FrameBuilder(), checksum32, checksum32),
-    (hydrogen.LengthFrameBuilder(2, "little"), lambda data: length_frame(data, 2, "little"), lambda data: length_frame(data, 2, "little")),
-    (hydrogen.LineFrameBuilder(b"\r\n"), lambda data: line(data, b"\r\n"), lambda data: line(data, b"\r\n")),
+    (
+        hydrogen.LengthFrameBuilder(2, "little"),
+        lambda data: length_frame(data, 2, "little"),
+        lambda data: length_frame(data, 2, "little"),
+    ),
+    (
+        hydrogen.LineFrameBuilder(b"\r\n"),
+        lambda data: line(data, b"\r\n"),
+        lambda data: line(data, b"\r\n"),
+    ),
     (hydrogen.WebSocketFrameBuilder(), lambda data: websocket(data, mask=b"mask"), websocket),
 )
 
 
 def format_of(port):
-    """The one of FORMATS that a client's port stands for. Linux gives `connect` ports of one parity as long as it has some."""
+    """The one of FORMATS that a client's port stands for. Linux gives `connect` ports of one parity
+    as long as it has some.
+    """
     return FORMATS[port // 2 % len(FORMATS)]
 
 
 class Mixed(hydrogen.Handler):
-    """Gives each connection the framing that its client's port stands for, echoes, and sometimes blocks or pauses."""
+    """Gives each connection the framing that its client's port stands for, echoes, and sometimes
+    blocks or pauses.
+    """
 
     def __init__(self, seed):
         self.dice = random.Random(seed)
@@ -107,7 +134,9 @@ class Mixed(hydrogen.Handler):
 
 
 @pytest.mark.parametrize("handoff", ["auto", "inline", "eager"])
-def test_each_connection_keeps_to_its_framing_whatever_all_threads_do_at_once(start, handoff, error_log):
+def test_each_connection_keeps_to_its_framing_whatever_all_threads_do_at_once(
+    start, handoff, error_log
+):
     handler = Mixed(1)
     server = start(
         handler,
@@ -128,7 +157,9 @@ def test_each_connection_keeps_to_its_framing_whatever_all_threads_do_at_once(st
             for socket, name in list(handler.doomed):
                 for _ in range(dice.randrange(4)):
                     socket.send(b"foreign " + name)
-                dice.choice([socket.close, socket.abort, socket.pause_reading, socket.resume_reading])()
+                dice.choice(
+                    [socket.close, socket.abort, socket.pause_reading, socket.resume_reading]
+                )()
                 if not socket.is_open:
                     handler.doomed.remove((socket, name))
             _ = server.stats(), [other.pending for other in server.connections]
@@ -138,7 +169,10 @@ def test_each_connection_keeps_to_its_framing_whatever_all_threads_do_at_once(st
         for number in range(max(20, MESSAGES // 500)):
             with Client(server.address) as client:
                 _, encode, echoed = format_of(client.name[1])
-                messages = [b"%d/%d/%d" % (seed, number, k) + b"." * dice.choice((0, 10, 3000)) for k in range(dice.randrange(1, 30))]
+                messages = [
+                    b"%d/%d/%d" % (seed, number, k) + b"." * dice.choice((0, 10, 3000))
+                    for k in range(dice.randrange(1, 30))
+                ]
                 wire = b"".join(map(encode, messages))
                 while wire:  # in pieces that are no frames
                     size = dice.choice((1, 7, 1000, 100_000))
@@ -161,7 +195,9 @@ def test_each_connection_keeps_to_its_framing_whatever_all_threads_do_at_once(st
                         continue
                     first, more = echoed(name), echoed(b"foreign " + name)
                     # Who closed it may have had it before it was echoed.
-                    assert rest.replace(more, b"") in (first, b""), f"{rest[:100]!r} came to {name!r}"
+                    assert rest.replace(more, b"") in (first, b""), (
+                        f"{rest[:100]!r} came to {name!r}"
+                    )
 
     beside(done, meddle, *(lambda seed=seed: converse(seed) for seed in range(3)))
     wait_until(lambda: server.stats().connections == 0, "all are removed")
@@ -171,13 +207,18 @@ def test_each_connection_keeps_to_its_framing_whatever_all_threads_do_at_once(st
     assert sum(type(err) is hydrogen.ProtocolError for err in handler.removed) == next(refused)
     faults = [err for err in handler.removed if type(err) is hydrogen.HandlerError]
     assert len(faults) == next(blamed)
-    assert min(len(faults), 10) <= len(error_log()) <= len(faults)  # ten a second, and how many more there were
+    # ten a second, and how many more there were
+    assert min(len(faults), 10) <= len(error_log()) <= len(faults)
     assert all(type(err.__cause__) is KeyError for err in faults)
 
 
 @pytest.mark.parametrize("kind", ["built-in", "builder", "tls"])
-def test_the_deadline_of_a_frame_races_with_its_end_and_each_connection_is_removed_once(start, kind):
-    """About half of the frames are finished in time; some connections are paused and resumed meanwhile, or closed."""
+def test_the_deadline_of_a_frame_races_with_its_end_and_each_connection_is_removed_once(
+    start, kind
+):
+    """About half of the frames are finished in time; some connections are paused and resumed
+    meanwhile, or closed.
+    """
 
     class Punctual(hydrogen.Handler):
         """Echoes."""
@@ -220,7 +261,11 @@ def test_the_deadline_of_a_frame_races_with_its_end_and_each_connection_is_remov
             data = b"%d/%d" % (seed, number)
             frame = encode(data)
             with Client(server.address) as client:
-                peer = TlsClient(client, certificates.client_context()).handshake() if kind == "tls" else client
+                peer = (
+                    TlsClient(client, certificates.client_context()).handshake()
+                    if kind == "tls"
+                    else client
+                )
                 try:
                     peer.echo(frame)  # nothing is begun but this
                     peer.send(frame + frame[:3])
@@ -244,5 +289,9 @@ def test_the_deadline_of_a_frame_races_with_its_end_and_each_connection_is_remov
     wait_until(lambda: server.stats().connections == 0, "all are removed", PATIENCE)
     stats = server.stats()
     assert len(handler.removed) == stats.accepted == len(outcomes)
-    assert sum(type(err) is hydrogen.ConnectionTimeout for err in handler.removed) == stats.removed_timeout == outcomes.count("late")
+    assert (
+        sum(type(err) is hydrogen.ConnectionTimeout for err in handler.removed)
+        == stats.removed_timeout
+        == outcomes.count("late")
+    )
     assert stats.queued_bytes == 0

@@ -1,7 +1,8 @@
-"""Processes that end at a random moment, with traffic on and handlers blocked: with the right status; none hangs or crashes.
+"""Processes that end at a random moment, with traffic on and handlers blocked: with the right
+status; none hangs or crashes.
 
-HYDROGEN_EXITS is how many, on each engine: 24 by default, 250 by `make exits`. What a process did hangs on its number alone, but
-for time.
+HYDROGEN_EXITS is how many, on each engine: 24 by default, 250 by `make exits`. What a process did
+hangs on its number alone, but for time.
 """
 
 import os
@@ -52,7 +53,8 @@ def talk(seed):
                 # may suspend a thread in there, with a lock, when the process exits.
                 client.connect(handler.address)
                 for _ in range(dice.randrange(1, 200)):
-                    client.sendall(dice.choice([b"echo", b"echo", b"echo", b"briefly", b"for ever" if seed % 4 == 1 else b"echo"]))
+                    last = b"for ever" if seed % 4 == 1 else b"echo"
+                    client.sendall(dice.choice([b"echo", b"echo", b"echo", b"briefly", last]))
                     if dice.random() < 0.9:
                         client.recv(4096)
         except OSError:
@@ -63,8 +65,10 @@ for k in range(4):
     threading.Thread(target=talk, args=(int(seed) + k,), daemon=True).start()
 config = hydrogen.Config("127.0.0.1", 0, 3, 8, stop_timeout=dice.choice([0.0, 0.05, 0.5]))
 if how == "signal":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what `begin` restores, should the second one come late
-    threading.Thread(target=lambda: bound.wait() and print("serves", flush=True), daemon=True).start()
+    # What `begin` restores, should the second one come late.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    tell = lambda: bound.wait() and print("serves", flush=True)
+    threading.Thread(target=tell, daemon=True).start()
     report = hydrogen.begin(handler, config)
     print("full" if report.aborted == report.abandoned == 0 else "not full", flush=True)
     sys.exit(0 if report.aborted == report.abandoned == 0 else 1)
@@ -77,7 +81,9 @@ if how == "stop":
 
 
 def end(engine, number):
-    """One process: by SIGTERM, perhaps twice, by the end of main while it serves, or after a stop."""
+    """One process: by SIGTERM, perhaps twice, by the end of main while it serves, or after a
+    stop.
+    """
     dice = random.Random(number)
     how = ("signal", "signal", "exit", "stop")[number % 4]
     process = child(ENDS, engine, how, str(number), HYDROGEN_ENGINE=engine)
@@ -92,7 +98,11 @@ def end(engine, number):
         process.send_signal(signal.SIGTERM)
     out, err = finish(process, None)
     assert err == "", (number, err)
-    assert (process.returncode, out) in ((0, "full\n"), (1, "not full\n")), (number, process.returncode, out)
+    assert (process.returncode, out) in ((0, "full\n"), (1, "not full\n")), (
+        number,
+        process.returncode,
+        out,
+    )
 
 
 @pytest.mark.clause("P3", "S2")

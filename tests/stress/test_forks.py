@@ -82,13 +82,15 @@ class Forks(hydrogen.Handler):
             socket.send(data)
 
 server = hydrogen.serve(
-    Forks(), port=0, engine=sys.argv[1], max_threads=4, pre_allocated=4, framing=hydrogen.SimpleFrameBuilder
+    Forks(), port=0, engine=sys.argv[1], max_threads=4, pre_allocated=4,
+    framing=hydrogen.SimpleFrameBuilder
 )
 print(server.address[1], flush=True)
 os.read(0, 5)  # not by sys.stdin, whose lock a child of multiprocessing needs to close its own
 report = server.stop(20)
 stats = server.stats()
-print(json.dumps([report.aborted, report.abandoned, stats.connections, stats.accepted - stats.removed]), flush=True)
+left = stats.accepted - stats.removed
+print(json.dumps([report.aborted, report.abandoned, stats.connections, left]), flush=True)
 os.read(0, 1)
 os._exit(0)  # children of multiprocessing would be ended and waited for
 """
@@ -239,7 +241,8 @@ class Forks(hydrogen.Handler):
         os.close(reading)
         os.waitpid(pid, 0)
 
-server = hydrogen.serve(Forks(), port=0, engine=sys.argv[1], max_threads=2, framing=hydrogen.SimpleFrameBuilder)
+options = {"engine": sys.argv[1], "max_threads": 2, "framing": hydrogen.SimpleFrameBuilder}
+server = hydrogen.serve(Forks(), port=0, **options)
 print(server.address[1], flush=True)
 os.read(0, 5)
 server.stop(20)

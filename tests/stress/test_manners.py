@@ -143,9 +143,12 @@ def served(engine, tmp_path):
 
 @pytest.mark.parametrize(
     ("transport", "handoff"),
-    [(transport, "auto") for transport in ("tcp", "unix", "tls", "stream")] + [("tcp", "inline"), ("tcp", "eager")],
+    [(transport, "auto") for transport in ("tcp", "unix", "tls", "stream")]
+    + [("tcp", "inline"), ("tcp", "eager")],
 )
-def test_whoever_half_closes_gets_all_replies_whatever_froze_and_however_it_misbehaved(served, transport, handoff):
+def test_whoever_half_closes_gets_all_replies_whatever_froze_and_however_it_misbehaved(
+    served, transport, handoff
+):
     server = served(transport, handoff)
     done, dice = threading.Event(), random.Random(7)
     kind = TlsCrowd if transport == "tls" else Crowd
@@ -197,7 +200,9 @@ REPLY = random.Random(1).randbytes(60_000)
 
 @pytest.mark.parametrize("transport", ["tcp", "unix", "tls", "stream"])
 @pytest.mark.parametrize("handoff", ["auto", "eager"])
-def test_a_reply_before_a_close_arrives_whole_at_peers_that_send_on_before_they_read(start, transport, handoff, tmp_path):
+def test_a_reply_before_a_close_arrives_whole_at_peers_that_send_on_before_they_read(
+    start, transport, handoff, tmp_path
+):
     """More than all buffers hold: what nobody wants any more is read and dropped meanwhile."""
     handler = Closes()
     handler.has_streams = transport == "stream"

@@ -97,7 +97,9 @@ class Limited:
     def __init__(self, engine):
         self.process = child(SERVER, engine, MALLOC_ARENA_MAX="1")
         self.said = []
-        self.errors = threading.Thread(target=lambda: self.said.extend(self.process.stderr), daemon=True)
+        self.errors = threading.Thread(
+            target=lambda: self.said.extend(self.process.stderr), daemon=True
+        )
         line = self.process.stdout.readline()
         if not line:
             finish(self.process)

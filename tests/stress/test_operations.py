@@ -1,4 +1,5 @@
-"""What operations added, under fire: broadcast, limits, timers, suspend and deadlines against churn, cancels, traffic and the stop.
+"""What operations added, under fire: broadcast, limits, timers, suspend and deadlines against
+churn, cancels, traffic and the stop.
 
 `make tsan` and `make asan` run these too.
 """
@@ -39,14 +40,23 @@ class Fickle(hydrogen.Handler):
 
 
 @pytest.mark.parametrize("handoff", ["auto", "eager"])
-def test_broadcasts_of_two_threads_reach_everybody_in_order_while_connections_come_and_go(start, handoff):
-    """Some connections stay from the first to the last: they get everything, once, and nothing that they are excluded from."""
+def test_broadcasts_of_two_threads_reach_everybody_in_order_while_connections_come_and_go(
+    start, handoff
+):
+    """Some connections stay from the first to the last: they get everything, once, and nothing that
+    they are excluded from.
+    """
     server = start(Fickle(), framing=hydrogen.SimpleFrameBuilder, handoff=handoff)
     clients = [Client(server.address) for _ in range(5)]
     for client in clients:
         client.echo(simple(b"steady"))
         client.sock.settimeout(800)
-    steady, done, counts, got = set(server.connections), threading.Event(), [0, 0], [[] for _ in clients]
+    steady, done, counts, got = (
+        set(server.connections),
+        threading.Event(),
+        [0, 0],
+        [[] for _ in clients],
+    )
 
     def broadcast(who):
         for number in itertools.count():
@@ -69,7 +79,11 @@ def test_broadcasts_of_two_threads_reach_everybody_in_order_while_connections_co
     assert min(counts) > 0
     for messages in got:
         for who in (0, 1):
-            assert [int(message.split(b":")[1]) for message in messages if message.startswith(b"all %d:" % who)] == list(range(counts[who]))
+            assert [
+                int(message.split(b":")[1])
+                for message in messages
+                if message.startswith(b"all %d:" % who)
+            ] == list(range(counts[who]))
         assert not [message for message in messages if message.startswith(b"all others")]
     for client in clients:
         client.close()
@@ -77,7 +91,9 @@ def test_broadcasts_of_two_threads_reach_everybody_in_order_while_connections_co
 
 @pytest.mark.parametrize("overload", ["pause", "close"])
 def test_limits_hold_at_every_moment_of_a_churn_and_everybody_who_waits_is_served(start, overload):
-    """Eight threads connect and leave by FIN and RST; at most five are there at once, four from one address."""
+    """Eight threads connect and leave by FIN and RST; at most five are there at once, four from one
+    address.
+    """
     most, lock, state = 5, threading.Lock(), {"now": 0, "highest": 0}
 
     class Counting(Echo):
@@ -105,7 +121,9 @@ def test_limits_hold_at_every_moment_of_a_churn_and_everybody_who_waits_is_serve
                     if sock.recv(1):
                         next(served)
                 if dice.random() < 0.5:
-                    sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    sock.setsockopt(
+                        stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
 
     with running(*[lambda who=who: churn(who) for who in range(8)], patience=800):
         pass
@@ -144,7 +162,9 @@ def test_a_timer_is_called_once_or_cancelled_whoever_is_first(start):
         standing = []
         for number in range(SMALL):
             name = (who, number)
-            standing.append((name, server.call_later(dice.random() / 100, lambda name=name: call(name))))
+            standing.append(
+                (name, server.call_later(dice.random() / 100, lambda name=name: call(name)))
+            )
             if dice.random() < 0.5:
                 other, timer = standing.pop(dice.randrange(len(standing)))
                 if timer.cancel():
@@ -153,7 +173,11 @@ def test_a_timer_is_called_once_or_cancelled_whoever_is_first(start):
 
     with running(*[lambda who=who: set_and_cancel(who) for who in range(4)], patience=800):
         pass
-    wait_until(lambda: len(called) + len(cancelled) == 4 * SMALL, "each was called or cancelled", timeout=300)
+    wait_until(
+        lambda: len(called) + len(cancelled) == 4 * SMALL,
+        "each was called or cancelled",
+        timeout=300,
+    )
     assert set(called.values()) == {1}
     assert not called.keys() & cancelled
 
@@ -176,7 +200,9 @@ def test_suspending_and_resuming_loses_nobody_who_connects(start):
 
 
 def test_deadlines_remove_the_silent_and_the_stuck_and_nobody_else(start):
-    """Somebody talks all the time beside those who say nothing, and those who do not read; these are removed, and nobody else is."""
+    """Somebody talks all the time beside those who say nothing, and those who do not read; these
+    are removed, and nobody else is.
+    """
     large = os.urandom(3_000_000)
 
     class Replies(hydrogen.Handler):
@@ -188,9 +214,16 @@ def test_deadlines_remove_the_silent_and_the_stuck_and_nobody_else(start):
 
     removed = []
     builder = hydrogen.LengthFrameBuilder(max_size=4 << 20)
-    buffer = [(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 16_384)]  # smaller than what is sent, whatever the kernel would like
+    # smaller than what is sent, whatever the kernel would like
+    buffer = [(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_SNDBUF, 16_384)]
     server = start(
-        Replies(), framing=builder, idle_timeout=2.0, write_timeout=1.0, frame_timeout=1.0, open_timeout=1.0, socket_options=buffer
+        Replies(),
+        framing=builder,
+        idle_timeout=2.0,
+        write_timeout=1.0,
+        frame_timeout=1.0,
+        open_timeout=1.0,
+        socket_options=buffer,
     )
     frame = lambda payload: struct.pack(">I", len(payload)) + payload  # noqa: E731
     done = threading.Event()
@@ -206,21 +239,35 @@ def test_deadlines_remove_the_silent_and_the_stuck_and_nobody_else(start):
             before = len(removed)
             for number, client in enumerate(clients):
                 client.send((b"", frame(b"large"), frame(b"x")[:-1])[number % 3])
-            wait_until(lambda before=before: len(removed) >= before + 30, "all of them were removed")
+            wait_until(
+                lambda before=before: len(removed) >= before + 30, "all of them were removed"
+            )
             for client in clients:
                 client.close()
 
     beside(done, lambda: [talk()], neglect)
     names = [str(error).partition(":")[0] for error in removed[:90]]
-    assert {name: names.count(name) for name in set(names)} == {"idle_timeout": 30, "write_timeout": 30, "frame_timeout": 30}
+    assert {name: names.count(name) for name in set(names)} == {
+        "idle_timeout": 30,
+        "write_timeout": 30,
+        "frame_timeout": 30,
+    }
     assert len(removed) <= 91
 
 
 def test_stops_in_the_middle_of_everything_end(start):
-    """Timers that set timers, broadcasts, suspends and connects go on from all sides while the server stops, at once or spread."""
+    """Timers that set timers, broadcasts, suspends and connects go on from all sides while the
+    server stops, at once or spread.
+    """
     for spread in (0.0, 0.2, 0.0, 0.1):
         # An address of its own: the port may be another test's as soon as the listener is closed.
-        server = start(Echo(), addr="127.0.0.83", framing=hydrogen.SimpleFrameBuilder, max_connections=20, idle_timeout=0.5)
+        server = start(
+            Echo(),
+            addr="127.0.0.83",
+            framing=hydrogen.SimpleFrameBuilder,
+            max_connections=20,
+            idle_timeout=0.5,
+        )
 
         def again(server=server):
             with contextlib.suppress(RuntimeError):

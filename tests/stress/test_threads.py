@@ -1,6 +1,8 @@
-"""Everything at once, from many threads; `make tsan` runs these under the thread sanitizer, `make asan` under the address sanitizer.
+"""Everything at once, from many threads; `make tsan` runs these under the thread sanitizer, `make
+asan` under the address sanitizer.
 
-HYDROGEN_STRESS_MESSAGES is the number of messages in all: 20,000 by default, 100,000 under the thread sanitizer.
+HYDROGEN_STRESS_MESSAGES is the number of messages in all: 20,000 by default, 100,000 under the
+thread sanitizer.
 """
 
 import contextlib
@@ -17,7 +19,10 @@ from support import PATIENCE, Client, assert_empty, recorder, running, simple, w
 
 import hydrogen
 
-MESSAGES = int(os.environ.get("HYDROGEN_STRESS_MESSAGES") or (100_000 if "libtsan" in os.environ.get("LD_PRELOAD", "") else 20_000))
+MESSAGES = int(
+    os.environ.get("HYDROGEN_STRESS_MESSAGES")
+    or (100_000 if "libtsan" in os.environ.get("LD_PRELOAD", "") else 20_000)
+)
 LIVES = 4
 """Servers that each test starts, and stops in the middle of the traffic."""
 
@@ -25,7 +30,9 @@ pytestmark = pytest.mark.timeout(900)
 
 
 class Restless(hydrogen.Handler):
-    """Echoes; sometimes blocks, closes, aborts, pauses, drains; remembers the sockets it saw, also of connections long gone."""
+    """Echoes; sometimes blocks, closes, aborts, pauses, drains; remembers the sockets it saw, also
+    of connections long gone.
+    """
 
     def __init__(self, seed):
         self.dice = random.Random(seed)
@@ -46,7 +53,10 @@ class Restless(hydrogen.Handler):
             self.filed[socket.fileno()] = socket.id
             self.sockets.append((socket, name))
         if socket.user_data != name or self.filed.get(socket.fileno(), 0) not in (socket.id, 0):
-            self.faults.append(f"{socket.user_data!r} got a message of {name!r}; {self.filed.get(socket.fileno())} is not {socket.id}")
+            self.faults.append(
+                f"{socket.user_data!r} got a message of {name!r}; "
+                f"{self.filed.get(socket.fileno())} is not {socket.id}"
+            )
         chance = self.dice.random()
         if chance < 0.01:
             self.never.wait(self.dice.random() / 200)
@@ -67,7 +77,8 @@ class Restless(hydrogen.Handler):
 
     def on_connection_removed(self, fd, err):
         next(self.removed)
-        if fd not in self.filed and not isinstance(err, hydrogen.ServerStopped):  # which may come before on_new_connection
+        # which may come before on_new_connection
+        if fd not in self.filed and not isinstance(err, hydrogen.ServerStopped):
             self.faults.append(f"{fd} was not filed when it was removed with {err!r}")
         self.filed.pop(fd, None)
 
@@ -79,7 +90,9 @@ def meddle(server, handler, done, seed):
     while not done.wait(0.0005):
         if not handler.sockets:
             continue
-        socket, name = dice.choice(handler.sockets[-200:] if dice.random() < 0.8 else handler.sockets)
+        socket, name = dice.choice(
+            handler.sockets[-200:] if dice.random() < 0.8 else handler.sockets
+        )
         chance = dice.random()
         if chance < 0.7:
             socket.send(b"foreign %b:%d:" % (name, next(numbers)))
@@ -109,7 +122,9 @@ def meddle(server, handler, done, seed):
     ("handoff", "loops", "transport"),
     [("auto", 1, "tcp"), ("inline", 1, "unix"), ("eager", 1, "tcp"), ("auto", 3, "unix")],
 )
-def test_no_client_sees_another_s_bytes_whatever_all_threads_do_at_once(start, handoff, loops, transport, tmp_path):
+def test_no_client_sees_another_s_bytes_whatever_all_threads_do_at_once(
+    start, handoff, loops, transport, tmp_path
+):
     seeds = itertools.count(1)
     answered = life = 0
     while answered < MESSAGES // 3:
@@ -141,7 +156,11 @@ def test_no_client_sees_another_s_bytes_whatever_all_threads_do_at_once(start, h
 
         def stop_in_the_middle(server=server, crowds=crowds, wanted=wanted, life=life, done=done):
             if life % 2 == 0:
-                wait_until(lambda: sum(crowd.answered for crowd in crowds) >= 2 * wanted or done.is_set(), "enough traffic", 600)
+                wait_until(
+                    lambda: sum(crowd.answered for crowd in crowds) >= 2 * wanted or done.is_set(),
+                    "enough traffic",
+                    600,
+                )
                 server.abort() if life % 4 == 0 else server.stop(PATIENCE)
                 for crowd in crowds:
                     crowd.done.set()
@@ -149,7 +168,9 @@ def test_no_client_sees_another_s_bytes_whatever_all_threads_do_at_once(start, h
         with running(
             *(lambda crowd=crowd: visit(crowd) for crowd in crowds),
             # One thread only meddles, or the order of what it sends could not be checked.
-            lambda server=server, handler=handler, done=done: meddle(server, handler, done, next(seeds)),
+            lambda server=server, handler=handler, done=done: meddle(
+                server, handler, done, next(seeds)
+            ),
             stop_in_the_middle,
             patience=800,
         ):
@@ -172,8 +193,12 @@ def hasty_switches():
 
 
 @pytest.mark.clause("K6")
-def test_what_several_threads_send_to_one_connection_leaves_whole_and_in_the_order_of_each(start, hasty_switches):
-    """Replies are corked until their turn ends, foreign threads flush at once, the kernel takes parts: still one flusher at a time."""
+def test_what_several_threads_send_to_one_connection_leaves_whole_and_in_the_order_of_each(
+    start, hasty_switches
+):
+    """Replies are corked until their turn ends, foreign threads flush at once, the kernel takes
+    parts: still one flusher at a time.
+    """
     sockets = []
 
     def on_data(socket, data):
@@ -183,7 +208,12 @@ def test_what_several_threads_send_to_one_connection_leaves_whole_and_in_the_ord
 
     count = MESSAGES // 5
     small = ((socket_module.SOL_SOCKET, socket_module.SO_SNDBUF, 65_536),)
-    server = start(recorder(data_received=on_data), framing=hydrogen.SimpleFrameBuilder, max_threads=2, socket_options=small)
+    server = start(
+        recorder(data_received=on_data),
+        framing=hydrogen.SimpleFrameBuilder,
+        max_threads=2,
+        socket_options=small,
+    )
     sizes = random.Random(1).choices((0, 10, 1000, 30_000), k=97)
 
     def message(sender, number):
@@ -214,8 +244,12 @@ def test_what_several_threads_send_to_one_connection_leaves_whole_and_in_the_ord
 
 
 @pytest.mark.clause("K18", "K3", "H15")
-def test_sockets_of_connections_long_gone_reach_nobody_however_soon_slots_and_fds_are_used_again(start):
-    """A debug build uses slots again at once (LIFO) and has four generations of each: what is stale must be told from what is new."""
+def test_sockets_of_connections_long_gone_reach_nobody_however_soon_slots_and_fds_are_used_again(
+    start,
+):
+    """A debug build uses slots again at once (LIFO) and has four generations of each: what is stale
+    must be told from what is new.
+    """
 
     class Keeps(hydrogen.Handler):
         """Keeps every socket there ever was; the connections that are over by now are `stale`."""
@@ -268,7 +302,10 @@ def test_sockets_of_connections_long_gone_reach_nobody_however_soon_slots_and_fd
     wait_until(lambda: server.stats().connections == 0, "all slots vacant")
     assert reached == []
     assert {socket.id for socket in handler.stale} == set(range(1, server.stats().accepted + 1))
-    assert all(socket.send(b"x") is False and socket.fileno() == -1 and socket.user_data is None for socket in handler.stale)
+    assert all(
+        socket.send(b"x") is False and socket.fileno() == -1 and socket.user_data is None
+        for socket in handler.stale
+    )
     removed = server.stats()
     assert removed.removed_local_closed == 0, "a stale close or abort ended somebody"
 
@@ -329,8 +366,16 @@ def test_streams_of_users_under_foreign_sends_and_closes(start):
     def meddle_with_streams():
         dice = random.Random(3)
         while not done.wait(0.001):
-            for socket in handler.doomed[-8:]:  # whose clients expect nothing any more, and are about to leave
-                dice.choice([lambda s=socket: s.send(b"late"), socket.close, socket.abort, lambda s=socket: s.drain(0)])()
+            # whose clients expect nothing any more, and are about to leave
+            for socket in handler.doomed[-8:]:
+                dice.choice(
+                    [
+                        lambda s=socket: s.send(b"late"),
+                        socket.close,
+                        socket.abort,
+                        lambda s=socket: s.drain(0),
+                    ]
+                )()
             _ = server.stats(), [other.pending for other in server.connections]
 
     def converse(name):
@@ -355,10 +400,17 @@ def test_servers_that_start_and_stop_in_several_threads_at_once(engine):
         for _ in range(max(5, MESSAGES // 2000)):
             handler = Restless(seed)
             server = hydrogen.serve(
-                handler, port=0, engine=engine, max_threads=dice.choice((1, 2, 4)), framing=hydrogen.SimpleFrameBuilder, pre_allocated=0
+                handler,
+                port=0,
+                engine=engine,
+                max_threads=dice.choice((1, 2, 4)),
+                framing=hydrogen.SimpleFrameBuilder,
+                pre_allocated=0,
             )
             crowd = Crowd(4, seed)
-            with running(lambda crowd=crowd, server=server: crowd.run(server.address, 10**9), patience=100):
+            with running(
+                lambda crowd=crowd, server=server: crowd.run(server.address, 10**9), patience=100
+            ):
                 wait_until(lambda crowd=crowd: crowd.answered > 20, "some traffic")
                 dice.choice([server.stop, server.abort, lambda server=server: server.stop(0)])()
                 crowd.done.set()

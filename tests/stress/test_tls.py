@@ -1,4 +1,5 @@
-"""TLS under everything at once: as test_threads.py, over records, which are numbered, and with handshakes, which break off.
+"""TLS under everything at once: as test_threads.py, over records, which are numbered, and with
+handshakes, which break off.
 
 HYDROGEN_STRESS_MESSAGES: see test_threads.py.
 """
@@ -13,7 +14,16 @@ import certificates
 import pytest
 from stress.crowd import Crowd, Member, beside
 from stress.test_threads import MESSAGES, Restless, meddle
-from support import PATIENCE, Client, TlsClient, assert_empty, running, simple, wait_event, wait_until
+from support import (
+    PATIENCE,
+    Client,
+    TlsClient,
+    assert_empty,
+    running,
+    simple,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 
@@ -24,9 +34,11 @@ pytestmark = pytest.mark.timeout(900)
 
 
 class Veiled:
-    """A non-blocking socket whose `recv` gives plaintext. An end without close_notify fails, once the server has said anything.
+    """A non-blocking socket whose `recv` gives plaintext. An end without close_notify fails, once
+    the server has said anything.
 
-    (In TLS 1.3 the client's handshake is done before the server's is, and then the server has nothing to end gracefully.)
+    (In TLS 1.3 the client's handshake is done before the server's is, and then the server has
+    nothing to end gracefully.)
     """
 
     may_be_cut = False
@@ -122,7 +134,9 @@ class TlsCrowd(Crowd):
 
 
 class Introduced(Restless):
-    """Also checks that nothing of a connection comes before its handshake is done, and nothing after its end."""
+    """Also checks that nothing of a connection comes before its handshake is done, and nothing
+    after its end.
+    """
 
     def __init__(self, seed):
         super().__init__(seed)
@@ -151,7 +165,9 @@ def break_off(address, done, seed):
     dice = random.Random(seed)
     while not done.wait(0.003):
         with contextlib.suppress(OSError, ssl.SSLError), Client(address) as client:
-            tls = TlsClient(client, certificates.client_context(version=dice.choice(certificates.VERSIONS)))
+            tls = TlsClient(
+                client, certificates.client_context(version=dice.choice(certificates.VERSIONS))
+            )
             hello = tls.step()
             chance = dice.random()
             if chance < 0.2:
@@ -211,7 +227,9 @@ def test_no_client_sees_another_s_bytes_over_tls_whatever_all_threads_do_at_once
 
         with running(
             visit,
-            lambda server=server, handler=handler, done=done: meddle(server, handler, done, next(seeds)),
+            lambda server=server, handler=handler, done=done: meddle(
+                server, handler, done, next(seeds)
+            ),
             lambda server=server, done=done: break_off(server.address, done, next(seeds)),
             reload,
             stop_in_the_middle,
@@ -227,7 +245,9 @@ def test_no_client_sees_another_s_bytes_over_tls_whatever_all_threads_do_at_once
 
 
 @pytest.mark.parametrize("handoff", ["auto", "inline", "eager"])
-def test_all_that_was_taken_comes_and_then_close_notify_whoever_sends_when_the_connection_is_closed(start, handoff):
+def test_all_that_was_taken_comes_and_then_close_notify_whoever_sends_when_the_connection_is_closed(
+    start, handoff
+):
     class Busy(hydrogen.Handler):
         """Hands out its sockets by name; a message of "block" blocks for a moment."""
 
@@ -248,7 +268,13 @@ def test_all_that_was_taken_comes_and_then_close_notify_whoever_sends_when_the_c
                 self.sockets[data] = socket
 
     handler = Busy()
-    server = start(handler, framing=hydrogen.SimpleFrameBuilder, handoff=handoff, max_threads=3, ssl=certificates.server_context())
+    server = start(
+        handler,
+        framing=hydrogen.SimpleFrameBuilder,
+        handoff=handoff,
+        max_threads=3,
+        ssl=certificates.server_context(),
+    )
     done = threading.Event()
     rounds = max(10, MESSAGES // 1000)
 
@@ -268,7 +294,9 @@ def test_all_that_was_taken_comes_and_then_close_notify_whoever_sends_when_the_c
             name = b"%d/%d" % (seed, number)
             size = dice.choice((10, 1000, 60_000))
             with Client(server.address, receive_buffer=dice.choice((4096, None))) as client:
-                tls = TlsClient(client, certificates.client_context(version=dice.choice(certificates.VERSIONS))).handshake()
+                tls = TlsClient(
+                    client, certificates.client_context(version=dice.choice(certificates.VERSIONS))
+                ).handshake()
                 tls.send(simple(name))
                 socket = wait_until(lambda name=name: handler.sockets.pop(name, None), "the socket")
                 taken = itertools.count()
@@ -317,7 +345,12 @@ def test_the_deadline_of_a_handshake_races_with_its_end_and_each_connection_is_r
 
     handler = Greets()
     server = start(
-        handler, framing=hydrogen.SimpleFrameBuilder, max_threads=3, pre_allocated=2, open_timeout=0.01, ssl=certificates.server_context()
+        handler,
+        framing=hydrogen.SimpleFrameBuilder,
+        max_threads=3,
+        pre_allocated=2,
+        open_timeout=0.01,
+        ssl=certificates.server_context(),
     )
     outcomes = []
 

@@ -1,4 +1,6 @@
-"""Fixtures of the load generator's tests: servers that it is run against, and both of its hot loops."""
+"""Fixtures of the load generator's tests: servers that it is run against, and both of its hot
+loops.
+"""
 
 import contextlib
 import os
@@ -17,7 +19,9 @@ from hydrogen.perf.loops import COMPILED
 
 
 def pytest_generate_tests(metafunc):
-    """Both loops; without the compiled one the other alone, except in CI, where that is a failure."""
+    """Both loops; without the compiled one the other alone, except in CI, where that is a
+    failure.
+    """
     if "loop" in metafunc.fixturenames:
         python_only = metafunc.config.getoption("--engine") == "python"
         in_ci = os.environ.get("CI", "").lower() in ("1", "true")
@@ -27,11 +31,17 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def serve():
-    """Start a server that runs a function on each connection, a thread each: `serve(function) -> address`; with `tls`, over TLS."""
+    """Start a server that runs a function on each connection, a thread each: `serve(function) ->
+    address`; with `tls`, over TLS.
+    """
     with contextlib.ExitStack() as stack:
 
         def serve(function, address=("127.0.0.1", 0), tls=None):
-            listener = socket.create_server(address) if isinstance(address, tuple) else unix_server(address)
+            listener = (
+                socket.create_server(address)
+                if isinstance(address, tuple)
+                else unix_server(address)
+            )
             threads = []
 
             def accept():
@@ -45,7 +55,9 @@ def serve():
                     if tls is None:
                         function(connection)
                     else:
-                        with tls.wrap_socket(connection, server_side=True, suppress_ragged_eofs=False) as secured:
+                        with tls.wrap_socket(
+                            connection, server_side=True, suppress_ragged_eofs=False
+                        ) as secured:
                             function(secured)
 
             def stop():
@@ -78,5 +90,7 @@ def cacert():
 
 @pytest.fixture(scope="module")
 def font_is_open(tmp_path_factory):
-    """Once matplotlib has written with a font it keeps its file open, which is no leak of a test."""
+    """Once matplotlib has written with a font it keeps its file open, which is no leak of a
+    test.
+    """
     plot.draw([made()], ["a"], tmp_path_factory.mktemp("font") / "plot.svg")

@@ -1,4 +1,6 @@
-"""Which engine is taken, and what is said when it cannot be had. Each in a process of its own: the choice is made once."""
+"""Which engine is taken, and what is said when it cannot be had. Each in a process of its own: the
+choice is made once.
+"""
 
 import pytest
 from support import child, finish
@@ -63,7 +65,9 @@ def test_another_name_in_the_environment_is_refused():
 
 @pytest.mark.clause("E2")
 def test_another_name_as_argument_is_refused():
-    with pytest.raises(ValueError, match="engine: must be one of compiled, python, auto, not 'rust'"):
+    with pytest.raises(
+        ValueError, match="engine: must be one of compiled, python, auto, not 'rust'"
+    ):
         backend.engine_class("rust")
 
 
@@ -81,7 +85,10 @@ try_(lambda: hydrogen.serve(Echo(), port=0, engine="compiled"))
 def test_the_compiled_engine_asked_for_by_the_environment_raises_with_the_reason():
     code = "try_(lambda: hydrogen.engine); try_(lambda: hydrogen.Server(Echo()))"
     reason = "the compiled engine cannot be imported: libmissing.so: cannot open shared object file"
-    assert lines(BLOCKED + code, HYDROGEN_ENGINE="compiled") == [f"EngineUnavailable True {reason}"] * 2
+    assert (
+        lines(BLOCKED + code, HYDROGEN_ENGINE="compiled")
+        == [f"EngineUnavailable True {reason}"] * 2
+    )
 
 
 @pytest.mark.clause("E4", "E5")
@@ -107,7 +114,10 @@ def test_the_python_engine_asked_for_is_taken_without_a_word():
 
 
 def test_neither_engine_is_loaded_by_importing_hydrogen():
-    code = "import sys; print([name for name in sys.modules if name.startswith(('hydrogen._c', 'hydrogen._py'))])"
+    code = (
+        "import sys; print([name for name in sys.modules if name.startswith(('hydrogen._c', "
+        "'hydrogen._py'))])"
+    )
     assert lines(code) == ["[]"]
 
 

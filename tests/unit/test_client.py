@@ -1,4 +1,6 @@
-"""`connect` and `Client`, against sockets of the test: no server of hydrogen's, and Python's own `ssl`."""
+"""`connect` and `Client`, against sockets of the test: no server of hydrogen's, and Python's own
+`ssl`.
+"""
 
 import contextlib
 import errno
@@ -19,7 +21,9 @@ import hydrogen
 from hydrogen import client as client_module
 from hydrogen.client import connect
 
-VERSIONS = pytest.mark.parametrize("version", certificates.VERSIONS, ids=lambda version: version.name)
+VERSIONS = pytest.mark.parametrize(
+    "version", certificates.VERSIONS, ids=lambda version: version.name
+)
 
 
 @pytest.fixture
@@ -31,7 +35,9 @@ def after():
 
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch):
-    """Most peers here do not end the connection when the client does: `close` does not wait for them."""
+    """Most peers here do not end the connection when the client does: `close` does not wait for
+    them.
+    """
     monkeypatch.setattr(client_module, "CLOSE_PATIENCE", 0)
 
 
@@ -56,7 +62,9 @@ def listen(after):
 
 @pytest.fixture
 def both(listen, after):
-    """A client, and the peer's socket: `both(**options of connect)`; `buffer`: bytes of each socket buffer of the peer."""
+    """A client, and the peer's socket: `both(**options of connect)`; `buffer`: bytes of each socket
+    buffer of the peer.
+    """
 
     def both(buffer=None, **options):
         listener = listen()
@@ -73,7 +81,9 @@ def both(listen, after):
 
 @pytest.fixture
 def both_tls(listen, after):
-    """The same with TLS; the peer is an `ssl.SSLSocket`. `context`: the peer's; `version`: of TLS."""
+    """The same with TLS; the peer is an `ssl.SSLSocket`. `context`: the peer's; `version`: of
+    TLS.
+    """
 
     def both_tls(context=None, version=None, **options):
         listener = listen()
@@ -94,7 +104,7 @@ def both_tls(listen, after):
     return both_tls
 
 
-# ---------------------------------------------------------------------------------------------------- messages
+# ----------------------------------------------------------------------------------------- messages
 
 
 @pytest.mark.clause("T16")
@@ -250,7 +260,7 @@ def test_an_infinite_timeout_is_none(both):
     assert client.recv(float("inf")) == b"hello"
 
 
-# ---------------------------------------------------------------------------------------------------- where to
+# ----------------------------------------------------------------------------------------- where to
 
 
 @pytest.mark.parametrize("zone", ["", "%1"])
@@ -262,7 +272,14 @@ def test_the_zone_of_an_address_is_no_part_of_the_name_in_the_certificate(listen
         with certificates.server_context().wrap_socket(sock, server_side=True) as peer:
             peer.sendall(b"hello")
 
-    with running(serve), connect((f"::1{zone}", listener.getsockname()[1]), ssl=certificates.client_context(), timeout=PATIENCE) as client:
+    with (
+        running(serve),
+        connect(
+            (f"::1{zone}", listener.getsockname()[1]),
+            ssl=certificates.client_context(),
+            timeout=PATIENCE,
+        ) as client,
+    ):
         assert client.recv() == b"hello"
 
 
@@ -294,7 +311,10 @@ def test_all_addresses_of_a_name_are_tried(listen, monkeypatch):
 
     def getaddrinfo(host, port, **options):
         asked.append((host, port))
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (nobody, nobody, listener.getsockname())]
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", address)
+            for address in (nobody, nobody, listener.getsockname())
+        ]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with connect(("somewhere.example.org", 7)) as client:
@@ -308,7 +328,11 @@ def test_all_addresses_of_a_name_are_tried(listen, monkeypatch):
 def test_when_no_address_answers_the_last_error_is_raised(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as gone:
         nobody = gone.getsockname()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", nobody)] * 2)
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda *args, **options: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", nobody)] * 2,
+    )
     with pytest.raises(ConnectionRefusedError):
         connect(("somewhere.example.org", 7))
 
@@ -355,7 +379,13 @@ def test_wrong_arguments_are_told_before_anything_is_opened(listen, options, err
 
 
 WRONG = [
-    *[((), ValueError), (("127.0.0.1",), ValueError), (("127.0.0.1", 1, 2), ValueError), (7, TypeError), (None, TypeError)],
+    *[
+        ((), ValueError),
+        (("127.0.0.1",), ValueError),
+        (("127.0.0.1", 1, 2), ValueError),
+        (7, TypeError),
+        (None, TypeError),
+    ],
     *[(("127.0.0.1", port), ValueError) for port in (-1, 65_536, 70_000, 10**30)],
     *[(("127.0.0.1", port), TypeError) for port in ("1", None, 1.5, True)],
     *[((host, 1), TypeError) for host in (None, 3, b"127.0.0.1")],
@@ -368,7 +398,9 @@ WRONG = [
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize(("address", "error"), WRONG, ids=repr)
 def test_a_wrong_address_is_an_error(monkeypatch, address, error, secure):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: pytest.fail("it was looked up"))
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *args, **options: pytest.fail("it was looked up")
+    )
     with pytest.raises(error):
         connect(address, ssl=certificates.client_context() if secure else None)
 
@@ -379,7 +411,7 @@ def test_small_messages_are_not_held_back(both):
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-# ---------------------------------------------------------------------------------------------------- timeouts
+# ----------------------------------------------------------------------------------------- timeouts
 
 
 @pytest.mark.clause("T18")
@@ -408,7 +440,12 @@ def test_connect_s_own_timeout_is_that_of_each_recv(both, monkeypatch):
         return hydrogen.ChunkFrame(b"x")
 
     monkeypatch.setattr(hydrogen.Plain, "b_recv", b_recv)
-    assert [client.recv(), client.recv(timeout=7), client.recv(timeout=None), next(iter(client))] == [b"x"] * 4
+    assert [
+        client.recv(),
+        client.recv(timeout=7),
+        client.recv(timeout=None),
+        next(iter(client)),
+    ] == [b"x"] * 4
     assert asked == [PATIENCE, 7, None, PATIENCE]
 
 
@@ -456,7 +493,9 @@ def test_the_timeout_bounds_the_connect(listen, tmp_path, after, family):
 
 
 @pytest.mark.parametrize("timeout", [None, PATIENCE])
-def test_signals_while_a_unix_socket_has_no_room_do_not_pass_for_a_connection(listen, tmp_path, after, timeout):
+def test_signals_while_a_unix_socket_has_no_room_do_not_pass_for_a_connection(
+    listen, tmp_path, after, timeout
+):
     listener = listen(tmp_path / "socket", backlog=0)
     fillers = []
     while True:
@@ -476,9 +515,13 @@ def test_signals_while_a_unix_socket_has_no_room_do_not_pass_for_a_connection(li
         return peer
 
     def disturb():
-        # Most of them while it waits in the kernel; one that comes just before that is handled with the next one.
+        # Most of them while it waits in the kernel; one that comes just before that is handled with
+        # the next one.
         for number in range(20):
-            wait_until(lambda: signal.pthread_kill(main, signal.SIGUSR1) or len(handled) > number, "it is handled")  # noqa: B023
+            wait_until(
+                lambda: signal.pthread_kill(main, signal.SIGUSR1) or len(handled) > number,  # noqa: B023
+                "it is handled",
+            )
         for _ in fillers[:-1]:
             accept()
 
@@ -494,7 +537,7 @@ def test_no_time_at_all_is_a_timeout(listen):
         connect(listen().getsockname(), timeout=0)
 
 
-# ---------------------------------------------------------------------------------------------------- TLS
+# ---------------------------------------------------------------------------------------------- TLS
 
 
 @VERSIONS
@@ -529,7 +572,9 @@ def test_a_bad_certificate_fails_connect_and_nothing_stays_open(listen, certific
 
 def test_server_hostname_is_another_name_to_check(both_tls):
     context = certificates.server_context(certificates.MISNAMED)
-    client, peer = both_tls(context=context, server_hostname="elsewhere.example.org", timeout=PATIENCE)
+    client, peer = both_tls(
+        context=context, server_hostname="elsewhere.example.org", timeout=PATIENCE
+    )
     client.send(b"x")
     assert peer.recv(1) == b"x"
 
@@ -542,7 +587,10 @@ def test_a_path_has_no_name_to_check(listen, tmp_path):
 
 def test_a_server_that_hangs_up_fails_the_handshake(listen):
     listener = listen()
-    with running(lambda: listener.accept()[0].close()), pytest.raises((ssl.SSLEOFError, ConnectionError)):
+    with (
+        running(lambda: listener.accept()[0].close()),
+        pytest.raises((ssl.SSLEOFError, ConnectionError)),
+    ):
         connect(listener.getsockname(), ssl=certificates.client_context(), timeout=PATIENCE)
 
 
@@ -556,7 +604,7 @@ def test_f34_an_end_without_close_notify_is_no_end_of_the_iteration(both_tls):
     assert found == [b"one"]
 
 
-# ---------------------------------------------------------------------------------------------------- close
+# -------------------------------------------------------------------------------------------- close
 
 
 @pytest.mark.clause("T17")
@@ -650,7 +698,9 @@ def test_close_waits_for_room_for_close_notify(both_tls, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls"])
-def test_what_was_sent_arrives_though_the_peer_answers_while_the_client_closes(both, both_tls, monkeypatch, kind):
+def test_what_was_sent_arrives_though_the_peer_answers_while_the_client_closes(
+    both, both_tls, monkeypatch, kind
+):
     """Once the input is shut down, what comes in makes the kernel reset the connection."""
     client, peer = both(buffer=8192) if kind == "plain" else both_tls()
     with pytest.raises(BlockingIOError):  # some is kept by the stream
@@ -739,7 +789,9 @@ class Asked:
 
 
 @pytest.mark.parametrize("first", ["send", "recv"])
-def test_a_call_within_another_one_and_a_close_do_not_wait_for_each_other(both, monkeypatch, after, first):
+def test_a_call_within_another_one_and_a_close_do_not_wait_for_each_other(
+    both, monkeypatch, after, first
+):
     """A signal handler that sends while its thread waits in `recv`, for one."""
     client, _ = both()
     real = select.poll
@@ -771,7 +823,7 @@ def test_a_call_within_another_one_and_a_close_do_not_wait_for_each_other(both, 
     assert client.fileno() == -1
 
 
-# ---------------------------------------------------------------------------------------------------- interrupts
+# --------------------------------------------------------------------------------------- interrupts
 
 
 class Interrupt(BaseException):
@@ -792,7 +844,9 @@ def at_every_moment(call):
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls"])
-def test_after_an_interrupt_of_send_at_any_moment_close_ends_the_calls_of_other_threads(both, both_tls, kind):
+def test_after_an_interrupt_of_send_at_any_moment_close_ends_the_calls_of_other_threads(
+    both, both_tls, kind
+):
     def once(number):
         client, _ = (both if kind == "plain" else both_tls)()
         begun = threading.Event()
@@ -817,7 +871,9 @@ def test_after_an_interrupt_of_send_at_any_moment_close_ends_the_calls_of_other_
 
 
 @pytest.mark.parametrize("kind", ["plain", "tls"])
-def test_an_interrupt_of_close_at_any_moment_leaks_nothing_once_close_is_called_again(both, both_tls, kind):
+def test_an_interrupt_of_close_at_any_moment_leaks_nothing_once_close_is_called_again(
+    both, both_tls, kind
+):
     def once(number):
         client, peer = (both if kind == "plain" else both_tls)()
         fds = open_fds()
@@ -838,7 +894,9 @@ def test_an_interrupt_of_close_at_any_moment_leaks_nothing_once_close_is_called_
 
 @pytest.mark.parametrize("kind", ["plain", "tls"])
 @pytest.mark.parametrize("first", ["send", "recv"])
-def test_a_signal_handler_that_closes_and_connects_anew_leaves_the_old_fd_to_who_waits_for_it(both, both_tls, monkeypatch, kind, first):
+def test_a_signal_handler_that_closes_and_connects_anew_leaves_the_old_fd_to_who_waits_for_it(
+    both, both_tls, monkeypatch, kind, first
+):
     """The number of the fd would be the new connection's, and the wait for it."""
     client, _ = (both if kind == "plain" else both_tls)()
     real, others = select.poll, []
@@ -907,7 +965,8 @@ peer, _ = listener.accept()
 received = []
 thread = threading.Thread(target=lambda: received.append(client.recv()))
 thread.start()
-wait_until(lambda: not client._receiving.acquire(blocking=False) or client._receiving.release(), "one receives")
+lock = client._receiving
+wait_until(lambda: not lock.acquire(blocking=False) or lock.release(), "one receives")
 pid = os.fork()
 if pid == 0:
     signal.alarm(30)

@@ -1,4 +1,5 @@
-"""A `Client` that is used while another call of it is under way: by a signal handler, at each moment, and by another thread.
+"""A `Client` that is used while another call of it is under way: by a signal handler, at each
+moment, and by another thread.
 
 What was sent arrives, once and in order, and the end behind it; what does not arrive is told of.
 """
@@ -23,12 +24,15 @@ KINDS = pytest.mark.parametrize("kind", ["plain", "tls"])
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch):
-    """A peer that this machine is slow to run is not reset; those of the tests end when they have read the end."""
+    """A peer that this machine is slow to run is not reset; those of the tests end when they have
+    read the end.
+    """
     monkeypatch.setattr(client_module, "CLOSE_PATIENCE", PATIENCE)
 
 
 class Peer:
-    """Reads to the end, and answers each piece: what comes in when the input is shut down makes the kernel of the client reset.
+    """Reads to the end, and answers each piece: what comes in when the input is shut down makes the
+    kernel of the client reset.
 
     Attributes:
         received: all bytes.
@@ -41,12 +45,16 @@ class Peer:
         self.address = self._listener.getsockname()
 
     def serve(self):
-        """One connection. Raises what a client that ends gracefully does not cause: a reset; with TLS, an end without close_notify."""
+        """One connection. Raises what a client that ends gracefully does not cause: a reset; with
+        TLS, an end without close_notify.
+        """
         with self._listener:
             sock, _ = self._listener.accept()
         sock.settimeout(PATIENCE)
         if self._kind == "tls":
-            sock = certificates.server_context().wrap_socket(sock, server_side=True, suppress_ragged_eofs=False)
+            sock = certificates.server_context().wrap_socket(
+                sock, server_side=True, suppress_ragged_eofs=False
+            )
         with sock:
             sock.sendall(b"hello\n")
             while data := sock.recv(1 << 16):
@@ -54,8 +62,14 @@ class Peer:
                 sock.sendall(b"answer\n")
 
     def connect(self):
-        options = {"ssl": certificates.client_context(), "server_hostname": "localhost"} if self._kind == "tls" else {}
-        return hydrogen.connect(self.address, framing=hydrogen.LineFrameBuilder, timeout=PATIENCE, **options)
+        options = (
+            {"ssl": certificates.client_context(), "server_hostname": "localhost"}
+            if self._kind == "tls"
+            else {}
+        )
+        return hydrogen.connect(
+            self.address, framing=hydrogen.LineFrameBuilder, timeout=PATIENCE, **options
+        )
 
 
 def at_every_moment(call):
@@ -90,8 +104,14 @@ def test_a_signal_handler_at_any_moment_of_a_call_loses_nothing_that_was_sent(ki
         with running(peer.serve):
             client = peer.connect()
             send(b"before")
-            calls = {"send": lambda who: send(who), "recv": lambda who: receive(), "close": lambda who: client.close()}
-            came = signalled(lambda: calls[first](b"first"), number, lambda: calls[second](b"second"))
+            calls = {
+                "send": lambda who: send(who),
+                "recv": lambda who: receive(),
+                "close": lambda who: client.close(),
+            }
+            came = signalled(
+                lambda: calls[first](b"first"), number, lambda: calls[second](b"second")
+            )
             client.close()
         for message in sent:
             assert peer.received.count(message + b"\n") == 1, (number, sent, peer.received)
@@ -119,7 +139,10 @@ def test_what_another_thread_sends_at_any_moment_of_close_arrives_or_is_told_of(
             threads.append(threading.Thread(target=send))
             threads[0].start()
             stream = client._stream
-            wait_until(lambda: stream._waiting or not threads[0].is_alive() or client._sending._is_owned(), "it has begun")
+            wait_until(
+                lambda: stream._waiting or not threads[0].is_alive() or client._sending._is_owned(),
+                "it has begun",
+            )
 
         threads = []
         with running(peer.serve):
@@ -135,8 +158,12 @@ def test_what_another_thread_sends_at_any_moment_of_close_arrives_or_is_told_of(
 
 @pytest.mark.parametrize("second", ["send", "close"])
 @pytest.mark.parametrize("first", ["recv", "close"])
-def test_a_signal_handler_waits_for_no_thread_that_waits_for_the_call_it_has_interrupted(first, second):
-    """That thread has begun to send, and goes on when the call gives back what both need, which it may just have taken."""
+def test_a_signal_handler_waits_for_no_thread_that_waits_for_the_call_it_has_interrupted(
+    first, second
+):
+    """That thread has begun to send, and goes on when the call gives back what both need, which it
+    may just have taken.
+    """
 
     def once(number):
         peer, sent, came, threads = Peer("plain"), [], [], []
@@ -158,7 +185,10 @@ def test_a_signal_handler_waits_for_no_thread_that_waits_for_the_call_it_has_int
             threads.append(threading.Thread(target=send, args=(b"beside",), daemon=True))
             threads[0].start()
             stream = client._stream
-            wait_until(lambda: stream._waiting or not threads[0].is_alive() or client._sending._is_owned(), "it has begun")
+            wait_until(
+                lambda: stream._waiting or not threads[0].is_alive() or client._sending._is_owned(),
+                "it has begun",
+            )
             calls[second]()
 
         with running(peer.serve):
@@ -175,7 +205,9 @@ def test_a_signal_handler_waits_for_no_thread_that_waits_for_the_call_it_has_int
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_close_lets_the_send_of_another_thread_come_to_its_end_also_when_the_peer_has_ended_its_side(monkeypatch, ended):
+def test_close_lets_the_send_of_another_thread_end_also_when_the_peer_has_ended_its_side(
+    monkeypatch, ended
+):
     message = b"x" * (1 << 24)
     listener = socket.create_server(("127.0.0.1", 0))
     client = hydrogen.connect(listener.getsockname(), timeout=PATIENCE)
@@ -218,7 +250,9 @@ class Signalling(socket.socket):
 
 
 @pytest.mark.parametrize("call", ["send", "recv"])
-def test_a_call_within_which_a_signal_handler_closes_ends_though_the_peer_neither_reads_nor_ends(monkeypatch, call):
+def test_a_call_within_which_a_signal_handler_closes_ends_though_the_peer_neither_reads_nor_ends(
+    monkeypatch, call
+):
     monkeypatch.setattr(client_module, "CLOSE_PATIENCE", 0)
     ours, peer = socket.socketpair()
     client = Client(hydrogen.Plain(Signalling(fileno=ours.detach())), ChunkFrameBuilder(), None)

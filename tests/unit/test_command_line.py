@@ -50,8 +50,13 @@ seven = 7
 
 
 def begin(engine, *arguments, before=""):
-    """The command line in a process of its own, and the first line that it prints. `before`: what runs there first."""
-    code = "import sys; sys.argv[0] = 'hydrogen'; import runpy; runpy.run_module('hydrogen', run_name='__main__', alter_sys=True)"
+    """The command line in a process of its own, and the first line that it prints. `before`: what
+    runs there first.
+    """
+    code = (
+        "import sys; sys.argv[0] = 'hydrogen'; import runpy; runpy.run_module('hydrogen', "
+        "run_name='__main__', alter_sys=True)"
+    )
     process = child(before + code, *arguments, "--engine", engine, "--threads", "3")
     line = process.stdout.readline()
     if not line.startswith("listening on "):
@@ -68,8 +73,14 @@ def address_in(line):
 
 
 def command(engine, *arguments, folder=None):
-    """The command line in a process of its own, listening on a port of the kernel's choice; and its address."""
-    process, line = begin(engine, *arguments, before="" if folder is None else f"import os; os.chdir({str(folder)!r}); ")
+    """The command line in a process of its own, listening on a port of the kernel's choice; and its
+    address.
+    """
+    process, line = begin(
+        engine,
+        *arguments,
+        before="" if folder is None else f"import os; os.chdir({str(folder)!r}); ",
+    )
     return process, address_in(line)
 
 
@@ -147,7 +158,9 @@ def test_run_takes_an_instance_a_class_or_a_function(engine, tmp_path, name):
 @pytest.mark.clause("L3", "S3", "S12")
 def test_the_exit_status_is_1_when_a_handler_was_abandoned(engine, tmp_path):
     (tmp_path / "handlers.py").write_text(HANDLERS)
-    process, address = command(engine, "run", "handlers:Holds", "--port", "0", "--stop-timeout", "0.1", folder=tmp_path)
+    process, address = command(
+        engine, "run", "handlers:Holds", "--port", "0", "--stop-timeout", "0.1", folder=tmp_path
+    )
     with Client(address) as client:
         client.echo(b"hold")
         stop(process, 1)
@@ -156,7 +169,9 @@ def test_the_exit_status_is_1_when_a_handler_was_abandoned(engine, tmp_path):
 @pytest.mark.clause("L3", "S3")
 def test_the_exit_status_is_1_when_a_second_signal_aborted(engine, tmp_path):
     (tmp_path / "handlers.py").write_text(HANDLERS)
-    process, address = command(engine, "run", "handlers:Holds", "--port", "0", "--stop-timeout", "3600", folder=tmp_path)
+    process, address = command(
+        engine, "run", "handlers:Holds", "--port", "0", "--stop-timeout", "3600", folder=tmp_path
+    )
     with Client(address) as client:
         client.echo(b"hold")
         process.send_signal(signal.SIGTERM)
@@ -208,11 +223,13 @@ def test_without_a_command_the_usage_is_shown(tmp_path):
     assert "usage: python -m hydrogen" in process.stderr
 
 
-# ---------------------------------------------------------------------------------------------------- where it listens
+# --------------------------------------------------------------------------------- where it listens
 
 
 def test_addr_may_be_repeated_and_each_address_has_a_line(engine):
-    process, first = begin(engine, "echo", "--addr", "127.0.0.1", "--addr", "127.0.0.2", "--port", "0")
+    process, first = begin(
+        engine, "echo", "--addr", "127.0.0.1", "--addr", "127.0.0.2", "--port", "0"
+    )
     addresses = [address_in(first), address_in(process.stdout.readline())]
     assert [host for host, _ in addresses] == ["127.0.0.1", "127.0.0.2"]
     assert addresses[0][1] == addresses[1][1]
@@ -256,7 +273,7 @@ def test_systemd_passes_the_sockets(engine):
     stop(process, 0)
 
 
-# ---------------------------------------------------------------------------------------------------- limits
+# ------------------------------------------------------------------------------------------- limits
 
 
 def test_limits_are_handed_on(engine):
@@ -312,7 +329,9 @@ class Slow(hydrogen.Handler):
 
 def test_slow_callback_logs_the_stack(engine, tmp_path):
     (tmp_path / "handlers.py").write_text(SLOW)
-    process, address = command(engine, "run", "handlers:Slow", "--port", "0", "--slow-callback", "0.05", folder=tmp_path)
+    process, address = command(
+        engine, "run", "handlers:Slow", "--port", "0", "--slow-callback", "0.05", folder=tmp_path
+    )
     with Client(address) as client:
         client.send(b"hello")
         logged = ""
@@ -350,20 +369,38 @@ def test_the_level_says_what_is_logged(engine, options, logged):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--path-mode", "980"], "argument --path-mode: expected an octal number from 0 to 777, not '980'"),
+        (
+            ["--path-mode", "980"],
+            "argument --path-mode: expected an octal number from 0 to 777, not '980'",
+        ),
         (["--path-mode", "660"], "path_mode: only allowed with path"),
-        (["--path", "socket", "--path-mode", "1777"], "argument --path-mode: expected an octal number from 0 to 777, not '1777'"),
-        (["--path", "socket", "--port", "7"], "addr/port, path, sock: only one of them can be given"),
+        (
+            ["--path", "socket", "--path-mode", "1777"],
+            "argument --path-mode: expected an octal number from 0 to 777, not '1777'",
+        ),
+        (
+            ["--path", "socket", "--port", "7"],
+            "addr/port, path, sock: only one of them can be given",
+        ),
         (["--systemd"], "--systemd: no socket was passed"),
-        (["--systemd", "--port", "7", "--path-mode", "600"], "so --port, --path-mode cannot be combined with it"),
+        (
+            ["--systemd", "--port", "7", "--path-mode", "600"],
+            "so --port, --path-mode cannot be combined with it",
+        ),
         (["--max-connections", "0"], "max_connections: must be 1 to"),
         (["--max-connections-per-ip", "-1"], "max_connections_per_ip: must be 1 to"),
         (["--overload", "panic"], "argument --overload: invalid choice: 'panic'"),
         (["--idle-timeout", "0"], "idle_timeout: must be more than 0"),
         (["--slow-callback", "soon"], "argument --slow-callback: invalid float value: 'soon'"),
         (["--proxy-protocol", "v1"], "proxy_allow_from: expected networks with proxy_protocol"),
-        (["--proxy-allow-from", "10.0.0.0/8"], "proxy_allow_from: expected networks with proxy_protocol"),
-        (["--proxy-protocol", "v2", "--proxy-allow-from", "10.0.0.1/8"], "proxy_allow_from: must be a network such as '10.0.0.0/8'"),
+        (
+            ["--proxy-allow-from", "10.0.0.0/8"],
+            "proxy_allow_from: expected networks with proxy_protocol",
+        ),
+        (
+            ["--proxy-protocol", "v2", "--proxy-allow-from", "10.0.0.1/8"],
+            "proxy_allow_from: must be a network such as '10.0.0.0/8'",
+        ),
         (["--log-level", "trace"], "argument --log-level: invalid choice: 'trace'"),
     ],
 )
@@ -376,7 +413,17 @@ def test_a_wrong_option_is_a_clear_error(tmp_path, arguments, message):
 
 def run_to_its_end(*arguments, folder):
     """`python -m hydrogen` that is expected to end by itself."""
-    env = {**os.environ, "PYTHONPATH": str(Path(hydrogen.__file__).parent.parent), "HYDROGEN_ENGINE": "python"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(Path(hydrogen.__file__).parent.parent),
+        "HYDROGEN_ENGINE": "python",
+    }
     return subprocess.run(
-        [sys.executable, "-m", "hydrogen", *arguments], capture_output=True, text=True, timeout=60, cwd=folder, env=env, check=False
+        [sys.executable, "-m", "hydrogen", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=folder,
+        env=env,
+        check=False,
     )

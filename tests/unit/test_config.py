@@ -1,4 +1,6 @@
-"""Config is checked when it is made; what it says names the field, the value and what is allowed."""
+"""Config is checked when it is made; what it says names the field, the value and what is
+allowed.
+"""
 
 import dataclasses
 import ipaddress
@@ -102,7 +104,13 @@ REFUSED = [
     ("read_budget", (1 << 30) + 1, ValueError, "1 to"),
     *(
         (field, *refused)
-        for field in ("open_timeout", "frame_timeout", "idle_timeout", "write_timeout", "slow_callback")
+        for field in (
+            "open_timeout",
+            "frame_timeout",
+            "idle_timeout",
+            "write_timeout",
+            "slow_callback",
+        )
         for refused in (
             (0, ValueError, "more than 0"),
             (0.0, ValueError, "more than 0"),
@@ -163,8 +171,12 @@ ALLOWED = {
 
 
 @pytest.mark.clause("C2")
-@pytest.mark.parametrize(("field", "value", "error", "allowed"), REFUSED, ids=lambda value: repr(value)[:30])
-def test_f30_a_bad_value_is_refused_by_a_message_that_names_field_value_and_what_is_allowed(field, value, error, allowed):
+@pytest.mark.parametrize(
+    ("field", "value", "error", "allowed"), REFUSED, ids=lambda value: repr(value)[:30]
+)
+def test_f30_a_bad_value_is_refused_by_a_message_that_names_field_value_and_what_is_allowed(
+    field, value, error, allowed
+):
     with pytest.raises(error) as raised:
         hydrogen.Config(**{field: value})
     message = str(raised.value)
@@ -181,7 +193,9 @@ def _parts(value):
             yield from _parts(part)
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in ALLOWED.items() for value in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in ALLOWED.items() for value in values]
+)
 def test_a_value_at_the_edge_of_what_is_allowed_is_taken_as_it_is(field, value):
     assert getattr(hydrogen.Config(**{field: value}), field) == value
 
@@ -189,7 +203,12 @@ def test_a_value_at_the_edge_of_what_is_allowed_is_taken_as_it_is(field, value):
 @pytest.mark.clause("C1")
 def test_the_fields_of_the_rust_crate_come_first_and_the_rest_by_keyword():
     config = hydrogen.Config("::1", 80, 4, 100)
-    assert (config.addr, config.port, config.max_threads, config.pre_allocated) == ("::1", 80, 4, 100)
+    assert (config.addr, config.port, config.max_threads, config.pre_allocated) == (
+        "::1",
+        80,
+        4,
+        100,
+    )
     with pytest.raises(TypeError):
         hydrogen.Config("::1", 80, 4, 100, None)
     with pytest.raises(TypeError):
@@ -199,7 +218,11 @@ def test_the_fields_of_the_rust_crate_come_first_and_the_rest_by_keyword():
 @pytest.mark.clause("C1")
 def test_the_defaults_are_those_of_the_documentation():
     config = hydrogen.Config()
-    assert {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init} == {
+    assert {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.init
+    } == {
         "addr": "127.0.0.1",
         "port": 1337,
         "max_threads": 32,
@@ -315,13 +338,23 @@ def test_who_may_send_a_proxy_header_is_required_with_it_and_not_allowed_without
         hydrogen.Config(proxy_protocol=protocol)
     with pytest.raises(ValueError, match="proxy_allow_from"):
         hydrogen.Config(proxy_allow_from=["10.0.0.0/8"])
-    assert hydrogen.Config(proxy_protocol=protocol, proxy_allow_from=["10.0.0.0/8"]).proxy_protocol == protocol
+    assert (
+        hydrogen.Config(proxy_protocol=protocol, proxy_allow_from=["10.0.0.0/8"]).proxy_protocol
+        == protocol
+    )
 
 
 @pytest.mark.clause("C37")
 def test_networks_are_taken_as_text_and_as_networks_and_kept_as_a_tuple():
-    networks = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32"), ipaddress.ip_network("192.0.2.1/32"), "unix")
-    as_text = hydrogen.Config(proxy_protocol="auto", proxy_allow_from=["10.0.0.0/8", "2001:db8::/32", "192.0.2.1", "unix"])
+    networks = (
+        ipaddress.ip_network("10.0.0.0/8"),
+        ipaddress.ip_network("2001:db8::/32"),
+        ipaddress.ip_network("192.0.2.1/32"),
+        "unix",
+    )
+    as_text = hydrogen.Config(
+        proxy_protocol="auto", proxy_allow_from=["10.0.0.0/8", "2001:db8::/32", "192.0.2.1", "unix"]
+    )
     as_networks = hydrogen.Config(proxy_protocol="auto", proxy_allow_from=networks)
     assert as_text.proxy_allow_from == as_networks.proxy_allow_from == networks
     assert as_text == as_networks
@@ -346,7 +379,9 @@ def test_networks_are_taken_as_text_and_as_networks_and_kept_as_a_tuple():
     ],
     ids=repr,
 )
-def test_what_is_no_network_is_refused_by_a_message_that_names_the_field_and_the_value(value, error):
+def test_what_is_no_network_is_refused_by_a_message_that_names_the_field_and_the_value(
+    value, error
+):
     with pytest.raises(error) as raised:
         hydrogen.Config(proxy_protocol="auto", proxy_allow_from=value)
     message = str(raised.value)
@@ -374,13 +409,20 @@ def test_what_is_no_network_is_refused_by_a_message_that_names_the_field_and_the
     ],
 )
 def test_the_default_of_max_connections_leaves_fds_for_the_program(monkeypatch, limit, most):
-    monkeypatch.setattr(resource, "getrlimit", lambda what: (limit, limit) if what == resource.RLIMIT_NOFILE else None)
+    monkeypatch.setattr(
+        resource,
+        "getrlimit",
+        lambda what: (limit, limit) if what == resource.RLIMIT_NOFILE else None,
+    )
     assert default_max_connections() == most
 
 
 @pytest.mark.clause("C2")
 def test_a_socket_of_another_kind_is_refused():
-    with socket.socket(type=socket.SOCK_DGRAM) as sock, pytest.raises(ValueError, match="sock: expected a stream socket"):
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as sock,
+        pytest.raises(ValueError, match="sock: expected a stream socket"),
+    ):
         hydrogen.Config(sock=sock)
 
 
@@ -415,7 +457,9 @@ def test_a_builder_of_the_user_s_is_taken_as_class_and_as_instance():
 
 @pytest.mark.clause("C2")
 @pytest.mark.parametrize(
-    "framing", [hydrogen.FrameBuilder, type("Half", (hydrogen.FrameBuilder,), {"frame": None})], ids=["abstract", "half"]
+    "framing",
+    [hydrogen.FrameBuilder, type("Half", (hydrogen.FrameBuilder,), {"frame": None})],
+    ids=["abstract", "half"],
 )
 def test_a_builder_class_that_cannot_be_instantiated_is_a_type_error_that_names_the_field(framing):
     with pytest.raises(TypeError, match=r"^framing: "):
@@ -446,7 +490,9 @@ def test_a_config_made_of_lists_equals_and_hashes_as_one_of_tuples(field):
     assert type(getattr(of_lists, field)) is tuple
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in ALLOWED.items() for value in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in ALLOWED.items() for value in values]
+)
 def test_every_config_can_be_hashed_and_is_a_key(field, value):
     config = hydrogen.Config(**{field: value})
     assert {config: 1}[hydrogen.Config(**{field: value})] == 1
@@ -454,7 +500,9 @@ def test_every_config_can_be_hashed_and_is_a_key(field, value):
 
 def test_a_config_with_sockets_can_be_hashed():
     with socket.socket() as first, socket.socket() as second:
-        assert hash(hydrogen.Config(sock=[first, second])) == hash(hydrogen.Config(sock=(first, second)))
+        assert hash(hydrogen.Config(sock=[first, second])) == hash(
+            hydrogen.Config(sock=(first, second))
+        )
 
 
 def test_a_path_may_be_an_object_and_need_not_be_utf_8():
@@ -481,10 +529,14 @@ class Strange:
         raise RuntimeError
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(hydrogen.Config) if field.init])
+@pytest.mark.parametrize(
+    "field", [field.name for field in dataclasses.fields(hydrogen.Config) if field.init]
+)
 def test_of_a_value_that_cannot_be_shown_the_message_names_the_class(field):
     for value in (Strange(), [Strange()]):
-        with pytest.raises((TypeError, ValueError), match=f"^{field}.*(__repr__ raises|expected .*, not)"):
+        with pytest.raises(
+            (TypeError, ValueError), match=f"^{field}.*(__repr__ raises|expected .*, not)"
+        ):
             hydrogen.Config(**{field: value}, **({"path": "x"} if field == "path_mode" else {}))
 
 

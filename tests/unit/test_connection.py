@@ -9,7 +9,14 @@ import weakref
 import pytest
 
 from hydrogen.config import MAX_SECONDS
-from hydrogen.connection import HydrogenSocket, check_timeout, contiguous, refuse_to_pickle, same, same_deeply
+from hydrogen.connection import (
+    HydrogenSocket,
+    check_timeout,
+    contiguous,
+    refuse_to_pickle,
+    same,
+    same_deeply,
+)
 
 
 class Strange:
@@ -19,7 +26,17 @@ class Strange:
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [(None, None), (0, 0.0), (0.0, 0.0), (1.5, 1.5), (7, 7.0), (math.inf, None), (10**400, None), (1e300, None), (MAX_SECONDS, 1e9)],
+    [
+        (None, None),
+        (0, 0.0),
+        (0.0, 0.0),
+        (1.5, 1.5),
+        (7, 7.0),
+        (math.inf, None),
+        (10**400, None),
+        (1e300, None),
+        (MAX_SECONDS, 1e9),
+    ],
 )
 def test_a_timeout_is_seconds_or_none(value, seconds):
     assert check_timeout("timeout", value) == seconds
@@ -41,7 +58,12 @@ def test_a_timeout_of_another_type_is_a_type_error_that_names_it(value):
 def test_the_bytes_of_a_buffer_are_taken_and_bytes_are_not_copied():
     data = b"abcdef"
     assert contiguous(data) is data
-    for buffer in (bytearray(data), memoryview(data), memoryview(data).cast("B", (2, 3)), array.array("B", data)):
+    for buffer in (
+        bytearray(data),
+        memoryview(data),
+        memoryview(data).cast("B", (2, 3)),
+        array.array("B", data),
+    ):
         assert contiguous(buffer) == data
         assert type(contiguous(buffer)) is bytes
     assert contiguous(type("Mine", (bytes,), {"__bytes__": lambda self: b"other"})(data)) == data
@@ -72,7 +94,11 @@ def test_a_socket_is_its_own_copy_and_cannot_be_pickled():
 
 
 def test_the_contract_lets_sockets_be_referred_to_weakly():
-    kind = type("Socket", (HydrogenSocket,), {"__slots__": (), **dict.fromkeys(HydrogenSocket.__abstractmethods__)})
+    kind = type(
+        "Socket",
+        (HydrogenSocket,),
+        {"__slots__": (), **dict.fromkeys(HydrogenSocket.__abstractmethods__)},
+    )
     socket = kind()
     assert weakref.ref(socket)() is socket
     assert copy.copy(socket) is socket

@@ -1,4 +1,6 @@
-"""What the Python engine counts, where it is interrupted, or memory is out: all of a change, or none of it."""
+"""What the Python engine counts, where it is interrupted, or memory is out: all of a change, or
+none of it.
+"""
 
 import ctypes
 import functools
@@ -20,13 +22,16 @@ class Late(BaseException):
 
 
 class Interrupting(dict):
-    """A lookup, by C code only, gives 1 and sets `Late` in this thread, which CPython raises when it next looks for that: behind a
-    call and, 3.10 does, where a condition that does not hold makes it jump.
+    """A lookup, by C code only, gives 1 and sets `Late` in this thread, which CPython raises when
+    it next looks for that: behind a call and, 3.10 does, where a condition that does not hold makes
+    it jump.
     """
 
     def __init__(self, items):
         super().__init__(items)
-        set_late = functools.partial(ctypes.pythonapi.PyThreadState_SetAsyncExc, ctypes.c_ulong(threading.get_ident()))
+        set_late = functools.partial(
+            ctypes.pythonapi.PyThreadState_SetAsyncExc, ctypes.c_ulong(threading.get_ident())
+        )
         type(self).__getitem__ = staticmethod(functools.partial(set_late, ctypes.py_object(Late)))
 
 
@@ -76,7 +81,11 @@ class Failing(list):
 def test_no_slot_is_lost_where_there_is_no_memory_to_add_one(number):
     slab = Slab(1)
     slab.acquire(lambda token: SimpleNamespace(token=token))
-    slab._tenants, slab._generations, slab._vacant = Failing(slab._tenants), Failing(slab._generations), Failing(slab._vacant)
+    slab._tenants, slab._generations, slab._vacant = (
+        Failing(slab._tenants),
+        Failing(slab._generations),
+        Failing(slab._vacant),
+    )
     Failing.left = number
     with pytest.raises(MemoryError):
         slab.acquire(lambda token: SimpleNamespace(token=token))

@@ -7,7 +7,15 @@ import traceback
 import pytest
 
 import hydrogen
-from hydrogen.errors import Cause, Timeout, cause_of, cut_traceback, described, handler_error, removal_error
+from hydrogen.errors import (
+    Cause,
+    Timeout,
+    cause_of,
+    cut_traceback,
+    described,
+    handler_error,
+    removal_error,
+)
 
 BASES = {
     "PeerClosed": ConnectionError,
@@ -189,11 +197,18 @@ def test_exceptions_that_came_from_each_other_in_a_ring_are_told_all_the_same():
     assert handler_error(first).__cause__ is first
 
 
-@pytest.mark.parametrize("convert", [handler_error, lambda error: cause_of(error)[1], lambda error: cut_traceback(error)])
+@pytest.mark.parametrize(
+    "convert", [handler_error, lambda error: cause_of(error)[1], lambda error: cut_traceback(error)]
+)
 @pytest.mark.parametrize("kind", [KeyError, OSError, hydrogen.HandlerError])
-def test_an_exception_that_is_raised_again_keeps_the_traceback_of_the_last_raise_only(convert, kind):
+def test_an_exception_that_is_raised_again_keeps_the_traceback_of_the_last_raise_only(
+    convert, kind
+):
     # As an engine calls a callback: a function of a module of ours, which lets nothing pass.
-    code = "def call(callback, convert):\n    try:\n        callback()\n    except BaseException as error:\n        convert(error)\n"
+    code = (
+        "def call(callback, convert):\n    try:\n        callback()\n    except BaseException as "
+        "error:\n        convert(error)\n"
+    )
     scope = {"__name__": "hydrogen.fake"}
     exec(code, scope)
     kept = kind("kept")

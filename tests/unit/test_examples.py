@@ -19,7 +19,18 @@ from types import SimpleNamespace
 import certificates
 import pytest
 from programs import path_of
-from support import PATIENCE, ROOT, Client, TlsClient, child, finish, running, simple, unframe, wait_until
+from support import (
+    PATIENCE,
+    ROOT,
+    Client,
+    TlsClient,
+    child,
+    finish,
+    running,
+    simple,
+    unframe,
+    wait_until,
+)
 
 import hydrogen
 
@@ -29,7 +40,9 @@ SCRIPT = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_na
 
 
 def begin(engine, name, *arguments):
-    """An example in a process of its own, listening on a port of the kernel's choice; and its address."""
+    """An example in a process of its own, listening on a port of the kernel's choice; and its
+    address.
+    """
     process = child(SCRIPT, str(EXAMPLES / name), "--port", "0", *arguments, HYDROGEN_ENGINE=engine)
     line = process.stdout.readline()
     found = re.fullmatch(r"listening on (127\.0\.0\.1):(\d+)\n", line)
@@ -40,7 +53,9 @@ def begin(engine, name, *arguments):
 
 
 def end(process, errors=""):
-    """Stop it by a signal; its exit status must be 0, and `errors` all that it complained of. Returns what it printed."""
+    """Stop it by a signal; its exit status must be 0, and `errors` all that it complained of.
+    Returns what it printed.
+    """
     process.send_signal(signal.SIGTERM)
     out, err = finish(process, 0)
     assert err == errors
@@ -48,7 +63,9 @@ def end(process, errors=""):
 
 
 def dial(address):
-    """Connect to a server that says where it listens before it does, as one must whose `begin` tells nobody of the start."""
+    """Connect to a server that says where it listens before it does, as one must whose `begin`
+    tells nobody of the start.
+    """
 
     def answered():
         try:
@@ -77,10 +94,12 @@ def test_each_example_is_tested_here_and_says_how_it_is_started():
             continue
         assert path.suffix == ".py"
         assert f"examples/{path.name}" in of(path.name)["__doc__"]
-        assert [name for name in globals() if name.startswith(f"test_{path.stem}")], f"no test of {path.name}"
+        assert [name for name in globals() if name.startswith(f"test_{path.stem}")], (
+            f"no test of {path.name}"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------- upstream's
+# --------------------------------------------------------------------------------------- upstream's
 
 
 @pytest.mark.clause("T19")
@@ -101,12 +120,16 @@ def test_upstream_sends_back_each_frame(engine):
 
 
 @pytest.mark.clause("T19", "T5")
-def test_upstream_goes_on_where_the_kernel_stopped_and_sends_no_frame_that_nobody_sent(start, connect):
+def test_upstream_goes_on_where_the_kernel_stopped_and_sends_no_frame_that_nobody_sent(
+    start, connect
+):
     server = start(of("upstream.py")["Server"]())
     client = connect(server, receive_buffer=4096)
     messages = [bytes([number]) * 60_000 for number in range(200)]
     with running(lambda: client.send(b"".join(map(simple, messages)))):
-        wait_until(lambda: any(socket.pending for socket in server.connections), "something is kept")
+        wait_until(
+            lambda: any(socket.pending for socket in server.connections), "something is kept"
+        )
         received = client.receive(sum(map(len, messages)) + 4 * len(messages))
     client.finish()
     assert unframe(received + client.receive_until_end()) == messages
@@ -121,7 +144,7 @@ def test_upstream_sends_back_an_empty_message(start, connect):
     assert client.receive_until_end() == b""
 
 
-# ---------------------------------------------------------------------------------------------------- lines
+# -------------------------------------------------------------------------------------------- lines
 
 
 def test_chat_tells_each_line_to_all_others(engine):
@@ -154,7 +177,12 @@ def test_chat_tells_each_line_to_all_others(engine):
 
 
 def test_chat_gives_no_name_away_before_it_says_that_its_guest_has_left(start, connect):
-    server = start(of("chat.py")["Chat"](), framing=hydrogen.LineFrameBuilder, write_buffer_limits=(1, 1 << 25), max_write_buffer=1 << 26)
+    server = start(
+        of("chat.py")["Chat"](),
+        framing=hydrogen.LineFrameBuilder,
+        write_buffer_limits=(1, 1 << 25),
+        max_write_buffer=1 << 26,
+    )
     eve, bob, other = connect(server), connect(server, receive_buffer=4096), connect(server)
     for client, name in ((eve, b"eve"), (bob, b"bob")):
         client.send(name + b"\n")
@@ -162,7 +190,9 @@ def test_chat_gives_no_name_away_before_it_says_that_its_guest_has_left(start, c
     hears(eve, b"* bob has come")
     guest = next(socket for socket in server.connections if socket.user_data == b"bob")
     # More than a kernel ever takes (tcp_wmem), for he does not read: it is no passing moment.
-    wait_until(lambda: eve.send((b"x" * 1000 + b"\n") * 500) or guest.pending > 8 << 20, "much is pending")
+    wait_until(
+        lambda: eve.send((b"x" * 1000 + b"\n") * 500) or guest.pending > 8 << 20, "much is pending"
+    )
     bob.finish()
     wait_until(lambda: not guest.is_open, "he has ended his side")
     other.send(b"bob\n")
@@ -174,7 +204,9 @@ def test_chat_gives_no_name_away_before_it_says_that_its_guest_has_left(start, c
 
 
 @pytest.mark.parametrize("abandoned", [0, 1])
-def test_ask_database_leaves_a_connection_alone_that_a_worker_may_use_after_the_stop(monkeypatch, tmp_path, abandoned):
+def test_ask_database_leaves_a_connection_alone_that_a_worker_may_use_after_the_stop(
+    monkeypatch, tmp_path, abandoned
+):
     names = of("ask_database.py")
     assert names["PATIENCE"] < hydrogen.Config(port=0).stop_timeout
     served, closed = [], []
@@ -186,7 +218,9 @@ def test_ask_database_leaves_a_connection_alone_that_a_worker_may_use_after_the_
         return SimpleNamespace(abandoned=abandoned)
 
     monkeypatch.setattr(hydrogen, "begin", begin)
-    monkeypatch.setattr("sys.argv", ["ask_database.py", "--port", "0", "--file", str(tmp_path / "notes.sqlite")])
+    monkeypatch.setattr(
+        "sys.argv", ["ask_database.py", "--port", "0", "--file", str(tmp_path / "notes.sqlite")]
+    )
     names["main"]()
     close(*served)
     assert closed == ([] if abandoned else served)
@@ -201,7 +235,11 @@ def test_ask_database_answers_each_question(engine, tmp_path):
         hears(other, b"made of cheese", b"")
         other.send(b"drop everything\n\xff\nget moon\n")
         hears(other, b"error: expected `set NAME VALUE` or `get NAME`")
-        hears(other, b"error: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte", b"made of cheese")
+        hears(
+            other,
+            b"error: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
+            b"made of cheese",
+        )
     end(process)
 
 
@@ -222,14 +260,17 @@ def test_ask_database_goes_on_while_one_question_waits_for_the_database(engine, 
     end(process)
 
 
-# ---------------------------------------------------------------------------------------------------- the server speaks first
+# -------------------------------------------------------------------------- the server speaks first
 
 
 def test_talk_first_takes_letters_of_pythons_smtplib(engine):
     process, address = begin(engine, "talk_first.py")
     with smtplib.SMTP(*address, timeout=PATIENCE) as client:
         for text in ("Subject: hello\r\n\r\n.one\r\n.\r\nthree", "Subject: again"):
-            assert client.sendmail("me@example.org", ["you@example.org", "her@example.org"], text) == {}
+            assert (
+                client.sendmail("me@example.org", ["you@example.org", "her@example.org"], text)
+                == {}
+            )
     assert end(process).splitlines() == [
         "5 lines from b'<me@example.org>' to [b'<you@example.org>', b'<her@example.org>']",
         "1 lines from b'<me@example.org>' to [b'<you@example.org>', b'<her@example.org>']",
@@ -257,7 +298,9 @@ def test_talk_first_keeps_to_the_order_and_its_limit(engine):
         (b"QUIT\r\nNOOP", b"221 goodbye"),
     )
     letter = b"\r\n".join([b"x" * 999] * 1050)
-    dialogue(*begun, (b"DATA", b"354 end with a line of one dot"), (letter, b"552 that is too long"))
+    dialogue(
+        *begun, (b"DATA", b"354 end with a line of one dot"), (letter, b"552 that is too long")
+    )
     assert end(process) == ""
 
 
@@ -267,7 +310,13 @@ def test_talk_first_counts_the_ends_of_lines_for_its_limit(start, connect):
     server = start(names["Mail"](), framing=framing)
     client = connect(server)
     client.send(b"MAIL FROM:<me>\r\nRCPT TO:<you>\r\nDATA\r\n")
-    hears(client, b"220 hydrogen is ready\r", b"250 ok\r", b"250 ok\r", b"354 end with a line of one dot\r")
+    hears(
+        client,
+        b"220 hydrogen is ready\r",
+        b"250 ok\r",
+        b"250 ok\r",
+        b"354 end with a line of one dot\r",
+    )
     (served,) = server.connections
     served.user_data.size = names["LETTER_MOST"] - 2
     client.send(b"\r\n\r\n")
@@ -275,7 +324,7 @@ def test_talk_first_counts_the_ends_of_lines_for_its_limit(start, connect):
     assert client.receive_until_end() == b""
 
 
-# ---------------------------------------------------------------------------------------------------- TLS
+# ---------------------------------------------------------------------------------------------- TLS
 
 
 def serial_number(address, context):
@@ -322,9 +371,15 @@ def test_tls_echo_reports_who_does_not_speak_tls(engine, tmp_path):
 
 def test_tls_echo_says_how_to_make_a_certificate_that_serves(engine, tmp_path):
     path_of("openssl")
-    (command,) = re.findall(r"^ +(openssl req .*?)\n\n", of("tls_echo.py")["__doc__"], re.DOTALL | re.MULTILINE)
-    subprocess.run(shlex.split(command), cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE)
-    process, address = begin(engine, "tls_echo.py", str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    (command,) = re.findall(
+        r"^ +(openssl req .*?)\n\n", of("tls_echo.py")["__doc__"], re.DOTALL | re.MULTILINE
+    )
+    subprocess.run(
+        shlex.split(command), cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE
+    )
+    process, address = begin(
+        engine, "tls_echo.py", str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    )
     trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
     for name in ("localhost", "127.0.0.1"):
         with hydrogen.connect(address, ssl=trust, server_hostname=name, timeout=PATIENCE) as client:
@@ -333,7 +388,7 @@ def test_tls_echo_says_how_to_make_a_certificate_that_serves(engine, tmp_path):
     end(process)
 
 
-# ---------------------------------------------------------------------------------------------------- for operators
+# ------------------------------------------------------------------------------------ for operators
 
 
 def ask(admin, path):
@@ -389,7 +444,7 @@ def test_production_exits_with_1_when_a_second_signal_cuts_the_stop_short(engine
         finish(process, 1)
 
 
-# ---------------------------------------------------------------------------------------------------- streams and frames of one's own
+# ------------------------------------------------------------------ streams and frames of one's own
 
 
 def test_custom_stream_compresses_both_ways(engine):
@@ -437,7 +492,8 @@ def test_custom_stream_refuses_a_peer_that_sends_nothing_without_an_end():
     ours, peer = socket.socketpair()
     ours.setblocking(False)
     stream = of("custom_stream.py")["ZlibStream"](ours.detach())
-    nothing = b"\x78\x9c" + b"\x00\x00\x00\xff\xff" * 30_000  # RFC 1950, and empty blocks (RFC 1951, 3.2.4)
+    # RFC 1950, and empty blocks (RFC 1951, 3.2.4)
+    nothing = b"\x78\x9c" + b"\x00\x00\x00\xff\xff" * 30_000
     with peer, contextlib.closing(stream):
         peer.sendall(nothing[:50_000])
         with pytest.raises(BlockingIOError):
@@ -452,7 +508,9 @@ def test_custom_stream_keeps_what_the_kernel_does_not_take(start, connect):
     client = connect(server, receive_buffer=4096)
     data = random.Random(1).randbytes(12_000_000)  # which does not compress
     with running(lambda: (client.send(zlib.compress(data, 0)), client.finish())):
-        wait_until(lambda: any(socket.pending for socket in server.connections), "something is kept")
+        wait_until(
+            lambda: any(socket.pending for socket in server.connections), "something is kept"
+        )
         received = client.receive_until_end()
     assert zlib.decompress(received) == data
 
@@ -464,7 +522,15 @@ def test_custom_framing_serves_and_its_client_speaks_it(engine):
             client.send(bytes([byte]))
         expected = b"5:HELLO,0:,12:HELLO, WORLD,"
         assert client.receive(len(expected)) == expected
-    speaker = child(SCRIPT, str(EXAMPLES / "custom_framing.py"), "--port", str(address[1]), "--say", "one", "two")
+    speaker = child(
+        SCRIPT,
+        str(EXAMPLES / "custom_framing.py"),
+        "--port",
+        str(address[1]),
+        "--say",
+        "one",
+        "two",
+    )
     assert finish(speaker, 0) == ("ONE\nTWO\n", "")
     end(process)
 
@@ -512,7 +578,7 @@ def test_custom_framing_takes_and_makes_frames_up_to_max_size():
         builder.frame(b"x" * 1001)
 
 
-# ---------------------------------------------------------------------------------------------------- a test
+# ------------------------------------------------------------------------------------------- a test
 
 
 def test_test_handler_passes_as_its_users_run_it(engine, tmp_path):

@@ -1,4 +1,6 @@
-"""Frames, their builders and what the engines use of them, without any socket; the bytes are in tests/corpus."""
+"""Frames, their builders and what the engines use of them, without any socket; the bytes are in
+tests/corpus.
+"""
 
 import copy
 import functools
@@ -25,12 +27,21 @@ from hydrogen import (
     WebSocketFrame,
     WebSocketFrameBuilder,
 )
-from hydrogen.frame import BUILT_IN, ChunkFrameBuilder, FrameDecoder, builder_of, copy_of, encode, is_built_in
+from hydrogen.frame import (
+    BUILT_IN,
+    ChunkFrameBuilder,
+    FrameDecoder,
+    builder_of,
+    copy_of,
+    encode,
+    is_built_in,
+)
 
 payloads = st.binary(max_size=400)
 lines = payloads.map(lambda payload: payload.replace(b"\n", b"").rstrip(b"\r"))
 
-unhurried = hypothesis.settings(deadline=None)  # how long an example takes is no matter of these tests
+# how long an example takes is no matter of these tests
+unhurried = hypothesis.settings(deadline=None)
 
 MIB = 1 << 20
 LARGEST = (1 << 63) - 1
@@ -50,10 +61,12 @@ FORMATS = {
     "chunk": (ChunkFrameBuilder(), ChunkFrame, bytes),
 }
 by_format = pytest.mark.parametrize(("builder", "make", "wire"), FORMATS.values(), ids=FORMATS)
-by_framing = pytest.mark.parametrize(("builder", "make", "wire"), list(FORMATS.values())[:-1], ids=list(FORMATS)[:-1])
+by_framing = pytest.mark.parametrize(
+    ("builder", "make", "wire"), list(FORMATS.values())[:-1], ids=list(FORMATS)[:-1]
+)
 
 
-# ---------------------------------------------------------------------------------------------------- all formats
+# -------------------------------------------------------------------------------------- all formats
 
 
 @by_format
@@ -132,14 +145,26 @@ def test_a_payload_that_is_not_bytes_is_refused(builder, make, wire, wrong):
 def test_max_size_may_be_what_the_format_can_carry_and_no_more(make, limit):
     assert make(max_size=0).max_size == 0
     assert make(max_size=limit).max_size == limit
-    for wrong, error in [(-1, ValueError), (limit + 1, ValueError), ("1", TypeError), (True, TypeError), (1.0, TypeError)]:
+    for wrong, error in [
+        (-1, ValueError),
+        (limit + 1, ValueError),
+        ("1", TypeError),
+        (True, TypeError),
+        (1.0, TypeError),
+    ]:
         with pytest.raises(error, match="max_size"):
             make(max_size=wrong)
 
 
 @pytest.mark.clause("F14")
 def test_max_size_has_a_default():
-    builders = [SimpleFrameBuilder(), Checksum32FrameBuilder(), LengthFrameBuilder(), LineFrameBuilder(), WebSocketFrameBuilder()]
+    builders = [
+        SimpleFrameBuilder(),
+        Checksum32FrameBuilder(),
+        LengthFrameBuilder(),
+        LineFrameBuilder(),
+        WebSocketFrameBuilder(),
+    ]
     assert [builder.max_size for builder in builders] == [65_535, MIB, MIB, 65_536, MIB]
     assert [LengthFrameBuilder(width).max_size for width in (1, 2, 4, 8)] == [255, 65_535, MIB, MIB]
 
@@ -160,7 +185,9 @@ def test_max_size_has_a_default():
 def test_max_size_limits_what_is_made(make, max_size):
     builder = make(max_size=max_size)
     assert builder.frame(bytes(max_size)).payload() == bytes(max_size)
-    with pytest.raises(hydrogen.FrameTooLarge, match=f"{max_size + 1} bytes is over max_size {max_size}"):
+    with pytest.raises(
+        hydrogen.FrameTooLarge, match=f"{max_size + 1} bytes is over max_size {max_size}"
+    ):
         builder.frame(bytes(max_size + 1))
 
 
@@ -222,13 +249,16 @@ def test_their_repr_says_what_they_are():
             assert again.to_bytes() == made.to_bytes()
 
 
-# ---------------------------------------------------------------------------------------------------- each of them
+# ------------------------------------------------------------------------------------- each of them
 
 
 def test_a_checksum_of_the_longest_payload_just_does_not_wrap_around():
     frame = Checksum32Frame(b"\xff" * 16_843_009)
     assert frame.to_bytes()[-4:] == b"\xff" * 4
-    assert Checksum32FrameBuilder(16_843_009).from_bytes(bytearray(frame.to_bytes())).payload() == frame.payload()
+    assert (
+        Checksum32FrameBuilder(16_843_009).from_bytes(bytearray(frame.to_bytes())).payload()
+        == frame.payload()
+    )
 
 
 @pytest.mark.parametrize("make", [LengthFrameBuilder, functools.partial(LengthFrame, b"")])
@@ -251,7 +281,10 @@ def test_a_wrong_width_or_byteorder_is_refused(make, wrong, error, field):
 
 
 @pytest.mark.parametrize("make", [LineFrameBuilder, functools.partial(LineFrame, b"")])
-@pytest.mark.parametrize(("wrong", "error"), [(b"", ValueError), (bytes(65), ValueError), ("\n", TypeError), (bytearray(b"\n"), TypeError)])
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [(b"", ValueError), (bytes(65), ValueError), ("\n", TypeError), (bytearray(b"\n"), TypeError)],
+)
 def test_a_wrong_delimiter_is_refused(make, wrong, error):
     with pytest.raises(error, match=r"^delimiter: "):
         make(delimiter=wrong)
@@ -281,19 +314,27 @@ def test_a_line_may_end_with_half_a_delimiter_or_with_a_carriage_return():
     assert LineFrame(b"a\r", b"\r\n").to_bytes() == b"a\r\r\n"
     assert LineFrameBuilder(b"\r\n").from_bytes(bytearray(b"a\r\r\n")).payload() == b"a\r"
     assert LineFrame(b"a\r").to_bytes() == b"a\r\n"
-    assert LineFrameBuilder().from_bytes(bytearray(b"a\r\n")).payload() == b"a"  # which a receiver takes for a part of the end
+    # which a receiver takes for a part of the end
+    assert LineFrameBuilder().from_bytes(bytearray(b"a\r\n")).payload() == b"a"
 
 
 @pytest.mark.clause("F13")
 @pytest.mark.parametrize("opcode", [0, 1, 2, 8, 9, 10])
-@pytest.mark.parametrize("mask", [None, b"\x00\x00\x00\x00", b"\x01\x02\x04\x80"], ids=["unmasked", "zeros", "masked"])
+@pytest.mark.parametrize(
+    "mask", [None, b"\x00\x00\x00\x00", b"\x01\x02\x04\x80"], ids=["unmasked", "zeros", "masked"]
+)
 def test_a_websocket_frame_keeps_its_opcode_fin_and_mask(opcode, mask):
     for fin in (True, False) if opcode < 8 else (True,):
         frame = WebSocketFrame(b"payload", opcode, fin, mask)
         assert (frame.opcode, frame.fin, frame.mask) == (opcode, fin, mask)
         assert frame.to_bytes() == websocket(b"payload", opcode, fin, mask)
         again = WebSocketFrameBuilder().from_bytes(bytearray(frame.to_bytes()))
-        assert (again.opcode, again.fin, again.mask, again.payload()) == (opcode, fin, mask, b"payload")
+        assert (again.opcode, again.fin, again.mask, again.payload()) == (
+            opcode,
+            fin,
+            mask,
+            b"payload",
+        )
         assert len(again) == len(frame.to_bytes())
 
 
@@ -328,7 +369,7 @@ def test_a_websocket_frame_that_the_rfc_does_not_know_is_refused(wrong, what):
         WebSocketFrame(**{"payload": b"", **wrong})
 
 
-# ---------------------------------------------------------------------------------------------------- what users write
+# --------------------------------------------------------------------------------- what users write
 
 
 class Byte(hydrogen.Frame):
@@ -360,7 +401,12 @@ def test_users_may_write_frames_and_builders():
     buffer = bytearray(b"ab")
     assert Builder().from_bytes(buffer).payload() == b"a"
     assert len(Builder().frame(b"abc")) == Builder().frame(b"abc").len_as_vec() == 3
-    for abstract in (hydrogen.Frame, hydrogen.FrameBuilder, hydrogen.Stream, hydrogen.HydrogenSocket):
+    for abstract in (
+        hydrogen.Frame,
+        hydrogen.FrameBuilder,
+        hydrogen.Stream,
+        hydrogen.HydrogenSocket,
+    ):
         with pytest.raises(TypeError, match="abstract"):
             abstract()
 
@@ -370,7 +416,15 @@ def test_a_framing_is_none_a_builder_or_a_builders_class():
     assert builder_of(None) is None
     assert builder_of(builder) is builder
     assert type(builder_of(Builder)) is Builder
-    for wrong in (5, "line", LineFrame, LineFrame(b""), int, hydrogen.FrameBuilder, functools.partial(LineFrameBuilder)):
+    for wrong in (
+        5,
+        "line",
+        LineFrame,
+        LineFrame(b""),
+        int,
+        hydrogen.FrameBuilder,
+        functools.partial(LineFrameBuilder),
+    ):
         with pytest.raises(TypeError, match=r"^framing: "):
             builder_of(wrong)
 
@@ -397,7 +451,10 @@ def test_encode_is_what_goes_on_the_wire():
     [
         (lambda payload: None, r"Builder\.frame\(\) returned None, not a Frame"),
         (lambda payload: payload, r"Builder\.frame\(\) returned b'abc', not a Frame"),
-        (lambda payload: Byte(bytearray(payload)), r"Byte\.to_bytes\(\) returned bytearray\(b'abc'\), not bytes"),
+        (
+            lambda payload: Byte(bytearray(payload)),
+            r"Byte\.to_bytes\(\) returned bytearray\(b'abc'\), not bytes",
+        ),
         (lambda payload: Byte("x" * 1000), r"Byte\.to_bytes\(\) returned 'x{56}\.\.\., not bytes"),
     ],
 )
@@ -406,7 +463,7 @@ def test_encode_refuses_what_a_users_builder_must_not_make(make, what):
         encode(Builder(make=make), b"abc")
 
 
-# ---------------------------------------------------------------------------------------------------- FrameDecoder
+# ------------------------------------------------------------------------------------- FrameDecoder
 
 
 def test_a_decoder_gives_frames_out_as_they_are_asked_for():
@@ -447,7 +504,10 @@ def test_a_decoder_of_chunks_gives_out_all_that_is_there():
 @pytest.mark.parametrize(
     ("take", "what"),
     [
-        (lambda buf: b"payload", r"Builder\.from_bytes\(\) returned b'payload', neither a Frame nor None"),
+        (
+            lambda buf: b"payload",
+            r"Builder\.from_bytes\(\) returned b'payload', neither a Frame nor None",
+        ),
         (lambda buf: False, "returned False, neither"),
         (lambda buf: Byte(b"x"), "took nothing off"),
         (lambda buf: buf.append(1), "added bytes to"),
@@ -493,7 +553,7 @@ def test_a_builder_that_keeps_a_view_of_the_buffer_does_not_stop_it_from_growing
     assert [bytes(view) for view in views] == [b"a", b"ab"]
 
 
-# ---------------------------------------------------------------------------------------------------- what engines copy
+# -------------------------------------------------------------------------------- what engines copy
 
 CHANGES = {"delimiter": b"-" * 100_000, "width": 3, "byteorder": "middle", "max_size": 1 << 80}
 built_in = pytest.mark.parametrize("kind", BUILT_IN.values(), ids=BUILT_IN)
@@ -504,13 +564,16 @@ def test_the_fields_of_a_built_in_builder_are_read_only(kind):
     builder = kind()
     before = repr(builder)
     for name in kind._fields:
-        with pytest.raises(AttributeError, match=f"{kind.__name__}.{name} is read-only.*make another builder"):
+        with pytest.raises(
+            AttributeError, match=f"{kind.__name__}.{name} is read-only.*make another builder"
+        ):
             setattr(builder, name, getattr(builder, name))
         with pytest.raises(AttributeError, match=f"{kind.__name__}.{name} is read-only"):
             delattr(builder, name)
     with pytest.raises(AttributeError, match="read-only"):
         builder.__init__()
-    for name in ("from_bytes", "frame", "anything"):  # which one engine would look at, and the other not
+    # which one engine would look at, and the other not
+    for name in ("from_bytes", "frame", "anything"):
         with pytest.raises(AttributeError):
             setattr(builder, name, None)
     assert repr(builder) == before
@@ -519,7 +582,12 @@ def test_the_fields_of_a_built_in_builder_are_read_only(kind):
 @built_in
 def test_a_built_in_builder_is_copied_pickled_and_referred_to_weakly(kind):
     builder = kind()
-    for other in (copy.copy(builder), copy.deepcopy(builder), pickle.loads(pickle.dumps(builder)), copy_of(builder)):
+    for other in (
+        copy.copy(builder),
+        copy.deepcopy(builder),
+        pickle.loads(pickle.dumps(builder)),
+        copy_of(builder),
+    ):
         assert type(other) is kind
         assert repr(other) == repr(builder)
     assert weakref.ref(builder)() is builder
@@ -571,7 +639,7 @@ def test_a_subclass_of_a_built_in_builder_is_the_users_and_may_have_state(kind):
     assert copy.copy(builder).count == 1
 
 
-# ---------------------------------------------------------------------------------------------------- lines that come in pieces
+# ------------------------------------------------------------------------ lines that come in pieces
 
 
 class Counted(LineFrameBuilder):
@@ -617,7 +685,10 @@ def test_a_line_over_max_size_is_refused_again_and_again():
 
 
 @unhurried
-@hypothesis.given(st.lists(st.text("ab\r\n", max_size=5).map(str.encode)), st.sampled_from([b"\n", b"\r\n", b"aab", b"aa"]))
+@hypothesis.given(
+    st.lists(st.text("ab\r\n", max_size=5).map(str.encode)),
+    st.sampled_from([b"\n", b"\r\n", b"aab", b"aa"]),
+)
 def test_lines_are_the_same_however_they_come(pieces, delimiter):
     def outcome(parts):
         decoder = FrameDecoder(LineFrameBuilder(delimiter, 6))

@@ -1,8 +1,10 @@
-"""The pages of docs/ and the README: every block of Python in them runs, on both engines, and what they are to explain is in them.
+"""The pages of docs/ and the README: every block of Python in them runs, on both engines, and what
+they are to explain is in them.
 
-A block is a program of its own. It runs in an empty folder (with the certificates that the page about TLS says how to make), finishes by
-itself, and logs no error; one whose fence says `logs` must log one. What serves for ever is begun and stopped here: `hydrogen.begin`, and
-in the README a wait for sixty seconds, are replaced by a client that talks to the server.
+A block is a program of its own. It runs in an empty folder (with the certificates that the page
+about TLS says how to make), finishes by itself, and logs no error; one whose fence says `logs` must
+log one. What serves for ever is begun and stopped here: `hydrogen.begin`, and in the README a wait
+for sixty seconds, are replaced by a client that talks to the server.
 """
 
 import contextlib
@@ -36,7 +38,11 @@ PAGES = [path for path in sorted(DOCS.rglob("*.md")) if path not in GENERATED]
 GUIDE = [path for path in PAGES if path.name != "ARCHITECTURE.md"]
 """What is written for users."""
 
-FRAMING, TLS, COOKBOOK = DOCS / "reference" / "framing.md", DOCS / "how-to" / "tls.md", DOCS / "cookbook.md"
+FRAMING, TLS, COOKBOOK = (
+    DOCS / "reference" / "framing.md",
+    DOCS / "how-to" / "tls.md",
+    DOCS / "cookbook.md",
+)
 README = ROOT / "README.md"
 
 
@@ -73,7 +79,9 @@ def blocks_of(path):
 
 def python_of(*paths):
     """The blocks of Python, as parameters of a test."""
-    blocks = [block for path in paths for block in blocks_of(path) if block.info.split()[:1] == ["python"]]
+    blocks = [
+        block for path in paths for block in blocks_of(path) if block.info.split()[:1] == ["python"]
+    ]
     return pytest.mark.parametrize("block", blocks, ids=str)
 
 
@@ -84,7 +92,13 @@ def certificates():
         for block in blocks_of(TLS):
             if "openssl req" in block.text:
                 path_of("openssl")
-                subprocess.run(["sh", "-e", "-c", block.text], cwd=folder, check=True, capture_output=True, timeout=PATIENCE)
+                subprocess.run(
+                    ["sh", "-e", "-c", block.text],
+                    cwd=folder,
+                    check=True,
+                    capture_output=True,
+                    timeout=PATIENCE,
+                )
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
@@ -95,7 +109,9 @@ def run(block):
 
 def talk_to(server):
     """A message, and an answer that has it in it."""
-    with hydrogen.connect(server.address, framing=server.config.builder, timeout=PATIENCE) as client:
+    with hydrogen.connect(
+        server.address, framing=server.config.builder, timeout=PATIENCE
+    ) as client:
         client.send(b"hello")
         assert b"hello" in client.recv()
 
@@ -122,7 +138,7 @@ def begun(on_engine, monkeypatch):
     return handlers
 
 
-# ---------------------------------------------------------------------------------------------------- what runs
+# ---------------------------------------------------------------------------------------- what runs
 
 
 @python_of(*GUIDE)
@@ -145,7 +161,11 @@ def test_readme_block(block, begun, monkeypatch):
         return False
 
     serve = hydrogen.serve
-    monkeypatch.setattr(hydrogen, "serve", lambda handler, config=None, **options: serve(handler, config, **{**options, "port": 0}))
+    monkeypatch.setattr(
+        hydrogen,
+        "serve",
+        lambda handler, config=None, **options: serve(handler, config, **{**options, "port": 0}),
+    )
     monkeypatch.setattr(hydrogen.Server, "wait", wait)
     run(block)
     assert bool(talks) == ("server.wait(" in block.text)
@@ -161,13 +181,16 @@ def test_the_guides_commands_are_taken_by_the_command_line():
                 assert words.pop(0).startswith("HYDROGEN_ENGINE=")
             if words[:2] != ["python", "-m"]:
                 continue
-            parser = {"hydrogen": hydrogen.__main__.parser, "hydrogen.perf": hydrogen.perf.__main__.parser}[words[2]]()
+            parser = {
+                "hydrogen": hydrogen.__main__.parser,
+                "hydrogen.perf": hydrogen.perf.__main__.parser,
+            }[words[2]]()
             parser.parse_args(words[3:])
             seen.update(words[2:4])
     assert seen >= {"hydrogen", "echo", "run", "hydrogen.perf"}
 
 
-# ---------------------------------------------------------------------------------------------------- what is explained
+# -------------------------------------------------------------------------------- what is explained
 
 
 def public(kind):
@@ -200,46 +223,79 @@ def test_the_guides_speak_of_every_public_name(of):
     assert missing == []
 
 
-BUILDERS = [name for name in hydrogen.__all__ if name.endswith("FrameBuilder") and name != "FrameBuilder"]
+BUILDERS = [
+    name for name in hydrogen.__all__ if name.endswith("FrameBuilder") and name != "FrameBuilder"
+]
 
 
 def test_each_framing_has_a_row_and_a_block():
     text = FRAMING.read_text()
     for name in BUILDERS:
         assert re.search(rf"^\| `{name}", text, re.MULTILINE), f"no row of {name}"
-        assert [block for block in blocks_of(FRAMING) if name in block.heading and block.info == "python"], f"no block of {name}"
+        assert [
+            block
+            for block in blocks_of(FRAMING)
+            if name in block.heading and block.info == "python"
+        ], f"no block of {name}"
 
 
 def test_the_cookbook_shows_every_example():
-    shown = re.findall(r"^```{literalinclude} \.\./examples/(.+)$", COOKBOOK.read_text(), re.MULTILINE)
+    shown = re.findall(
+        r"^```{literalinclude} \.\./examples/(.+)$", COOKBOOK.read_text(), re.MULTILINE
+    )
     assert sorted(shown) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
-LINKING = [*PAGES, *GENERATED, *ROOT.glob("*.md"), ROOT / "perf" / "README.md", ROOT / "proof" / "README.md"]
+LINKING = [
+    *PAGES,
+    *GENERATED,
+    *ROOT.glob("*.md"),
+    ROOT / "perf" / "README.md",
+    ROOT / "proof" / "README.md",
+]
 
 
 @pytest.mark.parametrize("path", LINKING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings_that_exist(path):
-    prose = re.sub(r"^```.*?^```$|`[^`\n]*`(?!\])", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
-    for file, _, link in (target.partition("#") for target in re.findall(r"\]\(([^)\s]+)\)", prose)):
+    prose = re.sub(
+        r"^```.*?^```$|`[^`\n]*`(?!\])", "", path.read_text(), flags=re.DOTALL | re.MULTILINE
+    )
+    for file, _, link in (
+        target.partition("#") for target in re.findall(r"\]\(([^)\s]+)\)", prose)
+    ):
         if re.match("https?:", file):
             continue
         there = path.parent / file if file else path
         assert there.exists(), file
         if link:
             headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
-            assert link in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, f"{file}#{link}"
+            assert link in {
+                re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+            }, f"{file}#{link}"
 
 
-@pytest.mark.parametrize("path", [*GUIDE, README, ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [*GUIDE, README, ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_lines_are_at_most_100_columns_wide(path):
-    """But those of tables, and of files of other programs, which may have no place to break them."""
-    other = {line for block in blocks_of(path) if block.info.split()[:1] not in (["python"], ["sh"]) for line in block.text.splitlines()}
-    wide = [line for line in path.read_text().splitlines() if len(line) > 100 and not line.startswith("|") and line not in other]
+    """But those of tables, and of files of other programs, which may have no place to break
+    them.
+    """
+    other = {
+        line
+        for block in blocks_of(path)
+        if block.info.split()[:1] not in (["python"], ["sh"])
+        for line in block.text.splitlines()
+    }
+    wide = [
+        line
+        for line in path.read_text().splitlines()
+        if len(line) > 100 and not line.startswith("|") and line not in other
+    ]
     assert wide == []
 
 
-# ---------------------------------------------------------------------------------------------------- what other programs read
+# ------------------------------------------------------------------------- what other programs read
 
 
 def block_of(info):
@@ -249,7 +305,9 @@ def block_of(info):
 
 
 HOST = "127.0.0.86"
-"""Where only these programs listen: HAProxy goes on asking at a port whose server has ended, which might be another's by then."""
+"""Where only these programs listen: HAProxy goes on asking at a port whose server has ended, which
+might be another's by then.
+"""
 
 
 def free_ports(count):
@@ -276,33 +334,59 @@ def ends(process):
 
 def says(address, line):
     """What is answered to a line; None when nothing is."""
-    with contextlib.suppress(OSError), hydrogen.connect(address, framing=hydrogen.LineFrameBuilder, timeout=PATIENCE) as client:
+    with (
+        contextlib.suppress(OSError),
+        hydrogen.connect(address, framing=hydrogen.LineFrameBuilder, timeout=PATIENCE) as client,
+    ):
         client.send(line)
         return next(iter(client), None)
 
 
 def test_haproxy_serves_by_the_configuration_of_the_guide_and_survives_a_stop(engine, tmp_path):
-    [commands] = [block.text for path in GUIDE for block in blocks_of(path) if block.info == "sh" and "--proxy-protocol" in block.text]
+    [commands] = [
+        block.text
+        for path in GUIDE
+        for block in blocks_of(path)
+        if block.info == "sh" and "--proxy-protocol" in block.text
+    ]
     text = "\n".join([block_of("text haproxy"), commands.replace("\\\n", ""), ""])
     for given, free in zip(("13370", "13381", "13382"), free_ports(3), strict=True):
         assert given in text
-        text = text.replace(f"127.0.0.1:{given}", f"{HOST}:{free}").replace(f"--port {given}", f"--addr {HOST} --port {free}")
-    config, lines = text.split("\npython", 1)[0] + "\n", [f"python{line}" for line in text.split("\npython")[1:]]
+        text = text.replace(f"127.0.0.1:{given}", f"{HOST}:{free}").replace(
+            f"--port {given}", f"--addr {HOST} --port {free}"
+        )
+    config, lines = (
+        text.split("\npython", 1)[0] + "\n",
+        [f"python{line}" for line in text.split("\npython")[1:]],
+    )
     (tmp_path / "haproxy.cfg").write_text(config)
     haproxy = path_of("haproxy")
-    checked = subprocess.run([haproxy, "-c", "-f", "haproxy.cfg"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    checked = subprocess.run(
+        [haproxy, "-c", "-f", "haproxy.cfg"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert (checked.returncode, checked.stderr) == (0, "")
     [port] = re.findall(rf"bind {HOST}:(\d+)", config)
     one, two = (command(line, engine) for line in lines)
     proxy = subprocess.Popen(
-        [haproxy, "-db", "-f", "haproxy.cfg"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [haproxy, "-db", "-f", "haproxy.cfg"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         address = (HOST, int(port))
         wait_until(lambda: says(address, b"hello") == b"hello", "it serves")
         ends(one)
-        assert [says(address, b"hello") for _ in range(6)] == [b"hello"] * 6  # redispatched, whether or not the check has seen it
-        wait_until(lambda: "servers/one is DOWN" in proxy.stderr.readline(), "the check has seen it")
+        # redispatched, whether or not the check has seen it
+        assert [says(address, b"hello") for _ in range(6)] == [b"hello"] * 6
+        wait_until(
+            lambda: "servers/one is DOWN" in proxy.stderr.readline(), "the check has seen it"
+        )
         ends(two)
     finally:
         proxy.kill()
@@ -314,7 +398,12 @@ def test_systemd_understands_the_units_of_the_guide(tmp_path):
         text = block_of(f"ini {kind}").replace("/srv/echo/.venv/bin/python", sys.executable)
         (tmp_path / f"echo.{kind}").write_text(text)
     files = [str(tmp_path / "echo.service"), str(tmp_path / "echo.socket")]
-    checked = subprocess.run([path_of("systemd-analyze"), "verify", *files], capture_output=True, text=True, timeout=PATIENCE)
+    checked = subprocess.run(
+        [path_of("systemd-analyze"), "verify", *files],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
@@ -327,10 +416,23 @@ def test_systemd_socket_activate_starts_a_server_with_the_first_connection(engin
     text = "\n".join(path.read_text() for path in GUIDE)
     [line] = re.findall(r"^systemd-socket-activate (.+)$", text, re.MULTILINE)
     [port] = free_ports(1)
-    words = shlex.split(line.replace("127.0.0.1:1337", f"{HOST}:{port}").replace(" python ", f" {sys.executable} "))
-    env = {**os.environ, "HYDROGEN_ENGINE": engine, "PYTHONPATH": str(Path(hydrogen.__file__).parent.parent)}
-    activator = [path_of("systemd-socket-activate"), "--setenv=PYTHONPATH", "--setenv=HYDROGEN_ENGINE", *words]
-    process = subprocess.Popen(activator, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    words = shlex.split(
+        line.replace("127.0.0.1:1337", f"{HOST}:{port}").replace(" python ", f" {sys.executable} ")
+    )
+    env = {
+        **os.environ,
+        "HYDROGEN_ENGINE": engine,
+        "PYTHONPATH": str(Path(hydrogen.__file__).parent.parent),
+    }
+    activator = [
+        path_of("systemd-socket-activate"),
+        "--setenv=PYTHONPATH",
+        "--setenv=HYDROGEN_ENGINE",
+        *words,
+    ]
+    process = subprocess.Popen(
+        activator, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert "Listening on" in process.stderr.readline()
         assert says((HOST, int(port)), b"hello") == b"hello"

@@ -21,7 +21,9 @@ def test_a_class_is_no_handler():
 
 
 @pytest.mark.clause("H4")
-@pytest.mark.parametrize("wrong", [None, 7, "handler", object(), print], ids=["None", "int", "str", "object", "function"])
+@pytest.mark.parametrize(
+    "wrong", [None, 7, "handler", object(), print], ids=["None", "int", "str", "object", "function"]
+)
 def test_something_else_is_no_handler(wrong):
     with pytest.raises(TypeError, match=r"expected a hydrogen\.Handler"):
         callbacks_of(wrong)
@@ -52,7 +54,9 @@ def test_no_callback_may_be_async(name):
 @pytest.mark.clause("H4")
 @pytest.mark.parametrize("name", ["on_data_recieved", "on_connect", "on_timer", "on_"])
 def test_an_unknown_name_is_refused_and_the_known_ones_are_told(name):
-    with pytest.raises(TypeError, match=rf"Mine\.{name} is not a callback; the callbacks are .*on_data_received"):
+    with pytest.raises(
+        TypeError, match=rf"Mine\.{name} is not a callback; the callbacks are .*on_data_received"
+    ):
         callbacks_of(given(**{name: lambda self: None}))
 
 
@@ -65,7 +69,9 @@ def test_a_callback_that_cannot_be_called_is_refused():
 def test_callbacks_that_are_not_overridden_are_none():
     callbacks = callbacks_of(Echo())
     assert callbacks.on_data_received is not None
-    assert [name for name in Callbacks.__dataclass_fields__ if getattr(callbacks, name)] == ["on_data_received"]
+    assert [name for name in Callbacks.__dataclass_fields__ if getattr(callbacks, name)] == [
+        "on_data_received"
+    ]
 
 
 def test_every_callback_that_is_overridden_is_found():

@@ -1,4 +1,6 @@
-"""Imports point one way only. By grep: the rule is about the source. For the compiled engine: test_compiled_modules.py."""
+"""Imports point one way only. By grep: the rule is about the source. For the compiled engine:
+test_compiled_modules.py.
+"""
 
 import ast
 
@@ -10,11 +12,27 @@ HYDROGEN = ROOT / "hydrogen"
 MODULES = ["kernel", "slab", "buffer", "framing", "poller", "connection", "loop"]
 """Lowest first. There may be more; they count as part of those that name them."""
 
-FACADE = {"config", "errors", "handler", "stream", "frame", "connection", "report", "listener", "tls", "client", "locks", "proxy", "guard"}
+FACADE = {
+    "config",
+    "errors",
+    "handler",
+    "stream",
+    "frame",
+    "connection",
+    "report",
+    "listener",
+    "tls",
+    "client",
+    "locks",
+    "proxy",
+    "guard",
+}
 
 
 def imports(path):
-    """The modules of hydrogen that a Python file imports, but for those it imports for its types only."""
+    """The modules of hydrogen that a Python file imports, but for those it imports for its types
+    only.
+    """
     found = set()
     tree = ast.parse(path.read_text())
     typing_only = {
@@ -34,12 +52,18 @@ def imports(path):
                 found |= {f"hydrogen.{alias.name}" for alias in node.names}
             elif node.module and node.module.startswith("hydrogen"):
                 packages = ("hydrogen._py", "hydrogen.perf", "hydrogen._c")
-                found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module in packages else {node.module}
+                found |= (
+                    {f"{node.module}.{alias.name}" for alias in node.names}
+                    if node.module in packages
+                    else {node.module}
+                )
     return found
 
 
 PYTHON_MODULES = {
-    path.stem: {name.rpartition(".")[2] for name in imports(path) if name.startswith("hydrogen._py.")}
+    path.stem: {
+        name.rpartition(".")[2] for name in imports(path) if name.startswith("hydrogen._py.")
+    }
     for path in sorted((HYDROGEN / "_py").glob("*.py"))
     if path.stem != "__init__"
 }
@@ -90,7 +114,11 @@ def test_only_backend_knows_that_there_are_two_engines():
     for path in HYDROGEN.rglob("*.py"):
         if path.parent.name == "_py" or path.name == "backend.py":
             continue
-        assert not {name for name in imports(path) if name.startswith(("hydrogen._core", "hydrogen._codec", "hydrogen._py"))}, path
+        assert not {
+            name
+            for name in imports(path)
+            if name.startswith(("hydrogen._core", "hydrogen._codec", "hydrogen._py"))
+        }, path
 
 
 def test_backend_does_not_name_what_is_above_it():
@@ -109,9 +137,19 @@ def test_nothing_names_contrib_or_testing_and_contrib_names_what_its_users_could
 
 
 def test_framing_never_sees_an_fd():
-    for path in (HYDROGEN / "frame.py", HYDROGEN / "tls.py", HYDROGEN / "proxy.py", HYDROGEN / "_py" / "framing.py"):
+    for path in (
+        HYDROGEN / "frame.py",
+        HYDROGEN / "tls.py",
+        HYDROGEN / "proxy.py",
+        HYDROGEN / "_py" / "framing.py",
+    ):
         tree = ast.parse(path.read_text())
-        named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        named = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
         assert not named & {"os", "socket", "select"}, path
 
 
@@ -119,7 +157,14 @@ def test_imports_is_no_blind_eye(tmp_path):
     """The tool of the tests above, on a file that breaks the rules."""
     path = tmp_path / "bad.py"
     path.write_text(
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hydrogen.server import Server\n"
-        "import hydrogen.backend\nfrom hydrogen import server\nfrom hydrogen._py import loop\nfrom hydrogen.config import Config\n"
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hydrogen.server import "
+        "Server\n"
+        "import hydrogen.backend\nfrom hydrogen import server\nfrom hydrogen._py import loop\nfrom "
+        "hydrogen.config import Config\n"
     )
-    assert imports(path) == {"hydrogen.backend", "hydrogen.server", "hydrogen._py.loop", "hydrogen.config"}
+    assert imports(path) == {
+        "hydrogen.backend",
+        "hydrogen.server",
+        "hydrogen._py.loop",
+        "hydrogen.config",
+    }

@@ -48,8 +48,10 @@ def test_many_may_set_it_at_once():
         assert not latch._waiting
 
 
-def test_a_server_goes_on_though_two_exceptions_are_set_in_its_lifecycle_thread_one_behind_the_other():
-    """As it is made the first one sets the second, by C code only, so that it comes at the next jump."""
+def test_a_server_goes_on_though_two_exceptions_in_a_row_are_set_in_its_lifecycle_thread():
+    """As it is made the first one sets the second, by C code only, so that it comes at the next
+    jump.
+    """
 
     class Late(BaseException):
         pass
@@ -58,7 +60,9 @@ def test_a_server_goes_on_though_two_exceptions_are_set_in_its_lifecycle_thread_
     try:
         thread = server._life._thread
         order = ctypes.c_ulong(thread.ident), ctypes.py_object(Late)
-        Late.__init__ = staticmethod(functools.partial(next, map(set_late, *map(itertools.repeat, order, (1, 1))), None))
+        Late.__init__ = staticmethod(
+            functools.partial(next, map(set_late, *map(itertools.repeat, order, (1, 1))), None)
+        )
         asked = server._life._asked
         set_late(*order)
         asked.put(None)  # what it waits for

@@ -1,4 +1,6 @@
-"""The listening sockets, without any engine: what they bind, what they refuse, and what they take away."""
+"""The listening sockets, without any engine: what they bind, what they refuse, and what they take
+away.
+"""
 
 import contextlib
 import errno
@@ -74,7 +76,9 @@ def resolve(monkeypatch):
 
 @pytest.fixture
 def meddle(monkeypatch):
-    """Have something happen before or after a socket is bound: `meddle(before=address -> address, after=address -> None)`."""
+    """Have something happen before or after a socket is bound: `meddle(before=address -> address,
+    after=address -> None)`.
+    """
 
     def meddle(before=lambda address: address, after=nothing):
         class Meddled(socket.socket):
@@ -87,7 +91,7 @@ def meddle(monkeypatch):
     return meddle
 
 
-# ------------------------------------------------------------------------------------------------------------- any listener
+# ------------------------------------------------------------------------------------- any listener
 
 
 def test_it_listens_without_blocking_and_is_not_inherited():
@@ -135,17 +139,21 @@ def test_what_on_created_raises_is_raised_and_nothing_stays_open(tmp_path, which
 
 
 @pytest.mark.clause("C13", "C14")
-def test_options_that_connections_inherit_are_set_on_each_listener_and_not_on_a_unix_socket(tmp_path):
+def test_options_that_connections_inherit_are_set_on_each_listener_and_not_on_a_unix_socket(
+    tmp_path,
+):
     listeners = listen(addr=("127.0.0.1", "::1"), nodelay=True, keepalive=(5, 6, 7))
     options = (socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
     for sock in listeners.sockets:
         assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [1, 5, 6, 7]
     listeners.close()
     # Linux refuses SO_REUSEPORT on a Unix socket of late (seen on 6.18).
-    listen(path=str(tmp_path / "socket"), nodelay=True, keepalive=(5, 6, 7), reuse_port=True).close()
+    listen(
+        path=str(tmp_path / "socket"), nodelay=True, keepalive=(5, 6, 7), reuse_port=True
+    ).close()
 
 
-# ---------------------------------------------------------------------------------------------------------------------- TCP
+# ---------------------------------------------------------------------------------------------- TCP
 
 
 def test_f30_a_port_in_use_names_the_address():
@@ -158,11 +166,14 @@ def test_f30_a_port_in_use_names_the_address():
 
 
 def test_f30_of_several_addresses_the_one_in_use_is_named_and_none_is_kept():
-    # Addresses of its own, here and below: from 127.0.0.2 clients of other tests come, whose ports would be in use too.
+    # Addresses of its own, here and below: from 127.0.0.2 clients of other tests come, whose ports
+    # would be in use too.
     first = listen(addr="127.0.0.88")
     port = first.addresses[0][1]
     try:
-        with pytest.raises(OSError, match=rf"cannot listen on 127\.0\.0\.88 port {port}: ") as raised:
+        with pytest.raises(
+            OSError, match=rf"cannot listen on 127\.0\.0\.88 port {port}: "
+        ) as raised:
             listen(addr=("127.0.0.89", "127.0.0.88"), port=port)
         assert raised.value.errno == errno.EADDRINUSE
         listen(addr="127.0.0.89", port=port).close()
@@ -172,7 +183,8 @@ def test_f30_of_several_addresses_the_one_in_use_is_named_and_none_is_kept():
 
 def test_f30_an_address_that_turns_out_to_be_taken_at_listen_is_named_and_none_is_kept():
     with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1 port \d+: ") as raised:
-        listen(addr=("0.0.0.0", "127.0.0.1"))  # SO_REUSEADDR allows both to be bound, but not that both listen
+        # SO_REUSEADDR allows both to be bound, but not that both listen
+        listen(addr=("0.0.0.0", "127.0.0.1"))
     assert raised.value.errno == errno.EADDRINUSE
 
 
@@ -219,7 +231,9 @@ def test_localhost_is_listened_on():
     listeners.close()
 
 
-@pytest.mark.parametrize("hosts", [("2001:db8::1", "127.0.0.1"), ("127.0.0.1", "2001:db8::1"), (*NOWHERE, "127.0.0.1")])
+@pytest.mark.parametrize(
+    "hosts", [("2001:db8::1", "127.0.0.1"), ("127.0.0.1", "2001:db8::1"), (*NOWHERE, "127.0.0.1")]
+)
 def test_addresses_of_a_name_that_the_machine_does_not_have_are_left_out(resolve, hosts):
     resolve(*hosts)
     listeners = listen(addr="many.test")
@@ -227,7 +241,9 @@ def test_addresses_of_a_name_that_the_machine_does_not_have_are_left_out(resolve
     listeners.close()
 
 
-def test_addresses_of_a_name_are_left_out_when_the_machine_does_not_know_their_family(resolve, monkeypatch):
+def test_addresses_of_a_name_are_left_out_when_the_machine_does_not_know_their_family(
+    resolve, monkeypatch
+):
     class WithoutIPv6(socket.socket):
         def __init__(self, family=-1, *args, **kwargs):
             if family == socket.AF_INET6:
@@ -247,7 +263,9 @@ def test_addresses_of_a_name_are_left_out_when_the_machine_does_not_know_their_f
 def test_f30_a_name_none_of_whose_addresses_the_machine_has_is_refused_by_name(resolve):
     resolve(*NOWHERE)
     for addr in ("many.test", ("127.0.0.1", "many.test")):
-        with pytest.raises(OSError, match=r"cannot listen on many\.test \(2001:db8::1\) port \d+: ") as raised:
+        with pytest.raises(
+            OSError, match=r"cannot listen on many\.test \(2001:db8::1\) port \d+: "
+        ) as raised:
             listen(addr=addr)
         assert raised.value.errno == errno.EADDRNOTAVAIL
 
@@ -256,7 +274,9 @@ def test_f30_an_address_of_a_name_that_is_in_use_is_an_error_and_is_not_left_out
     first = listen(addr="127.0.0.91")
     port = first.addresses[0][1]
     resolve("127.0.0.90", "127.0.0.91")
-    with pytest.raises(OSError, match=rf"cannot listen on many\.test \(127\.0\.0\.91\) port {port}: ") as raised:
+    with pytest.raises(
+        OSError, match=rf"cannot listen on many\.test \(127\.0\.0\.91\) port {port}: "
+    ) as raised:
         listen(addr="many.test", port=port)
     assert raised.value.errno == errno.EADDRINUSE
     first.close()
@@ -290,7 +310,9 @@ def test_reuse_port_is_set_on_each():
 
 
 @pytest.mark.clause("C5")
-def test_a_port_of_the_kernel_s_choice_that_is_taken_on_another_address_is_given_up_for_another_one(meddle):
+def test_a_port_of_the_kernel_s_choice_that_is_taken_on_another_address_is_given_up_for_another_one(
+    meddle,
+):
     first = listen(addr="127.0.0.91")
     taken = first.addresses[0][1]
     chosen = [taken, taken, 0]
@@ -304,7 +326,9 @@ def test_a_port_of_the_kernel_s_choice_that_is_taken_on_another_address_is_given
 
 
 @pytest.mark.clause("C5")
-def test_f30_a_port_for_all_addresses_is_looked_for_sixteen_times_then_the_error_names_the_address(meddle):
+def test_f30_a_port_for_all_addresses_is_looked_for_sixteen_times_then_the_error_names_the_address(
+    meddle,
+):
     first = listen(addr="127.0.0.91")
     taken = first.addresses[0][1]
     tries, fds = [], []
@@ -323,7 +347,7 @@ def test_f30_a_port_for_all_addresses_is_looked_for_sixteen_times_then_the_error
     first.close()
 
 
-# ------------------------------------------------------------------------------------------------------------ given sockets
+# ------------------------------------------------------------------------------------ given sockets
 
 
 @pytest.mark.clause("C10")
@@ -370,13 +394,21 @@ def test_a_given_socket_that_listens_already_gets_the_backlog_and_on_created():
         listeners = listen(fds.append, sock=sock, backlog=7)
         assert fds == [sock.fileno()]
         # tcpi_sacked is the backlog while a socket listens: tcp_get_info of net/ipv4/tcp.c.
-        assert struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)[0] == 7
+        assert (
+            struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)[
+                0
+            ]
+            == 7
+        )
         reach(listeners.addresses[0])
         listeners.close()
 
 
 def test_f30_a_given_socket_that_cannot_listen_is_named_and_all_stay_open():
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as connected:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as connected,
+    ):
         host, port = connected.getsockname()
         with pytest.raises(OSError, match=rf"cannot listen on {host} port {port}: ") as raised:
             listen(sock=(server, connected))
@@ -392,7 +424,7 @@ def test_f30_a_given_socket_that_is_closed_already_is_named():
     assert raised.value.errno == errno.EBADF
 
 
-# ------------------------------------------------------------------------------------------------------------- Unix sockets
+# ------------------------------------------------------------------------------------- Unix sockets
 
 
 @pytest.fixture
@@ -417,7 +449,9 @@ def test_a_path_is_removed_with_the_listener(path):
 
 
 @pytest.mark.clause("C9")
-def test_a_relative_path_is_removed_also_when_the_working_directory_has_changed(tmp_path, monkeypatch):
+def test_a_relative_path_is_removed_also_when_the_working_directory_has_changed(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     listeners = listen(path="socket")
     monkeypatch.chdir("/")
@@ -443,7 +477,9 @@ def test_path_mode_is_exact_whatever_the_umask_and_without_it_the_umask_decides(
     try:
         for mode in (None, 0o600, 0o666, 0o000, 0o777):
             listeners = listen(path=path, path_mode=mode)
-            assert stat.S_IMODE(os.stat(path).st_mode) == (mode if mode is not None else 0o777 & ~umask)
+            assert stat.S_IMODE(os.stat(path).st_mode) == (
+                mode if mode is not None else 0o777 & ~umask
+            )
             listeners.close()
         assert os.umask(umask) == umask
     finally:
@@ -465,7 +501,9 @@ def test_nobody_can_connect_before_the_mode_is_set(path):
     assert modes == [0o600]
 
 
-def test_the_mode_of_a_file_to_which_the_path_was_made_to_lead_is_left_alone(path, tmp_path, meddle):
+def test_the_mode_of_a_file_to_which_the_path_was_made_to_lead_is_left_alone(
+    path, tmp_path, meddle
+):
     precious = tmp_path / "precious"
     precious.touch(0o600)
 
@@ -575,7 +613,8 @@ def test_f30_what_is_no_socket_is_left_alone_and_named(tmp_path, what, said):
         listen(path=str(path))
     assert raised.value.errno == errno.EADDRINUSE
     assert [(s.st_ino, s.st_mode) for s in before] == [
-        (s.st_ino, s.st_mode) for s in (os.lstat(tmp_path / name) for name in sorted(os.listdir(tmp_path)))
+        (s.st_ino, s.st_mode)
+        for s in (os.lstat(tmp_path / name) for name in sorted(os.listdir(tmp_path)))
     ]
 
 
@@ -646,7 +685,7 @@ def test_one_that_replaces_the_stale_file_first_keeps_its_path(path, tmp_path, m
     assert os.listdir(tmp_path) == ["socket"]
 
 
-# ------------------------------------------------------------------------------------------------------------------ systemd
+# ------------------------------------------------------------------------------------------ systemd
 
 MANAGER = """
 import fcntl, os, sys
@@ -659,7 +698,9 @@ for number, fd in enumerate(aside, 3):
 os.environ["LISTEN_PID"] = pid or str(os.getpid())
 os.execv(command[0], command)
 """
-"""What systemd does between fork(2) and exec(2): the sockets become the fds from 3 on, and LISTEN_PID names the process."""
+"""What systemd does between fork(2) and exec(2): the sockets become the fds from 3 on, and
+LISTEN_PID names the process.
+"""
 
 TELL = """
 import os
@@ -677,10 +718,16 @@ def tell(names=None):
 
 
 def systemd(code, *given, pid="", **variables):
-    """The lines that `code` prints in a process to which the `given` sockets or files are handed."""
+    """The lines that `code` prints in a process to which the `given` sockets or files are
+    handed.
+    """
     fds = tuple(each.fileno() for each in given)
     prefix = (sys.executable, "-c", MANAGER, pid, ",".join(map(str, fds)))
-    return finish(child(TELL + code, prefix=prefix, pass_fds=fds, **{"LISTEN_FDS": str(len(fds)), **variables}))[0].splitlines()
+    return finish(
+        child(
+            TELL + code, prefix=prefix, pass_fds=fds, **{"LISTEN_FDS": str(len(fds)), **variables}
+        )
+    )[0].splitlines()
 
 
 @pytest.fixture
@@ -701,12 +748,22 @@ def test_listen_fds_gives_the_sockets_of_systemd_close_on_exec_and_removes_the_v
 
 
 def test_listen_fds_chooses_by_name_and_a_further_call_gives_what_is_left(given):
-    choose = f'tell(("admin", "other")); {VARIABLES}; print(os.get_inheritable(3)); tell(["admin"]); tell(["web"]); tell()'
-    assert systemd(choose, *given, LISTEN_FDNAMES="web:admin") == ["4 AF_UNIX False;", "[]", "False", "", "3 AF_INET False;", ""]
+    choose = f'tell(("admin", "other")); {VARIABLES}; print(os.get_inheritable(3)); '
+    choose += 'tell(["admin"]); tell(["web"]); tell()'
+    assert systemd(choose, *given, LISTEN_FDNAMES="web:admin") == [
+        "4 AF_UNIX False;",
+        "[]",
+        "False",
+        "",
+        "3 AF_INET False;",
+        "",
+    ]
 
 
 def test_listen_fds_of_the_same_name_come_together_and_those_without_are_unknown(given):
-    assert systemd('tell({"web"})', *given, LISTEN_FDNAMES="web:web") == ["3 AF_INET False;4 AF_UNIX False;"]
+    assert systemd('tell({"web"})', *given, LISTEN_FDNAMES="web:web") == [
+        "3 AF_INET False;4 AF_UNIX False;"
+    ]
     assert systemd('tell({"unknown"})', *given) == ["3 AF_INET False;4 AF_UNIX False;"]
 
 
@@ -746,9 +803,17 @@ def test_listen_fds_is_empty_without_systemd(monkeypatch):
 
 
 @pytest.mark.parametrize("variable", ["LISTEN_PID", "LISTEN_FDS"])
-@pytest.mark.parametrize("value", ["", "x", "-1", "0", "1.0", " 1", "\N{SUPERSCRIPT TWO}", "9" * 5000])
-def test_nonsense_in_a_variable_is_named_and_the_variables_are_removed(monkeypatch, variable, value):
-    for name, good in (("LISTEN_PID", str(os.getpid())), ("LISTEN_FDS", "1"), ("LISTEN_FDNAMES", "web")):
+@pytest.mark.parametrize(
+    "value", ["", "x", "-1", "0", "1.0", " 1", "\N{SUPERSCRIPT TWO}", "9" * 5000]
+)
+def test_nonsense_in_a_variable_is_named_and_the_variables_are_removed(
+    monkeypatch, variable, value
+):
+    for name, good in (
+        ("LISTEN_PID", str(os.getpid())),
+        ("LISTEN_FDS", "1"),
+        ("LISTEN_FDNAMES", "web"),
+    ):
         monkeypatch.setenv(name, value if name == variable else good)
     with pytest.raises(ValueError, match=f"^{variable}: expected a number above 0, not '{value}'"):
         listen_fds()
@@ -773,7 +838,9 @@ def test_an_fd_that_is_no_stream_socket_is_named_unless_it_is_not_chosen(given):
         assert lines[0].startswith("ValueError: LISTEN_FDS: fd 4 (log) is not a stream socket but ")
         assert lines[1:] == ["3 AF_INET False;"]
     with open(os.devnull) as file:
-        assert systemd("tell()", given[0], file)[0].startswith("ValueError: LISTEN_FDS: fd 4 (unknown) is not a socket: ")
+        assert systemd("tell()", given[0], file)[0].startswith(
+            "ValueError: LISTEN_FDS: fd 4 (unknown) is not a socket: "
+        )
 
 
 def test_one_name_instead_of_several_is_a_type_error():

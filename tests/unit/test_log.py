@@ -1,4 +1,6 @@
-"""The log, with a clock of the test's own: of each kind ten lines a second, and the rest is counted."""
+"""The log, with a clock of the test's own: of each kind ten lines a second, and the rest is
+counted.
+"""
 
 import logging
 import re
@@ -50,7 +52,9 @@ def lines(caplog):
 def left_out(lines):
     """Kind -> how many lines were said to be left out."""
     counts = {}
-    for found in re.finditer(r"^(.+): (\d+) more lines of this kind were suppressed$", "\n".join(lines), re.M):
+    for found in re.finditer(
+        r"^(.+): (\d+) more lines of this kind were suppressed$", "\n".join(lines), re.M
+    ):
         counts[found[1]] = counts.get(found[1], 0) + int(found[2])
     return counts
 
@@ -71,7 +75,9 @@ def test_ten_lines_of_a_kind_are_written_in_one_second_and_no_more(log, clock, l
 
 
 @pytest.mark.clause("S52")
-def test_when_the_second_is_over_what_was_left_out_is_told_although_nobody_says_anything_more(log, clock, lines):
+def test_when_the_second_is_over_what_was_left_out_is_told_although_nobody_says_anything_more(
+    log, clock, lines
+):
     say(log, 37)
     clock.advance(1.0)
     assert left_out(lines()) == {"kind": 27}
@@ -115,7 +121,11 @@ def test_the_count_has_the_level_of_its_kind(log, clock, caplog, error_log):
     say(log, 11, "one", logging.DEBUG)
     say(log, 11, "two", logging.ERROR)
     clock.advance(1.0)
-    levels = {record.getMessage().split(":")[0]: record.levelno for record in caplog.records if "were suppressed" in record.getMessage()}
+    levels = {
+        record.getMessage().split(":")[0]: record.levelno
+        for record in caplog.records
+        if "were suppressed" in record.getMessage()
+    }
     assert levels == {"one": logging.DEBUG, "two": logging.ERROR}
 
 
@@ -150,7 +160,9 @@ def test_what_is_left_out_when_there_is_no_later_is_told_by_the_flush_at_the_end
 
 
 @pytest.mark.clause("S51", "S52")
-def test_an_error_of_a_callback_is_written_with_its_traceback_and_is_of_the_callback_s_kind(log, clock, caplog, error_log):
+def test_an_error_of_a_callback_is_written_with_its_traceback_and_is_of_the_callback_s_kind(
+    log, clock, caplog, error_log
+):
     error = ZeroDivisionError("mine")
     for _ in range(12):
         log.callback_error("on_connected", error)
@@ -161,12 +173,16 @@ def test_an_error_of_a_callback_is_written_with_its_traceback_and_is_of_the_call
     assert {record.exc_info[1] for record in records} == {error}
     assert records[0].getMessage() == "on_connected raised ZeroDivisionError"
     clock.advance(1.0)
-    assert left_out([record.getMessage() for record in caplog.get_records("call")]) == {"on_connected": 2}
+    assert left_out([record.getMessage() for record in caplog.get_records("call")]) == {
+        "on_connected": 2
+    }
 
 
 @pytest.mark.clause("S52")
 def test_from_many_threads_at_once_nothing_is_lost(log, clock, lines):
-    threads = [threading.Thread(target=say, args=(log, 200, f"kind{number % 2}")) for number in range(8)]
+    threads = [
+        threading.Thread(target=say, args=(log, 200, f"kind{number % 2}")) for number in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -221,13 +237,19 @@ def test_an_error_of_a_connection_names_it_and_its_peer(log, lines, error_log):
 
 
 @pytest.mark.clause("S59")
-@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), BaseException()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), BaseException()], ids=repr
+)
 @pytest.mark.parametrize("where", ["enabled", "clock", "later", "write"])
-def test_nothing_that_is_raised_while_a_line_is_written_comes_out(clock, monkeypatch, capsys, error, where):
+def test_nothing_that_is_raised_while_a_line_is_written_comes_out(
+    clock, monkeypatch, capsys, error, where
+):
     def fail(*args, **more):
         raise error
 
-    log = RateLimitedLog(fail if where == "later" else clock.call_later, fail if where == "clock" else clock)
+    log = RateLimitedLog(
+        fail if where == "later" else clock.call_later, fail if where == "clock" else clock
+    )
     logger = logging.getLogger("hydrogen")
     with monkeypatch.context() as patch:
         if where in ("enabled", "write"):

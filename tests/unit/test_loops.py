@@ -70,9 +70,17 @@ def test_who_counts_the_accepted_is_asked_last_and_counted_once():
 
 def test_what_is_the_server_s_is_shared_out():
     config = hydrogen.Config(
-        loops=3, max_threads=8, pre_allocated=10, max_buffered=2, framing=hydrogen.SimpleFrameBuilder, max_connections=5
+        loops=3,
+        max_threads=8,
+        pre_allocated=10,
+        max_buffered=2,
+        framing=hydrogen.SimpleFrameBuilder,
+        max_connections=5,
     )
     every = shares(config)
     assert [share.max_threads for share in every] == [3, 3, 2]
-    assert {(share.loops, share.pre_allocated, share.max_buffered, share.max_connections) for share in every} == {(1, 3, 1, 5)}
+    assert {
+        (share.loops, share.pre_allocated, share.max_buffered, share.max_connections)
+        for share in every
+    } == {(1, 3, 1, 5)}
     assert {id(share.builder) for share in every} == {id(config.builder)}

@@ -53,7 +53,9 @@ def settings(tmp_path):
 
     folder = tmp_path / "settings"
     folder.mkdir()
-    return Settings(folder, rounds=1, duration=1.0, warm_up=0.0, handoff="auto", idle_connections=10, quiet=None)
+    return Settings(
+        folder, rounds=1, duration=1.0, warm_up=0.0, handoff="auto", idle_connections=10, quiet=None
+    )
 
 
 def called(name, workload, settings):
@@ -63,7 +65,9 @@ def called(name, workload, settings):
     return contender_called(name, WORKLOADS[workload].job_of(name), settings)
 
 
-def test_its_server_runs_the_other_trees_hydrogen_and_tells_statistics_by_their_names_of_today(tree, settings):
+def test_its_server_runs_the_other_trees_hydrogen_and_tells_statistics_by_their_names_of_today(
+    tree, settings
+):
     from perf.servers import link, started
 
     link(tree, settings.folder)
@@ -80,14 +84,19 @@ def test_its_server_runs_the_other_trees_hydrogen_and_tells_statistics_by_their_
 
 @pytest.mark.parametrize("workload", ["W1", "W2", "W3", "W4", "W5", "W7", "W9", "W10", "W11"])
 def test_it_does_hydrogens_job(workload, settings):
-    ours, before = called("hydrogen", workload, settings), called("hydrogen-before", workload, settings)
+    ours, before = (
+        called("hydrogen", workload, settings),
+        called("hydrogen-before", workload, settings),
+    )
     assert (before.job, before.words) == (ours.job, ours.words)
     assert before.folder != ours.folder
 
 
 @pytest.fixture
 def taking_part(monkeypatch):
-    """Runs the command, measuring nothing; returns the contenders of each workload, and the files that were written."""
+    """Runs the command, measuring nothing; returns the contenders of each workload, and the files
+    that were written.
+    """
 
     def run(*options, results):
         from perf import compare
@@ -108,18 +117,31 @@ def taking_part(monkeypatch):
 
 
 def test_it_takes_its_turn_after_hydrogen_where_that_takes_part(taking_part, built, tmp_path):
-    found, _ = taking_part("--workload", "W4,client", "--against", str(built), results=tmp_path / "results")
-    assert found["W4"] == ["c", "asyncio", "uvloop", "hydrogen", "hydrogen-before", "hydrogen-python"]
+    found, _ = taking_part(
+        "--workload", "W4,client", "--against", str(built), results=tmp_path / "results"
+    )
+    assert found["W4"] == [
+        "c",
+        "asyncio",
+        "uvloop",
+        "hydrogen",
+        "hydrogen-before",
+        "hydrogen-python",
+    ]
     assert found["client"] == ["c-client", "generator"]
 
 
 def test_it_takes_part_beside_those_that_were_chosen(taking_part, built, tmp_path):
     chosen = ("--workload", "W4", "--contenders", "hydrogen", "--against", str(built))
-    assert taking_part(*chosen, results=tmp_path / "results")[0] == {"W4": ["hydrogen", "hydrogen-before"]}
+    assert taking_part(*chosen, results=tmp_path / "results")[0] == {
+        "W4": ["hydrogen", "hydrogen-before"]
+    }
 
 
 def test_without_the_option_it_takes_no_part(taking_part, tmp_path):
-    found, _ = taking_part("--workload", "W4", "--contenders", "c,hydrogen", results=tmp_path / "results")
+    found, _ = taking_part(
+        "--workload", "W4", "--contenders", "c,hydrogen", results=tmp_path / "results"
+    )
     assert found == {"W4": ["c", "hydrogen"]}
 
 
@@ -127,7 +149,9 @@ def test_the_result_names_the_trees_commit_and_not_where_it_was(taking_part, bui
     identity = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
     for words in ("init", "-q"), (*identity, "commit", "-q", "--allow-empty", "-m", "Begin"):
         subprocess.run(["git", *words], cwd=built, check=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=built, check=True, capture_output=True, text=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=built, check=True, capture_output=True, text=True
+    )
     options = ("--workload", "W4", "--against", str(built))
     _, [document] = taking_part(*options, results=tmp_path / "results")
     assert document["options"]["against"] == commit.stdout.strip()
@@ -137,10 +161,20 @@ def test_a_table_has_hydrogens_paired_ratio_to_it():
     from perf.report import markdown
     from perf.workloads import WORKLOADS
 
-    rounds = [{"hydrogen": {RATE: ours}, "hydrogen-before": {RATE: 100.0}} for ours in (90.0, 110.0, 105.0)]
-    [head, _, *rows] = [line for line in markdown("W1", WORKLOADS["W1"], "shared", rounds).splitlines() if line.startswith("|")]
+    rounds = [
+        {"hydrogen": {RATE: ours}, "hydrogen-before": {RATE: 100.0}}
+        for ours in (90.0, 110.0, 105.0)
+    ]
+    [head, _, *rows] = [
+        line
+        for line in markdown("W1", WORKLOADS["W1"], "shared", rounds).splitlines()
+        if line.startswith("|")
+    ]
     assert head.endswith("| messages/s, of hydrogen-before |")
-    assert rows == ["| hydrogen | 105 | 1.050 (0.900-1.100) |", "| hydrogen-before | 100 | 1.000 (1.000-1.000) |"]
+    assert rows == [
+        "| hydrogen | 105 | 1.050 (0.900-1.100) |",
+        "| hydrogen-before | 100 | 1.000 (1.000-1.000) |",
+    ]
 
 
 def test_a_tree_in_which_nothing_is_built_is_refused(tmp_path, capsys):

@@ -28,9 +28,17 @@ def line_of(text, name):
 
 
 def test_figures_stand_side_by_side_with_units_and_ratios():
-    text = table(["a", "b"], [made(result={"messages_per_second": 1000.0}), made(result={"messages_per_second": 2500.0})])
+    text = table(
+        ["a", "b"],
+        [
+            made(result={"messages_per_second": 1000.0}),
+            made(result={"messages_per_second": 2500.0}),
+        ],
+    )
     assert line_of(text, "throughput") == "throughput 1,000 messages/s 2,500 messages/s x2.500"
-    assert line_of(text, "latency p99 ").count("us") + line_of(text, "latency p99 ").count("ms") == 2
+    assert (
+        line_of(text, "latency p99 ").count("us") + line_of(text, "latency p99 ").count("ms") == 2
+    )
     assert "configuration" not in text
     assert "machine" not in text
 
@@ -92,7 +100,10 @@ def test_what_is_no_report_is_refused_by_name(tmp_path, capsys, written, text, r
 def test_wrong_usage(written, tmp_path, capsys):
     assert command.main(["compare", *written(made()), str(tmp_path / "nothing")]) == 2
     assert "No such file" in capsys.readouterr().err
-    assert command.main(["compare", *written(made(), made()), "--plot", str(tmp_path / "plot.gif")]) == 2
+    assert (
+        command.main(["compare", *written(made(), made()), "--plot", str(tmp_path / "plot.gif")])
+        == 2
+    )
     with pytest.raises(SystemExit) as exited:
         command.main(["compare", *written(made())])
     assert exited.value.code == 2

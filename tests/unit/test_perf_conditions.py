@@ -4,7 +4,15 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from hydrogen.perf.conditions import COMPARISONS, COUNTS, MICROSECONDS, PERCENTILES, TIMES, Condition, parse_all
+from hydrogen.perf.conditions import (
+    COMPARISONS,
+    COUNTS,
+    MICROSECONDS,
+    PERCENTILES,
+    TIMES,
+    Condition,
+    parse_all,
+)
 
 RESULT = {
     "messages_per_second": 123_456.7,
@@ -15,7 +23,14 @@ RESULT = {
     "first_byte_us": {name: 31.0 + i for i, name in enumerate(PERCENTILES)},
     "burst_us": {name: 41.0 + i for i, name in enumerate(PERCENTILES)},
     "open_loop": {"target_per_second": 1e5, "late": 7, "late_after_us": 1000.0, "dropped": 3},
-    "faults": {"connect_failures": 1, "wrong_replies": 2, "closed_by_server": 4, "connection_errors": 8, "unanswered": 16, "idle_lost": 32},
+    "faults": {
+        "connect_failures": 1,
+        "wrong_replies": 2,
+        "closed_by_server": 4,
+        "connection_errors": 8,
+        "unanswered": 16,
+        "idle_lost": 32,
+    },
 }
 
 NOTHING = {
@@ -37,7 +52,7 @@ def refusal(text):
     return str(refused.value)
 
 
-# -- parsing ----------------------------------------------------------------------------------------------------------
+# -- parsing ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -58,7 +73,9 @@ def refusal(text):
         ("late<=10", "late", "<=", 10),
     ],
 )
-def test_a_condition_is_a_metric_a_comparison_and_a_value_in_any_of_its_units(text, metric, comparison, limit):
+def test_a_condition_is_a_metric_a_comparison_and_a_value_in_any_of_its_units(
+    text, metric, comparison, limit
+):
     condition = Condition.parse(text)
     assert (condition.metric, condition.comparison, condition.limit) == (metric, comparison, limit)
     assert str(condition) == text.strip()
@@ -73,10 +90,26 @@ def test_a_condition_is_a_metric_a_comparison_and_a_value_in_any_of_its_units(te
 def test_every_metric_comparison_and_unit_combine(metric, comparison, number, unit):
     condition = Condition.parse(f"{metric}{comparison}{number}{unit}")
     assert (condition.metric, condition.comparison) == (metric, comparison)
-    assert condition.limit == pytest.approx(float(number) * {"ns": 1e-3, "us": 1, "ms": 1e3, "s": 1e6}[unit], rel=1e-12)
+    assert condition.limit == pytest.approx(
+        float(number) * {"ns": 1e-3, "us": 1, "ms": 1e3, "s": 1e6}[unit], rel=1e-12
+    )
 
 
-@pytest.mark.parametrize("metric", ["p97", "p99.95", "p100", "P99", "mean", "latency.p99", "connect.rate", "connect", "uncorrected.", ""])
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "p97",
+        "p99.95",
+        "p100",
+        "P99",
+        "mean",
+        "latency.p99",
+        "connect.rate",
+        "connect",
+        "uncorrected.",
+        "",
+    ],
+)
 def test_a_metric_that_no_report_has_is_refused_with_a_list_of_those_there_are(metric):
     told = refusal(f"{metric}<5ms")
     assert f"there is no metric {metric!r}" in told
@@ -105,7 +138,10 @@ def test_a_time_without_a_unit_is_refused():
         ("p99<5ms/s", "'ms/s' is not a unit of time"),
         ("faults<5ms", "'ms' is not a unit of faults: expected a number, which k or M may follow"),
         ("late<5/s", "'/s' is not a unit of late"),
-        ("rate>5K", "'K' is not a unit of rate: expected a number, which k or M, then /s, may follow"),
+        (
+            "rate>5K",
+            "'K' is not a unit of rate: expected a number, which k or M, then /s, may follow",
+        ),
         ("rate>/s", "there is no number"),
         ("p99<", "there is no number"),
         ("p99<-5ms", "'-5ms' is not a number"),
@@ -128,13 +164,17 @@ def test_a_refusal_says_what_is_wrong_and_what_is_allowed(text, told):
 
 
 def test_several_stand_between_commas():
-    assert [str(condition) for condition in parse_all("p99<5ms, rate>=100k,faults<=0")] == ["p99<5ms", "rate>=100k", "faults<=0"]
+    assert [str(condition) for condition in parse_all("p99<5ms, rate>=100k,faults<=0")] == [
+        "p99<5ms",
+        "rate>=100k",
+        "faults<=0",
+    ]
     for text in ("", "p99<5ms,", "p99<5ms,,max<1s", "rate>=100,000"):
         with pytest.raises(ValueError, match="METRIC OP VALUE"):
             parse_all(text)
 
 
-# -- results ----------------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -155,15 +195,22 @@ def test_a_time_is_that_of_its_field_in_the_result(metric, value):
     assert Condition.parse(f"{metric}<1s").value(RESULT) == value
 
 
-@pytest.mark.parametrize(("metric", "value"), [("rate", 123_456.7), ("faults", 63), ("dropped", 3), ("late", 7)])
+@pytest.mark.parametrize(
+    ("metric", "value"), [("rate", 123_456.7), ("faults", 63), ("dropped", 3), ("late", 7)]
+)
 def test_a_count_is_that_of_the_result_and_faults_are_of_all_kinds(metric, value):
     assert Condition.parse(f"{metric}<1").value(RESULT) == value
 
 
-@pytest.mark.parametrize(("comparison", "below", "equal", "above"), [("<", 1, 0, 0), ("<=", 1, 1, 0), (">", 0, 0, 1), (">=", 0, 1, 1)])
+@pytest.mark.parametrize(
+    ("comparison", "below", "equal", "above"),
+    [("<", 1, 0, 0), ("<=", 1, 1, 0), (">", 0, 0, 1), (">=", 0, 1, 1)],
+)
 def test_a_comparison_means_what_it_says_at_its_limit_too(comparison, below, equal, above):
     condition = Condition.parse(f"connect.p50{comparison}0.25ms")
-    assert [condition.holds({"connect_us": {"p50": value}}) for value in (249.999, 250.0, 250.001)] == [below, equal, above]
+    assert [
+        condition.holds({"connect_us": {"p50": value}}) for value in (249.999, 250.0, 250.001)
+    ] == [below, equal, above]
 
 
 @pytest.mark.parametrize("metric", [*TIMES, "dropped", "late"])
@@ -195,9 +242,17 @@ def test_a_description_says_whether_it_held_and_the_figure_with_its_unit(text, l
 @pytest.mark.parametrize(
     ("text", "result", "line"),
     [
-        ("p99<=5ms", {"latency_us": {"p99": 5000.5}}, "p99<=5ms: FAILED, 5.00 ms (5,000.5 us exactly)"),
+        (
+            "p99<=5ms",
+            {"latency_us": {"p99": 5000.5}},
+            "p99<=5ms: FAILED, 5.00 ms (5,000.5 us exactly)",
+        ),
         ("p99<5ms", {"latency_us": {"p99": 5000.0}}, "p99<5ms: FAILED, 5.00 ms"),
-        ("rate>=100k", {"messages_per_second": 99_999.75}, "rate>=100k: FAILED, 100,000 messages/s (99,999.75 exactly)"),
+        (
+            "rate>=100k",
+            {"messages_per_second": 99_999.75},
+            "rate>=100k: FAILED, 100,000 messages/s (99,999.75 exactly)",
+        ),
     ],
 )
 def test_a_figure_that_rounds_to_the_limit_is_told_exactly(text, result, line):

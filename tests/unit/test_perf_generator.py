@@ -35,7 +35,7 @@ def wire_size(framing, size):
     return size + OVERHEAD[framing]
 
 
-# -- right answers ----------------------------------------------------------------------------------------------------
+# -- right answers ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,16 @@ def wire_size(framing, size):
         {"size": 200_000, "in_flight": 3},
         {"size": 65_535, "framing": "simple", "in_flight": 3},
         {"size": 64, "burst": True, "in_flight": 20},
-        *({"size": size, "framing": framing, "in_flight": 16} for framing in FRAMINGS if framing != "raw" for size in (0, 1, 4, 8, 9, 200)),
-        *({"size": size, "framing": "websocket", "in_flight": 3} for size in (125, 126, 65_535, 65_536)),
+        *(
+            {"size": size, "framing": framing, "in_flight": 16}
+            for framing in FRAMINGS
+            if framing != "raw"
+            for size in (0, 1, 4, 8, 9, 200)
+        ),
+        *(
+            {"size": size, "framing": "websocket", "in_flight": 3}
+            for size in (125, 126, 65_535, 65_536)
+        ),
     ],
     ids=str,
 )
@@ -72,7 +80,12 @@ def test_exactly_the_number_of_messages_is_sent_and_verified(serve, loop, option
 @pytest.mark.parametrize(
     ("framing", "size"),
     [
-        *((framing, size) for framing in FRAMINGS if framing != "raw" for size in (0, 3, 8, 21, 1000)),
+        *(
+            (framing, size)
+            for framing in FRAMINGS
+            if framing != "raw"
+            for size in (0, 3, 8, 21, 1000)
+        ),
         *(("websocket", size) for size in (125, 126, 65_535, 65_536)),
     ],
 )
@@ -83,14 +96,17 @@ def test_messages_are_what_another_reader_of_their_format_expects(serve, loop, f
         received.extend(data)
         return data
 
-    assert measure(serve(changing(collecting)), loop, connections=1, framing=framing, size=size, in_flight=4).ok
+    assert measure(
+        serve(changing(collecting)), loop, connections=1, framing=framing, size=size, in_flight=4
+    ).ok
     found = read_messages(framing, bytes(received))
     assert [len(payload) for payload in found] == [size] * 50
     assert size < 8 or len(set(found)) == 50
 
 
 def test_a_line_is_of_characters_that_no_server_strips(serve, loop):
-    received = []  # a bytearray that two threads extend is damaged where there is no GIL (CPython 3.13)
+    # a bytearray that two threads extend is damaged where there is no GIL (CPython 3.13)
+    received = []
 
     def collecting(data, seen):
         received.append(data)
@@ -156,10 +172,12 @@ def test_the_content_differs_between_connections_and_messages(serve, loop):
     assert len(set(received)) == 50
 
 
-# -- churn ------------------------------------------------------------------------------------------------------------
+# -- churn -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"size": 1}, {"size": 200_000}, {"size": 9, "framing": "simple"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"size": 1}, {"size": 200_000}, {"size": 9, "framing": "simple"}], ids=str
+)
 def test_with_churn_each_message_has_a_connection_of_its_own(serve, loop, options):
     ends = []
     wire = wire_size(options.get("framing", "raw"), options.get("size", 64))
@@ -173,7 +191,8 @@ def test_with_churn_each_message_has_a_connection_of_its_own(serve, loop, option
     assert result.counters.messages == sum(result.histograms.latencies) == 50
     assert result.counters.received == 50 * wire
     assert result.counters.live == 3
-    # Those that carried a message were reset, so never got to `ends`; the last three were opened and not used.
+    # Those that carried a message were reset, so never got to `ends`; the last three were opened
+    # and not used.
     wait_until(lambda: len(ends) == 3, "the end of the last connections")
     assert ends == [(b"", b"")] * 3
 
@@ -194,7 +213,9 @@ def test_with_churn_no_connection_waits_for_its_last_segments(serve, loop):
 
 
 def test_with_churn_a_server_may_close_after_its_reply(serve, loop):
-    result = measure(serve(lambda connection: connection.sendall(read_exactly(connection, 64))), loop, churn=True)
+    result = measure(
+        serve(lambda connection: connection.sendall(read_exactly(connection, 64))), loop, churn=True
+    )
     assert result.ok
     assert result.counters.messages == 50
 
@@ -220,7 +241,9 @@ def test_one_wrong_byte_is_found_and_located_with_churn(serve, loop):
 
 def test_with_churn_an_end_before_the_reply_is_found(serve, loop):
     turns = iter([echo, lambda connection: read_exactly(connection, 64)])
-    result = measure(serve(lambda connection: next(turns)(connection)), loop, connections=1, churn=True)
+    result = measure(
+        serve(lambda connection: next(turns)(connection)), loop, connections=1, churn=True
+    )
     assert faults(result) == {"closed": 1, "unanswered": 1}
     assert result.counters.messages == 1
 
@@ -243,13 +266,17 @@ def test_with_churn_a_connection_that_is_refused_is_an_error(loop):
     assert result.counters.first_errno == errno.ECONNREFUSED
 
 
-@pytest.mark.parametrize("options", [{"in_flight": 2}, {"burst": True, "in_flight": 1}, {"tls": True}, {"address": "/path"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"in_flight": 2}, {"burst": True, "in_flight": 1}, {"tls": True}, {"address": "/path"}],
+    ids=str,
+)
 def test_churn_is_one_message_at_a_time_over_plain_tcp(options):
     with pytest.raises(ValueError, match="churn"):
         Options(**{"address": ("127.0.0.1", 1), "churn": True} | options)
 
 
-# -- wrong answers ----------------------------------------------------------------------------------------------------
+# -- wrong answers ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -263,7 +290,12 @@ def test_one_wrong_byte_is_found_and_located(serve, loop, framing):
     result = measure(serve(changing(damage)), loop, connections=1, framing=framing)
     assert not result.ok
     counters = result.counters
-    assert (counters.wrong, counters.wrong_connection, counters.wrong_message, counters.wrong_byte) == (1, 0, 3, 40)
+    assert (
+        counters.wrong,
+        counters.wrong_connection,
+        counters.wrong_message,
+        counters.wrong_byte,
+    ) == (1, 0, 3, 40)
     assert counters.live == 0
 
 
@@ -291,7 +323,9 @@ def test_replies_crossed_between_connections_are_found(serve, loop):
     def function(connection):
         messages[connection.fileno()] = read_exactly(connection, 64)
         meeting.wait()
-        connection.sendall(next(message for fd, message in messages.items() if fd != connection.fileno()))
+        connection.sendall(
+            next(message for fd, message in messages.items() if fd != connection.fileno())
+        )
         connection.recv(1)
 
     assert measure(serve(function), loop).counters.wrong == 2
@@ -308,7 +342,9 @@ def test_replies_in_another_order_are_found(serve, loop):
 
 
 def test_a_reply_given_twice_is_found(serve, loop):
-    result = measure(serve(changing(lambda data, seen: data + data)), loop, connections=1, number=1000)
+    result = measure(
+        serve(changing(lambda data, seen: data + data)), loop, connections=1, number=1000
+    )
     assert result.counters.wrong == 1
 
 
@@ -343,18 +379,27 @@ def test_a_reset_is_found(serve, loop):
 
 def test_the_other_connections_go_on_when_one_is_lost(serve, loop):
     turns = iter([lambda connection: connection.recv(1), echo, echo])
-    result = measure(serve(lambda connection: next(turns)(connection)), loop, connections=3, number=300)
+    result = measure(
+        serve(lambda connection: next(turns)(connection)), loop, connections=3, number=300
+    )
     assert result.counters.live == 2
     assert result.counters.messages == 299
 
 
 def test_a_server_that_never_answers_is_given_up(serve, loop):
-    result = measure(serve(lambda connection: read_exactly(connection, 1 << 20)), loop, timeout=SOON, in_flight=2)
+    result = measure(
+        serve(lambda connection: read_exactly(connection, 1 << 20)), loop, timeout=SOON, in_flight=2
+    )
     assert faults(result) == {"unanswered": 4}
 
 
 def test_one_reply_that_never_comes_is_unanswered(serve, loop):
-    result = measure(serve(changing(lambda data, seen: data if seen < 64 * 9 else b"")), loop, connections=1, timeout=SOON)
+    result = measure(
+        serve(changing(lambda data, seen: data if seen < 64 * 9 else b"")),
+        loop,
+        connections=1,
+        timeout=SOON,
+    )
     assert faults(result) == {"unanswered": 1}
     assert result.counters.messages == 9
 
@@ -368,7 +413,7 @@ def test_connections_that_are_refused_are_counted(loop):
     assert "refused" in result.connect_error
 
 
-# -- TLS --------------------------------------------------------------------------------------------------------------
+# -- TLS -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -442,16 +487,21 @@ def test_tls_records_cut_into_single_bytes_are_followed(serve, loop, tls, cacert
     assert result.counters.messages == 10
 
 
-def test_a_burst_larger_than_the_socket_buffers_is_read_while_it_is_written_through_tls(measure_tls):
+def test_a_burst_larger_than_the_socket_buffers_is_read_while_it_is_written_through_tls(
+    measure_tls,
+):
     size, number = 60_000, 300  # 18 MB, more than the kernel keeps on both sides
-    result = measure_tls(echo, connections=1, size=size, in_flight=number, burst=True, number=number)
+    result = measure_tls(
+        echo, connections=1, size=size, in_flight=number, burst=True, number=number
+    )
     assert result.ok
     assert result.counters.messages == number
 
 
 def test_what_the_kernel_does_not_take_at_once_follows_when_it_can(loop, tls, cacert):
     here, there = socket.socketpair()
-    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # a message is many times that, and is encrypted in one go
+    # a message is many times that, and is encrypted in one go
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
     def serve():
         with tls.wrap_socket(there, server_side=True) as connection:
@@ -464,9 +514,18 @@ def test_what_the_kernel_does_not_take_at_once_follows_when_it_can(loop, tls, ca
         here.setblocking(False)
         for _ in tunnel.handshake(here):
             select.select([here], [], [], PATIENCE)
-        hot = choose_loop(loop)[1]([here.fileno()], mix=Mix((raw(60_000),)), depth=1, burst=False, seed=1, stall=PATIENCE, tunnels=[tunnel])
+        hot = choose_loop(loop)[1](
+            [here.fileno()],
+            mix=Mix((raw(60_000),)),
+            depth=1,
+            burst=False,
+            seed=1,
+            stall=PATIENCE,
+            tunnels=[tunnel],
+        )
         hot.run(0, 3)
-        here.sendall(tunnel.close())  # an end without it OpenSSL answers with an alert, for which there may be no reader any more
+        # an end without it OpenSSL answers with an alert, for which there may be no reader any more
+        here.sendall(tunnel.close())
     server.join(PATIENCE)
     assert hot.messages == 3
     assert hot.counters()["unanswered"] == 0
@@ -486,7 +545,12 @@ def test_a_wrong_byte_is_found_and_located_in_tls(measure_tls):
 
 
 def test_a_reply_given_twice_is_found_in_tls(measure_tls):
-    assert measure_tls(changing(lambda data, seen: data + data), connections=1, number=1000).counters.wrong == 1
+    assert (
+        measure_tls(
+            changing(lambda data, seen: data + data), connections=1, number=1000
+        ).counters.wrong
+        == 1
+    )
 
 
 def test_bytes_that_nobody_asked_for_are_found_in_tls(measure_tls):
@@ -506,7 +570,9 @@ def test_close_notify_before_the_reply_is_found_though_the_connection_stays(meas
 
 
 def test_an_end_without_close_notify_is_found(measure_tls):
-    assert faults(measure_tls(lambda connection: read_exactly(connection, 3 * 64), in_flight=3)) == {"closed": 2, "unanswered": 6}
+    assert faults(
+        measure_tls(lambda connection: read_exactly(connection, 3 * 64), in_flight=3)
+    ) == {"closed": 2, "unanswered": 6}
 
 
 def test_what_is_no_tls_is_found(measure_tls):
@@ -546,23 +612,39 @@ def test_tls_ends_with_close_notify(measure_tls):
         (False, certificates.MISNAMED, True, ""),
     ],
 )
-def test_the_certificate_is_verified_unless_told_otherwise(serve, loop, cacert, trusted, certificate, insecure, reason):
+def test_the_certificate_is_verified_unless_told_otherwise(
+    serve, loop, cacert, trusted, certificate, insecure, reason
+):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    result = measure(serve(echo, tls=context), loop, tls=True, cacert=cacert if trusted else None, insecure=insecure)
+    result = measure(
+        serve(echo, tls=context),
+        loop,
+        tls=True,
+        cacert=cacert if trusted else None,
+        insecure=insecure,
+    )
     assert result.connect_failures == (1 if reason else 0)
     assert result.ok == (not reason)
     assert reason in result.connect_error
 
 
 def test_a_handshake_that_is_not_answered_fails_after_the_timeout(serve, loop):
-    result = measure(serve(lambda connection: connection.recv(1 << 20) and connection.recv(1)), loop, connections=1, tls=True, timeout=SOON)
+    result = measure(
+        serve(lambda connection: connection.recv(1 << 20) and connection.recv(1)),
+        loop,
+        connections=1,
+        tls=True,
+        timeout=SOON,
+    )
     assert result.connect_failures == 1
     assert "not open within 1 s" in result.connect_error
 
 
 def test_a_handshake_that_is_cut_off_fails(serve, loop):
-    result = measure(serve(lambda connection: connection.recv(1 << 20)), loop, connections=1, tls=True)
+    result = measure(
+        serve(lambda connection: connection.recv(1 << 20)), loop, connections=1, tls=True
+    )
     assert result.connect_failures == 1
     assert "handshake" in result.connect_error
 
@@ -576,7 +658,7 @@ def test_authorities_that_cannot_be_read_are_named(tmp_path, text):
         Session(Options(("127.0.0.1", 1), tls=True, cacert=str(path)))
 
 
-# -- control ----------------------------------------------------------------------------------------------------------
+# -- control ---------------------------------------------------------------------------------------
 
 
 def test_stopping_from_another_thread_gives_a_partial_result(serve, loop):
@@ -587,7 +669,9 @@ def test_stopping_from_another_thread_gives_a_partial_result(serve, loop):
             answered.set()
         return data
 
-    with Session(Options(serve(changing(noticing)), loop=loop, connections=1, duration=1000, warm_up=0)) as session:
+    with Session(
+        Options(serve(changing(noticing)), loop=loop, connections=1, duration=1000, warm_up=0)
+    ) as session:
         session.connect()
         results = []
         running = threading.Thread(target=lambda: results.append(session.run()))
@@ -604,8 +688,13 @@ def test_stopping_from_another_thread_gives_a_partial_result(serve, loop):
 def test_both_loops_count_the_same_things(serve, loop):
     with Session(Options(serve(echo), loop=loop, connections=1)) as session:
         session.connect()
-        assert session.loops.counters() == Counters(**dict.fromkeys(Counters.__dataclass_fields__, 0) | {"live": 1})
-        assert {len(getattr(session.loops.histograms(), name)) for name in Histograms.__dataclass_fields__} == {BUCKETS}
+        assert session.loops.counters() == Counters(
+            **dict.fromkeys(Counters.__dataclass_fields__, 0) | {"live": 1}
+        )
+        assert {
+            len(getattr(session.loops.histograms(), name))
+            for name in Histograms.__dataclass_fields__
+        } == {BUCKETS}
 
 
 def test_both_loops_share_the_bucket_arithmetic(loop):

@@ -37,7 +37,12 @@ def test_nothing_recorded_has_no_percentile():
     assert percentile([0] * BUCKETS, 50) is None
 
 
-@hypothesis.given(st.lists(st.integers(0, LARGEST), min_size=1, max_size=200), st.sampled_from([0, 50, 90, 99, 99.9, 100]))
+@hypothesis.given(
+    st.lists(st.integers(0, LARGEST), min_size=1, max_size=200),
+    st.sampled_from([0, 50, 90, 99, 99.9, 100]),
+)
 def test_a_percentile_is_the_value_of_that_rank(values, percent):
     rank = max(1, math.ceil(len(values) * percent / 100))
-    assert math.isclose(percentile(counted(values), percent), sorted(values)[rank - 1], rel_tol=0.002)
+    assert math.isclose(
+        percentile(counted(values), percent), sorted(values)[rank - 1], rel_tol=0.002
+    )

@@ -1,4 +1,6 @@
-"""What the load generator sends beside random messages of one size: several sizes, a file, WebSocket as clients speak it."""
+"""What the load generator sends beside random messages of one size: several sizes, a file,
+WebSocket as clients speak it.
+"""
 
 import itertools
 
@@ -11,7 +13,7 @@ from wsproto.utilities import generate_accept_token
 from hydrogen.perf.framing import FRAMINGS, SIZES_MOST, sizes_of
 from hydrogen.perf.options import Options
 
-# -- sizes ------------------------------------------------------------------------------------------------------------
+# -- sizes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,10 @@ def test_of_a_long_range_sizes_at_even_distances_are_taken_both_ends_included():
     assert {after - before for before, after in itertools.pairwise(sizes)} == {256, 257}
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.5", "64,", "1G", "k", "uniform:", "uniform:5", "uniform:9-3", "normal:1-2", "²"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "-1", "1.5", "64,", "1G", "k", "uniform:", "uniform:5", "uniform:9-3", "normal:1-2", "²"],
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match=r"size|number of bytes|range"):
         sizes_of(text)
@@ -46,12 +51,25 @@ def test_what_is_no_size_is_refused(text):
 
 
 @pytest.mark.parametrize("in_flight", [1, 16])
-@pytest.mark.parametrize(("size", "allowed"), [("10,300", {10, 300}), ("uniform:1-12", set(range(1, 13))), ("5,100k", {5, 102_400})])
+@pytest.mark.parametrize(
+    ("size", "allowed"),
+    [("10,300", {10, 300}), ("uniform:1-12", set(range(1, 13))), ("5,100k", {5, 102_400})],
+)
 @pytest.mark.parametrize("framing", [framing for framing in FRAMINGS if framing != "raw"])
-def test_each_size_comes_and_every_reply_is_verified(serve, loop, framing, size, allowed, in_flight):
+def test_each_size_comes_and_every_reply_is_verified(
+    serve, loop, framing, size, allowed, in_flight
+):
     if framing == "simple" and max(allowed) > 65_535:
         size, allowed = "5,60k", {5, 61_440}
-    result = measure(serve(echo), loop, framing=framing, size=size, number=200, connections=1, in_flight=in_flight)
+    result = measure(
+        serve(echo),
+        loop,
+        framing=framing,
+        size=size,
+        number=200,
+        connections=1,
+        in_flight=in_flight,
+    )
     assert result.ok
     assert result.counters.messages == 200
 
@@ -64,7 +82,14 @@ def test_sizes_are_by_chance_and_the_content_is_counted(serve, loop, framing):
         received.extend(data)
         return data
 
-    result = measure(serve(changing(collecting)), loop, framing=framing, size="9,20,31", number=300, connections=1)
+    result = measure(
+        serve(changing(collecting)),
+        loop,
+        framing=framing,
+        size="9,20,31",
+        number=300,
+        connections=1,
+    )
     found = [len(payload) for payload in read_messages(framing, bytes(received))]
     assert set(found) == {9, 20, 31}
     assert all(found.count(size) > 50 for size in (9, 20, 31))
@@ -80,22 +105,34 @@ def test_a_wrong_byte_is_located_among_messages_of_several_sizes(serve, loop):
         at = 5000 - seen
         return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if 0 <= at < len(data) else data
 
-    counters = measure(serve(changing(damage)), loop, framing="length", size="10,200", number=1000, connections=1).counters
+    counters = measure(
+        serve(changing(damage)), loop, framing="length", size="10,200", number=1000, connections=1
+    ).counters
     ends = 0
     payloads = read_messages("length", bytes(received))
     for number, payload in enumerate(payloads):
         if ends + 4 + len(payload) > 5000:
-            assert (counters.wrong, counters.wrong_message, counters.wrong_byte) == (1, number, 5000 - ends)
+            assert (counters.wrong, counters.wrong_message, counters.wrong_byte) == (
+                1,
+                number,
+                5000 - ends,
+            )
             return
         ends += 4 + len(payload)
     pytest.fail("no message had the damaged byte")
 
 
-# -- a payload of one's own -------------------------------------------------------------------------------------------
+# -- a payload of one's own ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"GET / HTTP/1.1 and so on", b"x", bytes(range(256)) * 300], ids=["text", "byte", "large"])
-@pytest.mark.parametrize("framing", [framing for framing in FRAMINGS if framing not in ("raw", "simple")])
+@pytest.mark.parametrize(
+    "content",
+    [b"GET / HTTP/1.1 and so on", b"x", bytes(range(256)) * 300],
+    ids=["text", "byte", "large"],
+)
+@pytest.mark.parametrize(
+    "framing", [framing for framing in FRAMINGS if framing not in ("raw", "simple")]
+)
 def test_every_message_carries_the_file(serve, loop, tmp_path, framing, content):
     path = tmp_path / "payload"
     if framing == "line":
@@ -107,7 +144,15 @@ def test_every_message_carries_the_file(serve, loop, tmp_path, framing, content)
         received.extend(data)
         return data
 
-    result = measure(serve(changing(collecting)), loop, payload=str(path), framing=framing, number=20, connections=1, in_flight=3)
+    result = measure(
+        serve(changing(collecting)),
+        loop,
+        payload=str(path),
+        framing=framing,
+        number=20,
+        connections=1,
+        in_flight=3,
+    )
     assert result.ok
     assert read_messages(framing, bytes(received)) == [content] * 20
     assert result.counters.content == 20 * len(content)
@@ -116,7 +161,12 @@ def test_every_message_carries_the_file(serve, loop, tmp_path, framing, content)
 def test_a_wrong_reply_to_a_file_is_found(serve, loop, tmp_path):
     path = tmp_path / "payload"
     path.write_bytes(b"0123456789" * 10)
-    counters = measure(serve(changing(lambda data, seen: data.replace(b"7", b"8"))), loop, payload=str(path), connections=1).counters
+    counters = measure(
+        serve(changing(lambda data, seen: data.replace(b"7", b"8"))),
+        loop,
+        payload=str(path),
+        connections=1,
+    ).counters
     assert (counters.wrong, counters.wrong_message, counters.wrong_byte) == (1, 0, 7)
 
 
@@ -129,7 +179,7 @@ def test_a_file_of_several_lines_is_no_line(tmp_path):
         Options(("127.0.0.1", 1), payload=str(tmp_path / "nothing"))
 
 
-# -- WebSocket --------------------------------------------------------------------------------------------------------
+# -- WebSocket -------------------------------------------------------------------------------------
 
 
 def websocket_echo(connection):
@@ -150,7 +200,13 @@ def websocket_echo(connection):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"size": "0,1,125,126"}, {"size": "65535,65536", "number": 20}, {"in_flight": 16, "size": 4}, {"rate": 2000}],
+    [
+        {},
+        {"size": "0,1,125,126"},
+        {"size": "65535,65536", "number": 20},
+        {"in_flight": 16, "size": 4},
+        {"rate": 2000},
+    ],
     ids=str,
 )
 def test_a_websocket_server_takes_what_is_sent_and_its_replies_are_verified(serve, loop, options):
@@ -161,7 +217,14 @@ def test_a_websocket_server_takes_what_is_sent_and_its_replies_are_verified(serv
 
 
 def test_websocket_over_tls(serve, loop, tls, cacert):
-    result = measure(serve(websocket_echo, tls=tls), loop, framing="websocket", upgrade=True, tls=True, cacert=cacert)
+    result = measure(
+        serve(websocket_echo, tls=tls),
+        loop,
+        framing="websocket",
+        upgrade=True,
+        tls=True,
+        cacert=cacert,
+    )
     assert result.ok
     assert result.counters.messages == 50
 
@@ -170,7 +233,10 @@ def test_websocket_over_tls(serve, loop, tls, cacert):
     ("answer", "reason"),
     [
         (b"HTTP/1.1 200 OK\r\n\r\n", "does not speak WebSocket: 'HTTP/1.1 200 OK'"),
-        (b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: other\r\n\r\n", "does not speak WebSocket"),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: other\r\n\r\n",
+            "does not speak WebSocket",
+        ),
         (b"nonsense\r\n\r\n", "does not speak WebSocket"),
         (b"x" * 20_000, "longer than"),
         (b"", "during the WebSocket handshake"),
@@ -198,14 +264,27 @@ def test_bytes_before_the_whole_request_was_sent_are_wrong_where_replies_differ(
         head = bytearray()
         while b"\r\n\r\n" not in head:
             head += connection.recv(65536)
-        key = next(line.split(b": ")[1] for line in bytes(head).split(b"\r\n") if line.startswith(b"Sec-WebSocket-Key"))
-        connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: " + generate_accept_token(key) + b"\r\n\r\n")
+        key = next(
+            line.split(b": ")[1]
+            for line in bytes(head).split(b"\r\n")
+            if line.startswith(b"Sec-WebSocket-Key")
+        )
+        connection.sendall(
+            b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: "
+            + generate_accept_token(key)
+            + b"\r\n\r\n"
+        )
         frame = read_exactly(connection, 2 + 4 + 64)
         connection.sendall(frame)  # masked, as no server may send
         connection.recv(1)
 
-    assert faults(measure(serve(function), loop, framing="websocket", upgrade=True, connections=1)) == {"wrong": 1, "unanswered": 1}
+    assert faults(
+        measure(serve(function), loop, framing="websocket", upgrade=True, connections=1)
+    ) == {"wrong": 1, "unanswered": 1}
 
 
 def test_raw_messages_of_several_sizes(serve, loop):
-    assert measure(serve(echo), loop, size="1,70000,9", number=100, in_flight=5).counters.messages == 100
+    assert (
+        measure(serve(echo), loop, size="1,70000,9", number=100, in_flight=5).counters.messages
+        == 100
+    )

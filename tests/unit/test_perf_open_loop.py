@@ -30,11 +30,15 @@ def pair():
 
 def hot_loop(name, sock, **options):
     """A hot loop over one socket."""
-    return choose_loop(name)[1]([sock.fileno()], mix=Mix((raw(64),)), depth=1, burst=False, seed=1, **options)
+    return choose_loop(name)[1](
+        [sock.fileno()], mix=Mix((raw(64),)), depth=1, burst=False, seed=1, **options
+    )
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"in_flight": 1}, {"threads": 2}, {"connections": 7}, {"size": "1,5000"}, {"churn": True}], ids=str
+    "options",
+    [{}, {"in_flight": 1}, {"threads": 2}, {"connections": 7}, {"size": "1,5000"}, {"churn": True}],
+    ids=str,
 )
 def test_exactly_the_number_of_messages_is_due_and_answered(serve, loop, options):
     result = measure(serve(echo), loop, rate=2000, number=50, **options)
@@ -82,7 +86,9 @@ def test_no_more_are_in_flight_than_were_asked_for(serve, loop):
         sizes.append(len(data))
         return data
 
-    assert measure(serve(changing(noticing)), loop, rate=100_000, number=200, connections=1, in_flight=2).ok
+    assert measure(
+        serve(changing(noticing)), loop, rate=100_000, number=200, connections=1, in_flight=2
+    ).ok
     assert max(sizes) <= 2 * 64
 
 
@@ -92,7 +98,8 @@ def test_what_waits_pays_for_its_wait_is_late_and_is_dropped_past_the_backlog(pa
 
     def serve():
         first = read_exactly(there, 64)
-        # Of the messages due each millisecond, four find room and then three do not: seven have passed.
+        # Of the messages due each millisecond, four find room and then three do not: seven have
+        # passed.
         wait_until(lambda: hot.counters()["dropped"] >= 3, "dropped messages")
         there.sendall(first)
         echo(there)
@@ -131,20 +138,35 @@ def test_a_rate_that_cannot_be_kept_ends_in_time_and_is_a_fault(serve, loop):
 
 def test_the_others_go_on_when_a_connection_is_lost(serve, loop):
     turns = iter([lambda connection: read_exactly(connection, 64), echo, echo])
-    result = measure(serve(lambda connection: next(turns)(connection)), loop, connections=3, rate=3000, number=300)
+    result = measure(
+        serve(lambda connection: next(turns)(connection)),
+        loop,
+        connections=3,
+        rate=3000,
+        number=300,
+    )
     assert result.counters.live == 2
     assert result.counters.messages + result.counters.unanswered == 300
-    assert result.counters.closed + result.counters.failed == 1  # a reset, if more had come than was read
+    # a reset, if more had come than was read
+    assert result.counters.closed + result.counters.failed == 1
 
 
 def test_an_open_loop_whose_last_connection_is_lost_ends(serve, loop):
-    result = measure(serve(lambda connection: read_exactly(connection, 64)), loop, rate=1000, number=1000)
+    result = measure(
+        serve(lambda connection: read_exactly(connection, 64)), loop, rate=1000, number=1000
+    )
     assert result.counters.live == 0
     assert result.counters.closed + result.counters.failed == 2
 
 
 def test_a_server_that_never_answers_is_given_up(serve, loop):
-    result = measure(serve(lambda connection: read_exactly(connection, 1 << 20)), loop, timeout=1.0, rate=1000, number=4)
+    result = measure(
+        serve(lambda connection: read_exactly(connection, 1 << 20)),
+        loop,
+        timeout=1.0,
+        rate=1000,
+        number=4,
+    )
     assert faults(result) == {"unanswered": 4}
 
 
@@ -155,10 +177,17 @@ def test_a_warm_up_leaves_nothing_for_the_measurement(serve, loop):
 
 
 def test_an_open_loop_over_tls(serve, loop, tls, cacert):
-    assert measure(serve(echo, tls=tls), loop, tls=True, cacert=cacert, rate=2000, number=50).counters.messages == 50
+    assert (
+        measure(
+            serve(echo, tls=tls), loop, tls=True, cacert=cacert, rate=2000, number=50
+        ).counters.messages
+        == 50
+    )
 
 
-@pytest.mark.parametrize("options", [{"rate": -1}, {"rate": 2e9}, {"rate": 10, "burst": True, "in_flight": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"rate": -1}, {"rate": 2e9}, {"rate": 10, "burst": True, "in_flight": 2}], ids=str
+)
 def test_a_rate_that_makes_no_sense_is_refused(options):
     with pytest.raises(ValueError, match="rate"):
         Options(("127.0.0.1", 1), **options)

@@ -51,7 +51,9 @@ def test_more_connections_than_are_opened_at_once(serve, monkeypatch):
 
 def test_connections_come_from_the_sources_in_turn(serve):
     peers = []
-    assert measure(serve(noting_peers(peers)), "auto", connections=6, sources=("127.0.0.5", "127.0.0.6")).ok
+    assert measure(
+        serve(noting_peers(peers)), "auto", connections=6, sources=("127.0.0.5", "127.0.0.6")
+    ).ok
     assert sorted(peers) == ["127.0.0.5"] * 3 + ["127.0.0.6"] * 3
 
 
@@ -88,7 +90,10 @@ def test_a_name_that_nobody_knows_is_a_connect_failure(monkeypatch):
 
     monkeypatch.setattr(opening.socket, "getaddrinfo", unresolved)
     result = measure(("nobody.test", 1), "auto")
-    assert (result.connect_failures, result.connect_error) == (1, "nobody.test: Name or service not known")
+    assert (result.connect_failures, result.connect_error) == (
+        1,
+        "nobody.test: Name or service not known",
+    )
 
 
 def test_a_name_that_can_be_none_is_a_connect_failure():
@@ -99,7 +104,9 @@ def test_a_name_that_can_be_none_is_a_connect_failure():
 
 def test_no_connection_is_begun_before_its_rate_allows_it(serve, monkeypatch):
     begun = []
-    monkeypatch.setattr(opening.Opener, "_source", lambda self, family, address: begun.append(time.monotonic()))
+    monkeypatch.setattr(
+        opening.Opener, "_source", lambda self, family, address: begun.append(time.monotonic())
+    )
     with Session(Options(serve(echo), connections=6, connect_rate=100)) as session:
         session.connect()
     # The first is opened by itself, to find the address; the others each 10 ms.
@@ -107,7 +114,7 @@ def test_no_connection_is_begun_before_its_rate_allows_it(serve, monkeypatch):
     assert all(moment - begun[0] >= index / 100 for index, moment in enumerate(begun[1:]))
 
 
-# -- idle connections -------------------------------------------------------------------------------------------------
+# -- idle connections ------------------------------------------------------------------------------
 
 
 def test_idle_connections_are_held_silent_and_reset_at_the_end(serve):
@@ -144,12 +151,16 @@ def test_an_idle_connection_that_the_server_ends_is_a_fault(serve):
     assert not result.ok
 
 
-# -- limits and control -----------------------------------------------------------------------------------------------
+# -- limits and control ----------------------------------------------------------------------------
 
 
 def test_too_few_file_descriptors_are_said_before_anything_is_opened(monkeypatch):
     monkeypatch.setattr(generator.resource, "getrlimit", lambda _: (100, 1000))
-    with pytest.raises(RuntimeError, match=r"2,000 connections need 2,064 file descriptors, but this process may have only 1,000"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"2,000 connections need 2,064 file descriptors, but this process may have "
+        r"only 1,000",
+    ):
         Session(Options(("127.0.0.1", 9), connections=1500, idle=500))
 
 
@@ -169,7 +180,9 @@ def test_stopping_while_connecting_gives_a_partial_result(serve):
         with contextlib.suppress(OSError):
             read_exactly(connection, 1 << 20)
 
-    with Session(Options(serve(function), connections=1, tls=True, insecure=True, timeout=PATIENCE)) as session:
+    with Session(
+        Options(serve(function), connections=1, tls=True, insecure=True, timeout=PATIENCE)
+    ) as session:
         connecting = threading.Thread(target=session.connect)
         connecting.start()
         assert accepted.wait(PATIENCE)

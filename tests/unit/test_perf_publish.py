@@ -1,4 +1,6 @@
-"""From results of the comparison to docs/performance.md: what perf/publish.py writes, and which goals make perf.compare fail."""
+"""From results of the comparison to docs/performance.md: what perf/publish.py writes, and which
+goals make perf.compare fail.
+"""
 
 import json
 import re
@@ -14,13 +16,19 @@ RATE = "messages_per_second"
 
 @pytest.fixture(autouse=True, scope="module")
 def _found():
-    """`perf` is no part of what is installed: it is found in the tree, behind all that is. And matplotlib opens its fonts, once."""
+    """`perf` is no part of what is installed: it is found in the tree, behind all that is. And
+    matplotlib opens its fonts, once.
+    """
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setattr(sys, "path", [*sys.path, str(ROOT)])
         from perf.pictures import Row, overview
         from perf.rounds import Spread
 
-        overview([Row("a", "b", "c", {"hydrogen": Spread(1, 1, 1)})], "title", Path(folder, "picture.svg"))
+        overview(
+            [Row("a", "b", "c", {"hydrogen": Spread(1, 1, 1)})],
+            "title",
+            Path(folder, "picture.svg"),
+        )
         yield
 
 
@@ -29,10 +37,20 @@ def run(rate, **others):
 
 
 def compared(workload, *rounds, layout="shared", verdicts=()):
-    return {"workload": workload, "title": workload, "layout": layout, "rounds": list(rounds), "verdicts": list(verdicts)}
+    return {
+        "workload": workload,
+        "title": workload,
+        "layout": layout,
+        "rounds": list(rounds),
+        "verdicts": list(verdicts),
+    }
 
 
-ECHO = compared("W1", {"c": run(110), "uvloop": run(100), "hydrogen": run(105)}, {"c": run(120), "uvloop": run(100), "hydrogen": run(95)})
+ECHO = compared(
+    "W1",
+    {"c": run(110), "uvloop": run(100), "hydrogen": run(105)},
+    {"c": run(120), "uvloop": run(100), "hydrogen": run(95)},
+)
 """hydrogen / uvloop is 1.00 in the median; the C limit's own is 1.15."""
 
 
@@ -57,7 +75,12 @@ def published(tmp_path):
                     "warm_up": "0.3",
                     "quiet": "0.15",
                 },
-                "machine": {"cpu": "Abacus", "cores": 2, "commit": "0123456789abcdef", "uncommitted_changes": False},
+                "machine": {
+                    "cpu": "Abacus",
+                    "cores": 2,
+                    "commit": "0123456789abcdef",
+                    "uncommitted_changes": False,
+                },
                 "comparisons": comparisons,
             }
             paths.append(tmp_path / f"{number}.json")
@@ -71,7 +94,11 @@ def table(page, head):
     """The rows of the table below a heading: lists of cells, the first that of the heads."""
     _, _, below = page.partition(f"### {head}")
     rows = re.search(r"(?:^\|.*\n)+", below, re.MULTILINE)
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in rows[0].splitlines() if "---" not in line]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in rows[0].splitlines()
+        if "---" not in line
+    ]
 
 
 def section(page, head):
@@ -93,13 +120,22 @@ def test_what_was_run_stands_on_the_page(published):
     page = section(published([ECHO]), "What was run")
     assert "cpu: Abacus; cores: 2" in page
     assert "| 1, `1.json` | 2026-01-01 10:20 | 0123456789 | W1 | 2 | 0.03 | 0.03 |" in page
-    assert "python -m perf.compare --workload W1 --rounds 2 --duration 0.7 --warm-up 0.3 --layout both --quiet 0.15    # 1" in page
+    assert (
+        "python -m perf.compare --workload W1 --rounds 2 --duration 0.7 --warm-up 0.3 --layout "
+        "both --quiet 0.15    # 1" in page
+    )
 
 
 def test_the_command_of_a_result_names_the_commit_that_it_was_compared_with():
     from perf.publish import command_of
 
-    options = {"workload": ["W1"], "rounds": "9", "duration": "1.5", "warm_up": "0.5", "layout": "both"}
+    options = {
+        "workload": ["W1"],
+        "rounds": "9",
+        "duration": "1.5",
+        "warm_up": "0.5",
+        "layout": "both",
+    }
     options |= {"contenders": ["hydrogen"], "against": "0123456789abcdef"}
     told = command_of({"options": options})
     assert told.endswith(" --contenders hydrogen --against 0123456789abcdef")
@@ -128,13 +164,18 @@ def test_layouts_are_not_mixed(published, tmp_path):
     assert "echo: 1.00 x uvloop (0.95-1.05)" in first
     assert "echo: 3.00 x uvloop (one round)" not in first
     assert "echo: 3.00 x uvloop (one round)" in second
-    assert {path.name for path in (tmp_path / "docs/performance").iterdir()} == {"overview.svg", "overview-pinned.svg"}
+    assert {path.name for path in (tmp_path / "docs/performance").iterdir()} == {
+        "overview.svg",
+        "overview-pinned.svg",
+    }
 
 
 def test_the_only_layout_has_the_first_picture_and_old_pictures_go(published, tmp_path):
     pinned = compared("W1", {"uvloop": run(100), "hydrogen": run(300)}, layout="pinned")
     published([pinned, ECHO])
-    assert "![Ratios to the reference in the pinned layout](performance/overview.svg)" in published([pinned])
+    assert "![Ratios to the reference in the pinned layout](performance/overview.svg)" in published(
+        [pinned]
+    )
     assert [path.name for path in (tmp_path / "docs/performance").iterdir()] == ["overview.svg"]
 
 
@@ -152,7 +193,9 @@ def test_without_hydrogen_there_is_a_table_and_nothing_is_missed(published):
 
 
 def test_a_contender_that_the_workload_has_no_more_is_shown_all_the_same(published):
-    page = published([compared("W1", {"abacus-two": run(50), "uvloop": run(100), "hydrogen": run(120)})])
+    page = published(
+        [compared("W1", {"abacus-two": run(50), "uvloop": run(100), "hydrogen": run(120)})]
+    )
     assert [row[0] for row in table(page, "W1, shared")[1:]] == ["uvloop", "hydrogen", "abacus-two"]
     assert "echo: 1.20 x uvloop" in page
 
@@ -164,17 +207,22 @@ def test_the_reference_is_the_first_peer_where_uvloop_has_no_part(published):
 
 def test_less_is_better_for_latency_and_memory(published):
     ping = compared("W4", {"uvloop": run(1, p50_us=90.0), "hydrogen": run(1, p50_us=60.0)})
-    memory = compared("W9", {"uvloop": {"bytes_per_connection": 1200}, "hydrogen": {"bytes_per_connection": 300}})
+    memory = compared(
+        "W9", {"uvloop": {"bytes_per_connection": 1200}, "hydrogen": {"bytes_per_connection": 300}}
+    )
     ahead = re.search(r"Where hydrogen is ahead.*", published([ping, memory]))[0]
     assert "ping-pong latency: 1.50 x uvloop" in ahead
     assert "memory of a connection: 4.00 x uvloop" in ahead
 
 
 def test_the_sentences_hold_hydrogen_against_its_best_peer(published):
-    blocking = compared("W5", {"uvloop": run(10), "uvloop-executor": run(160), "hydrogen": run(150)})
+    blocking = compared(
+        "W5", {"uvloop": run(10), "uvloop-executor": run(160), "hydrogen": run(150)}
+    )
     page = published([ECHO, blocking])
     assert (
-        "behind** a peer, in every round: 1 % of handlers block: 0.94 x uvloop-executor (one round) and 15.0 x uvloop (one round)." in page
+        "behind** a peer, in every round: 1 % of handlers block: 0.94 x uvloop-executor (one "
+        "round) and 15.0 x uvloop (one round)." in page
     )
     assert "cannot be told apart from it**: echo: 1.00 x uvloop (0.95-1.05)." in page
     assert "ahead** of every peer, in every round: nowhere." in page
@@ -193,7 +241,10 @@ def test_a_missed_goal_has_its_reason_and_what_the_c_limit_reaches(published):
 
     lost = section(published([ECHO]), "Where hydrogen loses")
     _, _, lost = lost.partition("### W1: hydrogen / uvloop, messages per second")
-    assert "- shared: 1.000 (0.950-1.050), the goal is >= 1.15; the C limit's own is 1.150 (1.100-1.200), which reaches it." in lost
+    assert (
+        "- shared: 1.000 (0.950-1.050), the goal is >= 1.15; the C limit's own is 1.150 "
+        "(1.100-1.200), which reaches it." in lost
+    )
     assert REASONS["W1", RATE, "uvloop"] in lost
 
 
@@ -217,7 +268,11 @@ def test_every_reason_is_that_of_a_goal():
     from perf.reasons import REASONS
     from perf.workloads import WORKLOADS
 
-    goals = {(name, goal.figure, goal.against) for name, workload in WORKLOADS.items() for goal in workload.goals}
+    goals = {
+        (name, goal.figure, goal.against)
+        for name, workload in WORKLOADS.items()
+        for goal in workload.goals
+    }
     assert set(REASONS) <= goals
 
 
@@ -240,13 +295,15 @@ def test_a_result_of_the_soak_is_left_out_and_one_of_another_schema_refused(tmp_
     with pytest.raises(ValueError, match="no result to publish"):
         publish.read([soak])
     assert "soak.json is left out" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"old\.json has to be measured again: its schema is no more"):
+    with pytest.raises(
+        ValueError, match=r"old\.json has to be measured again: its schema is no more"
+    ):
         publish.read([old])
     with pytest.raises(ValueError, match=r"strange\.json has to be measured again: W99 is no more"):
         publish.read([strange])
 
 
-# -- perf.compare: the gate, --fast and --publish ---------------------------------------------------------------------
+# -- perf.compare: the gate, --fast and --publish --------------------------------------------------
 
 
 @pytest.fixture
@@ -267,7 +324,17 @@ def counted(**figures):
     from perf import report
     from perf.workloads import WORKLOADS
 
-    rounds = [{"hydrogen": {"syscalls": 2.02, "epoll_ctl": 0.0, "gil_per_iteration": 1.0, "mallocs": 0.0, **figures}}]
+    rounds = [
+        {
+            "hydrogen": {
+                "syscalls": 2.02,
+                "epoll_ctl": 0.0,
+                "gil_per_iteration": 1.0,
+                "mallocs": 0.0,
+                **figures,
+            }
+        }
+    ]
     return {"workload": "W10", **report.as_json(WORKLOADS["W10"], "shared", rounds)}
 
 
@@ -278,7 +345,11 @@ def test_only_counts_are_gated():
 
 
 def test_the_status_is_0_when_a_timed_goal_is_missed(compare):
-    missed = {"goal": "hydrogen / uvloop: messages_per_second >= 1.15", "measured": None, "met": False}
+    missed = {
+        "goal": "hydrogen / uvloop: messages_per_second >= 1.15",
+        "measured": None,
+        "met": False,
+    }
     assert compare(counted(), {**ECHO, "verdicts": [missed]}) == 0
 
 
@@ -307,7 +378,9 @@ def test_a_fast_comparison_has_the_contenders_that_its_goals_need():
     assert WORKLOADS["W5"].fast_contenders() == ["c", "uvloop", "uvloop-executor", "hydrogen"]
     for workload in WORKLOADS.values():
         contenders = workload.fast_contenders()
-        assert {*contenders} >= ({"hydrogen"} & {*workload.jobs}) | {goal.contender for goal in workload.goals}
+        assert {*contenders} >= ({"hydrogen"} & {*workload.jobs}) | {
+            goal.contender for goal in workload.goals
+        }
         assert {goal.against for goal in workload.goals} - {None} <= {*contenders}
 
 
@@ -318,7 +391,9 @@ def test_publish_is_called_with_the_result_that_was_written(compare, monkeypatch
     assert asked == list((tmp_path / "results").iterdir())
 
 
-def test_nothing_is_measured_when_matplotlib_is_missing_for_publish(compare, monkeypatch, capsys, tmp_path):
+def test_nothing_is_measured_when_matplotlib_is_missing_for_publish(
+    compare, monkeypatch, capsys, tmp_path
+):
     monkeypatch.setitem(sys.modules, "perf.publish", None)
     with pytest.raises(SystemExit) as exit_:
         compare(counted(), options=["--publish"])
@@ -330,12 +405,21 @@ def test_nothing_is_measured_when_matplotlib_is_missing_for_publish(compare, mon
 def test_a_result_is_kept_with_a_line_for_each_round_and_four_digits_of_each_figure():
     from perf.compare import text_of
 
-    verdict = {"goal": "hydrogen / c", "met": True, "measured": {"median": 0.123456, "lowest": 0.1, "highest": 1}}
+    verdict = {
+        "goal": "hydrogen / c",
+        "met": True,
+        "measured": {"median": 0.123456, "lowest": 0.1, "highest": 1},
+    }
     document = {
         "schema": {"name": "x"},
         "options": {"workload": ["W1"], "contenders": []},
         "comparisons": [
-            compared("W1", {"c": run(123456.7), "hydrogen": run(0.000123456)}, {"c": run(2.0), "hydrogen": run(3)}, verdicts=[verdict]),
+            compared(
+                "W1",
+                {"c": run(123456.7), "hydrogen": run(0.000123456)},
+                {"c": run(2.0), "hydrogen": run(3)},
+                verdicts=[verdict],
+            ),
             compared("W2", {"c": run(1.5)}),
         ],
     }
@@ -343,7 +427,12 @@ def test_a_result_is_kept_with_a_line_for_each_round_and_four_digits_of_each_fig
     kept = json.loads(text)
     first, second = kept["comparisons"]
     assert (kept["schema"], kept["options"]) == (document["schema"], document["options"])
-    assert first["rounds"] == [{"c": run(123500.0), "hydrogen": run(0.0001235)}, {"c": run(2.0), "hydrogen": run(3)}]
-    assert first["verdicts"] == [{**verdict, "measured": {"median": 0.1235, "lowest": 0.1, "highest": 1}}]
+    assert first["rounds"] == [
+        {"c": run(123500.0), "hydrogen": run(0.0001235)},
+        {"c": run(2.0), "hydrogen": run(3)},
+    ]
+    assert first["verdicts"] == [
+        {**verdict, "measured": {"median": 0.1235, "lowest": 0.1, "highest": 1}}
+    ]
     assert second == document["comparisons"][1]
     assert len([line for line in text.splitlines() if "server_us" in line]) == 3

@@ -58,14 +58,26 @@ def run(*arguments, capsys):
     return status, *capsys.readouterr()
 
 
-# -- figures ----------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 
 
 def test_throughput_latency_and_cpu_are_in_the_units_they_say():
-    found = report.figures(result(range(1, 1001), seconds=2, generator_seconds=0.5, server_seconds=1.0))
+    found = report.figures(
+        result(range(1, 1001), seconds=2, generator_seconds=0.5, server_seconds=1.0)
+    )
     assert found["messages_per_second"] == 500
     assert found["payload_bytes_per_second"] == 500 * 64
-    wanted = {"p50": 500, "p75": 750, "p90": 900, "p95": 950, "p98": 980, "p99": 990, "p99.9": 999, "p99.99": 1000, "max": 1000}
+    wanted = {
+        "p50": 500,
+        "p75": 750,
+        "p90": 900,
+        "p95": 950,
+        "p98": 980,
+        "p99": 990,
+        "p99.9": 999,
+        "p99.99": 1000,
+        "max": 1000,
+    }
     assert found["latency_us"] == pytest.approx(wanted, rel=0.003)
     assert found["generator"]["share"] == 0.25
     assert found["generator"]["us_per_message"] == 500
@@ -82,9 +94,17 @@ def test_a_run_without_messages_has_no_latencies():
 
 @pytest.mark.parametrize(
     ("generator_seconds", "server_seconds", "bottleneck"),
-    [(0.5, None, False), (1.98, None, True), (1.98, 1.5, True), (1.98, 1.99, False), (1.5, 1.99, False)],
+    [
+        (0.5, None, False),
+        (1.98, None, True),
+        (1.98, 1.5, True),
+        (1.98, 1.99, False),
+        (1.5, 1.99, False),
+    ],
 )
-def test_the_generator_says_when_it_was_the_bottleneck(generator_seconds, server_seconds, bottleneck):
+def test_the_generator_says_when_it_was_the_bottleneck(
+    generator_seconds, server_seconds, bottleneck
+):
     measured = result(generator_seconds=generator_seconds, server_seconds=server_seconds)
     assert report.figures(measured)["generator"]["bottleneck"] is bottleneck
     assert ("bottleneck" in report.table(measured)) is bottleneck
@@ -109,7 +129,9 @@ def test_faults_are_named_and_explained():
     assert f"first connection error: {os.strerror(104)}" in table
 
 
-@pytest.mark.parametrize("fault", ["wrong", "closed", "failed", "unanswered", "connect_failures", "dropped", "idle_lost"])
+@pytest.mark.parametrize(
+    "fault", ["wrong", "closed", "failed", "unanswered", "connect_failures", "dropped", "idle_lost"]
+)
 def test_any_fault_makes_a_run_a_failure(fault):
     assert result().ok
     assert not result(**{fault: 1}).ok
@@ -119,29 +141,44 @@ def test_the_table_says_whether_it_is_partial_and_which_loop_ran():
     assert "(interrupted)" in report.table(result(interrupted=True))
     assert "slow Python loop" in report.table(result(loop="python"))
     assert "whole burst" in report.table(result(options=Options("/path", burst=True, in_flight=2)))
-    assert "64 connections, a new one for each message" in report.table(result(options=Options(("127.0.0.1", 1), churn=True)))
+    assert "64 connections, a new one for each message" in report.table(
+        result(options=Options(("127.0.0.1", 1), churn=True))
+    )
 
 
 def test_the_table_and_the_json_say_what_tls_it_was():
     secured = result(tls="TLSv1.3 TLS_AES_256_GCM_SHA384")
-    assert "raw echo of 64 bytes over TLSv1.3 TLS_AES_256_GCM_SHA384, 64 connections" in report.table(secured)
+    assert (
+        "raw echo of 64 bytes over TLSv1.3 TLS_AES_256_GCM_SHA384, 64 connections"
+        in report.table(secured)
+    )
     assert report.as_json(secured)["tls"] == "TLSv1.3 TLS_AES_256_GCM_SHA384"
     assert "over" not in report.table(result())
     assert report.as_json(result())["tls"] is None
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(None, "-"), (0.5, "0.50 us"), (99.94, "99.9 us"), (999, "999 us"), (1500, "1.50 ms"), (2e6, "2.00 s")]
+    ("value", "shown"),
+    [
+        (None, "-"),
+        (0.5, "0.50 us"),
+        (99.94, "99.9 us"),
+        (999, "999 us"),
+        (1500, "1.50 ms"),
+        (2e6, "2.00 s"),
+    ],
 )
 def test_values_are_shown_in_the_unit_that_fits(value, shown):
     assert report.scaled(value, ("us", "ms", "s")) == shown
 
 
-# -- the command ------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 def test_a_right_server_gives_status_0_and_a_table(echo, capsys):
-    status, out, err = run(f"127.0.0.1:{echo[1]}", "--connections=1", "--number=10", "--warm-up=0", capsys=capsys)
+    status, out, err = run(
+        f"127.0.0.1:{echo[1]}", "--connections=1", "--number=10", "--warm-up=0", capsys=capsys
+    )
     assert status == 0
     assert "10 in" in out
     assert "none; every reply was verified" in out
@@ -150,7 +187,13 @@ def test_a_right_server_gives_status_0_and_a_table(echo, capsys):
 
 def test_the_json_has_schema_configuration_machine_and_figures(echo, capsys, tmp_path):
     path = tmp_path / "report.json"
-    arguments = [f"127.0.0.1:{echo[1]}", "--connections=1", "--number=10", "--warm-up=0", f"--pid={os.getpid()}"]
+    arguments = [
+        f"127.0.0.1:{echo[1]}",
+        "--connections=1",
+        "--number=10",
+        "--warm-up=0",
+        f"--pid={os.getpid()}",
+    ]
     status, out, _ = run(*arguments, f"--json={path}", capsys=capsys)
     document = json.loads(path.read_text())
     assert status == 0
@@ -214,7 +257,12 @@ def test_wrong_usage_gives_status_2(arguments, capsys):
 
 @pytest.mark.parametrize(
     ("text", "address"),
-    [("localhost:80", ("localhost", 80)), (":80", ("localhost", 80)), ("[::1]:80", ("::1", 80)), ("1.2.3.4:5", ("1.2.3.4", 5))],
+    [
+        ("localhost:80", ("localhost", 80)),
+        (":80", ("localhost", 80)),
+        ("[::1]:80", ("::1", 80)),
+        ("1.2.3.4:5", ("1.2.3.4", 5)),
+    ],
 )
 def test_addresses_are_read_as_people_write_them(text, address):
     assert command.parse_address(text) == address
@@ -235,19 +283,25 @@ def test_a_process_that_is_not_there_is_wrong_usage(nobody, capsys):
 
 
 def test_authorities_that_are_not_there_are_wrong_usage(nobody, capsys, tmp_path):
-    status, _, err = run(f"127.0.0.1:{nobody[1]}", "--tls", f"--cacert={tmp_path / 'ca.pem'}", capsys=capsys)
+    status, _, err = run(
+        f"127.0.0.1:{nobody[1]}", "--tls", f"--cacert={tmp_path / 'ca.pem'}", capsys=capsys
+    )
     assert status == 2
     assert str(tmp_path / "ca.pem") in err
 
 
 def test_a_server_without_tls_is_a_connect_failure_with_its_reason(echo, capsys):
-    status, out, _ = run(f"127.0.0.1:{echo[1]}", "--connections=1", "--tls", "--insecure", capsys=capsys)
+    status, out, _ = run(
+        f"127.0.0.1:{echo[1]}", "--connections=1", "--tls", "--insecure", capsys=capsys
+    )
     assert status == 1
     assert "1 connect failures" in out
     assert "first connect failure: [SSL" in out
 
 
-@pytest.mark.parametrize(("condition", "status", "said"), [("max<10s,faults<=0", 0, "held"), ("p99<1ns", 3, "FAILED")])
+@pytest.mark.parametrize(
+    ("condition", "status", "said"), [("max<10s,faults<=0", 0, "held"), ("p99<1ns", 3, "FAILED")]
+)
 def test_a_condition_sets_the_exit_status(echo, capsys, condition, status, said):
     arguments = ["--connections=1", "--number=10", "--warm-up=0", f"--assert={condition}"]
     found, out, _ = run(f"127.0.0.1:{echo[1]}", *arguments, capsys=capsys)
@@ -262,7 +316,14 @@ def test_faults_weigh_more_than_conditions(nobody, capsys):
 
 
 def test_an_open_loop_is_an_option(echo, capsys):
-    status, out, _ = run(f"127.0.0.1:{echo[1]}", "--connections=1", "--number=10", "--warm-up=0", "--rate=1000", capsys=capsys)
+    status, out, _ = run(
+        f"127.0.0.1:{echo[1]}",
+        "--connections=1",
+        "--number=10",
+        "--warm-up=0",
+        "--rate=1000",
+        capsys=capsys,
+    )
     assert status == 0
     assert "1,000 messages/s requested" in out
     assert "uncorrected" in out
@@ -271,7 +332,13 @@ def test_an_open_loop_is_an_option(echo, capsys):
 @pytest.mark.usefixtures("font_is_open")
 def test_a_plot_and_a_report_that_can_be_compared_are_options(echo, capsys, tmp_path):
     drawn, report = tmp_path / "plot.svg", tmp_path / "report.json"
-    arguments = ["--connections=1", "--number=10", "--warm-up=0", f"--plot={drawn}", f"--json={report}"]
+    arguments = [
+        "--connections=1",
+        "--number=10",
+        "--warm-up=0",
+        f"--plot={drawn}",
+        f"--json={report}",
+    ]
     assert run(f"127.0.0.1:{echo[1]}", *arguments, capsys=capsys)[0] == 0
     assert drawn.read_text().startswith("<?xml")
     assert command.main(["compare", str(report), str(report)]) == 0
@@ -302,7 +369,14 @@ def test_churn_is_an_option(capsys):
         server = threading.Thread(target=run_server)
         server.start()
         port = listener.getsockname()[1]
-        status, out, _ = run(f"127.0.0.1:{port}", "--connections=1", "--number=10", "--warm-up=0", "--churn", capsys=capsys)
+        status, out, _ = run(
+            f"127.0.0.1:{port}",
+            "--connections=1",
+            "--number=10",
+            "--warm-up=0",
+            "--churn",
+            capsys=capsys,
+        )
         server.join(PATIENCE)
     assert status == 0
     assert "a new one for each message" in out
@@ -314,12 +388,14 @@ def test_ctrl_c_gives_a_partial_report(echo, capsys, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Progress, "draw", interrupt)
-    status, out, _ = run(f"127.0.0.1:{echo[1]}", "--connections=1", "--duration=1000", "--warm-up=0", capsys=capsys)
+    status, out, _ = run(
+        f"127.0.0.1:{echo[1]}", "--connections=1", "--duration=1000", "--warm-up=0", capsys=capsys
+    )
     assert status == 0
     assert "(interrupted)" in out
 
 
-# -- progress ---------------------------------------------------------------------------------------------------------
+# -- progress --------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""The search for the highest rate at which a condition holds, over a server that is a formula; and throughput over time."""
+"""The search for the highest rate at which a condition holds, over a server that is a formula; and
+throughput over time.
+"""
 
 import dataclasses
 import math
@@ -16,7 +18,9 @@ CONDITIONS = tuple(parse_all("p99<10ms"))
 
 
 class Server:
-    """Answers in a millisecond up to its `capacity`, and above in a second; some tries fail for no reason of its own."""
+    """Answers in a millisecond up to its `capacity`, and above in a second; some tries fail for no
+    reason of its own.
+    """
 
     def __init__(self, capacity, peak, unlucky=()):
         self.capacity, self.peak, self.unlucky = capacity, peak, set(unlucky)
@@ -27,7 +31,9 @@ class Server:
         rate = options.rate or self.peak
         slow = rate > self.capacity or len(self.rates) in self.unlucky
         made = result([1_000_000 if slow else 1000], seconds=1.0, options=options)
-        return dataclasses.replace(made, counters=dataclasses.replace(made.counters, messages=math.ceil(rate)))
+        return dataclasses.replace(
+            made, counters=dataclasses.replace(made.counters, messages=math.ceil(rate))
+        )
 
 
 def found_by(server):
@@ -35,7 +41,9 @@ def found_by(server):
     return search.search(Options(("127.0.0.1", 1)), CONDITIONS, server.measure, said.append), said
 
 
-@pytest.mark.parametrize(("capacity", "peak"), [(100_000, 80_000), (100_000, 10_000), (3_000, 100_000), (50, 100_000)])
+@pytest.mark.parametrize(
+    ("capacity", "peak"), [(100_000, 80_000), (100_000, 10_000), (3_000, 100_000), (50, 100_000)]
+)
 def test_the_rate_found_is_within_five_percent_of_what_the_server_can_bear(capacity, peak):
     found, said = found_by(Server(capacity, peak))
     assert found.ok
@@ -57,7 +65,9 @@ def test_a_condition_that_never_holds_ends_the_search_at_one_message_per_second(
     assert "did not hold at any rate" in search.told(found)
 
 
-@pytest.mark.parametrize("fault", [{"interrupted": True}, {"wrong": 1}, {"connect_failures": 1}], ids=str)
+@pytest.mark.parametrize(
+    "fault", [{"interrupted": True}, {"wrong": 1}, {"connect_failures": 1}], ids=str
+)
 def test_what_no_rate_explains_ends_the_search(fault):
     def measure(options):
         return result([1000], seconds=1.0, options=options, **fault)
@@ -72,7 +82,9 @@ def test_what_no_rate_explains_ends_the_search(fault):
 def test_a_rate_that_is_not_reached_does_not_hold():
     reached = result([1000] * 50, seconds=1.0, options=Options(("127.0.0.1", 1), rate=100.0))
     assert not search.holds(reached, CONDITIONS)
-    assert search.holds(dataclasses.replace(reached, options=Options(("127.0.0.1", 1), rate=50.0)), CONDITIONS)
+    assert search.holds(
+        dataclasses.replace(reached, options=Options(("127.0.0.1", 1), rate=50.0)), CONDITIONS
+    )
 
 
 def test_the_json_has_every_try():
@@ -83,7 +95,7 @@ def test_the_json_has_every_try():
     assert document["conditions"] == ["p99<10ms"]
 
 
-# -- throughput over time ---------------------------------------------------------------------------------------------
+# -- throughput over time --------------------------------------------------------------------------
 
 
 def test_rates_are_those_between_the_samples(monkeypatch):

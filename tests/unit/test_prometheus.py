@@ -35,7 +35,9 @@ def scrape(url):
     with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     samples = [sample for family in families for sample in family.samples]
-    found = {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in samples}
+    found = {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value for sample in samples
+    }
     assert len(found) == len(samples), "the same sample twice"
     return found
 
@@ -45,13 +47,22 @@ def expected(stats, *labels):
     values = dataclasses.asdict(stats)
     found = {(name, labels): values[field] for field, (name, _) in {**GAUGES, **COUNTERS}.items()}
     for field, cause in CAUSES.items():
-        found["hydrogen_connections_removed_total", tuple(sorted([("cause", cause), *labels]))] = values[field]
+        found["hydrogen_connections_removed_total", tuple(sorted([("cause", cause), *labels]))] = (
+            values[field]
+        )
     return found
 
 
 def agree(url, server, *labels):
     """The page says what the server says; asked again while it is still busy."""
-    wait_until(lambda: (stats := server.stats()) and scrape(url) == expected(stats, *labels) and server.stats() == stats, "the page agrees")
+    wait_until(
+        lambda: (
+            (stats := server.stats())
+            and scrape(url) == expected(stats, *labels)
+            and server.stats() == stats
+        ),
+        "the page agrees",
+    )
 
 
 def test_a_scrape_says_what_stats_says_before_and_after_traffic(start, connect):
@@ -91,7 +102,13 @@ def test_several_servers_are_told_apart_by_a_label(start, connect):
     servers = {"inner": start(Echo()), "outer": start(Echo())}
     with served(Collector(servers)) as url:
         connect(servers["outer"]).echo(b"hello")
-        wait_until(lambda: scrape(url).items() >= expected(servers["outer"].stats(), ("server", "outer")).items(), "the page agrees")
+        wait_until(
+            lambda: (
+                scrape(url).items()
+                >= expected(servers["outer"].stats(), ("server", "outer")).items()
+            ),
+            "the page agrees",
+        )
         page = scrape(url)
     assert page["hydrogen_messages_received_total", (("server", "outer"),)] == 1
     assert page["hydrogen_messages_received_total", (("server", "inner"),)] == 0
@@ -113,8 +130,18 @@ def test_the_names_follow_the_conventions():
 
 
 def test_without_prometheus_client_the_import_says_so():
-    code = "import sys, hydrogen; sys.modules['prometheus_client'] = None; import hydrogen.contrib.prometheus"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT, check=False)
+    code = (
+        "import sys, hydrogen; sys.modules['prometheus_client'] = None; import "
+        "hydrogen.contrib.prometheus"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=ROOT,
+        check=False,
+    )
     assert process.returncode == 1
     assert "prometheus_client" in process.stderr.splitlines()[-1]
     assert process.stderr.splitlines()[-1].startswith(("ImportError", "ModuleNotFoundError"))

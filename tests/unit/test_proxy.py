@@ -1,4 +1,6 @@
-"""The PROXY protocol, without any socket: headers written by hand, and `proxyprotocol` (proxy-protocol on PyPI) as oracle."""
+"""The PROXY protocol, without any socket: headers written by hand, and `proxyprotocol`
+(proxy-protocol on PyPI) as oracle.
+"""
 
 import ipaddress
 import itertools
@@ -9,15 +11,29 @@ import crc32c as crc32c_oracle
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from proxyprotocol.result import ProxyResultIPv4, ProxyResultIPv6, ProxyResultLocal, ProxyResultUnix, ProxyResultUnknown
+from proxyprotocol.result import (
+    ProxyResultIPv4,
+    ProxyResultIPv6,
+    ProxyResultLocal,
+    ProxyResultUnix,
+    ProxyResultUnknown,
+)
 from proxyprotocol.tlv import ProxyProtocolTLV
 from proxyprotocol.v1 import ProxyProtocolV1
 from proxyprotocol.v2 import ProxyProtocolV2
 
 from hydrogen.errors import ProtocolError
-from hydrogen.proxy import HeaderReader, ProxyHeader, allowed_networks, begins_header, crc32c, may_send
+from hydrogen.proxy import (
+    HeaderReader,
+    ProxyHeader,
+    allowed_networks,
+    begins_header,
+    crc32c,
+    may_send,
+)
 
-unhurried = hypothesis.settings(deadline=None)  # how long an example takes is no matter of these tests
+# how long an example takes is no matter of these tests
+unhurried = hypothesis.settings(deadline=None)
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 LIMITS = {"v1": 107, "v2": 16 + 65_535, "auto": 16 + 65_535}
@@ -25,7 +41,11 @@ LIMITS = {"v1": 107, "v2": 16 + 65_535, "auto": 16 + 65_535}
 
 def v2(command, family, block=b"", length=None):
     """A header of version 2 as the specification draws it."""
-    return SIGNATURE + struct.pack("!BBH", 0x20 | command, family, len(block) if length is None else length) + block
+    return (
+        SIGNATURE
+        + struct.pack("!BBH", 0x20 | command, family, len(block) if length is None else length)
+        + block
+    )
 
 
 def tlv(kind, value=b""):
@@ -38,7 +58,9 @@ def checksum(header):
 
 INET = bytes([192, 0, 2, 1, 198, 51, 100, 2]) + struct.pack("!HH", 56_324, 443)
 INET_PAIR = ("192.0.2.1", 56_324), ("198.51.100.2", 443)
-INET6 = bytes.fromhex("20010db800000000000000000000000100000000000000000000ffffc0000201") + struct.pack("!HH", 65_535, 0)
+INET6 = bytes.fromhex(
+    "20010db800000000000000000000000100000000000000000000ffffc0000201"
+) + struct.pack("!HH", 65_535, 0)
 INET6_PAIR = ("2001:db8::1", 65_535, 0, 0), ("::ffff:192.0.2.1", 0, 0, 0)
 
 
@@ -63,13 +85,19 @@ ALL_F = "ffff:" * 7 + "ffff"
 
 HEADERS = {
     "v1 TCP4": (b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n", v1_header(*INET_PAIR)),
-    "v1 TCP4, the shortest": (b"PROXY TCP4 0.0.0.0 0.0.0.0 0 0\r\n", v1_header(("0.0.0.0", 0), ("0.0.0.0", 0))),
+    "v1 TCP4, the shortest": (
+        b"PROXY TCP4 0.0.0.0 0.0.0.0 0 0\r\n",
+        v1_header(("0.0.0.0", 0), ("0.0.0.0", 0)),
+    ),
     "v1 TCP4, the longest": (
         b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n",
         v1_header(("255.255.255.255", 65_535), ("255.255.255.255", 65_535)),
     ),
     "v1 TCP6": (b"PROXY TCP6 2001:DB8:0:0::1 ::ffff:192.0.2.1 65535 0\r\n", v1_header(*INET6_PAIR)),
-    "v1 TCP6, the shortest": (b"PROXY TCP6 :: :: 0 0\r\n", v1_header(("::", 0, 0, 0), ("::", 0, 0, 0))),
+    "v1 TCP6, the shortest": (
+        b"PROXY TCP6 :: :: 0 0\r\n",
+        v1_header(("::", 0, 0, 0), ("::", 0, 0, 0)),
+    ),
     "v1 TCP6, the longest": (
         f"PROXY TCP6 {ALL_F} {ALL_F} 65535 65535\r\n".encode(),
         v1_header((ALL_F, 65_535, 0, 0), (ALL_F, 65_535, 0, 0)),
@@ -77,35 +105,59 @@ HEADERS = {
     "v1 UNKNOWN": (b"PROXY UNKNOWN\r\n", v1_header()),
     "v1 UNKNOWN and a space": (b"PROXY UNKNOWN \r\n", v1_header()),
     "v1 UNKNOWN, addresses": (b"PROXY UNKNOWN 192.0.2.1 198.51.100.2 1 2\r\n", v1_header()),
-    "v1 UNKNOWN, the longest": (f"PROXY UNKNOWN {ALL_F} {ALL_F} 65535 65535\r\n".encode(), v1_header()),
+    "v1 UNKNOWN, the longest": (
+        f"PROXY UNKNOWN {ALL_F} {ALL_F} 65535 65535\r\n".encode(),
+        v1_header(),
+    ),
     "v1 UNKNOWN, whatever is no end": (b"PROXY UNKNOWN \n\r\r \r\x00\xff\x85\n\r\r\n", v1_header()),
     "v2 TCP over IPv4": (v2(1, 0x11, INET), v2_header(*INET_PAIR)),
     "v2 TCP over IPv6": (v2(1, 0x21, INET6), v2_header(*INET6_PAIR)),
-    "v2 Unix stream": (v2(1, 0x31, unix(b"/run/client", b"/run/server")), v2_header("/run/client", "/run/server")),
+    "v2 Unix stream": (
+        v2(1, 0x31, unix(b"/run/client", b"/run/server")),
+        v2_header("/run/client", "/run/server"),
+    ),
     "v2 Unix stream, no path": (v2(1, 0x31, unix(b"", b"/s\0junk")), v2_header("", "/s")),
-    "v2 Unix stream, abstract": (v2(1, 0x31, unix(b"\0name", b"\0a\0b")), v2_header(b"\0name", b"\0a\0b")),
-    "v2 Unix stream, the longest": (v2(1, 0x31, unix(b"c" * 108, b"\xff" * 108)), v2_header("c" * 108, "\udcff" * 108)),
+    "v2 Unix stream, abstract": (
+        v2(1, 0x31, unix(b"\0name", b"\0a\0b")),
+        v2_header(b"\0name", b"\0a\0b"),
+    ),
+    "v2 Unix stream, the longest": (
+        v2(1, 0x31, unix(b"c" * 108, b"\xff" * 108)),
+        v2_header("c" * 108, "\udcff" * 108),
+    ),
     "v2 TLVs": (
         v2(1, 0x11, INET + tlv(1, b"h2") + tlv(4, b"pad") + tlv(0xE0) + tlv(1, b"h3") + tlv(4)),
         v2_header(*INET_PAIR, ((1, b"h2"), (0xE0, b""), (1, b"h3"))),
     ),
     "v2 checksum": (SUMMED + SUM, v2_header(*INET6_PAIR, ((2, b"example.org"), (3, SUM)))),
-    "v2 checksum first": (SUMMED_FIRST.replace(bytes(4), SUM_FIRST), v2_header(*INET_PAIR, ((3, SUM_FIRST), (5, b"unique id")))),
+    "v2 checksum first": (
+        SUMMED_FIRST.replace(bytes(4), SUM_FIRST),
+        v2_header(*INET_PAIR, ((3, SUM_FIRST), (5, b"unique id"))),
+    ),
     "v2 UNSPEC": (v2(1, 0x00), v2_header()),
     "v2 UNSPEC, TLVs": (v2(1, 0x00, tlv(5, b"id")), v2_header(tlvs=((5, b"id"),))),
     "v2 UNSPEC, addresses of another kind": (v2(1, 0x00, b"\x01\xff\xff."), v2_header()),
-    "v2 family without protocol": (v2(1, 0x10, INET + tlv(5, b"id")), v2_header(tlvs=((5, b"id"),))),
+    "v2 family without protocol": (
+        v2(1, 0x10, INET + tlv(5, b"id")),
+        v2_header(tlvs=((5, b"id"),)),
+    ),
     "v2 protocol without family": (v2(1, 0x01), v2_header()),
     "v2 UDP over IPv4": (v2(1, 0x12, INET + tlv(5, b"id")), v2_header(tlvs=((5, b"id"),))),
     "v2 UDP over IPv6": (v2(1, 0x22, INET6), v2_header()),
     "v2 Unix datagram": (v2(1, 0x32, unix(b"a", b"b")), v2_header()),
     "v2 LOCAL": (v2(0, 0x00), v2_header(is_local=True)),
     "v2 LOCAL, TLVs": (v2(0, 0x00, tlv(5, b"id")), v2_header(is_local=True, tlvs=((5, b"id"),))),
-    "v2 LOCAL, addresses": (v2(0, 0x11, INET + tlv(5, b"id")), v2_header(is_local=True, tlvs=((5, b"id"),))),
+    "v2 LOCAL, addresses": (
+        v2(0, 0x11, INET + tlv(5, b"id")),
+        v2_header(is_local=True, tlvs=((5, b"id"),)),
+    ),
     "v2 LOCAL, a family and nothing": (v2(0, 0x21), v2_header(is_local=True)),
     "v2 LOCAL, no family that there is": (v2(0, 0xFF, tlv(5, b"id")), v2_header(is_local=True)),
     "v2 LOCAL, no TLVs": (v2(0, 0x00, b"whatever"), v2_header(is_local=True)),
-    "v2, the longest": (v2(1, 0x11, INET + tlv(0xE0, b"x" * (65_535 - 15))), v2_header(*INET_PAIR, ((0xE0, b"x" * (65_535 - 15)),))),
+    "v2, the longest": (
+        v2(1, 0x11, INET + tlv(0xE0, b"x" * (65_535 - 15))),
+        v2_header(*INET_PAIR, ((0xE0, b"x" * (65_535 - 15)),)),
+    ),
 }
 by_header = pytest.mark.parametrize(("wire", "header"), HEADERS.values(), ids=HEADERS)
 
@@ -179,7 +231,8 @@ by_wrong = pytest.mark.parametrize(("wire", "at"), WRONG.values(), ids=WRONG)
 
 
 def read(versions, wire, sizes=()):
-    """What a reader makes of `wire`, of which at most so many bytes are there at each time (then all), and how many it took.
+    """What a reader makes of `wire`, of which at most so many bytes are there at each time (then
+    all), and how many it took.
 
     Of all that is read here the invariants are checked.
     """
@@ -211,15 +264,21 @@ def versions_of(wire):
 
 def splits(wire):
     """Sizes of the first part; of a long header those near its ends."""
-    return range(1, len(wire)) if len(wire) < 1000 else [*range(1, 100), *range(len(wire) - 100, len(wire))]
+    return (
+        range(1, len(wire))
+        if len(wire) < 1000
+        else [*range(1, 100), *range(len(wire) - 100, len(wire))]
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- headers
+# ------------------------------------------------------------------------------------------ headers
 
 
 @by_header
 @pytest.mark.parametrize(
-    "trailing", [b"", b"\r\n", b"\n", b"PROXY UNKNOWN\r\n", SIGNATURE, bytes(300)], ids=["", "crlf", "lf", "v1", "v2", "zeros"]
+    "trailing",
+    [b"", b"\r\n", b"\n", b"PROXY UNKNOWN\r\n", SIGNATURE, bytes(300)],
+    ids=["", "crlf", "lf", "v1", "v2", "zeros"],
 )
 def test_a_header_is_read_whole_and_nothing_after_it(wire, header, trailing):
     for versions in versions_of(wire):
@@ -272,7 +331,11 @@ def test_what_is_wrong_is_wrong_at_every_split(wire, at):
 @pytest.mark.parametrize(
     ("wire", "message"),
     [
-        (b"PROXY TCP4 192.0.2.1  198", r"^not a PROXY protocol v1 line: byte 21 of b'PROXY TCP4 192\.0\.2\.1  198' is invalid$"),
+        (
+            b"PROXY TCP4 192.0.2.1  198",
+            r"^not a PROXY protocol v1 line: "
+            r"byte 21 of b'PROXY TCP4 192\.0\.2\.1  198' is invalid$",
+        ),
         (b"PROXY TCP6 1:2:3 ::1 1 2\r\n", r"not an IPv6 address: .*1:2:3"),
         (b"PROXY UNKNOWN " + b"x" * 93, r"longer than 107 bytes"),
         (b"\r\nGET", r"^not a PROXY protocol v2 header: it begins with b'\\r\\nGET'$"),
@@ -315,7 +378,13 @@ def test_nothing_fed_is_nothing_begun(versions):
 
 @pytest.mark.parametrize(
     ("versions", "name", "most"),
-    [("v1", "v1 UNKNOWN", 1), ("v1", "v1 TCP4", 6), ("v1", "v1 TCP6", 9), ("v2", "v2 TCP over IPv4", 2), ("auto", "v2 TCP over IPv4", 3)],
+    [
+        ("v1", "v1 UNKNOWN", 1),
+        ("v1", "v1 TCP4", 6),
+        ("v1", "v1 TCP6", 9),
+        ("v2", "v2 TCP over IPv4", 2),
+        ("auto", "v2 TCP over IPv4", 3),
+    ],
 )
 def test_what_is_surely_there_is_wanted_at_once(versions, name, most):
     wire = HEADERS[name][0]
@@ -325,12 +394,16 @@ def test_what_is_surely_there_is_wanted_at_once(versions, name, most):
     assert reads <= most
 
 
-# ---------------------------------------------------------------------------------------------------- rows of the faults
+# ------------------------------------------------------------------------------- rows of the faults
 
 
-@pytest.mark.parametrize("first", [b"PROXY UNKNOWN\r\n", v2(0, 0x00), v2(1, 0x11, INET)], ids=["v1", "v2 LOCAL", "v2"])
 @pytest.mark.parametrize(
-    "second", [b"PROXY UNKNOWN\r\n", b"PROXY ", v2(1, 0x11, INET), SIGNATURE], ids=["v1", "v1 begun", "v2", "v2 begun"]
+    "first", [b"PROXY UNKNOWN\r\n", v2(0, 0x00), v2(1, 0x11, INET)], ids=["v1", "v2 LOCAL", "v2"]
+)
+@pytest.mark.parametrize(
+    "second",
+    [b"PROXY UNKNOWN\r\n", b"PROXY ", v2(1, 0x11, INET), SIGNATURE],
+    ids=["v1", "v1 begun", "v2", "v2 begun"],
 )
 def test_f38_a_second_header_is_left_unread_and_known_as_one(first, second):
     _, at = read("auto", first + second)
@@ -338,7 +411,20 @@ def test_f38_a_second_header_is_left_unread_and_known_as_one(first, second):
     assert begins_header((first + second)[at:])
 
 
-@pytest.mark.parametrize("data", [b"", b"P", b"PROXY", b"PROXYX", b"xPROXY ", b"proxy ", SIGNATURE[:-1], b"\r\n" + SIGNATURE, b"GET /"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"P",
+        b"PROXY",
+        b"PROXYX",
+        b"xPROXY ",
+        b"proxy ",
+        SIGNATURE[:-1],
+        b"\r\n" + SIGNATURE,
+        b"GET /",
+    ],
+)
 def test_f38_what_does_not_begin_as_a_header_does_is_none(data):
     assert not begins_header(data)
 
@@ -351,7 +437,9 @@ def test_f38_an_address_that_is_not_allowed_may_not_send_a_header():
     assert not may_send((), ("127.0.0.1", 1))
 
 
-@pytest.mark.parametrize("begin", [b"PROXY UNKNOWN ", b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY TCP6 :: "])
+@pytest.mark.parametrize(
+    "begin", [b"PROXY UNKNOWN ", b"PROXY TCP4 ", b"PROXY TCP6 ", b"PROXY TCP6 :: "]
+)
 @pytest.mark.parametrize("filling", [b"1", b"\r", b"\n", b" ", b":", b"1."])
 def test_f39_a_line_without_end_is_refused_within_107_bytes(begin, filling):
     for versions, size in itertools.product(("v1", "auto"), (1, 2, 1000)):
@@ -380,13 +468,15 @@ def test_f40_local_tells_no_address_and_is_told_from_unknown(wire, header):
         assert found.source is found.destination is None
 
 
-# ---------------------------------------------------------------------------------------------------- the oracle
+# --------------------------------------------------------------------------------------- the oracle
 
 ports = st.integers(0, 65_535)
 ipv4 = st.tuples(st.ip_addresses(v=4), ports)
 ipv6 = st.tuples(st.ip_addresses(v=6), ports)
 paths = st.text(st.characters(min_codepoint=1, max_codepoint=126), max_size=108)
-tlvs = st.dictionaries(st.integers(0, 255).filter(lambda kind: kind not in (3, 4)), st.binary(max_size=40), max_size=6)
+tlvs = st.dictionaries(
+    st.integers(0, 255).filter(lambda kind: kind not in (3, 4)), st.binary(max_size=40), max_size=6
+)
 sizes = st.lists(st.integers(1, 40), max_size=30)
 
 
@@ -399,11 +489,18 @@ def peer(address):
 
 
 @unhurried
-@hypothesis.given(pair=st.tuples(ipv4, ipv4) | st.tuples(ipv6, ipv6), sizes=sizes, trailing=st.binary(max_size=5))
+@hypothesis.given(
+    pair=st.tuples(ipv4, ipv4) | st.tuples(ipv6, ipv6), sizes=sizes, trailing=st.binary(max_size=5)
+)
 def test_a_line_of_the_oracle_is_read_as_it_was_meant(pair, sizes, trailing):
-    result = (ProxyResultIPv4 if pair[0][0].version == pair[1][0].version == 4 else ProxyResultIPv6)(*pair)
+    result = (
+        ProxyResultIPv4 if pair[0][0].version == pair[1][0].version == 4 else ProxyResultIPv6
+    )(*pair)
     wire = ProxyProtocolV1().pack(result)
-    assert read("auto", wire + trailing, sizes) == (v1_header(peer(pair[0]), peer(pair[1])), len(wire))
+    assert read("auto", wire + trailing, sizes) == (
+        v1_header(peer(pair[0]), peer(pair[1])),
+        len(wire),
+    )
 
 
 def test_an_unknown_line_of_the_oracle_is_read_as_it_was_meant():
@@ -428,7 +525,9 @@ def test_a_v2_header_of_the_oracle_is_read_as_it_was_meant(made, protocol, tlvs,
     assert at == len(wire)
     assert (header.version, header.is_local) == (2, False)
     if protocol is socket.SOCK_STREAM:
-        assert [header.source, header.destination] == (pair if kind is ProxyResultUnix else [peer(address) for address in pair])
+        assert [header.source, header.destination] == (
+            pair if kind is ProxyResultUnix else [peer(address) for address in pair]
+        )
     else:
         assert header.source is header.destination is None
     assert {kind: value for kind, value in header.tlvs if kind != 3} == tlvs
@@ -446,14 +545,19 @@ def test_a_local_header_of_the_oracle_is_read_as_it_was_meant(tlvs, sizes):
 
 
 def line_by_reference(line):
-    """The header of a line with CRLF at its end, by the words of the specification; None: there is none."""
+    """The header of a line with CRLF at its end, by the words of the specification; None: there is
+    none.
+    """
     try:
         name, family, *rest = line[:-2].decode("ascii").split(" ")
         source, destination, *two = rest
         if name != "PROXY" or family not in ("TCP4", "TCP6") or len(two) != 2:
             return None
         make = ipaddress.IPv4Address if family == "TCP4" else ipaddress.IPv6Address
-        pair = [peer((make(host), int(port))) for host, port in zip((source, destination), two, strict=True)]
+        pair = [
+            peer((make(host), int(port)))
+            for host, port in zip((source, destination), two, strict=True)
+        ]
     except ValueError:
         return None
     is_canonical = all(str(int(port)) == port and 0 <= int(port) <= 65_535 for port in two)
@@ -470,7 +574,10 @@ def near(values, alphabet):
 @hypothesis.example(family="TCP6", fields=("::", "::", "0", "-1"))
 @hypothesis.given(
     family=st.sampled_from(["TCP4", "TCP6"]),
-    fields=st.tuples(*[near(st.ip_addresses(), "0123456789.:afF%")] * 2, *[near(st.integers(0, 70_000), "0123456789+-_ ")] * 2),
+    fields=st.tuples(
+        *[near(st.ip_addresses(), "0123456789.:afF%")] * 2,
+        *[near(st.integers(0, 70_000), "0123456789+-_ ")] * 2,
+    ),
 )
 def test_a_line_is_read_if_and_only_if_the_specification_says_so(family, fields):
     line = f"PROXY {family} {' '.join(fields)}\r\n".encode()
@@ -479,10 +586,14 @@ def test_a_line_is_read_if_and_only_if_the_specification_says_so(family, fields)
 
 
 @pytest.mark.parametrize(
-    ("data", "checksum"), [(b"", 0), (b"123456789", 0xE306_9283), (bytes(32), 0x8A91_36AA), (b"\xff" * 32, 0x62A8_AB43)], ids=repr
+    ("data", "checksum"),
+    [(b"", 0), (b"123456789", 0xE306_9283), (bytes(32), 0x8A91_36AA), (b"\xff" * 32, 0x62A8_AB43)],
+    ids=repr,
 )
 def test_the_checksum_is_that_of_rfc_3720(data, checksum):
-    """The second is the check value by which catalogues name this CRC, the last two are of the RFC's appendix B.4."""
+    """The second is the check value by which catalogues name this CRC, the last two are of the
+    RFC's appendix B.4.
+    """
     assert crc32c(data) == checksum
 
 
@@ -492,7 +603,7 @@ def test_the_checksum_is_that_of_the_oracle(data):
     assert crc32c(data) == crc32c_oracle.crc32c(data)
 
 
-# ---------------------------------------------------------------------------------------------------- anything at all
+# ---------------------------------------------------------------------------------- anything at all
 
 short_wires = [wire for wire, _ in [*HEADERS.values(), *WRONG.values()] if len(wire) < 1000]
 
@@ -503,7 +614,9 @@ def damaged(draw):
     wire = bytearray(draw(st.sampled_from(short_wires)))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(wire)))
-        wire[at : at + draw(st.integers(0, 2))] = draw(st.binary(max_size=2) | st.sampled_from([b"\r\n", b" ", b"0", b"\xff\xff"]))
+        wire[at : at + draw(st.integers(0, 2))] = draw(
+            st.binary(max_size=2) | st.sampled_from([b"\r\n", b" ", b"0", b"\xff\xff"])
+        )
     return bytes(wire)
 
 
@@ -519,7 +632,9 @@ anything = (
 @pytest.mark.slow
 @hypothesis.settings(deadline=None, max_examples=1000)
 @hypothesis.given(versions=st.sampled_from(list(LIMITS)), wire=anything, sizes=sizes)
-def test_whatever_comes_is_a_header_or_none_yet_or_a_protocol_error_however_it_comes(versions, wire, sizes):
+def test_whatever_comes_is_a_header_or_none_yet_or_a_protocol_error_however_it_comes(
+    versions, wire, sizes
+):
     outcome, at = read(versions, wire, sizes)
     assert outcome is None or outcome is ProtocolError or isinstance(outcome, ProxyHeader)
     whole, taken = read(versions, wire)
@@ -527,7 +642,7 @@ def test_whatever_comes_is_a_header_or_none_yet_or_a_protocol_error_however_it_c
     assert at == taken or outcome is ProtocolError
 
 
-# ---------------------------------------------------------------------------------------------------- who may send one
+# --------------------------------------------------------------------------------- who may send one
 
 
 @pytest.mark.parametrize(
@@ -576,7 +691,15 @@ def test_a_peer_that_is_not_allowed_may_not(network, peername):
 
 
 def test_networks_are_normalised_in_their_order():
-    given = ["10.0.0.0/8", "unix", ipaddress.ip_network("fd00::/8"), "::1", "::ffff:192.0.2.0/120", "::ffff:0:0/96", "::fffe:0:0/95"]
+    given = [
+        "10.0.0.0/8",
+        "unix",
+        ipaddress.ip_network("fd00::/8"),
+        "::1",
+        "::ffff:192.0.2.0/120",
+        "::ffff:0:0/96",
+        "::fffe:0:0/95",
+    ]
     normalised = allowed_networks(given)
     assert normalised == (
         ipaddress.IPv4Network("10.0.0.0/8"),
@@ -592,7 +715,18 @@ def test_networks_are_normalised_in_their_order():
 
 
 @pytest.mark.parametrize(
-    "value", ["10.0.0.0/8", "unix", None, 1, {"10.0.0.0/8"}, [1], [b"10.0.0.1"], [None], [ipaddress.ip_address("::1")]]
+    "value",
+    [
+        "10.0.0.0/8",
+        "unix",
+        None,
+        1,
+        {"10.0.0.0/8"},
+        [1],
+        [b"10.0.0.1"],
+        [None],
+        [ipaddress.ip_address("::1")],
+    ],
 )
 def test_what_are_no_networks_is_a_type_error_that_names_the_field(value):
     with pytest.raises(TypeError, match=r"^proxy_allow_from: expected .*, not ") as caught:
@@ -601,7 +735,19 @@ def test_what_are_no_networks_is_a_type_error_that_names_the_field(value):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "UNIX", "localhost", "10.0.0.1/8", "10.0.0.0/33", "10.0.0/8", "fd00::1/8", "fe80::%eth0/64", "::1%lo", "10.0.0.0/8 "]
+    "text",
+    [
+        "",
+        "UNIX",
+        "localhost",
+        "10.0.0.1/8",
+        "10.0.0.0/33",
+        "10.0.0/8",
+        "fd00::1/8",
+        "fe80::%eth0/64",
+        "::1%lo",
+        "10.0.0.0/8 ",
+    ],
 )
 def test_a_text_that_is_no_network_is_a_value_error_that_names_the_field(text):
     with pytest.raises(ValueError, match=r"^proxy_allow_from: must be .*, not ") as caught:

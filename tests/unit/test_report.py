@@ -1,4 +1,6 @@
-"""`Stats`: the one table of counters, and what engines, Prometheus and the documents take from it."""
+"""`Stats`: the one table of counters, and what engines, Prometheus and the documents take from
+it.
+"""
 
 import collections
 import dataclasses
@@ -45,7 +47,9 @@ def test_every_field_says_what_it_counts_in_a_sentence_and_help_shows_it():
 def test_the_table_of_the_statistics_page_has_every_field_of_stats_and_no_other():
     text = (ROOT / "docs" / "reference" / "statistics.md").read_text()
     table = text.partition("| field of `Stats` |")[2].partition("\n\n")[0]
-    named = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    named = [
+        name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    ]
     assert sorted(named) == sorted(FIELDS)
 
 

@@ -1,6 +1,8 @@
-"""`Secure` by hand: other implementations, the handshake, certificates, the end; what it shares with `Plain` is in test_streams.py.
+"""`Secure` by hand: other implementations, the handshake, certificates, the end; what it shares
+with `Plain` is in test_streams.py.
 
-The other end is Python's own `ssl`, or `openssl`, or a raw socket, so that a test compares two opinions.
+The other end is Python's own `ssl`, or `openssl`, or a raw socket, so that a test compares two
+opinions.
 """
 
 import contextlib
@@ -41,14 +43,16 @@ def version(request):
     return request.param
 
 
-# ---------------------------------------------------------------------------------------------------- other implementations
+# ---------------------------------------------------------------------------- other implementations
 
 
 @pytest.mark.clause("T15")
 @pytest.mark.parametrize("ask", [False, True], ids=["", "client certificate"])
 def test_python_s_ssl_as_client(pair, version, ask):
     ours, peer = pair(socket.AF_INET)
-    server = hydrogen.Secure(ours, hydrogen.SimpleFrameBuilder, certificates.server_context(version=version, ask=ask))
+    server = hydrogen.Secure(
+        ours, hydrogen.SimpleFrameBuilder, certificates.server_context(version=version, ask=ask)
+    )
     context = certificates.client_context(certificates.CLIENT if ask else None, version=version)
 
     def client():
@@ -95,11 +99,26 @@ def test_openssl_as_client(after, tmp_path, version):
     _, trusted = certificates.write_files(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        command = [path_of("openssl"), "s_client", "-quiet", option(version), "-connect", address, "-CAfile", str(trusted)]
+        command = [
+            path_of("openssl"),
+            "s_client",
+            "-quiet",
+            option(version),
+            "-connect",
+            address,
+            "-CAfile",
+            str(trusted),
+        ]
         command += ["-servername", NAME, "-verify_hostname", NAME, "-verify_return_error"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
             after.callback(process.kill)
-            server = hydrogen.Secure(listener.accept()[0], hydrogen.LineFrameBuilder, certificates.server_context(version=version))
+            server = hydrogen.Secure(
+                listener.accept()[0],
+                hydrogen.LineFrameBuilder,
+                certificates.server_context(version=version),
+            )
             after.callback(server.close)
             process.stdin.write(b"hello\n")
             process.stdin.flush()
@@ -113,11 +132,29 @@ def test_openssl_as_client(after, tmp_path, version):
 
 def test_openssl_as_server(after, tmp_path, version):
     pair, _ = certificates.write_files(tmp_path)
-    command = [path_of("openssl"), "s_server", "-rev", option(version), "-accept", "127.0.0.1:0", "-naccept", "1"]
-    with subprocess.Popen([*command, "-cert", str(pair), "-key", str(pair)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command = [
+        path_of("openssl"),
+        "s_server",
+        "-rev",
+        option(version),
+        "-accept",
+        "127.0.0.1:0",
+        "-naccept",
+        "1",
+    ]
+    with subprocess.Popen(
+        [*command, "-cert", str(pair), "-key", str(pair)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         after.callback(process.kill)
         *_, port = next(line for line in process.stdout if line.startswith(b"ACCEPT")).split(b":")
-        client = secure(socket.create_connection(("127.0.0.1", int(port))), hydrogen.LineFrameBuilder, version=version, server_side=False)
+        client = secure(
+            socket.create_connection(("127.0.0.1", int(port))),
+            hydrogen.LineFrameBuilder,
+            version=version,
+            server_side=False,
+        )
         after.callback(client.close)
         client.b_send(hydrogen.LineFrame(b"abc"))
         assert client.b_recv(PATIENCE).payload() == b"cba"
@@ -126,13 +163,17 @@ def test_openssl_as_server(after, tmp_path, version):
         process.communicate(timeout=PATIENCE)
 
 
-# ---------------------------------------------------------------------------------------------------- the handshake
+# ------------------------------------------------------------------------------------ the handshake
 
 
 @pytest.mark.parametrize("how", ["b_send", "nb_send"])
 @pytest.mark.parametrize("where", ["recv", "poll"])
-def test_a_signal_handler_may_send_while_its_thread_is_in_the_handshake(pair, after, monkeypatch, version, where, how):
-    """With TLS 1.2 nothing comes behind the handshake: if the handler has finished it, no edge is left for its thread."""
+def test_a_signal_handler_may_send_while_its_thread_is_in_the_handshake(
+    pair, after, monkeypatch, version, where, how
+):
+    """With TLS 1.2 nothing comes behind the handshake: if the handler has finished it, no edge is
+    left for its thread.
+    """
     ours, peer = pair()
     server = secure(peer, hydrogen.SimpleFrameBuilder, version=version)
     real, handled, entered = select.poll, [], threading.Event()
@@ -161,7 +202,9 @@ def test_a_signal_handler_may_send_while_its_thread_is_in_the_handshake(pair, af
 
     sock = Interrupted(fileno=ours.detach())
     after.callback(sock.close)
-    client = hydrogen.Secure(sock, hydrogen.SimpleFrameBuilder, certificates.client_context(version=version), False, NAME)
+    client = hydrogen.Secure(
+        sock, hydrogen.SimpleFrameBuilder, certificates.client_context(version=version), False, NAME
+    )
     monkeypatch.setattr(select, "poll", Poll)
     mine = []
 
@@ -170,7 +213,8 @@ def test_a_signal_handler_may_send_while_its_thread_is_in_the_handshake(pair, af
         client.handshake(PATIENCE)
 
     with running(shake_hands):
-        assert entered.wait(PATIENCE)  # until then the server says nothing, so that there is something to wait for
+        # until then the server says nothing, so that there is something to wait for
+        assert entered.wait(PATIENCE)
         assert server.b_recv(PATIENCE).payload() == b"signal"
     assert handled == [where]
 
@@ -234,7 +278,8 @@ def test_what_was_sent_before_the_handshake_goes_out_after_it_in_order(pair, ver
 def test_f37_a_call_that_sends_takes_no_message_off_the_socket(pair, version, how):
     """Or the fd would not be readable any more, and who waits for messages would not hear of it.
 
-    The peer ends the handshake and sends a message in one go: in TLS 1.2 that can only be a server, in TLS 1.3 a client.
+    The peer ends the handshake and sends a message in one go: in TLS 1.2 that can only be a server,
+    in TLS 1.3 a client.
     """
     ours, sock = pair()
     server_side = version == ssl.TLSVersion.TLSv1_3
@@ -312,7 +357,9 @@ BAD = {
 @pytest.mark.clause("T15")
 @pytest.mark.parametrize(("certificate", "reason"), BAD.values(), ids=BAD)
 @pytest.mark.parametrize("how", ["handshake", "b_recv", "b_send", "nb_recv", "nb_send"])
-def test_a_bad_certificate_of_the_server_fails_the_handshake_on_both_sides(pair, version, certificate, reason, how):
+def test_a_bad_certificate_of_the_server_fails_the_handshake_on_both_sides(
+    pair, version, certificate, reason, how
+):
     ours, peer = pair()
     server = secure(ours, context=certificates.server_context(certificate, version=version))
     client = secure(peer, version=version, server_side=False)
@@ -348,7 +395,9 @@ def test_a_bad_certificate_of_the_server_fails_the_handshake_on_both_sides(pair,
         server.nb_recv()
 
 
-@pytest.mark.parametrize("certificate", [None, certificates.FOREIGN_CLIENT], ids=["none", "by a stranger"])
+@pytest.mark.parametrize(
+    "certificate", [None, certificates.FOREIGN_CLIENT], ids=["none", "by a stranger"]
+)
 def test_a_client_without_the_certificate_that_is_asked_for_is_refused(pair, version, certificate):
     ours, peer = pair()
     server = secure(ours, context=certificates.server_context(version=version, ask=True))
@@ -366,7 +415,11 @@ def test_a_client_without_the_certificate_that_is_asked_for_is_refused(pair, ver
 def test_a_client_with_the_certificate_that_is_asked_for_is_known(pair, version):
     ours, peer = pair()
     server = secure(ours, context=certificates.server_context(version=version, ask=True))
-    client = secure(peer, server_side=False, context=certificates.client_context(certificates.CLIENT, version=version))
+    client = secure(
+        peer,
+        server_side=False,
+        context=certificates.client_context(certificates.CLIENT, version=version),
+    )
     with running(lambda: client.b_send(hydrogen.ChunkFrame(b"it is me"))):
         assert server.b_recv().payload() == b"it is me"
     assert ("email", certificates.CLIENT_NAME) in server._session.info("peercert")["subjectAltName"]
@@ -414,7 +467,10 @@ def test_a_second_thread_waits_for_the_handshake_within_its_own_time(pair, versi
     server = secure(ours, version=version)
     client = secure(peer, version=version, server_side=False)
     with running(lambda: server.b_recv()):
-        wait_until(lambda: not server._hands.acquire(blocking=False) or server._hands.release(), "the other thread waits for the client")
+        wait_until(
+            lambda: not server._hands.acquire(blocking=False) or server._hands.release(),
+            "the other thread waits for the client",
+        )
         with pytest.raises(TimeoutError):
             server.handshake(0.001)
         with pytest.raises(BlockingIOError):
@@ -456,7 +512,7 @@ def test_f35_renegotiation_is_refused(pair):
     assert context.options & ssl.OP_NO_RENEGOTIATION
 
 
-# ---------------------------------------------------------------------------------------------------- the end
+# ------------------------------------------------------------------------------------------ the end
 
 
 def test_shutdown_sends_close_notify(pair, version):
@@ -464,7 +520,9 @@ def test_shutdown_sends_close_notify(pair, version):
     server = secure(ours, version=version)
 
     def client():
-        with wrapped(peer, certificates.client_context(version=version), server_hostname=NAME) as sock:
+        with wrapped(
+            peer, certificates.client_context(version=version), server_hostname=NAME
+        ) as sock:
             assert sock.recv(100) == b"bye"
             assert sock.recv(100) == b""  # it raises SSLEOFError at an end without one
 
@@ -497,7 +555,11 @@ def test_f34_also_inside_a_frame_and_inside_a_record(pair, version):
         server.nb_recv()
 
 
-@pytest.mark.parametrize("sent", [b"", b"\x16", b"\x16\x03\x01\x01\x00half a client hello"], ids=["nothing", "a byte", "half of it"])
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"\x16", b"\x16\x03\x01\x01\x00half a client hello"],
+    ids=["nothing", "a byte", "half of it"],
+)
 @pytest.mark.parametrize("how", ["nb_recv", "b_recv", "handshake", "b_send", "nb_send"])
 def test_f34_also_in_the_handshake(pair, sent, how):
     ours, peer = pair()
@@ -533,7 +595,10 @@ def test_a_bad_record_comes_after_what_was_good(pair, version):
     assert payloads(server.nb_recv()) == [b"good"]
     errors = set()
     for recv in (server.nb_recv, server.b_recv):
-        with pytest.raises(ssl.SSLError, match=r"(?i)bad record mac|record layer failure") as raised:  # the latter since OpenSSL 3.2
+        # the latter since OpenSSL 3.2
+        with pytest.raises(
+            ssl.SSLError, match=r"(?i)bad record mac|record layer failure"
+        ) as raised:
             recv()
         errors.add(raised.value)
     assert len(errors) == 1
@@ -564,7 +629,7 @@ def test_the_alert_of_a_refusal_is_read_though_sending_has_failed(pair):
         client.b_recv()
 
 
-# ---------------------------------------------------------------------------------------------------- handing over
+# ------------------------------------------------------------------------------------- handing over
 
 
 def test_hand_over_of_a_handshake_under_way(pair, version):
@@ -591,5 +656,6 @@ def test_hand_over_refuses_a_message_that_is_not_encrypted_yet(pair):
     fd = ours.fileno()
     with pytest.raises(ValueError, match="handshake"):
         stream.hand_over()
-    assert ours.fileno() == -1  # whoever wanted it has it: the garbage collector must not close it under him
+    # whoever wanted it has it: the garbage collector must not close it under him
+    assert ours.fileno() == -1
     os.close(fd)

@@ -1,6 +1,8 @@
-"""What `Plain` and `Secure` have in common, by hand: non-blocking, blocking, from two threads, and what an engine takes over; no server.
+"""What `Plain` and `Secure` have in common, by hand: non-blocking, blocking, from two threads, and
+what an engine takes over; no server.
 
-The other end is a raw socket, so that a test compares two opinions; where both ends are hydrogen's, the wire was compared in another test.
+The other end is a raw socket, so that a test compares two opinions; where both ends are hydrogen's,
+the wire was compared in another test.
 """
 
 import contextlib
@@ -15,7 +17,19 @@ import threading
 
 import certificates
 import pytest
-from by_hand import connected, is_broken, name_of, payloads, read_all, readable, reset, secure, send_rest, shake_hands, waiting_bytes
+from by_hand import (
+    connected,
+    is_broken,
+    name_of,
+    payloads,
+    read_all,
+    readable,
+    reset,
+    secure,
+    send_rest,
+    shake_hands,
+    waiting_bytes,
+)
 from certificates import VERSIONS
 from support import PATIENCE, child, finish, running, simple, wait_event, wait_until
 
@@ -41,14 +55,19 @@ def pair(after):
 
 @pytest.fixture(params=[None, *VERSIONS], ids=["plain", *map(name_of, VERSIONS)])
 def streams(request, pair, after):
-    """`streams(framing)`: both ends of a connection, the server's side first; `version` of TLS, None: none."""
+    """`streams(framing)`: both ends of a connection, the server's side first; `version` of TLS,
+    None: none.
+    """
 
     def streams(framing=None, **options):
         ends = pair(**options)
         if request.param is None:
             made = [hydrogen.Plain(end, framing) for end in ends]
         else:
-            made = [secure(end, framing, version=request.param, server_side=end is ends[0]) for end in ends]
+            made = [
+                secure(end, framing, version=request.param, server_side=end is ends[0])
+                for end in ends
+            ]
         for stream in made:
             after.callback(stream.close)
         return made
@@ -57,7 +76,7 @@ def streams(request, pair, after):
     return streams
 
 
-# ---------------------------------------------------------------------------------------------------- every framing, both ways
+# ------------------------------------------------------------------------- every framing, both ways
 
 
 def websocket(payload):
@@ -74,7 +93,11 @@ FRAMINGS = {
         hydrogen.Checksum32Frame,
         lambda payload: struct.pack(">I", len(payload)) + payload + struct.pack(">I", sum(payload)),
     ),
-    "length": (hydrogen.LengthFrameBuilder, hydrogen.LengthFrame, lambda payload: struct.pack(">I", len(payload)) + payload),
+    "length": (
+        hydrogen.LengthFrameBuilder,
+        hydrogen.LengthFrame,
+        lambda payload: struct.pack(">I", len(payload)) + payload,
+    ),
     "length-2-little": (
         hydrogen.LengthFrameBuilder(width=2, byteorder="little"),
         lambda payload: hydrogen.LengthFrame(payload, 2, "little"),
@@ -86,13 +109,19 @@ FRAMINGS = {
         lambda payload: hydrogen.LineFrame(payload, b"\0\0"),
         lambda payload: payload + b"\0\0",
     ),
-    "websocket": (hydrogen.WebSocketFrameBuilder, lambda payload: hydrogen.WebSocketFrame(payload, 2), websocket),
+    "websocket": (
+        hydrogen.WebSocketFrameBuilder,
+        lambda payload: hydrogen.WebSocketFrame(payload, 2),
+        websocket,
+    ),
 }
 
 MESSAGES = [b"one", b"", b"x" * 125, b"y" * 126, b"three", b"z" * 40_000, b"last"]
 
 framings = pytest.mark.parametrize(("framing", "frame", "wire"), FRAMINGS.values(), ids=FRAMINGS)
-framed = pytest.mark.parametrize(("framing", "frame", "wire"), list(FRAMINGS.values())[1:], ids=list(FRAMINGS)[1:])
+framed = pytest.mark.parametrize(
+    ("framing", "frame", "wire"), list(FRAMINGS.values())[1:], ids=list(FRAMINGS)[1:]
+)
 
 
 @pytest.mark.clause("T13", "F4")
@@ -123,7 +152,9 @@ def test_nb_recv_gives_each_frame_once_it_is_complete(pair, framing, frame, wire
         peer.sendall(data[start : start + step])
         found += stream.nb_recv()
         complete = len(b"".join(frame.to_bytes() for frame in found))
-        assert len(found) == len(messages) or complete + len(wire(messages[len(found)])) > start + step
+        assert (
+            len(found) == len(messages) or complete + len(wire(messages[len(found)])) > start + step
+        )
     assert payloads(found) == messages
     assert [type(one) for one in found] == [type(frame(b""))] * len(messages)
 
@@ -161,7 +192,7 @@ def test_a_builder_of_the_users_may_keep_state(pair):
     assert payloads(stream.nb_recv()) == [b"1:a", b"2:b", b"3:c"]
 
 
-# ---------------------------------------------------------------------------------------------------- non-blocking input
+# ------------------------------------------------------------------------------- non-blocking input
 
 
 @pytest.mark.clause("T13")
@@ -173,7 +204,9 @@ def test_nb_recv_gives_nothing_when_there_is_nothing(streams):
 
 
 def test_after_nothing_there_is_nothing_left_to_read(pair):
-    """Who polls for edges gets no other: so the beginning of a long frame must be read to its last byte."""
+    """Who polls for edges gets no other: so the beginning of a long frame must be read to its last
+    byte.
+    """
     ours, peer = pair()
     stream = hydrogen.Plain(ours, hydrogen.LengthFrameBuilder)
     peer.setblocking(False)
@@ -346,7 +379,7 @@ def test_a_reset_that_a_send_was_told_of_is_no_end_in_order(streams):
         server.nb_recv()
 
 
-# ---------------------------------------------------------------------------------------------------- non-blocking output
+# ------------------------------------------------------------------------------ non-blocking output
 
 
 @pytest.mark.clause("T13", "T5")
@@ -380,7 +413,9 @@ def test_send_makes_a_frame_and_send_of_nothing_only_goes_on(streams):
 
 
 def test_nb_recv_writes_what_is_kept_as_well(streams):
-    """So that a loop that only waits for input does not wait for an answer to what it has not sent."""
+    """So that a loop that only waits for input does not wait for an answer to what it has not
+    sent.
+    """
     server, client = streams(hydrogen.LengthFrameBuilder, buffer=8192)
     shake_hands(server, client)
     server.b_send(hydrogen.LengthFrame(b"first"))
@@ -471,12 +506,14 @@ def test_f17_a_peer_that_has_gone_is_no_sigpipe(after):
     assert finish(process)[0] == "told\n"
 
 
-# ---------------------------------------------------------------------------------------------------- O_NONBLOCK
+# --------------------------------------------------------------------------------------- O_NONBLOCK
 
 
 @pytest.mark.parametrize("blocking", [True, False])
 @pytest.mark.parametrize("number", [True, False], ids=["fd", "socket"])
-def test_it_does_not_matter_whether_the_fd_is_blocking_and_it_stays_so(streams, pair, blocking, number):
+def test_it_does_not_matter_whether_the_fd_is_blocking_and_it_stays_so(
+    streams, pair, blocking, number
+):
     server, client = streams(hydrogen.SimpleFrameBuilder, buffer=8192)
     os.set_blocking(server.fileno(), blocking)
     if number and isinstance(server, hydrogen.Plain):
@@ -507,7 +544,7 @@ def test_the_default_timeout_is_not_waited_for(pair):
         socket.setdefaulttimeout(None)
 
 
-# ---------------------------------------------------------------------------------------------------- blocking
+# ----------------------------------------------------------------------------------------- blocking
 
 
 @pytest.mark.clause("T14")
@@ -544,7 +581,9 @@ def test_b_recv_writes_what_is_kept_while_it_waits(streams):
     shake_hands(server, client)
     with pytest.raises(BlockingIOError):
         client.nb_send(hydrogen.LengthFrame(b"x" * 500_000))
-    with running(lambda: server.b_send(hydrogen.LengthFrame(b"%d" % len(server.b_recv().payload())))):
+    with running(
+        lambda: server.b_send(hydrogen.LengthFrame(b"%d" % len(server.b_recv().payload())))
+    ):
         assert client.b_recv().payload() == b"500000"
 
 
@@ -582,7 +621,9 @@ def test_b_recv_times_out_also_when_the_peer_never_pauses(after):
 
 
 @pytest.mark.parametrize(
-    ("timeout", "error"), [(-1, ValueError), (float("nan"), ValueError), ("1", TypeError), (True, TypeError)], ids=repr
+    ("timeout", "error"),
+    [(-1, ValueError), (float("nan"), ValueError), ("1", TypeError), (True, TypeError)],
+    ids=repr,
 )
 def test_a_wrong_timeout_is_an_error(streams, timeout, error):
     server, _ = streams()
@@ -601,8 +642,11 @@ def test_a_signal_in_between_is_survived(streams):
     server, client = streams(hydrogen.SimpleFrameBuilder)
     shake_hands(server, client)
     main = threading.main_thread().ident
-    # What b_recv waits for is sent by the signal handler, which only runs when the system call was interrupted.
-    before = signal.signal(signal.SIGUSR1, lambda *args: client.nb_send(hydrogen.SimpleFrame(b"from the handler")))
+    # What b_recv waits for is sent by the signal handler, which only runs when the system call was
+    # interrupted.
+    before = signal.signal(
+        signal.SIGUSR1, lambda *args: client.nb_send(hydrogen.SimpleFrame(b"from the handler"))
+    )
     try:
         with running(lambda: signal.pthread_kill(main, signal.SIGUSR1)):
             assert server.b_recv().payload() == b"from the handler"
@@ -610,7 +654,7 @@ def test_a_signal_in_between_is_survived(streams):
         signal.signal(signal.SIGUSR1, before)
 
 
-# ---------------------------------------------------------------------------------------------------- two threads
+# -------------------------------------------------------------------------------------- two threads
 
 
 def test_f36_one_thread_sends_while_another_receives_at_both_ends(streams):
@@ -625,7 +669,9 @@ def test_f36_one_thread_sends_while_another_receives_at_both_ends(streams):
         for message in messages:
             assert stream.b_recv(PATIENCE).payload() == message
 
-    with running(lambda: send(server), lambda: send(client), lambda: receive(server), lambda: receive(client)):
+    with running(
+        lambda: send(server), lambda: send(client), lambda: receive(server), lambda: receive(client)
+    ):
         pass
 
 
@@ -655,7 +701,9 @@ def test_non_blocking_calls_from_two_threads_lose_nothing(streams):
             found += payloads(frames)
         assert found == messages
 
-    with running(lambda: send(server), lambda: send(client), lambda: receive(server), lambda: receive(client)):
+    with running(
+        lambda: send(server), lambda: send(client), lambda: receive(server), lambda: receive(client)
+    ):
         pass
 
 
@@ -695,7 +743,9 @@ def test_after_shutdown_nothing_can_be_sent(streams):
 
 
 def test_after_shutdown_input_has_ended_in_order_also_when_the_peer_goes_on_sending(pair):
-    """The kernel answers what it sends by a reset (tcp(7)): nobody is to take that for the peer's."""
+    """The kernel answers what it sends by a reset (tcp(7)): nobody is to take that for the
+    peer's.
+    """
     ours, peer = pair(socket.AF_INET)
     stream = hydrogen.Plain(ours, hydrogen.SimpleFrameBuilder)
     stream.shutdown()
@@ -714,7 +764,7 @@ def test_shutdown_of_what_the_peer_has_reset_is_quiet(pair):
     stream.shutdown()
 
 
-# ---------------------------------------------------------------------------------------------------- whose the fd is
+# ---------------------------------------------------------------------------------- whose the fd is
 
 
 def made_of_a_number(kind, fd):
@@ -732,7 +782,9 @@ def test_the_garbage_collector_never_closes_a_number(pair, kind):
 
 
 @pytest.mark.parametrize("wrong", ["framing", "context", "type"])
-def test_the_garbage_collector_does_not_close_it_either_when_the_stream_could_not_be_made(pair, after, wrong):
+def test_the_garbage_collector_does_not_close_it_either_when_the_stream_could_not_be_made(
+    pair, after, wrong
+):
     ours, _ = pair()
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     after.callback(udp.close)
@@ -786,7 +838,15 @@ def test_after_close_input_has_ended_and_nothing_can_be_sent(streams):
 @pytest.mark.parametrize("kind", ["Plain", "Secure"])
 @pytest.mark.parametrize(
     ("what", "error"),
-    [("text", TypeError), (None, TypeError), (True, TypeError), (1.5, TypeError), (-1, ValueError), ("file", OSError), ("udp", ValueError)],
+    [
+        ("text", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        (1.5, TypeError),
+        (-1, ValueError),
+        ("file", OSError),
+        ("udp", ValueError),
+    ],
 )
 def test_what_is_no_stream_socket_is_refused(after, kind, what, error):
     sock_or_fd = what
@@ -805,7 +865,12 @@ def test_hand_over_gives_what_was_read_and_what_was_not_written(streams):
     builder = hydrogen.LengthFrameBuilder()
     server, client = streams(builder, buffer=8192)
     shake_hands(server, client)
-    client.nb_send(hydrogen.ChunkFrame(b"".join(hydrogen.LengthFrame(message).to_bytes() for message in (b"one", b"two")) + b"\0\0"))
+    client.nb_send(
+        hydrogen.ChunkFrame(
+            b"".join(hydrogen.LengthFrame(message).to_bytes() for message in (b"one", b"two"))
+            + b"\0\0"
+        )
+    )
     assert server.b_recv().payload() == b"one"
     with pytest.raises(BlockingIOError):
         server.nb_send(hydrogen.LengthFrame(b"x" * 100_000))
@@ -820,7 +885,11 @@ def test_hand_over_gives_what_was_read_and_what_was_not_written(streams):
         # What an engine does with it: first `unsent`, then what it encrypts itself.
         more = hydrogen.LengthFrame(b"more").to_bytes()
         sock.setblocking(True)
-        with running(lambda: sock.sendall(given.unsent + (given.session.encrypt(more) if given.session else more))):
+        with running(
+            lambda: sock.sendall(
+                given.unsent + (given.session.encrypt(more) if given.session else more)
+            )
+        ):
             assert [client.b_recv().payload() for _ in range(2)] == [b"x" * 100_000, b"more"]
         client.b_send(hydrogen.ChunkFrame(b"\0\4rest"))
         data = sock.recv(1000)
@@ -900,7 +969,9 @@ def test_a_signal_handler_may_send_by_the_client_whose_call_it_has_interrupted(i
 
 
 @pytest.mark.parametrize("first", ["send", "recv"])
-def test_what_a_signal_handler_sends_within_another_call_is_sent_to_the_end_by_that_one(interrupted, first):
+def test_what_a_signal_handler_sends_within_another_call_is_sent_to_the_end_by_that_one(
+    interrupted, first
+):
     """Also when it is more than the kernel takes."""
     message = bytes(1 << 22)
     client, peer = interrupted(lambda client: client.send(message))
@@ -966,7 +1037,7 @@ def test_what_another_thread_has_left_is_seen_to_also_by_who_is_interrupted(inte
     client.close()
 
 
-# ---------------------------------------------------------------------------------------------------- a user's stream made of one
+# ---------------------------------------------------------------------- a user's stream made of one
 
 
 class KeepingFrame(hydrogen.SimpleFrame):
@@ -1002,7 +1073,9 @@ class Upstreams(hydrogen.Stream):
 
 @pytest.mark.clause("T5", "T19")
 def test_a_stream_that_makes_a_frame_of_what_it_is_given_sends_no_message_that_nobody_sent(pair):
-    """Asked to go on with what was kept, with `b""`, it writes no empty frame; an empty message it does write."""
+    """Asked to go on with what was kept, with `b""`, it writes no empty frame; an empty message it
+    does write.
+    """
     ours, peer = pair(buffer=8192)
     port = StreamAdapter(Upstreams(ours.fileno()))
     other = hydrogen.Plain(peer, hydrogen.SimpleFrameBuilder)
@@ -1019,11 +1092,13 @@ def test_a_stream_that_makes_a_frame_of_what_it_is_given_sends_no_message_that_n
     assert found == [b"x" * 60_000, b"", b"end"]
 
 
-# ---------------------------------------------------------------------------------------------------- a user's stream, as an engine uses it
+# ------------------------------------------------------------ a user's stream, as an engine uses it
 
 
 class Scripted(hydrogen.Stream):
-    """A stream without an fd: `received` and `sending` are called by `recv` and `send`; `written` is what was sent."""
+    """A stream without an fd: `received` and `sending` are called by `recv` and `send`; `written`
+    is what was sent.
+    """
 
     def __init__(self, received=list, sending=lambda data: None):
         self.received, self.sending = received, sending
@@ -1081,7 +1156,7 @@ def test_nonsense_that_cannot_be_described_is_a_handler_error():
         StreamAdapter(Scripted(lambda: [Strange()])).receive()
 
 
-# ---------------------------------------------------------------------------------------------------- errors that come again, arguments
+# ---------------------------------------------------------------- errors that come again, arguments
 
 
 def entries(error):
@@ -1138,7 +1213,9 @@ def test_an_error_of_sending_that_comes_again_does_not_grow(pair):
     assert max(found[2:]) <= found[1]
 
 
-@pytest.mark.parametrize(("framing", "wire"), [(None, b"abc"), (hydrogen.SimpleFrameBuilder, simple(b"abc"))])
+@pytest.mark.parametrize(
+    ("framing", "wire"), [(None, b"abc"), (hydrogen.SimpleFrameBuilder, simple(b"abc"))]
+)
 def test_a_buffer_that_is_not_contiguous_is_a_type_error_and_nothing_is_sent(pair, framing, wire):
     ours, theirs = pair()
     stream = hydrogen.Plain(ours, framing)

@@ -27,11 +27,23 @@ class Echo(hydrogen.Handler):
 
 
 def run(folder, text, **environment):
-    """Run a module of tests; the lines of pytest's summary, one for each outcome, and all that it printed."""
+    """Run a module of tests; the lines of pytest's summary, one for each outcome, and all that it
+    printed.
+    """
     path = folder / "test_module.py"
     path.write_text(text)
     code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    options = ["-c", "/dev/null", "--rootdir", str(folder), "-p", "no:cacheprovider", "-rA", "-W", "error"]
+    options = [
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(folder),
+        "-p",
+        "no:cacheprovider",
+        "-rA",
+        "-W",
+        "error",
+    ]
     out, err = finish(child(code, *options, str(path), PYTEST_ADDOPTS="", **environment), None)
     assert err == ""
     found = re.findall(r"^(PASSED|FAILED|ERROR) \S+::test_(\S+)", out, re.MULTILINE)
@@ -69,7 +81,8 @@ def test_stopped_before_this_one():
 
 def test_elsewhere(hydrogen_serve, hydrogen_connect, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a path may be too long for a socket
-    for server in (hydrogen_serve(Echo(), path="one"), hydrogen_serve(Echo(), hydrogen.Config(path="two"))):
+    config = hydrogen.Config(path="two")
+    for server in (hydrogen_serve(Echo(), path="one"), hydrogen_serve(Echo(), config)):
         client = hydrogen_connect(server)
         client.send(b"hello")
         assert client.recv() == b"hello"
@@ -162,11 +175,19 @@ def test_what_a_test_leaves_behind_fails_it_and_is_named(engine, tmp_path):
         f"ERROR blocked[{engine}]",
         f"ERROR paused[{engine}]",
         f"ERROR raised[{engine}]",
-        *(f"PASSED {name}[{engine}]" for name in ("after_a_blocked_one", "blocked", "expected", "paused", "raised")),
+        *(
+            f"PASSED {name}[{engine}]"
+            for name in ("after_a_blocked_one", "blocked", "expected", "paused", "raised")
+        ),
     ], out
     out = out.partition("short test summary info")[0]  # where CI is set, that has all of it again
     address = r"server on \('127.0.0.1', \d+\)"
-    assert len(re.findall(rf"^{address}: connections whose callbacks have not returned: 1$", out, re.M)) == 1
+    assert (
+        len(
+            re.findall(rf"^{address}: connections whose callbacks have not returned: 1$", out, re.M)
+        )
+        == 1
+    )
     assert len(re.findall(r"^hydrogen-worker-\d is still in a callback:$", out, re.M)) == 2
     assert out.count("in block\n    threading.Event().wait()") == 2
     assert len(re.findall(rf"^{address}: connections reset after stop_timeout: 1$", out, re.M)) == 1
@@ -181,15 +202,28 @@ def test_without_a_choice_each_engine_there_is_has_its_run(tmp_path):
         engines = ["compiled", "python"]
     except hydrogen.EngineUnavailable:
         engines = ["python"]
-    text = HEAD + "\ndef test_any(hydrogen_engine, hydrogen_serve):\n    assert hydrogen_serve(Echo()).engine == hydrogen_engine\n"
+    text = (
+        HEAD
+        + "\ndef test_any(hydrogen_engine, hydrogen_serve):\n"
+        + "    assert hydrogen_serve(Echo()).engine == hydrogen_engine\n"
+    )
     for choice in ("", "auto"):
         outcomes, out = run(tmp_path, text, HYDROGEN_ENGINE=choice)
         assert outcomes == [f"PASSED any[{name}]" for name in engines], out
 
 
 def test_who_does_not_name_the_plugin_has_nothing_of_it(tmp_path):
-    finish(child("import sys, hydrogen, hydrogen.__main__; assert not {'pytest', 'hydrogen.testing'} & set(sys.modules)"), 0)
-    text = "import sys\n\ndef test_absent(request):\n    assert not [name for name in sys.modules if name.startswith('hydrogen')]\n"
+    finish(
+        child(
+            "import sys, hydrogen, hydrogen.__main__; assert not {'pytest', 'hydrogen.testing'} & "
+            "set(sys.modules)"
+        ),
+        0,
+    )
+    text = (
+        "import sys\n\ndef test_absent(request):\n    assert not [name for name in sys.modules if "
+        "name.startswith('hydrogen')]\n"
+    )
     outcomes, out = run(tmp_path, text)
     assert outcomes == ["PASSED absent"], out
 
@@ -197,7 +231,9 @@ def test_who_does_not_name_the_plugin_has_nothing_of_it(tmp_path):
 GUIDES = [
     block
     for path in sorted((ROOT / "docs").rglob("*.md"))
-    for block in re.findall(r"^```python[^\n]*\n(.+?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    for block in re.findall(
+        r"^```python[^\n]*\n(.+?)^```", path.read_text(), re.MULTILINE | re.DOTALL
+    )
     if "hydrogen.testing" in block
 ]
 
@@ -208,6 +244,10 @@ def test_the_guide_speaks_of_every_fixture_and_its_tests_pass(engine, tmp_path):
         names = re.findall(r"^def test_(\w+)", block, re.MULTILINE)
         outcomes, out = run(tmp_path, block, HYDROGEN_ENGINE=engine)
         assert outcomes == sorted(f"PASSED {name}[{engine}]" for name in names), out
-    fixtures = set(re.findall(r"^def (hydrogen_\w+)", (ROOT / "hydrogen" / "testing.py").read_text(), re.MULTILINE))
+    fixtures = set(
+        re.findall(
+            r"^def (hydrogen_\w+)", (ROOT / "hydrogen" / "testing.py").read_text(), re.MULTILINE
+        )
+    )
     text = "".join(path.read_text() for path in (ROOT / "docs").rglob("*.md"))
     assert [name for name in fixtures if f"`{name}" not in text] == []

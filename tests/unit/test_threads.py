@@ -19,7 +19,9 @@ set_late.restype = None
 
 
 def test_a_thread_outlives_an_exception_that_is_set_as_it_goes_on_after_another():
-    """As it is made the first one sets the second, by C code only, so that it comes at the next jump."""
+    """As it is made the first one sets the second, by C code only, so that it comes at the next
+    jump.
+    """
     iterations = []
 
     class Late(BaseException):
@@ -27,7 +29,9 @@ def test_a_thread_outlives_an_exception_that_is_set_as_it_goes_on_after_another(
 
     def run():
         order = ctypes.c_ulong(threading.get_ident()), ctypes.py_object(Late)
-        Late.__init__ = staticmethod(functools.partial(next, map(set_late, *map(itertools.repeat, order, (1, 1))), None))
+        Late.__init__ = staticmethod(
+            functools.partial(next, map(set_late, *map(itertools.repeat, order, (1, 1))), None)
+        )
 
         def iterate():
             iterations.append(None)
@@ -42,7 +46,7 @@ def test_a_thread_outlives_an_exception_that_is_set_as_it_goes_on_after_another(
     assert len(iterations) == 3
 
 
-def test_the_log_thread_loses_neither_a_line_nor_its_end_to_an_exception_that_is_set_while_it_waits():
+def test_the_log_thread_loses_no_line_and_not_its_end_to_an_exception_set_while_it_waits():
     """It comes when the queue has given what the thread waited for."""
     written, interruptions = [], []
     given = iter([functools.partial(written.append, "a line"), None, None, None])
@@ -92,7 +96,9 @@ def test_a_worker_leaves_although_an_exception_comes_as_it_does():
             super().clear()
             raise KeyboardInterrupt
 
-    pool = Pool(1, lambda: True, lambda: None, lambda connection, error: None, lambda: None, lambda: False)
+    pool = Pool(
+        1, lambda: True, lambda: None, lambda connection, error: None, lambda: None, lambda: False
+    )
     pool._workers[0].hands = Hands()
     pool.start()
     assert pool.end(PATIENCE) == 0

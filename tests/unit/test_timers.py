@@ -52,7 +52,9 @@ def test_one_ring_runs_one_timer_and_the_alarm_is_set_for_the_next_one(clockwork
 
 
 @pytest.mark.clause("S42")
-def test_a_timer_is_called_though_the_alarm_for_the_next_one_could_not_be_set_and_so_is_that_one(clockwork, error_log):
+def test_a_timer_is_called_though_the_alarm_for_the_next_one_could_not_be_set_and_so_is_that_one(
+    clockwork, error_log
+):
     calls, alarms = [], []
     for number in range(2):
         clockwork.add(number - 10, lambda number=number: calls.append(number))
@@ -119,7 +121,14 @@ def test_the_alarm_for_the_next_one_is_set_before_the_callback(clockwork):
 @pytest.mark.clause("S44", "S42")
 def test_a_callback_may_add_one_and_run_others(clockwork):
     calls = []
-    clockwork.add(-1, lambda: (clockwork.add(-1, lambda: calls.append("inner")), clockwork.ring(), calls.append("outer")))
+    clockwork.add(
+        -1,
+        lambda: (
+            clockwork.add(-1, lambda: calls.append("inner")),
+            clockwork.ring(),
+            calls.append("outer"),
+        ),
+    )
     assert clockwork.ring()
     assert calls == ["inner", "outer"]
 
@@ -156,7 +165,11 @@ def test_a_timer_is_run_or_cancelled_and_never_both(clockwork):
 
 
 @pytest.mark.clause("S45")
-@pytest.mark.parametrize("error", [ZeroDivisionError("mine"), SystemExit(1), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error",
+    [ZeroDivisionError("mine"), SystemExit(1), KeyboardInterrupt()],
+    ids=lambda error: type(error).__name__,
+)
 def test_what_a_callback_raises_is_logged_and_the_next_one_is_run(clockwork, error_log, error):
     calls = []
 
@@ -174,7 +187,7 @@ def test_what_a_callback_raises_is_logged_and_the_next_one_is_run(clockwork, err
     assert "call_later" in record.getMessage()
 
 
-# ---------------------------------------------------------------------------------------------------- re-entry
+# ----------------------------------------------------------------------------------------- re-entry
 
 
 def storm(clockwork, calls):
@@ -192,7 +205,9 @@ def storm(clockwork, calls):
 
 @pytest.mark.clause("S57", "S42", "S43")
 @pytest.mark.parametrize("inside", ["add", "cancel", "ring"])
-def test_timers_may_be_added_and_cancelled_between_any_two_lines_of_what_their_thread_does(clockwork, inside):
+def test_timers_may_be_added_and_cancelled_between_any_two_lines_of_what_their_thread_does(
+    clockwork, inside
+):
     number, came = 0, True
     while came:
         calls = []
@@ -206,7 +221,9 @@ def test_timers_may_be_added_and_cancelled_between_any_two_lines_of_what_their_t
         while clockwork.ring():
             pass
         expected = {"add": ["outer", "added"], "cancel": [], "ring": ["outer"]}[inside]
-        assert sorted(calls) == sorted(expected + ["inner"] * came), f"interrupted before line {number}"
+        assert sorted(calls) == sorted(expected + ["inner"] * came), (
+            f"interrupted before line {number}"
+        )
         number += 1
     assert number > 3
 
@@ -281,7 +298,9 @@ def test_a_look_that_fails_for_want_of_memory_is_made_again(clockwork, error_log
 
 @pytest.mark.parametrize("cancelled", [0, 3 * SLACK])
 @pytest.mark.clause("S43", "S44")
-def test_an_exception_from_outside_at_any_moment_of_a_ring_costs_no_timer(clockwork, error_log, cancelled):
+def test_an_exception_from_outside_at_any_moment_of_a_ring_costs_no_timer(
+    clockwork, error_log, cancelled
+):
     class Outside(BaseException):
         pass
 

@@ -20,7 +20,9 @@ class Watched(TlsSession):
 def shaken(version):
     """A server's and a client's session, done with their handshake."""
     server = TlsSession(certificates.server_context(version=version), server_side=True)
-    client = TlsSession(certificates.client_context(version=version), server_side=False, server_hostname="localhost")
+    client = TlsSession(
+        certificates.client_context(version=version), server_side=False, server_hostname="localhost"
+    )
     client.start()
     while not (server.is_ready and client.is_ready):
         server.receive(client.take())

@@ -1,4 +1,6 @@
-"""The watchdog, with workers of the test's own: it tells of each callback that is slow once, with its stack."""
+"""The watchdog, with workers of the test's own: it tells of each callback that is slow once, with
+its stack.
+"""
 
 import logging
 import threading
@@ -35,7 +37,11 @@ def watchdog(workers):
 
 @pytest.fixture
 def lines(caplog):
-    return lambda: [record.getMessage() for record in caplog.get_records("call") if record.levelno == logging.WARNING]
+    return lambda: [
+        record.getMessage()
+        for record in caplog.get_records("call")
+        if record.levelno == logging.WARNING
+    ]
 
 
 def lingering_in_a_function_of_this_name(workers, event):
@@ -49,18 +55,23 @@ def test_a_slow_callback_is_told_of_once_with_its_stack_and_counted(workers, wat
     go = threading.Event()
     with running(lambda: lingering_in_a_function_of_this_name(workers, go)):
         wait_until(lambda: watchdog.slow == 1, "it is found slow")
-        workers.inside[0] = 7  # another, which is found later, when the first has been slow for as long again
+        # another, which is found later, when the first has been slow for as long again
+        workers.inside[0] = 7
         wait_until(lambda: watchdog.slow == 2, "so is the other")
         go.set()
     wait_until(lambda: len(lines()) == 2, "both are logged")
-    assert ("lingering_in_a_function_of_this_name" if has_gil() else "no stack: without a GIL") in lines()[0]
+    assert (
+        "lingering_in_a_function_of_this_name" if has_gil() else "no stack: without a GIL"
+    ) in lines()[0]
     assert ("has ended in the meantime" if has_gil() else "no stack: without a GIL") in lines()[1]
 
 
 @pytest.mark.slow
 @pytest.mark.clause("C41")
 def test_each_callback_of_one_worker_has_its_own_time(workers, lines):
-    """The first worker goes from one callback to the next, faster than it takes to be slow; the second lingers."""
+    """The first worker goes from one callback to the next, faster than it takes to be slow; the
+    second lingers.
+    """
     number = 0
     watchdog = Watchdog(1.0, workers.running, RateLimitedLog(lambda seconds, callback: None))
     watchdog.start()
@@ -99,7 +110,9 @@ def test_nobody_is_told_of_when_nobody_works(workers, watchdog, lines):
 
 
 def test_it_ends_although_its_time_is_long(workers):
-    watchdog = Watchdog(1_000_000.0, workers.running, RateLimitedLog(lambda seconds, callback: None))
+    watchdog = Watchdog(
+        1_000_000.0, workers.running, RateLimitedLog(lambda seconds, callback: None)
+    )
     watchdog.start()
     watchdog.end(PATIENCE)
 
