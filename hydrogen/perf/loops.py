@@ -192,10 +192,10 @@ class Loops:
         numbers = shares(number, len(self._loops))
         self._together(
             [
-                lambda loop=loop, share=share: loop.run(seconds, share)
+                lambda loop=loop, share=share: loop.run(seconds, share)  # type: ignore[misc]
                 for loop, share in zip(self._loops, numbers, strict=True)
             ]
-        )  # type: ignore[misc]
+        )
 
     def drain(self) -> None:
         """As of a hot loop."""

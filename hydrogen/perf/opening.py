@@ -260,8 +260,8 @@ class Opener:
         if (
             family != socket.AF_INET
             or index < PER_SOURCE
-            or not ipaddress.ip_address(address[0]).is_loopback
-        ):  # type: ignore[index]
+            or not ipaddress.ip_address(address[0]).is_loopback  # type: ignore[index]
+        ):
             return None
         return f"127.0.0.{1 + index // PER_SOURCE}"
 
