@@ -17,7 +17,10 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 
 # The standard library's pages would have to be fetched. Sphinx 8.1, the last one for Python 3.10,
 # writes some names short.
-OTHERS = r"(collections|ipaddress|os|socket|ssl|types)\..*|Allowed|Framing|Options|SSLContext"
+OTHERS = (
+    r"(collections|ipaddress|os|socket|ssl|types)\..*"
+    r"|Allowed|Framing|Handoff|Options|Overload|ProxyProtocol|SSLContext"
+)
 nitpick_ignore_regex = [("py:.*", OTHERS)]
 
 html_theme = "furo"

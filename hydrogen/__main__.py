@@ -18,10 +18,10 @@ import logging
 import os
 import ssl
 import sys
-from typing import Any
+from typing import Any, get_args
 
 from hydrogen.backend import CHOICES
-from hydrogen.config import Config
+from hydrogen.config import Config, Handoff, Overload, ProxyProtocol
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import HydrogenError
 from hydrogen.frame import BUILT_IN, FrameBuilder
@@ -107,7 +107,7 @@ def _listening_options(options: argparse._ArgumentGroup) -> None:
     )
     options.add_argument(
         "--proxy-protocol",
-        choices=("off", "v1", "v2", "auto"),
+        choices=get_args(ProxyProtocol),
         default="off",
         help="each connection begins with a PROXY header (default: %(default)s)",
     )
@@ -135,7 +135,7 @@ def _limit_options(options: argparse._ArgumentGroup) -> None:
     )
     options.add_argument(
         "--overload",
-        choices=("pause", "close"),
+        choices=get_args(Overload),
         default=Config.overload,
         help="what to do at --max-connections (default: %(default)s)",
     )
@@ -181,7 +181,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--handoff",
-        choices=("auto", "inline", "eager"),
+        choices=get_args(Handoff),
         default="auto",
         help="when to wake another thread (default: %(default)s)",
     )

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
-from typing import Any, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from hydrogen.errors import Timeout, described
 from hydrogen.frame import FrameBuilder, builder_of
@@ -27,6 +27,10 @@ MAX_SECONDS = 1_000_000_000
 """Longest timeout: some thirty years."""
 
 Framing = FrameBuilder | type[FrameBuilder] | None
+
+Overload = Literal["pause", "close"]
+ProxyProtocol = Literal["off", "v1", "v2", "auto"]
+Handoff = Literal["auto", "inline", "eager"]
 
 
 def _whole(name: str, value: object, low: int, high: int) -> None:
@@ -145,7 +149,7 @@ class Config:
     socket_options: Sequence[tuple[int, int, int | bytes]] = ()
     max_connections: int | None = None
     max_connections_per_ip: int | None = None
-    overload: str = "pause"
+    overload: Overload = "pause"
     write_buffer_limits: tuple[int, int] = (65_536, 262_144)
     max_write_buffer: int = 16 << 20
     max_buffered: int = 512 << 20
@@ -154,11 +158,11 @@ class Config:
     idle_timeout: float | None = None
     frame_timeout: float | None = 60.0
     write_timeout: float | None = 60.0
-    proxy_protocol: str = "off"
+    proxy_protocol: ProxyProtocol = "off"
     proxy_allow_from: Sequence[Allowed | str] = ()
     stop_timeout: float = 8.0
     slow_callback: float | None = None
-    handoff: str = "auto"
+    handoff: Handoff = "auto"
     builder: FrameBuilder | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
@@ -186,7 +190,7 @@ class Config:
                 f"stop_timeout: must be 0 or more, and at most {MAX_SECONDS} seconds, not "
                 f"{described(self.stop_timeout)}"
             )
-        _choice("handoff", self.handoff, "auto", "inline", "eager")
+        _choice("handoff", self.handoff, *get_args(Handoff))
 
     def _check_listener(self) -> None:
         if is_several(self.addr):
@@ -263,8 +267,8 @@ class Config:
             _whole("max_connections", self.max_connections, 1, MAX_SLOTS)
         if self.max_connections_per_ip is not None:
             _whole("max_connections_per_ip", self.max_connections_per_ip, 1, MAX_SLOTS)
-        _choice("overload", self.overload, "pause", "close")
-        _choice("proxy_protocol", self.proxy_protocol, "off", "v1", "v2", "auto")
+        _choice("overload", self.overload, *get_args(Overload))
+        _choice("proxy_protocol", self.proxy_protocol, *get_args(ProxyProtocol))
         object.__setattr__(self, "proxy_allow_from", allowed_networks(self.proxy_allow_from))
         if (self.proxy_protocol == "off") is not (self.proxy_allow_from == ()):
             raise ValueError(
@@ -329,7 +333,7 @@ class Options(TypedDict, total=False):
     socket_options: Sequence[tuple[int, int, int | bytes]]
     max_connections: int | None
     max_connections_per_ip: int | None
-    overload: str
+    overload: Overload
     write_buffer_limits: tuple[int, int]
     max_write_buffer: int
     max_buffered: int
@@ -338,11 +342,11 @@ class Options(TypedDict, total=False):
     idle_timeout: float | None
     frame_timeout: float | None
     write_timeout: float | None
-    proxy_protocol: str
+    proxy_protocol: ProxyProtocol
     proxy_allow_from: Sequence[Allowed | str]
     stop_timeout: float
     slow_callback: float | None
-    handoff: str
+    handoff: Handoff
 
 
 def default_max_connections() -> int:

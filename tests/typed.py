@@ -35,3 +35,5 @@ def mistaken() -> None:
     hydrogen.begin(Echo(), prot=80)  # type: ignore[call-arg]
     hydrogen.begin(Echo(), on_started=7)  # type: ignore[arg-type]
     hydrogen.Config(addr=80)  # type: ignore[arg-type]
+    hydrogen.serve(Echo(), overload="drop")  # type: ignore[arg-type]
+    hydrogen.Config(proxy_protocol="v3")  # type: ignore[arg-type]

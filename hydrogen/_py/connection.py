@@ -53,7 +53,7 @@ import math
 import socket
 import ssl
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hydrogen._py import mailbox, poller
 from hydrogen._py.addresses import Place
@@ -65,7 +65,7 @@ from hydrogen._py.streams import SocketTransport
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause
 from hydrogen.handler import Callbacks
-from hydrogen.proxy import HeaderReader, ProxyHeader, Versions
+from hydrogen.proxy import HeaderReader, ProxyHeader
 
 if TYPE_CHECKING:
     from hydrogen.log import RateLimitedLog
@@ -232,7 +232,7 @@ class Connection(Output):
         self.place = place
         versions = loop.config.proxy_protocol
         # None: none is to come, or it is here
-        self.header = None if versions == "off" else HeaderReader(cast(Versions, versions))
+        self.header = None if versions == "off" else HeaderReader(versions)
         # after the header, as long as they may become another one
         self.first_bytes: bytes | None = None
         unattended = (
