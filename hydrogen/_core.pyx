@@ -835,7 +835,7 @@ def _close_stream(stream):
     fd stay open.
     """
     close = stream.close
-    if getattr(close, "__func__", None) is Stream.close:
+    if type(close) is MethodType and close.__func__ is Stream.close and close.__self__ is stream:
         close_fd(stream.fileno())
     else:
         close()

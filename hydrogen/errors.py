@@ -200,7 +200,7 @@ _CAUSE, _CONTEXT = (BaseException.__dict__[name] for name in ("__cause__", "__co
 def is_ctrl_c(error: BaseException) -> bool:
     """Whether it interrupts the main thread, and only happened to come where it was caught."""
     return (
-        isinstance(error, KeyboardInterrupt)
+        issubclass(type(error), KeyboardInterrupt)
         and threading.current_thread() is threading.main_thread()
     )
 

@@ -161,7 +161,7 @@ class Steps:
             self._steps[self._next]()
         except BaseException as error:
             self._tries -= 1
-            if isinstance(error, SHORT_OF_MEMORY) and self._tries > 0:
+            if issubclass(type(error), SHORT_OF_MEMORY) and self._tries > 0:
                 time.sleep(SHORTAGE)
                 return
             self._next += 1

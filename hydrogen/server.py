@@ -518,9 +518,9 @@ def begin(
 def _replaced(config: Config | None, options: Options) -> Config | None:
     if not options:
         return config
-    unknown = options.keys() - Config.__dataclass_fields__.keys()
-    for name in sorted(unknown):
-        close = difflib.get_close_matches(name, Config.__dataclass_fields__, 1)
+    known = [field.name for field in dataclasses.fields(Config) if field.init]
+    for name in sorted(options.keys() - set(known)):
+        close = difflib.get_close_matches(name, known, 1)
         raise TypeError(
             f"there is no option {name!r}{f'; did you mean {close[0]!r}?' if close else ''}"
         )

@@ -9,18 +9,24 @@ free-threading HOWTO). Nothing here acts: a slow callback is told of, once, and 
 
 from __future__ import annotations
 
-import gc
+import faulthandler
 import logging
+import os
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from types import FrameType
 
 from hydrogen.guard import outlive
 from hydrogen.log import RateLimitedLog
+
+MAY_DEADLOCK = sys.version_info < (3, 11, 9) or (3, 12) <= sys.version_info < (3, 12, 3)
+"""Whether the collector may run within `sys._current_frames`, with a lock held that others wait for
+who have the GIL (CPython's issue 106883)."""
+
+ENDED = "(no stack: the worker has ended in the meantime)"
 
 
 def has_gil() -> bool:
@@ -112,26 +118,28 @@ class Watchdog:
         )
 
 
-def _current_frames() -> dict[int, FrameType]:
-    if sys.version_info >= (3, 12, 3):
-        return sys._current_frames()
-    # The collector may run in there, with a lock held that others wait for who have the GIL
-    # (CPython's issue 106883).
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return sys._current_frames()
-    finally:
-        if was_enabled:
-            gc.enable()
+def _dumped(ident: int) -> str:
+    """The same where `sys._current_frames` may deadlock: faulthandler allocates nothing."""
+    with open(
+        os.memfd_create("hydrogen-watchdog"), "w+", encoding="utf-8", errors="replace"
+    ) as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        for stack in file.read().split("\n\n"):
+            head, *lines = stack.splitlines()
+            if f"0x{ident:016x}" in head:
+                return "".join([f"{line}\n" for line in reversed(lines)])
+    return ENDED
 
 
 def _stack_of(ident: int) -> str:
     if not has_gil():
         return "(no stack: without a GIL it cannot be read safely)"
-    frame = _current_frames().get(ident)
+    if MAY_DEADLOCK:
+        return _dumped(ident)
+    frame = sys._current_frames().get(ident)
     if frame is None:
-        return "(no stack: the worker has ended in the meantime)"
+        return ENDED
     try:
         return "".join(traceback.format_stack(frame))
     except BaseException:  # it asks the loaders of the user's modules for the source

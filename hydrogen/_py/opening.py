@@ -109,9 +109,10 @@ def new_stream(connection: Connection) -> Any:
     callback = connection.loop.callbacks.on_new_connection
     if callback is None:
         return None
-    ask = functools.cache(callback)  # which keeps what was returned, by C code only
-    callbacks.call(connection, "on_new_connection", ask, connection.fd)
-    return ask(connection.fd) if ask.cache_info().currsize else None
+    # It keeps what was returned, by C code only; partial, for cache() copies attributes.
+    ask = functools.cache(functools.partial(callback, connection.fd))
+    callbacks.call(connection, "on_new_connection", ask)
+    return ask() if ask.cache_info().currsize else None
 
 
 def settle_streams(connection: Connection) -> bool:

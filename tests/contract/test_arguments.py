@@ -127,5 +127,7 @@ def test_an_option_that_does_not_exist_is_named_with_what_it_may_have_meant(engi
         TypeError, match=r"^there is no option 'idle_timout'; did you mean 'idle_timeout'[?]$"
     ):
         hydrogen.serve(Echo(), port=0, idle_timout=3, engine=engine)
+    with pytest.raises(TypeError, match=r"^there is no option 'bilder'$"):
+        hydrogen.serve(Echo(), port=0, bilder=3, engine=engine)
     with pytest.raises(TypeError, match=r"^there is no option 'xyz'$"):
         hydrogen.begin(Echo(), port=0, xyz=3, engine=engine)

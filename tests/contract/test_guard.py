@@ -9,6 +9,7 @@ outside (PyThreadState_SetAsyncExc) and which may come a moment late, and contex
 import contextvars
 import ctypes
 import decimal
+import logging
 import socket as stdlib_socket
 import struct
 import threading
@@ -237,3 +238,51 @@ def test_timers_are_run_though_an_exception_from_outside_has_cut_a_ring_short(st
     server.call_later(0, called.set)
     wait_event(called, "the timer")
     assert not cuts
+
+
+class Faceless(Exception):
+    """Does not even say what it is."""
+
+    @property
+    def __class__(self):
+        raise KeyError
+
+
+@pytest.mark.clause("H16")
+def test_what_a_callback_raised_is_told_though_its_words_raise_what_does_not_say_its_class(
+    start, connect, error_log
+):
+    class Wordless(Exception):
+        def __str__(self):
+            raise Faceless
+
+    def received(socket, data):
+        socket.send(b"answer")
+        raise Wordless
+
+    handler = recorder(data_received=received)
+    client = connect(start(handler))
+    client.send(b"x")
+    assert client.receive(6) == b"answer"
+    assert client.at_end() == "end"
+    error = handler.wait_removed()[0]
+    assert type(error) is hydrogen.HandlerError
+    assert type(error.__cause__) is Wordless
+
+
+@pytest.mark.clause("S59")
+def test_a_server_stops_though_the_log_raises_what_does_not_say_its_class(start, connect, capsys):
+    class Refuses(logging.Handler):
+        def emit(self, record):
+            if threading.current_thread() is not threading.main_thread():
+                raise Faceless
+
+    refuses, log = Refuses(), logging.getLogger("hydrogen")
+    log.addHandler(refuses)
+    try:
+        server = start(Echo())
+        connect(server).echo(b"x")
+        server.stop(PATIENCE)
+        assert server.wait(PATIENCE)
+    finally:
+        log.removeHandler(refuses)

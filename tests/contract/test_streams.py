@@ -262,6 +262,60 @@ def test_the_close_of_one_stream_alone_is_called(start, connect):
     wait_event(closed, "the stream is closed by its own close")
 
 
+@pytest.mark.clause("T7")
+@pytest.mark.parametrize("how", ["a callable", "another stream's"])
+def test_a_close_that_is_no_method_of_the_stream_is_called(start, connect, how):
+    closed = threading.Event()
+
+    class Calls:
+        def __init__(self, fd):
+            self.fd = fd
+
+        def __call__(self):
+            os.close(self.fd)
+            closed.set()
+
+        def __getattr__(self, name):
+            raise KeyError(name)
+
+    class Inner(hydrogen.Stream):
+        def __init__(self, fd):
+            self.fd = os.dup(fd)
+
+        def fileno(self):
+            os.close(fds.pop())
+            closed.set()
+            return self.fd
+
+        recv = send = shutdown = None
+
+    class Odd(Lines):
+        def __init__(self, fd):
+            super().__init__(fd)
+            fds.append(fd)
+            self.close = Calls(fd) if how == "a callable" else Inner(fd).close
+
+    fds = []
+    connect(start(recorder(new_connection=Odd))).close()
+    wait_event(closed, "it is called")
+
+
+@pytest.mark.clause("H6", "T1")
+def test_a_stream_of_a_callback_that_has_attributes_of_a_cache_is_used(start, connect):
+    class Streams(hydrogen.Handler):
+        def on_new_connection(self, fd):
+            return Lines(fd)
+
+        on_new_connection.cache_info = lambda: None
+
+        def on_data_received(self, socket, data):
+            socket.send(data)
+
+    client = connect(start(Streams()))
+    client.send(b"x\n")
+    assert client.receive(2) == b"X\n"
+
+
 @pytest.mark.clause("T4")
 def test_a_stream_that_does_not_close_its_fd_keeps_it(start, connect):
     class Keeps(Lines):
