@@ -12,6 +12,7 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -126,9 +127,10 @@ def _dumped(ident: int) -> str:
         faulthandler.dump_traceback(file)
         file.seek(0)
         for stack in file.read().split("\n\n"):
-            head, *lines = stack.splitlines()
-            if f"0x{ident:016x}" in head:
-                return "".join([f"{line}\n" for line in reversed(lines)])
+            if f"0x{ident:016x}" in stack.partition("\n")[0]:
+                places = re.findall(r'^  File "(.*)", line (\d+) in (.*)$', stack, re.MULTILINE)
+                found = [(path, int(line), name, None) for path, line, name in reversed(places)]
+                return "".join(traceback.StackSummary.from_list(found).format())
     return ENDED
 
 
