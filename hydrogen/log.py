@@ -72,8 +72,8 @@ class RateLimitedLog:
         self._later = later
         self._clock = clock
         self._kinds: dict[str, _Kind] = {}
-        # Re-entrant, for signal handlers. Nothing is called and nothing allocated that the
-        # collector counts while it is held, so that no `__del__` runs there either.
+        # Re-entrant, for signal handlers, which may run while it is held (`locks.under` calls a
+        # function of Python): others that log wait until they return.
         self._lock = threading.RLock()
 
     def forked(self) -> None:

@@ -159,6 +159,13 @@ def _leaves_nothing(
 
 
 @pytest.fixture
+def compiled(engine: str) -> None:
+    """The test is of the compiled engine: what it looks at is not there in the other one."""
+    if engine == "python":
+        pytest.skip("of the compiled engine")
+
+
+@pytest.fixture
 def start(engine: str) -> Iterator[Callable[..., hydrogen.Server]]:
     """Start a server on a port of the kernel's choice: `start(handler, framing=..., ...)`. At the
     end it is stopped and must be empty.

@@ -103,8 +103,9 @@ def introduce(connection: Connection) -> None:
 
 
 def new_stream(connection: Connection) -> Any:
-    """What `on_new_connection` returns, also where an exception set from outside comes as it does:
-    a stream would close the fd as it is dropped, and so should we.
+    """What `on_new_connection` returns, even if an exception set from outside arrives just then.
+
+    A stream that was dropped would close the fd, and the engine would close it again.
     """
     callback = connection.loop.callbacks.on_new_connection
     if callback is None:

@@ -55,15 +55,13 @@ ENDS = [
 
 
 @pytest.fixture
-def idle(engine, start, tmp_path):
+def idle(compiled, start, tmp_path):
     """Starts a server with one worker and a connection that it has served, and sets the exception
     in the worker.
 
     A worker of the Python engine is never known to wait: an edge may be told of at any moment, and
     what comes in a step ends that connection.
     """
-    if engine == "python":
-        pytest.skip("of the compiled engine")
 
     def begin(family, **options):
         idents = []

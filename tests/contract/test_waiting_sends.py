@@ -372,13 +372,6 @@ def watch(kind, reference):
     return owner
 
 
-@pytest.fixture
-def compiled(engine):
-    """The Python engine has other queues, and takes back only what was sent after the end."""
-    if engine == "python":
-        pytest.skip("of the compiled engine")
-
-
 @pytest.mark.clause("K3", "K6")
 def test_who_comes_too_late_takes_back_his_own_message_and_no_equal_one(compiled, pair):
     socket, peer, _ = pair()
