@@ -60,6 +60,8 @@ from_binaries() {
     for package in "$work"/cache/archives/*.deb; do
         dpkg-deb --extract "$package" "$work/made"
     done
+    # bin goes on the PATH: nothing there but Python.
+    find "$work/made/usr/bin" -type f ! -name "*$wanted*" -delete
     loader=$(cd "$work/made/usr" && ls lib/*/ld-linux-*)
     patchelf --set-interpreter "$cache/$loader" --force-rpath --set-rpath "$cache/${loader%/*}" "$work/made/usr/bin/$name"
     # Where Debian has told it to look in folders of the system's: for pip's wheel, and for its own header.
