@@ -26,12 +26,10 @@ from hydrogen.errors import (
     ServerStopped,
     SlowConsumer,
 )
-from hydrogen.frame import (
+from hydrogen.frame import ChunkFrame, Frame, FrameBuilder
+from hydrogen.framings import (
     Checksum32Frame,
     Checksum32FrameBuilder,
-    ChunkFrame,
-    Frame,
-    FrameBuilder,
     LengthFrame,
     LengthFrameBuilder,
     LineFrame,

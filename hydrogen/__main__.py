@@ -24,7 +24,8 @@ from hydrogen.backend import CHOICES
 from hydrogen.config import Config, Handoff, Overload, ProxyProtocol
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import HydrogenError
-from hydrogen.frame import BUILT_IN, FrameBuilder
+from hydrogen.frame import FrameBuilder
+from hydrogen.framings import BUILT_IN
 from hydrogen.handler import Handler
 from hydrogen.listener import listen_fds
 from hydrogen.server import Server, begin

@@ -11,18 +11,18 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
 from hydrogen import errors
-from hydrogen import frame as frames
+from hydrogen import framings
 
 cimport cython
 
 from hydrogen._c.framing cimport *
 
 cdef dict _KINDS = {
-    frames.BUILT_IN["simple"]: FRAMING_SIMPLE,
-    frames.BUILT_IN["checksum32"]: FRAMING_CHECKSUM32,
-    frames.BUILT_IN["length"]: FRAMING_LENGTH,
-    frames.BUILT_IN["line"]: FRAMING_LINE,
-    frames.BUILT_IN["websocket"]: FRAMING_WEBSOCKET,
+    framings.BUILT_IN["simple"]: FRAMING_SIMPLE,
+    framings.BUILT_IN["checksum32"]: FRAMING_CHECKSUM32,
+    framings.BUILT_IN["length"]: FRAMING_LENGTH,
+    framings.BUILT_IN["line"]: FRAMING_LINE,
+    framings.BUILT_IN["websocket"]: FRAMING_WEBSOCKET,
 }
 
 
@@ -41,7 +41,7 @@ cdef class Framing:
         self.value.kind = _KINDS.get(type(builder), FRAMING_PYTHON)
         if self.value.kind == FRAMING_PYTHON:
             return
-        builder = frames.copy_of(builder)
+        builder = framings.copy_of(builder)
         self.value.max_size = builder.max_size
         if self.value.kind == FRAMING_LENGTH:
             self.value.width = builder.width
@@ -78,11 +78,11 @@ cdef object too_large(const framing_t *framing, size_t n):
 
 
 cdef object unfit():
-    return ValueError(frames.UNFIT)
+    return ValueError(framings.UNFIT)
 
 
 cdef object refusal(const framing_t *framing, const uint8_t *data, size_t n):
-    """The exception for bytes that framing_next refused: what the builder in frame.py raises, so
+    """The exception for bytes that framing_next refused: what the builder in framings.py raises, so
     that there is one sentence for each reason.
     """
     builders = {kind: builder for builder, kind in _KINDS.items()}

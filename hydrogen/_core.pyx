@@ -37,7 +37,7 @@ from hydrogen.connection import HydrogenSocket as SocketContract
 from hydrogen.connection import check_timeout  # no-cython-lint
 from hydrogen.connection import refuse_to_pickle, same, same_deeply
 from hydrogen.connection import extra_info
-from hydrogen.frame import FrameDecoder, encode  # no-cython-lint
+from hydrogen.codec import FrameDecoder, encode  # no-cython-lint
 from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header, may_send  # no-cython-lint
 from hydrogen.report import BroadcastReport, Stats, removals  # no-cython-lint
 from hydrogen.stream import Plain, Secure, Stream, StreamAdapter  # no-cython-lint

@@ -13,10 +13,11 @@ from ssl import SSLContext
 from types import EllipsisType, TracebackType
 from typing import Any, TypeVar, cast
 
+from hydrogen.codec import builder_of
 from hydrogen.config import Framing
 from hydrogen.connection import BytesLike, check_timeout, contiguous
 from hydrogen.errors import described
-from hydrogen.frame import ChunkFrameBuilder, FrameBuilder, builder_of
+from hydrogen.frame import ChunkFrameBuilder, FrameBuilder
 from hydrogen.locks import under
 from hydrogen.stream import Plain, Secure, deadline_of, seconds_left
 from hydrogen.tls import check_context, check_server_hostname

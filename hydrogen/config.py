@@ -12,8 +12,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
 from typing import Any, Literal, TypedDict, cast, get_args
 
+from hydrogen.codec import builder_of
 from hydrogen.errors import Timeout, described
-from hydrogen.frame import FrameBuilder, builder_of
+from hydrogen.frame import FrameBuilder
 from hydrogen.proxy import Allowed, allowed_networks, is_several
 from hydrogen.tls import check_context
 

@@ -28,10 +28,11 @@ from ssl import SSLContext, SSLError
 from types import TracebackType
 from typing import Any, TypeVar
 
+from hydrogen.codec import FrameDecoder, builder_of, encode
 from hydrogen.config import Framing
 from hydrogen.connection import check_timeout, contiguous
 from hydrogen.errors import Cause, HandlerError, described, removal_error
-from hydrogen.frame import ChunkFrameBuilder, Frame, FrameBuilder, FrameDecoder, builder_of, encode
+from hydrogen.frame import ChunkFrameBuilder, Frame, FrameBuilder
 from hydrogen.locks import under
 from hydrogen.tls import TlsSession, check_context, check_server_hostname
 

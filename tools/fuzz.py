@@ -6,8 +6,8 @@ tests/corpus and with what earlier runs found (build/fuzz/<framing>/corpus). The
 
 - every input of the corpus found goes through a build of GCC's with --coverage: of the lines of
   hydrogen/_c/framing.pxd at least 95 % must have run (when all framings are fuzzed);
-- what the compiled codec made of each is compared with what the builder in hydrogen/frame.py makes
-  of it, and with the independent reader and writer of tests/corpus.
+- what the compiled codec made of each is compared with what the builder in hydrogen/framings.py
+  makes of it, and with the independent reader and writer of tests/corpus.
 
 A finding is left in build/fuzz/<framing>/ and told with the command that shows it again; it belongs
 into tests/corpus/cases.py.
@@ -241,7 +241,7 @@ def builder_of(framing: str, fields: dict[str, Any]) -> Any:
 def in_python(builder: Any, wire: bytes) -> tuple[list[bytes], str | None, int]:
     """What the builder reads in `wire`."""
     from hydrogen import ProtocolError
-    from hydrogen.frame import FrameDecoder
+    from hydrogen.codec import FrameDecoder
 
     decoder = FrameDecoder(builder)
     decoder.feed(wire)
@@ -256,7 +256,7 @@ def in_python(builder: Any, wire: bytes) -> tuple[list[bytes], str | None, int]:
 
 def made(builder: Any, payload: bytes) -> bytes | None:
     """The frame of `payload`, None when the builder refuses."""
-    from hydrogen.frame import encode
+    from hydrogen.codec import encode
 
     try:
         return encode(builder, payload)

@@ -1,9 +1,9 @@
 """Framing, sans-I/O: bytes in, frames out. Never sees an fd, holds no state between calls,
 allocates nothing.
 
-hydrogen/frame.py does the same in Python and says what each format is; the checks come in the same
-order in both, each as soon as its bytes are there, and tests/corpus and the fuzzers (tests/fuzz)
-hold both to the same answers.
+hydrogen/framings.py does the same in Python and says what each format is; the checks come in the
+same order in both, each as soon as its bytes are there, and tests/corpus and the fuzzers
+(tests/fuzz) hold both to the same answers.
 
 Lengths are unsigned and compared so that nothing can wrap: a declared length with `max_size` first,
 then with what is there, by subtraction. Sums are made only of what is known to be there. A

@@ -133,7 +133,7 @@ ctypedef struct connection_t:
     # stream.StreamAdapter of a user's stream; constant once set, as are the next two
     void *adapter
     void *session            # tls.TlsSession
-    void *decoder            # frame.FrameDecoder of a user's frame builder
+    void *decoder            # codec.FrameDecoder of a user's frame builder
     void *builder            # _codec.Framing of its own: `framing` points into it
     void *header             # proxy.ProxyHeader, or, before it is whole, proxy.HeaderReader
     void *error              # the exception of CAUSE_HANDLER_ERROR and its like

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from hydrogen.codec import FrameDecoder
 from hydrogen.errors import (
     Cause,
     ChecksumMismatch,
@@ -22,7 +23,8 @@ from hydrogen.errors import (
     handler_error,
     removal_error,
 )
-from hydrogen.frame import FrameBuilder, FrameDecoder, is_built_in
+from hydrogen.frame import FrameBuilder
+from hydrogen.framings import is_built_in
 
 Complain = Callable[[str, BaseException], None]
 """Writes down what code of the user's, called by that name, raised:

@@ -49,10 +49,11 @@ from hydrogen._py.socket import Socket
 from hydrogen._py.stalls import StalledOutput, StalledWorkers
 from hydrogen._py.threads import kept_running
 from hydrogen._py.worker import Pool
+from hydrogen.codec import encode
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause, Timeout, class_name, cut_traceback, handler_error
-from hydrogen.frame import FrameBuilder, encode
+from hydrogen.frame import FrameBuilder
 from hydrogen.handler import Callbacks
 from hydrogen.locks import under
 from hydrogen.proxy import may_send

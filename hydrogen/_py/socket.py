@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hydrogen._py import mailbox
 from hydrogen._py.connection import Connection
+from hydrogen.codec import encode
 from hydrogen.config import Config
 from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous, extra_info
 from hydrogen.errors import Cause
-from hydrogen.frame import encode
 
 if TYPE_CHECKING:
     from hydrogen.server import Server

@@ -11,7 +11,7 @@ from certificates import client_context, server_context
 from support import Echo, echo, recorder, settled, wait_event, wait_until
 
 import hydrogen
-from hydrogen.frame import BUILT_IN
+from hydrogen.framings import BUILT_IN
 
 built_in = pytest.mark.parametrize("kind", BUILT_IN.values(), ids=BUILT_IN)
 

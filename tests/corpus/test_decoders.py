@@ -11,7 +11,7 @@ from corpus import reference
 from corpus.cases import BUILDERS, CASES, FRAMINGS
 
 import hydrogen
-from hydrogen.frame import FrameDecoder
+from hydrogen.codec import FrameDecoder
 
 by_case = pytest.mark.parametrize(
     "case",
@@ -190,7 +190,7 @@ def test_no_case_is_there_twice():
 @by_case
 def test_both_decoders_say_the_same_of_what_they_refuse(engine, case):
     if engine != "compiled" or case.error is None:
-        return  # the builders of frame.py are what the compiled decoder is compared with
+        return  # the builders of framings.py are what the compiled decoder is compared with
     from hydrogen import _codec
 
     _, error, _ = _codec.decode(case.builder, case.wire)

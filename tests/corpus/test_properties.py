@@ -26,7 +26,7 @@ from hydrogen import (
     WebSocketFrame,
     WebSocketFrameBuilder,
 )
-from hydrogen.frame import encode
+from hydrogen.codec import encode
 
 LARGEST = (1 << 63) - 1
 # How long an example takes is no matter of these tests.

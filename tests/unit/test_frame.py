@@ -27,15 +27,9 @@ from hydrogen import (
     WebSocketFrame,
     WebSocketFrameBuilder,
 )
-from hydrogen.frame import (
-    BUILT_IN,
-    ChunkFrameBuilder,
-    FrameDecoder,
-    builder_of,
-    copy_of,
-    encode,
-    is_built_in,
-)
+from hydrogen.codec import FrameDecoder, builder_of, encode
+from hydrogen.frame import ChunkFrameBuilder
+from hydrogen.framings import BUILT_IN, copy_of, is_built_in
 
 payloads = st.binary(max_size=400)
 lines = payloads.map(lambda payload: payload.replace(b"\n", b"").rstrip(b"\r"))

@@ -18,6 +18,8 @@ FACADE = {
     "handler",
     "stream",
     "frame",
+    "codec",
+    "framings",
     "connection",
     "report",
     "listener",
@@ -139,6 +141,8 @@ def test_nothing_names_contrib_or_testing_and_contrib_names_what_its_users_could
 def test_framing_never_sees_an_fd():
     for path in (
         HYDROGEN / "frame.py",
+        HYDROGEN / "framings.py",
+        HYDROGEN / "codec.py",
         HYDROGEN / "tls.py",
         HYDROGEN / "proxy.py",
         HYDROGEN / "_py" / "framing.py",

@@ -11,7 +11,7 @@ from support import ROOT
 import hydrogen
 from hydrogen.__main__ import FRAMINGS
 from hydrogen.errors import Cause, Timeout
-from hydrogen.frame import BUILT_IN
+from hydrogen.framings import BUILT_IN
 from hydrogen.perf.framing import FRAMINGS as SHAPES
 from hydrogen.report import REMOVALS, removals, removed_by
 
