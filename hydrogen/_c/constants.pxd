@@ -110,6 +110,7 @@ cdef enum:
     FLAG_RECEIVING = 1 << 19  # another thread receives for the owner, and posts RECEIVED then
     FLAG_COUNTED = 1 << 20    # in context.addresses, under the address `peer`
     FLAG_REMOVED = 1 << 21    # among the removed: closing_count
+    FLAG_COMPLETE = 1 << 22   # stopping: a pause holds back a complete message, which is waited for
     # No more input will come, for either reason.
     FLAGS_ENDED = (1 << 0) | (1 << 7)
     # It is not ready: what open_timeout is for.

@@ -16,7 +16,7 @@ from hydrogen._c.buffer cimport (
     BLOCK_POOLED, block_bytes, block_exact, block_free, block_length, block_new, block_t,
 )
 from hydrogen._c.constants cimport (
-    AGAIN, FLAG_EOF, FLAG_HANGUP, FLAG_LATE, FLAG_PARTIAL, FLAG_READABLE, FLAG_STICKY,
+    AGAIN, FLAG_COMPLETE, FLAG_EOF, FLAG_HANGUP, FLAG_LATE, FLAG_PARTIAL, FLAG_READABLE, FLAG_STICKY,
     FLAG_UNDECODED, PAUSE_MEMORY, STATE_OPEN,
 )
 from hydrogen._c.framing cimport FRAME_INCOMPLETE, frame_t, framing_find
@@ -56,7 +56,7 @@ cdef inline void input_drop(context_t *context, io_t *io, connection_t *connecti
         block_free(&io.pool, connection.ciphertext)
         connection.ciphertext = NULL
     connection.scanned = connection.held = 0
-    connection.flags &= ~<uint32_t>(FLAG_UNDECODED | FLAG_PARTIAL)
+    connection.flags &= ~<uint32_t>(FLAG_UNDECODED | FLAG_PARTIAL | FLAG_COMPLETE)
     input_count(context, connection)
 
 

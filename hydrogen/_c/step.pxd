@@ -38,7 +38,7 @@ from hydrogen._c.closing cimport (
     closing_input_ended, closing_linger, closing_too_late,
 )
 from hydrogen._c.constants cimport (
-    AGAIN, CAUSE_OS_ERROR, CAUSE_SERVER_STOPPED, DEADLINE, FLAGS_ENDED, FLAG_EOF, FLAG_EOF_TOLD,
+    AGAIN, CAUSE_OS_ERROR, CAUSE_SERVER_STOPPED, DEADLINE, FLAGS_ENDED, FLAG_COMPLETE, FLAG_EOF, FLAG_EOF_TOLD,
     FLAG_HANDSHAKE, FLAG_HANGUP, FLAG_HEADER, FLAG_LATE, FLAG_LINGERING, FLAG_READABLE,
     FLAG_RECEIVING, FLAG_STICKY, FLAG_STOP, HANGUP, LOW, NEW, NEXT_DISPATCH, NEXT_LET_GO,
     NEXT_STEP, PAUSE_USER, PAUSE_WATERMARK, RDHUP, READABLE, RECEIVED, RESUME, STATE_ABORTING,
@@ -172,15 +172,16 @@ cdef inline int step_paused(
     context_t *context, io_t *io, connection_t *connection, int late,
 ) noexcept nogil:
     """Open, and neither read nor delivered to. Complete messages wait for the resume, also while
-    the server stops.
+    the server stops: then a worker looks whether there is one (FLAG_COMPLETE).
     """
     if connection.todo:
         return NEXT_DISPATCH
-    if (
-        connection.flags & FLAG_STOP and not connection.flags & FLAG_RECEIVING and
-        not input_deliverable(connection)
-    ):
-        return step_stop(context, io, connection)
+    if connection.flags & FLAG_STOP and not connection.flags & (FLAG_RECEIVING | FLAG_COMPLETE):
+        if not input_deliverable(connection):
+            return step_stop(context, io, connection)
+        if connection.adapter == NULL:
+            connection.todo |= TODO_DELIVER
+            return NEXT_DISPATCH
     if late == TIMEOUT_IDLE:
         return closing_too_late(context, io, connection, late)
     return step_next(connection)

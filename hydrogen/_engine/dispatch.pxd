@@ -9,13 +9,13 @@ from hydrogen._c.atomic cimport atomic_load32, relaxed_add64
 from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_CHECKSUM_MISMATCH, CAUSE_FRAME_TOO_LARGE, CAUSE_HANDLER_ERROR,
-    CAUSE_OS_ERROR, CAUSE_TLS_ERROR, CORK_CALLBACKS, CORK_NS, DELIVER_MOST, FLAG_FIRST,
-    FLAG_TLS_FAILED, STATE_OPEN, TASK_DRAINED, TASK_OUTPUT, TASK_RETRY_NS, TASK_TIMERS,
+    CAUSE_OS_ERROR, CAUSE_TLS_ERROR, CORK_CALLBACKS, CORK_NS, DELIVER_MOST, FLAG_COMPLETE,
+    FLAG_EOF_TOLD, FLAG_FIRST, FLAG_STOP, FLAG_TLS_FAILED, STATE_OPEN, TASK_DRAINED, TASK_OUTPUT, TASK_RETRY_NS, TASK_TIMERS,
     TODO_CLOSE_NOTIFY, TODO_DELIVER, TODO_EOF, TODO_FINISH, TODO_LOW, TODO_OPEN, TODO_READ,
     TODO_RECEIVED,
 )
 from hydrogen._c.framing cimport (
-    FRAME_CHECKSUM, FRAME_COMPLETE, FRAME_OVERSIZE, FRAMING_PYTHON, frame_t, framing_next,
+    FRAME_CHECKSUM, FRAME_COMPLETE, FRAME_INCOMPLETE, FRAME_OVERSIZE, FRAMING_PYTHON, frame_t, framing_next,
 )
 from hydrogen._c.input cimport input_tidy
 from hydrogen._c.kernel cimport kernel_now
@@ -201,6 +201,8 @@ cdef inline int dispatch_do(
             dispatch_deliver(engine, worker, connection, socket)
     if todo & TODO_EOF and connection.flags & FLAG_TLS_FAILED:
         ending_with(engine, socket, False, CAUSE_TLS_ERROR, (<object>connection.session).failure)
+    elif todo & TODO_EOF and mailbox_pauses(connection):  # since that step: told after the resume
+        connection.flags &= ~<uint32_t>FLAG_EOF_TOLD
     elif todo & TODO_EOF:
         callbacks_call(engine, worker, connection, socket, callbacks.on_eof, "on_eof")
     if todo & TODO_CLOSE_NOTIFY:
@@ -220,15 +222,32 @@ cdef inline int dispatch_deliver(
         return 0
     if connection.ciphertext != NULL:
         tls_decrypt(engine, worker, connection, socket)
+    connection.flags &= ~<uint32_t>FLAG_COMPLETE
     if connection.framing.kind == FRAMING_PYTHON:
         builders_deliver(engine, worker, connection, socket)
     else:
         result = dispatch_frames(engine, worker, connection, socket)
+        if connection.flags & FLAG_STOP and mailbox_pauses(connection):
+            result = dispatch_held(connection)
     if result > FRAME_COMPLETE:
         dispatch_refuse(engine, connection, socket, result)
     if not input_tidy(&worker.io, connection):
         ending_ask(engine, socket, True, CAUSE_OS_ERROR, ENOMEM)
     return 0
+
+
+cdef inline int dispatch_held(connection_t *connection) noexcept:
+    """What a pause holds back while the server stops; returns the result of the look at it."""
+    cdef block_t *input = connection.input
+    cdef frame_t frame
+    cdef int result = FRAME_INCOMPLETE
+    if input != NULL:
+        result = framing_next(
+            connection.framing, <const uint8_t *>block_bytes(input) + input.start,
+            block_length(input), &connection.scanned, &frame)
+    if result == FRAME_COMPLETE:
+        connection.flags |= FLAG_COMPLETE
+    return result
 
 
 cdef inline int dispatch_refuse(

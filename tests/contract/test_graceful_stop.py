@@ -9,11 +9,29 @@ import threading
 
 import pytest
 from families import FAMILIES, connect_to, options_of, stream_of
-from support import recorder, running, settled, wait_event, wait_until
+from support import (
+    checksum32,
+    length_frame,
+    recorder,
+    running,
+    settled,
+    simple,
+    wait_event,
+    wait_until,
+)
 
 import hydrogen
 
 families = pytest.mark.parametrize("family", FAMILIES)
+
+
+class Lines(hydrogen.LineFrameBuilder):
+    """A builder of the user's."""
+
+
+framings = pytest.mark.parametrize(
+    "framing", [hydrogen.LineFrameBuilder(), Lines()], ids=["built-in", "a user's"]
+)
 
 MESSAGES = 5
 LONG = b"x" * (8 << 20)
@@ -145,12 +163,16 @@ def test_a_paused_connection_with_whole_messages_waits_for_its_resume(begin, gat
 
 @pytest.mark.clause("S9", "S10")
 @families
-def test_a_paused_connection_with_whole_messages_is_aborted_at_the_timeout(begin, family):
+@framings
+def test_a_paused_connection_with_whole_messages_is_aborted_at_the_timeout(begin, family, framing):
+    if family == "stream":
+        framing = None
+
     def received(socket, data):
         socket.pause_reading()
         socket.send(b"paused")
 
-    server, handler, peer = begin(family, {"data_received": received})
+    server, handler, peer = begin(family, {"data_received": received}, framing=framing)
     peer.send(b"pause\nheld\n")
     assert peer.receive(7) == b"paused\n"
     report = server.stop(0.2)
@@ -160,18 +182,78 @@ def test_a_paused_connection_with_whole_messages_is_aborted_at_the_timeout(begin
 
 @pytest.mark.clause("S9", "S10")
 @families
+@framings
 @pytest.mark.parametrize("part", [b"", b"unfinished"], ids=["nothing", "a part of a message"])
-def test_a_paused_connection_without_a_whole_message_ends_at_once(begin, family, part):
+def test_a_paused_connection_without_a_whole_message_ends_at_once(begin, family, framing, part):
+    if family == "stream":
+        framing = None
+
     def received(socket, data):
         socket.pause_reading()
         socket.send(b"paused")
 
-    server, handler, peer = begin(family, {"data_received": received})
+    server, handler, peer = begin(family, {"data_received": received}, framing=framing)
     peer.send(b"pause\n" + part)
     assert peer.receive(7) == b"paused\n"
     with running(lambda: server.stop(20)):
         assert peer.receive_until_end() == b""
     assert [type(error) for error in handler.wait_removed()] == [hydrogen.ServerStopped]
+
+
+@pytest.mark.clause("S9", "S10")
+@families
+@framings
+def test_one_that_pauses_while_the_server_stops_ends_at_once_too(begin, gate, family, framing):
+    if family == "stream":
+        framing = None
+    go, running_now = gate(), gate()
+
+    def received(socket, data):
+        running_now.set()
+        wait_event(go, "the stop has begun")
+        socket.pause_reading()
+
+    server, handler, peer = begin(family, {"data_received": received}, framing=framing)
+    peer.send(b"pause\nunfinished")
+    wait_event(running_now, "the callback runs")
+    with running(lambda: server.stop(20)):
+        is_stopping(server)
+        go.set()
+        assert peer.receive_until_end() == b""
+    assert [type(error) for error in handler.wait_removed()] == [hydrogen.ServerStopped]
+
+
+NEVER_FRAMES = {
+    "no frame": (
+        hydrogen.SimpleFrameBuilder(), simple(b"pause"), b"garbage", hydrogen.ProtocolError
+    ),
+    "too large": (
+        hydrogen.LengthFrameBuilder(max_size=9),
+        length_frame(b"pause"),
+        length_frame(b"1234567890"),
+        hydrogen.FrameTooLarge,
+    ),
+    "wrong checksum": (
+        hydrogen.Checksum32FrameBuilder(),
+        checksum32(b"pause"),
+        checksum32(b"x")[:-1] + b"y",
+        hydrogen.ChecksumMismatch,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.clause("S9", "S10")
+@pytest.mark.parametrize("family", ["tcp", "unix", "tls"])
+@pytest.mark.parametrize("case", NEVER_FRAMES)
+def test_what_can_never_become_a_message_is_not_waited_for(begin, family, case):
+    framing, whole, never, error = NEVER_FRAMES[case]
+    hooks = {"data_received": lambda socket, data: socket.pause_reading()}
+    server, handler, peer = begin(family, hooks, framing=framing)
+    peer.send(whole + never)
+    handler.wait_for("data_received")
+    with running(lambda: server.stop(20)):
+        assert peer.receive_until_end() == b""
+    assert [type(reason) for reason in handler.wait_removed()] == [error]
 
 
 @pytest.mark.clause("S9", "S10")
