@@ -155,7 +155,7 @@ static inline void kernel_reset(int fd) {
 static inline int kernel_socket_error(int fd) {
     int error = 0;
     socklen_t size = sizeof error;
-    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 ? errno : error;
+    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 ? 0 : error; /* a user's stream may be over a pipe */
 }
 /* After EPOLLHUP or EPOLLERR: the errno of a reset, or 0, for both come also without one: when both sides have ended gracefully, on a Unix
  * socket when the peer has, and for what lies in the error queue (MSG_ERRQUEUE). An error is told once; then the state tells of it,
