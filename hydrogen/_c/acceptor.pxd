@@ -164,7 +164,7 @@ cdef inline void acceptor_take(
     if not failed:
         failed = connection_register(&loop.context, connection)
     # Now, not before: who sees it may send, and ask the poller for an edge.
-    atomic_store32(&connection.ready, not loop.has_open_callbacks)
+    atomic_store32(&connection.ready, not failed and not loop.has_open_callbacks)
     if failed:
         connection.mail |= closing_end(
             &loop.context, connection, mailbox_generation(connection), True, CAUSE_OS_ERROR,

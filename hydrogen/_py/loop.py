@@ -610,6 +610,7 @@ class Engine:
                 if issubclass(type(error), MemoryError)
                 else getattr(error, "errno", None)
             )
+            connection.ready = False  # it never was open: no on_disconnected
             connection.fail(code or errno.EIO)
         connection.let_go(self._newborn)
 

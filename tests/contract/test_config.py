@@ -165,16 +165,19 @@ def test_a_close_that_so_linger_would_delay_keeps_no_worker(start, connect):
     other.echo(b"served")
 
 
-@pytest.mark.clause("C15")
+@pytest.mark.clause("C15", "H6")
+@pytest.mark.parametrize("name", ["connected", "new_connection", "data_received"])
 def test_a_socket_option_that_the_kernel_refuses_removes_the_connection_with_its_error(
-    start, connect
+    start, connect, name
 ):
-    handler = recorder(connected=None)
+    """And it is not told of as one that was open, whichever callbacks there are."""
+    handler = recorder(**{name: None})
     server = start(handler, socket_options=[(stdlib_socket.IPPROTO_TCP, 9999, 1)])
     assert connect(server).at_end() in ("end", "reset")
     (error,) = handler.wait_removed()
     assert isinstance(error, OSError)
     assert error.errno == 92  # ENOPROTOOPT
+    assert handler.names() == ["on_connection_removed"]
     wait_until(lambda: server.stats().removed_os_error == 1, "it is counted")
 
 
