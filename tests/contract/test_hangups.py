@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from certificates import client_context, server_context
-from families import connect_to, options_of, stream_of
+from families import FAMILIES, connect_to, options_of, stream_of
 from support import TlsClient, echo, recorder, running, wait_event, wait_until
 
 import hydrogen
@@ -77,6 +77,132 @@ def test_a_peer_that_ends_its_side_after_ours_has_not_reset_the_connection(
     errors = handler.wait_removed()
     assert type(errors[0]) is (hydrogen.LocalClosed if overridden else hydrogen.PeerClosed)
     assert handler.data() == b"answer"
+
+
+class OverPipe(hydrogen.Stream):
+    """A stream of the user's that reads from a pipe."""
+
+    def __init__(self, fd):
+        self.sock = fd
+        self.pipe, self.writer = os.pipe()
+        os.set_blocking(self.pipe, False)
+
+    def recv(self):
+        part = os.read(self.pipe, 4096)
+        if not part:
+            raise EOFError
+        return [part]
+
+    def send(self, buf):
+        pass
+
+    def shutdown(self):
+        pass
+
+    def fileno(self):
+        return self.pipe
+
+    def close(self):
+        os.close(self.pipe)
+        os.close(self.sock)
+
+
+@pytest.mark.clause("H20")
+@pytest.mark.parametrize("paused", [False, True], ids=["read at once", "paused"])
+@pytest.mark.parametrize("overridden", [False, True], ids=["default on_eof", "own on_eof"])
+def test_a_pipe_that_hangs_up_has_not_been_reset(start, connect, overridden, paused):
+    streams = []
+
+    def new_connection(fd):
+        streams.append(OverPipe(fd))
+        return streams[-1]
+
+    def connected(socket):
+        if paused:
+            socket.pause_reading()
+
+    hooks = {"eof": None} if overridden else {}
+    handler = recorder(new_connection=new_connection, connected=connected, **hooks)
+    server = start(handler, max_threads=2)
+    connect(server)
+    handler.wait_for("connected")
+    os.write(streams[0].writer, b"last words")
+    os.close(streams[0].writer)
+    if paused:
+        connect(server)  # whose callback shows that the hang-up was seen
+        handler.wait_for("connected", 2)
+        os.close(streams[1].writer)
+        assert handler.socket().is_open
+        handler.socket().resume_reading()
+    if overridden:
+        handler.wait_for("eof")
+        assert handler.socket().is_open
+        handler.socket().close()
+    error = handler.wait_removed()[0]
+    assert type(error) is (hydrogen.LocalClosed if overridden else hydrogen.PeerClosed)
+    assert handler.data() == b"last words"
+
+
+@pytest.mark.clause("H10", "H11", "H19")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_end_waits_for_the_resume_of_a_pause_that_came_just_before(
+    start, tmp_path, gate, family
+):
+    """Both are seen in one step, while the only worker is busy: the peer takes its answer, and
+    ends.
+    """
+    go, blocked = gate(), gate()
+
+    def new_connection(fd):
+        plain.append(len(plain))
+        return stream_of(family, fd) if len(plain) == 1 else None
+
+    def received(socket, data):
+        if data.strip() == b"block":
+            blocked.set()
+            wait_event(go, "the other has read all, and ended")
+        else:
+            socket.send(answer)
+
+    answer = b"x" * (24 << 20)
+    plain = []
+    handler = recorder(
+        new_connection=new_connection,
+        connected=None,
+        data_received=received,
+        writable=lambda socket: socket.pause_reading(),
+        eof=None,
+    )
+    server = start(handler, max_threads=1, **options_of(family, str(tmp_path / "s")))
+    peers = [connect_to(server, family) for _ in range(3)]
+    first, neighbour, _ = [call.socket for call in handler.wait_for("connected", 3)]
+    for peer in peers[:2]:
+        peer.send(b"ask\n")
+    for socket in (first, neighbour):
+        wait_until(lambda socket=socket: socket.pending > 8 << 20, "the answer is blocked")
+    peers[2].send(b"block\n")
+    wait_event(blocked, "the only worker is busy")
+    if family == "stream":  # it writes in the worker
+        peers[0].finish()
+    else:
+        peers[0].receive(len(answer))
+        peers[0].finish()
+    before = neighbour.pending
+    peers[1].receive(len(answer) // 2)
+    wait_until(lambda: neighbour.pending < before, "what came before is seen as well")
+    go.set()
+    if family == "stream":
+        peers[0].receive(len(answer))
+    wait_until(lambda: first in [call.socket for call in handler.of("writable")], "it paused")
+    peers[2].send(b"block\n")
+    handler.wait(lambda: len(handler.messages()) == 4, "the worker went on")
+    assert handler.of("eof") == []
+    first.resume_reading()
+    handler.wait_for("eof")
+    for socket in server.connections:
+        socket.abort()
+    for peer in peers:
+        peer.close()
 
 
 SO_TIMESTAMPING = 37
