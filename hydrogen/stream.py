@@ -16,6 +16,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
+import math
 import os
 import select
 import socket
@@ -24,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from ssl import SSLContext, SSLError
+from ssl import SSL_ERROR_SSL, SSLContext, SSLError
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -43,6 +44,9 @@ READS = 4
 """So many recv(2)s in a row, and `nb_recv` gives out what it has, `b_recv` looks at the clock: the
 peer may never pause.
 """
+
+FLIGHT_READS = 64
+"""The same in a handshake: more than a flight of messages takes, of which each record takes two."""
 
 LONGEST_WAIT = 3600.0
 """Seconds of one wait in the kernel, which counts milliseconds in an int; who waits longer waits
@@ -853,21 +857,21 @@ class _SocketStream(Stream):
 
     # ------------------------------------------------------------------ handshake, waiting
 
-    def _shake_hands_nb(self) -> None:
-        """Carry the handshake on as far as it goes now, unless another thread is at it, or this one
-        further out.
+    def _shake_hands_nb(self, most: float = math.inf) -> None:
+        """Carry the handshake on as far as it goes now, by `most` recv(2)s, unless another thread
+        is at it, or this one further out.
         """
         if not self._is_ready and not self.is_interrupted():
-            under(self._hands, self._pull_all, wait=False)
+            under(self._hands, lambda: self._pull_all(most), wait=False)
 
-    def _pull_all(self) -> None:
+    def _pull_all(self, most: float) -> None:
         """Under `_hands`."""
-        while not self._is_ready and self._pull():
-            pass
+        while not self._is_ready and most > 0 and self._pull():
+            most -= 1
 
     def _shake_hands(self, deadline: float | None) -> None:
         """Wait until the handshake is done. Raises what it failed with, or `TimeoutError`."""
-        self._shake_hands_nb()
+        self._shake_hands_nb(FLIGHT_READS)
         while not self._is_ready:
             if self.is_interrupted():  # who has `_hands` may wait for what this thread has
                 raise RuntimeError(RECEIVES_WITHIN)
@@ -878,7 +882,9 @@ class _SocketStream(Stream):
     def _pull_until(self, deadline: float | None) -> None:
         """Under `_hands`."""
         while not self._is_ready and self._end is None:
-            if not self._pull():
+            if self._pull():
+                seconds_left(deadline)  # the peer may never pause
+            else:
                 self._wait(self._interest(), deadline, HANDSHAKE_WAIT)
 
     def _interest(self) -> int:
@@ -925,6 +931,11 @@ class Plain(_SocketStream):
 RECORD_HEADER = 5
 """Bytes before each TLS record; the last two are its length (RFC 8446, 5.1)."""
 
+SILENT_MOST = 256 << 10
+"""Bytes of TLS that may come without one byte of a message: a handshake with its certificates,
+tickets, key updates. Who sends more floods, and would keep a call for as long as he likes.
+"""
+
 
 class Secure(_SocketStream):
     """A connection with TLS. One thread may receive while another sends.
@@ -965,6 +976,7 @@ class Secure(_SocketStream):
         self._is_ready = False
         self._wanted = RECORD_HEADER
         self._record = bytearray()
+        self._silent = 0
         if not server_side:
             self._session.start()
             self._heed()
@@ -993,6 +1005,10 @@ class Secure(_SocketStream):
             return b""
         plaintext = self._session.receive(data)
         self._heed()
+        self._silent = 0 if plaintext else self._silent + len(data)
+        if self._silent > SILENT_MOST and self._end is None:
+            message = f"the peer sent {SILENT_MOST} bytes of TLS without a message"
+            self._end = SSLError(SSL_ERROR_SSL, message)
         if self._is_ready:
             self._wanted = CHUNK
         else:

@@ -22,6 +22,7 @@ from programs import path_of
 from support import PATIENCE, running, simple, wait_until
 
 import hydrogen
+from hydrogen.stream import SILENT_MOST
 
 
 @pytest.fixture
@@ -447,6 +448,41 @@ def test_f33_plain_text_to_tls_is_an_ssl_error_and_nothing_is_given_out(pair):
         with pytest.raises(ssl.SSLError) as raised:
             recv()
         assert not isinstance(raised.value, ssl.SSLEOFError)
+
+
+HELLO_REQUEST = b"\x16\x03\x03\x00\x04" + bytes(4)
+"""A record that OpenSSL ignores in a handshake (RFC 5246, 7.4.1.1)."""
+
+
+@pytest.mark.clause("T15")
+@pytest.mark.parametrize("call", ["nb_recv", "b_recv", "handshake", "recv"])
+def test_a_flood_of_records_without_a_message_is_an_error(pair, call):
+    ours, peer = pair()
+    client = secure(ours, version=ssl.TLSVersion.TLSv1_2, server_side=False)
+    with pytest.raises(BlockingIOError):
+        client.nb_send(hydrogen.ChunkFrame(b"hello"))
+    flood = HELLO_REQUEST * (SILENT_MOST // len(HELLO_REQUEST) + 1)
+    receive = getattr(client, call)
+    with running(lambda: peer.sendall(flood)), pytest.raises(ssl.SSLError, match="without a mess"):
+        wait_until(lambda: receive() != [], "more than is allowed has come")
+
+
+@pytest.mark.clause("T15")
+def test_a_peer_that_never_pauses_lets_the_handshake_time_out(pair, monkeypatch):
+    class Flood(socket.socket):
+        left = 10_000_000
+
+        def recv(self, size, flags=0):
+            self.left -= size
+            assert self.left > 0, "nobody looks at the time"
+            return HELLO_REQUEST[:5] if size == 5 else HELLO_REQUEST[5:]
+
+    monkeypatch.setattr("hydrogen.stream.SILENT_MOST", 1 << 40)
+    ours, _ = pair()
+    with Flood(fileno=ours.detach()) as flood:
+        client = secure(flood, version=ssl.TLSVersion.TLSv1_2, server_side=False)
+        with pytest.raises(TimeoutError):
+            client.handshake(0.01)
 
 
 @pytest.mark.parametrize("timeout", [0, 0.001])
