@@ -137,8 +137,6 @@ class TlsSession:
                 self._object.do_handshake()
                 self._find_facts()
                 self.is_ready = True
-            elif self._asks_later:  # a certificate may come any time
-                self._find_facts()
             # What OpenSSL holds already does not show at the socket any more: read on until there
             # is nothing.
             while not self.is_ended:
@@ -162,6 +160,8 @@ class TlsSession:
         except ssl.SSLError as error:
             # that refers to this session: a cycle, which would keep OpenSSL's memory
             self.failure = error.with_traceback(None)
+        if self._asks_later and self.is_ready:  # a certificate may come any time
+            self._find_facts()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _find_facts(self) -> None:

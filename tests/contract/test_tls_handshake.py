@@ -388,6 +388,32 @@ def test_get_extra_info_has_nothing_to_tell_of_tls_without_it(start, connect):
     ]
 
 
+@pytest.mark.clause("K20")
+def test_a_certificate_that_is_asked_for_later_is_told_of_with_the_message_behind_it(
+    start, connect
+):
+    """Post-handshake authentication (RFC 8446, 4.6.2), with both in one segment."""
+
+    def received(socket, data):
+        if data == b"login":
+            socket.get_extra_info("ssl_object").verify_client_post_handshake()
+            socket.send(b"who are you?")
+        else:
+            told.append(socket.get_extra_info("peercert"))
+
+    told = []
+    ours = server_context(version=ssl.TLSVersion.TLSv1_3, ask=True)
+    theirs = client_context(CLIENT)
+    ours.post_handshake_auth = theirs.post_handshake_auth = True
+    server = start(recorder(data_received=received), ssl=ours, framing=hydrogen.LineFrameBuilder)
+    client = TlsClient(connect(server), theirs).handshake()
+    client.send(b"login\n")
+    assert client.receive(13) == b"who are you?\n"
+    client.send(b"it is me\n")  # behind the certificate
+    (certificate,) = wait_until(lambda: told, "it is told")
+    assert ("email", CLIENT_NAME) in certificate["subjectAltName"]
+
+
 @pytest.mark.clause("S24")
 def test_stats_count_messages_as_such_and_bytes_as_they_travel(start, secure):
     server = start(
