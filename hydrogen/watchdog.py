@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
+from hydrogen.errors import class_name
 from hydrogen.guard import outlive
 from hydrogen.log import RateLimitedLog
 
@@ -139,7 +140,10 @@ def _stack_of(ident: int) -> str:
     if not has_gil():
         return "(no stack: without a GIL it cannot be read safely)"
     if MAY_DEADLOCK:
-        return _dumped(ident)
+        try:
+            return _dumped(ident)
+        except Exception as error:  # out of fds, just because of what is slow; no memfd_create(2)
+            return f"(no stack: {class_name(error)}: {error})"
     frame = sys._current_frames().get(ident)
     if frame is None:
         return ENDED

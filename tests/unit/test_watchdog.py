@@ -66,6 +66,24 @@ def test_a_slow_callback_is_told_of_once_with_its_stack_and_counted(workers, wat
     assert ("has ended in the meantime" if has_gil() else "no stack: without a GIL") in lines()[1]
 
 
+@pytest.mark.clause("C41")
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), AttributeError("no such")])
+def test_a_callback_is_told_of_although_no_stack_can_be_had(
+    workers, watchdog, lines, monkeypatch, error
+):
+    """Where the stack goes by way of a file: fds run out just because callbacks are slow."""
+
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr("hydrogen.watchdog.MAY_DEADLOCK", True)
+    monkeypatch.setattr("hydrogen.watchdog.has_gil", lambda: True)
+    monkeypatch.setattr("os.memfd_create", fail)
+    workers.inside[threading.get_ident()] = 1
+    wait_until(lambda: len(lines()) == 1, "it is logged")
+    assert f"no stack: {type(error).__name__}" in lines()[0]
+
+
 @pytest.mark.slow
 @pytest.mark.clause("C41")
 def test_each_callback_of_one_worker_has_its_own_time(workers, lines):
