@@ -8,12 +8,17 @@ from hydrogen._c.constants cimport CAUSES, TIMEOUTS
 from hydrogen._c.structs cimport counters_t, io_t
 
 
+cdef inline void counters_add_to(io_t *io, uint64_t *counter, uint64_t n) noexcept nogil:
+    """Add to one of `io.counters`."""
+    if io.counters.shared:
+        atomic_add64(counter, n)
+    else:
+        relaxed_add64(counter, n)
+
+
 cdef inline void counters_count(io_t *io, uint64_t *counter) noexcept nogil:
     """Count one of `io.counters`."""
-    if io.counters.shared:
-        atomic_add64(counter, 1)
-    else:
-        relaxed_add64(counter, 1)
+    counters_add_to(io, counter, 1)
 
 
 cdef inline void counters_clear(counters_t *counters) noexcept nogil:

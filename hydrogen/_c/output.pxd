@@ -20,8 +20,7 @@ from libc.stdint cimport int16_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from hydrogen._c.atomic cimport (
-    atomic_add64, atomic_store32, relaxed_add64, relaxed_load32, relaxed_load64,
-    relaxed_store32,
+    atomic_add64, atomic_store32, relaxed_load32, relaxed_load64, relaxed_store32,
 )
 from hydrogen._c.buffer cimport (
     SEND_PARTS, block_bytes, block_free, block_length, block_new, block_t, pool_t, queue_clear,
@@ -34,6 +33,7 @@ from hydrogen._c.constants cimport (
     SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE,
     STATE_ABORTING, STATE_CLOSING, STATE_OPEN,
 )
+from hydrogen._c.counters cimport counters_add_to
 from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.framing cimport FRAME_COMPLETE, framing_encode, framing_overhead, framing_t
 from hydrogen._c.kernel cimport iovec, kernel_send
@@ -272,10 +272,7 @@ cdef inline uint32_t output_flush(
             budget -= min(budget, <size_t>sent)
             moved = True
             relaxed_store32(&connection.active, 1)
-            if io.counters.shared:
-                atomic_add64(&io.counters.bytes_sent, <uint64_t>sent)
-            else:
-                relaxed_add64(&io.counters.bytes_sent, <uint64_t>sent)
+            counters_add_to(io, &io.counters.bytes_sent, <uint64_t>sent)
         elif sent == -EAGAIN and connection.unix_domain:
             poller_change(&context.poller, connection.poll_fd, mailbox_token(connection), True)
         lock_take(&connection.lock)

@@ -19,11 +19,12 @@ from hydrogen._c.constants cimport (
     FLAG_EOF, FLAG_READABLE, FLAG_RECEIVING, FLAG_STOP, FLAG_UNDECODED, RECEIVED,
     STATE_ABORTING, STATE_CLOSING, STATE_OPEN, STOP,
 )
+from hydrogen._c.counters cimport counters_add_to
 from hydrogen._c.deadlines cimport deadlines_watch_output
 from hydrogen._c.kernel cimport kernel_unacknowledged, kernel_unread, kernel_worker_get
 from hydrogen._c.mailbox cimport mailbox_pauses
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
-from hydrogen._c.structs cimport connection_t, worker_t
+from hydrogen._c.structs cimport connection_t, io_t, worker_t
 from hydrogen._c.waiting cimport waiting_count, waiting_rest, waiting_uncount
 from hydrogen._core cimport Engine, HydrogenSocket, Message, class_name, errors
 from hydrogen._engine.callbacks cimport callbacks_caught, callbacks_message, callbacks_run
@@ -343,6 +344,7 @@ cdef inline int streams_write(
     have been.
     """
     cdef connection_t *connection = socket._connection
+    cdef io_t *io = &worker.io if worker != NULL else &engine._loop.outside_io
     cdef Message message
     cdef size_t size
     cdef int queued
@@ -361,6 +363,7 @@ cdef inline int streams_write(
             size += len(message.data)
             adapter_writes(&engine._loop.context, connection, len(message.data))
             callbacks_run(engine, worker, adapter.send, message.data)
+            counters_add_to(io, &io.counters.bytes_sent, len(message.data))
         elif adapter.blocked:
             callbacks_run(engine, worker, adapter.resume)
         if engine._inert():

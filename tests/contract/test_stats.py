@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from certificates import client_context, server_context
+from families import PassThrough
 from support import (
     PATIENCE,
     Echo,
@@ -30,6 +31,8 @@ SHORT = 0.3
 
 BIG = bytes(8 << 20)
 """More than the kernel takes for a peer that does not read."""
+
+TEN = b"ten bytes."
 
 MOVED = {}
 """Field -> the tests that move it."""
@@ -246,6 +249,18 @@ def test_messages_and_bytes_are_counted_each_way(start, connect, kind):
     else:
         wait_until(lambda: server.stats().bytes_received > 4 * 5, "records are more than frames")
         assert server.stats().bytes_sent > 6 * 5
+
+
+@pytest.mark.clause("S49", "S24")
+def test_bytes_that_streams_of_the_user_s_take_and_give_are_counted(start, connect):
+    handler = recorder(new_connection=PassThrough, data_received=lambda socket, _: socket.send(TEN))
+    server = start(handler)
+    client = connect(server)
+    client.send(b"12345")
+    assert client.receive(10) == TEN
+    assert handler.socket().send(TEN * 2)  # by a thread of the user's
+    assert client.receive(20) == TEN * 2
+    becomes(server, bytes_received=5, bytes_sent=30)
 
 
 @moves("messages_refused")
