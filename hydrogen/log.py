@@ -147,7 +147,7 @@ class RateLimitedLog:
 
     def accepted(self, number: int, peername: object) -> None:
         """Connection `number` has begun."""
-        self.say(logging.DEBUG, "connection", "connection %d from %s accepted", number, peername)
+        self.say(logging.DEBUG, "connection", "connection %d from %r accepted", number, peername)
 
     def shaken(self, number: int, cipher: object) -> None:
         """The handshake of connection `number` is done."""
@@ -159,7 +159,7 @@ class RateLimitedLog:
 
     def slow_consumer(self, number: int, peername: object) -> None:
         """Connection `number` ends because its peer does not read."""
-        message = "connection %d to %s removed: the peer is not reading what it is sent"
+        message = "connection %d to %r removed: the peer is not reading what it is sent"
         self.say(logging.WARNING, "slow consumer", message, number, peername)
 
     def all_blocked(self, workers: int) -> None:
@@ -204,7 +204,7 @@ class RateLimitedLog:
         self.say(
             logging.WARNING,
             "overload",
-            "overload: a connection from %s was turned away (max_connections_per_ip)",
+            "overload: a connection from %r was turned away (max_connections_per_ip)",
             peername,
         )
 
@@ -294,7 +294,7 @@ def _printable(argument: object) -> object:
 def _named(socket: HydrogenSocket) -> str:
     """The connection and its peer, as far as there is memory to ask for them."""
     try:
-        return f"connection {socket.id} from {socket.peername}"
+        return f"connection {socket.id} from {socket.peername!r}"
     except BaseException:
         return "a connection that cannot be identified"
 

@@ -4,6 +4,7 @@ keeps to itself.
 
 import logging
 import re
+import socket
 
 import pytest
 from certificates import client_context, server_context
@@ -239,6 +240,41 @@ def test_a_slow_consumer_is_a_warning_that_names_it(start, connect, lines):
         f"a line about it; {lines()}",
     )
     assert len(lines("WARNING")) == 1
+
+
+@pytest.mark.clause("S51")
+@pytest.mark.parametrize("what", ["slow consumer", "callback", "DEBUG"])
+def test_a_peer_writes_no_line_of_its_own(
+    start, tmp_path, monkeypatch, lines, caplog, error_log, what
+):
+    """By the name of its Unix socket, which may be anything."""
+    monkeypatch.chdir(tmp_path)
+    name = "x\n2026-11-29 CRITICAL payments: ledger corrupt\x1b[2K"
+    if what == "DEBUG":
+        caplog.set_level(logging.DEBUG, logger="hydrogen")
+
+    def connected(socket):
+        if what == "slow consumer":
+            socket.send(BIG)
+            socket.send(b"one too many")
+        elif what == "callback":
+            raise ZeroDivisionError
+
+    handler = recorder(connected=connected)
+    start(handler, path="server", max_write_buffer=1000)
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.bind(name)
+        peer.connect("server")
+        handler.wait_for("connected")
+        if what == "DEBUG":
+            peer.close()
+        handler.wait_removed()
+    level = {"slow consumer": "WARNING", "callback": "ERROR", "DEBUG": "DEBUG"}[what]
+    (line,) = wait_until(
+        lambda: [line for line in lines(level) if "ledger" in line], "a line about it"
+    )
+    assert repr(name) in line
+    assert line.isprintable()
 
 
 @pytest.mark.clause("S51", "C18")
