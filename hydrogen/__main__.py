@@ -309,7 +309,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         handler = Echo() if arguments.command == "echo" else load_handler(arguments.handler)
         report = begin(handler, _config(arguments), engine=arguments.engine, on_started=announce)
-    except (HydrogenError, OSError, TypeError, ValueError) as error:
+    except (HydrogenError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"python -m hydrogen: {error}", file=sys.stderr)
         return 2
     return 1 if report.aborted or report.abandoned else 0

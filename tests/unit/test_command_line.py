@@ -34,6 +34,11 @@ class Holds(hydrogen.Handler):
         threading.Event().wait()
 
 
+class Refuses(Shouts):
+    def on_server_created(self, sock):
+        raise RuntimeError("no license")
+
+
 instance = Shouts()
 
 
@@ -197,6 +202,7 @@ def refused(address):
         ("handlers:missing", "missing"),
         ("handlers:seven", "handlers:seven"),
         ("handlers:nonsense", "handlers:nonsense"),
+        ("handlers:Refuses", "no license"),
     ],
 )
 def test_run_of_what_is_no_handler_is_a_clear_error(tmp_path, name, message):
