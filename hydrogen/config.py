@@ -21,6 +21,11 @@ from hydrogen.tls import check_context
 MAX_SLOTS = 1 << 24
 """Connections that one server can hold: a token has 24 bits for the index of a slot."""
 
+FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+"""Of sockets that are served: what a peer's name is, and who may send a PROXY header, is known of
+these.
+"""
+
 MAX_LOOPS = 64
 """Loops of one server: so many fit into what accepts for them (`LOOPS_MOST` in _c/loop.pxd)."""
 
@@ -116,7 +121,8 @@ class Config:
         frame_timeout: from the first byte of a frame to its last; further bytes do not extend it.
             None: no limit.
         write_timeout: time in which the peer takes nothing of the queued output, also while the
-            connection closes; None: no limit.
+            connection closes; None: no limit. On a Unix socket the peer must take up to 36 KiB in
+            that time before the kernel tells of it (unix_stream_sendmsg).
         proxy_protocol: "v1", "v2" or "auto" (either): each connection begins with a header of the
             PROXY protocol, which names the client.
         proxy_allow_from: networks, or "unix", from which such a header is accepted; connections
@@ -237,8 +243,10 @@ class Config:
                     "sock: expected a socket.socket, or a sequence of them, not "
                     f"{described(self.sock)}"
                 )
-            if sock.type != socket.SOCK_STREAM:
-                raise ValueError(f"sock: expected a stream socket, not {described(sock)}")
+            if sock.type != socket.SOCK_STREAM or sock.family not in FAMILIES:
+                raise ValueError(
+                    f"sock: expected a TCP or Unix stream socket, not {described(sock)}"
+                )
         own_address = (self.addr, self.port) != (type(self).addr, type(self).port)
         if sum((own_address, self.path is not None, self.sock is not None)) > 1:
             raise ValueError(
