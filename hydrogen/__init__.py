@@ -41,10 +41,12 @@ from hydrogen.framings import (
 )
 from hydrogen.handler import Handler
 from hydrogen.listener import listen_fds
+from hydrogen.plain import Plain
 from hydrogen.proxy import ProxyHeader
 from hydrogen.report import BroadcastReport, Stats, StopReport
+from hydrogen.secure import Secure
 from hydrogen.server import Server, begin, serve
-from hydrogen.stream import Plain, Secure, Stream
+from hydrogen.stream import Stream
 from hydrogen.timers import Timer
 
 __all__ = [

@@ -40,7 +40,9 @@ from hydrogen.connection import extra_info
 from hydrogen.codec import FrameDecoder, encode  # no-cython-lint
 from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header, may_send  # no-cython-lint
 from hydrogen.report import BroadcastReport, Stats, removals  # no-cython-lint
-from hydrogen.stream import Plain, Secure, Stream, StreamAdapter  # no-cython-lint
+from hydrogen.plain import Plain  # no-cython-lint
+from hydrogen.secure import Secure  # no-cython-lint
+from hydrogen.stream import Stream, StreamAdapter  # no-cython-lint
 from hydrogen.tls import TlsSession  # no-cython-lint
 
 cimport cython

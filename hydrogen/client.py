@@ -19,7 +19,8 @@ from hydrogen.connection import BytesLike, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.frame import ChunkFrameBuilder, FrameBuilder
 from hydrogen.locks import under
-from hydrogen.stream import Plain, Secure, deadline_of, seconds_left
+from hydrogen.plain import Plain, deadline_of, seconds_left
+from hydrogen.secure import Secure
 from hydrogen.tls import check_context, check_server_hostname
 
 CLOSE_PATIENCE = 2.0

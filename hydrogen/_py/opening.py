@@ -15,8 +15,10 @@ from hydrogen._py.framing import ChunkDecoder, decoder_for
 from hydrogen._py.streams import SocketTransport, StreamTransport
 from hydrogen.errors import Cause, IncompleteFrame, PeerClosed, ProtocolError, handler_error
 from hydrogen.locks import under
+from hydrogen.plain import Plain
 from hydrogen.proxy import V2_SIGNATURE, HeaderReader, ProxyHeader, may_send
-from hydrogen.stream import Plain, Secure, Stream
+from hydrogen.secure import Secure
+from hydrogen.stream import Stream
 from hydrogen.tls import TlsSession
 
 

@@ -112,7 +112,7 @@ class SocketTransport:
     Attributes:
         abandon: the fd belongs to somebody else from now on; a call of C code, see `role`.
         reported: the errno that the kernel has reported to the stream that had the fd before; 0:
-            none. See `stream.Handover`.
+            none. See `plain.Handover`.
     """
 
     __slots__ = ("_sock", "abandon", "poll_fd", "reported")

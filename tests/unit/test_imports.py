@@ -17,6 +17,8 @@ FACADE = {
     "errors",
     "handler",
     "stream",
+    "plain",
+    "secure",
     "frame",
     "codec",
     "framings",

@@ -22,7 +22,7 @@ from programs import path_of
 from support import PATIENCE, running, simple, wait_until
 
 import hydrogen
-from hydrogen.stream import SILENT_MOST
+from hydrogen.secure import SILENT_MOST
 
 
 @pytest.fixture
@@ -477,7 +477,7 @@ def test_a_peer_that_never_pauses_lets_the_handshake_time_out(pair, monkeypatch)
             assert self.left > 0, "nobody looks at the time"
             return HELLO_REQUEST[:5] if size == 5 else HELLO_REQUEST[5:]
 
-    monkeypatch.setattr("hydrogen.stream.SILENT_MOST", 1 << 40)
+    monkeypatch.setattr("hydrogen.secure.SILENT_MOST", 1 << 40)
     ours, _ = pair()
     with Flood(fileno=ours.detach()) as flood:
         client = secure(flood, version=ssl.TLSVersion.TLSv1_2, server_side=False)

@@ -36,7 +36,8 @@ from support import PATIENCE, child, finish, running, simple, wait_event, wait_u
 import hydrogen
 from hydrogen.client import Client
 from hydrogen.frame import ChunkFrameBuilder
-from hydrogen.stream import READS, StreamAdapter
+from hydrogen.plain import READS
+from hydrogen.stream import StreamAdapter
 
 
 @pytest.fixture
