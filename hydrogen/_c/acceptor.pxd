@@ -29,14 +29,15 @@ from hydrogen._c.deadlines cimport deadlines_announce
 from hydrogen._c.kernel cimport (
     kernel_accept, kernel_close, kernel_close_fork_gate, kernel_event_clear, kernel_event_set,
     kernel_eventfd, kernel_open_fork_gate, kernel_poll, kernel_poll_init, kernel_reset,
-    kernel_setsockopt, kernel_thread_start, kernel_unblock, name_t, pollfd, pthread_join,
+    kernel_setsockopt, kernel_thread_start, kernel_try_close_fork_gate, kernel_unblock, name_t,
+    pollfd, pthread_join,
 )
 from hydrogen._c.listeners cimport (
     listeners_close, listeners_duplicate, listeners_enter, listeners_init, listeners_leave_locked,
     listeners_lose_locked,
 )
 from hydrogen._c.lock cimport (
-    RANK_ACCEPT, RANK_ADDRESSES, RANK_FD, lock_destroy, lock_give, lock_init, lock_take,
+    RANK_ACCEPT, RANK_ADDRESSES, RANK_FD, lock_destroy, lock_give, lock_init, lock_take, lock_try,
 )
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_let_go
 from hydrogen._c.queues cimport queues_log, queues_serve_later
@@ -222,16 +223,19 @@ cdef inline bint acceptor_has_room(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline int acceptor_accept_one(
-    acceptor_t *acceptor, uint32_t listener, loop_t *polled,
+    acceptor_t *acceptor, uint32_t listener, loop_t *polled, bint may_wait,
 ) noexcept nogil:
     """Accept into the slot `next`, unless the connection is turned away. Returns the fd, or -errno.
-    No fork comes between.
+    No fork comes between; -EAGAIN while one is waited for.
     """
     cdef vacancy_t *next = &acceptor.next
     cdef name_t peer
     cdef bint counted
     cdef int fd
-    kernel_close_fork_gate()
+    if may_wait:
+        kernel_close_fork_gate()
+    elif not kernel_try_close_fork_gate():
+        return -EAGAIN
     fd = kernel_accept(acceptor.listeners[listener].fd, &peer)
     if fd >= 0 and acceptor_admit(acceptor, fd, &acceptor.listeners[listener], &peer, &counted):
         acceptor_take(next.loop, next.connection, fd, &peer, listener, counted, next.loop != polled)
@@ -244,7 +248,7 @@ cdef inline int acceptor_accept_one(
 
 
 cdef inline void acceptor_accept_locked(
-    acceptor_t *acceptor, uint32_t listener, loop_t *polled,
+    acceptor_t *acceptor, uint32_t listener, loop_t *polled, bint may_wait,
 ) noexcept nogil:
     """Errors of the connection that was to be accepted (accept(2)) are skipped."""
     cdef vacancy_t *next = &acceptor.next
@@ -261,7 +265,9 @@ cdef inline void acceptor_accept_locked(
         if next.connection == NULL:
             next.loop = acceptor_choose(acceptor)
             next.connection = <connection_t *>slab_acquire(&next.loop.slab)
-        fd = acceptor_accept_one(acceptor, listener, polled) if next.connection != NULL else -ENOMEM
+        fd = -ENOMEM
+        if next.connection != NULL:
+            fd = acceptor_accept_one(acceptor, listener, polled, may_wait)
         if fd == -EAGAIN:
             return
         if fd == -EINVAL:
@@ -273,14 +279,17 @@ cdef inline void acceptor_accept_locked(
     listeners_leave_locked(acceptor, False)
 
 
-cdef inline void acceptor_accept(loop_t *polled, uint32_t listener) noexcept nogil:
+cdef inline void acceptor_accept(loop_t *polled, uint32_t listener, bint may_wait) noexcept nogil:
     """The poller of that loop says that connections wait at a listener: accept until EAGAIN, or the
-    others' turn.
+    others' turn. `may_wait`: see loop_poll; what is left the next poll tells of again.
     """
     cdef acceptor_t *acceptor = polled.acceptor
-    lock_take(&acceptor.accept_lock)
+    if may_wait:
+        lock_take(&acceptor.accept_lock)
+    elif not lock_try(&acceptor.accept_lock):  # who has it may wait for who forks
+        return
     if atomic_load32(&acceptor.listening):  # else it says what was so before
-        acceptor_accept_locked(acceptor, listener, polled)
+        acceptor_accept_locked(acceptor, listener, polled, may_wait)
     lock_give(&acceptor.accept_lock)
 
 

@@ -25,6 +25,12 @@ static inline void lock_init(lock_t *l, uint32_t rank) { pthread_mutex_init(&l->
 
 static inline void lock_destroy(lock_t *l) { pthread_mutex_destroy(&l->mutex); }
 static inline void lock_take(lock_t *l) { LOCK_ENTER(l); pthread_mutex_lock(&l->mutex); }
+static inline int lock_try(lock_t *l) {
+    LOCK_ENTER(l);
+    if (pthread_mutex_trylock(&l->mutex) == 0) return 1;
+    LOCK_LEAVE(l);
+    return 0;
+}
 static inline void lock_give(lock_t *l) { LOCK_LEAVE(l); pthread_mutex_unlock(&l->mutex); }
 
 static inline void cond_init(cond_t *c) {

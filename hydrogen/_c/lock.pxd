@@ -12,6 +12,7 @@ cdef extern from "lock.h" nogil:
     void lock_init(lock_t *l, uint32_t rank)
     void lock_destroy(lock_t *l)
     void lock_take(lock_t *l)
+    bint lock_try(lock_t *l)
     void lock_give(lock_t *l)
     void cond_init(cond_t *c)
     void cond_destroy(cond_t *c)

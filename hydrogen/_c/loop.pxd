@@ -20,7 +20,7 @@ from hydrogen._c.closing cimport closing_end, closing_release, closing_reset
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_SERVER_STOPPED, FLAGS_ENDED, FLAG_BUSY, FLAG_EOF_TOLD, FLAG_HANGUP,
     FLAG_LATE, FLAG_RECEIVING, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE,
-    POST_OWNER, RDHUP, READABLE, STATE_VACANT, STOP, TASK_DRAINED, URGENT,
+    POST_OWNER, RDHUP, READABLE, STATE_VACANT, STOP, TASK_DRAINED, TODO_FINISH, URGENT,
 )
 from hydrogen._c.deadlines cimport deadlines_watch
 from hydrogen._c.flush cimport flush_on_event
@@ -72,12 +72,17 @@ cdef inline bint loop_let_go(loop_t *loop, connection_t *connection) noexcept no
 
 cdef inline void loop_step(
     loop_t *loop, worker_t *worker, connection_t *connection, conn_queue_t *ready,
-    conn_queue_t *service,
+    conn_queue_t *service, bint may_wait,
 ) noexcept nogil:
-    """Do what can be done off the GIL for an owned connection; put it where it goes on."""
+    """Do what can be done off the GIL for an owned connection; put it where it goes on.
+    `may_wait`: see loop_poll.
+    """
     cdef int then = step_run(&loop.context, &worker.io, connection)
     if then == NEXT_DISPATCH:
         queues_push(ready, connection)  # loop_settle is its exit
+    elif then == NEXT_RELEASE and not may_wait:
+        connection.todo = TODO_FINISH  # it can let go of the GIL to wait: finishing_release
+        queues_push(ready, connection)
     elif then == NEXT_RELEASE:
         kernel_close_fork_gate()
         loop_release(loop, &worker.io, connection)
@@ -121,8 +126,12 @@ cdef inline uint32_t loop_event_bits(uint32_t events) noexcept nogil:
 
 cdef inline void loop_poll(
     loop_t *loop, worker_t *worker, int timeout, conn_queue_t *ready, conn_queue_t *service,
+    bint may_wait,
 ) noexcept nogil:
-    """The event role: poll, and take each connection with news as far as it goes off the GIL."""
+    """The event role: poll, and take each connection with news as far as it goes off the GIL.
+
+    `may_wait`: for who forks, who may need the GIL until he opens the gate: not with the GIL.
+    """
     cdef int count = poller_wait(&loop.context.poller, loop.events, timeout)
     cdef connection_t *connection
     cdef uint32_t generation, events, bits
@@ -135,14 +144,14 @@ cdef inline void loop_poll(
         generation = <uint32_t>(token >> 32)
         if not generation:
             if token != TOKEN_WAKE:
-                acceptor_accept(loop, <uint32_t>token - TOKEN_LISTENER)
+                acceptor_accept(loop, <uint32_t>token - TOKEN_LISTENER, may_wait)
             continue
         events = loop.events[k].events
         connection = mailbox_of(loop, token)
         flush_on_event(loop, &worker.io, connection, generation, events, False)
         bits = loop_event_bits(events)
         if bits and mailbox_post(connection, generation, bits) == POST_OWNER:
-            loop_step(loop, worker, connection, ready, service)
+            loop_step(loop, worker, connection, ready, service, may_wait)
 
 
 cdef inline void loop_clear(loop_t *loop) noexcept nogil:

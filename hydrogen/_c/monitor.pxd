@@ -56,7 +56,7 @@ cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
         generation = <uint32_t>(token >> 32)
         if not generation:
             if token != TOKEN_WAKE:
-                acceptor_accept(loop, <uint32_t>token - TOKEN_LISTENER)
+                acceptor_accept(loop, <uint32_t>token - TOKEN_LISTENER, True)
             continue
         connection = mailbox_of(loop, token)
         flush_on_event(loop, &loop.monitor_io, connection, generation, loop.events[k].events, False)

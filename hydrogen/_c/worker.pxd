@@ -73,7 +73,7 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
             # poll.
             queues_append(&service, &loop.service)
             lock_give(&loop.lock)
-            worker_serve(worker, &ready, &service)
+            worker_serve(worker, &ready, &service, True)
             lock_take(&loop.lock)
             queues_hand_over_locked(loop, &ready, &service)
         if not loop.role_taken and not (polled and loop.ready.first != NULL) and not loop.exiting:
@@ -84,7 +84,7 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
             loop.role_taken = True
             loop.polling = sleep
             lock_give(&loop.lock)
-            loop_poll(loop, worker, -1 if sleep else 0, &ready, &service)
+            loop_poll(loop, worker, -1 if sleep else 0, &ready, &service, True)
             polled = True
             lock_take(&loop.lock)
             queues_hand_over_locked(loop, &ready, &service)
@@ -156,8 +156,8 @@ cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
         loop.role_taken = True
         queues_append(&service, &loop.service)
         lock_give(&loop.lock)
-        worker_serve(worker, &ready, &service)
-        loop_poll(loop, worker, 0, &ready, &service)
+        worker_serve(worker, &ready, &service, False)
+        loop_poll(loop, worker, 0, &ready, &service, False)
         lock_take(&loop.lock)
         queues_hand_over_locked(loop, &ready, &service)
         loop.role_taken = False
@@ -169,9 +169,11 @@ cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
 
 
 cdef inline void worker_serve(
-    worker_t *worker, conn_queue_t *ready, conn_queue_t *service,
+    worker_t *worker, conn_queue_t *ready, conn_queue_t *service, bint may_wait,
 ) noexcept nogil:
-    """A step for each connection of `service`; those that need another one are in it afterwards."""
+    """A step for each connection of `service`; those that need another one are in it afterwards.
+    `may_wait`: see loop_poll.
+    """
     cdef conn_queue_t again
     cdef connection_t *connection
     again.first = again.last = NULL
@@ -180,7 +182,7 @@ cdef inline void worker_serve(
         connection = queues_pop(service)
         if connection == NULL:
             break
-        loop_step(worker.loop, worker, connection, ready, &again)
+        loop_step(worker.loop, worker, connection, ready, &again, may_wait)
     queues_append(service, &again)
 
 

@@ -249,6 +249,48 @@ def test_a_fork_handler_of_another_library_that_takes_the_gil_holds_nobody_up(en
     assert finish(child(ANOTHER_HANDLER, engine, what), 0) == ("", "")
 
 
+EAGER = (
+    ANOTHER_HANDLER[: ANOTHER_HANDLER.index("ending, go_on")]
+    + """
+class Slow(hydrogen.Handler):
+    def on_data_received(self, socket, data):
+        if data == b"slow":
+            entered.set()
+            wait_event(inside, "the handler of the fork")
+        socket.send(data)
+
+entered = threading.Event()
+options = {"port": 0, "engine": sys.argv[1], "max_threads": 1, "handoff": "eager"}
+with hydrogen.serve(Slow(), **options) as server:
+    with Client(server.address) as client, Client(server.address) as leaving:
+        client.echo(b"before")
+        leaving.echo(b"before")
+        client.send(b"slow")
+        wait_event(entered, "the callback runs")
+        if sys.argv[2] == "end":
+            leaving.reset()
+        else:
+            late = Client(server.address)
+        armed = True
+        fork()
+        assert client.receive(4) == b"slow"
+        client.echo(b"after")
+        if sys.argv[2] == "accept":
+            with late:
+                late.echo(b"late")
+"""
+)
+
+
+@pytest.mark.clause("P4", "K18")
+@pytest.mark.parametrize("what", ["accept", "end"])
+def test_such_a_handler_is_not_held_up_by_a_worker_that_polls_with_the_gil(engine, what):
+    """In eager mode, after a callback: what is there to be accepted, or ends, waits for the next
+    poll.
+    """
+    assert finish(child(EAGER, engine, what), 0) == ("", "")
+
+
 STARTED_IN_A_HOOK = """
 import os, signal, sys, threading, warnings  # threading: its hook comes first
 
