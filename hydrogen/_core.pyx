@@ -78,7 +78,7 @@ from hydrogen._c.worker cimport (
     worker_claim, worker_enter, worker_leave, worker_left, worker_next, worker_refill,
 )
 from hydrogen._codec cimport Framing
-from hydrogen._engine.broadcast cimport broadcast_sockets, broadcast_to_all
+from hydrogen._engine.broadcast cimport broadcast_framed, broadcast_sockets, broadcast_to_all
 from hydrogen._engine.compat cimport compat_forget_async_exception, compat_this_thread
 from hydrogen._engine.dispatch cimport dispatch_iteration
 from hydrogen._engine.ending cimport ending_ask
@@ -824,8 +824,11 @@ cdef class Engine:
     def connections(self):
         return [] if self._inert() else broadcast_sockets(self, STATE_OPEN)
 
-    def broadcast(self, bytes data, exclude):
-        return broadcast_to_all(self, data, exclude)
+    def framed(self, bytes data):
+        return broadcast_framed(self, data)
+
+    def broadcast(self, bytes data, exclude, bytes wire=None):
+        return broadcast_to_all(self, data, exclude, wire)
 
     def stats(self):
         return statistics_of(self)

@@ -32,6 +32,17 @@ if TYPE_CHECKING:
             was called.
             """
 
+        def framed(self, data: bytes) -> bytes:
+            """`data` as the server's framing has it on the wire. Raises what that raises."""
+
+        def broadcast(
+            self,
+            data: bytes,
+            exclude: Collection[HydrogenSocket],
+            wire: bytes | None = None,
+        ) -> BroadcastReport:
+            """`wire`: what `framed` has made of `data`; None: not yet."""
+
 
 class Loops:
     """`backend.Engine`, by several compiled ones."""
@@ -108,7 +119,8 @@ class Loops:
         return any(loop.in_worker() for loop in self._loops)
 
     def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
-        reports = [loop.broadcast(data, exclude) for loop in self._loops]
+        wire = self._loops[0].framed(data)
+        reports = [loop.broadcast(data, exclude, wire) for loop in self._loops]
         return BroadcastReport(
             sum([report.sent for report in reports]), sum([report.dropped for report in reports])
         )

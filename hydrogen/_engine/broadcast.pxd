@@ -70,8 +70,18 @@ cdef inline bint broadcast_send_other(
     return sent
 
 
-cdef inline object broadcast_to_all(Engine engine, bytes data, exclude):
-    """First, without the GIL, the connections that are framed as `Config` says, in compiled code;
+cdef inline bytes broadcast_framed(Engine engine, bytes data):
+    """`data` as the server's framing has it on the wire."""
+    cdef const framing_t *framing = engine._loop.context.framing
+    if framing.kind == FRAMING_PYTHON:
+        return encode(engine._builder, data)
+    return framed(framing, data)
+
+
+cdef inline object broadcast_to_all(Engine engine, bytes data, exclude, bytes wire):
+    """`wire`: what `broadcast_framed` has made of `data`; None: not yet.
+
+    First, without the GIL, the connections that are framed as `Config` says, in compiled code;
     then the others one by one.
 
     Those who encrypt, or write into a stream, get on in one rest for all, not in one for each: see
@@ -79,10 +89,6 @@ cdef inline object broadcast_to_all(Engine engine, bytes data, exclude):
     """
     cdef loop_t *loop = &engine._loop
     cdef worker_t *worker = engine._worker()
-    cdef const framing_t *framing = loop.context.framing
-    cdef bytes wire = (
-        encode(engine._builder, data) if framing.kind == FRAMING_PYTHON else framed(framing, data)
-    )
     cdef uint32_t used = slab_used(&loop.slab)
     cdef uint32_t *skip = NULL
     cdef uint64_t *others = NULL
@@ -91,6 +97,8 @@ cdef inline object broadcast_to_all(Engine engine, bytes data, exclude):
     cdef HydrogenSocket socket
     cdef uint64_t rest = 0
     cdef uint32_t k
+    if wire is None:
+        wire = broadcast_framed(engine, data)
     if engine._inert():
         return BroadcastReport(0, 0)
     try:

@@ -133,6 +133,29 @@ def test_what_is_asked_of_the_server_is_asked_of_all_loops(start, connect):
     assert len(handler.wait_removed(len(clients))) == len(clients)
 
 
+@pytest.mark.clause("C42", "S36")
+def test_a_broadcast_is_framed_once_for_all_loops(start, connect):
+    class Counting(hydrogen.LineFrameBuilder):
+        framed = 0
+
+        def frame(self, payload):
+            self.framed += 1
+            if self.framed > 1:
+                raise ValueError("once is enough")
+            return super().frame(payload)
+
+    framing = Counting()
+    handler = recorder(connected=None)
+    server = start(handler, framing=framing, loops=LOOPS, max_threads=LOOPS)
+    clients = [connect(server) for _ in range(2 * LOOPS)]
+    handler.wait_for("connected", 2 * LOOPS)
+    assert server.broadcast(b"hello") == hydrogen.BroadcastReport(2 * LOOPS, 0)
+    assert [client.receive(6) for client in clients] == [b"hello\n"] * (2 * LOOPS)
+    with pytest.raises(ValueError, match="once is enough"):
+        server.broadcast(b"again")
+    assert framing.framed == 2
+
+
 @pytest.mark.clause("C42", "K6")
 def test_a_callback_sends_to_closes_and_resumes_connections_of_other_loops(start, connect):
     sockets = {}
