@@ -186,7 +186,8 @@ CLAUSES: dict[str, str] = {
     ),
     "C26": "open_timeout, frame_timeout, idle_timeout, write_timeout: None switches it off.",
     "C27": (
-        "idle_timeout: no byte either way for so long; what the kernel holds unread is read first."
+        "idle_timeout: no byte either way for so long; what the kernel holds unread is read first, "
+        "and while reading is paused what is not delivered counts as traffic."
     ),
     "C28": (
         "write_timeout: queued output of which the peer takes nothing for so long, also while the "

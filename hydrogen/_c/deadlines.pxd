@@ -15,7 +15,7 @@ from hydrogen._c.constants cimport (
     WATCH_LINGERING,
 )
 from hydrogen._c.framing cimport FRAMING_RAW
-from hydrogen._c.input cimport input_count
+from hydrogen._c.input cimport input_count, input_is_held
 from hydrogen._c.kernel cimport kernel_now, kernel_unacknowledged, kernel_unread
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_pauses
@@ -57,7 +57,8 @@ cdef inline bint deadlines_is_idle(
     """Whether no byte came or went for idle_timeout. By the owner.
 
     What the peer's kernel acknowledged since the last sweep went, and the next one sees it; what
-    may not be read came: in a pause, or while another thread is in the user's stream.
+    may not be read, or delivered, came: in a pause, or while another thread is in the user's
+    stream.
     """
     cdef bint moves, unreadable
     if (
@@ -76,9 +77,8 @@ cdef inline bint deadlines_is_idle(
         connection.session != NULL and relaxed_load32(&connection.in_outputs)  # the same
     )
     lock_give(&connection.lock)
-    if (
-        moves or (unreadable or mailbox_pauses(connection)) and
-        kernel_unread(connection.poll_fd) > 0
+    if moves or (unreadable or mailbox_pauses(connection)) and (
+        input_is_held(connection) or kernel_unread(connection.poll_fd) > 0
     ):
         relaxed_store32(&connection.active, 1)
         return False

@@ -33,6 +33,14 @@ cdef inline size_t input_undelivered(connection_t *connection) noexcept nogil:
     )
 
 
+cdef inline bint input_is_held(connection_t *connection) noexcept nogil:
+    """Whether something that was read is not delivered, be it a part of a message only."""
+    return (
+        connection.input != NULL or connection.ciphertext != NULL or connection.held != 0 or
+        connection.adapter != NULL and connection.flags & FLAG_UNDECODED
+    )
+
+
 cdef inline size_t input_uncounted(connection_t *connection) noexcept nogil:
     """The bytes of `input_undelivered` that are not in `buffered` already."""
     cdef size_t held = input_undelivered(connection)

@@ -81,7 +81,7 @@ def watch_idleness(connection: Connection) -> None:
     if now < connection.last_byte + connection.loop.config.idle_timeout:
         return
     if connection.error is None and (must_not_read(connection) or connection.read_is_due):
-        if kernel.unread(connection.transport.poll_fd):
+        if is_held(connection) or kernel.unread(connection.transport.poll_fd):
             connection.last_byte = now
             return
     elif connection.readable and not (
@@ -89,6 +89,17 @@ def watch_idleness(connection: Connection) -> None:
     ):
         return  # there is more to read: AGAIN was posted, and the next reminder follows
     connection.end(Cause.TIMEOUT, code=Timeout.IDLE_TIMEOUT, at_once=True)
+
+
+def is_held(connection: Connection) -> bool:
+    """Whether something that was read is not delivered, be it a part of a message only."""
+    return bool(
+        connection.decoder.size
+        or connection.next_message is not None
+        or connection.ciphertext
+        or connection.plaintext
+        or connection.received
+    )
 
 
 def next_look(connection: Connection) -> float:

@@ -180,6 +180,7 @@ TABLE: dict[str, dict[str, Cell | dict[str, Cell]]] = {
     "paused": _PAUSED,
     "held-back": _PAUSED
     | {
+        "idle-timeout": (outlasted, *HELD),
         "stop": (still_open, held, resumed, delivered, end, STOPPED),
         "stop-timeout": SERVER_LATE,
     },
