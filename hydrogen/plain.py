@@ -179,6 +179,8 @@ class SocketStream(Stream):
             signal handler comes also when that was taken this moment, and must not wait then for a
             thread that wants it.
         _receiver: the thread that is taking frames; 0: none. Not under `_lock`.
+        _silent: bytes that came since the last frame; see `secure.SILENT_MOST`. It is no matter if
+            two threads write it.
         _is_shut: `shutdown` was called: this side has ended the input, also when what the peer
             still sends makes the kernel reset.
         _until: `finish` was called, and gives up then. Who sends does not wait any longer, either.
@@ -202,6 +204,7 @@ class SocketStream(Stream):
         self._lock = threading.RLock()
         self._inside: set[int] = set()
         self._receiver = 0
+        self._silent = 0
         self._is_left = False
         self._hands = threading.RLock()
         self._is_ready = True
@@ -522,7 +525,9 @@ class SocketStream(Stream):
         except Exception as error:
             self._failure, self._failed_at = error, error.__traceback__
             raise
-        if item is None and end is not None:
+        if item is not None:
+            self._silent = 0
+        elif end is not None:
             if type(end) is not EOFError:
                 raise end.with_traceback(None)
             if self._decoder.is_partial():

@@ -14,8 +14,13 @@ RECORD_HEADER = 5
 """Bytes before each TLS record; the last two are its length (RFC 8446, 5.1)."""
 
 SILENT_MOST = 256 << 10
-"""Bytes of TLS that may come without one byte of a message: a handshake with its certificates,
-tickets, key updates. Who sends more floods, and would keep a call for as long as he likes.
+"""Bytes of TLS that may come before the next frame is complete, beside PAID_FOR for each byte of
+it: a handshake with its certificates, tickets, key updates. Who sends more floods, and would keep a
+call for as long as he likes.
+"""
+
+PAID_FOR = 64
+"""Bytes of TLS that one byte of a frame may cost: a record of one byte is shorter, but for padding.
 """
 
 
@@ -58,7 +63,6 @@ class Secure(SocketStream):
         self._is_ready = False
         self._wanted = RECORD_HEADER
         self._record = bytearray()
-        self._silent = 0
         if not server_side:
             self._session.start()
             self._heed()
@@ -87,9 +91,9 @@ class Secure(SocketStream):
             return b""
         plaintext = self._session.receive(data)
         self._heed()
-        self._silent = 0 if plaintext else self._silent + len(data)
+        self._silent = max(0, self._silent + len(data) - PAID_FOR * len(plaintext))
         if self._silent > SILENT_MOST and self._end is None:
-            message = f"the peer sent {SILENT_MOST} bytes of TLS without a message"
+            message = f"the peer sent {SILENT_MOST} bytes of TLS that carry no message"
             self._end = SSLError(SSL_ERROR_SSL, message)
         if self._is_ready:
             self._wanted = CHUNK

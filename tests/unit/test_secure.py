@@ -463,8 +463,36 @@ def test_a_flood_of_records_without_a_message_is_an_error(pair, call):
         client.nb_send(hydrogen.ChunkFrame(b"hello"))
     flood = HELLO_REQUEST * (SILENT_MOST // len(HELLO_REQUEST) + 1)
     receive = getattr(client, call)
-    with running(lambda: peer.sendall(flood)), pytest.raises(ssl.SSLError, match="without a mess"):
+    with running(lambda: peer.sendall(flood)), pytest.raises(ssl.SSLError, match="carry no mess"):
         wait_until(lambda: receive() != [], "more than is allowed has come")
+
+
+@pytest.mark.clause("T15")
+@pytest.mark.parametrize(("data", "ends"), [(b"x", True), (b"x\n", False)], ids=["line", "lines"])
+def test_a_byte_of_an_unfinished_frame_now_and_then_pays_for_little(pair, data, ends):
+    class Session:
+        """Of what it is fed all but a byte or two carries no message."""
+
+        is_ready = is_writable = True
+        is_ended, failure = False, None
+
+        def receive(self, ciphertext):
+            return data
+
+        def take(self):
+            return b""
+
+    ours, peer = pair()
+    client = secure(ours, hydrogen.LineFrameBuilder, server_side=False)
+    client._session = Session()
+    client._is_ready, client._wanted = True, 1 << 16
+    received = 0
+    with contextlib.suppress(ssl.SSLError):
+        while received < 4 * SILENT_MOST:
+            peer.sendall(bytes(1 << 15))
+            received += 1 << 15
+            client.nb_recv()
+    assert (received < 2 * SILENT_MOST) is ends
 
 
 @pytest.mark.clause("T15")
