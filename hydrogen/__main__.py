@@ -18,6 +18,7 @@ import logging
 import os
 import ssl
 import sys
+import traceback
 from typing import Any, get_args
 
 from hydrogen.backend import CHOICES
@@ -311,6 +312,9 @@ def main(argv: list[str] | None = None) -> int:
         report = begin(handler, _config(arguments), engine=arguments.engine, on_started=announce)
     except (HydrogenError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"python -m hydrogen: {error}", file=sys.stderr)
+        return 2
+    except Exception:  # of the handler's module: where it is wrong is what matters
+        traceback.print_exc()
         return 2
     return 1 if report.aborted or report.abandoned else 0
 

@@ -213,6 +213,15 @@ def test_run_of_what_is_no_handler_is_a_clear_error(tmp_path, name, message):
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.clause("L2")
+@pytest.mark.parametrize("line", ["import no_such", "os.environ['no_such']", "no such"])
+def test_a_module_that_fails_is_told_of_with_its_traceback_and_the_status_is_2(tmp_path, line):
+    (tmp_path / "handlers.py").write_text(f"import os\n{line}\n")
+    process = run_to_its_end("run", "handlers:name", "--port", "0", folder=tmp_path)
+    assert process.returncode == 2
+    assert "no_such" in process.stderr or "SyntaxError" in process.stderr
+
+
 def test_f30_a_bad_port_or_a_busy_one_is_a_clear_error(engine, tmp_path):
     process, address = command(engine, "echo", "--port", "0")
     for port in ("99999", str(address[1])):
