@@ -249,9 +249,10 @@ cdef class HydrogenSocket:
 
     @property
     def is_open(self):
-        """Whether `send` would queue. False once the connection is closing or gone.
+        """Whether it is neither closing nor gone: `send` queues, as a rule.
 
-        See `send` for what changes while the server stops.
+        With TLS it refuses a little earlier, once what the peer sent cannot be decrypted. See
+        `send` for what changes while the server stops.
         """
         # Once more afterwards: the state may be the next connection's in the slot.
         return (

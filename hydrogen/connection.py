@@ -188,9 +188,10 @@ class HydrogenSocket(abc.ABC):
     @property
     @abc.abstractmethod
     def is_open(self) -> bool:
-        """Whether `send` would queue. False once the connection is closing or gone.
+        """Whether it is neither closing nor gone: `send` queues, as a rule.
 
-        See `send` for what changes while the server stops.
+        With TLS it refuses a little earlier, once what the peer sent cannot be decrypted. See
+        `send` for what changes while the server stops.
         """
 
     @property

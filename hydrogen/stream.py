@@ -60,7 +60,8 @@ class Stream(abc.ABC):
 
     @abc.abstractmethod
     def send(self, buf: bytes) -> None:
-        """Write one message; `send(b"")` continues with what was kept.
+        """Write one message; `send(b"")` continues with what was kept, and so a stream that hands
+        `buf` to a `Plain` or a `Secure` cannot send an empty message.
 
         Raises:
             BlockingIOError: not everything could be written; the stream keeps the rest.
