@@ -48,6 +48,9 @@ class Capitals(hydrogen.Handler):
 class AdminServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def handle_error(self, request, client_address):
+        pass  # a client that resets, or is silent for too long, is no news
+
 
 class Quiet(WSGIRequestHandler):
     # seconds of silence; or a client that never asks holds a thread and an fd for ever
@@ -101,7 +104,9 @@ def main():
     def started(server):
         admin.set_app(admin_app(server))
         threading.Thread(target=admin.serve_forever, daemon=True).start()
-        print("listening on {}:{}".format(*server.address), flush=True)
+        address = server.address  # of a Unix socket from systemd: its path
+        shown = "{}:{}".format(*address) if isinstance(address, tuple) else address
+        print("listening on", shown, flush=True)
         print(f"admin on http://127.0.0.1:{admin.server_port}", flush=True)
 
     config = hydrogen.Config(**where, **LIMITS)
