@@ -65,6 +65,7 @@ from hydrogen._py.streams import SocketTransport
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause
 from hydrogen.handler import Callbacks
+from hydrogen.locks import total
 from hydrogen.proxy import HeaderReader, ProxyHeader
 
 if TYPE_CHECKING:
@@ -286,11 +287,9 @@ class Connection(Output):
 
     def account_input(self) -> None:
         """Count what came in and was not delivered. By the owner."""
-        held = (
-            self.decoder.size + len(self.next_message or b"") + sum(map(len, self.received.copy()))
-        )
+        held = self.decoder.size + len(self.next_message or b"") + total(self.received)
         if self.session is not None:
-            held += sum(map(len, self.ciphertext.copy())) + sum(map(len, self.plaintext.copy()))
+            held += total(self.ciphertext) + total(self.plaintext)
         if held != self.held:
             self.loop.memory.account(self.undelivered, held)
             self.held = held

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from hydrogen.locks import under
+from hydrogen.locks import snapshot, under
 
 if TYPE_CHECKING:
     from _thread import RLock
@@ -349,7 +349,7 @@ class ForkGate:
         a connection that is to be accepted, or closed.
         """
         own: RLock | None = getattr(self._own, "lock", None)
-        rests = [fork.rest() for fork in self._forks.copy() if fork.held]
+        rests = [fork.rest() for fork in snapshot(self._forks) if fork.held]
         if own is not None and not rests:
             return own
 
@@ -382,7 +382,7 @@ class ForkGate:
 
     def _mine(self) -> list[Fork]:
         me = threading.get_ident()
-        return [fork for fork in self._forks.copy() if fork.thread == me]
+        return [fork for fork in snapshot(self._forks) if fork.thread == me]
 
 
 fork_gate = ForkGate()

@@ -52,6 +52,7 @@ from hydrogen._py.role import Role, Waiters
 from hydrogen._py.streams import Transport
 from hydrogen.config import Config
 from hydrogen.errors import Cause, Timeout, cause_of, removal_error
+from hydrogen.locks import total
 from hydrogen.tls import TlsSession
 
 FLUSH_BUDGET = 256 << 10
@@ -602,7 +603,7 @@ class Output(Mailbox):
         """
         while self._waiting and not self._ended_messages:
             if budget.messages <= 0:
-                self._waiting_size = sum(map(len, self._waiting.copy()))
+                self._waiting_size = total(self._waiting)
                 self._asked = True
                 return
             budget.messages -= 1

@@ -654,5 +654,5 @@ def test_a_connection_finds_itself_among_the_removed_in_its_last_callbacks(start
     handler = recorder(disconnected=look, connection_removed=look)
     server = start(handler)
     connect(server).close()
-    handler.wait_removed()
+    wait_until(lambda: len(found) == 2, "the last callbacks")
     assert found == [(1, 1, 1)] * 2
