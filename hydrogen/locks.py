@@ -4,6 +4,7 @@ another thread; and what is read without one.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from _thread import LockType
 from collections import deque
@@ -35,7 +36,7 @@ def under(
 
 
 def snapshot(items: deque[T]) -> deque[T]:
-    """A copy of what other threads add to and take from.
+    """A copy of what other threads now and then add to and take from.
 
     With a GIL `copy` is one step. Without one it raises when an item comes or goes meanwhile
     (CPython 3.13).
@@ -48,5 +49,14 @@ def snapshot(items: deque[T]) -> deque[T]:
 
 
 def total(items: deque[bytes]) -> int:
-    """The bytes of a `snapshot`."""
-    return sum(map(len, snapshot(items)))
+    """The bytes of what the caller takes from; others may add to it without rest, so that a
+    `snapshot` would never come to an end.
+    """
+    try:
+        return sum(map(len, items.copy()))
+    except RuntimeError:
+        size = 0
+        with contextlib.suppress(IndexError):  # somebody takes back what he has added
+            for index in range(len(items)):
+                size += len(items[index])
+        return size
