@@ -78,7 +78,8 @@ cdef inline bint deadlines_is_idle(
     )
     lock_give(&connection.lock)
     if moves or (unreadable or mailbox_pauses(connection)) and (
-        input_is_held(connection) or kernel_unread(connection.poll_fd) > 0
+        atomic_load32(&connection.state) == STATE_OPEN and input_is_held(connection) or
+        kernel_unread(connection.poll_fd) > 0
     ):
         relaxed_store32(&connection.active, 1)
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 from hydrogen._py import callbacks, closing, deadlines, input, mailbox, opening
 from hydrogen._py.connection import Connection, Runner
@@ -34,6 +35,8 @@ def step(connection: Connection, runner: Runner) -> None:
         callbacks.call(
             connection, "on_writable", connection.loop.callbacks.on_writable, connection.socket
         )
+    if bits & mailbox.RESUME:  # what was held back came meanwhile, or may have
+        connection.last_byte = time.monotonic()
     if connection.header is not None and not connection.stopping:
         opening.serve_header(connection, connection.header)
     input.serve_input(connection)

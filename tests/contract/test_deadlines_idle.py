@@ -263,6 +263,41 @@ def test_f24b_while_all_workers_are_blocked_no_peer_that_has_spoken_is_timed_out
         assert client.receive(7) == b"patient"
 
 
+@pytest.mark.clause("C27")
+def test_after_a_pause_the_time_begins_anew(start, connect, engine):
+    """Seen where it is kept, for a peer sees only that its time is over."""
+    handler = recorder(data_received=lambda socket, data: socket.pause_reading())
+    server = start(handler, framing=hydrogen.LineFrameBuilder(), idle_timeout=3600)
+    client = connect(server)
+    client.send(b"pause\na part")
+    handler.wait_for("data_received")
+    if engine == "python":
+        connection = handler.socket()._find()
+        resumed = time.monotonic()
+        handler.socket().resume_reading()
+        wait_until(lambda: connection.last_byte >= resumed, "it begins anew")
+
+
+@pytest.mark.clause("C27")
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+@pytest.mark.parametrize("behind", [b"two\n", b"tw"], ids=["a message", "a part of one"])
+def test_what_is_held_back_keeps_no_connection_that_closes(start, connect, kind, behind):
+    """While its peer reads nothing: only `idle_timeout` ends it."""
+
+    def received(socket, data):
+        socket.pause_reading()
+        socket.send(BIG)
+        socket.close()
+
+    handler = recorder(data_received=received)
+    options = {"framing": hydrogen.LineFrameBuilder(max_size=1 << 30), **options_for(kind)[1]}
+    server = start(handler, idle_timeout=SHORT, write_timeout=None, **options)
+    client = connect(server, receive_buffer=4096)
+    talker(kind, client).send(b"one\n" + behind)
+    assert [type(error) for error in handler.wait_removed()] == [hydrogen.LocalClosed]
+    assert handler.messages() == [b"one"]
+
+
 @pytest.mark.clause("C26", "C27")
 def test_by_default_a_connection_may_be_silent_for_ever(start, connect):
     handler, watch = recorder(data_received=echo), recorder()
