@@ -19,9 +19,13 @@ it: a handshake with its certificates, tickets, key updates. Who sends more floo
 call for as long as he likes.
 """
 
-PAID_FOR = 64
-"""Bytes of TLS that one byte of a frame may cost: a record of one byte is shorter, but for padding.
+PAID_FOR = 32
+"""Bytes of TLS that one byte of a frame may cost: a record of one byte has 23, if it is not padded
+(RFC 8446, 5.2).
 """
+
+PAID_FOR_BEFORE = 128
+"""The same before TLS 1.3, without key updates: 85 with CBC and SHA-384 (RFC 5246, 6.2.3.2)."""
 
 
 class Secure(SocketStream):
@@ -91,7 +95,8 @@ class Secure(SocketStream):
             return b""
         plaintext = self._session.receive(data)
         self._heed()
-        self._silent = max(0, self._silent + len(data) - PAID_FOR * len(plaintext))
+        paid = PAID_FOR if self._session.version == "TLSv1.3" else PAID_FOR_BEFORE
+        self._silent = max(0, self._silent + len(data) - paid * len(plaintext))
         if self._silent > SILENT_MOST and self._end is None:
             message = f"the peer sent {SILENT_MOST} bytes of TLS that carry no message"
             self._end = SSLError(SSL_ERROR_SSL, message)

@@ -172,6 +172,11 @@ class TlsSession:
             "compression": tls.compression(),
         }
 
+    @property
+    def version(self) -> str | None:
+        """Of TLS, as `ssl.SSLSocket.version` gives it; None before it is agreed on."""
+        return self._object.version()
+
     def start(self) -> None:
         """Begin the handshake, as a client does; a server waits for what it will `receive`. Then
         `take`.

@@ -474,7 +474,7 @@ def test_a_byte_of_an_unfinished_frame_now_and_then_pays_for_little(pair, data, 
         """Of what it is fed all but a byte or two carries no message."""
 
         is_ready = is_writable = True
-        is_ended, failure = False, None
+        is_ended, failure, version = False, None, "TLSv1.3"
 
         def receive(self, ciphertext):
             return data
@@ -493,6 +493,23 @@ def test_a_byte_of_an_unfinished_frame_now_and_then_pays_for_little(pair, data, 
             received += 1 << 15
             client.nb_recv()
     assert (received < 2 * SILENT_MOST) is ends
+
+
+@pytest.mark.clause("T15")
+@pytest.mark.parametrize("cipher", ["ECDHE-ECDSA-AES256-SHA384", "ECDHE-ECDSA-AES128-GCM-SHA256"])
+def test_a_peer_that_writes_byte_by_byte_is_no_flood(pair, monkeypatch, cipher):
+    monkeypatch.setattr("hydrogen.secure.SILENT_MOST", 4096)
+    ours, peer = pair()
+    server = secure(ours, hydrogen.LineFrameBuilder, version=ssl.TLSVersion.TLSv1_2)
+    client = Memory(ssl.TLSVersion.TLSv1_2)
+    client.object.context.set_ciphers(cipher)
+    client.object = client.object.context.wrap_bio(client.incoming, client.outgoing, False, NAME)
+    client.shake_hands(server, peer)
+    assert client.object.cipher()[0] == cipher
+    line = b"x" * 500 + b"\n"
+    peer.sendall(b"".join([client.encrypt(bytes([byte])) for byte in line]))
+    assert payloads(server.nb_recv()) == [line[:-1]]
+    assert server.nb_recv() == []  # nor is it an end that comes behind the frame
 
 
 @pytest.mark.clause("T15")
