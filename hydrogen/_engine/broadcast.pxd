@@ -17,7 +17,7 @@ from hydrogen._c.structs cimport connection_t, loop_t, worker_t
 from hydrogen._codec cimport framed
 from hydrogen._core cimport BroadcastReport, Engine, HydrogenSocket, SocketContract, encode
 from hydrogen._engine.references cimport references_held, references_socket
-from hydrogen._engine.sending cimport sending_append, sending_count, sending_send
+from hydrogen._engine.sending cimport sending_count, sending_send, sending_send_coded
 
 
 cdef inline list broadcast_sockets(Engine engine, uint32_t last_state):
@@ -49,25 +49,39 @@ cdef inline bint broadcast_send_other(
     """`send` of a broadcast, of `wire` where that is what the builder would make; what a
     connection's own framing cannot carry is not sent to it.
     """
-    cdef connection_t *connection = socket._connection
     cdef bint sent = False
-    decoder = references_held(engine, socket, &connection.decoder)
-    if (
-        engine._loop.context.framing.kind == FRAMING_PYTHON and connection.builder == NULL and
-        (decoder is None or decoder.builder is engine._builder) and
-        references_held(engine, socket, &connection.session) is None and
-        references_held(engine, socket, &connection.adapter) is None
-    ):
-        return sending_count(
-            engine, worker, sending_append(engine, worker, socket, &engine._raw, wire, STATE_OPEN)
-        )
     try:
-        sent = sending_send(engine, socket, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), rest)
+        if broadcast_is_framed_alike(engine, socket):
+            sent = broadcast_send_framed(engine, worker, socket, wire, rest)
+        else:
+            sent = sending_send(
+                engine, socket, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), rest
+            )
     except ValueError:
         pass
     except Exception as error:
         engine._log.callback_error("broadcast", error)
     return sent
+
+
+cdef inline bint broadcast_is_framed_alike(Engine engine, HydrogenSocket socket) except -1:
+    """Whether its framing is the server's."""
+    decoder = references_held(engine, socket, &socket._connection.decoder)
+    return (
+        socket._connection.builder == NULL and
+        (decoder is None or decoder.builder is engine._builder) and
+        references_held(engine, socket, &socket._connection.adapter) is None
+    )
+
+
+cdef inline bint broadcast_send_framed(
+    Engine engine, worker_t *worker, HydrogenSocket socket, bytes wire, uint64_t *rest,
+) except -1:
+    """`send` of what is framed already, encrypted where there is TLS."""
+    cdef uint64_t mine = 0
+    cdef int result = sending_send_coded(engine, worker, socket, wire, &mine, wire)
+    rest[0] = max(rest[0], mine)
+    return sending_count(engine, worker, result)
 
 
 cdef inline bytes broadcast_framed(Engine engine, bytes data):

@@ -34,9 +34,10 @@ from hydrogen._engine.streams cimport streams_is_mine, streams_send, streams_tak
 
 cdef inline int sending_send_coded(
     Engine engine, worker_t *worker, HydrogenSocket socket, bytes data, uint64_t *rest,
+    bytes wire=None,
 ) except -1:
     """Send by a frame builder of the user's or of the connection's own, by TLS, or by both. `rest`:
-    as of `streams_send`.
+    as of `streams_send`. `wire`: `data`, framed already.
     """
     cdef connection_t *connection = socket._connection
     cdef Framing own = references_held(engine, socket, &connection.builder)
@@ -44,7 +45,9 @@ cdef inline int sending_send_coded(
     decoder = references_held(engine, socket, &connection.decoder)
     if not socket._valid():
         return SEND_REFUSED
-    if decoder is not None:
+    if wire is not None:
+        data = wire
+    elif decoder is not None:
         data = encode(decoder.builder, data)
     elif own is not None:
         data = framed(&own.value, data)

@@ -311,7 +311,8 @@ class Engine:
         sent = dropped = 0
         rest = 0.0
         for connection in self._slab.snapshot():
-            if not connection.ready or connection.at_once or connection.socket in excluded:
+            gone = connection.at_once or connection.is_sealed
+            if not connection.ready or gone or connection.socket in excluded:
                 continue
             builder = connection.builder
             if id(builder) not in frames:

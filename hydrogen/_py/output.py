@@ -314,6 +314,11 @@ class Output(Mailbox):
         return pending
 
     @property
+    def is_sealed(self) -> bool:
+        """Whether the connection has ended: its last callbacks are due, or run."""
+        return self._sealed
+
+    @property
     def is_held_back(self) -> bool:
         """Whether so much output is pending that nothing is to be read or delivered."""
         return self._over_high

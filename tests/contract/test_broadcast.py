@@ -44,6 +44,49 @@ def connected(handler, connect, server, count, **options):
 
 
 @pytest.mark.clause("S36")
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_who_has_left_is_neither_sent_to_nor_counted(start, connect, how):
+    reports = []
+
+    def disconnected(socket, error):
+        reports.append(server.broadcast(b"somebody has left"))
+
+    handler = recorder(connected=None, disconnected=disconnected)
+    server = start(handler)
+    clients, _ = connected(handler, connect, server, 3)
+    getattr(clients[0], how)()
+    assert [client.receive(17) for client in clients[1:]] == [b"somebody has left"] * 2
+    wait_until(lambda: reports, "the broadcast is over")
+    assert reports == [hydrogen.BroadcastReport(2, 0)]
+    assert server.stats().messages_refused == 0
+    for client in clients[1:]:
+        client.close()
+
+
+@pytest.mark.clause("S36")
+@pytest.mark.parametrize("tls", [False, True], ids=["", "TLS"])
+def test_a_builder_of_the_user_s_is_asked_once(start, connect, tls):
+    class Counting(hydrogen.LineFrameBuilder):
+        framed = 0
+
+        def frame(self, payload):
+            self.framed += 1
+            return super().frame(payload + b"%d" % self.framed)
+
+    framing = Counting()
+    handler = recorder(connected=None)
+    server = start(handler, framing=framing, ssl=server_context() if tls else None)
+    clients = [connect(server) for _ in range(5)]
+    talkers = [
+        TlsClient(client, client_context()).handshake() if tls else client for client in clients
+    ]
+    handler.wait_for("connected", 5)
+    assert server.broadcast(b"hello") == hydrogen.BroadcastReport(5, 0)
+    assert [talker.receive(7) for talker in talkers] == [b"hello1\n"] * 5
+    assert framing.framed == 1
+
+
+@pytest.mark.clause("S36")
 def test_every_open_connection_gets_the_message(start, connect):
     handler = recorder(connected=None)
     server = start(handler)
