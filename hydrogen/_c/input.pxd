@@ -16,8 +16,8 @@ from hydrogen._c.buffer cimport (
     BLOCK_POOLED, block_bytes, block_exact, block_free, block_length, block_new, block_t,
 )
 from hydrogen._c.constants cimport (
-    AGAIN, FLAG_COMPLETE, FLAG_EOF, FLAG_HANGUP, FLAG_LATE, FLAG_PARTIAL, FLAG_READABLE, FLAG_STICKY,
-    FLAG_UNDECODED, PAUSE_MEMORY, STATE_OPEN,
+    AGAIN, FLAG_COMPLETE, FLAG_EOF, FLAG_HANGUP, FLAG_LATE, FLAG_PARTIAL, FLAG_READABLE,
+    FLAG_STICKY, FLAG_UNDECODED, PAUSE_MEMORY, STATE_OPEN,
 )
 from hydrogen._c.framing cimport FRAME_INCOMPLETE, frame_t, framing_find
 from hydrogen._c.kernel cimport kernel_recv, kernel_reset_error
