@@ -252,6 +252,10 @@ def test_a_fork_handler_of_another_library_that_takes_the_gil_holds_nobody_up(en
 EAGER = (
     ANOTHER_HANDLER[: ANOTHER_HANDLER.index("ending, go_on")]
     + """
+import logging
+
+logging.disable(logging.WARNING)  # that all workers are blocked may be written, or not
+
 class Slow(hydrogen.Handler):
     def on_data_received(self, socket, data):
         if data == b"slow":
