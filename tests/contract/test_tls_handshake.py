@@ -414,6 +414,32 @@ def test_a_certificate_that_is_asked_for_later_is_told_of_with_the_message_behin
     assert ("email", CLIENT_NAME) in certificate["subjectAltName"]
 
 
+@pytest.mark.clause("K20", "H20")
+@pytest.mark.parametrize("what", ["a bad record", "no certificate"])
+def test_what_goes_wrong_where_a_certificate_may_be_asked_for_later_is_told_by_its_name(
+    start, connect, what
+):
+    def received(socket, data):
+        if data == b"login":
+            socket.get_extra_info("ssl_object").verify_client_post_handshake()
+            socket.send(b"who are you?")
+
+    ours, theirs = server_context(version=ssl.TLSVersion.TLSv1_3, ask=True), client_context()
+    ours.post_handshake_auth = theirs.post_handshake_auth = True
+    handler = recorder(data_received=received)
+    server = start(handler, ssl=ours, framing=hydrogen.LineFrameBuilder)
+    client = TlsClient(connect(server), theirs).handshake()
+    if what == "no certificate":
+        client.send(b"login\n")
+        assert client.receive(13) == b"who are you?\n"
+        client.send(b"nobody\n")
+    else:
+        client.client.send(client.encrypt(b"hello\n") + b"\x17\x03\x03\x00\x20" + bytes(32))
+    (error,) = handler.wait_removed()
+    assert isinstance(error, ssl.SSLError)
+    assert handler.messages() == ([b"hello"] if what == "a bad record" else [b"login"])
+
+
 @pytest.mark.clause("S24")
 def test_stats_count_messages_as_such_and_bytes_as_they_travel(start, secure):
     server = start(
