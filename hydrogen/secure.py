@@ -25,7 +25,9 @@ PAID_FOR = 32
 """
 
 PAID_FOR_BEFORE = 128
-"""The same before TLS 1.3, without key updates: 85 with CBC and SHA-384 (RFC 5246, 6.2.3.2)."""
+"""The same before TLS 1.3: 85 with CBC and SHA-384 (RFC 5246, 6.2.3.2). And what a byte costs that
+has to be sent in answer, once the handshake is done.
+"""
 
 
 class Secure(SocketStream):
@@ -93,10 +95,13 @@ class Secure(SocketStream):
             is_ours = self._is_ready and not self._session.is_writable
             self._end = EOFError() if is_ours else removal_error(Cause.TRUNCATED)
             return b""
+        was_ready, unsent = self._is_ready, len(self._unsent)
         plaintext = self._session.receive(data)
         self._heed()
         paid = PAID_FOR if self._session.version == "TLSv1.3" else PAID_FOR_BEFORE
         self._silent = max(0, self._silent + len(data) - paid * len(plaintext))
+        if was_ready:  # what has to be answered is no message: key updates, hellos
+            self._silent += PAID_FOR_BEFORE * (len(self._unsent) - unsent)
         if self._silent > SILENT_MOST and self._end is None:
             message = f"the peer sent {SILENT_MOST} bytes of TLS that carry no message"
             self._end = SSLError(SSL_ERROR_SSL, message)

@@ -468,10 +468,14 @@ def test_a_flood_of_records_without_a_message_is_an_error(pair, call):
 
 
 @pytest.mark.clause("T15")
-@pytest.mark.parametrize(("data", "ends"), [(b"x", True), (b"x\n", False)], ids=["line", "lines"])
-def test_a_byte_of_an_unfinished_frame_now_and_then_pays_for_little(pair, data, ends):
+@pytest.mark.parametrize(
+    ("data", "answer", "ends"),
+    [(b"x", 0, True), (b"x\n", 0, False), (b"x" * 1024, 0, False), (b"x" * 1024, 500, True)],
+    ids=["little of a line", "lines", "a line", "a line, and what has to be answered"],
+)
+def test_bytes_of_an_unfinished_frame_pay_for_little(pair, data, answer, ends):
     class Session:
-        """Of what it is fed all but a byte or two carries no message."""
+        """Of what it is fed all but `data` carries no message."""
 
         is_ready = is_writable = True
         is_ended, failure, version = False, None, "TLSv1.3"
@@ -480,10 +484,10 @@ def test_a_byte_of_an_unfinished_frame_now_and_then_pays_for_little(pair, data, 
             return data
 
         def take(self):
-            return b""
+            return bytes(answer)
 
     ours, peer = pair()
-    client = secure(ours, hydrogen.LineFrameBuilder, server_side=False)
+    client = secure(ours, hydrogen.LineFrameBuilder(max_size=1 << 20), server_side=False)
     client._session = Session()
     client._is_ready, client._wanted = True, 1 << 16
     received = 0
