@@ -25,8 +25,12 @@ PAID_FOR = 32
 """
 
 PAID_FOR_BEFORE = 128
-"""The same before TLS 1.3: 85 with CBC and SHA-384 (RFC 5246, 6.2.3.2). And what a byte costs that
-has to be sent in answer, once the handshake is done.
+"""The same before TLS 1.3: 85 with CBC and SHA-384 (RFC 5246, 6.2.3.2)."""
+
+ANSWERED = 4
+"""So many bytes does each one count that has to be sent in answer, once the handshake is done: a
+hello that is refused is as short as its alert. (A certificate that is asked for late is an answer,
+too.)
 """
 
 
@@ -101,7 +105,7 @@ class Secure(SocketStream):
         paid = PAID_FOR if self._session.version == "TLSv1.3" else PAID_FOR_BEFORE
         self._silent = max(0, self._silent + len(data) - paid * len(plaintext))
         if was_ready:  # what has to be answered is no message: key updates, hellos
-            self._silent += PAID_FOR_BEFORE * (len(self._unsent) - unsent)
+            self._silent += ANSWERED * (len(self._unsent) - unsent)
         if self._silent > SILENT_MOST and self._end is None:
             message = f"the peer sent {SILENT_MOST} bytes of TLS that carry no message"
             self._end = SSLError(SSL_ERROR_SSL, message)

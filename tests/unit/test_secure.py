@@ -470,7 +470,7 @@ def test_a_flood_of_records_without_a_message_is_an_error(pair, call):
 @pytest.mark.clause("T15")
 @pytest.mark.parametrize(
     ("data", "answer", "ends"),
-    [(b"x", 0, True), (b"x\n", 0, False), (b"x" * 1024, 0, False), (b"x" * 1024, 500, True)],
+    [(b"x", 0, True), (b"x\n", 0, False), (b"x" * 1024, 0, False), (b"x" * 1024, 5000, True)],
     ids=["little of a line", "lines", "a line", "a line, and what has to be answered"],
 )
 def test_bytes_of_an_unfinished_frame_pay_for_little(pair, data, answer, ends):
@@ -497,6 +497,30 @@ def test_bytes_of_an_unfinished_frame_pay_for_little(pair, data, answer, ends):
             received += 1 << 15
             client.nb_recv()
     assert (received < 2 * SILENT_MOST) is ends
+
+
+@pytest.mark.clause("T15")
+def test_who_is_asked_for_a_certificate_later_does_not_take_that_for_a_flood(pair, monkeypatch):
+    ours, peer = pair()
+    mine = certificates.client_context(certificates.CLIENT, version=ssl.TLSVersion.TLSv1_3)
+    theirs = certificates.server_context(version=ssl.TLSVersion.TLSv1_3, ask=True)
+    mine.post_handshake_auth = theirs.post_handshake_auth = True
+    client = secure(ours, hydrogen.LineFrameBuilder, server_side=False, context=mine)
+    server = Memory(ssl.TLSVersion.TLSv1_3, server_side=True)
+    server.object = theirs.wrap_bio(server.incoming, server.outgoing, True)
+    peer.setblocking(False)
+    while not server.step(peer.recv(100_000) if readable(peer) else b""):
+        peer.sendall(server.outgoing.read())
+        assert client.nb_recv() == []
+    monkeypatch.setattr("hydrogen.secure.SILENT_MOST", 8192)
+    server.object.verify_client_post_handshake()
+    peer.sendall(server.encrypt(b"who are you?\n"))
+    assert payloads(client.nb_recv()) == [b"who are you?"]
+    assert client.nb_recv() == []
+    server.incoming.write(peer.recv(100_000))
+    with pytest.raises(ssl.SSLWantReadError):
+        server.object.read(1)
+    assert server.object.getpeercert()
 
 
 @pytest.mark.clause("T15")
