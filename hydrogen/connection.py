@@ -188,7 +188,7 @@ class HydrogenSocket(abc.ABC):
     @property
     @abc.abstractmethod
     def is_open(self) -> bool:
-        """Whether it is neither closing nor gone: `send` queues, as a rule.
+        """Whether it is neither closing nor gone, so that `send` queues, as a rule.
 
         With TLS it refuses a little earlier, once what the peer sent cannot be decrypted. See
         `send` for what changes while the server stops.
