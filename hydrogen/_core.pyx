@@ -249,10 +249,10 @@ cdef class HydrogenSocket:
 
     @property
     def is_open(self):
-        """Whether it is neither closing nor gone, so that `send` queues, as a rule.
+        """Whether the connection is neither closing nor gone, so that `send` queues.
 
-        With TLS it refuses a little earlier, once what the peer sent cannot be decrypted. See
-        `send` for what changes while the server stops.
+        With TLS, `send` refuses a little earlier: once the peer has sent what cannot be decrypted.
+        See `send` for what changes while the server stops.
         """
         # Once more afterwards: the state may be the next connection's in the slot.
         return (

@@ -117,12 +117,12 @@ class Config:
             connection; None: no limit.
         idle_timeout: time without a byte in either direction; None: no limit. Fires late by up to
             half the shortest timeout, as does `write_timeout`. While reading is paused, a
-            connection with unread input is not idle, however long that waits.
+            connection with undelivered input is not idle, however long it waits.
         frame_timeout: from the first byte of a frame to its last; further bytes do not extend it.
             None: no limit.
         write_timeout: time in which the peer takes nothing of the queued output, also while the
-            connection closes; None: no limit. On a Unix socket the peer must take up to 36 KiB in
-            that time before the kernel tells of it (unix_stream_sendmsg).
+            connection closes; None: no limit. On a Unix socket the kernel reports progress only in
+            steps of 36 KiB (Linux, unix_stream_sendmsg).
         proxy_protocol: "v1", "v2" or "auto" (either): each connection begins with a header of the
             PROXY protocol, which names the client.
         proxy_allow_from: networks, or "unix", from which such a header is accepted; connections

@@ -188,10 +188,10 @@ class HydrogenSocket(abc.ABC):
     @property
     @abc.abstractmethod
     def is_open(self) -> bool:
-        """Whether it is neither closing nor gone, so that `send` queues, as a rule.
+        """Whether the connection is neither closing nor gone, so that `send` queues.
 
-        With TLS it refuses a little earlier, once what the peer sent cannot be decrypted. See
-        `send` for what changes while the server stops.
+        With TLS, `send` refuses a little earlier: once the peer has sent what cannot be decrypted.
+        See `send` for what changes while the server stops.
         """
 
     @property

@@ -110,9 +110,7 @@ class Stats:
         "messages_refused", "Messages for which `send` returned False."
     )
     bytes_received: int = _counter("received_bytes", "Bytes read from sockets.")
-    bytes_sent: int = _counter(
-        "sent_bytes", "Bytes that the kernel took, or a stream of the user's."
-    )
+    bytes_sent: int = _counter("sent_bytes", "Bytes that the kernel, or a user's stream, took.")
     queued_bytes: int = _gauge(
         "queued_bytes", "Output queued for peers that do not read, and input not yet delivered."
     )

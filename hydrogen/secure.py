@@ -14,23 +14,22 @@ RECORD_HEADER = 5
 """Bytes before each TLS record; the last two are its length (RFC 8446, 5.1)."""
 
 SILENT_MOST = 256 << 10
-"""Bytes of TLS that may come before the next frame is complete, beside PAID_FOR for each byte of
-it: a handshake with its certificates, tickets, key updates. Who sends more floods, and would keep a
-call for as long as he likes.
+"""Bytes of TLS that may arrive before the next frame is complete, beyond the overhead below: a
+handshake with its certificates, tickets, key updates. A peer that sends more is flooding, and would
+keep one call busy for as long as it likes.
 """
 
-PAID_FOR = 32
-"""Bytes of TLS that one byte of a frame may cost: a record of one byte has 23, if it is not padded
-(RFC 8446, 5.2).
+OVERHEAD_TLS13 = 32
+"""Bytes of TLS 1.3 allowed for each byte of a frame: a record of one byte takes 23, unless it is
+padded (RFC 8446, 5.2).
 """
 
-PAID_FOR_BEFORE = 128
-"""The same before TLS 1.3: 85 with CBC and SHA-384 (RFC 5246, 6.2.3.2)."""
+OVERHEAD_TLS12 = 128
+"""The same for TLS 1.2: 85 with CBC and SHA-384 (RFC 5246, 6.2.3.2)."""
 
-ANSWERED = 4
-"""So many bytes does each one count that has to be sent in answer, once the handshake is done: a
-hello that is refused is as short as its alert. (A certificate that is asked for late is an answer,
-too.)
+ANSWER_WEIGHT = 4
+"""What each byte that must be sent in answer counts, once the handshake is done: a refused hello is
+as short as its alert. (A certificate that is requested later is an answer, too.)
 """
 
 
@@ -102,10 +101,10 @@ class Secure(SocketStream):
         was_ready, unsent = self._is_ready, len(self._unsent)
         plaintext = self._session.receive(data)
         self._heed()
-        paid = PAID_FOR if self._session.version == "TLSv1.3" else PAID_FOR_BEFORE
-        self._silent = max(0, self._silent + len(data) - paid * len(plaintext))
-        if was_ready:  # what has to be answered is no message: key updates, hellos
-            self._silent += ANSWERED * (len(self._unsent) - unsent)
+        overhead = OVERHEAD_TLS13 if self._session.version == "TLSv1.3" else OVERHEAD_TLS12
+        self._silent = max(0, self._silent + len(data) - overhead * len(plaintext))
+        if was_ready:  # key updates and hellos must be answered, and carry no message
+            self._silent += ANSWER_WEIGHT * (len(self._unsent) - unsent)
         if self._silent > SILENT_MOST and self._end is None:
             message = f"the peer sent {SILENT_MOST} bytes of TLS that carry no message"
             self._end = SSLError(SSL_ERROR_SSL, message)
