@@ -20,6 +20,9 @@ from support import PATIENCE, Echo, recorder, wait_event, wait_until
 
 import hydrogen
 
+# What is interrupted where nothing can be raised, in a finalizer or in linecache, is no news.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 families = pytest.mark.parametrize("family", FAMILIES)
 
 WORKERS = 2
