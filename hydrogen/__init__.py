@@ -45,7 +45,8 @@ from hydrogen.plain import Plain
 from hydrogen.proxy import ProxyHeader
 from hydrogen.report import BroadcastReport, Stats, StopReport
 from hydrogen.secure import Secure
-from hydrogen.server import Server, begin, serve
+from hydrogen.server import Server
+from hydrogen.serving import begin, serve
 from hydrogen.stream import Stream
 from hydrogen.timers import Timer
 

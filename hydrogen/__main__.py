@@ -29,7 +29,8 @@ from hydrogen.frame import FrameBuilder
 from hydrogen.framings import BUILT_IN
 from hydrogen.handler import Handler
 from hydrogen.listener import listen_fds
-from hydrogen.server import Server, begin
+from hydrogen.server import Server
+from hydrogen.serving import begin
 
 FRAMINGS: dict[str, type[FrameBuilder] | None] = {"raw": None, **BUILT_IN}
 

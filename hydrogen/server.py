@@ -1,4 +1,4 @@
-"""`Server`, `serve` and `begin`: the life of a server as its user sees it, and signals.
+"""`Server`: the life of a server as its user sees it.
 
 Knows no engine by name. Start and stop are carried out by `lifecycle.Life`; what `Server` says of
 its state is read from there, and no lock is taken for it.
@@ -8,43 +8,34 @@ from __future__ import annotations
 
 import _thread
 import atexit
-import contextlib
 import dataclasses
-import difflib
 import os
 import queue
 import select
-import signal
 import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from socket import socket, socketpair
-from types import BuiltinFunctionType, FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from socket import socket
+from types import BuiltinFunctionType, TracebackType
+from typing import Any
 
 from hydrogen import backend
-from hydrogen.config import MAX_SECONDS, Config, Options, default_max_connections
+from hydrogen.config import MAX_SECONDS, Config, default_max_connections
 from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.handler import Handler, callbacks_of
 from hydrogen.lifecycle import ABORT_GRACE, NOTHING, Latch, Life
 from hydrogen.log import RateLimitedLog
 from hydrogen.report import BroadcastReport, Stats, StopReport
+from hydrogen.signals import installed
 from hydrogen.timers import Timer, Timers
 from hydrogen.tls import check_context
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack  # in `typing` since 3.11
 
 _running: set[Server] = set()
 """Servers that start, run or stop. A plain set: each of its operations is one step, also for a
 signal handler and after a fork."""
-
-_signals: list[_Signals] = []
-"""Those whose signal handlers are installed, the latest one last."""
 
 
 class Server:
@@ -439,229 +430,10 @@ def _after_fork_in_child() -> None:
         if server._pid != os.getpid():
             server._forked()
             _running.discard(server)
-    for signals in reversed(list(_signals)):
+    for signals in reversed(list(installed)):
         signals.give_back()
 
 
 atexit.register(_stop_at_exit)
 for _ in range(2):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def serve(
-    handler: Handler,
-    config: Config | None = None,
-    *,
-    engine: str | None = None,
-    **options: Unpack[Options],
-) -> Server:
-    """Start a server in the background and return it; `with` stops it.
-
-    Args:
-        handler: the callbacks.
-        config: None: the defaults.
-        engine: `"compiled"`, `"python"`, `"auto"`; None: the default, see `hydrogen.engine`.
-        options: replace fields of `config`.
-    Raises:
-        TypeError, ValueError, OSError, RuntimeError: as `Config`, `Server` and `Server.start`.
-    """
-    server = Server(handler, _replaced(config, options), engine=engine)
-    try:
-        server.start()
-        return server
-    except BaseException:  # also between the start and the return: nobody else could stop it
-        server.abort()
-        raise
-
-
-def begin(
-    handler: Handler,
-    config: Config | None = None,
-    *,
-    engine: str | None = None,
-    on_started: Callable[[Server], object] | None = None,
-    **options: Unpack[Options],
-) -> StopReport:
-    """Serve until stopped, and return the report of the stop.
-
-    In the main thread, the first SIGINT or SIGTERM shuts down gracefully within `stop_timeout`; a
-    second one aborts. Afterwards the previous signal handlers are restored, including those of C
-    code, with their flags. A SIGINT that is ignored, as in a background job of a shell, stays
-    ignored. In any other thread it returns when something calls `stop`.
-
-    Args:
-        handler, config, engine, options: as for `serve`.
-        on_started: called once with the server, in this thread, once it accepts connections. If it
-            raises, the server is aborted and the exception is raised here.
-    Raises:
-        TypeError, ValueError, OSError, RuntimeError: as `serve`.
-        RuntimeError: this is a subinterpreter, which cannot handle signals.
-    """
-    if on_started is not None and not callable(on_started):
-        raise TypeError(f"on_started: expected a callable, not {described(on_started)}")
-    server = Server(handler, _replaced(config, options), engine=engine)
-    if threading.current_thread() is not threading.main_thread():
-        return _serve_until(server.wait, server, on_started)
-    signals = _Signals(server)
-    try:
-        try:
-            signals.take()
-            return _serve_until(signals.wait, server, on_started)
-        finally:
-            signals.give_back()
-    finally:
-        # an exception of a signal handler of the user's may have come before, or within, the first
-        # time
-        signals.give_back()
-
-
-def _replaced(config: Config | None, options: Options) -> Config | None:
-    if not options:
-        return config
-    known = [field.name for field in dataclasses.fields(Config) if field.init]
-    for name in sorted(options.keys() - set(known)):
-        close = difflib.get_close_matches(name, known, 1)
-        raise TypeError(
-            f"there is no option {name!r}{f'; did you mean {close[0]!r}?' if close else ''}"
-        )
-    return dataclasses.replace(config if config is not None else Config(), **options)
-
-
-def _serve_until(
-    wait: Callable[[], object], server: Server, on_started: Callable[[Server], object] | None
-) -> StopReport:
-    try:
-        server.start()
-        if on_started is not None:
-            on_started(server)
-        wait()
-    except BaseException:
-        server.abort()
-        raise
-    return server.stop()
-
-
-class _Signals:
-    """SIGINT and SIGTERM of the process, for as long as one server runs. For the main thread."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._pid = os.getpid()
-        self._count = 0
-        self._restore: dict[int, Callable[[], object]] = {}
-        self._earlier_fd: list[int] = []
-        # objects, and no numbers: they may be closed again
-        self._reading, self._writing = socketpair()
-
-    def take(self) -> None:
-        """Install the handlers. Whatever comes out of it: `give_back`."""
-        _signals.append(self)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._take(number)
-        # A signal may be delivered to any thread, and then interrupts no wait of this one: but
-        # Python's wakeup fd is written to wherever it arrives.
-        self._writing.setblocking(False)
-        self._reading.setblocking(True)  # whatever socket.setdefaulttimeout says
-        set_wakeup_fd = partial(signal.set_wakeup_fd, warn_on_full_buffer=False)
-        # What it returns is kept before the call of C code returns, and an exception may come.
-        self._earlier_fd.extend(map(set_wakeup_fd, (self._writing.fileno(),)))
-        self._server._on_stopped = self._wake
-
-    def give_back(self) -> None:
-        """Restore what was there before; in a forked child, too, where nobody would act on a
-        signal.
-
-        May be called again. SIGINT last: up to there no KeyboardInterrupt comes.
-        """
-        self._server._on_stopped = None
-        if self._earlier_fd:
-            try:
-                signal.set_wakeup_fd(self._earlier_fd[0])
-            except (OSError, ValueError):  # its owner has closed it meanwhile, or made it blocking
-                signal.set_wakeup_fd(-1)
-            self._earlier_fd.clear()
-        self._reading.close()
-        self._writing.close()
-        for number, restore in reversed(list(self._restore.items())):
-            restore()
-            self._restore.pop(number, None)  # a signal in between may have done it
-        with contextlib.suppress(ValueError):  # called again
-            _signals.remove(self)
-
-    def _take(self, number: int) -> None:
-        earlier = signal.getsignal(number)
-        if number == signal.SIGINT and earlier is signal.SIG_IGN:
-            return
-        restore_action = _saved_action(number)
-
-        def restore() -> None:
-            try:
-                signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
-            finally:
-                restore_action()
-
-        self._restore[number] = restore
-        try:
-            signal.signal(number, self._on_signal)
-        except ValueError as error:
-            del self._restore[number]
-            raise RuntimeError(
-                "signals can only be handled in the main interpreter: use hydrogen.serve() here"
-            ) from error
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # in a forked child, before it was given back there
-            self.give_back()
-            signal.raise_signal(number)
-            return
-        self._count += 1
-        self._act()
-
-    def _act(self) -> None:
-        """Ask for what the signals so far mean; asking again changes nothing."""
-        life = self._server._life
-        if life is not None and self._count == 1:
-            life.ask(self._server.config.stop_timeout)
-        elif life is not None and self._count > 1:
-            life.abort()
-
-    def wait(self) -> None:
-        """Wait until the server has stopped."""
-        self._act()  # one may have come before the start
-        while not self._server.wait(0):
-            try:
-                self._reading.recv(1)
-            except OSError:
-                # a signal handler has forked meanwhile, and this is the child, in which it is
-                # closed
-                if not self._server.wait(0):
-                    raise
-
-    def _wake(self) -> None:
-        """By another thread, when `Server.wait` has become true.
-
-        One that is full of signals wakes as well: who waits looks again after each byte. Nobody may
-        empty it any more.
-        """
-        with contextlib.suppress(OSError):  # or it is closed, and nobody waits
-            self._writing.send(b"\0")
-
-
-def _saved_action(number: int) -> Callable[[], object]:
-    """What restores the action that the kernel has for a signal now.
-
-    Python does not know it: `signal.getsignal` answers from a table of its own, which C code that
-    has called sigaction(2) since, or siginterrupt(3), is not in. Where sigaction(2) cannot be
-    called it is not restored, only what that table says.
-    """
-    try:
-        import ctypes
-
-        libc = ctypes.CDLL(None)
-        action = ctypes.create_string_buffer(1024)  # a struct sigaction has some 150 bytes
-        if libc.sigaction(number, None, action):
-            return lambda: None
-    except (ImportError, OSError, AttributeError, MemoryError):
-        # MemoryError: where no memory may be executable
-        return lambda: None
-    return lambda: libc.sigaction(number, action, None)

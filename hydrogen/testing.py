@@ -32,7 +32,8 @@ from hydrogen import backend
 from hydrogen.client import Client, connect
 from hydrogen.config import Config, Options
 from hydrogen.handler import Handler
-from hydrogen.server import Server, serve
+from hydrogen.server import Server
+from hydrogen.serving import serve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -458,7 +458,7 @@ class Server(hydrogen.Server):
 
 stopping = []
 socket.setdefaulttimeout(float(sys.argv[1]))
-hydrogen.server.Server = Server
+hydrogen.serving.Server = Server
 print(hydrogen.begin(Echo(), port=0).aborted)
 """
 
