@@ -30,33 +30,32 @@ import socket
 import ssl
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
-from hydrogen._py import kernel, mailbox, opening
+from hydrogen._py import kernel, mailbox
 from hydrogen._py.acceptor import Acceptor
-from hydrogen._py.addresses import Limits, Place, address_of
+from hydrogen._py.addresses import Limits, address_of
+from hydrogen._py.admission import Admission
+from hydrogen._py.broadcast import Broadcast
 from hydrogen._py.buffer import Memory
 from hydrogen._py.connection import Connection
 from hydrogen._py.log import LogThread
 from hydrogen._py.monitor import Monitor
-from hydrogen._py.output import Output, Tally
+from hydrogen._py.output import Output
 from hydrogen._py.poller import HANGUP, READ, WRITE, Poller
 from hydrogen._py.role import Total, Waiters
 from hydrogen._py.slab import Slab
 from hydrogen._py.socket import Socket
 from hydrogen._py.stalls import StalledOutput, StalledWorkers
+from hydrogen._py.statistics import Statistics
 from hydrogen._py.threads import kept_running
 from hydrogen._py.worker import Pool
-from hydrogen.codec import encode
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
-from hydrogen.errors import Cause, Timeout, class_name, cut_traceback, handler_error
-from hydrogen.frame import FrameBuilder
+from hydrogen.errors import Cause, class_name, cut_traceback, handler_error
 from hydrogen.handler import Callbacks
-from hydrogen.locks import under
-from hydrogen.proxy import may_send
 from hydrogen.report import BroadcastReport, Stats, removals
 
 if TYPE_CHECKING:
@@ -64,50 +63,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hydrogen")
 
-T = TypeVar("T")
-
 OVERLOOKED = 0.05
 """Seconds after which a connection that could not be queued, for want of memory, is tried again."""
-
-READS = 100
-"""Times that `stats` reads the counters again because they were changed meanwhile; in the end by a
-call that this one has interrupted.
-"""
 
 SHED_AGAIN = 0.01
 """Seconds until the limit of memory is looked at again, when that could not be done or nobody was
 to be removed.
 """
-
-
-class Changes:
-    """A lock for those who change the counters, one after the other. Who reads them takes no lock,
-    and looks at the version before and after.
-
-    Attributes:
-        version: odd while somebody changes them.
-    """
-
-    __slots__ = ("_lock", "version")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.version = 0
-
-    def make(self, change: Callable[[], T]) -> T:
-        """What `change` returns, which changes counters. Whatever is raised, the lock is free and
-        the version even then: see `locks`.
-        """
-        return cast(T, under(self._lock, lambda: self._make(change)))
-
-    def _make(self, change: Callable[[], T]) -> T:
-        version = self.version + 1
-        following = version + 1  # leaving allocates nothing
-        try:
-            self.version = version
-            return change()
-        finally:
-            self.version = following
 
 
 class Engine:
@@ -131,23 +93,16 @@ class Engine:
         self.is_verbose = log.isEnabledFor(logging.DEBUG)
         self._slab: Slab[Connection] = Slab(config.pre_allocated)
         self.memory = Memory(config.max_buffered, self._resume, self._on_excess)
-        self._changes = Changes()  # of the counters
-        self._newborn: mailbox.Hands = deque()  # of the accept thread
+        self._statistics = Statistics(self._slab)
         self._drained = Waiters()
-        self._accepted = 0
-        self._removed: Counter[int] = Counter(dict.fromkeys(Cause, 0))
-        self._timed_out: Counter[int] = Counter(dict.fromkeys(Timeout, 0))
-        self._tells_of_overload = False
         self._counted: dict[int, object] = {}  # by `abort_all`, tokens
         self._limits = Limits(max_connections, config.max_connections_per_ip, self._slab.__len__)
-        self._total = Tally()
         self._refused = Total()
         self._polls = 0
         self._unfinished: deque[Output] = deque()
         self._placeholders: deque[int] = deque()  # who takes it out closes it
         self._ended = False
         self._is_open = False  # there is something to release
-        self._tls = config.ssl
         self._listeners = listeners
         self._pool = Pool(
             config.max_threads,
@@ -159,6 +114,7 @@ class Engine:
         )
         self.ready = self._pool.ready
         self._log_thread = LogThread(self._on_line_lost)
+        self._admission = Admission(self, self._limits, self._statistics, self._log_thread)
         self._monitor = Monitor(self._on_deadline)
         self._excess = self._monitor.alarm(self._shed)
         self._overlooked = self._monitor.alarm(self._claim_all)
@@ -191,10 +147,10 @@ class Engine:
             undo.callback(self.poller.close)
             self._acceptor = Acceptor(
                 self._listeners,
-                self._must_wait,
-                self._welcome,
-                self._lost,
-                self._settle,
+                self._admission.must_wait,
+                self._admission.welcome,
+                self._admission.lost,
+                self._admission.settle,
                 self._limits.most,
                 self.log,
                 self._log_thread.say,
@@ -294,54 +250,11 @@ class Engine:
         return not self.forked_away and (self._pool.is_mine(me) or me in self._threads)
 
     def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
-        """Send to all that are introduced, and are not being reset. What the server's framing
-        cannot carry is raised, before anything is sent; what another framing cannot is dropped
-        there.
-        """
-        # By the id of the builder, which need not be hashable.
-        frames: dict[int, bytes | None] = {
-            id(self.config.builder): encode(self.config.builder, data)
-        }
+        """Send to all; see `Broadcast`."""
+        message = Broadcast(self.config.builder, data, self.complain)
         if self.forked_away:
             return BroadcastReport(0, 0)
-        excluded = set(exclude)
-        for other in excluded:
-            if not isinstance(other, HydrogenSocket):
-                raise TypeError(f"exclude: sockets are expected, not {other!r}")
-        sent = dropped = 0
-        rest = 0.0
-        for connection in self._slab.snapshot():
-            gone = connection.at_once or connection.is_sealed
-            if not connection.ready or gone or connection.socket in excluded:
-                continue
-            builder = connection.builder
-            if id(builder) not in frames:
-                frames[id(builder)] = self._frame(builder, data)
-            taken = self._send(connection, frames[id(builder)])
-            sent += taken
-            dropped += not taken
-            rest = max(rest, connection.rest())
-        if rest:
-            time.sleep(rest)
-        return BroadcastReport(sent, dropped)
-
-    def _frame(self, builder: FrameBuilder | None, data: bytes) -> bytes | None:
-        """`data` as `builder` frames it; None: it cannot."""
-        try:
-            return encode(builder, data)
-        except ValueError:
-            return None
-        except Exception as error:
-            self.complain(f"{class_name(builder)}.frame", error)
-            return None
-
-    def _send(self, connection: Connection, frame: bytes | None) -> bool:
-        """Send to one of many: whatever is wrong with it, the others are not to miss theirs."""
-        try:
-            return frame is not None and connection.send(frame, rests=False)
-        except Exception as error:
-            self.complain("broadcast", error)
-            return False
+        return message.send(self._slab.snapshot(), exclude)
 
     def set_alarm(self, when: float) -> None:
         """Have a worker run the timers at `when`."""
@@ -368,33 +281,21 @@ class Engine:
         """The counters of connections that are gone, and of those that are there."""
         if self.forked_away:
             return Stats()
-        for _ in range(READS):
-            version = self._changes.version
-            total = Tally()
-            connections = self._slab.snapshot()
-            total.add(self._total)
-            for connection in connections:
-                total.add(connection.tally)
-            removed = self._removed.copy()
-            timed_out = self._timed_out.copy()
-            accepted = self._accepted
-            if version == self._changes.version and not version % 2:
-                break
-            time.sleep(0)
+        total = self._statistics.sum()
         return Stats(
-            connections=len(connections),
-            accepted=accepted,
-            **removals(removed, timed_out),
-            messages_received=total.messages_received,
-            messages_sent=total.messages_sent,
+            connections=total.connections,
+            accepted=total.accepted,
+            **removals(total.removed, total.timed_out),
+            messages_received=total.tally.messages_received,
+            messages_sent=total.tally.messages_sent,
             messages_refused=self._refused.value,
-            bytes_received=total.bytes_received,
-            bytes_sent=total.bytes_sent,
+            bytes_received=total.tally.bytes_received,
+            bytes_sent=total.tally.bytes_sent,
             queued_bytes=self.memory.total,
             all_blocked=self._stalled_workers.times,
             accept_pauses=self._acceptor.pauses,
-            reading_pauses=total.reading_pauses,
-            reading_resumes=total.reading_resumes,
+            reading_pauses=total.tally.reading_pauses,
+            reading_resumes=total.tally.reading_resumes,
             memory_pauses=self.memory.pauses,
             polls=self._polls,
             iterations=self._pool.steps(),
@@ -402,7 +303,7 @@ class Engine:
 
     def reload_tls(self, context: ssl.SSLContext) -> None:
         """The accept thread looks at this for each connection."""
-        self._tls = context
+        self._admission.tls = context
 
     def forked(self) -> None:
         """In the child: find no connection any more, and close this process's copies of the fds.
@@ -496,19 +397,7 @@ class Engine:
         """See `connection.Loop`. Counted before the last callbacks, so that they find themselves in
         `stats`.
         """
-        if connection.cause != Cause.OVERLOAD and not connection.is_counted:
-            self._changes.make(lambda: self._count_removal(connection))
-
-    def _count_removal(self, connection: Connection) -> None:
-        cause = connection.cause
-        counts, key = (
-            (self._timed_out, connection.code) if cause == Cause.TIMEOUT else (self._removed, cause)
-        )
-        count = counts[key] + 1
-        # Nothing is allocated or called from here on, nor is there a jump, see `addresses`: it is
-        # counted once.
-        counts[key] = count
-        connection.is_counted = True
+        self._statistics.count_removal(connection)
 
     def tell_removed(self, connection: Connection) -> None:
         """See `connection.Loop`."""
@@ -522,143 +411,11 @@ class Engine:
         self._monitor.cancel(connection.token)
         self._limits.leave(connection.place)
         self._counted.pop(connection.token, None)
-        if self._slab.find(connection.token) is connection:
-            self._changes.make(lambda: self._take_out(connection))
+        self._statistics.take_out(connection)
         self._acceptor.released()
         if self._is_empty():
             self._drained.wake()
             self._pool.emptied()
-
-    def _take_out(self, connection: Connection) -> None:
-        total, nothing = Tally(), Tally()
-        total.add(self._total)
-        total.add(connection.tally)
-        # which has no callbacks
-        is_new = connection.cause == Cause.OVERLOAD and not connection.is_counted
-        removed = self._removed[Cause.OVERLOAD] + is_new
-        # Nothing is allocated or called until the slot is given back: if that is left, to be done
-        # again, this counts nothing then.
-        self._total, connection.tally = total, nothing
-        self._removed[Cause.OVERLOAD], connection.is_counted = removed, True
-        self._slab.release(connection.token)
-
-    # The accept thread.
-
-    def _must_wait(self) -> bool:
-        """Whether accepting is to wait for a connection to be released; otherwise what is too much
-        is turned away.
-        """
-        return self.config.overload == "pause" and self._limits.is_full()
-
-    def _turn_away(self, sock: socket.socket) -> None:
-        self._count_gone(Cause.OVERLOAD)
-        kernel.turn_away(sock)
-        # one line at a time: a flood must not fill the queue while the log takes none
-        if not self._tells_of_overload:
-            self._tells_of_overload = True
-            is_taken = False
-            try:
-                is_taken = self._log_thread.say(self._tell_of_overload)
-            finally:
-                if not is_taken:  # else it may have been told of already
-                    self._tells_of_overload = False
-
-    def _tell_of_overload(self) -> None:
-        self._tells_of_overload = False
-        self.log.turned_away(self._removed[Cause.OVERLOAD])
-
-    def _on_line_lost(self, error: BaseException) -> None:
-        self._tells_of_overload = False
-
-    def _lost(self) -> None:
-        self._count_gone(Cause.OS_ERROR)
-
-    def _count_gone(self, cause: Cause) -> None:
-        """One was accepted, and is gone before it had a slot."""
-
-        def count() -> None:
-            accepted, removed = self._accepted + 1, self._removed[cause] + 1
-            self._accepted, self._removed[cause] = accepted, removed
-
-        self._changes.make(count)
-
-    def _welcome(self, sock: socket.socket, peername: Any) -> None:
-        """A connection was accepted: it is born owned, and handed to a worker if it is to be made
-        ready, or has failed.
-
-        Whatever is raised, it is counted, and closed or in `_newborn`.
-        """
-        accepted = self._accepted
-        try:
-            connection = self._give_slot(sock, peername)
-        except BaseException:
-            sock.close()
-            if self._accepted == accepted:
-                self._lost()
-            raise
-        if connection is None:
-            return
-        self._newborn.append(connection)
-        try:
-            if self.is_verbose:
-                self._log_thread.say(self.log.accepted, connection.socket.id, peername)
-            for level, name, value in self.config.socket_options:
-                sock.setsockopt(level, name, value)
-            opening.begin(connection)
-        except BaseException as error:
-            code = (
-                errno.ENOMEM
-                if issubclass(type(error), MemoryError)
-                else getattr(error, "errno", None)
-            )
-            connection.ready = False  # it never was open: no on_disconnected
-            connection.fail(code or errno.EIO)
-        connection.let_go(self._newborn)
-
-    def _settle(self) -> None:
-        """What the accept thread is left with ends."""
-        if self._newborn:
-            connection = self._newborn[0]
-            connection.fail(errno.ENOMEM)
-            connection.let_go(self._newborn)
-
-    def _give_slot(self, sock: socket.socket, peername: Any) -> Connection | None:
-        """The connection; None: it was turned away."""
-        sock.setblocking(False)
-        if self._limits.is_full():
-            self._turn_away(sock)
-            return None
-        # Proxies are not counted at their own address: what they bring is, when its header is
-        # there.
-        is_proxy = self.config.proxy_protocol != "off" and may_send(
-            self.config.proxy_allow_from, peername
-        )
-        address, place = None if is_proxy else address_of(peername), Place()
-        if address is not None and not self._limits.enter(place, address):
-            self._turn_away(sock)
-            return None
-        try:
-            return self._take_in(sock, peername, place)
-        except BaseException:
-            self._limits.leave(place)
-            raise
-
-    def _take_in(self, sock: socket.socket, peername: Any, place: Place) -> Connection:
-        """The connection, in its slot. `stats` never sees an accepted connection that is neither
-        there nor removed.
-        """
-        names = (peername, sock.getsockname())
-        tls, number = self._tls, self._accepted + 1
-
-        def make(token: int) -> Connection:
-            return Connection(self, sock, names, token, Socket(self, token, number), tls, place)
-
-        def take() -> Connection:
-            connection = self._slab.acquire(make)
-            self._accepted = number
-            return connection
-
-        return self._changes.make(take)
 
     # The event thread.
 
@@ -764,6 +521,9 @@ class Engine:
         connection = self._slab.find(token)
         if connection is not None:
             connection.post(mailbox.RESUME)
+
+    def _on_line_lost(self, error: BaseException) -> None:
+        self._admission.line_lost()
 
     def _is_empty(self) -> bool:
         return not len(self._slab)

@@ -49,6 +49,7 @@ from hydrogen._py import kernel, mailbox
 from hydrogen._py.buffer import BATCH, Memory, SendQueue, Share
 from hydrogen._py.mailbox import Mailbox, Queue
 from hydrogen._py.role import Role, Waiters
+from hydrogen._py.statistics import Tally
 from hydrogen._py.streams import Transport
 from hydrogen.config import Config
 from hydrogen.errors import Cause, Timeout, cause_of, removal_error
@@ -71,34 +72,6 @@ CONTENDED = 0.025
 """Seconds for which one who leaves a message to who is in the role lets that one get on, when
 `max_write_buffer` bytes are left to him; in proportion when it is less, and not at all below a
 64th. So threads that send, however many, become as slow as the one who writes."""
-
-
-class Tally:
-    """Counters of one connection, added up when it is gone. Each is written by its owner or in the
-    role of its output.
-    """
-
-    __slots__ = (
-        "bytes_received",
-        "bytes_sent",
-        "messages_received",
-        "messages_sent",
-        "reading_pauses",
-        "reading_resumes",
-    )
-
-    def __init__(self) -> None:
-        self.bytes_received = 0
-        self.bytes_sent = 0
-        self.messages_received = 0
-        self.messages_sent = 0
-        self.reading_pauses = 0
-        self.reading_resumes = 0
-
-    def add(self, other: Tally) -> None:
-        """Add the counters of `other`."""
-        for name in Tally.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 class End(NamedTuple):

@@ -12,8 +12,8 @@ from typing import ClassVar
 import pytest
 
 from hydrogen._py.addresses import Limits, Place
-from hydrogen._py.loop import Engine
 from hydrogen._py.slab import Slab
+from hydrogen._py.statistics import Statistics
 from hydrogen.errors import Cause
 
 
@@ -56,13 +56,13 @@ def test_an_address_is_not_counted_for_a_connection_that_has_left_it():
 
 
 def test_a_removal_is_counted_once():
-    engine = SimpleNamespace(_removed=Interrupting({Cause.OS_ERROR: 1}), _timed_out={0: 0})
+    statistics = Statistics(Slab(1))
+    statistics.removed = Interrupting({Cause.OS_ERROR: 1})
     connection = SimpleNamespace(cause=Cause.OS_ERROR, code=0, is_counted=False)
-    interrupt(lambda: Engine._count_removal(engine, connection))
-    engine._removed = dict(engine._removed)
-    if not connection.is_counted:
-        Engine._count_removal(engine, connection)
-    assert engine._removed == {Cause.OS_ERROR: 2}
+    interrupt(lambda: statistics.count_removal(connection))
+    statistics.removed = dict(statistics.removed)
+    statistics.count_removal(connection)  # as is done after an exception
+    assert statistics.removed == {Cause.OS_ERROR: 2}
 
 
 class Failing(list):
