@@ -41,10 +41,17 @@
 #endif
 
 #if HYDROGEN_DEBUG
-#define kernel_assert(condition) do { if (!(condition)) { \
-    fprintf(stderr, "hydrogen: %s does not hold (%s:%d)\n", #condition, __FILE__, __LINE__); abort(); } } while (0)
+#define kernel_assert(condition)                                                          \
+    do {                                                                                  \
+        if (!(condition)) {                                                               \
+            fprintf(stderr, "hydrogen: %s does not hold (%s:%d)\n", #condition, __FILE__, \
+                    __LINE__);                                                            \
+            abort();                                                                      \
+        }                                                                                 \
+    } while (0)
 #else
-#define kernel_assert(condition) do { (void)sizeof(condition); } while (0)
+#define kernel_assert(condition) \
+    do { (void)sizeof(condition); } while (0)
 #endif
 
 static inline int kernel_bit_length(uint32_t v) { return v ? 32 - __builtin_clz(v) : 0; }
@@ -62,25 +69,36 @@ static inline void kernel_sleep(uint64_t ns) {
 
 static inline int64_t kernel_recv(int fd, void *to, size_t n) {
     ssize_t got;
-    do got = recv(fd, to, n, MSG_DONTWAIT); while (got < 0 && errno == EINTR);
+    do got = recv(fd, to, n, MSG_DONTWAIT);
+    while (got < 0 && errno == EINTR);
     return got < 0 ? -(int64_t)errno : (int64_t)got;
 }
-/* MSG_NOSIGNAL: a peer that is gone is an error of this connection, never a SIGPIPE of the process. */
+/* MSG_NOSIGNAL: a peer that is gone is an error of this connection, never a SIGPIPE of the process.
+ */
 static inline int64_t kernel_send(int fd, struct iovec *parts, int count) {
     ssize_t sent;
     if (count == 1) {
-        do sent = send(fd, parts->iov_base, parts->iov_len, MSG_DONTWAIT | MSG_NOSIGNAL); while (sent < 0 && errno == EINTR);
+        do sent = send(fd, parts->iov_base, parts->iov_len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        while (sent < 0 && errno == EINTR);
     } else {
         struct msghdr message;
         memset(&message, 0, sizeof message);
         message.msg_iov = parts;
         message.msg_iovlen = (size_t)count;
-        do sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL); while (sent < 0 && errno == EINTR);
+        do sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        while (sent < 0 && errno == EINTR);
     }
     return sent < 0 ? -(int64_t)errno : (int64_t)sent;
 }
-/* An Internet address; family 0: none, or a Unix socket's, whose name is too long to be kept for each connection. */
-typedef struct { uint16_t family; uint16_t port; uint32_t flow; uint32_t scope; uint8_t bytes[16]; } name_t;
+/* An Internet address; family 0: none, or a Unix socket's, whose name is too long to be kept for
+ * each connection. */
+typedef struct {
+    uint16_t family;
+    uint16_t port;
+    uint32_t flow;
+    uint32_t scope;
+    uint8_t bytes[16];
+} name_t;
 
 static inline void kernel_name_from(name_t *name, struct sockaddr_storage *from) {
     memset(name, 0, sizeof *name);
@@ -108,8 +126,8 @@ static inline int kernel_accept(int fd, name_t *peer) {
     kernel_name_from(peer, &from);
     return got;
 }
-/* accept(2) knows no MSG_DONTWAIT, and whether the listener blocks is of the open file, which the program, or another one that
- * it was passed to, may share, and change. */
+/* accept(2) knows no MSG_DONTWAIT, and whether the listener blocks is of the open file, which the
+ * program, or another one that it was passed to, may share, and change. */
 static inline void kernel_unblock(int fd) {
     int flags = fcntl(fd, F_GETFL);
     if (flags >= 0 && !(flags & O_NONBLOCK)) (void)fcntl(fd, F_SETFL, flags | O_NONBLOCK);
@@ -121,11 +139,14 @@ static inline void kernel_local_name(int fd, name_t *local) {
     if (getsockname(fd, (struct sockaddr *)&from, &size) == 0) kernel_name_from(local, &from);
     else memset(local, 0, sizeof *local);
 }
-/* The peer's name on a Unix socket, at most `most` bytes; the size, 0 for none. An abstract one begins with a NUL (unix(7)). */
+/* The peer's name on a Unix socket, at most `most` bytes; the size, 0 for none. An abstract one
+ * begins with a NUL (unix(7)). */
 static inline int kernel_unix_peer(int fd, char *path, uint32_t most) {
     struct sockaddr_un name;
     socklen_t size = sizeof name;
-    if (getpeername(fd, (struct sockaddr *)&name, &size) < 0 || size <= offsetof(struct sockaddr_un, sun_path)) return 0;
+    if (getpeername(fd, (struct sockaddr *)&name, &size) < 0 ||
+        size <= offsetof(struct sockaddr_un, sun_path))
+        return 0;
     size -= offsetof(struct sockaddr_un, sun_path);
     if (size > most) size = most;
     if (name.sun_path[0] != 0) size = (socklen_t)strnlen(name.sun_path, size);
@@ -134,18 +155,21 @@ static inline int kernel_unix_peer(int fd, char *path, uint32_t most) {
 }
 static inline void kernel_shutdown(int fd, int how) { (void)shutdown(fd, how); }
 static inline void kernel_close(int fd) { (void)close(fd); }
-/* close(2) of a socket with SO_LINGER waits for the peer, also of a non-blocking one (socket(7)). What there was to wait for has been
- * waited for, so it must not; a time of 0, which makes it a reset, stays. */
+/* close(2) of a socket with SO_LINGER waits for the peer, also of a non-blocking one (socket(7)).
+ * What there was to wait for has been waited for, so it must not; a time of 0, which makes it a
+ * reset, stays. */
 static inline void kernel_close_socket(int fd) {
     struct linger linger = {0, 0};
     socklen_t size = sizeof linger;
-    if (getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &size) == 0 && linger.l_onoff && linger.l_linger) {
+    if (getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &size) == 0 && linger.l_onoff &&
+        linger.l_linger) {
         linger.l_onoff = 0;
         (void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
     }
     (void)close(fd);
 }
-/* Dissolve the association (connect(2), AF_UNSPEC): the peer is reset even while a forked child holds the open file. Not for Unix sockets. */
+/* Dissolve the association (connect(2), AF_UNSPEC): the peer is reset even while a forked child
+ * holds the open file. Not for Unix sockets. */
 static inline void kernel_reset(int fd) {
     struct sockaddr nobody;
     memset(&nobody, 0, sizeof nobody);
@@ -155,17 +179,21 @@ static inline void kernel_reset(int fd) {
 static inline int kernel_socket_error(int fd) {
     int error = 0;
     socklen_t size = sizeof error;
-    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0 ? 0 : error; /* a user's stream may be over a pipe */
+    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0
+               ? 0
+               : error; /* a user's stream may be over a pipe */
 }
-/* After EPOLLHUP or EPOLLERR: the errno of a reset, or 0, for both come also without one: when both sides have ended gracefully, on a Unix
- * socket when the peer has, and for what lies in the error queue (MSG_ERRQUEUE). An error is told once; then the state tells of it,
- * unless the stream may have ended its own side (`ended`): a graceful end comes to the same state then. */
+/* After EPOLLHUP or EPOLLERR: the errno of a reset, or 0, for both come also without one: when both
+ * sides have ended gracefully, on a Unix socket when the peer has, and for what lies in the error
+ * queue (MSG_ERRQUEUE). An error is told once; then the state tells of it, unless the stream may
+ * have ended its own side (`ended`): a graceful end comes to the same state then. */
 static inline int kernel_reset_error(int fd, int ended) {
     struct tcp_info info;
     socklen_t size = sizeof info;
     int error = kernel_socket_error(fd);
     if (error || ended) return error;
-    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && info.tcpi_state == TCP_CLOSE) return ECONNRESET;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && info.tcpi_state == TCP_CLOSE)
+        return ECONNRESET;
     return 0;
 }
 static inline int kernel_setsockopt(int fd, int level, int name, const void *value, uint32_t size) {
@@ -175,20 +203,42 @@ static inline int kernel_eventfd(void) {
     int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return fd < 0 ? -errno : fd;
 }
-static inline void kernel_event_set(int fd) { uint64_t one = 1; ssize_t r = write(fd, &one, sizeof one); (void)r; }
-static inline void kernel_event_clear(int fd) { uint64_t count; ssize_t r = read(fd, &count, sizeof count); (void)r; }
+static inline void kernel_event_set(int fd) {
+    uint64_t one = 1;
+    ssize_t r = write(fd, &one, sizeof one);
+    (void)r;
+}
+static inline void kernel_event_clear(int fd) {
+    uint64_t count;
+    ssize_t r = read(fd, &count, sizeof count);
+    (void)r;
+}
 static inline int kernel_duplicate(int fd) {
     int got = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     return got < 0 ? -errno : got;
 }
-/* Wait until one of `fds` is readable, all of them initialised by kernel_poll_init; `timeout` in ms, -1 for ever. */
-static inline void kernel_poll_init(struct pollfd *polled, int fd) { polled->fd = fd; polled->events = POLLIN; polled->revents = 0; }
-static inline void kernel_poll(struct pollfd *fds, uint32_t count, int timeout) { (void)poll(fds, count, timeout); }
-/* Bytes sent and not acknowledged by the peer's kernel (tcp(7), SIOCOUTQ), or, on a Unix socket, not read (unix(7)). */
-static inline int kernel_unacknowledged(int fd) { int count = 0; return ioctl(fd, SIOCOUTQ, &count) < 0 ? 0 : count; }
+/* Wait until one of `fds` is readable, all of them initialised by kernel_poll_init; `timeout` in
+ * ms, -1 for ever. */
+static inline void kernel_poll_init(struct pollfd *polled, int fd) {
+    polled->fd = fd;
+    polled->events = POLLIN;
+    polled->revents = 0;
+}
+static inline void kernel_poll(struct pollfd *fds, uint32_t count, int timeout) {
+    (void)poll(fds, count, timeout);
+}
+/* Bytes sent and not acknowledged by the peer's kernel (tcp(7), SIOCOUTQ), or, on a Unix socket,
+ * not read (unix(7)). */
+static inline int kernel_unacknowledged(int fd) {
+    int count = 0;
+    return ioctl(fd, SIOCOUTQ, &count) < 0 ? 0 : count;
+}
 
 /* Bytes that wait to be read: tcp(7), SIOCINQ. */
-static inline int kernel_unread(int fd) { int count = 0; return ioctl(fd, SIOCINQ, &count) < 0 ? 0 : count; }
+static inline int kernel_unread(int fd) {
+    int count = 0;
+    return ioctl(fd, SIOCINQ, &count) < 0 ? 0 : count;
+}
 
 /* Threads of ours never run Python, so no signal may be delivered to them. Returns -errno. */
 static inline int kernel_thread_start(pthread_t *thread, void *(*body)(void *), void *argument) {
@@ -204,11 +254,12 @@ static inline int kernel_thread_start(pthread_t *thread, void *(*body)(void *), 
 /* Counts forks: an engine of another count than its own belongs to the parent process. */
 static uint32_t kernel_forks;
 
-/* Held shared by who accepts, from accept(2) until the connection is in its slot, and by who releases one, from
- * when the slot forgets the fd until close(2) is done; alone by who forks: a child that had the fd without knowing
- * of it would keep the connection open. A fork waits half a second at most: what the others wait for may be held by
- * another library's handler of this very fork. While it waits nobody else comes in, or it would wait for long.
- * Nobody waits for the gate with the GIL: such a handler, grpc's say, may take that while the gate is held. */
+/* Held shared by who accepts, from accept(2) until the connection is in its slot, and by who
+ * releases one, from when the slot forgets the fd until close(2) is done; alone by who forks: a
+ * child that had the fd without knowing of it would keep the connection open. A fork waits half a
+ * second at most: what the others wait for may be held by another library's handler of this very
+ * fork. While it waits nobody else comes in, or it would wait for long. Nobody waits for the gate
+ * with the GIL: such a handler, grpc's say, may take that while the gate is held. */
 #ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
 #define KERNEL_FORK_GATE PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
 #else
@@ -232,9 +283,13 @@ static void kernel_fork_in_child(void) {
     kernel_forks++;
     kernel_fork_gate = (pthread_rwlock_t)KERNEL_FORK_GATE;
 }
-static inline void kernel_watch_forks(void) { pthread_atfork(kernel_fork_begins, kernel_fork_in_parent, kernel_fork_in_child); }
+static inline void kernel_watch_forks(void) {
+    pthread_atfork(kernel_fork_begins, kernel_fork_in_parent, kernel_fork_in_child);
+}
 static inline void kernel_close_fork_gate(void) { pthread_rwlock_rdlock(&kernel_fork_gate); }
-static inline int kernel_try_close_fork_gate(void) { return pthread_rwlock_tryrdlock(&kernel_fork_gate) == 0; }
+static inline int kernel_try_close_fork_gate(void) {
+    return pthread_rwlock_tryrdlock(&kernel_fork_gate) == 0;
+}
 static inline void kernel_open_fork_gate(void) { pthread_rwlock_unlock(&kernel_fork_gate); }
 
 /* The worker that this thread is, NULL in any other thread. */

@@ -1,9 +1,10 @@
 /* The C limit: the least a single-threaded epoll server can do per message.
  *
- * A program defines `reply` and includes this file; the compiler sees it whole. Sockets are registered once and
- * edge-triggered; a read shorter than the buffer means drained, so a message costs one recv, one send and a share of one
- * epoll_wait. Output that the kernel does not take is kept, and its connection is not read until it has gone.
- * There are no limits, no timeouts and no threads: what a framework adds is measured against this.
+ * A program defines `reply` and includes this file; the compiler sees it whole. Sockets are
+ * registered once and edge-triggered; a read shorter than the buffer means drained, so a message
+ * costs one recv, one send and a share of one epoll_wait. Output that the kernel does not take is
+ * kept, and its connection is not read until it has gone. There are no limits, no timeouts and no
+ * threads: what a framework adds is measured against this.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -23,7 +24,7 @@ enum { EVENTS = 256, READ_SIZE = 64 * 1024, FRAME_MOST = 65535 + 4 };
 typedef struct peer {
     int fd;
     struct peer *before, *after; /* in the list of all, which a broadcast walks */
-    unsigned char *carry; /* an incomplete message, or NULL */
+    unsigned char *carry;        /* an incomplete message, or NULL */
     size_t carried;
     unsigned char *output; /* what the kernel did not take, or NULL */
     size_t output_at, output_size;
@@ -31,8 +32,9 @@ typedef struct peer {
 
 static peer_t *everyone; /* the last one accepted */
 
-/* Turn `size` bytes (with what was carried before them) into the bytes to send, and keep an incomplete message with
- * peer_carry. Returns their number and sets `*answer`, or returns -1 for input that is no message. */
+/* Turn `size` bytes (with what was carried before them) into the bytes to send, and keep an
+ * incomplete message with peer_carry. Returns their number and sets `*answer`, or returns -1 for
+ * input that is no message. */
 static ssize_t reply(peer_t *peer, unsigned char *data, size_t size, unsigned char **answer);
 
 static unsigned char input[FRAME_MOST + READ_SIZE];
@@ -44,32 +46,28 @@ static void die(const char *what) {
 
 static inline void peer_carry(peer_t *peer, const unsigned char *data, size_t size) {
     peer->carried = size;
-    if (size == 0)
-        return;
-    if (peer->carry == NULL && (peer->carry = malloc(FRAME_MOST)) == NULL)
-        die("malloc");
+    if (size == 0) return;
+    if (peer->carry == NULL && (peer->carry = malloc(FRAME_MOST)) == NULL) die("malloc");
     memcpy(peer->carry, data, size);
 }
 
 static void peer_close(peer_t *peer) {
     *(peer->before == NULL ? &everyone : &peer->before->after) = peer->after;
-    if (peer->after != NULL)
-        peer->after->before = peer->before;
+    if (peer->after != NULL) peer->after->before = peer->before;
     close(peer->fd);
     free(peer->carry);
     free(peer->output);
     free(peer);
 }
 
-/* Whether all of it was sent; the rest is kept for the next EPOLLOUT. -1: the connection is dead. */
+/* Whether all of it was sent; the rest is kept for the next EPOLLOUT. -1: the connection is dead.
+ */
 static int peer_send(peer_t *peer, const unsigned char *data, size_t size) {
     while (size > 0) {
         ssize_t sent = send(peer->fd, data, size, MSG_NOSIGNAL);
-        if (sent < 0 && errno != EAGAIN)
-            return -1;
+        if (sent < 0 && errno != EAGAIN) return -1;
         if (sent < 0) {
-            if ((peer->output = malloc(size)) == NULL)
-                die("malloc");
+            if ((peer->output = malloc(size)) == NULL) die("malloc");
             memcpy(peer->output, data, size);
             peer->output_at = 0;
             peer->output_size = size;
@@ -89,26 +87,21 @@ static int peer_flush(peer_t *peer) {
     return done;
 }
 
-/* Read, reply and send until the socket is drained or output stands in the way; -1 when the connection is over. */
+/* Read, reply and send until the socket is drained or output stands in the way; -1 when the
+ * connection is over. */
 static int peer_read(peer_t *peer) {
     for (;;) {
         unsigned char *answer;
         size_t carried = peer->carried;
-        if (carried > 0)
-            memcpy(input, peer->carry, carried);
+        if (carried > 0) memcpy(input, peer->carry, carried);
         ssize_t got = recv(peer->fd, input + carried, READ_SIZE, 0);
-        if (got < 0)
-            return errno == EAGAIN ? 0 : -1;
-        if (got == 0)
-            return -1;
+        if (got < 0) return errno == EAGAIN ? 0 : -1;
+        if (got == 0) return -1;
         ssize_t size = reply(peer, input, carried + (size_t)got, &answer);
-        if (size < 0)
-            return -1;
+        if (size < 0) return -1;
         int sent = peer_send(peer, answer, (size_t)size);
-        if (sent < 1)
-            return sent;
-        if (got < READ_SIZE)
-            return 0;
+        if (sent < 1) return sent;
+        if (got < READ_SIZE) return 0;
     }
 }
 
@@ -117,10 +110,10 @@ static int peer_serve(peer_t *peer, unsigned int events) {
         int sent = peer_flush(peer);
         return sent < 1 ? sent : peer_read(peer);
     }
-    if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) { /* no further edge will come: read to the end */
+    if (events &
+        (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) { /* no further edge will come: read to the end */
         while (peer->output == NULL)
-            if (peer_read(peer) < 0)
-                return -1;
+            if (peer_read(peer) < 0) return -1;
         return 0;
     }
     return events & EPOLLIN ? peer_read(peer) : 0;
@@ -130,17 +123,15 @@ static void accept_all(int epoll, int listener) {
     int fd, yes = 1;
     while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
         peer_t *peer = calloc(1, sizeof *peer);
-        if (peer == NULL)
-            die("calloc");
+        if (peer == NULL) die("calloc");
         peer->fd = fd;
         peer->after = everyone;
-        if (everyone != NULL)
-            everyone->before = peer;
+        if (everyone != NULL) everyone->before = peer;
         everyone = peer;
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-        struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = peer};
-        if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0)
-            die("epoll_ctl");
+        struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+                                    .data.ptr = peer};
+        if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0) die("epoll_ctl");
     }
 }
 
@@ -161,16 +152,13 @@ int main(void) {
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     int listener = listen_anywhere();
     struct epoll_event accepting = {.events = EPOLLIN | EPOLLET, .data.ptr = NULL};
-    if (epoll < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &accepting) < 0)
-        die("epoll");
+    if (epoll < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &accepting) < 0) die("epoll");
     for (;;) {
         int ready = epoll_wait(epoll, events, EVENTS, -1);
         for (int i = 0; i < ready; i++) {
             peer_t *peer = events[i].data.ptr;
-            if (peer == NULL)
-                accept_all(epoll, listener);
-            else if (peer_serve(peer, events[i].events) < 0)
-                peer_close(peer);
+            if (peer == NULL) accept_all(epoll, listener);
+            else if (peer_serve(peer, events[i].events) < 0) peer_close(peer);
         }
     }
 }

@@ -1,8 +1,9 @@
 /* Counts the calls of malloc, calloc and realloc in a process, for LD_PRELOAD.
  *
- * The counts stand in the file that MALLOC_COUNT_FILE names, as three native 64-bit integers in that order, mapped and
- * shared: whoever wants to know reads the file, and the process is not disturbed. glibc's own entry points do the work,
- * so nothing here can be called before it is ready. */
+ * The counts stand in the file that MALLOC_COUNT_FILE names, as three native 64-bit integers in
+ * that order, mapped and shared: whoever wants to know reads the file, and the process is not
+ * disturbed. glibc's own entry points do the work, so nothing here can be called before it is
+ * ready. */
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -21,11 +22,9 @@ static _Atomic uint64_t *counts = unread;
 __attribute__((constructor)) static void counts_share(void) {
     const char *path = getenv("MALLOC_COUNT_FILE");
     int fd = path == NULL ? -1 : open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    if (fd < 0 || ftruncate(fd, sizeof unread) < 0)
-        return;
+    if (fd < 0 || ftruncate(fd, sizeof unread) < 0) return;
     void *shared = mmap(NULL, sizeof unread, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (shared != MAP_FAILED)
-        counts = shared;
+    if (shared != MAP_FAILED) counts = shared;
     close(fd);
 }
 

@@ -1,14 +1,16 @@
 /* The receivers of a broadcast: `receivers PORT CONNECTIONS`.
  *
- * It connects, writes a line when the server has all connections, and then reads a number of seconds from each line of its
- * input. For so long it has the server broadcast, again and again: the first connection sends a message, and the next one
- * when every connection has received it, whole and unchanged. The answer is a line of JSON.
+ * It connects, writes a line when the server has all connections, and then reads a number of
+ * seconds from each line of its input. For so long it has the server broadcast, again and again:
+ * the first connection sends a message, and the next one when every connection has received it,
+ * whole and unchanged. The answer is a line of JSON.
  *
- * It must cost less than the server, or that waits for it: a delivery is one recv, which shows by being short that nothing
- * else has come, and a share of one epoll_wait. Nor must it cost the server: whoever sleeps in epoll_wait is woken by the
- * sender, for nearly every message, and where receivers are elsewhere no server pays for that. So it looks, and then
- * sleeps by the clock, for far less than a broadcast takes. Connections come from several addresses 127.0.0.x, each with ports of its own,
- * and end by RST, so that none keeps its port for a minute. */
+ * It must cost less than the server, or that waits for it: a delivery is one recv, which shows by
+ * being short that nothing else has come, and a share of one epoll_wait. Nor must it cost the
+ * server: whoever sleeps in epoll_wait is woken by the sender, for nearly every message, and where
+ * receivers are elsewhere no server pays for that. So it looks, and then sleeps by the clock, for
+ * far less than a broadcast takes. Connections come from several addresses 127.0.0.x, each with
+ * ports of its own, and end by RST, so that none keeps its port for a minute. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -23,7 +25,15 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SIZE = 64, EVENTS = 512, BATCH = 500, PER_SOURCE = 5000, MOST = 1 << 16, PAUSE_NS = 100000, PATIENCE_S = 10 };
+enum {
+    SIZE = 64,
+    EVENTS = 512,
+    BATCH = 500,
+    PER_SOURCE = 5000,
+    MOST = 1 << 16,
+    PAUSE_NS = 100000,
+    PATIENCE_S = 10
+};
 
 typedef struct {
     int fd;
@@ -49,33 +59,40 @@ static uint64_t now_ns(void) {
 static double cpu_seconds(void) {
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);
-    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) + (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
+    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+           (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
 }
 
 static int connected(int port, int index) {
     struct linger reset = {.l_onoff = 1, .l_linger = 0};
-    struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + (unsigned)(index / PER_SOURCE))};
-    struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in source = {.sin_family = AF_INET,
+                                 .sin_addr.s_addr =
+                                     htonl(INADDR_LOOPBACK + 1 + (unsigned)(index / PER_SOURCE))};
+    struct sockaddr_in server = {.sin_family = AF_INET,
+                                 .sin_port = htons((uint16_t)port),
+                                 .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset) < 0 ||
-        bind(fd, (struct sockaddr *)&source, sizeof source) < 0 || connect(fd, (struct sockaddr *)&server, sizeof server) < 0)
+        bind(fd, (struct sockaddr *)&source, sizeof source) < 0 ||
+        connect(fd, (struct sockaddr *)&server, sizeof server) < 0)
         die("connect");
     return fd;
 }
 
-/* In batches, so that the kernel's queue of connections is never full; each echoes a byte, so that the server has it. */
+/* In batches, so that the kernel's queue of connections is never full; each echoes a byte, so that
+ * the server has it. */
 static void connect_all(int port) {
     for (int begin = 0; begin < count; begin += BATCH) {
         int end = begin + BATCH < count ? begin + BATCH : count;
         for (int i = begin; i < end; i++) {
             receivers[i].fd = connected(port, i);
-            if (send(receivers[i].fd, ".", 1, MSG_NOSIGNAL) != 1)
-                die("send");
+            if (send(receivers[i].fd, ".", 1, MSG_NOSIGNAL) != 1) die("send");
         }
         for (int i = begin; i < end; i++) {
             struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.ptr = &receivers[i]};
             char byte;
-            if (recv(receivers[i].fd, &byte, 1, 0) != 1 || epoll_ctl(epoll, EPOLL_CTL_ADD, receivers[i].fd, &event) < 0)
+            if (recv(receivers[i].fd, &byte, 1, 0) != 1 ||
+                epoll_ctl(epoll, EPOLL_CTL_ADD, receivers[i].fd, &event) < 0)
                 die("the server does not echo");
         }
     }
@@ -85,8 +102,10 @@ static void connect_all(int port) {
 static int receive(receiver_t *receiver, const unsigned char *message) {
     unsigned char data[SIZE + 1]; /* one more: a message that comes twice is seen */
     ssize_t got = recv(receiver->fd, data, sizeof data - (size_t)receiver->at, MSG_DONTWAIT);
-    if (got <= 0 || receiver->at + got > SIZE || memcmp(data, message + receiver->at, (size_t)got) != 0) {
-        fprintf(stderr, "receiver %d: %zd bytes after %d are not the message\n", (int)(receiver - receivers), got, receiver->at);
+    if (got <= 0 || receiver->at + got > SIZE ||
+        memcmp(data, message + receiver->at, (size_t)got) != 0) {
+        fprintf(stderr, "receiver %d: %zd bytes after %d are not the message\n",
+                (int)(receiver - receivers), got, receiver->at);
         exit(1);
     }
     receiver->at = (receiver->at + (int)got) % SIZE;
@@ -95,23 +114,18 @@ static int receive(receiver_t *receiver, const unsigned char *message) {
 
 static void broadcast(const unsigned char *message) {
     struct epoll_event events[EVENTS];
-    if (send(receivers[0].fd, message, SIZE, MSG_NOSIGNAL) != SIZE)
-        die("send");
+    if (send(receivers[0].fd, message, SIZE, MSG_NOSIGNAL) != SIZE) die("send");
     uint64_t moved = now_ns();
     for (int missing = count; missing > 0;) {
         int ready = epoll_wait(epoll, events, EVENTS, 0);
-        if (ready < 0)
-            die("epoll_wait");
-        for (int i = 0; i < ready; i++)
-            missing -= receive(events[i].data.ptr, message);
-        if (ready > 0)
-            moved = now_ns();
+        if (ready < 0) die("epoll_wait");
+        for (int i = 0; i < ready; i++) missing -= receive(events[i].data.ptr, message);
+        if (ready > 0) moved = now_ns();
         else if (now_ns() - moved > PATIENCE_S * (uint64_t)1000000000) {
             fprintf(stderr, "%d receivers wait for a message that does not come\n", missing);
             exit(1);
         }
-        if (ready < EVENTS && missing > 0)
-            nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
+        if (ready < EVENTS && missing > 0) nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
     }
 }
 
@@ -136,8 +150,10 @@ static void broadcast_for(double seconds) {
     }
     cpu = cpu_seconds() - cpu;
     qsort(took_ns, (size_t)done, sizeof *took_ns, compare);
-    printf("{\"broadcasts\": %d, \"seconds\": %.9f, \"cpu_seconds\": %.6f, \"p50_us\": %.3f, \"max_us\": %.3f}\n", done,
-           (double)(now - began) / 1e9, cpu, (double)took_ns[done / 2] / 1e3, (double)took_ns[done - 1] / 1e3);
+    printf("{\"broadcasts\": %d, \"seconds\": %.9f, \"cpu_seconds\": %.6f, \"p50_us\": %.3f, "
+           "\"max_us\": %.3f}\n",
+           done, (double)(now - began) / 1e9, cpu, (double)took_ns[done / 2] / 1e3,
+           (double)took_ns[done - 1] / 1e3);
     fflush(stdout);
 }
 
@@ -149,12 +165,10 @@ int main(int argc, char **argv) {
     }
     receivers = calloc((size_t)count, sizeof *receivers);
     epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (receivers == NULL || epoll < 0 || prctl(PR_SET_TIMERSLACK, 1UL) < 0)
-        die("receivers");
+    if (receivers == NULL || epoll < 0 || prctl(PR_SET_TIMERSLACK, 1UL) < 0) die("receivers");
     connect_all(atoi(argv[1]));
     puts("connected");
     fflush(stdout);
-    while (scanf("%lf", &seconds) == 1)
-        broadcast_for(seconds);
+    while (scanf("%lf", &seconds) == 1) broadcast_for(seconds);
     return 0;
 }
