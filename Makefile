@@ -66,11 +66,12 @@ proof: build  ## what the claims about threads rest on, bounded: models, random 
 fuzz: $(VENV)/.installed  ## each compiled decoder under clang's fuzzer and sanitizers, a million executions; both decoders on what it finds
 	$(BIN)/python tools/fuzz.py $(ARGS)
 
-format: $(VENV)/.dev  ## ruff's own layout, and the fixes it is sure of
+format: $(VENV)/.dev  ## the layout of ruff and clang-format, and the fixes that ruff is sure of
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+	$(BIN)/clang-format -i hydrogen/*/*.h perf/c/*.[ch] tests/faults/*.c
 
-lint: $(VENV)/.dev  ## ruff
+lint: $(VENV)/.dev  ## ruff, cython-lint and clang-format
 	$(TOX) run -e lint
 
 types: $(VENV)/.dev  ## mypy --strict, and the stubs compared with the compiled modules
@@ -120,7 +121,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/python $(PIP_INSTALL) tox ruff
+	$(BIN)/python $(PIP_INSTALL) tox ruff clang-format
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
