@@ -7,8 +7,7 @@
  *
  * Mutations: NO_STALL wakes nobody for a handler that blocks. TWO_POLLERS does not look at
  * `role_taken`. NO_EVENTFD leaves out the eventfd. SILENT_TASK wakes nobody for a worker task.
- * STALE_LOOK has the monitor thread that polled wake nobody because somebody waited for the GIL
- * before. */
+ * STALE_LOOK has the monitor thread that polled wake nobody because somebody got on before. */
 
 #define WORKERS 2
 #define FOREVER 1     /* handlers that may block for ever */
@@ -168,16 +167,14 @@ proctype foreign() {
 }
 
 /* monitor_look: it is awake as long as somebody is in a callback (sleep.pml), and finds those that
- * stay there. A tick that would wake nobody is left out. monitor_stand_in: no worker gets on; it polls
- * in their stead, and what it has seen of them may be over when it gives the role back. */
+ * stay there. A tick that would wake nobody is left out. monitor_stand_in: no worker has polled for a
+ * while; it does in their stead, and what it has seen of them may be over when it gives the role
+ * back. */
 #define IN_CALLBACK (state[0] == CALLBACK || state[1] == CALLBACK)
 #define WAITS_FOR_GIL (state[0] == WANT_GIL || state[1] == WANT_GIL)
 #define CAN_BE_WOKEN (is_parked[0] || is_parked[1] || polling)
-#define GETS_ON(i) (state[i] == POLL || state[i] == FLUSH)
-#define HELPLESS (IN_CALLBACK && !GETS_ON(0) && !GETS_ON(1))
-#define IS_AWAKE(i) (state[i] != CALLBACK && !is_parked[i])
 proctype monitor() {
-    bool waits;
+    bool may_wake;
 
     do
 #ifdef NO_STALL
@@ -189,11 +186,14 @@ proctype monitor() {
             wake_locked()
         }
     :: atomic {
-            HELPLESS && !role_taken && kernel ->
+            (IN_CALLBACK || WAITS_FOR_GIL) && !role_taken && kernel ->
             pollers++;
             assert(pollers == 1);
             role_taken = true;
-            waits = WAITS_FOR_GIL
+            if
+            :: IN_CALLBACK && !WAITS_FOR_GIL -> may_wake = true   /* it lasts */
+            :: may_wake = false
+            fi
         }
         atomic { service = service + kernel; kernel = 0 }
         atomic {
@@ -201,9 +201,9 @@ proctype monitor() {
             role_taken = false;
             if
 #ifndef STALE_LOOK
-            :: !waits || !(IS_AWAKE(0) || IS_AWAKE(1)) -> wake_locked()
+            :: may_wake || (is_parked[0] && is_parked[1]) -> wake_locked()
 #else
-            :: !waits -> wake_locked()
+            :: may_wake -> wake_locked()
 #endif
             :: else
             fi

@@ -432,4 +432,8 @@ CLAUSES: dict[str, str] = {
         "W10: at most 2.2 syscalls per message, no epoll_ctl, one acquisition of the GIL per "
         "batch, no allocation but the payload's."
     ),
+    "P6": (
+        "Output goes on also while all workers wait for the GIL, on the compiled engine, or are in "
+        "callbacks."
+    ),
 }

@@ -234,6 +234,8 @@ cdef enum:
     # Looks after which who is in a short record of TLS counts as in a callback: OpenSSL needs
     # microseconds, user code in there as long as it likes.
     BRIEF_TICKS = 16
+    # Looks in a row that find no new poll, while workers are busy, until the monitor thread polls.
+    UNPOLLED_TICKS = 2
     # Without a stall the tick slows down by a factor of two each 16 ticks, to 4 ms at most: a 1 kHz
     # tick costs 3 % on a busy machine.
     TICK_QUIET = 16

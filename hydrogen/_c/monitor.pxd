@@ -1,5 +1,5 @@
-"""The monitor thread never runs Python. It finds stalled callbacks, flushes and polls for workers
-that are stuck, keeps deadlines, and sees to the limit of memory.
+"""The monitor thread never runs Python. It finds stalled callbacks, flushes for workers that are
+stuck, polls where no worker comes to it, keeps deadlines, and sees to the limit of memory.
 
 It sleeps when nothing is due; why it does not oversleep is argued in queues.pxd, 3.
 """
@@ -14,11 +14,13 @@ from hydrogen._c.atomic cimport (
 from hydrogen._c.constants cimport (
     BRIEF_TICKS, CAUSE_SLOW_CONSUMER, LOG_ALL_BLOCKED, MONITOR_ACTIVE, MONITOR_ASLEEP, MONITOR_IDLE,
     PAUSE_MEMORY, STATE_ABORTING, STATE_VACANT, TASK_TIMERS, TICKS_IDLE, TICK_NS, TICK_QUIET,
-    TICK_SLOWEST, WORKER_BRIEF, WORKER_CALLBACK, WORKER_FLUSH, WORKER_PARKED, WORKER_WANT_GIL,
+    TICK_SLOWEST, UNPOLLED_TICKS, WORKER_BRIEF, WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL,
 )
 from hydrogen._c.deadlines cimport deadlines_next_sweep, deadlines_sweep
 from hydrogen._c.flush cimport flush_for, flush_on_event
-from hydrogen._c.kernel cimport HYDROGEN_PLANTED_RACE, kernel_now, kernel_thread_start, pthread_join
+from hydrogen._c.kernel cimport (
+    HYDROGEN_GIL, HYDROGEN_PLANTED_RACE, kernel_now, kernel_thread_start, pthread_join,
+)
 from hydrogen._c.lock cimport cond_signal, cond_wait, cond_wait_until, lock_give, lock_take
 from hydrogen._c.loop cimport loop_event_bits
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_of, mailbox_pauses, mailbox_token
@@ -43,8 +45,8 @@ cdef inline void monitor_set_alarm(loop_t *loop, uint64_t when) noexcept nogil:
 
 
 cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
-    """Do the output half of the event role while all workers are in callbacks; the input half is
-    posted, unread.
+    """Do the output half of the event role while no worker comes to it; the input half is posted,
+    unread.
     """
     cdef int count = poller_wait(&loop.context.poller, loop.events, 0)
     cdef connection_t *connection
@@ -64,16 +66,17 @@ cdef inline void monitor_poll(loop_t *loop) noexcept nogil:
 
 
 cdef inline bint monitor_stand_in(loop_t *loop, bint may_wake) noexcept nogil:
-    """No worker gets on: poll for them, if the role is vacant. True when some connection waits for
-    a worker.
+    """Nobody has polled for a while: workers are in callbacks, short or long ones, or wait for the
+    GIL. Poll for them, if the role is vacant. True when some connection waits for a worker.
 
     `may_wake`: whoever parked meanwhile because the role was taken. Not where somebody waits for
-    the
-    GIL: another one would only wait beside him. But he may have had it, and have parked, since that
-    was
-    seen: where nobody is awake somebody has to be, or nobody polls.
+    the GIL, or, with one, goes from one short callback to the next: another one would only wait
+    beside him. But he may have come out, and have parked, since that was seen: where all are parked one has to
+    be woken, or nobody polls.
     """
     cdef bint waits
+    cdef uint32_t parked = 0
+    cdef worker_t *worker
     lock_take(&loop.lock)
     if loop.role_taken:
         lock_give(&loop.lock)
@@ -83,7 +86,11 @@ cdef inline bint monitor_stand_in(loop_t *loop, bint may_wake) noexcept nogil:
     monitor_poll(loop)
     lock_take(&loop.lock)
     loop.role_taken = False
-    if may_wake or not atomic_load32(&loop.awake):
+    worker = loop.parked
+    while worker != NULL:
+        parked += 1
+        worker = worker.next_parked
+    if may_wake or parked == loop.worker_count:
         queues_wake_locked(loop)
     waits = loop.ready.first != NULL or loop.service.first != NULL
     lock_give(&loop.lock)
@@ -95,9 +102,8 @@ ctypedef struct look_t:
     bint busy         # somebody is in a callback, flushes, or waits for the GIL
     bint stalled      # a callback lasts since the look before
     bint waiting      # somebody waits for the GIL
-    # one stalls, and all others do, or wait for the GIL since the look before, or are parked
-    bint helpless
     bint all_blocked  # all stall
+    uint64_t polls    # of all workers, so far
 
 
 cdef inline void monitor_look(loop_t *loop, look_t *seen) noexcept nogil:
@@ -105,9 +111,10 @@ cdef inline void monitor_look(loop_t *loop, look_t *seen) noexcept nogil:
     cdef worker_t *worker
     cdef uint64_t progress
     cdef uint32_t state, k
-    cdef uint32_t blocked = 0, waiting = 0, parked = 0
+    cdef uint32_t blocked = 0
     cdef bint same
     seen.busy = seen.waiting = False
+    seen.polls = 0
     if HYDROGEN_PLANTED_RACE:
         loop.planted_race += 1
     for k in range(loop.worker_count):
@@ -123,18 +130,13 @@ cdef inline void monitor_look(loop_t *loop, look_t *seen) noexcept nogil:
             flush_for(loop, &loop.monitor_io, worker, True)
             relaxed_store64(&loop.stalled_progress, progress)
             relaxed_store32(&loop.stalled, k + 1)
-        waiting += state == WORKER_WANT_GIL and worker.seen_waiting and same
-        parked += state == WORKER_PARKED
         worker.seen_callback = state == WORKER_CALLBACK
-        worker.seen_waiting = state == WORKER_WANT_GIL
         worker.seen_progress = progress
+        seen.polls += relaxed_load64(&worker.io.counters.polls)
         seen.busy |= state >= WORKER_FLUSH
         seen.waiting |= state == WORKER_WANT_GIL
     seen.stalled = blocked != 0
     seen.all_blocked = blocked == loop.worker_count
-    seen.helpless = seen.all_blocked or (
-        waiting != 0 and blocked != 0 and blocked + waiting + parked == loop.worker_count
-    )
     if not blocked:
         relaxed_store32(&loop.stalled, 0)
         return
@@ -226,7 +228,8 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
     cdef uint32_t idle = 0
     cdef bint said = False
     cdef uint32_t eager
-    cdef uint32_t helpless_ticks = 0
+    cdef uint32_t unpolled = 0
+    cdef uint64_t polls = 0
     cdef bint active, waits
     cdef look_t seen
     while not atomic_load32(&loop.monitor_stop):
@@ -239,11 +242,14 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
             quiet += 1
             if quiet % TICK_QUIET == 0 and tick < TICK_SLOWEST:
                 tick *= 2
-        helpless_ticks = helpless_ticks + 1 if seen.helpless else 0
+        unpolled = unpolled + 1 if seen.busy and seen.polls == polls else 0
+        polls = seen.polls
         if not seen.all_blocked:
             said = False
-        if helpless_ticks >= 2:
-            waits = monitor_stand_in(loop, not seen.waiting)
+        if unpolled >= UNPOLLED_TICKS:
+            waits = monitor_stand_in(
+                loop, not seen.waiting and (seen.stalled or not HYDROGEN_GIL)
+            )
             if waits and seen.all_blocked and not said:
                 said = True
                 relaxed_store64(&loop.all_blocked, relaxed_load64(&loop.all_blocked) + 1)

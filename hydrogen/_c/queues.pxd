@@ -17,8 +17,8 @@ Who sleeps, who wakes, why nothing is lost:
    with a worker's saying in `state` that it wants the GIL, and then a swap to ACTIVE: the iteration
    either makes that fail, or finds ASLEEP and signals. The monitor thread only tries after ticks in
    which it found the word IDLE and no worker in a callback.
-4. The event role is given up only by a thread that will look at the queues again, or wakes a worker
-   that does (the monitor thread).
+4. The event role is given up only by a thread that will look at the queues again, or, the monitor
+   thread, while a worker is in an iteration; if all are parked it wakes one.
 """
 
 from libc.stdint cimport uint32_t, uint64_t

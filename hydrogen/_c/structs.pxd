@@ -164,7 +164,6 @@ ctypedef struct worker_t:
     # the monitor thread only
     uint64_t seen_progress
     bint seen_callback
-    bint seen_waiting
     uint32_t brief  # looks in a row that found it in one short record of TLS
 
 # Queue of owned connections.
