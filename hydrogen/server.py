@@ -116,7 +116,11 @@ class Server:
         self.log.serving(where, self.engine, self.config.max_threads, self._most)
 
     def _not_started(self) -> None:
-        """By `Life`: nothing is left of the start; there may be another one."""
+        """By `Life`: nothing is left of the start, also not of what its callbacks have asked for;
+        there may be another one.
+        """
+        self._suspended = False
+        self.timers = Timers(self.log)
         self._life = None
         _running.discard(self)
         self._startable.release()

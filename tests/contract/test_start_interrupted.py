@@ -345,6 +345,37 @@ def test_a_thread_that_has_the_number_of_the_one_that_carried_out_the_stop_gets_
     assert server.stop() == report
 
 
+@pytest.mark.clause("S22", "S54")
+def test_what_callbacks_ask_for_in_a_start_that_fails_is_not_there_in_the_next_one(
+    engine, monkeypatch
+):
+    """The watchdog comes last: connections were served by then."""
+    asked, called = threading.Event(), []
+
+    def connected(socket):
+        if not asked.is_set():
+            socket.server.call_later(0.01, lambda: called.append("the first"))
+            socket.server.suspend()
+            asked.set()
+
+    def fail(watchdog):
+        with Client(server._life.addresses[0]):
+            wait_event(asked, "a callback has asked")
+        raise RuntimeError("can't start new thread")
+
+    server = make(engine, recorder(connected=connected), slow_callback=60.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("hydrogen.watchdog.Watchdog.start", fail)
+        with pytest.raises(RuntimeError, match="new thread"):
+            server.start()
+    called.clear()  # it may have been due in time
+    with server:
+        assert server.ready
+        server.call_later(0, lambda: called.append("mine"))
+        wait_until(lambda: "mine" in called, "it is called")
+        assert called == ["mine"]
+
+
 @pytest.mark.clause("S54", "S22")
 def test_who_stops_a_server_whose_start_fails_gets_an_empty_report_and_it_may_be_started_again(
     engine,
