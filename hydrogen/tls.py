@@ -160,17 +160,20 @@ class TlsSession:
         except ssl.SSLError as error:
             # that refers to this session: a cycle, which would keep OpenSSL's memory
             self.failure = error.with_traceback(None)
-        if self._asks_later and self.is_ready:
-            # A certificate may come any time. In the middle of it, or after a failure, OpenSSL says
-            # none.
-            with contextlib.suppress(ValueError):
-                self._find_facts()
+        if self._asks_later and self.is_ready:  # a certificate may come any time
+            self._find_facts()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _find_facts(self) -> None:
+        """A certificate is as it was known where CPython says none: while it comes, after a
+        failure, and where it cannot decode one.
+        """
         tls = self._object
+        peercert = self._facts.get("peercert")
+        with contextlib.suppress(ValueError, ssl.SSLError):
+            peercert = tls.getpeercert()
         self._facts = {
-            "peercert": tls.getpeercert(),
+            "peercert": peercert,
             "cipher": tls.cipher(),
             "compression": tls.compression(),
         }

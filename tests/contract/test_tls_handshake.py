@@ -242,6 +242,30 @@ def test_a_client_s_certificate_is_asked_for_and_told(start, connect, version):
     assert certificate["subjectAltName"] == (("email", CLIENT_NAME),)
 
 
+class Undecodable(ssl.SSLObject):
+    """A certificate of the peer's that OpenSSL accepts, of which CPython says nothing: a name in it
+    that is no UTF-8, say.
+    """
+
+    def getpeercert(self, binary_form=False):
+        return super().getpeercert(True) if binary_form else b"\xff".decode()
+
+
+@pytest.mark.clause("K20")
+def test_a_certificate_that_python_cannot_decode_is_not_told_and_its_client_is_served(
+    start, connect, version
+):
+    handler = recorder(connected=None, data_received=echo)
+    context = server_context(ask=True)
+    context.sslobject_class = Undecodable
+    server = start(handler, ssl=context)
+    client = TlsClient(connect(server), client_context(CLIENT, version=version)).handshake()
+    client.echo(b"hello")
+    socket = handler.socket()
+    assert socket.get_extra_info("peercert") is None
+    assert socket.get_extra_info("ssl_object").getpeercert(True)
+
+
 @pytest.mark.clause("H23", "H24")
 @pytest.mark.parametrize("certificate", [None, FOREIGN_CLIENT], ids=["none", "a stranger's"])
 def test_a_client_without_the_right_certificate_is_refused(start, connect, version, certificate):
