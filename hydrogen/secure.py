@@ -16,7 +16,8 @@ RECORD_HEADER = 5
 SILENT_MOST = 256 << 10
 """Bytes of TLS that may arrive before the next frame is complete, beyond the overhead below: a
 handshake with its certificates, tickets, key updates. A peer that sends more is flooding, and would
-keep one call busy for as long as it likes.
+keep one call busy for as long as it likes. So is one that has as many bytes of answers wait to be
+sent, for it does not take them.
 """
 
 OVERHEAD_TLS13 = 32
@@ -70,6 +71,7 @@ class Secure(SocketStream):
         )
         super().__init__(sock_or_fd, framing)
         self._is_ready = False
+        self._owed = 0  # bytes of answers, at most, of what is not sent
         self._wanted = RECORD_HEADER
         self._record = bytearray()
         if not server_side:
@@ -98,16 +100,21 @@ class Secure(SocketStream):
             is_ours = self._is_ready and not self._session.is_writable
             self._end = EOFError() if is_ours else removal_error(Cause.TRUNCATED)
             return b""
+        if max(self._silent, self._owed) > SILENT_MOST:  # all frames before `data` are taken
+            message = f"the peer sent {SILENT_MOST} bytes of TLS that carry no message"
+            if self._owed > SILENT_MOST:
+                message = f"the peer does not read {SILENT_MOST} bytes of TLS that answer it"
+            self._end = SSLError(SSL_ERROR_SSL, message)
+            return b""
         was_ready, unsent = self._is_ready, len(self._unsent)
         plaintext = self._session.receive(data)
         self._heed()
         overhead = OVERHEAD_TLS13 if self._session.version == "TLSv1.3" else OVERHEAD_TLS12
         self._silent = max(0, self._silent + len(data) - overhead * len(plaintext))
         if was_ready:  # key updates and hellos must be answered, and carry no message
-            self._silent += ANSWER_WEIGHT * (len(self._unsent) - unsent)
-        if self._silent > SILENT_MOST and self._end is None:
-            message = f"the peer sent {SILENT_MOST} bytes of TLS that carry no message"
-            self._end = SSLError(SSL_ERROR_SSL, message)
+            answer = len(self._unsent) - unsent
+            self._silent += ANSWER_WEIGHT * answer
+            self._owed = min(self._owed, unsent) + answer
         if self._is_ready:
             self._wanted = CHUNK
         else:

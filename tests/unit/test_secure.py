@@ -469,11 +469,25 @@ def test_a_flood_of_records_without_a_message_is_an_error(pair, call):
 
 @pytest.mark.clause("T15")
 @pytest.mark.parametrize(
-    ("data", "answer", "ends"),
-    [(b"x", 0, True), (b"x\n", 0, False), (b"x" * 1024, 0, False), (b"x" * 1024, 5000, True)],
-    ids=["little of a line", "lines", "a line", "a line, and what has to be answered"],
+    ("data", "answer", "takes", "ends"),
+    [
+        (b"x", 0, True, True),
+        (b"x\n", 0, True, False),
+        (b"x\n", 100_000, True, False),
+        (b"x\n", 100_000, False, True),
+        (b"x" * 1024, 0, True, False),
+        (b"x" * 1024, 5000, True, True),
+    ],
+    ids=[
+        "little of a line",
+        "lines",
+        "lines, and what has to be answered",
+        "lines, and answers that nobody takes",
+        "a line",
+        "a line, and what has to be answered",
+    ],
 )
-def test_bytes_of_an_unfinished_frame_pay_for_little(pair, data, answer, ends):
+def test_bytes_of_an_unfinished_frame_pay_for_little(pair, data, answer, takes, ends):
     class Session:
         """Of what it is fed all but `data` carries no message."""
 
@@ -496,6 +510,8 @@ def test_bytes_of_an_unfinished_frame_pay_for_little(pair, data, answer, ends):
             peer.sendall(bytes(1 << 15))
             received += 1 << 15
             client.nb_recv()
+            while takes and readable(peer):
+                peer.recv(1 << 20)
     assert (received < 2 * SILENT_MOST) is ends
 
 
