@@ -415,6 +415,10 @@ def test_of_each_kind_there_may_be_as_many(start, connect, lines, error_log):
 # ------------------------------------------------------------------------------------ slow_callback
 
 
+SLOW = 0.4
+"""Seconds: a callback that waits for nothing does not take so long on a busy machine."""
+
+
 def dawdling_in_a_function_of_this_name(event):
     wait_event(event, "let go")
 
@@ -424,6 +428,7 @@ def slow_lines(lines):
     return [line for line in lines("WARNING") if "callback" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.clause("C41")
 @pytest.mark.parametrize("where", ["connected", "data_received", "disconnected", "call_later"])
 def test_a_callback_that_is_slow_is_logged_once_with_the_stack_that_names_where(
@@ -435,7 +440,7 @@ def test_a_callback_that_is_slow_is_logged_once_with_the_stack_that_names_where(
     if where != "call_later":
         hooks[where] = lambda *args: dawdling_in_a_function_of_this_name(next(gates))
     handler = recorder(**hooks)
-    server = start(handler, slow_callback=0.05)
+    server = start(handler, slow_callback=SLOW)
     for number in range(1, 3):
         if where == "call_later":
             server.call_later(0, lambda: dawdling_in_a_function_of_this_name(next(gates)))
@@ -468,7 +473,7 @@ def test_many_short_callbacks_are_not_one_slow_one(start, connect, gate, lines, 
             dawdling_in_a_function_of_this_name(go) if data == b"slow" else socket.send(data)
         )
     )
-    server = start(handler, slow_callback=0.4, max_threads=max_threads)
+    server = start(handler, slow_callback=SLOW, max_threads=max_threads)
     client = connect(server)
     client.echo(b"x")
     connect(server).send(b"slow")
@@ -484,6 +489,7 @@ def test_many_short_callbacks_are_not_one_slow_one(start, connect, gate, lines, 
     go.set()
 
 
+@pytest.mark.slow
 @pytest.mark.clause("C41")
 def test_without_slow_callback_none_is_told_of(start, connect, gate, lines):
     """Another server tells of one as slow, which began later."""
@@ -493,7 +499,7 @@ def test_without_slow_callback_none_is_told_of(start, connect, gate, lines):
         dawdling_in_a_function_of_this_name(go)
 
     handlers = [recorder(data_received=received) for _ in range(2)]
-    server, watched = start(handlers[0]), start(handlers[1], slow_callback=0.05)
+    server, watched = start(handlers[0]), start(handlers[1], slow_callback=SLOW)
     for handler, one in zip(handlers, (server, watched), strict=True):
         connect(one).send(b"x")
         handler.wait_for("data_received")
