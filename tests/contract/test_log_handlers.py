@@ -442,7 +442,7 @@ def test_a_connection_that_a_log_handler_aborts_as_it_becomes_ready_has_no_on_di
     handler = recorder(new_connection=lambda fd: streams.pop()(fd), connected=None)
     server = start(handler, ssl=server_context())
     client = connect(server)
-    handler.wait_for("new_connection")
+    wait_until(lambda: len(streams) == 1, "it has the one that is none")
     connect(server)
     handler.wait_for("connected")
 
