@@ -160,7 +160,7 @@ def reset(scene: Scene) -> None:
 def end(scene: Scene) -> None:
     """the peer reads all it is owed, then the end"""
     flood_is_taken(scene)
-    assert scene.peer.receive_until_end() == bytes(scene.owed)
+    assert scene.peer.receive_until_end() == scene.owed
     scene.peer.close()
 
 

@@ -176,7 +176,8 @@ class Scene:
         self.done = gate()
         self.hogs: list[hydrogen.HydrogenSocket] = []
         self.sent: list[bytes] = []
-        self.owed = bytearray()
+        self.owed = b""
+        self._owing = threading.Lock()  # a bytearray is not safe where there is no GIL
         self.answered = 0
         self.quiet = False
         self.part = b""
@@ -251,10 +252,12 @@ class Scene:
         """`send`, with the account of what the peer is to get."""
         is_ours = self.is_ours(socket)
         if is_ours:
-            self.owed += data + b"\n"
+            with self._owing:
+                self.owed += data + b"\n"
         taken = socket.send(data)
         if is_ours and not taken:
-            del self.owed[-len(data) - 1 :]
+            with self._owing:
+                self.owed = self.owed[: -len(data) - 1]
         return taken
 
     @property
@@ -347,9 +350,10 @@ class Scene:
 
     def read(self, most: int | None = None) -> None:
         """The peer reads all that it is owed, or so many bytes."""
-        expected = bytes(self.owed[:most])
+        expected = self.owed[:most]
         assert self.peer.receive(len(expected)) == expected
-        del self.owed[: len(expected)]
+        with self._owing:
+            self.owed = self.owed[len(expected) :]
 
     # ------------------------------------------------------------------ around it
 
