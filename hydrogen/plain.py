@@ -181,6 +181,7 @@ class SocketStream(Stream):
         _receiver: the thread that is taking frames; 0: none. Not under `_lock`.
         _silent: bytes that came since the last frame; see `secure.SILENT_MOST`. It is no matter if
             two threads write it.
+        _answers: how much of `_unsent`, at most, `Secure` answers the peer with; see the same.
         _is_shut: `shutdown` was called: this side has ended the input, also when what the peer
             still sends makes the kernel reset.
         _until: `finish` was called, and gives up then. Who sends does not wait any longer, either.
@@ -205,6 +206,7 @@ class SocketStream(Stream):
         self._inside: set[int] = set()
         self._receiver = 0
         self._silent = 0
+        self._answers = 0
         self._is_left = False
         self._hands = threading.RLock()
         self._is_ready = True
@@ -653,6 +655,7 @@ class SocketStream(Stream):
                 self._broken = error
                 raise
             del self._unsent[:sent]
+            self._answers = max(0, self._answers - sent)
         # who sent it may look for it later
         if self._waiting and self._is_ready and not self._can_seal():
             self._broken = BrokenPipeError(errno.EPIPE, "the output has been shut down")

@@ -71,7 +71,6 @@ class Secure(SocketStream):
         )
         super().__init__(sock_or_fd, framing)
         self._is_ready = False
-        self._owed = 0  # bytes of answers, at most, of what is not sent
         self._wanted = RECORD_HEADER
         self._record = bytearray()
         if not server_side:
@@ -100,9 +99,9 @@ class Secure(SocketStream):
             is_ours = self._is_ready and not self._session.is_writable
             self._end = EOFError() if is_ours else removal_error(Cause.TRUNCATED)
             return b""
-        if max(self._silent, self._owed) > SILENT_MOST:  # all frames before `data` are taken
+        if max(self._silent, self._answers) > SILENT_MOST:  # all frames before `data` are taken
             message = f"the peer sent {SILENT_MOST} bytes of TLS that carry no message"
-            if self._owed > SILENT_MOST:
+            if self._answers > SILENT_MOST:
                 message = f"the peer does not read {SILENT_MOST} bytes of TLS that answer it"
             self._end = SSLError(SSL_ERROR_SSL, message)
             return b""
@@ -114,7 +113,7 @@ class Secure(SocketStream):
         if was_ready:  # key updates and hellos must be answered, and carry no message
             answer = len(self._unsent) - unsent
             self._silent += ANSWER_WEIGHT * answer
-            self._owed = min(self._owed, unsent) + answer
+            self._answers += answer
         if self._is_ready:
             self._wanted = CHUNK
         else:

@@ -467,6 +467,27 @@ def test_a_flood_of_records_without_a_message_is_an_error(pair, call):
         wait_until(lambda: receive() != [], "more than is allowed has come")
 
 
+def answering(sock, data, answer):
+    """A `Secure` of lines whose session makes `data` of all that it is fed, and so many bytes in
+    answer.
+    """
+
+    class Session:
+        is_ready = is_writable = True
+        is_ended, failure, version = False, None, "TLSv1.3"
+
+        def receive(self, ciphertext):
+            return data
+
+        def take(self):
+            return bytes(answer)
+
+    stream = secure(sock, hydrogen.LineFrameBuilder(max_size=1 << 20), server_side=False)
+    stream._session = Session()
+    stream._is_ready, stream._wanted = True, 1 << 16
+    return stream
+
+
 @pytest.mark.clause("T15")
 @pytest.mark.parametrize(
     ("data", "answer", "takes", "ends"),
@@ -488,22 +509,8 @@ def test_a_flood_of_records_without_a_message_is_an_error(pair, call):
     ],
 )
 def test_bytes_of_an_unfinished_frame_pay_for_little(pair, data, answer, takes, ends):
-    class Session:
-        """Of what it is fed all but `data` carries no message."""
-
-        is_ready = is_writable = True
-        is_ended, failure, version = False, None, "TLSv1.3"
-
-        def receive(self, ciphertext):
-            return data
-
-        def take(self):
-            return bytes(answer)
-
     ours, peer = pair()
-    client = secure(ours, hydrogen.LineFrameBuilder(max_size=1 << 20), server_side=False)
-    client._session = Session()
-    client._is_ready, client._wanted = True, 1 << 16
+    client = answering(ours, data, answer)
     received = 0
     with contextlib.suppress(ssl.SSLError):
         while received < 4 * SILENT_MOST:
@@ -513,6 +520,23 @@ def test_bytes_of_an_unfinished_frame_pay_for_little(pair, data, answer, takes, 
             while takes and readable(peer):
                 peer.recv(1 << 20)
     assert (received < 2 * SILENT_MOST) is ends
+
+
+@pytest.mark.clause("T15")
+def test_a_peer_that_reads_its_answers_late_has_read_them(pair):
+    ours, peer = pair()
+    client = answering(ours, b"x\n", 100_000)
+
+    def say():
+        peer.sendall(b"a record")
+        return payloads(client.nb_recv())
+
+    while len(client._unsent) <= SILENT_MOST:
+        assert say() == [b"x"]
+    while client._unsent:
+        peer.recv(1 << 20)
+        assert client.nb_recv() == []
+    assert say() == [b"x"]
 
 
 @pytest.mark.clause("T15")
