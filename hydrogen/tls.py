@@ -11,6 +11,7 @@ OpenSSL, and what it locks by itself changed from release to release. What `encr
 from __future__ import annotations
 
 import contextlib
+import functools
 import ssl
 import threading
 from collections import deque
@@ -172,6 +173,8 @@ class TlsSession:
         peercert = self._facts.get("peercert")
         with contextlib.suppress(ValueError, ssl.SSLError):
             peercert = tls.getpeercert()
+        if tls.context.verify_mode != ssl.CERT_NONE:
+            _clear_errors()
         self._facts = {
             "peercert": peercert,
             "cipher": tls.cipher(),
@@ -239,3 +242,17 @@ class TlsSession:
         if name == "sslcontext":
             return self._object.context
         return self._facts.get(name)
+
+
+@functools.cache
+def _scratch() -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _clear_errors() -> None:
+    """Clear OpenSSL's error queue of this thread (ERR_clear_error(3)), as whoever reports a failure
+    does. CPython's `getpeercert` leaves errors of extensions there that it cannot parse, and the
+    next read, of whatever connection, is then taken to have failed.
+    """
+    with contextlib.suppress(ssl.SSLError):
+        _scratch().load_verify_locations(cadata=b"\0")

@@ -1,5 +1,6 @@
 """TLS through a server: the handshake, what is told of it, and a new certificate."""
 
+import contextlib
 import socket
 import ssl
 import subprocess
@@ -264,6 +265,34 @@ def test_a_certificate_that_python_cannot_decode_is_not_told_and_its_client_is_s
     socket = handler.socket()
     assert socket.get_extra_info("peercert") is None
     assert socket.get_extra_info("ssl_object").getpeercert(True)
+
+
+class Unparsable(ssl.SSLObject):
+    """A certificate with an extension that CPython cannot parse: the error stays in OpenSSL's queue
+    of the thread.
+    """
+
+    def getpeercert(self, binary_form=False):
+        with contextlib.suppress(ValueError):
+            ssl._ASN1Object.fromname("no name")  # leaves one, too
+        return super().getpeercert(binary_form)
+
+
+@pytest.mark.clause("K20")
+def test_a_certificate_that_python_cannot_parse_in_full_costs_nobody_his_connection(
+    start, connect, version
+):
+    handler = recorder(connected=None, data_received=echo)
+    context = server_context(ask=True)
+    context.sslobject_class = Unparsable
+    server = start(handler, ssl=context, max_threads=1, framing=hydrogen.LineFrameBuilder)
+    one, other = (
+        TlsClient(connect(server), client_context(CLIENT, version=version)) for _ in range(2)
+    )
+    one.handshake().send(b"part ")
+    other.handshake().echo(b"of the other\n")
+    one.send(b"and rest\n")
+    assert one.receive(14) == b"part and rest\n"
 
 
 @pytest.mark.clause("H23", "H24")
