@@ -217,6 +217,7 @@ class Life:
         self._called: SimpleQueue[BaseException | None] = SimpleQueue()
         self._serves = False
         self._cancelled = False
+        self._is_undone_here = False
         self._forked = False
         self._timeout: float | None = None
         self._spread = self._began = 0.0
@@ -272,9 +273,13 @@ class Life:
             self._server._tell_start()
 
     def cancel(self, error: BaseException) -> None:
-        """Undo a start out of which `error` came, however far it has come, and wait for that."""
+        """Undo a start out of which `error` came, however far it has come, and wait for that. To be
+        called again where it found no memory.
+        """
         self._cancelled = True
-        if self._claim():  # the thread does not run, or will find that there is nothing to do
+        # true: the thread does not run, or will find that there is nothing to do
+        self._is_undone_here = self._is_undone_here or self._claim()
+        if self._is_undone_here:
             self._fail(error)
             return
         while not self.ended.is_set():
@@ -529,8 +534,8 @@ class Life:
             )
 
     def _tell(self) -> None:
+        self._server.log.flush()
         if not self._cancelled and self.error is None:
-            self._server.log.flush()
             self._server.log.stopped(self._before.accepted, self.report)
 
     def _close_evenly(self, engine: backend.Engine) -> None:

@@ -26,7 +26,7 @@ from hydrogen.config import MAX_SECONDS, Config, default_max_connections
 from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.handler import Handler, callbacks_of
-from hydrogen.lifecycle import ABORT_GRACE, NOTHING, Latch, Life
+from hydrogen.lifecycle import ABORT_GRACE, NOTHING, SHORT_OF_MEMORY, Latch, Life
 from hydrogen.log import RateLimitedLog
 from hydrogen.report import BroadcastReport, Stats, StopReport
 from hydrogen.signals import installed
@@ -93,12 +93,19 @@ class Server:
             if not taken[0]:
                 raise RuntimeError("a server can be started only once; create another one")
             self._pid = os.getpid()
+            # What callbacks of a start that failed have asked for is none of this one's.
+            self._suspended = False
+            self.timers = Timers(self.log)
             self._life = life
             _running.add(self)
             life.begin()
         except BaseException as error:
-            if taken and taken[0]:
-                life.cancel(error)
+            while taken and taken[0]:
+                try:
+                    life.cancel(error)
+                    break
+                except SHORT_OF_MEMORY:
+                    continue
             raise
         if life.error is not None:
             raise life.error
@@ -116,11 +123,7 @@ class Server:
         self.log.serving(where, self.engine, self.config.max_threads, self._most)
 
     def _not_started(self) -> None:
-        """By `Life`: nothing is left of the start, also not of what its callbacks have asked for;
-        there may be another one.
-        """
-        self._suspended = False
-        self.timers = Timers(self.log)
+        """By `Life`: nothing is left of the start; there may be another one."""
         self._life = None
         _running.discard(self)
         self._startable.release()

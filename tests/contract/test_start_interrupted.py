@@ -376,6 +376,30 @@ def test_what_callbacks_ask_for_in_a_start_that_fails_is_not_there_in_the_next_o
         assert called == ["mine"]
 
 
+@pytest.mark.clause("S22", "S59")
+def test_lines_that_were_left_out_in_a_start_that_fails_are_told_of(
+    engine, monkeypatch, caplog, error_log
+):
+    handler = recorder(connected=lambda socket: 1 / 0)
+
+    def fail(watchdog):
+        for number in range(15):
+            with Client(server._life.addresses[0]) as client:
+                client.at_end()
+            handler.wait_removed(number + 1)
+        raise RuntimeError("can't start new thread")
+
+    server = make(engine, handler, slow_callback=60.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("hydrogen.watchdog.Watchdog.start", fail)
+        with pytest.raises(RuntimeError, match="new thread"):
+            server.start()
+    lines = [record.getMessage() for record in caplog.records]
+    written = len([line for line in lines if line.startswith("on_connected raised ")])
+    assert written < 15
+    assert f"on_connected: {15 - written} more lines of this kind were suppressed" in lines
+
+
 @pytest.mark.clause("S54", "S22")
 def test_who_stops_a_server_whose_start_fails_gets_an_empty_report_and_it_may_be_started_again(
     engine,
@@ -507,6 +531,41 @@ def test_where_threads_are_not_real_the_start_says_so_at_once(engine):
 
 
 # ----------------------------------------------------------------------------------- want of memory
+
+NO_MEMORY = """
+import _testcapi, sys
+import hydrogen
+from support import Echo, open_fds, threads, wait_until
+
+class Refuses(Echo):
+    def on_server_created(self, fd):
+        if not tries:
+            tries.append(fd)
+            _testcapi.set_nomemory(0, int(sys.argv[2]))
+            raise error
+
+tries, error = [], OSError("mine")
+server = hydrogen.Server(Refuses(), hydrogen.Config(port=0), engine=sys.argv[1])
+fds, tasks = open_fds(), threads()
+try:
+    try:
+        server.start()
+    finally:
+        _testcapi.remove_mem_hooks()
+except (OSError, MemoryError) as raised:
+    print("raised")
+assert open_fds() == fds
+wait_until(lambda: threads() == tasks, "no thread is left")
+with server:
+    print("served")
+"""
+
+
+@pytest.mark.clause("S22", "S53")
+@pytest.mark.parametrize("most", [1, 2, 4, 8, 16, 100, 1000])
+def test_a_start_that_fails_while_there_is_no_memory_is_undone_and_may_be_tried_again(engine, most):
+    pytest.importorskip("_testcapi")
+    assert finish(child(NO_MEMORY, engine, str(most)), 0)[0] == "raised\nserved\n"
 
 
 @pytest.mark.clause("S22", "S53")
