@@ -87,6 +87,7 @@ class Engine:
     ) -> None:
         self.server = server
         self.log = server.log
+        self._timers = server.timers  # of this start
         self.callbacks = callbacks
         self.config = config
         self.forked_away = False
@@ -118,7 +119,7 @@ class Engine:
         self._monitor = Monitor(self._on_deadline)
         self._excess = self._monitor.alarm(self._shed)
         self._overlooked = self._monitor.alarm(self._claim_all)
-        self._timers = self._monitor.alarm(lambda: self.ready.put(self._run_timers))
+        self._alarm = self._monitor.alarm(lambda: self.ready.put(self._run_timers))
         timeouts = (
             config.open_timeout,
             config.idle_timeout,
@@ -259,7 +260,7 @@ class Engine:
     def set_alarm(self, when: float) -> None:
         """Have a worker run the timers at `when`."""
         if not self.forked_away:
-            self._timers.set(when)
+            self._alarm.set(when)
 
     def running(self) -> list[tuple[int, int]]:
         """Workers that are busy: between two callbacks they are so for microseconds only, and their
@@ -502,7 +503,7 @@ class Engine:
         self._stalled_workers.begin()
 
     def _run_timers(self) -> None:
-        self.server.timers.run_due(self.set_alarm)
+        self._timers.run_due(self.set_alarm)
         self.leave_if_forked()
 
     def _on_lost(self, connection: Connection, error: BaseException) -> None:
