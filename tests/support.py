@@ -173,8 +173,8 @@ class Client:
         self.sock.sendall(data)
 
     def unacknowledged(self) -> int:
-        """Bytes sent that the other side's kernel does not have yet (tcp(7), SIOCOUTQ)."""
-        return int.from_bytes(fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        """Of this side; see the function."""
+        return unacknowledged(self.sock.fileno())
 
     def receive(self, count: int) -> bytes:
         """Exactly `count` bytes; an end that comes earlier fails."""
@@ -241,6 +241,11 @@ class Client:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def unacknowledged(fd: int) -> int:
+    """Bytes sent that the other side's kernel does not have yet (tcp(7), SIOCOUTQ)."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def family_of(address: Any) -> socket.AddressFamily:

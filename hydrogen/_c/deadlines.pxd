@@ -156,12 +156,15 @@ cdef inline int deadlines_unacknowledged(
 
 
 cdef inline bint deadlines_is_stalled(connection_t *connection, uint32_t generation) noexcept nogil:
-    """Whether output waits for the peer, and did so at the last sweep."""
+    """Whether output waits for the peer, and did so at the last sweep. After an edge that of a
+    user's stream waits for a worker.
+    """
     cdef bint stalled
     lock_take(&connection.lock)
     stalled = (
         mailbox_generation(connection) == generation and connection.blocked and
-        relaxed_load32(&connection.stalled) == STALL_SEEN
+        relaxed_load32(&connection.stalled) == STALL_SEEN and
+        not (connection.adapter != NULL and connection.edge)
     )
     lock_give(&connection.lock)
     return stalled

@@ -14,6 +14,7 @@ import threading
 import time
 
 import pytest
+from by_hand import waiting_bytes
 from certificates import client_context, server_context
 from families import PassThrough
 from support import (
@@ -25,6 +26,7 @@ from support import (
     settled,
     simple,
     timed_out,
+    unacknowledged,
     wait_event,
     wait_until,
 )
@@ -363,6 +365,47 @@ def test_f13_a_peer_that_reads_nothing_is_removed_at_write_timeout(start, connec
     neighbour.echo(b"still here")
     wait_until(lambda: server.stats().removed_write_timeout == 1, "it is counted")
     assert server.stats().queued_bytes == 0
+
+
+@pytest.mark.clause("C28", "T5")
+@pytest.mark.parametrize("sends", [False, True], ids=["", "sends"])
+def test_f24b_output_that_waits_for_a_worker_is_no_fault_of_a_peer_that_reads(
+    start, connect, gate, sends
+):
+    """It has taken all that the kernel had, and waits; what it has sent nobody has read."""
+    go = gate()
+
+    def received(socket, data):
+        if data == b"hold":
+            wait_event(go, "let go")
+        elif data == b"big":
+            socket.send(BIG)
+
+    handler = recorder(new_connection=PassThrough, data_received=received)
+    server = start(handler, max_threads=1, write_timeout=AMPLE)
+    client = connect(server, receive_buffer=65_536)
+    client.send(b"big")
+    wait_until(lambda: server.stats().queued_bytes > 0, "the kernel takes no more")
+    connect(server).send(b"hold")
+    handler.wait_for("data_received", 2)
+    if sends:
+        client.send(b"more")
+    fd, taken = handler.socket().fileno(), []
+
+    def took_all():
+        while count := waiting_bytes(client.sock):
+            taken.append(len(client.receive(count)))
+        return not unacknowledged(fd)
+
+    wait_until(took_all, "the peer has all that the kernel had")
+    watch = recorder(connected=lambda socket: socket.send(BIG))
+    other = start(watch, write_timeout=AMPLE)
+    for number in (1, 2):
+        connect(other)
+        timed_out(watch, "write_timeout", number)
+    assert handler.of("connection_removed") == []
+    go.set()
+    client.receive(len(BIG) - sum(taken))
 
 
 @pytest.mark.clause("C28", "T5")

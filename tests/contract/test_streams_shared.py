@@ -2,15 +2,12 @@
 for as long as others come.
 """
 
-import fcntl
 import hashlib
 import os
-import sys
-import termios
 import threading
 
 import pytest
-from support import PATIENCE, recorder, running, settled, wait_event, wait_until
+from support import PATIENCE, recorder, running, settled, unacknowledged, wait_event, wait_until
 
 import hydrogen
 
@@ -51,11 +48,6 @@ class Bytes(hydrogen.Stream):
 
     def close(self):
         os.close(self.fd)
-
-
-def unsent(fd):
-    """Bytes in the kernel that the peer's does not have (tcp(7), SIOCOUTQ)."""
-    return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 @pytest.fixture
@@ -402,7 +394,9 @@ def test_drain_in_a_callback_learns_of_an_edge_that_came_while_its_worker_was_el
     go[b"first"].set()
     wait_until(lambda: len(inside) == 2, "it is in the next one")
     with running(lambda: read.append(clients[2].receive(len(message)))):
-        wait_until(lambda: not unsent(streams[2].fileno()), "the peer has what the kernel had")
+        wait_until(
+            lambda: not unacknowledged(streams[2].fileno()), "the peer has what the kernel had"
+        )
         go[b"second"].set()
     assert read == [message]
     wait_until(lambda: drained == [True], "drain() has returned")
