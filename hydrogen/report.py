@@ -117,7 +117,9 @@ class Stats:
     handoffs: int = _counter(
         "handoffs", "Times that polling passed to another worker because a callback blocked."
     )
-    stalls: int = _counter("stalls", "Times that a callback was found still running a tick later.")
+    stalls: int = _counter(
+        "stalls", "Times that callbacks were found to last: one for a tick, or several in one."
+    )
     all_blocked: int = _counter(
         "all_blocked", "Times that all workers were found blocked in callbacks."
     )

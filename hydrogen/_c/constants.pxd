@@ -231,6 +231,9 @@ cdef enum:
     # grow with the network's speed.
     UNDELIVERED_MOST = 4 << 20
     TICK_NS = 1000000
+    # Callbacks that a worker in one of them begins in a tick, at most, to count as stalled: others
+    # wait 125 us and more for each, and wake-ups cost less.
+    SLOW_CALLBACKS = 8
     # Looks after which who is in a short record of TLS counts as in a callback: OpenSSL needs
     # microseconds, user code in there as long as it likes.
     BRIEF_TICKS = 16

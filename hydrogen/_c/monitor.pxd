@@ -13,8 +13,9 @@ from hydrogen._c.atomic cimport (
 )
 from hydrogen._c.constants cimport (
     BRIEF_TICKS, CAUSE_SLOW_CONSUMER, LOG_ALL_BLOCKED, MONITOR_ACTIVE, MONITOR_ASLEEP, MONITOR_IDLE,
-    PAUSE_MEMORY, STATE_ABORTING, STATE_VACANT, TASK_TIMERS, TICKS_IDLE, TICK_NS, TICK_QUIET,
-    TICK_SLOWEST, UNPOLLED_TICKS, WORKER_BRIEF, WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL,
+    PAUSE_MEMORY, SLOW_CALLBACKS, STATE_ABORTING, STATE_VACANT, TASK_TIMERS, TICKS_IDLE, TICK_NS,
+    TICK_QUIET, TICK_SLOWEST, UNPOLLED_TICKS, WORKER_BRIEF, WORKER_CALLBACK, WORKER_FLUSH,
+    WORKER_WANT_GIL,
 )
 from hydrogen._c.deadlines cimport deadlines_next_sweep, deadlines_sweep
 from hydrogen._c.flush cimport flush_for, flush_on_event
@@ -71,8 +72,8 @@ cdef inline bint monitor_stand_in(loop_t *loop, bint may_wake) noexcept nogil:
 
     `may_wake`: whoever parked meanwhile because the role was taken. Not where somebody waits for
     the GIL, or, with one, goes from one short callback to the next: another one would only wait
-    beside him. But he may have come out, and have parked, since that was seen: where all are parked one has to
-    be woken, or nobody polls.
+    beside him. But he may have come out, and have parked, since that was seen: where all are parked
+    one has to be woken, or nobody polls.
     """
     cdef bint waits
     cdef uint32_t parked = 0
@@ -100,19 +101,18 @@ cdef inline bint monitor_stand_in(loop_t *loop, bint may_wake) noexcept nogil:
 # What a look at the workers has found.
 ctypedef struct look_t:
     bint busy         # somebody is in a callback, flushes, or waits for the GIL
-    bint stalled      # a callback lasts since the look before
+    bint stalled      # a callback lasts since the look before, or each takes long
     bint waiting      # somebody waits for the GIL
     bint all_blocked  # all stall
     uint64_t polls    # of all workers, so far
 
 
-cdef inline void monitor_look(loop_t *loop, look_t *seen) noexcept nogil:
-    """Look at each worker; help those that stall."""
+cdef inline void monitor_look(loop_t *loop, uint32_t ticks, look_t *seen) noexcept nogil:
+    """Look at each worker, after so many ticks; help those that stall."""
     cdef worker_t *worker
-    cdef uint64_t progress
+    cdef uint64_t progress, callbacks
     cdef uint32_t state, k
-    cdef uint32_t blocked = 0
-    cdef bint same
+    cdef uint32_t blocked = 0, stalled = 0
     seen.busy = seen.waiting = False
     seen.polls = 0
     if HYDROGEN_PLANTED_RACE:
@@ -121,23 +121,26 @@ cdef inline void monitor_look(loop_t *loop, look_t *seen) noexcept nogil:
         worker = &loop.workers[k]
         state = relaxed_load32(&worker.state)
         progress = relaxed_load64(&worker.progress)
-        same = progress == worker.seen_progress
-        worker.brief = worker.brief + 1 if state == WORKER_BRIEF and same else 0
+        callbacks = progress - worker.seen_progress
+        worker.brief = worker.brief + 1 if state == WORKER_BRIEF and not callbacks else 0
         if state == WORKER_BRIEF:
             state = WORKER_CALLBACK if worker.brief > BRIEF_TICKS else WORKER_WANT_GIL
-        if state == WORKER_CALLBACK and worker.seen_callback and same:
-            blocked += 1
+        if (
+            state == WORKER_CALLBACK and worker.seen_callback and
+            callbacks <= <uint64_t>SLOW_CALLBACKS * ticks
+        ):
+            blocked += callbacks == 0
+            stalled += 1
             flush_for(loop, &loop.monitor_io, worker, True)
-            relaxed_store64(&loop.stalled_progress, progress)
             relaxed_store32(&loop.stalled, k + 1)
         worker.seen_callback = state == WORKER_CALLBACK
         worker.seen_progress = progress
         seen.polls += relaxed_load64(&worker.io.counters.polls)
         seen.busy |= state >= WORKER_FLUSH
         seen.waiting |= state == WORKER_WANT_GIL
-    seen.stalled = blocked != 0
+    seen.stalled = stalled != 0
     seen.all_blocked = blocked == loop.worker_count
-    if not blocked:
+    if not stalled:
         relaxed_store32(&loop.stalled, 0)
         return
     relaxed_store64(&loop.stalls, relaxed_load64(&loop.stalls) + 1)
@@ -234,7 +237,7 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
     cdef look_t seen
     while not atomic_load32(&loop.monitor_stop):
         active = atomic_swap32(&loop.monitor_word, MONITOR_IDLE) == MONITOR_ACTIVE
-        monitor_look(loop, &seen)
+        monitor_look(loop, tick, &seen)
         if seen.stalled:
             tick = 1
             quiet = 0

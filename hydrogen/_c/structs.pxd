@@ -270,9 +270,7 @@ ctypedef struct loop_t:
     uint32_t stopping
     uint32_t awake       # workers that are neither parked nor in callbacks
     uint32_t eager       # milliseconds left in eager mode
-    # a worker found in a callback that lasts, its index + 1, and its progress then
-    uint32_t stalled
-    uint64_t stalled_progress
+    uint32_t stalled     # a worker found in callbacks that last, its index + 1
     # index + 1 of the worker that was seen to run callbacks last; written with the GIL held, 0
     # without one
     uint32_t dispatching

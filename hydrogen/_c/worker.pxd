@@ -190,7 +190,7 @@ cdef inline void worker_enter(worker_t *worker, uint64_t asked) noexcept nogil:
     """Begin to run callbacks, with the GIL, which was asked for at that time.
 
     Eager mode begins on the proof that a handler blocks: this worker got the GIL soon while a
-    stalled one is still in the same callback. In eager mode there is always another worker awake
+    stalled one is in a callback. In eager mode there is always another worker awake
     while one runs callbacks: it polls, and waits for the GIL with what it has read, so that it goes
     on at the moment when a handler blocks and lets go of the GIL. Two workers alternate so, and
     nobody has to be woken until one blocks.
@@ -206,10 +206,7 @@ cdef inline void worker_enter(worker_t *worker, uint64_t asked) noexcept nogil:
     relaxed_store32(&worker.state, WORKER_CALLBACK)
     if stalled and stalled != worker.index + 1 and waited < BLOCKS_NS:
         other = &loop.workers[stalled - 1]
-        if (
-            relaxed_load32(&other.state) == WORKER_CALLBACK and
-            relaxed_load64(&other.progress) == relaxed_load64(&loop.stalled_progress)
-        ):
+        if relaxed_load32(&other.state) == WORKER_CALLBACK:
             relaxed_store32(&loop.eager, EAGER_MS)
     if atomic_add32(&loop.awake, <uint32_t>-1) == 1 and worker_is_eager(loop):
         lock_take(&loop.lock)

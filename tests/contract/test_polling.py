@@ -81,34 +81,76 @@ def test_output_goes_on_while_a_thread_that_is_no_worker_keeps_the_gil(lines, co
     finish(process, 0)
 
 
-@pytest.mark.clause("P6")
-def test_output_goes_on_while_a_worker_goes_from_one_short_callback_to_the_next(lines, connect):
-    entered, go, done, ran = threading.Event(), threading.Event(), threading.Event(), []
+class Burst:
+    """Many messages for callbacks that each last half a millisecond, or until `done` is set. A
+    single worker is held until they are all there.
 
-    def hook(socket, data):
+    Attributes:
+        ran: for each of these callbacks whether that was so.
+    """
+
+    def __init__(self, lines, connect, workers, each):
+        self._each = each
+        self._held, self._go, self.done, self.ran = [], threading.Event(), threading.Event(), []
+        self.server = lines(self._received, max_threads=workers)
+        self._connect = connect
+        self._holders = [connect(self.server)] if workers == 1 else []
+
+    def _received(self, socket, data):
         received(socket, data)
         if data == b"hold":
-            entered.set()
-            wait_event(go, "all have sent")
+            self._held.append(socket)
+            wait_event(self._go, "all have sent")
         elif data == b"short":
-            done.wait(0.0005)
-            ran.append(done.is_set())
+            self.done.wait(0.0005)
+            self.ran.append(self.done.is_set())
+        elif data == b"done":
+            self.done.set()
 
-    server = lines(hook, max_threads=1)
-    reader, holder = connect(server, receive_buffer=65_536), connect(server)
+    def __enter__(self):
+        for holder in self._holders:
+            holder.send(b"hold\n")
+        wait_until(lambda: len(self._held) == len(self._holders), "the worker is held")
+        self._clients = [self._connect(self.server) for _ in range(40)]
+        for client in self._clients:
+            client.send(b"short\n" * self._each)
+        return self
+
+    def release(self):
+        self._go.set()
+
+    def __exit__(self, *error):
+        self._go.set()
+        count = self._each * len(self._clients)
+        wait_until(lambda: len(self.ran) == count, "all callbacks have run")
+
+
+@pytest.mark.clause("P6")
+def test_output_goes_on_while_a_worker_goes_from_one_short_callback_to_the_next(lines, connect):
+    burst = Burst(lines, connect, 1, each=256)
+    reader = connect(burst.server, receive_buffer=65_536)
     reader.send(b"large\n")
-    wait_until(lambda: server.stats().queued_bytes > 0, "the kernel takes no more")
-    holder.send(b"hold\n")
-    wait_event(entered, "the worker is held")
-    clients = [connect(server) for _ in range(40)]
-    for client in clients:
-        client.send(b"short\n" * 256)
+    wait_until(lambda: burst.server.stats().queued_bytes > 0, "the kernel takes no more")
 
     def read():
         reader.receive(LARGE)
-        done.set()
+        burst.done.set()
 
-    with running(read):
-        go.set()
-    wait_until(lambda: len(ran) == 256 * len(clients), "all callbacks have run")
-    assert ran[-1], "it went on only when they all had"
+    with burst, running(read):
+        burst.release()
+    assert burst.ran[-1], "it went on only when they all had"
+
+
+@pytest.mark.slow
+@pytest.mark.clause("P1", "P6")
+@pytest.mark.parametrize("handoff", ["auto", "eager"])
+def test_callbacks_that_block_for_less_than_a_tick_delay_only_their_own_connections(
+    lines, connect, handoff
+):
+    """Another worker takes what comes behind them."""
+    burst = Burst(
+        lambda hook, **options: lines(hook, handoff=handoff, **options), connect, 2, each=64
+    )
+    with burst:
+        connect(burst.server).send(b"done\n")
+    assert burst.ran[-1], "it was the last of all"
