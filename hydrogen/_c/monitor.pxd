@@ -233,34 +233,40 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
     cdef uint32_t eager
     cdef uint32_t unpolled = 0
     cdef uint64_t polls = 0
-    cdef bint active, waits
+    cdef uint64_t look_at = 0
+    cdef bint waits, looks
+    cdef bint active = False
     cdef look_t seen
+    seen.busy = False
     while not atomic_load32(&loop.monitor_stop):
-        active = atomic_swap32(&loop.monitor_word, MONITOR_IDLE) == MONITOR_ACTIVE
-        monitor_look(loop, tick, &seen)
-        if seen.stalled:
-            tick = 1
-            quiet = 0
-        else:
-            quiet += 1
-            if quiet % TICK_QUIET == 0 and tick < TICK_SLOWEST:
-                tick *= 2
-        unpolled = unpolled + 1 if seen.busy and seen.polls == polls else 0
-        polls = seen.polls
-        if not seen.all_blocked:
-            said = False
-        if unpolled >= UNPOLLED_TICKS:
-            waits = monitor_stand_in(
-                loop, not seen.waiting and (seen.stalled or not HYDROGEN_GIL)
-            )
-            if waits and seen.all_blocked and not said:
-                said = True
-                relaxed_store64(&loop.all_blocked, relaxed_load64(&loop.all_blocked) + 1)
-                queues_log(loop, LOG_ALL_BLOCKED)
+        looks = kernel_now() >= look_at  # else an alarm was set, or rings
+        if looks:
+            active = atomic_swap32(&loop.monitor_word, MONITOR_IDLE) == MONITOR_ACTIVE
+            monitor_look(loop, tick, &seen)
+            if seen.stalled:
+                tick = 1
+                quiet = 0
+            else:
+                quiet += 1
+                if quiet % TICK_QUIET == 0 and tick < TICK_SLOWEST:
+                    tick *= 2
+            unpolled = unpolled + 1 if seen.busy and seen.polls == polls else 0
+            polls = seen.polls
+            if not seen.all_blocked:
+                said = False
+            if unpolled >= UNPOLLED_TICKS:
+                waits = monitor_stand_in(
+                    loop, not seen.waiting and (seen.stalled or not HYDROGEN_GIL)
+                )
+                if waits and seen.all_blocked and not said:
+                    said = True
+                    relaxed_store64(&loop.all_blocked, relaxed_load64(&loop.all_blocked) + 1)
+                    queues_log(loop, LOG_ALL_BLOCKED)
+            eager = relaxed_load32(&loop.eager)
+            if eager:
+                relaxed_store32(&loop.eager, eager - tick if eager > tick else 0)
+            look_at = kernel_now() + tick * <uint64_t>TICK_NS
         monitor_alarm(loop)
-        eager = relaxed_load32(&loop.eager)
-        if eager:
-            relaxed_store32(&loop.eager, eager - tick if eager > tick else 0)
         if relaxed_load32(&loop.context.full):
             monitor_memory(loop)
             active = True
@@ -268,12 +274,12 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
         if sweep_at and kernel_now() >= sweep_at:
             deadlines_sweep(loop)
             swept = kernel_now()
-        idle = 0 if active or seen.busy else idle + 1
+        idle = 0 if active or seen.busy else idle + looks
         lock_take(&loop.monitor_lock)
         if atomic_load32(&loop.monitor_stop):
             pass
-        elif idle < TICKS_IDLE:
-            monitor_wait_locked(loop, kernel_now() + tick * <uint64_t>TICK_NS)
+        elif idle < TICKS_IDLE or not looks:
+            monitor_wait_locked(loop, look_at)
         elif atomic_cas32(&loop.monitor_word, MONITOR_IDLE, MONITOR_ASLEEP):
             # A toucher that finds ASLEEP signals under monitor_lock: not before this thread waits.
             # Woken for nothing it comes here again at once.
