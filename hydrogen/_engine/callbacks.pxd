@@ -36,8 +36,9 @@ cdef inline int callbacks_check(Engine engine) except -1:
     return 0
 
 
-cdef inline int callbacks_begin(Engine engine, worker_t *worker) except -1:
-    """Count a callback, which shows the monitor thread that this worker gets on.
+cdef inline int callbacks_begin(Engine engine, worker_t *worker, bint counts=True) except -1:
+    """Count a callback, which shows the monitor thread that this worker gets on; not, `counts`,
+    what one calls itself, which may go on for long.
 
     Flush what another worker has corked that blocks now. An exception that somebody has set in this
     thread is for a callback that has ended: it is dropped. The GIL is not let go: who calls this
@@ -47,7 +48,8 @@ cdef inline int callbacks_begin(Engine engine, worker_t *worker) except -1:
     cdef uint64_t progress = relaxed_load64(&worker.progress) + 1
     callbacks_check(engine)
     compat_forget_async_exception(worker.python_thread)
-    relaxed_store64(&worker.progress, progress)
+    if counts:
+        relaxed_store64(&worker.progress, progress)
     if expect_seldom(not flush_is_last(worker)):
         flush_take_over(worker)
     return 0
@@ -213,7 +215,7 @@ cdef inline int callbacks_connected(
 
 
 cdef inline object callbacks_run(
-    Engine engine, worker_t *worker, function, first=None, second=None,
+    Engine engine, worker_t *worker, function, first=None, second=None, bint counts=True,
 ):
     """What `function` of the user's returns, or raises; who catches that calls `callbacks_caught`.
 
@@ -221,7 +223,7 @@ cdef inline object callbacks_run(
     of a thread of the user's goes its own way, and who calls this there looks whether it is one.
     """
     if worker != NULL:
-        callbacks_begin(engine, worker)
+        callbacks_begin(engine, worker, counts)
     if second is not None:
         result = function(first, second)
     else:

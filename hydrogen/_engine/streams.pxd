@@ -130,7 +130,9 @@ cdef inline int streams_told(connection_t *connection) except -1:
     return 0
 
 
-cdef inline object streams_ask(Engine engine, worker_t *worker, HydrogenSocket socket, adapter):
+cdef inline object streams_ask(
+    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint owner,
+):
     """In the stream: one `Stream.recv`, as the owner wants. Returns what a thread of the user's is
     to be told.
     """
@@ -149,7 +151,7 @@ cdef inline object streams_ask(Engine engine, worker_t *worker, HydrogenSocket s
         relaxed_store32(&socket._connection.active, 1)
     try:
         if not adapter.is_ended:
-            received = callbacks_run(engine, worker, adapter.receive)
+            received = callbacks_run(engine, worker, adapter.receive, None, None, owner)
     except EOFError:
         adapter.is_ended = True
     except BaseException as error:
@@ -294,7 +296,7 @@ cdef inline int streams_leave(
             try:
                 adapter.user = PyThread_get_thread_ident()
                 if adapter.wanted:
-                    raised = streams_ask(engine, worker, socket, adapter)
+                    raised = streams_ask(engine, worker, socket, adapter, owner)
                     interrupt = raised if interrupt is None else interrupt
                     if engine._inert():
                         return 0
@@ -362,10 +364,10 @@ cdef inline int streams_write(
         if message is not None:
             size += len(message.data)
             adapter_writes(&engine._loop.context, connection, len(message.data))
-            callbacks_run(engine, worker, adapter.send, message.data)
+            callbacks_run(engine, worker, adapter.send, message.data, None, False)
             counters_add_to(io, &io.counters.bytes_sent, len(message.data))
         elif adapter.blocked:
-            callbacks_run(engine, worker, adapter.resume)
+            callbacks_run(engine, worker, adapter.resume, None, None, False)
         if engine._inert():
             return 0
         moved = queued >= 0 and kernel_unacknowledged(connection.poll_fd) > queued

@@ -7,8 +7,10 @@ import os
 import select
 import struct
 import threading
+import time
 
 import pytest
+from families import PassThrough
 from support import PATIENCE, child, finish, recorder, running, wait_event, wait_until
 
 import hydrogen
@@ -154,3 +156,36 @@ def test_callbacks_that_block_for_less_than_a_tick_delay_only_their_own_connecti
     with burst:
         connect(burst.server).send(b"done\n")
     assert burst.ran[-1], "it was the last of all"
+
+
+@pytest.mark.clause("P2")
+def test_what_a_callback_has_sent_leaves_while_it_goes_on_sending_by_a_stream(start, connect):
+    """Each call of the stream is of that callback, and shows no other that the worker gets on."""
+
+    class Drops(PassThrough):
+        def send(self, buf):
+            pass
+
+    answered, came = threading.Event(), []
+
+    def hook(socket, data):
+        if data == b"ask":
+            socket.send(b"answer")
+            deadline = time.monotonic() + PATIENCE
+            while not answered.is_set() and time.monotonic() < deadline:
+                sink.send(b"a part")
+            came.append(answered.is_set())
+
+    streams = [lambda fd: None, Drops]
+    handler = recorder(
+        new_connection=lambda fd: streams.pop()(fd), connected=None, data_received=hook
+    )
+    server = start(handler)
+    connect(server)
+    sink = handler.socket()
+    asker = connect(server)
+    asker.send(b"ask")
+    assert asker.receive(6) == b"answer"
+    answered.set()
+    wait_until(lambda: came, "the callback is over")
+    assert came == [True]
