@@ -2,8 +2,8 @@
 
 One thread at a time is in a stream: `flushing` of the connection says so, and the end of the
 connection waits until nobody is. Nobody else waits: who comes leaves what is to be done in the
-stream's adapter, and sets `edge`; who is in the stream looks again before he leaves. `edge` is also
-set by an OUT edge, for who waits in drain(). To enter does not clear it: who enters may do
+stream's adapter, and EDGE_ASKED; who is in the stream looks again before he leaves. An OUT edge
+sets EDGE_CAME, for who waits in drain(). To enter does not clear it: who enters may do
 something else, and not write.
 """
 
@@ -12,7 +12,7 @@ from libc.stdint cimport uint32_t
 from hydrogen._c.atomic cimport atomic_store32, relaxed_load32, relaxed_store32
 from hydrogen._c.buffer cimport queue_t
 from hydrogen._c.constants cimport (
-    ADAPTER_BUSY, ADAPTER_ENTERED, ADAPTER_GONE, STALL_NEW, STATE_ABORTING,
+    ADAPTER_BUSY, ADAPTER_ENTERED, ADAPTER_GONE, EDGE_ASKED, EDGE_CAME, STALL_NEW, STATE_ABORTING,
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
@@ -32,7 +32,7 @@ cdef inline int adapter_enter(
     lock_take(&connection.lock)
     if mailbox_generation(connection) == generation and connection.state < STATE_ABORTING:
         if connection.flushing:
-            connection.edge = True
+            connection.edge |= EDGE_ASKED
             output_account_locked(context, connection)
             result = ADAPTER_BUSY
         else:
@@ -71,7 +71,7 @@ cdef inline bint adapter_leave(
     if leaves:
         connection.flushing = False
         if hands_over and connection.state < STATE_ABORTING:
-            connection.blocked = connection.edge = True
+            connection.blocked, connection.edge = True, EDGE_CAME
             bits[0] = output_drained_locked(connection)
         else:
             bits[0] = output_settle_locked(context, connection, &dropped)

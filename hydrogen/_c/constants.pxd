@@ -165,6 +165,11 @@ cdef enum:
     EDGE_FLUSH  # output was blocked: flush
     EDGE_ADAPTER   # a user's stream has to be told
 
+# `edge` of a connection: what came meanwhile.
+cdef enum:
+    EDGE_CAME = 1
+    EDGE_ASKED = 2  # of a user's stream: somebody wants something in it
+
 # Whether the caller may call a user's stream.
 cdef enum:
     ADAPTER_ENTERED
@@ -275,6 +280,10 @@ cdef enum:
     SEND_HELD_MOST = 16 << 10
     # What a task could not do is tried again after so long.
     TASK_RETRY_NS = 100000000
+    # A user's stream is asked so often how to close it while there is no memory, with so much time
+    # between.
+    CLOSE_TRIES = 50
+    CLOSE_RETRY_NS = 20000000
     # What OpenSSL encrypts or decrypts in some 100 us.
     TLS_SHORT_MOST = 256 << 10
     # Short messages that wait are encrypted together, up to so many bytes (four full records) and

@@ -9,7 +9,7 @@ from hydrogen._c.atomic cimport (
     relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_TIMEOUT, DEADLINE, FLAGS_OPENING, FLAG_LATE, FLAG_LINGERING, FLAG_PARTIAL,
+    CAUSE_TIMEOUT, DEADLINE, EDGE_CAME, FLAGS_OPENING, FLAG_LATE, FLAG_LINGERING, FLAG_PARTIAL,
     FLAG_READABLE, LINGER_SWEEP_NS, NOT_LOOKED, STALL_NEW, STALL_SEEN, STATE_CLOSING, STATE_OPEN,
     STATE_VACANT, TIMEOUT_FRAME, TIMEOUT_IDLE, TIMEOUT_OPEN, TIMEOUT_WRITE, WATCH_CONFIGURED,
     WATCH_LINGERING,
@@ -157,14 +157,14 @@ cdef inline int deadlines_unacknowledged(
 
 cdef inline bint deadlines_is_stalled(connection_t *connection, uint32_t generation) noexcept nogil:
     """Whether output waits for the peer, and did so at the last sweep. After an edge that of a
-    user's stream waits for a worker.
+    user's stream waits for a worker, or for who is in there.
     """
     cdef bint stalled
     lock_take(&connection.lock)
     stalled = (
         mailbox_generation(connection) == generation and connection.blocked and
         relaxed_load32(&connection.stalled) == STALL_SEEN and
-        not (connection.adapter != NULL and connection.edge)
+        not (connection.adapter != NULL and connection.edge & EDGE_CAME)
     )
     lock_give(&connection.lock)
     return stalled

@@ -28,10 +28,10 @@ from hydrogen._c.buffer cimport (
 )
 from hydrogen._c.constants cimport (
     ABORT, CAUSE_OS_ERROR, CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_GONE, DRAIN_WAIT,
-    EDGE_ADAPTER, EDGE_FLUSH, EDGE_NOTHING, FLUSHED, FLUSH_BUDGET, FLUSH_DRAINED, FLUSH_OWNER,
-    LOW, NOT_CORKED, PAUSE_WATERMARK, POST_OWNER, POST_STALE, SEND_CORKED, SEND_NOW,
-    SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE,
-    STATE_ABORTING, STATE_CLOSING, STATE_OPEN,
+    EDGE_ADAPTER, EDGE_CAME, EDGE_FLUSH, EDGE_NOTHING, FLUSHED, FLUSH_BUDGET, FLUSH_DRAINED,
+    FLUSH_OWNER, LOW, NOT_CORKED, PAUSE_WATERMARK, POST_OWNER, POST_STALE, SEND_CORKED, SEND_NOW,
+    SEND_NO_MEMORY, SEND_QUEUED, SEND_REFUSED, SEND_UNFIT, STALL_NEW, STALL_NONE, STATE_ABORTING,
+    STATE_CLOSING, STATE_OPEN,
 )
 from hydrogen._c.counters cimport counters_add_to
 from hydrogen._c.expect cimport expect_seldom
@@ -311,7 +311,7 @@ cdef inline int output_unblock(
     if mailbox_generation(connection) != generation:
         pass
     elif connection.adapter != NULL and (connection.flushing or connection.blocked):
-        connection.edge = True
+        connection.edge |= EDGE_CAME
         if alone:
             # The peer has taken something. Output waits for us from now on, however long it takes
             # until somebody is in the stream again.
@@ -320,7 +320,7 @@ cdef inline int output_unblock(
         if not connection.flushing:
             meaning = EDGE_ADAPTER
     elif connection.flushing:
-        connection.edge = True
+        connection.edge |= EDGE_CAME
     elif connection.blocked:
         connection.blocked = False
         output_account_locked(context, connection)

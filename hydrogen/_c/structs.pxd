@@ -108,7 +108,7 @@ ctypedef struct connection_t:
     uint8_t cause
     uint8_t flushing         # somebody sends, or is in the user's stream
     uint8_t blocked          # EAGAIN was seen and no OUT edge since
-    # an OUT edge came while flushing; of a user's stream also: a message, and while blocked
+    # EDGE_CAME: an OUT edge, while flushing; of a user's stream also while blocked. EDGE_ASKED
     uint8_t edge
     uint8_t asked_out        # a Unix socket that is polled for OUT; changed only by the flusher
     uint8_t unix_domain      # constant from acquire to release; here, where a byte has room

@@ -409,6 +409,37 @@ def test_f24b_output_that_waits_for_a_worker_is_no_fault_of_a_peer_that_reads(
 
 
 @pytest.mark.clause("C28", "T5")
+def test_a_thread_that_waits_in_a_stream_in_which_another_one_sends_is_freed_by_write_timeout(
+    start, connect
+):
+    class Waits(PassThrough):
+        """Keeps what does not fit at first, and when it is to go on; else it waits for room."""
+
+        def send(self, buf):
+            keeps, self.rest = not self.rest or not buf, self.rest + buf
+            while self.rest:
+                try:
+                    self.rest = self.rest[os.write(self.fd, self.rest) :]
+                except BlockingIOError:
+                    if keeps:
+                        raise
+                    waits.set()
+                    select.select([], [self.fd], [])
+
+    waits = threading.Event()
+    handler = recorder(new_connection=Waits, connected=None)
+    server = start(handler, write_timeout=AMPLE, max_write_buffer=4 * len(BIG))
+    client = connect(server)
+    socket = handler.socket()
+    assert socket.send(BIG)
+    with running(lambda: socket.send(b"x")):
+        wait_event(waits, "it waits in there")
+        assert socket.send(b"y")
+        timed_out(handler, "write_timeout")
+    assert client.at_end() == "reset"
+
+
+@pytest.mark.clause("C28", "T5")
 def test_what_a_peer_sends_is_no_progress_of_output_that_its_stream_keeps(start, connect):
     """The stream keeps it for another reason than a kernel that takes no more: a window of its
     protocol, say.
