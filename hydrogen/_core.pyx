@@ -55,13 +55,13 @@ from hydrogen._c.atomic cimport (
     atomic_load32, atomic_load64, atomic_store32, relaxed_load32, relaxed_load64,
 )
 from hydrogen._c.constants cimport (
-    ACCEPTING, ACCEPT_FULL, CAUSE_LOCAL_CLOSED, CAUSE_OS_ERROR, HANDOFF_AUTO, HANDOFF_EAGER,
-    HANDOFF_INLINE, LINGER_SWEEP_NS, LOG_ACCEPTING, LOG_ALL_BLOCKED, LOG_LISTENER,
-    LOG_TURNED_AWAY, PAUSE_USER, SCRATCH_MOST, STATE_CLOSING, STATE_GONE, STATE_OPEN,
+    ACCEPTING, ACCEPT_FULL, CAUSE_LOCAL_CLOSED, CAUSE_OS_ERROR, CLOSE_RETRY_NS, CLOSE_TRIES,
+    HANDOFF_AUTO, HANDOFF_EAGER, HANDOFF_INLINE, LINGER_SWEEP_NS, LOG_ACCEPTING, LOG_ALL_BLOCKED,
+    LOG_LISTENER, LOG_TURNED_AWAY, PAUSE_USER, SCRATCH_MOST, STATE_CLOSING, STATE_GONE, STATE_OPEN,
     STATE_VACANT, STOP, TICK_NS, WORKER_BRIEF,
 )
 from hydrogen._c.kernel cimport (
-    HYDROGEN_DEBUG, kernel_close, kernel_forks, kernel_now, kernel_watch_forks,
+    HYDROGEN_DEBUG, kernel_close, kernel_forks, kernel_now, kernel_sleep, kernel_watch_forks,
     kernel_worker_get, kernel_worker_set,
 )
 from hydrogen._c.listeners cimport listeners_close
@@ -838,11 +838,26 @@ cdef class Engine:
 def _close_stream(stream):
     """Have a stream close its fd; the last call. Compiled, also what `Stream` itself does: what
     somebody sets in this worker would be raised where a function of ours in Python begins, and the
-    fd stay open.
+    fd stay open. Where there is no memory to ask it, it is asked again: else it would stay open,
+    too.
     """
-    close = stream.close
-    if type(close) is MethodType and close.__func__ is Stream.close and close.__self__ is stream:
-        close_fd(stream.fileno())
+    cdef int fd = -1
+    cdef int tries = CLOSE_TRIES
+    while True:
+        try:
+            close = stream.close
+            is_usual = type(close) is MethodType and close.__func__ is Stream.close
+            if is_usual and close.__self__ is stream:
+                fd = stream.fileno()
+            break
+        except MemoryError:
+            tries -= 1
+            if not tries:
+                raise
+            with nogil:
+                kernel_sleep(CLOSE_RETRY_NS)
+    if fd >= 0:
+        close_fd(fd)
     else:
         close()
 

@@ -12,8 +12,11 @@ import contextlib
 import errno
 import fcntl
 import functools
+import os
 import socket
+import time
 from collections import deque
+from types import MethodType
 from typing import Protocol
 
 from hydrogen._py import kernel
@@ -21,6 +24,9 @@ from hydrogen._py.framing import Complain
 from hydrogen.errors import Cause, cause_of, class_name, removal_error
 from hydrogen.locks import under
 from hydrogen.stream import Stream, StreamAdapter
+
+CLOSE_TRIES, CLOSE_RETRY = 50, 0.02
+"""How often a stream is asked how to close it while there is no memory, and seconds between."""
 
 CHUNK = 1 << 16
 """Bytes asked of one recv(2)."""
@@ -328,7 +334,26 @@ class StreamTransport:
         try:
             # Not by the adapter: an exception set from outside would come as that begins, and leave
             # the stream open.
-            self._port.stream.close()
+            stream, tries = self._port.stream, CLOSE_TRIES
+            while True:
+                try:
+                    close = stream.close
+                    is_usual = (
+                        type(close) is MethodType
+                        and close.__func__ is Stream.close
+                        and close.__self__ is stream
+                    )
+                    fd = stream.fileno() if is_usual else -1
+                    break
+                except MemoryError:  # else its fd would stay open
+                    tries -= 1
+                    if not tries:
+                        raise
+                    time.sleep(CLOSE_RETRY)
+            if is_usual:
+                os.close(fd)
+            else:
+                close()
         except BaseException as error:
             self._complain(f"{self._name}.close", error)
 

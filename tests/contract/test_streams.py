@@ -15,6 +15,7 @@ import termios
 import threading
 
 import pytest
+from families import PassThrough
 from support import (
     PATIENCE,
     child,
@@ -239,6 +240,33 @@ def test_at_the_end_come_shutdown_then_the_last_callbacks_then_close_once_each(s
         "close",
     ]
     assert streams[0].notes.count("shutdown") == streams[0].notes.count("close") == 1
+
+
+@pytest.mark.clause("T7")
+def test_a_stream_that_cannot_be_asked_for_want_of_memory_how_to_close_it_is_asked_again(
+    start, connect
+):
+    asked, closed = [], threading.Event()
+
+    class Short(PassThrough):
+        @property
+        def close(self):
+            asked.append("close")
+            if len(asked) == 1:
+                raise MemoryError
+            return super().close
+
+        def fileno(self):
+            if asked:
+                asked.append("fileno")
+                if len(asked) == 3:
+                    raise MemoryError
+                closed.set()
+            return self.fd
+
+    connect(start(recorder(new_connection=Short))).close()
+    wait_event(closed, "its fd is closed")
+    assert asked == ["close", "close", "fileno", "close", "fileno"]
 
 
 @pytest.mark.clause("T7")
