@@ -520,6 +520,7 @@ class Life:
             if self._serves:
                 self._abandoned = self.engine.stats().connections
             self.engine.release(self._left())
+            self._server.timers.end()
 
     def _make_report(self) -> None:
         engine = self.engine

@@ -81,6 +81,10 @@ class Timers:
             raise
         return timer
 
+    def end(self) -> None:
+        """The server has stopped: what was not called never is."""
+        self._standing.clear()
+
     def cancel(self, timer: Timer) -> bool:
         """See `Timer.cancel`."""
         if self._standing.pop(timer, None) is None:

@@ -332,6 +332,26 @@ def test_what_has_not_been_called_when_the_server_stops_never_is(start):
     assert timers[2].cancel() in (True, False)
 
 
+@pytest.mark.clause("S46", "S15")
+def test_a_call_that_is_due_while_a_stop_abandons_the_workers_is_not_made_by_one_that_is_late(
+    start, connect, gate
+):
+    go, calls = gate(), Calls()
+    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go"))
+    server, other = start(handler, max_threads=1), start(Echo())
+    connect(server).send(b"x")
+    handler.wait_for("data_received")
+    for _ in range(3):
+        server.call_later(0, calls.noting("late"))
+    passed = threading.Event()
+    other.call_later(SOON, passed.set)
+    wait_event(passed, "they are due")
+    assert server.stop(0).abandoned == 1
+    go.set()
+    wait_until(lambda: server.stats().connections == 0, "the worker has come out")
+    assert calls == []
+
+
 @pytest.mark.clause("S46", "S13")
 def test_a_call_may_stop_its_server(start, connect):
     handler = recorder(connected=None)
