@@ -119,6 +119,7 @@ class Server:
 
     def _tell_start(self) -> None:
         """By `Life`: the start is over."""
+        self.log.flush()  # of a start that has failed
         where = ", ".join(map(str, self.addresses))
         self.log.serving(where, self.engine, self.config.max_threads, self._most)
 
