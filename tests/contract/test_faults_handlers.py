@@ -26,11 +26,13 @@ def raises(error):
     return hook
 
 
-def provoke(name, client):
+def provoke(name, client, server):
     """Do what makes the callback `name` run."""
     if name in ("data_received", "writable"):
         client.send(b"x")
     if name == "writable":
+        # else it might read as fast as the server writes, and nothing be pending
+        wait_until(lambda: server.stats().reading_pauses == 1, "the kernel takes no more")
         client.receive(8 << 20)
     if name == "eof":
         client.finish()
@@ -50,7 +52,7 @@ def test_f23_a_callback_that_raises_is_logged_and_removes_its_connection(
     handler = recorder(**hooks)
     server = start(handler)
     client = connect(server, receive_buffer=65_536)
-    provoke(name, client)
+    provoke(name, client, server)
     assert client.at_end() in ("end", "reset")
     client.close()
     (removal,) = handler.wait_removed()
