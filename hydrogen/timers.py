@@ -58,6 +58,7 @@ class Timers:
         self._number = 0  # of those in the heap: of two that are due at once the first comes first
         self._sorting = threading.Lock()  # nobody waits for it: see run_due
         self._missed = False  # somebody found it taken
+        self._is_over = False
         # when the alarm is to ring next, as who sorted last has found
         self._following: float | None = None
         self._set_alarm: Callable[[float], None] = _no_alarm
@@ -83,7 +84,7 @@ class Timers:
 
     def end(self) -> None:
         """The server has stopped: what was not called never is."""
-        self._standing.clear()
+        self._is_over = True
 
     def cancel(self, timer: Timer) -> bool:
         """See `Timer.cancel`."""
@@ -141,7 +142,7 @@ class Timers:
         self._missed = False
         self._sort()
         now = time.monotonic()
-        while self._heap and not taken and self._heap[0][0] <= now:
+        while self._heap and not taken and not self._is_over and self._heap[0][0] <= now:
             with contextlib.suppress(KeyError):  # it was cancelled
                 taken.extend(map(self._standing.pop, (self._heap[0][2],)))
             heapq.heappop(self._heap)
