@@ -242,7 +242,8 @@ class Scene:
             self.push(socket, b"re " + data)
         if data in (b"last", b"bye"):
             socket.close()
-        self.answered += self.is_ours(socket)
+        if self.is_ours(socket):
+            self.answered += 1
 
     def is_ours(self, socket: hydrogen.HydrogenSocket) -> bool:
         """Whether this is the connection that it is all about."""
