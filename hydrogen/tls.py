@@ -11,6 +11,7 @@ OpenSSL, and what it locks by itself changed from release to release. What `encr
 from __future__ import annotations
 
 import contextlib
+import functools
 import ssl
 import threading
 from collections import deque
@@ -128,23 +129,10 @@ class TlsSession:
         afterwards, for the plaintext before it is good. There may be something to `take` after each
         call: handshake, alert, key update.
         """
-        parts: list[bytes] = []
+        parts = []
         self._incoming.write(ciphertext)
         # As much as came, there is no more plaintext in that.
-        failure = self._advance(parts, min(len(ciphertext), RECORD) or 1)
-        # CPython's getpeercert leaves errors in OpenSSL's queue of this thread, of extensions that
-        # it cannot parse, whoever called it, and for what connection. The next read is then taken
-        # to have failed; that has cleared the queue.
-        if failure is not None and (self._advance(parts, RECORD) is not None or self.is_ended):
-            self.failure, self.is_ended = failure, False
-        if self._asks_later and self.is_ready:  # a certificate may come any time
-            self._find_facts()
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _advance(self, parts: list[bytes], size: int) -> ssl.SSLError | None:
-        """The handshake, then what can be read, in pieces of at most `size` bytes at first. Returns
-        what OpenSSL finds wrong.
-        """
+        size = min(len(ciphertext), RECORD) or 1
         try:
             if not self.is_ready:
                 self._object.do_handshake()
@@ -166,13 +154,16 @@ class TlsSession:
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
-            if not self.is_ready:
-                return ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the handshake")
-            self.is_ended = True
+            if self.is_ready:
+                self.is_ended = True
+            else:
+                self.failure = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer ended the handshake")
         except ssl.SSLError as error:
             # that refers to this session: a cycle, which would keep OpenSSL's memory
-            return error.with_traceback(None)
-        return None
+            self.failure = error.with_traceback(None)
+        if self._asks_later and self.is_ready:  # a certificate may come any time
+            self._find_facts()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _find_facts(self) -> None:
         """A certificate is as it was known where CPython says none: while it comes, after a
@@ -182,6 +173,8 @@ class TlsSession:
         peercert = self._facts.get("peercert")
         with contextlib.suppress(ValueError, ssl.SSLError):
             peercert = tls.getpeercert()
+        if tls.context.verify_mode != ssl.CERT_NONE:
+            _clear_errors()
         self._facts = {
             "peercert": peercert,
             "cipher": tls.cipher(),
@@ -249,3 +242,17 @@ class TlsSession:
         if name == "sslcontext":
             return self._object.context
         return self._facts.get(name)
+
+
+@functools.cache
+def _scratch() -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+def _clear_errors() -> None:
+    """Clear OpenSSL's error queue of this thread (ERR_clear_error(3)), as whoever reports a failure
+    does. CPython's `getpeercert` leaves errors of extensions there that it cannot parse, and the
+    next read, of whatever connection, is then taken to have failed.
+    """
+    with contextlib.suppress(ssl.SSLError):
+        _scratch().load_verify_locations(cadata=b"\0")
