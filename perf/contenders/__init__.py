@@ -5,6 +5,7 @@ Each is written as a good user of its library would write it, and all of them do
 ``raw``       send back every chunk as it was read
 ``simple``    send back every SimpleFrame (0x01, u16 big-endian length, payload, 0x17)
 ``sleeping``  raw, but exactly every 100th message of the server takes its handler 10 ms of blocking
+``querying``  raw, but every message takes its handler 1 ms of blocking
 ``broadcast`` raw, but what begins with `B` goes to all connections. the Python servers answer a
 line on their standard
               input with a line of JSON: how many broadcasts there were, and for how long those kept
@@ -19,6 +20,7 @@ and of the event loops, which must not be blocked, also
 
 ``simple_tuned``  simple, with a parser that its author has optimised
 ``executor``      sleeping, with exactly the handlers that block sent to a pool of 32 threads
+``executor_querying``  querying, with each handler sent to that pool
 
 and of hydrogen alone ``checksum32``, ``length``, ``line`` and ``websocket``: send back every
 message of that framing;
@@ -33,6 +35,7 @@ import ssl
 
 BLOCKING_EVERY = 100
 BLOCKING_SECONDS = 0.01
+QUERY_SECONDS = 0.001
 COMPUTING_ADDITIONS = 600
 THREADS = 32
 CHUNK = 1 << 16

@@ -7,6 +7,7 @@ from gevent import monkey
 monkey.patch_all()  # before all other imports: with it `time.sleep` blocks its greenlet only
 
 import contextlib
+import functools
 import itertools
 import socket
 import sys
@@ -14,7 +15,7 @@ import time
 
 from gevent.server import StreamServer
 
-from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, CHUNK
+from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, CHUNK, QUERY_SECONDS
 
 _messages = itertools.count(1)
 
@@ -27,17 +28,21 @@ def raw(sock: socket.socket, address: tuple[str, int]) -> None:
             sock.sendall(data)
 
 
-def sleeping(sock: socket.socket, address: tuple[str, int]) -> None:
-    """Echo that now and then blocks, with nothing done about it but the patching."""
+def blocking(every: int, seconds: float, sock: socket.socket, address: tuple[str, int]) -> None:
+    """Echo that blocks at every n-th message, with nothing done about it but the patching."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with contextlib.suppress(ConnectionError):
         while data := sock.recv(CHUNK):
-            if next(_messages) % BLOCKING_EVERY == 0:
-                time.sleep(BLOCKING_SECONDS)
+            if next(_messages) % every == 0:
+                time.sleep(seconds)
             sock.sendall(data)
 
 
-JOBS = {"raw": raw, "sleeping": sleeping}
+JOBS = {
+    "raw": raw,
+    "sleeping": functools.partial(blocking, BLOCKING_EVERY, BLOCKING_SECONDS),
+    "querying": functools.partial(blocking, 1, QUERY_SECONDS),
+}
 
 server = StreamServer(("127.0.0.1", 0), JOBS[sys.argv[1]], backlog=4096)
 server.start()

@@ -25,6 +25,7 @@ from perf.contenders import (
     BLOCKING_SECONDS,
     BROADCAST,
     COMPUTING_ADDITIONS,
+    QUERY_SECONDS,
     THREADS,
     tls_context,
 )
@@ -44,13 +45,23 @@ class Echo(hydrogen.Handler):
 class Sleeping(Echo):
     """Echo that now and then blocks, with nothing done about it."""
 
+    every = BLOCKING_EVERY
+    seconds = BLOCKING_SECONDS
+
     def __init__(self) -> None:
         self._messages = itertools.count(1)
 
     def on_data_received(self, socket: hydrogen.HydrogenSocket, data: bytes) -> None:
-        if next(self._messages) % BLOCKING_EVERY == 0:
-            time.sleep(BLOCKING_SECONDS)
+        if next(self._messages) % self.every == 0:
+            time.sleep(self.seconds)
         socket.send(data)
+
+
+class Querying(Sleeping):
+    """Echo that blocks for a moment each time."""
+
+    every = 1
+    seconds = QUERY_SECONDS
 
 
 class Computing(Echo):
@@ -158,6 +169,7 @@ JOBS = {
     "websocket": Job(Echo, hydrogen.WebSocketFrameBuilder),
     "websocket_upgraded": Job(Upgraded, hydrogen.WebSocketFrameBuilder),
     "sleeping": Job(Sleeping),
+    "querying": Job(Querying),
     "simple_computing": Job(Computing, hydrogen.SimpleFrameBuilder),
     "broadcast": Job(Broadcasting),
     "tls": Job(Echo),

@@ -11,7 +11,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar, cast
 
-from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, BROADCAST, THREADS, tls_context
+from perf.contenders import (
+    BLOCKING_EVERY,
+    BLOCKING_SECONDS,
+    BROADCAST,
+    QUERY_SECONDS,
+    THREADS,
+    tls_context,
+)
 
 START, END = b"\x01", b"\x17"
 pack_head, unpack_head = struct.Struct(">BH").pack, struct.Struct(">BH").unpack_from
@@ -106,19 +113,29 @@ class Executor(Raw):
     pool.
     """
 
+    every = BLOCKING_EVERY
+    seconds = BLOCKING_SECONDS
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._loop = asyncio.get_running_loop()
 
     def data_received(self, data: bytes) -> None:
-        if next(_messages) % BLOCKING_EVERY == 0:
+        if next(_messages) % self.every == 0:
             _pool.submit(self._block, data)
         else:
             self.transport.write(data)
 
     def _block(self, data: bytes) -> None:
-        time.sleep(BLOCKING_SECONDS)
+        time.sleep(self.seconds)
         self._loop.call_soon_threadsafe(self.transport.write, data)
+
+
+class ExecutorQuerying(Executor):
+    """Each handler blocks for a moment, in the pool."""
+
+    every = 1
+    seconds = QUERY_SECONDS
 
 
 class Broadcasting(Raw):
@@ -190,6 +207,7 @@ JOBS: dict[str, type[asyncio.BaseProtocol]] = {
     "simple_tuned": SimpleTuned,
     "sleeping": Sleeping,
     "executor": Executor,
+    "executor_querying": ExecutorQuerying,
     "broadcast": Broadcasting,
     "tls": Buffered,
 }

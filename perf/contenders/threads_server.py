@@ -10,7 +10,7 @@ import socketserver
 import sys
 import time
 
-from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, CHUNK
+from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, CHUNK, QUERY_SECONDS
 
 _messages = itertools.count(1)
 
@@ -29,12 +29,22 @@ class Raw(socketserver.StreamRequestHandler):
 class Sleeping(Raw):
     """Echo that now and then blocks, which is its own thread's affair."""
 
+    every = BLOCKING_EVERY
+    seconds = BLOCKING_SECONDS
+
     def handle(self) -> None:
         with contextlib.suppress(ConnectionError):
             while data := self.connection.recv(CHUNK):
-                if next(_messages) % BLOCKING_EVERY == 0:
-                    time.sleep(BLOCKING_SECONDS)
+                if next(_messages) % self.every == 0:
+                    time.sleep(self.seconds)
                 self.connection.sendall(data)
+
+
+class Querying(Sleeping):
+    """Echo that blocks for a moment each time."""
+
+    every = 1
+    seconds = QUERY_SECONDS
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -44,7 +54,7 @@ class Server(socketserver.ThreadingTCPServer):
     request_queue_size = 4096
 
 
-JOBS = {"raw": Raw, "sleeping": Sleeping}
+JOBS = {"raw": Raw, "sleeping": Sleeping, "querying": Querying}
 
 with Server(("127.0.0.1", 0), JOBS[sys.argv[1]]) as server:
     print(server.server_address[1], flush=True)

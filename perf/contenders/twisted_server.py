@@ -17,7 +17,7 @@ from twisted.internet import reactor as installed
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThreadPool
 
-from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, THREADS
+from perf.contenders import BLOCKING_EVERY, BLOCKING_SECONDS, QUERY_SECONDS, THREADS
 
 reactor: Any = installed  # the module says what any reactor can do, not what this one can
 
@@ -41,17 +41,25 @@ class Executor(Raw):
     those to a pool.
     """
 
+    every = BLOCKING_EVERY
+    seconds = BLOCKING_SECONDS
+
     def dataReceived(self, data: bytes) -> None:
-        if next(_messages) % BLOCKING_EVERY == 0:
-            blocked = deferToThreadPool(
-                reactor, reactor.getThreadPool(), time.sleep, BLOCKING_SECONDS
-            )
+        if next(_messages) % self.every == 0:
+            blocked = deferToThreadPool(reactor, reactor.getThreadPool(), time.sleep, self.seconds)
             blocked.addCallback(lambda _: self.transport.write(data))
         else:
             self.transport.write(data)
 
 
-JOBS = {"raw": Raw, "executor": Executor}
+class ExecutorQuerying(Executor):
+    """Each handler blocks for a moment, in the pool."""
+
+    every = 1
+    seconds = QUERY_SECONDS
+
+
+JOBS = {"raw": Raw, "executor": Executor, "executor_querying": ExecutorQuerying}
 
 reactor.suggestThreadPoolSize(THREADS)
 listening = reactor.listenTCP(
