@@ -91,6 +91,12 @@ while orders.readinto(order):
 """
 
 
+class InterpreterAborted(AssertionError):
+    """CPython itself gave up: it cannot always raise MemoryError without memory, least of all
+    before 3.12.
+    """
+
+
 class Limited:
     """The server process."""
 
@@ -119,7 +125,9 @@ class Limited:
         if not line:
             status = self.process.wait(PATIENCE)
             self.errors.join(PATIENCE)
-            raise AssertionError(f"the process ended with {status}: {''.join(self.said)[-3000:]}")
+            said = "".join(self.said)
+            kind = InterpreterAborted if ": Cannot recover from " in said else AssertionError
+            raise kind(f"the process ended with {status}: {said[-3000:]}")
         return line
 
     def limit(self, room):
@@ -139,14 +147,12 @@ class Limited:
         """How many it has open."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
-
-@pytest.fixture
-def limited(engine):
-    """A server process; it is ended whatever happens."""
-    server = Limited(engine)
-    yield server
-    server.process.kill()
-    server.errors.join(PATIENCE)
+    def end(self):
+        """Whatever has happened."""
+        self.process.kill()
+        self.errors.join(PATIENCE)
+        with contextlib.suppress(BrokenPipeError):  # what was not read by a process that has gone
+            self.process.stdin.close()
 
 
 def crowd(address, number, stack):
@@ -193,7 +199,21 @@ def press(server, number):
         server.limit(None)
 
 
-def test_memory_that_runs_out_and_comes_back_costs_connections_and_nothing_else(limited):
+def test_memory_that_runs_out_and_comes_back_costs_connections_and_nothing_else(engine):
+    for attempt in range(10):
+        limited = Limited(engine)
+        try:
+            endure(limited)
+            return
+        except InterpreterAborted:
+            if engine == "compiled" or attempt == 9:
+                raise
+        finally:
+            limited.end()
+
+
+def endure(limited):
+    """All of it, with a process of its own."""
     staying = [Client(limited.address) for _ in range(3)]
     try:
         for client in staying:
