@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import operator
 import os
 import signal
@@ -90,25 +89,34 @@ def close_without_waiting(sock: socket.socket) -> None:
     sock.close()
 
 
-@functools.cache
-def _connect() -> Callable[[int, bytes, int], object]:
-    import ctypes
+def _libc_connect() -> Callable[[int, bytes, int], object] | None:
+    """connect(2); None where Python was built without ctypes, or may not use it."""
+    try:
+        import ctypes
 
-    function: Callable[[int, bytes, int], object] = ctypes.CDLL(None).connect
+        function: Callable[[int, bytes, int], object] = ctypes.CDLL(None).connect
+    except (ImportError, OSError, AttributeError, MemoryError):
+        return None
     return function
+
+
+_connect = _libc_connect()
+"""Looked up here and not when it is needed: an import that there is no memory for can leave the
+lock of its module taken, and whoever imports it next waits for ever.
+"""
 
 
 def disconnect(fd: int) -> None:
     """Reset the connection of `fd` now, whoever else holds it open: connect(2) to AF_UNSPEC, which
     the socket module cannot say.
 
-    Unix sockets do not mind. Where Python was built without ctypes the last close resets.
+    Unix sockets do not mind. Without ctypes the last close resets.
     """
-    try:
-        _connect()(fd, bytes(16), 16)
-    except (ImportError, OSError):
-        with contextlib.suppress(OSError), borrowed(fd) as sock:
-            reset_on_close(sock)
+    if _connect is not None:
+        _connect(fd, bytes(16), 16)
+        return
+    with contextlib.suppress(OSError), borrowed(fd) as sock:
+        reset_on_close(sock)
 
 
 def end_at_once(sock: socket.SocketType) -> None:
