@@ -94,6 +94,8 @@ class StreamAdapter:
     Attributes:
         stream: the user's.
         messages: what `receive` got, for the owner of the connection.
+        received: the bytes of all that it ever got; written by who is in the stream.
+        delivered: of the compiled engine: those that have left `messages`; written by the owner.
         blocked: the last `send` of the stream raised `BlockingIOError`: it has kept something.
         pending: bytes that it was given since it last had nothing; an upper bound of what it keeps.
         writing: bytes that it is being given.
@@ -108,9 +110,11 @@ class StreamAdapter:
     __slots__ = (
         "answer",
         "blocked",
+        "delivered",
         "is_ended",
         "messages",
         "pending",
+        "received",
         "stream",
         "user",
         "waiting",
@@ -121,6 +125,8 @@ class StreamAdapter:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.messages: deque[bytes] = deque()
+        self.received = 0
+        self.delivered = 0
         self.blocked = False
         self.pending = 0
         self.writing = 0
@@ -147,6 +153,7 @@ class StreamAdapter:
                 f"{type(self.stream).__name__}.recv() must return a list of bytes, not "
                 f"{described(messages)}"
             )
+        self.received += sum(map(len, messages))
         self.messages.extend(messages)
         return bool(messages)
 

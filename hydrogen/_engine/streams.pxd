@@ -54,18 +54,25 @@ cdef inline int streams_read(
             connection.mail |= AGAIN
             break
         budget -= 1
-        if closing:
-            adapter.messages.clear()
+        while closing and adapter.messages:
+            streams_take(adapter)
         if not adapter.messages:
             if not connection.flags & FLAG_READABLE or (streams_stops(connection) and not closing):
                 break
             if not streams_receive(engine, worker, connection, socket, adapter):
                 break
             continue
-        data = adapter.messages.popleft()
+        data = streams_take(adapter)
         relaxed_add64(&worker.io.counters.bytes_received, len(data))
         callbacks_message(engine, worker, connection, socket, data)
     return streams_note(connection, adapter)
+
+
+cdef inline bytes streams_take(adapter):
+    """The next message that the stream gave out."""
+    cdef bytes data = adapter.messages.popleft()
+    adapter.delivered += len(data)
+    return data
 
 
 cdef inline bint streams_stops(connection_t *connection) noexcept:
@@ -116,7 +123,7 @@ cdef inline int streams_note(connection_t *connection, adapter) except -1:
     connection.held = 0
     if adapter.messages:
         connection.flags |= FLAG_UNDECODED
-        connection.held = sum([len(message) for message in adapter.messages.copy()])
+        connection.held = adapter.received - adapter.delivered
     return 0
 
 

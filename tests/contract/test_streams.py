@@ -6,6 +6,7 @@ import collections
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import select
 import signal
@@ -924,6 +925,27 @@ def test_what_waits_for_who_is_in_a_stream_counts_for_the_limit(one, gate):
             assert sent <= 41
         opened.set()
     assert type(handler.wait_removed()[0]) is hydrogen.SlowConsumer
+
+
+@pytest.mark.clause("T4", "C19")
+def test_a_million_messages_that_a_stream_gives_out_at_once_are_delivered(start, connect):
+    """What is left of them is not gone through at each turn."""
+    count, done = itertools.count(1), threading.Event()
+
+    class Many(Lines):
+        def recv(self):
+            return super().recv() * 1_000_000
+
+    class Counting(hydrogen.Handler):
+        def on_new_connection(self, fd):
+            return Many(fd)
+
+        def on_data_received(self, socket, data):
+            if next(count) == 1_000_000:
+                done.set()
+
+    connect(start(Counting())).send(b"message\n")
+    wait_event(done, "all are delivered")
 
 
 @pytest.mark.clause("T8")
