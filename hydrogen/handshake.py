@@ -1,0 +1,178 @@
+"""The server's half of the WebSocket opening handshake (RFC 6455 section 4.2), sans-I/O.
+
+A `Request` becomes an `Opening`, or a `Refusal` that says why not; an `Opening` and what the
+handler accepts become the bytes of the answer.
+
+A browser lets any page connect to any server, with the cookies that its user has there; it only
+says in Origin which page it is. That server must refuse the pages of strangers (section 10.2).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hydrogen.errors import described
+from hydrogen.http import Fields, Refusal, Request, checked_fields, head_of
+
+VERSION = "13"
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
+_KEY = re.compile(r"[0-9A-Za-z+/]{21}[AQgw]==")  # of 16 bytes (section 4.1)
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a subprotocol: a token
+_DEFAULT_PORTS = {"http": ":80", "https": ":443", "ws": ":80", "wss": ":443"}
+
+Origins = Literal["same"] | Sequence[str] | None
+"""Which pages may connect: those of the same host; those of certain origins; all."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A valid request to speak WebSocket.
+
+    Attributes:
+        key: of Sec-WebSocket-Key.
+        subprotocols: what the client offers.
+    """
+
+    key: str
+    subprotocols: tuple[str, ...]
+
+
+class Accept:
+    """What `on_request` returns to accept a connection otherwise than `Config` says.
+
+    Attributes:
+        subprotocol: that one, which the client must have offered; None: none.
+        headers: further header fields of the answer, as pairs of name and value.
+    """
+
+    __slots__ = ("headers", "subprotocol")
+
+    def __init__(self, subprotocol: str | None = None, headers: Fields = ()) -> None:
+        """Accept.
+
+        Raises:
+            TypeError, ValueError: the subprotocol is no token, or a field cannot be sent.
+        """
+        if subprotocol is not None:
+            check_subprotocol(subprotocol)
+        self.subprotocol = subprotocol
+        self.headers = checked_fields(headers, "sec-websocket-")
+
+    def __repr__(self) -> str:
+        return f"Accept({self.subprotocol!r}, {list(self.headers)!r})"
+
+
+def check_subprotocol(name: object) -> None:
+    """Raises: TypeError, ValueError: it cannot be the name of a subprotocol."""
+    if not isinstance(name, str):
+        raise TypeError(f"subprotocol: expected a str, not {described(name)}")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"subprotocol: {name!r} is no token (RFC 6455 section 4.1)")
+
+
+def is_upgrade(request: Request) -> bool:
+    """Whether the client wants to speak WebSocket, and says so as it has to."""
+    return _has(request, "upgrade", "websocket") and _has(request, "connection", "upgrade")
+
+
+def _has(request: Request, name: str, word: str) -> bool:
+    return any(element.lower() == word for element in request.headers.elements(name))
+
+
+def opening_of(request: Request) -> Opening:
+    """Check a request (section 4.2.1), but for its origin.
+
+    Raises:
+        Refusal: 426 where it is no request to speak WebSocket, or another version of it; 400 where
+            what it says of that is malformed.
+    """
+    if not is_upgrade(request):
+        raise Refusal(426, "WebSocket is spoken here", {"Upgrade": "websocket"})
+    versions = request.headers.get_all("sec-websocket-version")
+    if len(versions) != 1:
+        raise Refusal(400, f"there is one Sec-WebSocket-Version, not {len(versions)}")
+    if versions[0] != VERSION:
+        raise Refusal(
+            426,
+            f"version {VERSION} of WebSocket is spoken here",
+            {"Upgrade": "websocket", "Sec-WebSocket-Version": VERSION},
+        )
+    keys = request.headers.get_all("sec-websocket-key")
+    if len(keys) != 1 or not _KEY.fullmatch(keys[0]):
+        raise Refusal(400, "Sec-WebSocket-Key is not the base64 of 16 bytes")
+    offered = request.subprotocols
+    if not all(map(_NAME.fullmatch, offered)) or len(set(offered)) < len(offered):
+        raise Refusal(400, "Sec-WebSocket-Protocol is no list of different tokens")
+    return Opening(keys[0], offered)
+
+
+def check_origin(request: Request, origins: Origins) -> None:
+    """Check what page connects. Programs that are no browsers send no origin, and are accepted.
+
+    Args:
+        origins: "same": scheme apart, the page's host and port must be those of the Host field; a
+            collection: the page's origin must be in it, "https://example.org" say, "null" for pages
+            that have none; None: any may connect.
+
+    Raises:
+        Refusal: 403, which names both; 400 for several origins.
+    """
+    found = request.headers.get_all("origin")
+    if not found or origins is None:
+        return
+    if len(found) > 1:
+        raise Refusal(400, "there are several Origin fields")
+    origin = found[0].lower()
+    if origins == "same":
+        scheme, is_origin, host = origin.partition("://")
+        port = _DEFAULT_PORTS.get(scheme, "")
+        if is_origin and host.removesuffix(port) == request.host.lower().removesuffix(port):
+            return
+        raise Refusal(403, f"a page of {found[0]} may not connect to {request.host}")
+    if origin not in origins:
+        raise Refusal(403, f"a page of {found[0]} may not connect to {request.host}")
+
+
+def choose_subprotocol(wanted: Sequence[str], offered: Collection[str]) -> str | None:
+    """The first that both have, in the server's order; None: none (section 4.2.2)."""
+    return next((name for name in wanted if name in offered), None)
+
+
+def answer_of(opening: Opening, accept: Accept, extensions: str | None = None) -> bytes:
+    """The answer that opens the connection (section 4.2.2).
+
+    Args:
+        opening: the request's.
+        accept: what the handler accepts.
+        extensions: of Sec-WebSocket-Extensions; None: none.
+
+    Raises:
+        ValueError: the client has not offered the subprotocol.
+    """
+    if accept.subprotocol is not None and accept.subprotocol not in opening.subprotocols:
+        offered = ", ".join(opening.subprotocols) or "nothing"
+        raise ValueError(
+            f"subprotocol: the client offers {offered}, and not {accept.subprotocol!r}"
+        )
+    fields = [
+        ("Upgrade", "websocket"),
+        ("Connection", "Upgrade"),
+        ("Sec-WebSocket-Accept", accepted(opening.key)),
+    ]
+    if accept.subprotocol is not None:
+        fields.append(("Sec-WebSocket-Protocol", accept.subprotocol))
+    if extensions is not None:
+        fields.append(("Sec-WebSocket-Extensions", extensions))
+    return head_of(101, [*fields, *accept.headers])
+
+
+def accepted(key: str) -> str:
+    """What a key is answered with: proof that WebSocket is understood here."""
+    digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
+    return base64.b64encode(digest).decode()
