@@ -44,6 +44,9 @@ def decrypt(connection: Connection) -> bool:
 def _decrypt(connection: Connection, session: TlsSession) -> None:
     """In the role: by the owner, or in his stead. What is in work is in `ciphertext` until it is in
     `plaintext`.
+
+    An alert waits until the end: written now it might meet a reset, which ends the connection at
+    once, before the messages that came ahead of the failure are delivered.
     """
     try:
         while connection.ciphertext and not connection.at_once:
@@ -52,7 +55,8 @@ def _decrypt(connection: Connection, session: TlsSession) -> None:
                 plaintext = session.receive(data)
                 if plaintext:
                     connection.plaintext.append(plaintext)
-            connection.append(session.take())
+            if session.failure is None:  # else an alert, which `TlsSession.close` gives out last
+                connection.append(session.take())
             connection.ciphertext.popleft()
     except IndexError:  # the owner has dropped it: the connection ends
         return

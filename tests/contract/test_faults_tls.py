@@ -452,6 +452,31 @@ def test_what_came_before_a_broken_record_is_delivered_and_the_connection_remove
     wait_until(lambda: server.stats().removed_tls_error == 1, "it is counted")
 
 
+@pytest.mark.clause("H24")
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_what_came_before_a_broken_record_is_delivered_also_when_the_peer_has_reset_the_connection(
+    start, secure, gate, broken
+):
+    has_reset = gate()
+
+    def wait(socket, data):
+        if data == b"first":
+            wait_event(has_reset, "the peer has reset the connection")
+        elif data == b"before":
+            socket.send(data)
+
+    handler = recorder(data_received=wait)
+    client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder))
+    client.echo(simple(b"before"))
+    client.send(simple(b"first"))
+    handler.wait_for("data_received", 2)
+    client.client.send(client.encrypt(simple(b"last")) + broken(client))
+    client.client.reset()
+    has_reset.set()
+    handler.wait_removed()
+    assert set(handler.messages()) - {b"good"} == {b"before", b"first", b"last"}
+
+
 @pytest.mark.clause("H23", "H24")
 @pytest.mark.parametrize("stage", ["first", "second"])
 def test_a_broken_handshake_is_an_ssl_error_and_nothing_reaches_the_handler(
