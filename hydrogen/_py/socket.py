@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hydrogen._py import mailbox
 from hydrogen._py.connection import Connection
 from hydrogen.codec import encode
-from hydrogen.config import Config
 from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous, extra_info
 from hydrogen.errors import Cause
 
@@ -22,7 +21,6 @@ class Directory(Protocol):
     """What a `Socket` needs of its engine."""
 
     server: Server
-    config: Config
 
     def find(self, token: int) -> Connection | None:
         """The connection of `token`; None when it is gone, and in a forked child."""
@@ -48,16 +46,12 @@ class Socket(HydrogenSocket):
         return self._engine.find(self.token)
 
     def send(self, data: BytesLike) -> bool:
-        # The arguments are checked whether or not there is a connection.
+        payload = contiguous(data)  # checked whether or not there is a connection
         connection = self._find()
-        encoded = encode(
-            self._engine.config.builder if connection is None else connection.builder,
-            contiguous(data),
-        )
         if connection is None:
             self._engine.refused()
             return False
-        return connection.send(encoded)
+        return connection.send(encode(connection.builder, payload))
 
     def drain(self, timeout: float | None = None) -> bool:
         seconds = check_timeout("timeout", timeout)

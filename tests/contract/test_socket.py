@@ -349,6 +349,38 @@ def test_the_id_of_a_connection_that_is_gone_is_never_given_again(start, connect
     assert ids == sorted(ids)
 
 
+class Refusing(hydrogen.SimpleFrameBuilder):
+    """Carries no message."""
+
+    def frame(self, payload):
+        raise ValueError("none fits")
+
+
+UNFIT = {
+    "too long": (hydrogen.SimpleFrameBuilder(max_size=10), bytes(11)),
+    "with the delimiter": (hydrogen.LineFrameBuilder, b"a\nb"),
+    "refused by a builder": (Refusing, b"any"),
+}
+
+
+@pytest.mark.clause("K3", "K4")
+@pytest.mark.parametrize(("framing", "data"), UNFIT.values(), ids=UNFIT)
+def test_send_on_a_connection_that_is_gone_raises_nothing_whatever_the_message(
+    start, connect, framing, data
+):
+    """But for what is no message at all."""
+    handler = recorder(connected=lambda socket: socket.close())
+    server = start(handler, framing=framing)
+    connect(server).finish()
+    handler.wait_removed()
+    wait_until(lambda: server.stats().connections == 0, "it is gone")
+    socket = handler.socket()
+    assert socket.send(data) is False
+    with pytest.raises(TypeError, match="bytes-like"):
+        socket.send("text")
+    wait_until(lambda: server.stats().messages_refused == 1, "the refusal is counted")
+
+
 @pytest.mark.clause("K16", "K17")
 def test_names_are_as_the_kernel_gives_them(start, connect):
     handler = recorder(connected=None)
