@@ -689,7 +689,8 @@ class Output(Mailbox):
 
     def _settle(self) -> None:
         """After any change: watermarks, those who wait, the account."""
-        if self.at_once or self._sealed:
+        is_dropped = self.at_once or self._sealed
+        if is_dropped:
             self._queued.clear()
             self._waiting_size = 0
             self._blocked = False
@@ -698,7 +699,8 @@ class Output(Mailbox):
         # what is left to who is in there is counted by others, too
         is_stream = self.transport.is_stream
         rises = (pending > high or is_told) and not self._over_high
-        falls = (self._over_high or rises) and pending < low
+        # what was dropped has not fallen: the connection ends while paused
+        falls = (self._over_high or rises) and pending < low and not is_dropped
         is_flushed = bool(self._ends) and not self._told_flushed and self._is_flushed()
         accounted = pending if self._blocked or is_stream else 0
         # What is to be posted lies in `_left`, and what is counted is worked out, before anything

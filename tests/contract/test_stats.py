@@ -352,6 +352,35 @@ def test_pauses_of_reading_and_their_ends_are_counted(start, connect):
         becomes(server, reading_pauses=3 + number, reading_resumes=3)
 
 
+def send_on(socket):
+    while socket.send(BIG):
+        pass
+
+
+@pytest.mark.clause("S49")
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda server, socket, client: socket.abort(),
+        lambda server, socket, client: send_on(socket),
+        lambda server, socket, client: client.reset(),
+        lambda server, socket, client: server.stop(0),
+    ],
+    ids=["abort", "slow consumer", "reset", "stop"],
+)
+def test_the_pause_of_a_connection_that_ends_meanwhile_has_no_end_that_is_counted(
+    start, connect, end
+):
+    handler = recorder(connected=lambda socket: socket.send(BIG), writable=None)
+    server = start(handler, write_buffer_limits=(10_000, 100_000))
+    client = connect(server, receive_buffer=4096)
+    becomes(server, reading_pauses=1)
+    end(server, handler.socket(), client)
+    handler.wait_removed()
+    becomes(server, connections=0, reading_pauses=1, reading_resumes=0)
+    assert handler.of("writable") == []
+
+
 @moves("memory_pauses")
 @pytest.mark.clause("S49", "C18")
 def test_pauses_of_all_reading_for_want_of_memory_are_counted(start, connect):
