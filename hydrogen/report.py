@@ -121,7 +121,8 @@ class Stats:
         "stalls", "Times that callbacks were found to last: one for a tick, or several in one."
     )
     all_blocked: int = _counter(
-        "all_blocked", "Times that all workers were found blocked in callbacks."
+        "all_blocked",
+        "Times that all workers were found blocked in callbacks while a connection waited for one.",
     )
     slow_callbacks: int = _counter(
         "slow_callbacks", "Callbacks that ran for `slow_callback` seconds or longer."

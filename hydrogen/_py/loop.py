@@ -130,7 +130,9 @@ class Engine:
             min((timeout for timeout in timeouts if timeout is not None), default=math.inf) / 4
         )
         self._stalled_output = StalledOutput(self._monitor, config.write_timeout, self.look_every)
-        self._stalled_workers = StalledWorkers(self._monitor, self._pool, self._on_all_blocked)
+        self._stalled_workers = StalledWorkers(
+            self._monitor, self._pool, self._slab.snapshot, self._on_all_blocked
+        )
         self._event_thread = threading.Thread(
             target=kept_running(self._poll, self._recover), name="hydrogen-event", daemon=True
         )

@@ -70,6 +70,11 @@ class Mailbox:
         self._mail: deque[int] = deque()
         self._idle: Hands = deque()
 
+    @property
+    def is_owned(self) -> bool:
+        """Whether the connection is in the ready queue, or in somebody's hands."""
+        return not self._idle
+
     def post(self, bits: int) -> None:
         """Set `bits`. From any thread, at any moment."""
         try:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from hydrogen._py.connection import Connection
 from hydrogen._py.monitor import Alarm, Monitor
 from hydrogen._py.output import Output
 from hydrogen._py.worker import Pool
@@ -63,7 +64,7 @@ class StalledOutput:
 
 
 class StalledWorkers:
-    """Notices that all workers are in the same callbacks for `TICKS` looks, and others wait.
+    """Notices that all workers are in the same callbacks for `TICKS` looks, and a connection waits.
 
     It looks from when a worker finds that all are busy (`begin`) until one is not. No such moment
     is missed: a worker is busy before it looks at `_looking`, which is cleared here before the
@@ -74,14 +75,25 @@ class StalledWorkers:
         times: how often; a time lasts until one of them got on.
     """
 
-    def __init__(self, monitor: Monitor, pool: Pool, tell: Callable[[], None]) -> None:
-        """Args: tell: called once each time."""
+    def __init__(
+        self,
+        monitor: Monitor,
+        pool: Pool,
+        connections: Callable[[], list[Connection]],
+        tell: Callable[[], None],
+    ) -> None:
+        """Args:
+        connections: all that there are.
+        tell: called once each time.
+        """
         self._pool = pool
+        self._connections = connections
         self._tell = tell
         self._alarm: Alarm = monitor.alarm(self._look)
         self._looking = False
         self._seen: list[int] | None = None
         self._ticks = 0
+        self._is_told = False
         self.times = 0
 
     def begin(self) -> None:
@@ -95,11 +107,24 @@ class StalledWorkers:
         seen, self._seen = self._seen, self._pool.blocked()
         if self._seen is None or self._seen != seen:
             self._ticks = 0
+            self._is_told = False
         else:
             self._ticks += 1
-            if self._ticks == TICKS:
+            if self._ticks >= TICKS and not self._is_told and self._is_awaited():
+                self._is_told = True
                 self.times += 1
                 self._tell()
         if self._pool.all_are_busy():
             self._looking = True
             self._alarm.set(time.monotonic() + TICK)
+
+    def _is_awaited(self) -> bool:
+        """Whether a connection is in the ready queue, where there may be tasks only: one that is
+        owned, and by none of the workers, who are all in callbacks.
+        """
+        if self._pool.ready.empty():
+            return False
+        held = self._pool.held()
+        return any(
+            connection.is_owned and connection not in held for connection in self._connections()
+        )

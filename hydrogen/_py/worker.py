@@ -23,7 +23,7 @@ from hydrogen._py import mailbox
 from hydrogen._py.connection import Connection
 from hydrogen._py.step import step
 from hydrogen.guard import outlive
-from hydrogen.locks import under
+from hydrogen.locks import snapshot, under
 
 Task = Callable[[], None]
 
@@ -199,6 +199,10 @@ class Pool:
         if all(worker.calling.now for worker in self._workers):
             return [worker.calling.progress for worker in self._workers]
         return None
+
+    def held(self) -> set[object]:
+        """What the workers have in their hands."""
+        return {item for worker in self._workers for item in snapshot(worker.hands)}
 
     def all_are_busy(self) -> bool:
         """Whether no worker is free. Seldom looks at more than a few of them."""

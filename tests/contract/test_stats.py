@@ -456,6 +456,25 @@ def test_the_times_that_all_workers_are_blocked_are_counted(start, connect, gate
             assert client.receive(1) == b"%d" % round
 
 
+@pytest.mark.clause("S49", "C6")
+def test_workers_that_are_all_blocked_count_only_when_a_connection_waits(start, connect, gate):
+    """A timer that is due is no connection."""
+    go = gate()
+    handler = recorder(
+        data_received=lambda socket, data: data == b"block" and wait_event(go, "let go")
+    )
+    server = start(handler, max_threads=1, slow_callback=0.2)
+    blocking, other = connect(server), connect(server)
+    other.send(b"x")
+    handler.wait_for("data_received")
+    blocking.send(b"block")
+    handler.wait_for("data_received", 2)
+    server.call_later(0, lambda: None)
+    becomes(server, slow_callbacks=1, all_blocked=0)
+    other.send(b"x")
+    becomes(server, all_blocked=1)
+
+
 @pytest.mark.slow
 @moves("slow_callbacks")
 @pytest.mark.clause("S49", "C41")
