@@ -42,7 +42,7 @@ from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header, may_send  #
 from hydrogen.report import BroadcastReport, Stats, removals  # no-cython-lint
 from hydrogen.plain import Plain  # no-cython-lint
 from hydrogen.secure import Secure  # no-cython-lint
-from hydrogen.stream import Stream, StreamAdapter  # no-cython-lint
+from hydrogen.stream import Stream, StreamAdapter, not_an_fd  # no-cython-lint
 from hydrogen.tls import TlsSession  # no-cython-lint
 
 cimport cython
@@ -841,8 +841,8 @@ def _close_stream(stream):
     fd stay open. Where there is no memory to ask it, it is asked again: else it would stay open,
     too.
     """
-    cdef int fd = -1
     cdef int tries = CLOSE_TRIES
+    fd = -1
     while True:
         try:
             close = stream.close
@@ -856,6 +856,8 @@ def _close_stream(stream):
                 raise
             with nogil:
                 kernel_sleep(CLOSE_RETRY_NS)
+    if type(fd) is not int:
+        raise not_an_fd(stream, fd)
     if fd >= 0:
         close_fd(fd)
     else:

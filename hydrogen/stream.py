@@ -13,7 +13,7 @@ import os
 from collections import deque
 from typing import Any
 
-from hydrogen.errors import HandlerError, described
+from hydrogen.errors import HandlerError, class_name, described
 
 
 class _GoOn(bytes):
@@ -82,6 +82,15 @@ class Stream(abc.ABC):
     def close(self) -> None:
         """Close the fd; called last, once."""
         os.close(self.fileno())
+
+
+def not_an_fd(stream: Stream, value: object) -> HandlerError:
+    """What to raise when `stream.fileno()` returned `value`, which is not exactly an int. What
+    converts to one (a float, a bool) would name a stranger's fd.
+    """
+    return HandlerError(
+        f"{class_name(stream)}.fileno() must return an int, not {described(value, 80)}"
+    )
 
 
 class StreamAdapter:

@@ -28,7 +28,7 @@ from hydrogen._codec cimport Framing
 from hydrogen._core cimport (
     AF_INET, AF_INET6, Engine, FrameDecoder, HeaderReader, HydrogenSocket, Plain, Secure,
     Stream, StreamAdapter, TlsSession, _Callbacks, begins_header, class_name, errors, inet_pton,
-    may_send,
+    may_send, not_an_fd,
 )
 from hydrogen._engine.callbacks cimport (
     callbacks_caught, callbacks_connected, callbacks_failed, callbacks_leave, callbacks_run,
@@ -57,6 +57,7 @@ cdef inline int opening_open(
     It is polled before it is `ready`, and others see it: who sends may ask the poller for an edge.
     """
     cdef uint64_t began
+    cdef bint is_answered = False
     if atomic_load32(&connection.state) >= STATE_ABORTING:
         return 0
     if (
@@ -69,9 +70,9 @@ cdef inline int opening_open(
         engine._log.accepted(connection.id, socket.peername)
     began = kernel_now()
     try:
-        opening_settle_stream(engine, worker, connection, socket)
+        opening_settle_stream(engine, worker, connection, socket, &is_answered)
     except BaseException as error:
-        if issubclass(type(error), errors.Reject):
+        if not is_answered and issubclass(type(error), errors.Reject):
             callbacks_caught(engine, worker)
             errors.cut_traceback(error)
             ending_with(engine, socket, True, CAUSE_REJECT, error)
@@ -93,12 +94,16 @@ cdef inline int opening_open(
 
 cdef inline int opening_settle_stream(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+    bint *is_answered,
 ) except -1:
-    """Who reads and writes: what on_new_connection returns, or the server's own stream."""
+    """Who reads and writes: what on_new_connection returns, or the server's own stream.
+    `is_answered`: set when that has returned; it alone may refuse the connection.
+    """
     cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
     stream = None
     if callbacks.on_new is not None:
         stream = callbacks_run(engine, worker, callbacks.on_new, connection.fd)
+    is_answered[0] = True
     if stream is not None:
         return opening_adopt(engine, worker, connection, socket, stream)
     context = engine._context()
@@ -133,7 +138,10 @@ cdef inline int opening_adopt(
             f"on_new_connection must return a hydrogen.Stream or None, not a {class_name(stream)}"
         )
     adapter = StreamAdapter(stream)
-    duplicate = kernel_duplicate(callbacks_run(engine, worker, stream.fileno))
+    fd = callbacks_run(engine, worker, stream.fileno)
+    if type(fd) is not int:
+        raise not_an_fd(stream, fd)
+    duplicate = kernel_duplicate(fd)
     if duplicate == -EBADF:
         raise errors.removal_error(CAUSE_OS_ERROR, EBADF)
     if connection.flags & FLAG_POLLED:

@@ -18,7 +18,7 @@ from hydrogen.locks import under
 from hydrogen.plain import Plain
 from hydrogen.proxy import V2_SIGNATURE, HeaderReader, ProxyHeader, may_send
 from hydrogen.secure import Secure
-from hydrogen.stream import Stream
+from hydrogen.stream import Stream, not_an_fd
 from hydrogen.tls import TlsSession
 
 
@@ -174,6 +174,8 @@ def adopt(connection: Connection, stream: Stream) -> bool:
     """
     transport = StreamTransport(stream, connection.complain)
     fd = stream.fileno()
+    if type(fd) is not int:
+        raise not_an_fd(stream, fd)
     ours = connection.transport
     assert isinstance(ours, SocketTransport)
 

@@ -23,7 +23,7 @@ from hydrogen._py import kernel
 from hydrogen._py.framing import Complain
 from hydrogen.errors import Cause, cause_of, class_name, removal_error
 from hydrogen.locks import under
-from hydrogen.stream import Stream, StreamAdapter
+from hydrogen.stream import Stream, StreamAdapter, not_an_fd
 
 CLOSE_TRIES, CLOSE_RETRY = 50, 0.02
 """How often a stream is asked how to close it while there is no memory, and seconds between."""
@@ -350,10 +350,12 @@ class StreamTransport:
                     if not tries:
                         raise
                     time.sleep(CLOSE_RETRY)
-            if is_usual:
+            if not is_usual:
+                close()
+            elif type(fd) is int:
                 os.close(fd)
             else:
-                close()
+                raise not_an_fd(stream, fd)
         except BaseException as error:
             self._complain(f"{self._name}.close", error)
 

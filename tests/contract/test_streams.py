@@ -626,7 +626,16 @@ def test_f29_on_new_connection_that_returns_no_stream_removes_the_connection(
 
 
 @pytest.mark.parametrize(
-    "fileno", [raising(ValueError("no fd")), returning(-1), returning("seven"), returning(10**6)]
+    "fileno",
+    [
+        raising(ValueError("no fd")),
+        raising(hydrogen.Reject("by fileno")),
+        returning(-1),
+        returning(None),
+        returning("seven"),
+        returning(10**6),
+        returning(10**12),
+    ],
 )
 def test_f29_a_stream_without_a_usable_fd_is_removed(start, connect, error_log, fileno):
     class Unusable(Lines):
@@ -640,8 +649,53 @@ def test_f29_a_stream_without_a_usable_fd_is_removed(start, connect, error_log, 
     assert client.at_end() in ("end", "reset")
     client.close()
     (removal,) = handler.wait_removed()
-    assert isinstance(removal, (hydrogen.HandlerError, OSError))
+    assert type(removal) is hydrogen.HandlerError
+    wait_until(error_log, "it is logged")
     wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
+
+
+@pytest.mark.parametrize("kind", [float, bool, type("Number", (int,), {})])
+def test_f29_what_only_converts_to_an_int_is_no_fd_it_would_be_that_of_a_stranger(
+    start, connect, error_log, kind
+):
+    """A bool, say: the program's stdin or stdout."""
+
+    class Strange(Lines):
+        def fileno(self):
+            return kind(1)
+
+    handler, _ = streaming(Strange)
+    client = connect(start(handler))
+    assert client.at_end() in ("end", "reset")
+    (removal,) = handler.wait_removed()
+    assert type(removal) is hydrogen.HandlerError
+    assert "Strange.fileno() must return an int, not" in str(removal)
+    wait_until(error_log, "it is logged")
+
+
+@pytest.mark.parametrize("kind", [float, type("Number", (int,), {})])
+def test_f29_what_only_converts_to_an_int_is_not_closed_either(start, connect, error_log, kind):
+    class Changing(Lines):
+        number = None
+
+        def fileno(self):
+            return self.fd if self.number is None else self.number
+
+        close = hydrogen.Stream.close
+
+    handler, streams = streaming(Changing, connected=None)
+    client = connect(start(handler))
+    handler.wait_for("connected")
+    stranger = os.open(os.devnull, os.O_RDONLY)
+    streams[0].number = kind(stranger)
+    try:
+        client.close()
+        handler.wait_removed()
+        wait_until(error_log, "it is logged")
+        os.fstat(stranger)
+    finally:
+        os.close(stranger)
+        os.close(streams[0].fd)
 
 
 @pytest.mark.parametrize("method", ["shutdown", "close"])
