@@ -204,10 +204,14 @@ cdef inline void acceptor_turned_away(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline void acceptor_state(acceptor_t *acceptor, uint32_t state) noexcept nogil:
-    """Publish whether connections are accepted. Each wait is counted, a change is told of."""
-    if state != ACCEPTING:
+    """Publish whether connections are accepted. A change is told of. A pause is counted once, but
+    for want of something, when each try is: `resume` may wake the accept thread any number of times
+    in a pause.
+    """
+    cdef bint changes = state != atomic_load32(&acceptor.accepting)
+    if state == ACCEPT_EXHAUSTED or (state == ACCEPT_FULL and changes):
         atomic_add64(&acceptor.pauses, 1)
-    if state != atomic_load32(&acceptor.accepting):
+    if changes:
         atomic_store32(&acceptor.accepting, state)
         queues_log(acceptor.loops[0], LOG_ACCEPTING)
 

@@ -240,8 +240,10 @@ class Acceptor:
             raise
 
     def _pause(self, reason: str, most: int | None) -> None:
-        """Accepting pauses: each wait is counted, the first of them told."""
-        self.pauses += 1
+        """Accepting pauses. It is told once, and counted once, but for want of something, when each
+        try is: `resume` may wake this thread any number of times in a pause.
+        """
+        self.pauses += reason == "want" or self._paused_for != reason
         if self._paused_for != reason:
             self._paused_for = reason
             self._tell(self._log.accepting_paused, most)

@@ -426,6 +426,20 @@ def test_pauses_of_accepting_are_counted(start, connect):
         client = waiting
 
 
+@pytest.mark.clause("S49")
+def test_a_pause_of_accepting_is_counted_once_however_often_it_is_resumed(start, connect):
+    server = start(Echo(), max_connections=1)
+    client, waiting = connect(server), connect(server)
+    client.echo(b"x")
+    becomes(server, accept_pauses=1)
+    for _ in range(20):
+        server.resume()
+        assert settled(lambda: server.stats().accept_pauses) == 1
+    client.close()
+    waiting.echo(b"x")
+    becomes(server, accept_pauses=2)
+
+
 # ------------------------------------------------------------------------------ handlers that block
 
 
