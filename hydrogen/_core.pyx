@@ -38,7 +38,8 @@ from hydrogen.connection import check_timeout  # no-cython-lint
 from hydrogen.connection import refuse_to_pickle, same, same_deeply
 from hydrogen.connection import extra_info
 from hydrogen.codec import FrameDecoder, encode  # no-cython-lint
-from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header, may_send  # no-cython-lint
+from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header  # no-cython-lint
+from hydrogen.proxy import may_send, no_proxy, second_header  # no-cython-lint
 from hydrogen.report import BroadcastReport, Stats, removals  # no-cython-lint
 from hydrogen.plain import Plain  # no-cython-lint
 from hydrogen.secure import Secure  # no-cython-lint

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any, Literal, TypeGuard
 
-from hydrogen.errors import ProtocolError, described
+from hydrogen.errors import Cause, IncompleteFrame, PeerClosed, ProtocolError, described
 
 Versions = Literal["v1", "v2", "auto"]
 Address = tuple[str, int] | tuple[str, int, int, int] | str | bytes
@@ -138,6 +138,18 @@ def begins_header(data: bytes) -> bool:
     return data.startswith((V1_PREFIX, V2_SIGNATURE))
 
 
+def no_proxy(peername: Any) -> ProtocolError:
+    """Why a peer that `may_send` no header is refused."""
+    return ProtocolError(
+        f"{peername!r} is not allowed to connect: it is no proxy of proxy_allow_from"
+    )
+
+
+def second_header() -> ProtocolError:
+    """Why a connection ends whose header is followed by another one."""
+    return ProtocolError("a second PROXY header follows the first one")
+
+
 class HeaderReader:
     """Takes in the one header at the beginning of a connection. For one thread at a time.
 
@@ -162,6 +174,13 @@ class HeaderReader:
     def is_begun(self) -> bool:
         """Whether something has come."""
         return bool(self._header)
+
+    def ended(self) -> tuple[Cause, Exception]:
+        """The cause and the removal error when the end comes before the header is whole."""
+        if self.is_begun:
+            return Cause.INCOMPLETE_FRAME, IncompleteFrame("the end came inside the PROXY header")
+        message = "the peer closed the connection before its PROXY header"
+        return Cause.PEER_CLOSED, PeerClosed(message)
 
     def feed(self, data: bytes) -> ProxyHeader | None:
         """Take in what was read; returns the header when it is whole, else None.

@@ -29,7 +29,7 @@ from hydrogen._c.queues cimport (
 )
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._codec cimport payload_of, refusal
-from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, errors
+from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, errors, second_header
 from hydrogen._engine.builders cimport builders_deliver
 from hydrogen._engine.callbacks cimport (
     callbacks_begin, callbacks_call, callbacks_leave, callbacks_message,
@@ -217,9 +217,7 @@ cdef inline int dispatch_deliver(
     """Give the complete messages of the input to the handler."""
     cdef int result = FRAME_COMPLETE
     if connection.flags & FLAG_FIRST and opening_has_second_header(connection):
-        ending_with(
-            engine, socket, False, CAUSE_BAD_FRAME,
-            errors.ProtocolError("a second PROXY header behind the first one"))
+        ending_with(engine, socket, False, CAUSE_BAD_FRAME, second_header())
         return 0
     if connection.ciphertext != NULL:
         tls_decrypt(engine, worker, connection, socket)

@@ -13,10 +13,9 @@ from hydrogen._c.atomic cimport (
 from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.connection cimport connection_register
 from hydrogen._c.constants cimport (
-    AGAIN, CAUSE_BAD_FRAME, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_OVERLOAD,
-    CAUSE_PEER_CLOSED, CAUSE_REJECT, FLAG_COUNTED, FLAG_FIRST, FLAG_HANDSHAKE, FLAG_HEADER,
-    FLAG_POLLED,
-    FLAG_READABLE, HEADER_PART, STATE_ABORTING, STATE_CLOSING,
+    AGAIN, CAUSE_BAD_FRAME, CAUSE_OS_ERROR, CAUSE_OVERLOAD, CAUSE_REJECT, FLAG_COUNTED, FLAG_FIRST,
+    FLAG_HANDSHAKE, FLAG_HEADER, FLAG_POLLED, FLAG_READABLE, HEADER_PART, STATE_ABORTING,
+    STATE_CLOSING,
 )
 from hydrogen._c.framing cimport FRAMING_PYTHON
 from hydrogen._c.input cimport input_broken, input_store
@@ -28,7 +27,7 @@ from hydrogen._codec cimport Framing
 from hydrogen._core cimport (
     AF_INET, AF_INET6, Engine, FrameDecoder, HeaderReader, HydrogenSocket, Plain, Secure,
     Stream, StreamAdapter, TlsSession, _Callbacks, begins_header, class_name, errors, inet_pton,
-    may_send, not_an_fd,
+    may_send, no_proxy, not_an_fd,
 )
 from hydrogen._engine.callbacks cimport (
     callbacks_caught, callbacks_connected, callbacks_failed, callbacks_leave, callbacks_run,
@@ -242,9 +241,7 @@ cdef inline object opening_header(
     if connection.header == NULL:
         peer = socket.peername
         if not may_send(engine._proxy_allow, peer):
-            raise errors.ProtocolError(
-                f"a PROXY header is not accepted from {peer!r} (proxy_allow_from)"
-            )
+            raise no_proxy(peer)
         references_hold(connection, &connection.header, HeaderReader(engine._proxy_versions))
     reader = <object>connection.header
     while True:
@@ -252,12 +249,12 @@ cdef inline object opening_header(
         if got == -EAGAIN:
             connection.flags &= ~<uint32_t>FLAG_READABLE
             return None
-        if got <= 0:
-            ending_ask(
-                engine, socket, got < 0,
-                CAUSE_OS_ERROR if got < 0 else
-                CAUSE_INCOMPLETE_FRAME if reader.is_begun else CAUSE_PEER_CLOSED,
-                <int>-got)
+        if got < 0:
+            ending_ask(engine, socket, True, CAUSE_OS_ERROR, <int>-got)
+            return None
+        if got == 0:
+            cause, error = reader.ended()
+            ending_with(engine, socket, False, cause, error)
             return None
         relaxed_add64(&worker.io.counters.bytes_received, <uint64_t>got)
         relaxed_store32(&connection.active, 1)

@@ -9,8 +9,8 @@ from hydrogen._py import callbacks, kernel, mailbox, tls
 from hydrogen._py.connection import Connection
 from hydrogen._py.framing import ChunkDecoder, explain
 from hydrogen._py.streams import CHUNK
-from hydrogen.errors import Cause, ProtocolError
-from hydrogen.proxy import V2_SIGNATURE, begins_header
+from hydrogen.errors import Cause
+from hydrogen.proxy import V2_SIGNATURE, begins_header, second_header
 from hydrogen.tls import TlsSession
 
 MESSAGE_BUDGET = 256
@@ -26,7 +26,7 @@ def is_second_header(connection: Connection, data: bytes) -> bool:
     first_bytes = connection.first_bytes + data[: len(V2_SIGNATURE)]
     connection.first_bytes = first_bytes if len(first_bytes) < len(V2_SIGNATURE) else None
     if begins_header(first_bytes):
-        connection.end(Cause.BAD_FRAME, ProtocolError("a second PROXY header"))
+        connection.end(Cause.BAD_FRAME, second_header())
         return True
     return False
 

@@ -13,10 +13,10 @@ from hydrogen._py import callbacks, deadlines, input, kernel, mailbox, tls
 from hydrogen._py.connection import Connection
 from hydrogen._py.framing import ChunkDecoder, decoder_for
 from hydrogen._py.streams import SocketTransport, StreamTransport
-from hydrogen.errors import Cause, IncompleteFrame, PeerClosed, ProtocolError, handler_error
+from hydrogen.errors import Cause, ProtocolError, handler_error
 from hydrogen.locks import under
 from hydrogen.plain import Plain
-from hydrogen.proxy import V2_SIGNATURE, HeaderReader, ProxyHeader, may_send
+from hydrogen.proxy import V2_SIGNATURE, HeaderReader, ProxyHeader, may_send, no_proxy
 from hydrogen.secure import Secure
 from hydrogen.stream import Stream, not_an_fd
 from hydrogen.tls import TlsSession
@@ -39,13 +39,7 @@ def take_up(connection: Connection) -> None:
         return
     connection.register()
     if not may_send(connection.loop.config.proxy_allow_from, connection.peername):
-        connection.end(
-            Cause.BAD_FRAME,
-            ProtocolError(
-                f"{connection.peername} is not allowed to connect: it is no proxy of "
-                "proxy_allow_from"
-            ),
-        )
+        connection.end(Cause.BAD_FRAME, no_proxy(connection.peername))
 
 
 def serve_header(connection: Connection, reader: HeaderReader) -> None:
@@ -61,14 +55,8 @@ def serve_header(connection: Connection, reader: HeaderReader) -> None:
     if header is not None:
         connection.header = None
         follow_header(connection, header)
-    elif connection.has_eof and reader.is_begun:
-        connection.end(
-            Cause.INCOMPLETE_FRAME, IncompleteFrame("the end came inside the PROXY header")
-        )
     elif connection.has_eof:
-        connection.end(
-            Cause.PEER_CLOSED, PeerClosed("the peer closed the connection before its PROXY header")
-        )
+        connection.end(*reader.ended())
 
 
 def follow_header(connection: Connection, header: ProxyHeader) -> None:

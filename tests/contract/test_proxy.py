@@ -105,12 +105,14 @@ def behind_proxy(start, handler, **options):
 
 def refused(handler, client):
     """The connection is ended and removed by exactly that, and the handler had it in no other
-    callback.
+    callback. Returns what the last one is told.
     """
     assert client.at_end() in ("end", "reset")
     client.close()
-    assert type(handler.wait_removed()[0]) is hydrogen.ProtocolError
+    (error,) = handler.wait_removed()
+    assert type(error) is hydrogen.ProtocolError
     assert handler.names() == ["on_connection_removed"]
+    return str(error)
 
 
 # -------------------------------------------------------------------------------- who the client is
@@ -369,8 +371,11 @@ def test_f38_a_header_from_an_address_that_may_not_send_one_is_refused(start, co
     handler = recorder(connected=None)
     server = behind_proxy(start, handler, proxy_allow_from=["192.0.2.0/24", "2001:db8::/32"])
     client = connect(server)
+    name = client.name
     client.send(header + b"and data")
-    refused(handler, client)
+    assert refused(handler, client) == (
+        f"{name!r} is not allowed to connect: it is no proxy of proxy_allow_from"
+    )
     wait_until(lambda: server.stats().removed_protocol_error == 1, "it is counted")
 
 
@@ -495,7 +500,9 @@ def test_f38_a_second_header_is_refused_and_reaches_nobody(start, connect, heade
     client.send(header + second + b"and data")
     assert client.at_end() in ("end", "reset")
     client.close()
-    assert type(handler.wait_removed()[0]) is hydrogen.ProtocolError
+    (error,) = handler.wait_removed()
+    assert type(error) is hydrogen.ProtocolError
+    assert str(error) == "a second PROXY header follows the first one"
     assert handler.messages() == []
 
 
@@ -653,10 +660,13 @@ def test_an_end_before_the_header_is_whole_is_told_by_the_last_callback_only(
         wait_until(lambda: client.unacknowledged() == 0, "it has arrived")
     wait_until(lambda: server.stats().connections == 1, "it is accepted")
     client.finish() if how.startswith("end") else client.reset()
-    expected = {"end": hydrogen.PeerClosed, "end in it": hydrogen.IncompleteFrame}.get(
-        how, ConnectionResetError
-    )
-    assert type(handler.wait_removed()[0]) is expected
+    expected, message = {
+        "end": (hydrogen.PeerClosed, "the peer closed the connection before its PROXY header"),
+        "end in it": (hydrogen.IncompleteFrame, "the end came inside the PROXY header"),
+    }.get(how, (ConnectionResetError, ""))
+    (error,) = handler.wait_removed()
+    assert type(error) is expected
+    assert message in str(error)
     assert handler.names() == ["on_connection_removed"]
     client.close()
     wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
