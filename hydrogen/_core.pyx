@@ -43,7 +43,7 @@ from hydrogen.proxy import may_send, no_proxy, second_header  # no-cython-lint
 from hydrogen.report import BroadcastReport, Stats, removals  # no-cython-lint
 from hydrogen.plain import Plain  # no-cython-lint
 from hydrogen.secure import Secure  # no-cython-lint
-from hydrogen.stream import Stream, StreamAdapter, not_an_fd  # no-cython-lint
+from hydrogen.stream import Stream, StreamAdapter, not_a_stream, not_an_fd  # no-cython-lint
 from hydrogen.tls import TlsSession  # no-cython-lint
 
 cimport cython

@@ -84,6 +84,15 @@ class Stream(abc.ABC):
         os.close(self.fileno())
 
 
+def not_a_stream(value: object) -> TypeError:
+    """What to raise when `on_new_connection` returned `value`, which is neither None nor a
+    stream.
+    """
+    return TypeError(
+        f"on_new_connection must return a hydrogen.Stream or None, not {described(value, 80)}"
+    )
+
+
 def not_an_fd(stream: Stream, value: object) -> HandlerError:
     """What to raise when `stream.fileno()` returned `value`, which is not exactly an int. What
     converts to one (a float, a bool) would name a stranger's fd.

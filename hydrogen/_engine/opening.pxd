@@ -27,7 +27,7 @@ from hydrogen._codec cimport Framing
 from hydrogen._core cimport (
     AF_INET, AF_INET6, Engine, FrameDecoder, HeaderReader, HydrogenSocket, Plain, Secure,
     Stream, StreamAdapter, TlsSession, _Callbacks, begins_header, class_name, errors, inet_pton,
-    may_send, no_proxy, not_an_fd,
+    may_send, no_proxy, not_a_stream, not_an_fd,
 )
 from hydrogen._engine.callbacks cimport (
     callbacks_caught, callbacks_connected, callbacks_failed, callbacks_leave, callbacks_run,
@@ -133,9 +133,7 @@ cdef inline int opening_adopt(
     if type(stream) in (Plain, Secure):
         return opening_take_over(engine, worker, connection, socket, stream)
     if not isinstance(stream, Stream):
-        raise TypeError(
-            f"on_new_connection must return a hydrogen.Stream or None, not a {class_name(stream)}"
-        )
+        raise not_a_stream(stream)
     adapter = StreamAdapter(stream)
     fd = callbacks_run(engine, worker, stream.fileno)
     if type(fd) is not int:

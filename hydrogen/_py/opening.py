@@ -18,7 +18,7 @@ from hydrogen.locks import under
 from hydrogen.plain import Plain
 from hydrogen.proxy import V2_SIGNATURE, HeaderReader, ProxyHeader, may_send, no_proxy
 from hydrogen.secure import Secure
-from hydrogen.stream import Stream, not_an_fd
+from hydrogen.stream import Stream, not_a_stream, not_an_fd
 from hydrogen.tls import TlsSession
 
 
@@ -122,9 +122,7 @@ def settle_streams(connection: Connection) -> bool:
         elif connection.error is not None:
             return False
         elif stream is not None:
-            raise TypeError(
-                f"on_new_connection must return None or a hydrogen.Stream, not {stream!r:.80}"
-            )
+            raise not_a_stream(stream)
         elif connection.context is not None:
             tls.secure(connection, TlsSession(connection.context, server_side=True))
     except BaseException as error:

@@ -610,9 +610,20 @@ def test_f29_a_stream_whose_recv_returns_nonsense_is_removed(start, connect, err
     wait_until(error_log, "it is logged")
 
 
-@pytest.mark.parametrize("nonsense", [7, "stream", object()], ids=["int", "str", "object"])
+class Unshown:
+    """Cannot be shown to anybody."""
+
+    def __repr__(self):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("nonsense", "shown"),
+    [(7, "7"), ("stream", "'stream'"), (Unshown(), "<Unshown, whose __repr__ raises>")],
+    ids=["int", "str", "object"],
+)
 def test_f29_on_new_connection_that_returns_no_stream_removes_the_connection(
-    start, connect, error_log, nonsense
+    start, connect, error_log, nonsense, shown
 ):
     handler = recorder(new_connection=lambda fd: nonsense)
     server = start(handler)
@@ -622,6 +633,9 @@ def test_f29_on_new_connection_that_returns_no_stream_removes_the_connection(
     (removal,) = handler.wait_removed()
     assert type(removal) is hydrogen.HandlerError
     assert type(removal.__cause__) is TypeError
+    assert str(removal.__cause__) == (
+        f"on_new_connection must return a hydrogen.Stream or None, not {shown}"
+    )
     wait_until(error_log, "it is logged")
 
 
