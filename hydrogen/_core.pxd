@@ -61,7 +61,7 @@ cdef class Engine:
 
 # What the modules of _engine/ use of Python, which a .pxd file cannot import: set in _core.pyx.
 cdef object AF_INET, AF_INET6, inet_ntop, inet_pton, fsdecode
-cdef object BroadcastReport, FrameDecoder, HeaderReader, Plain, ProxyHeader, Secure, SocketContract
+cdef object BroadcastReport, FrameDecoder, HeaderReader, Plain, ProxyHeader, Secure
 cdef object Stats, Stream, StreamAdapter
 cdef object SSLError, TlsSession, begins_header, check_timeout, class_name, close_stream, encode
 cdef object errors, may_send, no_proxy, not_a_stream, not_an_fd, removals, second_header

@@ -315,15 +315,20 @@ class Server:
             How many connections took it, and how many did not; both are 0 when the server is not
             running.
         Raises:
+            TypeError: `exclude` has something that is no `HydrogenSocket`.
             TypeError, FrameTooLarge, ValueError: as `send`, when the server's own framing cannot
                 carry the message; then no connection has got it. Connections whose own framing
                 cannot carry it count as `dropped`.
         """
         message = contiguous(data)
+        excluded = tuple(exclude)  # each of several loops looks at it
+        for other in excluded:
+            if not isinstance(other, HydrogenSocket):
+                raise TypeError(f"exclude: expected a HydrogenSocket, not {described(other)}")
         engine = self._any_engine()
         if engine is None or self._stopped.is_set():
             return BroadcastReport(0, 0)
-        return engine.broadcast(message, tuple(exclude))  # each of several loops looks at it
+        return engine.broadcast(message, excluded)
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Have a worker call `callback` after `seconds`.

@@ -15,7 +15,7 @@ from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_of
 from hydrogen._c.slab cimport slab_used
 from hydrogen._c.structs cimport connection_t, loop_t, worker_t
 from hydrogen._codec cimport framed
-from hydrogen._core cimport BroadcastReport, Engine, HydrogenSocket, SocketContract, encode
+from hydrogen._core cimport BroadcastReport, Engine, HydrogenSocket, class_name, encode
 from hydrogen._engine.references cimport references_held, references_socket
 from hydrogen._engine.sending cimport sending_count, sending_send, sending_send_coded
 
@@ -151,8 +151,6 @@ cdef inline int broadcast_exclude(Engine engine, exclude, uint32_t *skip, uint32
     """
     cdef HydrogenSocket socket
     for other in exclude:
-        if not isinstance(other, SocketContract):
-            raise TypeError(f"exclude: sockets are expected, not {other!r}")
         if isinstance(other, HydrogenSocket):
             socket = other
             if (

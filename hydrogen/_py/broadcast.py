@@ -36,9 +36,6 @@ class Broadcast:
         dropped there.
         """
         excluded = set(exclude)
-        for other in excluded:
-            if not isinstance(other, HydrogenSocket):
-                raise TypeError(f"exclude: sockets are expected, not {other!r}")
         sent = dropped = 0
         rest = 0.0
         for connection in connections:
