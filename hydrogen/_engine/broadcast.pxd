@@ -50,8 +50,15 @@ cdef inline bint broadcast_send_other(
     connection's own framing cannot carry is not sent to it.
     """
     cdef bint sent = False
+    name = "broadcast"
     try:
         if broadcast_is_framed_alike(engine, socket):
+            return broadcast_send_framed(engine, worker, socket, wire, rest)
+        decoder = references_held(engine, socket, &socket._connection.decoder)
+        if decoder is not None:
+            name = f"{class_name(decoder.builder)}.frame"
+            wire = encode(decoder.builder, data)
+            name = "broadcast"
             sent = broadcast_send_framed(engine, worker, socket, wire, rest)
         else:
             sent = sending_send(
@@ -60,7 +67,7 @@ cdef inline bint broadcast_send_other(
     except ValueError:
         pass
     except Exception as error:
-        engine._log.callback_error("broadcast", error)
+        engine._log.callback_error(name, error)
     return sent
 
 

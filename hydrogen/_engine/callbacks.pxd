@@ -22,7 +22,7 @@ from hydrogen._c.flush cimport flush_corked, flush_is_last, flush_take_over
 from hydrogen._c.kernel cimport kernel_now
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._c.worker cimport worker_is_eager
-from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, errors
+from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, class_name, errors
 from hydrogen._engine.compat cimport (
     compat_call, compat_context_size, compat_forget_async_exception, compat_raise,
 )
@@ -132,11 +132,15 @@ cdef inline object callbacks_error(Engine engine, worker_t *worker, error):
     return errors.handler_error(error)
 
 
-cdef inline void callbacks_log(Engine engine, HydrogenSocket socket, name, error) noexcept:
+cdef inline void callbacks_log(
+    Engine engine, HydrogenSocket socket, name, error, stream=None,
+) noexcept:
     """Write down what user code raised; whatever comes of it is of no consequence for the
-    connection.
+    connection. `stream`: whose method `name` is. The two are joined here, for that takes memory.
     """
     try:
+        if stream is not None:
+            name = f"{class_name(stream)}.{name}"
         engine._log.callback_error(name, error, socket)
     except BaseException:
         pass
@@ -236,8 +240,11 @@ cdef inline object callbacks_run(
 
 cdef inline int callbacks_quietly(
     Engine engine, worker_t *worker, HydrogenSocket socket, callback, name, first, second,
+    stream=None,
 ) except -1:
-    """Run one of the last callbacks, if it is there: what it raises is only logged."""
+    """Run one of the last callbacks, if it is there: what it raises is only logged. `stream`: see
+    `callbacks_log`.
+    """
     if callback is None:
         return 0
     callbacks_begin(engine, worker)
@@ -249,7 +256,7 @@ cdef inline int callbacks_quietly(
     except BaseException as error:
         callbacks_caught(engine, worker)
         errors.cut_traceback(error)
-        callbacks_log(engine, socket, name, error)
+        callbacks_log(engine, socket, name, error, stream)
     return callbacks_leave(engine, worker)
 
 

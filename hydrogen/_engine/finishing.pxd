@@ -37,8 +37,8 @@ cdef inline int finishing_callbacks(
     adapter = <object>connection.adapter if connection.adapter != NULL else None
     if adapter is not None:
         finishing_step(
-            engine, worker, socket, StreamAdapter.shutdown, "Stream.shutdown", adapter, None
-        )
+            engine, worker, socket, StreamAdapter.shutdown, "shutdown", adapter, None,
+            adapter.stream)
     finishing_log(engine, connection, socket, error)
     if atomic_load32(&connection.ready):
         finishing_step(
@@ -50,7 +50,8 @@ cdef inline int finishing_callbacks(
         lock_take(&engine._loop.context.fd_lock)
         connection.fd = -1  # its number may be a stranger's from now on
         lock_give(&engine._loop.context.fd_lock)
-        finishing_step(engine, worker, socket, close_stream, "Stream.close", adapter.stream, None)
+        finishing_step(
+            engine, worker, socket, close_stream, "close", adapter.stream, None, adapter.stream)
     return 0
 
 
@@ -97,10 +98,11 @@ cdef inline void finishing_log(
 
 cdef inline void finishing_step(
     Engine engine, worker_t *worker, HydrogenSocket socket, callback, name, first, second,
+    stream=None,
 ) noexcept:
-    """One of the last callbacks."""
+    """One of the last callbacks. `stream`: see `callbacks_log`."""
     try:
-        callbacks_quietly(engine, worker, socket, callback, name, first, second)
+        callbacks_quietly(engine, worker, socket, callback, name, first, second, stream)
     except BaseException:
         pass
 

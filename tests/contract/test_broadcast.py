@@ -663,7 +663,8 @@ def test_a_builder_of_one_connection_that_fails_keeps_no_other_from_getting_the_
     assert server.broadcast(b"x") == hydrogen.BroadcastReport(2, 1)
     for client in others:
         assert client.receive(5) == simple(b"x")
-    assert error_log()
+    (record,) = error_log()
+    assert record.getMessage() == "Broken.frame raised KeyError"
 
 
 @pytest.mark.slow

@@ -734,6 +734,8 @@ def test_f29_a_stream_that_raises_at_its_end_is_only_logged(start, connect, erro
     client.close()
     assert type(handler.wait_removed()[0]) is hydrogen.PeerClosed
     wait_until(error_log, "it is logged")
+    (record,) = error_log()
+    assert record.getMessage().startswith(f"AtTheEnd.{method} raised ZeroDivisionError on ")
     wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
     other = connect(server)
     other.send(b"y\n")
