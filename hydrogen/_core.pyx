@@ -36,7 +36,7 @@ from hydrogen.errors import class_name  # no-cython-lint
 from hydrogen.connection import HydrogenSocket as SocketContract
 from hydrogen.connection import check_timeout  # no-cython-lint
 from hydrogen.connection import refuse_to_pickle, same, same_deeply
-from hydrogen.connection import extra_info
+from hydrogen.connection import extra_info, shown
 from hydrogen.codec import FrameDecoder, encode  # no-cython-lint
 from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header  # no-cython-lint
 from hydrogen.proxy import may_send, no_proxy, second_header  # no-cython-lint
@@ -366,7 +366,7 @@ cdef class HydrogenSocket:
         return refuse_to_pickle(self)
 
     def __repr__(self):
-        return f"<HydrogenSocket {self._id} {'open' if self.is_open else 'closed'}>"
+        return shown(self)
 
 
 SocketContract.register(HydrogenSocket)

@@ -244,6 +244,12 @@ class HydrogenSocket(abc.ABC):
         """
 
 
+def shown(socket: HydrogenSocket) -> str:
+    """`repr(socket)` of both engines."""
+    state = "open" if socket.is_open else "closed"
+    return f"<HydrogenSocket {socket.id} {state} peername={socket.peername!r}>"
+
+
 def extra_info(
     socket: HydrogenSocket,
     session: TlsSession | None,

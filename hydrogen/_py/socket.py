@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hydrogen._py import mailbox
 from hydrogen._py.connection import Connection
 from hydrogen.codec import encode
-from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous, extra_info
+from hydrogen.connection import (
+    BytesLike,
+    HydrogenSocket,
+    check_timeout,
+    contiguous,
+    extra_info,
+    shown,
+)
 from hydrogen.errors import Cause
 
 if TYPE_CHECKING:
@@ -147,5 +154,4 @@ class Socket(HydrogenSocket):
         return hash(self._id)
 
     def __repr__(self) -> str:
-        state = "open" if self.is_open else "closed"
-        return f"<HydrogenSocket {self._id} {state} peername={self.peername!r}>"
+        return shown(self)

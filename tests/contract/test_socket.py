@@ -349,6 +349,19 @@ def test_the_id_of_a_connection_that_is_gone_is_never_given_again(start, connect
     assert ids == sorted(ids)
 
 
+@pytest.mark.clause("K12", "K13", "K16")
+def test_a_socket_is_shown_with_its_id_its_state_and_its_peer(start, connect):
+    handler = recorder(connected=None)
+    server = start(handler)
+    client = connect(server)
+    socket = handler.socket()
+    assert repr(socket) == f"<HydrogenSocket {socket.id} open peername={client.name!r}>"
+    client.close()
+    handler.wait_removed()
+    wait_until(lambda: server.stats().connections == 0, "it is gone")
+    assert repr(socket) == f"<HydrogenSocket {socket.id} closed peername=None>"
+
+
 class Refusing(hydrogen.SimpleFrameBuilder):
     """Carries no message."""
 
