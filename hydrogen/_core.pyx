@@ -68,7 +68,7 @@ from hydrogen._c.kernel cimport (
 from hydrogen._c.listeners cimport listeners_close
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport (
-    loop_abort_all, loop_clear, loop_close_fds, loop_destroy, loop_exit, loop_init,
+    loop_abandoned, loop_abort_all, loop_clear, loop_close_fds, loop_destroy, loop_exit, loop_init,
     loop_keeps, loop_reset_all, loop_stop_all,
 )
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_pause
@@ -634,6 +634,13 @@ cdef class Engine:
         with nogil:
             count = loop_abort_all(&self._loop)
         return count
+
+    def abandoned(self):
+        cdef uint64_t there, reset
+        if self._inert():
+            return 0, 0
+        there = loop_abandoned(&self._loop, &reset)
+        return there, reset
 
     def wait_drained(self, timeout):
         # `stopping` was set before `live` is looked at; see loop_release.

@@ -36,11 +36,11 @@ class Engine(Protocol):
     connections are written if the logger `hydrogen` was enabled for DEBUG when the engine was made.
 
     Who calls what: `start`, `stop_accepting`, `end`, `close_all`, `wait_drained`, `abort_all`,
-    `unsent` and `release` are called by one thread, the one of `lifecycle.Life`, in which no signal
-    handler runs and no KeyboardInterrupt comes. All others may be called by any thread at any
-    moment between `start` and the end of the process, also by a signal handler or `__del__` that
-    interrupts one of them in its own thread: they wait for no lock which the interrupted call may
-    hold.
+    `abandoned`, `unsent` and `release` are called by one thread, the one of `lifecycle.Life`, in
+    which no signal handler runs and no KeyboardInterrupt comes. All others may be called by any
+    thread at any moment between `start` and the end of the process, also by a signal handler or
+    `__del__` that interrupts one of them in its own thread: they wait for no lock which the
+    interrupted call may hold.
     """
 
     def __init__(
@@ -84,10 +84,15 @@ class Engine(Protocol):
         """
 
     def abort_all(self) -> int:
-        """Reset every connection that is still there, with `ServerStopped`; returns how many,
-        without those that were being reset already.
+        """Reset every connection that is still there, with `ServerStopped`, but for those that are
+        being reset already or are in their last callbacks; returns how many, over all calls.
 
         After `stop_accepting`.
+        """
+
+    def abandoned(self) -> tuple[int, int]:
+        """How many connections are still there, and how many of them `abort_all` has reset. After
+        `stop_accepting`.
         """
 
     def wait_drained(self, timeout: float) -> bool:

@@ -222,7 +222,8 @@ class Life:
         self._timeout: float | None = None
         self._spread = self._began = 0.0
         self._before = UNCOUNTED
-        self._there = self._aborted = self._abandoned = self._unsent = 0
+        self._there = self._unsent = 0
+        self._reset = self._abandoned = self._reset_abandoned = 0
         self._is_drained = False
         log, told = server.log, (self.ended.set, self._tell, self.told.set)
         self._running = Steps(log, self._be_started, self._wait_for_stop)
@@ -491,13 +492,13 @@ class Life:
             self._is_drained = self._drains(engine, self._began + timeout)
 
     def _abort(self) -> None:
-        """What is left then. Should memory fail in the midst of it, those that were reset before
+        """What is left then. Should memory fail in the midst of it, one that was just reset may
         count as closed.
         """
         engine = self.engine if self._serves and not self._is_drained else None
         if engine is not None:
             self._unsent = self._unsent or engine.unsent()
-            self._aborted += engine.abort_all()
+            self._reset = engine.abort_all()
         self.deadline = time.monotonic() + STOP_GRACE
         if engine is not None:
             engine.wait_drained(ABORT_GRACE)
@@ -518,7 +519,7 @@ class Life:
     def _release(self) -> None:
         if self.engine is not None:
             if self._serves:
-                self._abandoned = self.engine.stats().connections
+                self._abandoned, self._reset_abandoned = self.engine.abandoned()
             self.engine.release(self._left())
             self._server.timers.end()
 
@@ -526,7 +527,7 @@ class Life:
         engine = self.engine
         if engine is not None:
             refused = engine.stats().messages_refused - self._before.messages_refused
-            aborted = max(0, self._aborted - self._abandoned)
+            aborted = self._reset - self._reset_abandoned
             # A connection that was accepted while the counters were read may be in none of them.
             closed = max(0, self._there - aborted - self._abandoned)
             seconds = time.monotonic() - self._began

@@ -101,6 +101,10 @@ class Loops:
     def abort_all(self) -> int:
         return sum([loop.abort_all() for loop in self._loops])
 
+    def abandoned(self) -> tuple[int, int]:
+        every = [loop.abandoned() for loop in self._loops]
+        return sum([there for there, _ in every]), sum([reset for _, reset in every])
+
     def wait_drained(self, timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         return all(loop.wait_drained(max(0.0, deadline - time.monotonic())) for loop in self._loops)

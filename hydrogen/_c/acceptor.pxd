@@ -23,7 +23,8 @@ from hydrogen._c.closing cimport closing_end
 from hydrogen._c.connection cimport connection_open, connection_register
 from hydrogen._c.constants cimport (
     ACCEPTING, ACCEPT_EXHAUSTED, ACCEPT_FULL, ACCEPT_MOST, ACCEPT_PAUSE_MS, CAUSE_OS_ERROR,
-    FLAG_COUNTED, FLAG_FIRST, FLAG_HEADER, LOG_ACCEPTING, LOG_TURNED_AWAY, NEW, WATCH_CONFIGURED,
+    FLAG_COUNTED, FLAG_FIRST, FLAG_HEADER, LISTENERS_MOST, LOG_ACCEPTING,
+    LOG_TURNED_AWAY, NEW, WATCH_CONFIGURED,
 )
 from hydrogen._c.deadlines cimport deadlines_announce
 from hydrogen._c.kernel cimport (
@@ -85,6 +86,8 @@ cdef inline int acceptor_init(
     acceptor_t *acceptor, uint32_t listeners, uint32_t options, uint32_t max_connections_per_ip,
 ) noexcept nogil:
     """Allocate. 0 or -errno; after either, acceptor_destroy."""
+    if listeners > LISTENERS_MOST:
+        return -EMFILE
     if not addresses_init(&acceptor.addresses, max_connections_per_ip):
         return -ENOMEM
     acceptor.options = <option_t *>calloc(options or 1, sizeof(option_t))

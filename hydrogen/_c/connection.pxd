@@ -5,7 +5,7 @@ How a connection is coded is constant from the moment it is ready: `framing`, an
 and `decoder` (a user's frame builder: a worker feeds it with `input`).
 """
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_store32, relaxed_store32
 from hydrogen._c.constants cimport (
@@ -27,7 +27,7 @@ cdef inline void connection_open(
         lock_init(&connection.lock, RANK_OUTPUT)
     connection.fd = connection.poll_fd = fd
     connection.unix_domain = unix_domain
-    connection.listener = listener
+    connection.listener = <uint16_t>listener
     connection.next = NULL
     connection.mail = connection.todo = 0
     connection.flags = FLAG_STICKY if unix_domain else 0

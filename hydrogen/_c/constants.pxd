@@ -230,6 +230,8 @@ cdef enum:
 cdef enum:
     # Loops of one server (MAX_LOOPS in config.py).
     LOOPS_MOST = 64
+    # Listeners of one server: `listener` of a connection has two bytes.
+    LISTENERS_MOST = 65536
     # Connections that one worker has corked; a 65th is flushed with the rest.
     CORKED_MOST = 64
     # Undelivered input above which nothing is read, so that a queue behind slow handlers does not

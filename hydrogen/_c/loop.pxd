@@ -241,21 +241,40 @@ cdef inline void loop_stop_all(loop_t *loop) noexcept nogil:
 
 
 cdef inline uint64_t loop_abort_all(loop_t *loop) noexcept nogil:
-    """Reset every connection that is not being reset already; returns how many."""
+    """Reset every connection that is not being reset already, nor in its last callbacks; returns
+    how many, over all calls. After accepting has ended: a slot is nobody else's from then on.
+    """
     cdef connection_t *connection
     cdef uint32_t generation, bits, index
     cdef uint64_t count = 0
     for index in range(slab_used(&loop.slab)):
         connection = mailbox_at(loop, index)
-        if atomic_load32(&connection.state) == STATE_VACANT:
-            continue
-        generation = mailbox_generation(connection)
-        bits = closing_end(
-            &loop.context, connection, generation, True, CAUSE_SERVER_STOPPED, 0, NULL
-        )
-        count += bits & ABORT != 0
-        queues_post(loop, connection, generation, bits, True)
+        if atomic_load32(&connection.state) != STATE_VACANT:
+            generation = mailbox_generation(connection)
+            bits = closing_end(
+                &loop.context, connection, generation, True, CAUSE_SERVER_STOPPED, 0, NULL
+            )
+            if bits & ABORT:
+                connection.reset_by_stop = True
+            queues_post(loop, connection, generation, bits, True)
+        count += connection.reset_by_stop
     return count
+
+
+cdef inline uint64_t loop_abandoned(loop_t *loop, uint64_t *reset) noexcept nogil:
+    """How many connections are still there; `reset`: how many of them `loop_abort_all` has
+    reset.
+    """
+    cdef connection_t *connection
+    cdef uint32_t index
+    cdef uint64_t there = 0
+    reset[0] = 0
+    for index in range(slab_used(&loop.slab)):
+        connection = mailbox_at(loop, index)
+        if atomic_load32(&connection.state) != STATE_VACANT:
+            there += 1
+            reset[0] += connection.reset_by_stop
+    return there
 
 
 cdef inline void loop_reset_all(loop_t *loop) noexcept nogil:

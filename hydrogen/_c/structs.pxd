@@ -81,7 +81,9 @@ ctypedef struct connection_t:
     # constant from acquire to release
     int fd          # the number that callbacks get
     int poll_fd     # what is polled, read and written: `fd`, or the duplicate of a user's stream's
-    uint32_t listener  # its index
+    uint16_t listener  # its index
+    # reset by a stop, see loop_abort_all; only the thread that stops the server
+    uint16_t reset_by_stop
     uint64_t id
     # owner only
     const framing_t *framing  # constant from when it is ready: the server's, or that of `builder`

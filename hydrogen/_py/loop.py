@@ -96,7 +96,7 @@ class Engine:
         self.memory = Memory(config.max_buffered, self._resume, self._on_excess)
         self._statistics = Statistics(self._slab)
         self._drained = Waiters()
-        self._counted: dict[int, object] = {}  # by `abort_all`, tokens
+        self._reset: set[int] = set()  # by `abort_all`, tokens
         self._limits = Limits(max_connections, config.max_connections_per_ip, self._slab.__len__)
         self._refused = Total()
         self._polls = 0
@@ -197,19 +197,16 @@ class Engine:
             connection.stop()
 
     def abort_all(self) -> int:
-        """End every connection at once. Each that is there is counted, once: also those that end
-        already, their handlers may block.
-        """
-        connections = self._slab.snapshot()
-        mine = object()
-        fresh = [
-            connection
-            for connection in connections
-            if self._counted.setdefault(connection.token, mine) is mine
-        ]
-        for connection in connections:
-            connection.end(Cause.SERVER_STOPPED, at_once=True)
-        return len(fresh)
+        """End every connection at once that does not end so already."""
+        for connection in self._slab.snapshot():
+            if connection.end(Cause.SERVER_STOPPED, at_once=True):
+                self._reset.add(connection.token)
+        return len(self._reset)
+
+    def abandoned(self) -> tuple[int, int]:
+        """See what the slab holds, and what of that `abort_all` has noted."""
+        tokens = [connection.token for connection in self._slab.snapshot()]
+        return len(tokens), len(self._reset.intersection(tokens))
 
     def wait_drained(self, timeout: float) -> bool:
         """Wait until the slab is empty."""
@@ -413,7 +410,6 @@ class Engine:
         """See `connection.Loop`. Called again when an exception kept it from returning."""
         self._monitor.cancel(connection.token)
         self._limits.leave(connection.place)
-        self._counted.pop(connection.token, None)
         self._statistics.take_out(connection)
         self._acceptor.released()
         if self._is_empty():

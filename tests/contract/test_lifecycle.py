@@ -194,6 +194,104 @@ def test_a_handler_that_still_blocks_is_abandoned_and_its_connection_removed_whe
     assert client.at_end() == "reset"
 
 
+HOW_ONE_ENDS = ("left", "aborted itself")
+
+
+def blocks_at_its_end(go, **hooks):
+    """A handler that blocks in the last callback of a connection that the peer closes, or after its
+    own `abort`.
+    """
+
+    def received(socket, data):
+        if data == b"abort":
+            socket.abort()
+            wait_event(go, "let go")
+        else:
+            socket.send(bytes(8 << 20))
+
+    def disconnected(socket, error):
+        if isinstance(error, hydrogen.PeerClosed):
+            wait_event(go, "let go")
+
+    return recorder(data_received=received, disconnected=disconnected, **hooks)
+
+
+def one_ends_and_one_does_not_read(server, handler, connect, how):
+    one, other = connect(server), connect(server, receive_buffer=4096)
+    if how == "left":
+        one.close()
+        handler.wait_for("disconnected")
+    else:
+        one.send(b"abort")
+        handler.wait_for("data_received")
+    other.send(b"big")
+    wait_until(lambda: any(socket.pending for socket in server.connections), "a reply is queued")
+
+
+@pytest.mark.clause("S12", "S23", "C42")
+@pytest.mark.parametrize("loops", [1, 3])
+@pytest.mark.parametrize("how", HOW_ONE_ENDS)
+def test_one_that_had_ended_by_itself_and_is_abandoned_hides_no_reset(
+    start, connect, gate, how, loops
+):
+    go = gate()
+    handler = blocks_at_its_end(go)
+    server = start(handler, loops=loops, max_threads=2 * loops)
+    one_ends_and_one_does_not_read(server, handler, connect, how)
+    report = server.stop(0.01)
+    assert (report.closed, report.aborted, report.abandoned) == (0, 1, 1)
+    assert report.unsent_bytes > 0
+    go.set()
+    handler.wait_removed(2)
+
+
+@pytest.mark.clause("S12", "S23")
+def test_one_that_is_reset_at_the_timeout_and_abandoned_counts_once(start, connect, gate):
+    """Of three one is gone after its reset; one is in a callback, one in its last."""
+    go = gate()
+
+    def disconnected(socket, error):
+        if socket.user_data == b"last":
+            wait_event(go, "let go")
+
+    def received(socket, data):
+        socket.user_data = data
+        if data == b"block":
+            wait_event(go, "let go")
+        else:
+            socket.send(bytes(8 << 20))
+
+    handler = recorder(data_received=received, disconnected=disconnected)
+    server = start(handler)
+    for data in (b"block", b"last", b"big"):
+        connect(server, receive_buffer=4096).send(data)
+    handler.wait_for("data_received", 3)
+    wait_until(lambda: [s.pending > 0 for s in server.connections].count(True) == 2, "queued")
+    report = server.stop(0.01)
+    assert (report.closed, report.aborted, report.abandoned) == (0, 1, 2)
+    go.set()
+    handler.wait_removed(3)
+
+
+@pytest.mark.clause("S12", "S23")
+@pytest.mark.parametrize("how", HOW_ONE_ENDS)
+def test_one_that_had_ended_by_itself_is_closed_though_its_callback_outlasts_the_timeout(
+    start, connect, gate, how
+):
+    """It comes out of it when the other one has been reset, before anybody is abandoned."""
+    go = gate()
+
+    def removed(fd, error):
+        if isinstance(error, hydrogen.ServerStopped):
+            go.set()
+
+    handler = blocks_at_its_end(go, connection_removed=removed)
+    server = start(handler)
+    one_ends_and_one_does_not_read(server, handler, connect, how)
+    report = server.stop(0.01)
+    assert (report.closed, report.aborted, report.abandoned) == (1, 1, 0)
+
+
 @pytest.mark.clause("S13")
 @pytest.mark.parametrize("where", ["connected", "data_received", "disconnected"])
 def test_stop_from_a_callback_requests_it_and_returns_at_once(start, connect, where):
