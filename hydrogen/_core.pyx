@@ -50,7 +50,7 @@ cimport cython
 
 from hydrogen._c.acceptor cimport (
     acceptor_clear, acceptor_close_fd, acceptor_destroy, acceptor_end, acceptor_init,
-    acceptor_start, acceptor_suspend, acceptor_workers_before,
+    acceptor_live_in, acceptor_start, acceptor_suspend, acceptor_workers_before,
 )
 from hydrogen._c.atomic cimport (
     atomic_load32, atomic_load64, atomic_store32, relaxed_load32, relaxed_load64,
@@ -644,7 +644,7 @@ cdef class Engine:
 
     def wait_drained(self, timeout):
         # `stopping` was set before `live` is looked at; see loop_release.
-        return atomic_load64(&self._loop.live) == 0 or self._drained.wait(timeout)
+        return acceptor_live_in(&self._loop) == 0 or self._drained.wait(timeout)
 
     def unsent(self):
         return sum([socket.pending for socket in broadcast_sockets(self, STATE_CLOSING)])

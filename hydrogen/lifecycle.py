@@ -528,7 +528,7 @@ class Life:
         if engine is not None:
             refused = engine.stats().messages_refused - self._before.messages_refused
             aborted = self._reset - self._reset_abandoned
-            # A connection that was accepted while the counters were read may be in none of them.
+            # Not below 0: the counters may have changed at every try to read them.
             closed = max(0, self._there - aborted - self._abandoned)
             seconds = time.monotonic() - self._began
             self.report = StopReport(

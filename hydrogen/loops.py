@@ -140,10 +140,10 @@ class Loops:
         return [found for loop in self._loops for found in loop.connections()]
 
     def stats(self) -> Stats:
-        """The first one is asked last: it counts who was accepted, which must not be fewer than
-        were removed.
+        """Each counts the connections that it was given: what holds for the counters of one holds
+        for the sum.
         """
-        every = [dataclasses.astuple(loop.stats()) for loop in reversed(self._loops)]
+        every = [dataclasses.astuple(loop.stats()) for loop in self._loops]
         return Stats(*[sum(column) for column in zip(*every, strict=True)])
 
     def reload_tls(self, context: ssl.SSLContext) -> None:

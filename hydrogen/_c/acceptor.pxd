@@ -8,7 +8,7 @@ accepted (suspended, full, no fds or memory) the listeners are taken out, and th
 which sleeps otherwise, waits until that is over and puts them back. One at a time does either, for
 all listeners and all loops, under `accept_lock`: so the limits have one writer, and what is
 admitted is never more than `max_connections`. Who releases a connection only makes `live` of its
-loop smaller, and tells the accept thread if that waits for it (loop_release).
+loop smaller (acceptor_live_in), and tells the accept thread if that waits for it (loop_release).
 """
 
 from libc.errno cimport EAGAIN, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM
@@ -111,13 +111,21 @@ cdef inline void acceptor_destroy(acceptor_t *acceptor) noexcept nogil:
     addresses_destroy(&acceptor.addresses)
 
 
+cdef inline uint64_t acceptor_live_in(loop_t *loop) noexcept nogil:
+    """Connections of a loop: at least as many as there are, since by others than who accepts they
+    only become fewer.
+    """
+    cdef uint64_t released = atomic_load64(&loop.released)  # first: never more than `taken`
+    return atomic_load64(&loop.taken) - released
+
+
 cdef inline loop_t *acceptor_choose(acceptor_t *acceptor) noexcept nogil:
     """The loop that has the fewest connections."""
     cdef loop_t *best = acceptor.loops[0]
-    cdef uint64_t live, fewest = atomic_load64(&best.live)
+    cdef uint64_t live, fewest = acceptor_live_in(best)
     cdef uint32_t k
     for k in range(1, acceptor.loop_count):
-        live = atomic_load64(&acceptor.loops[k].live)
+        live = acceptor_live_in(acceptor.loops[k])
         if live < fewest:
             fewest = live
             best = acceptor.loops[k]
@@ -125,14 +133,21 @@ cdef inline loop_t *acceptor_choose(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline uint64_t acceptor_live(acceptor_t *acceptor) noexcept nogil:
-    """Connections of all loops: at least as many as there are, since by others they only become
-    fewer. With `accept_lock`.
-    """
+    """The same of all loops. With `accept_lock`."""
     cdef uint64_t live = 0
     cdef uint32_t k
     for k in range(acceptor.loop_count):
-        live += atomic_load64(&acceptor.loops[k].live)
+        live += acceptor_live_in(acceptor.loops[k])
     return live
+
+
+cdef inline uint64_t acceptor_accepted(acceptor_t *acceptor) noexcept nogil:
+    """Connections accepted so far, for all loops. With `accept_lock`."""
+    cdef uint64_t accepted = atomic_load64(&acceptor.turned_away)
+    cdef uint32_t k
+    for k in range(acceptor.loop_count):
+        accepted += atomic_load64(&acceptor.loops[k].taken)
+    return accepted
 
 
 cdef inline void acceptor_take(
@@ -146,11 +161,11 @@ cdef inline void acceptor_take(
     cdef int failed = 0
     cdef uint32_t k
     connection_open(
-        &loop.context, connection, fd, atomic_add64(&acceptor.accepted, 1) + 1, peer, listener,
+        &loop.context, connection, fd, acceptor_accepted(acceptor) + 1, peer, listener,
         acceptor.listeners[listener].unix_domain)
     if counted:
         connection.flags |= FLAG_COUNTED
-    atomic_add64(&loop.live, 1)
+    atomic_add64(&loop.taken, 1)
     if loop.context.idle_timeout:
         deadlines_announce(loop, WATCH_CONFIGURED)
     for k in range(acceptor.option_count):
@@ -200,7 +215,6 @@ cdef inline void acceptor_turned_away(acceptor_t *acceptor) noexcept nogil:
     """Count a connection that does not even get a slot. The log thread is told once, until it has
     looked.
     """
-    atomic_add64(&acceptor.accepted, 1)
     atomic_add64(&acceptor.turned_away, 1)
     if not atomic_swap32(&acceptor.turned_away_told, 1):
         queues_log(acceptor.loops[0], LOG_TURNED_AWAY)

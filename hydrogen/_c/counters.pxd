@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
-from hydrogen._c.atomic cimport atomic_add64, relaxed_add64, relaxed_load64
+from hydrogen._c.atomic cimport atomic_add64, atomic_load64, relaxed_add64, relaxed_load64
 from hydrogen._c.constants cimport CAUSES, TIMEOUTS
 from hydrogen._c.structs cimport counters_t, io_t
 
@@ -37,7 +37,7 @@ cdef inline void counters_add(counters_t *sums, counters_t *counters) noexcept n
     sums.gil_acquisitions += relaxed_load64(&counters.gil_acquisitions)
     sums.gil_wait_ns += relaxed_load64(&counters.gil_wait_ns)
     sums.handoffs += relaxed_load64(&counters.handoffs)
-    for k in range(CAUSES):
-        sums.removed[k] += relaxed_load64(&counters.removed[k])
+    for k in range(CAUSES):  # in order with `released` of the loop: statistics_sum
+        sums.removed[k] += atomic_load64(&counters.removed[k])
     for k in range(TIMEOUTS):
-        sums.timeouts[k] += relaxed_load64(&counters.timeouts[k])
+        sums.timeouts[k] += atomic_load64(&counters.timeouts[k])

@@ -10,10 +10,9 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
-from hydrogen._c.acceptor cimport acceptor_accept
+from hydrogen._c.acceptor cimport acceptor_accept, acceptor_live_in
 from hydrogen._c.atomic cimport (
-    atomic_add32, atomic_add64, atomic_load32, atomic_load64, atomic_store32, atomic_swap32,
-    relaxed_add64,
+    atomic_add32, atomic_add64, atomic_load32, atomic_store32, atomic_swap32, relaxed_add64,
 )
 from hydrogen._c.buffer cimport pool_destroy
 from hydrogen._c.closing cimport closing_end, closing_release, closing_reset
@@ -54,8 +53,8 @@ cdef inline void loop_release(loop_t *loop, io_t *io, connection_t *connection) 
     # other way round: one of the two sees the other. `live` is looked at anew, for this thread may
     # have been delayed while another connection was accepted. So it is with the acceptor's `waits`,
     # which whoever accepts, or wants to, sets before he looks at each `live` a last time.
-    atomic_add64(&loop.live, <uint64_t>-1)
-    if atomic_load32(&loop.stopping) and atomic_load64(&loop.live) == 0:
+    atomic_add64(&loop.released, 1)
+    if atomic_load32(&loop.stopping) and acceptor_live_in(loop) == 0:
         queues_add_task(loop, TASK_DRAINED)
     if atomic_load32(&loop.acceptor.waits) and atomic_swap32(&loop.acceptor.waits, 0):
         kernel_event_set(loop.acceptor.event)

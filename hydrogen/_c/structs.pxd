@@ -204,8 +204,7 @@ ctypedef struct acceptor_t:
     option_t *options
     uint32_t option_count
     # atomic
-    uint64_t accepted      # also those turned away
-    uint64_t turned_away
+    uint64_t turned_away   # those that were accepted and got no slot; written with `accept_lock`
     uint32_t turned_away_told
     uint64_t pauses
     # ACCEPT...; written with `accept_lock`, or by the accept thread while not `listening`
@@ -265,7 +264,10 @@ ctypedef struct loop_t:
     uint64_t sweep_ns
     uint32_t forks       # kernel_forks at the start
     # atomic
-    uint64_t live          # connections; only who has the acceptor's `accept_lock` makes it larger
+    # connections that got a slot, written with the acceptor's `accept_lock`, and those of them that
+    # are gone; the difference is `live`: acceptor_live_in
+    uint64_t taken
+    uint64_t released
     uint64_t stalls
     uint64_t all_blocked
     uint64_t sweeps

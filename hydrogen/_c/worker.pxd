@@ -6,9 +6,9 @@ Why no wake-up is lost stands in queues.pxd.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from hydrogen._c.acceptor cimport acceptor_left
+from hydrogen._c.acceptor cimport acceptor_left, acceptor_live_in
 from hydrogen._c.atomic cimport (
-    atomic_add32, atomic_load64, atomic_swap32, relaxed_add64, relaxed_load32, relaxed_load64,
+    atomic_add32, atomic_swap32, relaxed_add64, relaxed_load32, relaxed_load64,
     relaxed_store32,
 )
 from hydrogen._c.constants cimport (
@@ -106,7 +106,7 @@ cdef inline bint worker_next(worker_t *worker) noexcept nogil:
             loop.service.first == NULL and worker.corked_count == 0 and
             (loop.role_taken or loop.exiting)
         ):
-            if loop.exiting and (loop.kept or atomic_load64(&loop.live) == 0):
+            if loop.exiting and (loop.kept or acceptor_live_in(loop) == 0):
                 lock_give(&loop.lock)
                 return False
             stays = loop.exiting

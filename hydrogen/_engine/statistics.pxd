@@ -10,24 +10,52 @@ from hydrogen._c.structs cimport acceptor_t, counters_t, loop_t
 from hydrogen._core cimport Engine, Stats, removals
 
 
+cdef enum:
+    READS = 100  # times that they are read again because a connection was released meanwhile
+
+
+cdef inline uint64_t statistics_sum(loop_t *loop, counters_t *sums) noexcept nogil:
+    """The counters of all threads of a loop; returns how many of its connections were released.
+
+    None was while they were read. A connection is counted as removed, then as released, so those
+    that are only removed are in their last callbacks, one for each worker at most.
+    """
+    cdef uint64_t released = 0
+    cdef uint32_t k
+    cdef int _k
+    for _k in range(READS):
+        released = atomic_load64(&loop.released)
+        counters_clear(sums)
+        for k in range(loop.worker_count):
+            counters_add(sums, &loop.workers[k].io.counters)
+        counters_add(sums, &loop.monitor_io.counters)
+        counters_add(sums, &loop.outside_io.counters)
+        if atomic_load64(&loop.released) == released:
+            break
+    return released
+
+
 cdef inline object statistics_of(Engine engine):
-    """`Stats`. What is of the server as a whole is counted once, by the first engine."""
+    """`Stats`. What is of the server as a whole is counted once, by the first engine.
+
+    What is accepted meanwhile counts on both sides of `accepted` = `connections` + `removed`, or on
+    neither: `taken` and `turned_away` are read once.
+    """
     cdef counters_t sums
     cdef loop_t *loop = &engine._loop
     cdef acceptor_t *acceptor = &engine._own  # nobody uses it where it is not the first
     cdef uint64_t allocations = 0
+    cdef uint64_t released = statistics_sum(loop, &sums)
+    cdef uint64_t taken = atomic_load64(&loop.taken)
+    cdef uint64_t turned_away = atomic_load64(&acceptor.turned_away)
     cdef uint32_t k
-    counters_clear(&sums)
     for k in range(loop.worker_count):
-        counters_add(&sums, &loop.workers[k].io.counters)
         allocations += relaxed_load64(&loop.workers[k].io.pool.allocations)
-    counters_add(&sums, &loop.monitor_io.counters)
-    counters_add(&sums, &loop.outside_io.counters)
-    sums.removed[CAUSE_OVERLOAD] += atomic_load64(&acceptor.turned_away)
+    sums.removed[CAUSE_OVERLOAD] += turned_away
     removed = removals(sums.removed, sums.timeouts)
     return Stats(
-        connections=atomic_load64(&loop.live),
-        accepted=atomic_load64(&acceptor.accepted),
+        connections=taken - released,
+        accepted=taken + turned_away,
         **removed,
         messages_received=sums.messages_received,
         messages_sent=sums.messages_sent,

@@ -11,6 +11,7 @@ from certificates import client_context, server_context
 from families import PassThrough
 from support import (
     PATIENCE,
+    Client,
     Echo,
     TlsClient,
     echo,
@@ -80,6 +81,29 @@ def test_connections_go_up_and_down_and_accepted_only_up(start, connect):
             client.close()
         becomes(server, connections=0, accepted=5 * round, removed=5 * round)
     assert len(handler.of("connection_removed")) == 15
+
+
+@pytest.mark.clause("S24", "C42")
+@pytest.mark.parametrize("loops", [1, 2])
+@pytest.mark.parametrize("callbacks", [True, False], ids=["last callbacks", "none"])
+def test_accepted_is_connections_and_removed_in_each_snapshot_while_they_come_and_go(
+    start, callbacks, loops
+):
+    """But for those that are in their last callbacks: at most one for each worker."""
+    workers, rounds = 4, 400
+    server = start(recorder(data_received=echo) if callbacks else Echo(), loops=loops)
+    snapshots = []
+
+    def come_and_go():
+        for _ in range(rounds):
+            with Client(server.address) as client:
+                client.echo(b"x")
+
+    with running(*[come_and_go] * workers) as clients:
+        while any(client.is_alive() for client in clients):
+            snapshots.append(server.stats())
+    found = {stats.connections + stats.removed - stats.accepted for stats in snapshots}
+    assert found <= set(range(workers + 1)), found
 
 
 def peer_closes(handler, connect, server):
