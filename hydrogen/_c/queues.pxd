@@ -25,7 +25,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport (
     atomic_add32, atomic_add64, atomic_load64, atomic_swap32, relaxed_load32, relaxed_load64,
-    relaxed_store32,
+    relaxed_store32, relaxed_store64,
 )
 from hydrogen._c.closing cimport closing_end
 from hydrogen._c.constants cimport (
@@ -248,14 +248,22 @@ cdef inline void queues_check_memory(loop_t *loop) noexcept nogil:
         queues_touch_monitor(loop)
 
 
+cdef inline void queues_note_undelivered_locked(
+    loop_t *loop, uint64_t undelivered,
+) noexcept nogil:
+    relaxed_store64(&loop.undelivered, undelivered)
+    relaxed_store32(&loop.context.crowded, undelivered > UNDELIVERED_MOST)
+
+
 cdef inline void queues_hand_over_locked(
     loop_t *loop, conn_queue_t *ready, conn_queue_t *service,
 ) noexcept nogil:
     cdef connection_t *connection = ready.first
+    cdef uint64_t undelivered = loop.undelivered
     while connection != NULL:
-        loop.undelivered += input_uncounted(connection)
+        undelivered += input_uncounted(connection)
         connection = connection.next
-    relaxed_store32(&loop.context.crowded, loop.undelivered > UNDELIVERED_MOST)
+    queues_note_undelivered_locked(loop, undelivered)
     queues_append(&loop.ready, ready)
     queues_append(&loop.service, service)
 
@@ -266,8 +274,7 @@ cdef inline connection_t *queues_pop_ready(loop_t *loop) noexcept nogil:
     lock_take(&loop.lock)
     connection = queues_pop(&loop.ready)
     if connection != NULL:
-        loop.undelivered -= input_uncounted(connection)
-        relaxed_store32(&loop.context.crowded, loop.undelivered > UNDELIVERED_MOST)
+        queues_note_undelivered_locked(loop, loop.undelivered - input_uncounted(connection))
     lock_give(&loop.lock)
     return connection
 
@@ -278,14 +285,6 @@ cdef inline bint queues_has_ready(loop_t *loop) noexcept nogil:
     found = loop.ready.first != NULL
     lock_give(&loop.lock)
     return found
-
-
-cdef inline size_t queues_undelivered(loop_t *loop) noexcept nogil:
-    cdef size_t undelivered
-    lock_take(&loop.lock)
-    undelivered = loop.undelivered
-    lock_give(&loop.lock)
-    return undelivered
 
 
 cdef inline uint32_t queues_begin_iteration(loop_t *loop, uint32_t *notices) noexcept nogil:

@@ -239,7 +239,7 @@ ctypedef struct loop_t:
     lock_t lock
     conn_queue_t ready
     conn_queue_t service
-    size_t undelivered   # bytes of input in `ready`
+    uint64_t undelivered  # bytes of input in `ready`; atomic, also read without the lock
     uint32_t tasks
     connection_t *output_first  # whose output a worker is to go on with: queues_leave_output
     connection_t *output_last

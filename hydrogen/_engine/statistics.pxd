@@ -5,7 +5,6 @@ from libc.stdint cimport uint32_t, uint64_t
 from hydrogen._c.atomic cimport atomic_load64, relaxed_load64
 from hydrogen._c.constants cimport CAUSE_OVERLOAD
 from hydrogen._c.counters cimport counters_add, counters_clear
-from hydrogen._c.queues cimport queues_undelivered
 from hydrogen._c.structs cimport acceptor_t, counters_t, loop_t
 from hydrogen._core cimport Engine, Stats, removals
 
@@ -62,7 +61,7 @@ cdef inline object statistics_of(Engine engine):
         messages_refused=sums.messages_refused,
         bytes_received=sums.bytes_received,
         bytes_sent=sums.bytes_sent,
-        queued_bytes=atomic_load64(&loop.context.buffered) + queues_undelivered(loop),
+        queued_bytes=atomic_load64(&loop.context.buffered) + relaxed_load64(&loop.undelivered),
         handoffs=sums.handoffs,
         stalls=relaxed_load64(&loop.stalls),
         all_blocked=relaxed_load64(&loop.all_blocked),
