@@ -58,8 +58,8 @@ from hydrogen._c.atomic cimport (
 from hydrogen._c.constants cimport (
     ACCEPTING, ACCEPT_FULL, CAUSE_LOCAL_CLOSED, CAUSE_OS_ERROR, CLOSE_RETRY_NS, CLOSE_TRIES,
     HANDOFF_AUTO, HANDOFF_EAGER, HANDOFF_INLINE, LINGER_SWEEP_NS, LOG_ACCEPTING, LOG_ALL_BLOCKED,
-    LOG_LISTENER, LOG_TURNED_AWAY, PAUSE_USER, SCRATCH_MOST, STATE_CLOSING, STATE_GONE, STATE_OPEN,
-    STATE_VACANT, STOP, TICK_NS, WORKER_BRIEF,
+    LOG_LISTENER, LOG_TURNED_AWAY, PAUSE_USER, SCRATCH_MOST, STATE_CLOSING, STATE_OPEN,
+    STATE_RELEASED, STATE_VACANT, STOP, TICK_NS, WORKER_BRIEF,
 )
 from hydrogen._c.kernel cimport (
     HYDROGEN_DEBUG, kernel_close, kernel_forks, kernel_now, kernel_sleep, kernel_watch_forks,
@@ -291,10 +291,9 @@ cdef class HydrogenSocket:
             new = <void *>value
         lock_take(&self._connection.lock)
         old = new
-        # Once it is gone a reference may only replace another one: that there is one decided that
-        # its end goes through Python.
-        if mailbox_generation(self._connection) == self._generation and (
-            self._connection.state < STATE_GONE or self._connection.user_data != NULL
+        if (
+            mailbox_generation(self._connection) == self._generation and
+            self._connection.state < STATE_RELEASED
         ):
             old = self._connection.user_data
             self._connection.user_data = new

@@ -21,8 +21,8 @@ from hydrogen._c.constants cimport (
     FLAG_POLLED, FLAG_READABLE, FLAG_REMOVED, FLAG_TLS_END, FLAG_TLS_FAILED, FLUSHED,
     FLUSH_DRAINED, LINGER_NS, NEXT_DISPATCH, NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP, STALL_NONE,
     STATE_ABORTING,
-    STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_VACANT, TODO_CLOSE_NOTIFY, TODO_EOF,
-    TODO_FINISH,
+    STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_RELEASED, STATE_VACANT, TODO_CLOSE_NOTIFY,
+    TODO_EOF, TODO_FINISH,
 )
 from hydrogen._c.input cimport input_drop
 from hydrogen._c.kernel cimport (
@@ -119,15 +119,16 @@ cdef inline int closing_finish(
             else:
                 kernel_reset(connection.poll_fd)
         return NEXT_LET_GO  # who flushes posts ABORT when he is done
-    atomic_store32(&connection.state, STATE_GONE)
     connection.blocked = False
     drainers = output_drop_locked(context, connection, &dropped) != 0
     relaxed_store32(&connection.stalled, STALL_NONE)
     needs_python = (
         connection.user_data != NULL or connection.adapter != NULL or connection.error != NULL or
         connection.session != NULL or connection.decoder != NULL or connection.header != NULL or
-        connection.builder != NULL or connection.cause == CAUSE_SLOW_CONSUMER
+        connection.builder != NULL or connection.cause == CAUSE_SLOW_CONSUMER or
+        context.has_end_callbacks
     )
+    atomic_store32(&connection.state, STATE_GONE if needs_python else STATE_RELEASED)
     lock_give(&connection.lock)
     queue_clear(&dropped, &io.pool)
     if drainers:
@@ -141,7 +142,7 @@ cdef inline int closing_finish(
         elif connection.adapter == NULL:  # how a user's stream ends is its own affair
             kernel_shutdown(connection.poll_fd, SHUT_RDWR)
     atomic_store64(&connection.deadline, 0)
-    if needs_python or context.has_end_callbacks:
+    if needs_python:
         connection.todo = TODO_FINISH
         return NEXT_DISPATCH
     return NEXT_RELEASE

@@ -41,6 +41,7 @@ cdef enum:
     STATE_CLOSING   # flush, then the end; sends are refused
     STATE_ABORTING  # the end at once
     STATE_GONE      # off the poller; the last callbacks are due
+    STATE_RELEASED  # they are over, or none was due: it takes no Python reference any more
 
 # Why a connection ended: errors.Cause.
 cdef enum:

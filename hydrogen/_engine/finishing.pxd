@@ -7,9 +7,9 @@ being done.
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
 
-from hydrogen._c.atomic cimport atomic_load32
+from hydrogen._c.atomic cimport atomic_load32, atomic_store32
 from hydrogen._c.closing cimport closing_count
-from hydrogen._c.constants cimport CAUSE_OVERLOAD, CAUSE_SLOW_CONSUMER
+from hydrogen._c.constants cimport CAUSE_OVERLOAD, CAUSE_SLOW_CONSUMER, STATE_RELEASED
 from hydrogen._c.kernel cimport (
     kernel_close_fork_gate, kernel_open_fork_gate, kernel_try_close_fork_gate,
 )
@@ -128,6 +128,7 @@ cdef inline void finishing_release(
     cdef void *references[7]
     cdef int k
     lock_take(&connection.lock)
+    atomic_store32(&connection.state, STATE_RELEASED)
     references[
         0
     ], references[1], references[2] = connection.user_data, connection.adapter, connection.error

@@ -5,6 +5,7 @@ import queue
 import socket as stdlib_socket
 import threading
 import types
+import weakref
 
 import pytest
 from support import PATIENCE, Echo, echo, recorder, running, simple, wait_event, wait_until
@@ -232,6 +233,55 @@ def test_on_disconnected_still_has_user_data_names_and_fd(start, connect):
     client.close()
     handler.wait_removed()
     assert seen == [("state", name, server.address, True, False)]
+
+
+@pytest.mark.clause("H13", "H14", "K14")
+@pytest.mark.parametrize("before", [None, "state"])
+@pytest.mark.parametrize("where", ["disconnected", "connection_removed"])
+def test_user_data_that_is_set_in_the_last_callbacks_is_kept_until_they_are_over(
+    start, connect, where, before
+):
+    class State:
+        """Can be referred to weakly; as it is dropped it tries to leave another one."""
+
+        def __init__(self, heir=None):
+            self.heir = heir
+
+        def __del__(self):
+            if self.heir is not None:
+                handler.socket().user_data = self.heir
+
+    seen, states = [], []
+
+    def set_and_get(name, *arguments):
+        socket = handler.socket()
+        if name == where and not states:
+            heir = State()
+            for state in (State(), None, State(heir)):
+                socket.user_data = state
+                assert socket.user_data is state
+            states.extend([weakref.ref(state), weakref.ref(heir)])
+        seen.append(type(socket.user_data))
+
+    def connected(socket):
+        socket.user_data = before
+
+    handler = recorder(
+        connected=connected,
+        disconnected=lambda *arguments: set_and_get("disconnected"),
+        connection_removed=lambda *arguments: set_and_get("connection_removed"),
+    )
+    server = start(handler)
+    connect(server).close()
+    handler.wait_removed()
+    wait_until(lambda: server.stats().connections == 0, "the slot is vacant")
+    assert seen == [type(before) if where == "connection_removed" else State, State]
+    assert handler.socket().user_data is None
+    wait_until(lambda: [state() for state in states] == [None, None], "both are dropped")
+    neighbour = connect(server)  # which may have the slot of the first
+    handler.wait_for("connected", 2)
+    assert handler.socket(1).user_data == before
+    neighbour.close()
 
 
 @pytest.mark.clause("H14")
