@@ -481,6 +481,8 @@ cdef class Engine:
         )
         context.low, context.high = config.write_buffer_limits
         context.max_write_buffer = config.max_write_buffer
+        # No message is refused for what the kernel was not offered yet.
+        context.corked_most = min(context.high, context.max_write_buffer - 1)
         context.max_buffered = config.max_buffered
         context.read_budget = config.read_budget
         context.has_on_eof = callbacks.on_eof is not None

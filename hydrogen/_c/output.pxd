@@ -103,8 +103,8 @@ cdef inline int output_send(
 
     `counted`: bytes that are in `pending` already for what this is made of: `waiting_count`.
 
-    A short message is joined to the block before it, when there is one. Past the high watermark
-    nothing stays corked: what is then still pending waits for the peer, not for us.
+    A short message is joined to the block before it, when there is one. Past `corked_most` nothing
+    stays corked: what is then still pending waits for the peer, not for us.
     """
     cdef size_t size = n + framing_overhead(framing, n)
     cdef block_t *block = block_new(pool, size)
@@ -164,7 +164,10 @@ cdef inline int output_append(
         elif not connection.flushing and (worker == NOT_CORKED or connection.corked_by != worker):
             connection.corked_by = <uint16_t>worker
             result = SEND_CORKED if worker != NOT_CORKED else SEND_NOW
-        if not connection.blocked and not connection.flushing and connection.pending > context.high:
+        if (
+            not connection.blocked and not connection.flushing and
+            connection.pending > context.corked_most
+        ):
             result = SEND_NOW
     lock_give(&connection.lock)
     if block != NULL:

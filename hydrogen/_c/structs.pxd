@@ -33,6 +33,7 @@ ctypedef struct context_t:
     # constant
     const framing_t *framing      # of connections that bring none of their own
     size_t low, high, max_write_buffer, read_budget
+    size_t corked_most            # output that may wait for the end of a turn
     uint64_t max_buffered
     bint has_on_eof, has_on_writable
     bint has_end_callbacks

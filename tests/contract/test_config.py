@@ -7,6 +7,7 @@ import struct
 from contextlib import closing
 
 import pytest
+from families import connect_to, options_of
 from support import Echo, echo, recorder, running, simple, wait_event, wait_until
 
 import hydrogen
@@ -218,6 +219,25 @@ def test_on_writable_does_not_come_when_the_peer_reads(start, connect):
     for _ in range(50):
         client.echo(b"x" * 100)
     assert handler.of("writable") == []
+
+
+@pytest.mark.clause("C17", "K3")
+@pytest.mark.parametrize("family", ["tcp", "tls"])
+def test_what_a_callback_sends_counts_for_max_write_buffer_only_if_the_peer_does_not_take_it(
+    start, family
+):
+    sent = []
+
+    def respond(socket, data):
+        sent.extend([socket.send(bytes(1500)) for _ in range(3)])
+
+    handler = recorder(data_received=respond)
+    options = options_of(family, "")
+    peer = connect_to(start(handler, max_write_buffer=2000, **options), family)
+    peer.send(b"go\n")
+    assert peer.receive(3 * 1501) == (bytes(1500) + b"\n") * 3
+    wait_until(lambda: sent == [True] * 3, "all are accepted")
+    peer.close()
 
 
 @pytest.mark.clause("C17", "H20", "K3")
