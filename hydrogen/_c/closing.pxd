@@ -18,11 +18,10 @@ from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_INCOMPLETE_FRAME, CAUSE_OS_ERROR, CAUSE_PEER_CLOSED,
     CAUSE_SLOW_CONSUMER, CAUSE_TIMEOUT, CAUSE_TRUNCATED, DISCARD_READS, FLAG_CLOSE_NOTIFY,
     FLAG_COUNTED, FLAG_CUT, FLAG_EOF, FLAG_EOF_TOLD, FLAG_HANGUP, FLAG_LINGERING, FLAG_PARTIAL,
-    FLAG_POLLED, FLAG_READABLE, FLAG_REMOVED, FLAG_TLS_END, FLAG_TLS_FAILED, FLUSHED,
-    FLUSH_DRAINED, LINGER_NS, NEXT_DISPATCH, NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP, STALL_NONE,
-    STATE_ABORTING,
-    STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_RELEASED, STATE_VACANT, TODO_CLOSE_NOTIFY,
-    TODO_EOF, TODO_FINISH,
+    FLAG_POLLED, FLAG_READABLE, FLAG_RECEIVING, FLAG_REMOVED, FLAG_TLS_END, FLAG_TLS_FAILED,
+    FLUSHED, FLUSH_DRAINED, LINGER_NS, NEXT_DISPATCH, NEXT_LET_GO, NEXT_RELEASE, NEXT_STEP,
+    STALL_NONE, STATE_ABORTING, STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_RELEASED, STATE_VACANT,
+    TODO_CLOSE_NOTIFY, TODO_EOF, TODO_FINISH, TODO_READ,
 )
 from hydrogen._c.input cimport input_drop
 from hydrogen._c.kernel cimport (
@@ -237,6 +236,29 @@ cdef inline bint closing_discard(io_t *io, connection_t *connection) noexcept no
     return False
 
 
+cdef inline int closing_stream(
+    context_t *context, io_t *io, connection_t *connection,
+) noexcept nogil:
+    """A user's stream has sent everything. How it ends is its own affair, but what has come is read
+    before, for LINGER_NS at most: to close with it unread would reset the peer, which loses what
+    was sent.
+    """
+    if connection.todo:  # who was in the stream has received
+        connection.mail |= AGAIN
+        return NEXT_DISPATCH
+    if (
+        connection.flags & FLAG_EOF or
+        not connection.flags & (FLAG_READABLE | FLAG_RECEIVING) or
+        kernel_now() >= relaxed_load64(&connection.deadline)
+    ):
+        return closing_finish(context, io, connection)
+    if connection.flags & FLAG_RECEIVING:
+        return NEXT_STEP if connection.mail else NEXT_LET_GO
+    connection.mail |= AGAIN
+    connection.todo |= TODO_READ
+    return NEXT_DISPATCH
+
+
 cdef inline int closing_linger(
     context_t *context, io_t *io, connection_t *connection,
 ) noexcept nogil:
@@ -246,7 +268,10 @@ cdef inline int closing_linger(
     there may be input before that. recv(2) tells. What came in time is thrown away however late we
     are: closing with it unread would be a reset.
     """
-    cdef bint late = kernel_now() >= relaxed_load64(&connection.deadline)
+    cdef bint late
+    if connection.adapter != NULL:
+        return closing_stream(context, io, connection)
+    late = kernel_now() >= relaxed_load64(&connection.deadline)
     if (late or connection.flags & FLAG_READABLE) and closing_discard(io, connection) or late:
         return closing_finish(context, io, connection)
     return NEXT_STEP if connection.mail else NEXT_LET_GO
@@ -274,7 +299,11 @@ cdef inline int closing_flushed(
         connection.todo |= TODO_CLOSE_NOTIFY
         return NEXT_DISPATCH
     input_drop(context, io, connection)
-    if connection.flags & FLAG_EOF or connection.adapter != NULL or (
+    if connection.adapter != NULL:
+        connection.flags |= FLAG_LINGERING
+        atomic_store64(&connection.deadline, kernel_now() + LINGER_NS)
+        return closing_stream(context, io, connection)
+    if connection.flags & FLAG_EOF or (
         connection.flags & FLAG_HANGUP and kernel_reset_error(connection.poll_fd, False)
     ):
         return closing_finish(context, io, connection)

@@ -526,6 +526,45 @@ def test_the_calls_of_one_stream_never_overlap(start, connect):
     assert streams[0].overlaps == 0
 
 
+@pytest.mark.clause("K8", "S10", "T6")
+@pytest.mark.parametrize("how", ["stop", "paused-stop", "paused-close"])
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_a_stream_that_ends_with_input_unread_loses_no_reply(
+    start, connect, gate, tmp_path, family, how
+):
+    """Closing with it unread would reset the peer."""
+    go_on = gate()
+
+    def respond(socket, data):
+        if "paused" in how:
+            socket.pause_reading()
+        else:
+            wait_event(go_on, "the server stops")
+        socket.send(b"answer")
+
+    where = {"path": str(tmp_path / "s")} if family == "unix" else {}
+    handler, _ = streaming(data_received=respond)
+    server = start(handler, max_threads=2, **where)
+    client = connect(server)
+    client.send(b"request\n")
+    socket = handler.wait_for("data_received")[0].socket
+    other = connect(server)
+    before = server.stats().polls
+    client.send(b"next request\n")
+    wait_until(lambda: server.stats().polls > before, "the server knows of it")
+    with running(*[lambda: server.stop(PATIENCE)] * ("stop" in how)):
+        if "stop" in how:
+            assert other.at_end() == "end"  # it came later, and is told later
+        else:
+            socket.close()
+        go_on.set()
+        assert client.receive(7) == b"ANSWER\n"
+        assert client.at_end() == "end"
+        client.close()
+        other.close()
+    assert handler.messages() == [b"request"]
+
+
 @pytest.mark.clause("K8", "K10", "T6")
 @pytest.mark.parametrize("how", ["close", "abort"])
 def test_a_connection_with_a_stream_can_be_closed_and_aborted(start, connect, how):
