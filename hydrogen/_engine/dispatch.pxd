@@ -111,7 +111,7 @@ cdef inline int dispatch_output(Engine engine, worker_t *worker) except -1:
         if session is not None:
             sending_work(engine, worker, socket, session, False)
         else:
-            streams_send(engine, socket, None, NULL)
+            streams_send(engine, socket, None, NULL, True)
         is_done = True
     finally:
         if not is_done and not engine._inert():

@@ -99,7 +99,7 @@ cdef inline bint streams_receive(
         connection.flags |= FLAG_RECEIVING
     if entered != ADAPTER_ENTERED:
         return False
-    streams_leave(engine, worker, socket, adapter, True)
+    streams_leave(engine, worker, socket, adapter, True, True)
     return streams_received(connection, adapter)
 
 
@@ -138,10 +138,10 @@ cdef inline int streams_told(connection_t *connection) except -1:
 
 
 cdef inline object streams_ask(
-    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint owner,
+    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint counts,
 ):
     """In the stream: one `Stream.recv`, as the owner wants. Returns what a thread of the user's is
-    to be told.
+    to be told. `counts`: see callbacks_begin.
     """
     cdef bint received = False
     raised = None
@@ -158,7 +158,7 @@ cdef inline object streams_ask(
         relaxed_store32(&socket._connection.active, 1)
     try:
         if not adapter.is_ended:
-            received = callbacks_run(engine, worker, adapter.receive, None, None, owner)
+            received = callbacks_run(engine, worker, adapter.receive, None, None, counts)
     except EOFError:
         adapter.is_ended = True
     except BaseException as error:
@@ -220,10 +220,10 @@ cdef inline object streams_interrupt(Engine engine, error):
 
 
 cdef inline bint streams_send(
-    Engine engine, HydrogenSocket socket, bytes data, uint64_t *rest,
+    Engine engine, HydrogenSocket socket, bytes data, uint64_t *rest, bint counts=False,
 ) except -1:
     """Have a user's stream write; None: go on with what it has kept. False when it is too late. Any
-    thread.
+    thread. `counts`, see callbacks_begin: this is not within a callback.
 
     `rest`, for a message: how long the caller is to let the thread that writes it get on.
 
@@ -256,7 +256,7 @@ cdef inline bint streams_send(
     entered = adapter_enter(&engine._loop.context, connection, socket._generation)
     queues_check_memory(&engine._loop)
     if entered == ADAPTER_ENTERED:
-        streams_leave(engine, engine._worker(), socket, adapter, False)
+        streams_leave(engine, engine._worker(), socket, adapter, False, counts)
         return not engine._inert()
     if entered == ADAPTER_BUSY and data is not None and adapter.user != PyThread_get_thread_ident():
         rest[0] = waiting_rest(&engine._loop.context, connection)
@@ -280,7 +280,7 @@ cdef inline bint streams_take_back(holder, Message message) except -1:
 
 
 cdef inline int streams_leave(
-    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint owner,
+    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, bint owner, bint counts,
 ) except -1:
     """Receive, if the owner wants it; write what waits; and come out of the stream.
 
@@ -303,7 +303,7 @@ cdef inline int streams_leave(
             try:
                 adapter.user = PyThread_get_thread_ident()
                 if adapter.wanted:
-                    raised = streams_ask(engine, worker, socket, adapter, owner)
+                    raised = streams_ask(engine, worker, socket, adapter, counts)
                     interrupt = raised if interrupt is None else interrupt
                     if engine._inert():
                         return 0
@@ -316,7 +316,7 @@ cdef inline int streams_leave(
                         adapter.waiting and atomic_load32(&connection.state) < STATE_ABORTING
                     )
                 else:
-                    left = streams_write(engine, worker, socket, adapter, left)
+                    left = streams_write(engine, worker, socket, adapter, left, counts)
                     hands_over = (
                         left == 0 and adapter.waiting and
                         atomic_load32(&connection.state) < STATE_ABORTING
@@ -347,7 +347,7 @@ cdef inline int streams_leave(
 
 
 cdef inline int streams_write(
-    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, int most,
+    Engine engine, worker_t *worker, HydrogenSocket socket, adapter, int most, bint counts,
 ) except -1:
     """In the stream: write what waits, while it is open `most` messages; how many more there might
     have been.
@@ -371,10 +371,10 @@ cdef inline int streams_write(
         if message is not None:
             size += len(message.data)
             adapter_writes(&engine._loop.context, connection, len(message.data))
-            callbacks_run(engine, worker, adapter.send, message.data, None, False)
+            callbacks_run(engine, worker, adapter.send, message.data, None, counts)
             counters_add_to(io, &io.counters.bytes_sent, len(message.data))
         elif adapter.blocked:
-            callbacks_run(engine, worker, adapter.resume, None, None, False)
+            callbacks_run(engine, worker, adapter.resume, None, None, counts)
         if engine._inert():
             return 0
         moved = queued >= 0 and kernel_unacknowledged(connection.poll_fd) > queued

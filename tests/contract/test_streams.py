@@ -1036,6 +1036,30 @@ def test_what_waits_for_who_is_in_a_stream_counts_for_the_limit(one, gate):
     assert type(handler.wait_removed()[0]) is hydrogen.SlowConsumer
 
 
+@pytest.mark.clause("C30", "T8")
+def test_what_a_worker_writes_for_others_is_not_one_callback(one, gate):
+    """Calls of the stream that are short each are not called slow, nor the worker blocked, though
+    there are many of them.
+    """
+    inside, release, never = threading.Event(), gate(), threading.Event()
+
+    def on_send(data):
+        if data == b"first":
+            inside.set()
+            wait_event(release, "there is enough for a worker")
+        never.wait(0.004)
+
+    server, client, socket, _ = one({"on_send": on_send}, slow_callback=0.5, max_threads=1)
+    with running(lambda: socket.send(b"first")):
+        wait_event(inside, "a thread is in the stream")
+        for _ in range(550):
+            socket.send(b"x")
+        release.set()
+        assert client.receive(6 + 550 * 2) == b"FIRST\n" + b"X\n" * 550
+    stats = server.stats()
+    assert (stats.slow_callbacks, stats.all_blocked) == (0, 0)
+
+
 @pytest.mark.clause("T4", "C19")
 def test_a_million_messages_that_a_stream_gives_out_at_once_are_delivered(start, connect):
     """What is left of them is not gone through at each turn."""
