@@ -13,7 +13,7 @@ from libc.errno cimport ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.adapter cimport adapter_enter, adapter_leave, adapter_sent, adapter_writes
-from hydrogen._c.atomic cimport atomic_load32, atomic_load64, relaxed_add64, relaxed_store32
+from hydrogen._c.atomic cimport atomic_load32, atomic_load64, relaxed_store32
 from hydrogen._c.constants cimport (
     ADAPTER_BUSY, ADAPTER_ENTERED, AGAIN, CAUSE_HANDLER_ERROR, CAUSE_OS_ERROR, DELIVER_MOST,
     FLAG_EOF, FLAG_READABLE, FLAG_RECEIVING, FLAG_STOP, FLAG_UNDECODED, RECEIVED,
@@ -62,9 +62,7 @@ cdef inline int streams_read(
             if not streams_receive(engine, worker, connection, socket, adapter):
                 break
             continue
-        data = streams_take(adapter)
-        relaxed_add64(&worker.io.counters.bytes_received, len(data))
-        callbacks_message(engine, worker, connection, socket, data)
+        callbacks_message(engine, worker, connection, socket, streams_take(adapter))
     return streams_note(connection, adapter)
 
 
@@ -143,8 +141,10 @@ cdef inline object streams_ask(
     """In the stream: one `Stream.recv`, as the owner wants. Returns what a thread of the user's is
     to be told. `counts`: see callbacks_begin.
     """
+    cdef io_t *io = &worker.io if worker != NULL else &engine._loop.outside_io
     cdef bint received = False
     raised = None
+    before = adapter.received
     adapter.wanted = False
     if (
         atomic_load32(&socket._connection.state) == STATE_OPEN and
@@ -166,6 +166,7 @@ cdef inline object streams_ask(
             raise
         raised = streams_failed(engine, worker, socket, adapter, "recv", error)
     finally:
+        counters_add_to(io, &io.counters.bytes_received, adapter.received - before)
         adapter.answer = received
     if received:
         relaxed_store32(&socket._connection.active, 1)

@@ -1036,6 +1036,16 @@ def test_what_waits_for_who_is_in_a_stream_counts_for_the_limit(one, gate):
     assert type(handler.wait_removed()[0]) is hydrogen.SlowConsumer
 
 
+@pytest.mark.clause("S24", "T4")
+def test_bytes_that_a_stream_gave_out_are_received_though_a_close_discards_them(start, connect):
+    handler, _ = streaming(data_received=lambda socket, data: socket.close())
+    server = start(handler)
+    connect(server).send(b"one\ntwo\nthree\n")
+    handler.wait_removed()
+    assert handler.messages() == [b"one"]
+    wait_until(lambda: server.stats().bytes_received == 11, "all are counted")
+
+
 @pytest.mark.clause("C30", "T8")
 def test_what_a_worker_writes_for_others_is_not_one_callback(one, gate):
     """Calls of the stream that are short each are not called slow, nor the worker blocked, though
