@@ -34,11 +34,15 @@ cdef inline int tls_begin(
 
 
 cdef inline void tls_note_end(connection_t *connection, session):
-    """No more input will come when the session says so."""
+    """No more input will come when the session says so. A reset that was met behind that does not
+    count: it is what closing without reading makes of a graceful end, or of an alert.
+    """
+    if connection.flags & FLAG_TLS_END or not (session.is_ended or session.failure is not None):
+        return
+    connection.flags |= FLAG_TLS_END
     if session.failure is not None:
-        connection.flags |= FLAG_TLS_END | FLAG_TLS_FAILED
-    elif session.is_ended:
-        connection.flags |= FLAG_TLS_END
+        connection.flags |= FLAG_TLS_FAILED
+    connection.end_code = 0
 
 
 cdef inline int tls_decrypt(
