@@ -58,8 +58,8 @@ from hydrogen._c.atomic cimport (
 from hydrogen._c.constants cimport (
     ACCEPTING, ACCEPT_FULL, CAUSE_LOCAL_CLOSED, CAUSE_OS_ERROR, CLOSE_RETRY_NS, CLOSE_TRIES,
     HANDOFF_AUTO, HANDOFF_EAGER, HANDOFF_INLINE, LINGER_SWEEP_NS, LOG_ACCEPTING, LOG_ALL_BLOCKED,
-    LOG_LISTENER, LOG_TURNED_AWAY, PAUSE_USER, SCRATCH_MOST, STATE_CLOSING, STATE_OPEN,
-    STATE_RELEASED, STATE_VACANT, STOP, TICK_NS, WORKER_BRIEF,
+    LOG_LISTENER, LOG_TURNED_AWAY, PAUSE_USER, STATE_CLOSING, STATE_OPEN, STATE_RELEASED,
+    STATE_VACANT, STOP, TICK_NS, WORKER_BRIEF,
 )
 from hydrogen._c.kernel cimport (
     HYDROGEN_DEBUG, kernel_close, kernel_forks, kernel_now, kernel_sleep, kernel_watch_forks,
@@ -468,7 +468,7 @@ cdef class Engine:
             self._prepare_acceptor(config, max_connections)
         failed = loop_init(
             &self._loop, self._acceptor, config.max_threads, config.pre_allocated,
-            min(config.read_budget, SCRATCH_MOST)
+            config.read_budget
         )
         if failed:
             raise errors.removal_error(CAUSE_OS_ERROR, -failed)
@@ -484,7 +484,6 @@ cdef class Engine:
         # No message is refused for what the kernel was not offered yet.
         context.corked_most = min(context.high, context.max_write_buffer - 1)
         context.max_buffered = config.max_buffered
-        context.read_budget = config.read_budget
         context.has_on_eof = callbacks.on_eof is not None
         context.has_on_writable = callbacks.on_writable is not None
         context.has_end_callbacks = (

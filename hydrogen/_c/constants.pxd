@@ -238,6 +238,9 @@ cdef enum:
     # Undelivered input above which nothing is read, so that a queue behind slow handlers does not
     # grow with the network's speed.
     UNDELIVERED_MOST = 4 << 20
+    # What is read from a connection with the GIL held, at once: of 256 of them in less than a
+    # millisecond. More is left to a worker without it.
+    REFILL_BUDGET = 4096
     TICK_NS = 1000000
     # Callbacks that a worker in one of them begins in a tick, at most, to count as stalled: others
     # wait 125 us and more for each, and wake-ups cost less.

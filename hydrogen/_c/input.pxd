@@ -171,7 +171,7 @@ cdef inline void input_read(context_t *context, io_t *io, connection_t *connecti
     behind a descriptor that was passed (SCM_RIGHTS, unix(7)), or where the sender's credentials
     change.
     """
-    cdef size_t budget = context.read_budget
+    cdef size_t budget = io.read_budget
     cdef size_t want
     cdef int64_t got
     cdef int code

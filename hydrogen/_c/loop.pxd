@@ -19,7 +19,7 @@ from hydrogen._c.closing cimport closing_end, closing_release, closing_reset
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_SERVER_STOPPED, FLAGS_ENDED, FLAG_BUSY, FLAG_EOF_TOLD, FLAG_HANGUP,
     FLAG_LATE, FLAG_RECEIVING, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE,
-    POST_OWNER, RDHUP, READABLE, STATE_VACANT, STOP, TASK_DRAINED, TODO_FINISH, URGENT,
+    POST_OWNER, RDHUP, READABLE, SCRATCH_MOST, STATE_VACANT, STOP, TASK_DRAINED, TODO_FINISH, URGENT,
 )
 from hydrogen._c.deadlines cimport deadlines_watch
 from hydrogen._c.flush cimport flush_on_event
@@ -168,7 +168,8 @@ cdef inline void loop_clear(loop_t *loop) noexcept nogil:
 
 
 cdef inline int loop_init(
-    loop_t *loop, acceptor_t *acceptor, uint32_t workers, uint32_t pre_allocated, size_t scratch,
+    loop_t *loop, acceptor_t *acceptor, uint32_t workers, uint32_t pre_allocated,
+    size_t read_budget,
 ) noexcept nogil:
     """Allocate. 0 or -errno; after either, loop_destroy."""
     cdef worker_t *worker
@@ -176,6 +177,7 @@ cdef inline int loop_init(
     cdef uint32_t k
     loop.acceptor = acceptor
     loop.context.addresses = &acceptor.addresses
+    loop.context.read_budget = read_budget
     if not slab_init(&loop.slab, sizeof(connection_t), pre_allocated):
         return -ENOMEM
     loop.workers = <worker_t *>calloc(workers, sizeof(worker_t))
@@ -189,8 +191,9 @@ cdef inline int loop_init(
         worker.loop = loop
         worker.index = k
         cond_init(&worker.cond)
-        worker.io.scratch_size = scratch
-        worker.io.scratch = <char *>malloc(scratch)
+        worker.io.read_budget = read_budget
+        worker.io.scratch_size = min(read_budget, <size_t>SCRATCH_MOST)
+        worker.io.scratch = <char *>malloc(worker.io.scratch_size)
         if worker.io.scratch == NULL:
             return -ENOMEM
     failed = poller_init(&loop.context.poller)

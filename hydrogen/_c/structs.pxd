@@ -26,6 +26,7 @@ ctypedef struct io_t:
     counters_t counters
     char *scratch        # what recv(2) reads into; NULL for threads that only flush
     size_t scratch_size
+    size_t read_budget   # of one connection in one step: Config's, or REFILL_BUDGET
 
 # What all connections of a loop share.
 ctypedef struct context_t:

@@ -12,7 +12,7 @@ from hydrogen._c.atomic cimport (
     relaxed_store32,
 )
 from hydrogen._c.constants cimport (
-    BLOCKS_NS, EAGER_MS, HANDOFF_AUTO, HANDOFF_EAGER, WORKER_CALLBACK, WORKER_FLUSH,
+    BLOCKS_NS, EAGER_MS, HANDOFF_AUTO, HANDOFF_EAGER, REFILL_BUDGET, WORKER_CALLBACK, WORKER_FLUSH,
     WORKER_PARKED, WORKER_POLL, WORKER_WANT_GIL, WORK_NS,
 )
 from hydrogen._c.flush cimport flush_corked
@@ -137,7 +137,8 @@ cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
 
     While handlers block there are always others who wait for the GIL: letting go of it only to send
     and to poll would hand it to one of them, a switch for each batch. So it is let go when a
-    handler blocks, when there is nothing to do, or when the interpreter asks for it.
+    handler blocks, when there is nothing to do, when there is much to read, or when the interpreter
+    asks for it, which it does in Python only.
     """
     cdef loop_t *loop = worker.loop
     cdef conn_queue_t ready
@@ -156,12 +157,14 @@ cdef inline bint worker_refill(worker_t *worker) noexcept nogil:
         loop.role_taken = True
         queues_append(&service, &loop.service)
         lock_give(&loop.lock)
+        worker.io.read_budget = min(loop.context.read_budget, <size_t>REFILL_BUDGET)
         worker_serve(worker, &ready, &service, False)
         loop_poll(loop, worker, 0, &ready, &service, False)
+        worker.io.read_budget = loop.context.read_budget
         lock_take(&loop.lock)
         queues_hand_over_locked(loop, &ready, &service)
         loop.role_taken = False
-        more = loop.ready.first != NULL
+        more = loop.ready.first != NULL and loop.service.first == NULL
     lock_give(&loop.lock)
     if more:
         worker_begin_iteration(worker)
