@@ -18,8 +18,8 @@ from hydrogen._c.buffer cimport pool_destroy
 from hydrogen._c.closing cimport closing_end, closing_release, closing_reset
 from hydrogen._c.constants cimport (
     ABORT, AGAIN, CAUSE_SERVER_STOPPED, FLAGS_ENDED, FLAG_BUSY, FLAG_EOF_TOLD, FLAG_HANGUP,
-    FLAG_LATE, FLAG_RECEIVING, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE,
-    POST_OWNER, RDHUP, READABLE, SCRATCH_MOST, STATE_VACANT, STOP, TASK_DRAINED, TODO_FINISH, URGENT,
+    FLAG_LATE, FLAG_RECEIVING, FLAG_STOP, HANGUP, NEXT_DISPATCH, NEXT_RELEASE, POST_OWNER, RDHUP,
+    READABLE, SCRATCH_MOST, STATE_VACANT, STOP, TASK_DRAINED, TODO_FINISH, URGENT,
 )
 from hydrogen._c.deadlines cimport deadlines_watch
 from hydrogen._c.flush cimport flush_on_event
