@@ -112,9 +112,7 @@ cdef inline void acceptor_destroy(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline uint64_t acceptor_live_in(loop_t *loop) noexcept nogil:
-    """Connections of a loop: at least as many as there are, since by others than who accepts they
-    only become fewer.
-    """
+    """At least as many connections as a loop has: others than who accepts only make them fewer."""
     cdef uint64_t released = atomic_load64(&loop.released)  # first: never more than `taken`
     return atomic_load64(&loop.taken) - released
 
@@ -154,9 +152,7 @@ cdef inline void acceptor_take(
     loop_t *loop, connection_t *connection, int fd, name_t *peer, uint32_t listener, bint counted,
     bint wake,
 ) noexcept nogil:
-    """Begin the life of a connection. It starts owned, by this thread. `wake` unless that looks at
-    the loop's queues next.
-    """
+    """Begin a connection, owned by this thread. `wake` unless it looks at the queues next."""
     cdef acceptor_t *acceptor = loop.acceptor
     cdef int failed = 0
     cdef uint32_t k
@@ -221,9 +217,8 @@ cdef inline void acceptor_turned_away(acceptor_t *acceptor) noexcept nogil:
 
 
 cdef inline void acceptor_state(acceptor_t *acceptor, uint32_t state) noexcept nogil:
-    """Publish whether connections are accepted. A change is told of. A pause is counted once, but
-    for want of something, when each try is: `resume` may wake the accept thread any number of times
-    in a pause.
+    """Publish whether connections are accepted; a change is told of. A pause is counted once,
+    however often `resume` wakes the accept thread, but for want of something, when each try is.
     """
     cdef bint changes = state != atomic_load32(&acceptor.accepting)
     if state == ACCEPT_EXHAUSTED or (state == ACCEPT_FULL and changes):
