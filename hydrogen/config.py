@@ -12,10 +12,18 @@ from dataclasses import KW_ONLY, dataclass, field
 from ssl import SSLContext
 from typing import Any, Literal, TypedDict, cast, get_args
 
+from hydrogen.checks import (
+    MAX_SECONDS,
+    check_choice,
+    check_flag,
+    check_seconds,
+    check_whole,
+    is_several,
+)
 from hydrogen.codec import builder_of
 from hydrogen.errors import Timeout, described
 from hydrogen.frame import FrameBuilder
-from hydrogen.proxy import Allowed, allowed_networks, is_several
+from hydrogen.proxy import Allowed, allowed_networks
 from hydrogen.tls import check_context
 
 MAX_SLOTS = 1 << 24
@@ -29,43 +37,11 @@ these.
 MAX_LOOPS = 64
 """Loops of one server: so many fit into what accepts for them (`LOOPS_MOST` in _c/loop.pxd)."""
 
-MAX_SECONDS = 1_000_000_000
-"""Longest timeout: some thirty years."""
-
 Framing = FrameBuilder | type[FrameBuilder] | None
 
 Overload = Literal["pause", "close"]
 ProxyProtocol = Literal["off", "v1", "v2", "auto"]
 Handoff = Literal["auto", "inline", "eager"]
-
-
-def _whole(name: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int, not {described(value)}")
-    if not low <= value <= high:
-        raise ValueError(f"{name}: must be {low} to {high}, not {described(value)}")
-
-
-def _flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected True or False, not {described(value)}")
-
-
-def _choice(name: str, value: object, *allowed: str) -> None:
-    if value not in allowed:
-        raise ValueError(
-            f"{name}: must be {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, not "
-            f"{described(value)}"
-        )
-
-
-def _seconds(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a number of seconds, not {described(value)}")
-    if not 0 < value <= MAX_SECONDS:
-        raise ValueError(
-            f"{name}: must be more than 0 and at most {MAX_SECONDS} seconds, not {described(value)}"
-        )
 
 
 @dataclass(frozen=True)
@@ -174,20 +150,20 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_listener()
-        _whole("max_threads", self.max_threads, 1, 1024)
-        _whole("loops", self.loops, 1, min(MAX_LOOPS, self.max_threads))
-        _whole("pre_allocated", self.pre_allocated, 0, MAX_SLOTS)
+        check_whole("max_threads", self.max_threads, 1, 1024)
+        check_whole("loops", self.loops, 1, min(MAX_LOOPS, self.max_threads))
+        check_whole("pre_allocated", self.pre_allocated, 0, MAX_SLOTS)
         object.__setattr__(self, "builder", builder_of(self.framing))
         if self.ssl is not None:
             check_context("ssl", self.ssl, server_side=True)
-        _flag("reuse_port", self.reuse_port)
-        _flag("nodelay", self.nodelay)
+        check_flag("reuse_port", self.reuse_port)
+        check_flag("nodelay", self.nodelay)
         self._check_socket_options()
         self._check_buffers()
         self._check_limits()
         for name in (*[timeout.field for timeout in Timeout], "slow_callback"):
             if getattr(self, name) is not None:
-                _seconds(name, getattr(self, name))
+                check_seconds(name, getattr(self, name))
         if not isinstance(self.stop_timeout, (int, float)) or isinstance(self.stop_timeout, bool):
             raise TypeError(
                 f"stop_timeout: expected a number of seconds, not {described(self.stop_timeout)}"
@@ -197,7 +173,7 @@ class Config:
                 f"stop_timeout: must be 0 or more, and at most {MAX_SECONDS} seconds, not "
                 f"{described(self.stop_timeout)}"
             )
-        _choice("handoff", self.handoff, *get_args(Handoff))
+        check_choice("handoff", self.handoff, *get_args(Handoff))
 
     def _check_listener(self) -> None:
         if is_several(self.addr):
@@ -213,8 +189,8 @@ class Config:
             raise ValueError(
                 f"addr: expected one address or several different ones, not {described(self.addr)}"
             )
-        _whole("port", self.port, 0, 65_535)
-        _whole("backlog", self.backlog, 1, 1 << 30)
+        check_whole("port", self.port, 0, 65_535)
+        check_whole("backlog", self.backlog, 1, 1 << 30)
         if self.path is not None:
             path = os.fspath(self.path) if isinstance(self.path, os.PathLike) else self.path
             if not isinstance(path, str):
@@ -228,7 +204,7 @@ class Config:
                     f"{described(self.path)}"
                 )
         if self.path_mode is not None:
-            _whole("path_mode", self.path_mode, 0, 0o777)
+            check_whole("path_mode", self.path_mode, 0, 0o777)
             if self.path is None:
                 raise ValueError(
                     f"path_mode: only allowed with path, not {self.path_mode:#o} without it"
@@ -273,11 +249,11 @@ class Config:
 
     def _check_limits(self) -> None:
         if self.max_connections is not None:
-            _whole("max_connections", self.max_connections, 1, MAX_SLOTS)
+            check_whole("max_connections", self.max_connections, 1, MAX_SLOTS)
         if self.max_connections_per_ip is not None:
-            _whole("max_connections_per_ip", self.max_connections_per_ip, 1, MAX_SLOTS)
-        _choice("overload", self.overload, *get_args(Overload))
-        _choice("proxy_protocol", self.proxy_protocol, *get_args(ProxyProtocol))
+            check_whole("max_connections_per_ip", self.max_connections_per_ip, 1, MAX_SLOTS)
+        check_choice("overload", self.overload, *get_args(Overload))
+        check_choice("proxy_protocol", self.proxy_protocol, *get_args(ProxyProtocol))
         object.__setattr__(self, "proxy_allow_from", allowed_networks(self.proxy_allow_from))
         if (self.proxy_protocol == "off") is not (self.proxy_allow_from == ()):
             raise ValueError(
@@ -289,7 +265,7 @@ class Config:
         if self.keepalive is not None:
             _triple("keepalive", self.keepalive)
             for name, value in zip(("idle", "interval", "probes"), self.keepalive, strict=True):
-                _whole(f"keepalive ({name})", value, 1, 32_767 if name != "probes" else 127)
+                check_whole(f"keepalive ({name})", value, 1, 32_767 if name != "probes" else 127)
             object.__setattr__(self, "keepalive", tuple(self.keepalive))
         if not is_several(self.socket_options):
             raise TypeError(
@@ -298,23 +274,23 @@ class Config:
             )
         for option in self.socket_options:
             _triple("socket_options", option)
-            _whole("socket_options (level)", option[0], 0, (1 << 31) - 1)
-            _whole("socket_options (name)", option[1], 0, (1 << 31) - 1)
+            check_whole("socket_options (level)", option[0], 0, (1 << 31) - 1)
+            check_whole("socket_options (name)", option[1], 0, (1 << 31) - 1)
             if not isinstance(option[2], bytes):
-                _whole("socket_options (value)", option[2], -(1 << 31), (1 << 31) - 1)
+                check_whole("socket_options (value)", option[2], -(1 << 31), (1 << 31) - 1)
         object.__setattr__(
             self, "socket_options", tuple(tuple(option) for option in self.socket_options)
         )
 
     def _check_buffers(self) -> None:
-        _whole("max_write_buffer", self.max_write_buffer, 1, 1 << 40)
-        _whole("max_buffered", self.max_buffered, 1, 1 << 50)
-        _whole("read_budget", self.read_budget, 1, 1 << 30)
+        check_whole("max_write_buffer", self.max_write_buffer, 1, 1 << 40)
+        check_whole("max_buffered", self.max_buffered, 1, 1 << 50)
+        check_whole("read_budget", self.read_budget, 1, 1 << 30)
         limits = self.write_buffer_limits
         if not isinstance(limits, (tuple, list)) or len(limits) != 2:
             raise TypeError(f"write_buffer_limits: expected (low, high), not {described(limits)}")
-        _whole("write_buffer_limits (low)", limits[0], 1, 1 << 40)
-        _whole("write_buffer_limits (high)", limits[1], 1, 1 << 40)
+        check_whole("write_buffer_limits (low)", limits[0], 1, 1 << 40)
+        check_whole("write_buffer_limits (high)", limits[1], 1, 1 << 40)
         if limits[0] > limits[1]:
             raise ValueError(
                 f"write_buffer_limits: low must not exceed high, not {described(limits)}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from hydrogen.config import MAX_SECONDS
+from hydrogen.checks import MAX_SECONDS
 from hydrogen.errors import described
 
 if TYPE_CHECKING:

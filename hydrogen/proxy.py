@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
+from hydrogen.checks import is_several
 from hydrogen.errors import Cause, IncompleteFrame, PeerClosed, ProtocolError, described
 
 Versions = Literal["v1", "v2", "auto"]
@@ -51,15 +52,6 @@ def allowed_networks(value: object) -> tuple[Allowed, ...]:
             f"proxy_allow_from: expected a sequence of networks, or 'unix', not {described(value)}"
         )
     return tuple(_allowed(entry) for entry in value)
-
-
-def is_several(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether `value` is a sequence of things, and not one text, whose characters would be
-    meant.
-    """
-    return isinstance(value, Sequence) and not isinstance(
-        value, (str, bytes, bytearray, memoryview)
-    )
 
 
 def _allowed(entry: object) -> Allowed:

@@ -22,7 +22,8 @@ from types import BuiltinFunctionType, TracebackType
 from typing import Any
 
 from hydrogen import backend
-from hydrogen.config import MAX_SECONDS, Config, default_max_connections
+from hydrogen.checks import MAX_SECONDS
+from hydrogen.config import Config, default_max_connections
 from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous
 from hydrogen.errors import described
 from hydrogen.handler import Handler, callbacks_of

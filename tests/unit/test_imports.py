@@ -30,6 +30,7 @@ FACADE = {
     "locks",
     "proxy",
     "guard",
+    "checks",
 }
 
 
