@@ -62,6 +62,10 @@ class ChecksumMismatch(ProtocolError):
     """The checksum of a frame does not match its payload."""
 
 
+class InvalidText(ProtocolError):
+    """A WebSocket text message, or the reason of a CLOSE, is not UTF-8."""
+
+
 class IncompleteFrame(ProtocolError):
     """The connection ended in the middle of a frame."""
 

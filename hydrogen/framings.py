@@ -388,7 +388,7 @@ WEBSOCKET_CONTROL = 0x8
 WEBSOCKET_CONTROL_MOST = 125
 
 
-def _masked(payload: bytes, mask: bytes) -> bytes:
+def masked(payload: bytes, mask: bytes) -> bytes:
     """Each byte XORed with the mask's in turn (section 5.3); as two long numbers, since a loop in
     Python takes 50 times as long.
     """
@@ -453,7 +453,7 @@ class WebSocketFrame(PayloadFrame):
         )
         if self.mask is None:
             return header + self._payload
-        return header + self.mask + _masked(self._payload, self.mask)
+        return header + self.mask + masked(self._payload, self.mask)
 
     def payload(self) -> bytes:
         """The payload, unmasked."""
@@ -529,9 +529,7 @@ class WebSocketFrameBuilder(SizedBuilder):
             return None
         mask = bytes(buf[at:begin]) or None
         payload = take_payload(buf, begin, end, end)
-        return WebSocketFrame(
-            payload if mask is None else _masked(payload, mask), opcode, fin, mask
-        )
+        return WebSocketFrame(payload if mask is None else masked(payload, mask), opcode, fin, mask)
 
     def frame(self, payload: Payload) -> WebSocketFrame:
         """An unmasked binary frame that carries all of `payload`; `FrameTooLarge` if it is longer

@@ -31,6 +31,9 @@ FACADE = {
     "proxy",
     "guard",
     "checks",
+    "http",
+    "handshake",
+    "websocket",
 }
 
 

@@ -1,0 +1,227 @@
+"""WebSocket messages from bytes, sans-I/O (RFC 6455 sections 5 to 8): what a client sends.
+
+Each rule is checked as soon as its bytes are there, so that what is refused, and with which code,
+does not depend on how they came in; and what came before is given out first.
+"""
+
+from __future__ import annotations
+
+import codecs
+from typing import NamedTuple
+
+from hydrogen.errors import FrameTooLarge, InvalidText, ProtocolError
+from hydrogen.framings import masked
+from hydrogen.websocket import is_close_code
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+
+_FIN = _MASKED = 0x80
+_RESERVED = 0x70
+_CONTROL = 0x8
+_SHORT = 125
+"""The longest payload of a control frame, and the longest length that is its own code."""
+
+_new_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Event(NamedTuple):
+    """Something that came: a message, or a control frame.
+
+    Attributes:
+        opcode: TEXT, BINARY, CLOSE, PING or PONG.
+        data: str of a text, else bytes; of a CLOSE its reason.
+        code: of a CLOSE; 1005 when it has none (section 7.1.5).
+    """
+
+    opcode: int
+    data: str | bytes
+    code: int = 0
+
+
+class MessageReader:
+    """Makes events of what is fed to it. What comes behind a CLOSE is dropped (section 5.5.1).
+
+    Attributes:
+        is_closed: whether a CLOSE came.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_control",
+        "_decoder",
+        "_fragments",
+        "_frame",
+        "_left",
+        "_mask",
+        "_max_fragments",
+        "_max_message",
+        "_message",
+        "_parts",
+        "_size",
+        "is_closed",
+    )
+
+    def __init__(self, max_message: int, max_fragments: int) -> None:
+        """Args: max_message: bytes of a message, max_fragments: frames of one, at most."""
+        self._max_message = max_message
+        self._max_fragments = max_fragments
+        self._buffer = bytearray()
+        self._frame: int | None = None  # first byte of the frame whose header was read
+        self._left = 0  # bytes of its payload that did not come yet
+        self._mask = b""  # beginning with the byte for the next of those
+        self._control = bytearray()  # payload of a control frame, which may be amid a message
+        self._message: int | None = None  # opcode of the message that was begun
+        self._parts: list[bytes] | list[str] = []
+        self._size = 0  # bytes of it, those to come in this frame included
+        self._fragments = 0
+        self._decoder = _new_decoder()
+        self.is_closed = False
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a frame or a message was begun and not finished."""
+        return bool(self._buffer) or self._frame is not None or self._message is not None
+
+    def feed(self, data: bytes) -> None:
+        """Add what was read."""
+        if not self.is_closed:
+            self._buffer += data
+
+    def next(self) -> Event | None:
+        """The next event; None while it is incomplete.
+
+        Raises:
+            ProtocolError: the bytes break the protocol: 1002.
+            InvalidText: text, or the reason of a CLOSE, is no UTF-8: 1007.
+            FrameTooLarge: a message is too long, or has too many fragments: 1009.
+        """
+        while True:
+            if self._frame is None and not self._read_header():
+                return None
+            self._read_payload()
+            if self._left:
+                return None
+            event = self._end_frame()
+            if event is not None:
+                if event.opcode == CLOSE:
+                    self.is_closed = True
+                    self._buffer.clear()
+                return event
+
+    def _read_header(self) -> bool:
+        """Whether it is complete (section 5.2)."""
+        buffer = self._buffer
+        if not buffer:
+            return False
+        first = buffer[0]
+        opcode = first & 0x0F
+        if first & _RESERVED:
+            raise ProtocolError(f"a reserved bit is set in 0x{first:02x}, with no extension for it")
+        self._check_opcode(opcode, bool(first & _FIN))
+        if len(buffer) < 2:
+            return False
+        if not buffer[1] & _MASKED:
+            raise ProtocolError("a client must mask what it sends")
+        length = buffer[1] & ~_MASKED
+        begin = 2
+        if length > _SHORT:
+            if opcode & _CONTROL:
+                raise ProtocolError(f"a control frame carries at most {_SHORT} bytes")
+            begin, least = (4, 126) if length == 126 else (10, 0x10000)
+            if len(buffer) < begin:
+                return False
+            length = int.from_bytes(buffer[2:begin], "big")
+            if length < least:
+                raise ProtocolError(f"length {length} is not in its shortest form")
+        if not opcode & _CONTROL:
+            self._begin_fragment(opcode, length)
+        if len(buffer) < begin + 4:
+            return False
+        self._mask = bytes(buffer[begin : begin + 4])
+        del buffer[: begin + 4]
+        self._frame, self._left = first, length
+        if not opcode & _CONTROL:
+            self._size += length
+            self._fragments += 1
+            self._message = self._message or opcode
+        return True
+
+    def _check_opcode(self, opcode: int, is_final: bool) -> None:
+        if opcode not in (CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG):
+            raise ProtocolError(f"opcode {opcode} is reserved")
+        if opcode & _CONTROL:
+            if not is_final:
+                raise ProtocolError("a control frame must not be fragmented")
+        elif (opcode == CONTINUATION) is not (self._message is not None):
+            raise ProtocolError(
+                "a continuation of nothing" if opcode == CONTINUATION else "a message inside one"
+            )
+
+    def _begin_fragment(self, opcode: int, length: int) -> None:
+        """Check the limits, before anything is kept of it."""
+        if length > self._max_message - self._size:
+            raise FrameTooLarge(f"a message is over max_message {self._max_message}")
+        if self._fragments >= self._max_fragments:
+            raise FrameTooLarge(f"a message has more than max_fragments {self._max_fragments}")
+
+    def _read_payload(self) -> None:
+        """Take what is there of it. Text is decoded at once, for it is refused at the first bad
+        byte (section 8.1).
+        """
+        data = bytes(self._buffer[: self._left])
+        if not data:
+            return
+        del self._buffer[: len(data)]
+        self._left -= len(data)
+        data = masked(data, self._mask)
+        at = len(data) % 4
+        self._mask = self._mask[at:] + self._mask[:at]
+        assert self._frame is not None
+        if self._frame & _CONTROL:
+            self._control += data
+        elif self._message == TEXT:
+            self._parts.append(self._decoded(data))  # type: ignore[arg-type]
+        else:
+            self._parts.append(data)  # type: ignore[arg-type]
+
+    def _decoded(self, data: bytes, final: bool = False) -> str:
+        try:
+            text = self._decoder.decode(data, final)
+            # which waits for the third byte of a surrogate, though no UTF-8 has one
+            if b"\xed\xa0" <= self._decoder.getstate()[0] < b"\xee":
+                raise UnicodeError
+        except UnicodeError:
+            raise InvalidText("a text message is not UTF-8") from None
+        return text
+
+    def _end_frame(self) -> Event | None:
+        """Its payload is complete; what comes of it."""
+        frame, self._frame = self._frame, None
+        assert frame is not None
+        if frame & _CONTROL:
+            data = bytes(self._control)
+            self._control.clear()
+            return _closing(data) if frame & 0x0F == CLOSE else Event(frame & 0x0F, data)
+        if not frame & _FIN:
+            return None
+        opcode, self._message = self._message, None
+        assert opcode is not None
+        data = b""
+        if opcode == TEXT:
+            self._parts.append(self._decoded(b"", final=True))  # type: ignore[arg-type]
+        parts, self._parts = self._parts, []
+        self._size = self._fragments = 0
+        return Event(opcode, "".join(parts) if opcode == TEXT else b"".join(parts))  # type: ignore[arg-type]
+
+
+def _closing(data: bytes) -> Event:
+    """A CLOSE with this payload (section 5.5.1)."""
+    if not data:
+        return Event(CLOSE, "", 1005)
+    code = int.from_bytes(data[:2], "big")
+    if len(data) < 2 or not is_close_code(code):
+        raise ProtocolError(f"a CLOSE with the payload {data[:2]!r}")
+    try:
+        return Event(CLOSE, data[2:].decode(), code)
+    except UnicodeDecodeError:
+        raise InvalidText("the reason of a CLOSE is not UTF-8") from None
