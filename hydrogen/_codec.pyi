@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from typing import Any, final
 
 from hydrogen.errors import ProtocolError
@@ -13,3 +14,6 @@ def encode(builder: FrameBuilder | None, payload: bytes) -> bytes: ...
 def decode(
     builder: FrameBuilder | None, data: bytes
 ) -> tuple[list[bytes], ProtocolError | None, int]: ...
+def messages(
+    parts: Iterable[bytes], max_message: int, max_fragments: int
+) -> tuple[list[tuple[int, str | bytes, int]], int]: ...

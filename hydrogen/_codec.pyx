@@ -6,9 +6,10 @@ The engine looks for frames in its own blocks by the functions of _c/framing.pxd
 shares with whoever has only bytes.
 """
 
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t
-from libc.string cimport memcpy
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcpy, memset
 
 from hydrogen import errors
 from hydrogen import framings
@@ -16,6 +17,10 @@ from hydrogen import framings
 cimport cython
 
 from hydrogen._c.framing cimport *
+from hydrogen._c.websocket cimport (
+    MESSAGES_CONTROL, MESSAGES_MORE, MESSAGE_HEADER, OPCODE_CLOSE, OPCODE_TEXT, control_t,
+    websocket_advance, websocket_closing, websocket_t,
+)
 
 cdef dict _KINDS = {
     framings.BUILT_IN["simple"]: FRAMING_SIMPLE,
@@ -137,3 +142,44 @@ def decode(builder, bytes data):
     if verdict == FRAME_INCOMPLETE:
         return payloads, None, left
     return payloads, refusal(&framing.value, at, left), 0
+
+
+def messages(parts, size_t max_message, uint32_t max_fragments):
+    """What a WebSocket client's bytes are, which come in `parts`: (opcode, data, code) of each
+    message and control frame, as `_py.websocket.MessageReader` gives them, but that messages come
+    behind the control frames of their part; and the code of the error that ends them, or 0.
+    """
+    cdef websocket_t websocket
+    cdef control_t control
+    cdef uint32_t code
+    cdef size_t length = 0
+    cdef int verdict = MESSAGES_MORE
+    cdef bytearray buffer = bytearray()
+    memset(&websocket, 0, sizeof(websocket))
+    events = []
+    for part in parts:
+        buffer += part
+        while True:
+            verdict = websocket_advance(
+                &websocket, max_message, max_fragments, <uint8_t *>PyByteArray_AS_STRING(buffer),
+                len(buffer), &length, &control)
+            del buffer[length:]
+            if verdict != MESSAGES_CONTROL:
+                break
+            code = 0
+            data = control.payload[:control.length]
+            if control.opcode == OPCODE_CLOSE:
+                verdict = websocket_closing(&control, &code)
+                if verdict:
+                    break
+                data = data[2:].decode()
+            events.append((control.opcode, data, code))
+        while websocket.ready:
+            length = int.from_bytes(buffer[1:MESSAGE_HEADER], "big")
+            data = bytes(buffer[MESSAGE_HEADER:MESSAGE_HEADER + length])
+            events.append((buffer[0], data.decode() if buffer[0] == OPCODE_TEXT else data, 0))
+            del buffer[:MESSAGE_HEADER + length]
+            websocket.ready -= MESSAGE_HEADER + length
+        if verdict:
+            break
+    return events, verdict

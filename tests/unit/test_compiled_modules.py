@@ -21,6 +21,7 @@ ORDER = [
     "addresses",
     "buffer",
     "framing",
+    "websocket",
     "poller",
     "constants",
     "structs",

@@ -1,4 +1,6 @@
-"""WebSocket messages from bytes: the reader of the Python engine, which is the reference."""
+"""WebSocket messages from bytes: the reader of the Python engine, which is the reference, and the
+compiled one.
+"""
 
 import itertools
 import struct
@@ -14,6 +16,11 @@ from hydrogen._py.websocket import BINARY, CLOSE, PING, PONG, TEXT, MessageReade
 from hydrogen.errors import InvalidText
 from hydrogen.framings import masked
 from hydrogen.websocket import is_close_code
+
+try:
+    from hydrogen import _codec
+except ImportError:  # in CI that fails elsewhere
+    _codec = None
 
 MASK = b"\x81\x02\xf3\x04"
 
@@ -38,6 +45,13 @@ def reader(max_message=1 << 20, max_fragments=1 << 16):
 
 
 def events(parts, **limits):
+    """What comes of the parts, and the exception that ends it; the compiled reader agrees."""
+    found, kind = by_python(parts, **limits)
+    assert compiled(parts, **limits) == apart(found, kind)
+    return found, kind
+
+
+def by_python(parts, **limits):
     """What comes of the parts, and the exception that ends it."""
     found, reads = [], reader(**limits)
     try:
@@ -48,6 +62,23 @@ def events(parts, **limits):
     except ProtocolError as error:
         return found, type(error)
     return found, None
+
+
+KINDS = {0: None, 1002: ProtocolError, 1007: InvalidText, 1009: FrameTooLarge}
+
+
+def apart(found, kind):
+    """Messages, control frames, and what ends them."""
+    messages = [event for event in found if event[0] in (TEXT, BINARY)]
+    return messages, [event for event in found if event not in messages], kind
+
+
+def compiled(parts, max_message=1 << 20, max_fragments=1 << 16):
+    """The same by the compiled reader, if it was built; control frames are met first there."""
+    if _codec is None:
+        return apart(*by_python(parts, max_message=max_message, max_fragments=max_fragments))
+    found, code = _codec.messages(parts, max_message, max_fragments)
+    return apart(found, KINDS[code])
 
 
 def each_way(data):
@@ -118,6 +149,9 @@ def test_what_breaks_the_protocol_is_refused_at_that_byte(data, at, kind):
     good, expected = GOOD["control amid a message"]
     for parts in each_way(good + data):
         assert events(parts) == (expected, kind)
+    bytes_of = [bytes([byte]) for byte in data]
+    assert compiled(bytes_of[: at - 1]) == ([], [], None)
+    assert compiled(bytes_of[:at]) == ([], [], kind)
     reads = reader()
     for byte in data[: at - 1]:
         reads.feed(bytes([byte]))

@@ -1,0 +1,325 @@
+"""WebSocket messages, sans-I/O (RFC 6455 sections 5 to 8): what a client sends, taken apart in
+place. Never sees an fd, allocates nothing.
+
+_py/websocket.py does the same in Python, with the checks in the same order, each as soon as its
+bytes are there; tests/unit/test_websocket_messages.py holds both to the same answers.
+
+A buffer has three parts, one behind the other:
+1. `ready` bytes: complete messages, unmasked, each behind a header of ours (MESSAGE_HEADER bytes:
+   opcode, length).
+2. The message in work, if there is one: room for that header, and `size` bytes of its payload.
+3. What was not taken apart yet: an incomplete header, or an incomplete control frame.
+
+A client's frame has at least MESSAGE_HEADER bytes before its payload. So a payload is only ever
+moved down, and what is left behind the second part is less than a control frame.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove
+
+cdef enum:
+    MESSAGE_HEADER = 6
+    CONTROL_MOST = 125
+
+# What comes of a look at the buffer; of an error, the code that the peer is told (section 7.4.1).
+cdef enum:
+    MESSAGES_MORE = 0      # nothing more, until more bytes come
+    MESSAGES_CONTROL = 1   # a control frame, which is at the caller's
+    MESSAGES_BAD = 1002
+    MESSAGES_TEXT = 1007
+    MESSAGES_LARGE = 1009
+
+# Opcodes, and bits of the first two bytes (section 5.2).
+cdef enum:
+    OPCODE_CONTINUATION = 0x0
+    OPCODE_TEXT = 0x1
+    OPCODE_BINARY = 0x2
+    OPCODE_CLOSE = 0x8
+    OPCODE_PING = 0x9
+    OPCODE_PONG = 0xA
+    OPCODE_CONTROL = 0x8
+    OPCODES = 0x0707       # a bit for each that is not reserved
+    FRAME_FIN = 0x80
+    FRAME_RESERVED = 0x70
+    FRAME_OPCODE = 0x0F
+    FRAME_MASKED = 0x80
+    FRAME_LENGTH = 0x7F
+
+# Where a decoder of UTF-8 is (Unicode 15, table 3-7): what the next byte may be.
+cdef enum:
+    UTF8_BEGIN = 0
+    UTF8_LAST = 1          # 80..BF, the last one
+    UTF8_TWO = 2           # 80..BF, and one more
+    UTF8_E0 = 3            # A0..BF, and one more
+    UTF8_ED = 4            # 80..9F, and one more: no surrogates
+    UTF8_F0 = 5            # 90..BF, and two more
+    UTF8_THREE = 6         # 80..BF, and two more
+    UTF8_F4 = 7            # 80..8F, and two more
+    UTF8_BAD = 8
+
+# The state of a connection's input. The owner only.
+ctypedef struct websocket_t:
+    size_t ready
+    size_t size
+    uint64_t left         # payload of the frame in work that did not come yet
+    uint32_t fragments    # of the message in work
+    uint8_t mask[4]       # of the frame in work, beginning with that of the next byte
+    uint8_t message       # opcode of the message in work; 0: none
+    uint8_t utf8          # of a text: UTF8_...
+    bint in_frame         # of the message in work: its header was taken off
+    bint final            # and it ends the message
+    bint closed           # a CLOSE came: what follows is dropped
+
+ctypedef struct control_t:
+    uint8_t opcode
+    uint8_t length
+    uint8_t payload[CONTROL_MOST]
+
+# The header of a frame.
+ctypedef struct header_t:
+    uint8_t opcode
+    bint final
+    size_t size           # its own, with the mask
+    uint64_t length       # of the payload
+
+
+cdef inline int websocket_utf8_step(int state, uint8_t byte) noexcept nogil:
+    """Where the decoder is after that byte."""
+    cdef uint8_t low = 0x80
+    cdef uint8_t high = 0xBF
+    if state == UTF8_BEGIN:
+        if byte < 0x80:
+            return UTF8_BEGIN
+        if byte < 0xC2 or byte > 0xF4:
+            return UTF8_BAD
+        if byte < 0xE0:
+            return UTF8_LAST
+        if byte < 0xF0:
+            return UTF8_E0 if byte == 0xE0 else UTF8_ED if byte == 0xED else UTF8_TWO
+        return UTF8_F0 if byte == 0xF0 else UTF8_F4 if byte == 0xF4 else UTF8_THREE
+    if state == UTF8_E0:
+        low = 0xA0
+    elif state == UTF8_ED:
+        high = 0x9F
+    elif state == UTF8_F0:
+        low = 0x90
+    elif state == UTF8_F4:
+        high = 0x8F
+    if byte < low or byte > high:
+        return UTF8_BAD
+    if state == UTF8_LAST:
+        return UTF8_BEGIN
+    return UTF8_LAST if state <= UTF8_ED else UTF8_TWO
+
+
+cdef inline int websocket_utf8(int state, const uint8_t *data, size_t n) noexcept nogil:
+    """Where the decoder is after `n` bytes more. ASCII is skipped by eight bytes a step."""
+    cdef uint64_t word
+    cdef size_t i = 0
+    while i < n:
+        if state == UTF8_BEGIN:
+            while n - i >= 8:
+                memcpy(&word, data + i, 8)
+                if word & <uint64_t>0x8080808080808080:
+                    break
+                i += 8
+            if i == n:
+                break
+        state = websocket_utf8_step(state, data[i])
+        if state == UTF8_BAD:
+            break
+        i += 1
+    return state
+
+
+cdef inline void websocket_unmask(
+    uint8_t *to, const uint8_t *data, size_t n, uint8_t *mask,
+) noexcept nogil:
+    """Each byte XORed with the mask's in turn (section 5.3); `to` is not above `data`. Afterwards
+    `mask` begins with that of the next byte.
+    """
+    cdef uint64_t key, word
+    cdef uint8_t turned[4]
+    cdef size_t i = 0
+    memcpy(&key, mask, 4)
+    memcpy(<uint8_t *>&key + 4, mask, 4)
+    while n - i >= 8:
+        memcpy(&word, data + i, 8)
+        word ^= key
+        memcpy(to + i, &word, 8)
+        i += 8
+    while i < n:
+        to[i] = data[i] ^ mask[i & 3]
+        i += 1
+    for i in range(4):
+        turned[i] = mask[(n + i) & 3]
+    memcpy(mask, turned, 4)
+
+
+cdef inline int websocket_header(
+    const websocket_t *websocket, size_t max_message, uint32_t max_fragments,
+    const uint8_t *data, size_t n, header_t *header, bint *complete,
+) noexcept nogil:
+    """The header that `data` begins with, as far as it is there: 0, or what is wrong with it."""
+    cdef size_t size = 2
+    cdef uint64_t length, least
+    cdef size_t i
+    complete[0] = False
+    if n == 0:
+        return 0
+    header.opcode = data[0] & FRAME_OPCODE
+    header.final = data[0] & FRAME_FIN != 0
+    if data[0] & FRAME_RESERVED or not OPCODES >> header.opcode & 1:
+        return MESSAGES_BAD
+    if header.opcode & OPCODE_CONTROL:
+        if not header.final:
+            return MESSAGES_BAD
+    elif (header.opcode == OPCODE_CONTINUATION) != (websocket.message != 0):
+        return MESSAGES_BAD
+    if n < 2:
+        return 0
+    if not data[1] & FRAME_MASKED:
+        return MESSAGES_BAD
+    length = data[1] & FRAME_LENGTH
+    if length > CONTROL_MOST:
+        if header.opcode & OPCODE_CONTROL:
+            return MESSAGES_BAD
+        size = 4 if length == 126 else 10
+        least = 126 if length == 126 else 0x10000
+        if n < size:
+            return 0
+        length = 0
+        for i in range(2, size):
+            length = length << 8 | data[i]
+        if length < least:  # the shortest form must be used
+            return MESSAGES_BAD
+    if not header.opcode & OPCODE_CONTROL and (
+        length > max_message - websocket.size or websocket.fragments >= max_fragments
+    ):
+        return MESSAGES_LARGE
+    header.size = size + 4
+    header.length = length
+    complete[0] = n >= header.size
+    return 0
+
+
+cdef inline void websocket_begin(
+    websocket_t *websocket, const uint8_t *data, const header_t *header,
+) noexcept nogil:
+    """Take the header of a frame of a message off."""
+    if header.opcode != OPCODE_CONTINUATION:
+        websocket.message = header.opcode
+        websocket.utf8 = UTF8_BEGIN
+    websocket.fragments += 1
+    websocket.final = header.final
+    websocket.left = header.length
+    websocket.in_frame = True
+    memcpy(websocket.mask, data + header.size - 4, 4)
+
+
+cdef inline void websocket_finish(websocket_t *websocket, uint8_t *data) noexcept nogil:
+    """The message in work is complete."""
+    cdef uint8_t *header = data + websocket.ready
+    cdef size_t i
+    header[0] = websocket.message
+    for i in range(1, <size_t>MESSAGE_HEADER):
+        header[i] = <uint8_t>(<uint64_t>websocket.size >> 8 * (MESSAGE_HEADER - 1 - i))
+    websocket.ready += MESSAGE_HEADER + websocket.size
+    websocket.size = 0
+    websocket.fragments = 0
+    websocket.message = 0
+
+
+cdef inline int websocket_advance(
+    websocket_t *websocket, size_t max_message, uint32_t max_fragments,
+    uint8_t *data, size_t n, size_t *length, control_t *control,
+) noexcept nogil:
+    """Take apart what is in a buffer of `n` bytes; `length` is how many there are afterwards.
+
+    MESSAGES_CONTROL: `control` is set; call again. An error comes again when called again, and
+    what is `ready` stands before it.
+    """
+    cdef size_t to = websocket.ready
+    cdef size_t at, some
+    cdef int verdict = MESSAGES_MORE
+    cdef bint complete
+    cdef header_t header
+    if websocket.message:
+        to += MESSAGE_HEADER + websocket.size
+    at = n if websocket.closed else to
+    while verdict == MESSAGES_MORE:
+        if websocket.in_frame:
+            some = n - at
+            if some > websocket.left:
+                some = <size_t>websocket.left
+            websocket_unmask(data + to, data + at, some, websocket.mask)
+            if websocket.message == OPCODE_TEXT and websocket.utf8 != UTF8_BAD:
+                websocket.utf8 = <uint8_t>websocket_utf8(websocket.utf8, data + to, some)
+            at += some
+            to += some
+            websocket.size += some
+            websocket.left -= some
+            if websocket.utf8 == UTF8_BAD:
+                verdict = MESSAGES_TEXT
+                break
+            if websocket.left:
+                break
+            websocket.in_frame = False
+            if not websocket.final:
+                continue
+            if websocket.message == OPCODE_TEXT and websocket.utf8 != UTF8_BEGIN:
+                websocket.utf8 = UTF8_BAD
+                websocket.in_frame = True  # to come here again
+                verdict = MESSAGES_TEXT
+                break
+            websocket_finish(websocket, data)
+            continue
+        verdict = websocket_header(
+            websocket, max_message, max_fragments, data + at, n - at, &header, &complete
+        )
+        if verdict or not complete:
+            break
+        if not header.opcode & OPCODE_CONTROL:
+            if header.opcode != OPCODE_CONTINUATION:
+                to += MESSAGE_HEADER
+            websocket_begin(websocket, data + at, &header)
+            at += header.size
+            continue
+        if n - at - header.size < header.length:
+            break
+        control.opcode = header.opcode
+        control.length = <uint8_t>header.length
+        memcpy(websocket.mask, data + at + header.size - 4, 4)  # no frame of a message is in work
+        websocket_unmask(
+            control.payload, data + at + header.size, control.length, websocket.mask
+        )
+        at += header.size + control.length
+        if control.opcode == OPCODE_CLOSE:
+            websocket.closed = True
+            at = n
+        verdict = MESSAGES_CONTROL
+    memmove(data + to, data + at, n - at)
+    length[0] = to + n - at
+    return verdict
+
+
+cdef inline bint websocket_is_close_code(uint32_t code) noexcept nogil:
+    """websocket.is_close_code."""
+    return (1000 <= code <= 1014 and not 1004 <= code <= 1006) or 3000 <= code <= 4999
+
+
+cdef inline int websocket_closing(const control_t *control, uint32_t *code) noexcept nogil:
+    """The code of a CLOSE, 1005 for none; its reason is behind two bytes. 0, or what is wrong with
+    it (section 5.5.1).
+    """
+    code[0] = 1005
+    if control.length == 0:
+        return 0
+    if control.length < 2:
+        return MESSAGES_BAD
+    code[0] = <uint32_t>control.payload[0] << 8 | control.payload[1]
+    if not websocket_is_close_code(code[0]):
+        return MESSAGES_BAD
+    if websocket_utf8(UTF8_BEGIN, control.payload + 2, control.length - 2) != UTF8_BEGIN:
+        return MESSAGES_TEXT
+    return 0
