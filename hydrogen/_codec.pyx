@@ -17,6 +17,7 @@ from hydrogen import framings
 cimport cython
 
 from hydrogen._c.framing cimport *
+from hydrogen._c.head cimport HEAD_COMPLETE, HEAD_MORE, head_find
 from hydrogen._c.websocket cimport (
     MESSAGES_CONTROL, MESSAGES_MORE, MESSAGE_HEADER, OPCODE_CLOSE, OPCODE_TEXT, control_t,
     websocket_advance, websocket_closing, websocket_t,
@@ -183,3 +184,23 @@ def messages(parts, size_t max_message, uint32_t max_fragments):
         if verdict:
             break
     return events, verdict
+
+
+def head(parts, size_t max_header):
+    """The head of the HTTP request that comes in `parts`, without the empty line that ends it, or
+    None; and the status that it is refused with, or 0.
+    """
+    cdef bytes data = b""
+    cdef size_t seen = 0
+    cdef size_t size = 0
+    cdef int verdict = HEAD_MORE
+    for part in parts:
+        data += part
+        verdict = head_find(
+            <const uint8_t *>PyBytes_AS_STRING(data), len(data), max_header, &seen, &size
+        )
+        if verdict != HEAD_MORE:
+            break
+    if verdict == HEAD_COMPLETE:
+        return data[:size - 4], 0
+    return None, verdict

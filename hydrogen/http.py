@@ -29,6 +29,10 @@ _HOST = (
     )
 )
 
+_END = b"\r\n\r\n"
+_BAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
+"""What no head has: control characters, CR without LF, LF without CR."""
+
 _OURS = frozenset(
     {"connection", "content-length", "date", "transfer-encoding", "upgrade", "trailer", "te"}
 )
@@ -258,6 +262,58 @@ def _phrase(status: int) -> str:
         return HTTPStatus(status).phrase
     except ValueError:
         return ""
+
+
+class HeadReader:
+    """Takes the head of a request off the bytes that come in, which it checks on their way: what
+    cannot be part of a head is refused at that byte, be it a line that ends otherwise than by CRLF
+    (RFC 9112 section 2.2), or TLS.
+    """
+
+    __slots__ = ("_buffer", "_max_header", "_seen")
+
+    def __init__(self, max_header: int) -> None:
+        """Args: max_header: bytes of a head, at most, with the empty line that ends it."""
+        self._buffer = bytearray()
+        self._max_header = max_header
+        self._seen = 0  # bytes that were checked
+
+    @property
+    def size(self) -> int:
+        """Bytes fed and not taken off."""
+        return len(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        """Add what was read."""
+        self._buffer += data
+
+    def next(self) -> bytes | None:
+        """The head, without the empty line that ends it; None while it is incomplete.
+
+        Raises:
+            Refusal: 400 for a byte that no head has; 431 when it is too long.
+        """
+        most = min(len(self._buffer), self._max_header)
+        begin = max(0, self._seen - len(_END) + 1)
+        found = self._buffer.find(_END, begin, most)
+        end = found + len(_END) if found >= 0 else most
+        bad = _BAD.search(self._buffer, begin, end)
+        if bad is not None:
+            raise Refusal(400, f"a request has no byte 0x{self._buffer[bad.start()]:02x} there")
+        self._seen = end
+        if found >= 0:
+            head = bytes(self._buffer[:found])
+            del self._buffer[:end]
+            return head
+        if len(self._buffer) > self._max_header:
+            raise Refusal(431, f"a request head has at most {self._max_header} bytes")
+        return None
+
+    def rest(self) -> bytes:
+        """What came behind the head; it is taken off."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
 
 
 def parse_request(head: bytes, max_headers: int, peername: Any = None) -> Request:

@@ -22,6 +22,7 @@ ORDER = [
     "buffer",
     "framing",
     "websocket",
+    "head",
     "poller",
     "constants",
     "structs",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hydrogen.http import Headers, Refusal, Request, Response, parse_request
+from hydrogen.http import Headers, HeadReader, Refusal, Request, Response, parse_request
 
 HEAD = b"GET /chat?room=1 HTTP/1.1\r\nHost: example.org"
 
@@ -261,6 +261,97 @@ def test_an_unknown_status_has_no_phrase():
 def test_what_cannot_be_sent_is_refused(arguments, kind):
     with pytest.raises(kind, match=r"status|body|headers"):
         Response(*arguments)
+
+
+# -------------------------------------------------------------------------------- where it ends
+
+try:
+    from hydrogen import _codec
+except ImportError:  # in CI that fails elsewhere
+    _codec = None
+
+
+def head_of(parts, max_header=8192):
+    """The head, and the status that it is refused with; the compiled reader agrees."""
+    reader, head, status = HeadReader(max_header), None, 0
+    for part in parts:
+        reader.feed(part)
+        try:
+            head = reader.next()
+        except Refusal as refused:
+            status = refused.response.status
+        if head is not None or status:
+            break
+    if _codec is not None:
+        assert _codec.head(parts, max_header) == (head, status)
+    return head, status
+
+
+def pieces(data, size=1):
+    return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def test_a_head_ends_with_an_empty_line_however_it_comes_in():
+    for parts in (
+        [HEAD + b"\r\n\r\nrest"],
+        pieces(HEAD + b"\r\n\r\n"),
+        pieces(HEAD + b"\r\n\r\n", 3),
+    ):
+        assert head_of(parts) == (HEAD, 0)
+        for count in range(1, len(parts)):
+            assert head_of(parts[:count]) == (None, 0)
+    assert head_of([b"\r\n\r\n"]) == (b"", 0)
+
+
+def test_what_comes_behind_a_head_is_kept():
+    reader = HeadReader(100)
+    reader.feed(HEAD + b"\r\n\r\nrest")
+    assert reader.size == len(HEAD) + 8
+    assert reader.next() == HEAD
+    assert reader.size == 4
+    assert reader.rest() == b"rest"
+    assert reader.size == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "at"),
+    [
+        (b"\x16\x03\x01", 1),
+        (b"GET / HTTP/1.1\nHost", 15),
+        (b"GET / HTTP/1.1\rHost", 16),
+        (b"GET / HTTP/1.1\r\r\n", 16),
+        (b"GET / HTTP/1.1\r\nA: \0\r\n", 20),
+        (b"GET / HTTP/1.1\r\nA: \x7f\r\n", 20),
+        (b"GET / HTTP/1.1\r\n\n", 17),
+        (b"\n", 1),
+    ],
+)
+def test_a_byte_that_no_head_has_is_refused_at_once(data, at):
+    assert head_of(pieces(data)[: at - 1]) == (None, 0)
+    assert head_of(pieces(data)[:at]) == (None, 400)
+    for size in (1, 2, 5, len(data)):
+        assert head_of(pieces(data + b"\r\n\r\n", size)) == (None, 400)
+
+
+def test_a_head_is_too_long_as_soon_as_its_end_would_be():
+    data = HEAD + b"\r\n\r\n"
+    for size in (1, 7, len(data) + 1):
+        assert head_of(pieces(data + b"x", size), len(data)) == (HEAD, 0)
+        assert head_of(pieces(data + b"x", size), len(data) - 1) == (None, 431)
+    assert head_of([b"a" * 100], 100) == (None, 0)
+    assert head_of([b"a" * 101], 100) == (None, 431)
+    assert head_of([b"a" * 99 + b"\rx"], 100) == (None, 431)
+    assert head_of([b"a" * 99 + b"\0x"], 100) == (None, 400)
+
+
+@given(
+    st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b"\0", b" :", b"\xff"]), max_size=14),
+    st.integers(1, 9),
+    st.integers(1, 16),
+)
+def test_what_comes_of_a_head_does_not_depend_on_how_it_comes_in(words, size, most):
+    data = b"".join(words)
+    assert head_of(pieces(data, size), most) == head_of([data], most)
 
 
 # ---------------------------------------------------------------------- against other programs
