@@ -63,7 +63,9 @@ class ChecksumMismatch(ProtocolError):
 
 
 class InvalidText(ProtocolError):
-    """A WebSocket text message, or the reason of a CLOSE, is not UTF-8."""
+    """A WebSocket text message, or the reason of a CLOSE, is not UTF-8; or a message is not
+    compressed as it says.
+    """
 
 
 class IncompleteFrame(ProtocolError):

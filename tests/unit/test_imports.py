@@ -34,6 +34,7 @@ FACADE = {
     "http",
     "handshake",
     "websocket",
+    "deflate",
 }
 
 
