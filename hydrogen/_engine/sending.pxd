@@ -208,7 +208,11 @@ cdef inline int sending_work_held(
 cdef inline int sending_receive(
     Engine engine, worker_t *worker, HydrogenSocket socket, session,
 ) except -1:
-    """Make plaintext of what was read. May run user code: `sni_callback`, say."""
+    """Make plaintext of what was read. May run user code: `sni_callback`, say.
+
+    An alert waits until the end, when `TlsSession.close` gives it out: written now it might meet a
+    reset, which ends the connection before what came ahead of the failure is delivered.
+    """
     cdef bytes ciphertext = session.received.popleft()
     callbacks_computing(engine, worker, session.is_ready and len(ciphertext) <= TLS_SHORT_MOST)
     try:
@@ -221,7 +225,8 @@ cdef inline int sending_receive(
         return 0
     if session.failure is not None:
         sending_drop(engine, socket, session)
-    sending_append(engine, worker, socket, &engine._raw, session.take(), STATE_CLOSING)
+    else:
+        sending_append(engine, worker, socket, &engine._raw, session.take(), STATE_CLOSING)
     session.plaintexts.append(plaintext)
     return 0
 

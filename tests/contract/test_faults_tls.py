@@ -470,11 +470,12 @@ def test_what_came_before_a_broken_record_is_delivered_also_when_the_peer_has_re
     client.echo(simple(b"before"))
     client.send(simple(b"first"))
     handler.wait_for("data_received", 2)
-    client.client.send(client.encrypt(simple(b"last")) + broken(client))
+    messages = [b"%d" % number for number in range(600)]
+    client.client.send(client.encrypt(b"".join(map(simple, messages))) + broken(client))
     client.client.reset()
     has_reset.set()
     handler.wait_removed()
-    assert set(handler.messages()) - {b"good"} == {b"before", b"first", b"last"}
+    assert set(handler.messages()) - {b"good"} == {b"before", b"first", *messages}
 
 
 @pytest.mark.clause("H23", "H24")
