@@ -121,7 +121,7 @@ class StreamAdapter:
             own; None asks him to go on.
         wanted: the same: who is in the stream is to receive, for the owner, who is told.
         answer: the same: whether he has received something; None: not yet.
-        is_ended: the same: `recv` has raised `EOFError`.
+        is_ended: the same: `recv` has raised, `EOFError` or anything else; it is not called again.
         user: the same: the thread that is in the stream.
     """
 

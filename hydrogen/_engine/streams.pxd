@@ -164,6 +164,7 @@ cdef inline object streams_ask(
     except BaseException as error:
         if engine._inert():
             raise
+        adapter.is_ended = True
         raised = streams_failed(engine, worker, socket, adapter, "recv", error)
     finally:
         counters_add_to(io, &io.counters.bytes_received, adapter.received - before)

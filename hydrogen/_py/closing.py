@@ -31,7 +31,9 @@ def wind_up(connection: Connection) -> bool:
         connection.deadline = time.monotonic() + LINGER
     # What cannot end one direction only is closed when nothing is left to read: that would reset
     # the peer, too.
-    is_over = connection.has_eof or not (connection.lingers or connection.readable)
+    is_over = connection.has_eof or not (
+        connection.lingers or connection.readable or connection.read_is_due
+    )
     return (is_over or time.monotonic() >= connection.deadline) and remove(connection)
 
 

@@ -10,6 +10,7 @@ from hydrogen._py.connection import Connection
 from hydrogen._py.framing import ChunkDecoder, explain
 from hydrogen._py.streams import CHUNK
 from hydrogen.errors import Cause
+from hydrogen.locks import total
 from hydrogen.proxy import V2_SIGNATURE, begins_header, second_header
 from hydrogen.tls import TlsSession
 
@@ -307,6 +308,7 @@ def drop(connection: Connection) -> None:
     """Drop what came in and was not delivered."""
     connection.decoder = ChunkDecoder()
     connection.next_message = None
+    connection.tally.bytes_received += total(connection.received)
     connection.received.clear()
     connection.ciphertext.clear()
     connection.plaintext.clear()

@@ -1231,6 +1231,41 @@ def test_a_thread_that_sends_without_rest_keeps_nobody_from_reading_a_stream(hel
         sys.setswitchinterval(interval)
 
 
+@pytest.mark.clause("K8", "T8")
+@pytest.mark.parametrize("pauses", [False, True], ids=["", "paused"])
+def test_a_close_while_a_thread_is_in_the_stream_leaves_no_input_unread(held, pauses):
+    """Who is in the stream reads what has come, and it is counted; closing would reset the peer."""
+    server, client, socket, handler, first, inside, release = held()
+    before = server.stats().bytes_received
+    with running(first):
+        reads_while_held(server, client, inside, b"request\n")
+        if pauses:
+            socket.pause_reading()
+        socket.close()
+        release.set()
+        assert client.receive(6) == b"FIRST\n"
+        assert client.at_end() == "end"
+    handler.wait_removed()
+    wait_until(lambda: server.stats().bytes_received == before + 7, "it is counted")
+
+
+@pytest.mark.clause("T7")
+def test_a_stream_whose_recv_has_raised_is_not_asked_again(one, error_log):
+    asked = []
+
+    def on_recv(lines):
+        if not (lines or asked):
+            return lines
+        asked.append(lines)
+        raise ValueError
+
+    _, client, _, handler = one({"on_recv": on_recv})
+    client.send(b"one\n")
+    handler.wait_removed()
+    assert len(asked) == 1
+    assert len(error_log()) == 1
+
+
 @pytest.mark.clause("T4", "T8")
 def test_what_a_stream_has_for_the_owner_arrives_in_order_with_its_end_though_others_are_in_it(
     held,
