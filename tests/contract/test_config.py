@@ -229,11 +229,16 @@ def test_what_a_callback_sends_counts_for_max_write_buffer_only_if_the_peer_does
     sent = []
 
     def respond(socket, data):
-        sent.extend([socket.send(bytes(1500)) for _ in range(3)])
+        if data == b"go":
+            sent.extend([socket.send(bytes(1500)) for _ in range(3)])
+        else:
+            socket.send(data)
 
     handler = recorder(data_received=respond)
     options = options_of(family, "")
     peer = connect_to(start(handler, max_write_buffer=2000, **options), family)
+    peer.send(b"first\n")
+    assert peer.receive(6) == b"first\n"  # nothing of the handshake is being written any more
     peer.send(b"go\n")
     assert peer.receive(3 * 1501) == (bytes(1500) + b"\n") * 3
     wait_until(lambda: sent == [True] * 3, "all are accepted")
