@@ -59,21 +59,21 @@ class Accept:
         Raises:
             TypeError, ValueError: the subprotocol is no token, or a field cannot be sent.
         """
-        if subprotocol is not None:
-            check_subprotocol(subprotocol)
-        self.subprotocol = subprotocol
+        self.subprotocol = None if subprotocol is None else checked_subprotocol(subprotocol)
         self.headers = checked_fields(headers, "sec-websocket-")
 
     def __repr__(self) -> str:
         return f"Accept({self.subprotocol!r}, {list(self.headers)!r})"
 
 
-def check_subprotocol(name: object) -> None:
-    """Raises: TypeError, ValueError: it cannot be the name of a subprotocol."""
+def checked_subprotocol(name: object) -> str:
+    """The same, as a plain str. Raises: TypeError, ValueError: it is no name of a subprotocol."""
     if not isinstance(name, str):
         raise TypeError(f"subprotocol: expected a str, not {described(name)}")
+    name = str.__str__(name)
     if not _NAME.fullmatch(name):
         raise ValueError(f"subprotocol: {name!r} is no token (RFC 6455 section 4.1)")
+    return name
 
 
 def is_upgrade(request: Request) -> bool:
@@ -116,9 +116,9 @@ def check_origin(request: Request, origins: Origins) -> None:
     """Check what page connects. Programs that are no browsers send no origin, and are accepted.
 
     Args:
-        origins: "same": scheme apart, the page's host and port must be those of the Host field; a
-            collection: the page's origin must be in it, "https://example.org" say, "null" for pages
-            that have none; None: any may connect.
+        origins: "same": scheme apart, the page's host and port must be those of the Host field;
+            several, or one: the page's origin must be one of them, "https://example.org" say, or
+            "null" for pages that have none; None: any may connect.
 
     Raises:
         Refusal: 403, which names both; 400 for several origins.
@@ -135,7 +135,8 @@ def check_origin(request: Request, origins: Origins) -> None:
         if is_origin and host.removesuffix(port) == request.host.lower().removesuffix(port):
             return
         raise Refusal(403, f"a page of {found[0]} may not connect to {request.host}")
-    if origin not in origins:
+    certain = (origins,) if isinstance(origins, str) else origins
+    if origin not in [listed.lower() for listed in certain]:
         raise Refusal(403, f"a page of {found[0]} may not connect to {request.host}")
 
 

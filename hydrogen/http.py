@@ -23,11 +23,9 @@ _VALUE = re.compile(rb"[\t -~\x80-\xff]*")  # section 5.5, with the white space 
 _VALUE_TEXT = re.compile("[\t -~\x80-\xff]*")
 _TARGET = re.compile(rb"/[!\"$-~]*")  # RFC 9112 section 3.2.1; no fragment
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]")
-_HOST = (
-    re.compile(  # RFC 3986 section 3.2.2: a name, an IPv4 address, or an IPv6 address in brackets
-        r"(?:[0-9A-Za-z._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
-    )
-)
+_LENGTH = re.compile(r"[0-9]{1,20}")
+# RFC 3986 section 3.2.2: a name or an address, that of IPv6 in brackets
+_HOST = re.compile(r"(?:[0-9A-Za-z._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 _END = b"\r\n\r\n"
 _BAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n|\Z)|(?<!\r)\n")
@@ -187,7 +185,7 @@ class Response:
         if body and "content-type" not in names:
             kind = "text/plain; charset=utf-8" if isinstance(body, str) else _BINARY
             self.headers += (("Content-Type", kind),)
-        self.body = body.encode() if isinstance(body, str) else body
+        self.body = str.__str__(body).encode() if isinstance(body, str) else bytes(body)
 
     def to_bytes(self) -> bytes:
         """The response as sent on the wire, dated now."""
@@ -217,7 +215,7 @@ class Refusal(HydrogenError):
 
 
 def checked_fields(headers: Fields, *reserved: str) -> tuple[tuple[str, str], ...]:
-    """The same as pairs.
+    """The same as pairs of plain str: a subclass might be checked as one text and sent as another.
 
     Args:
         headers: pairs of name and value, or a mapping.
@@ -229,8 +227,8 @@ def checked_fields(headers: Fields, *reserved: str) -> tuple[tuple[str, str], ..
         ValueError: a name is no token, or reserved; a value has a control character, such as the
             end of a line, or one that ISO 8859-1 does not have.
     """
-    pairs = tuple(headers.items()) if isinstance(headers, Mapping) else tuple(headers)
-    for pair in pairs:
+    pairs = []
+    for pair in headers.items() if isinstance(headers, Mapping) else headers:
         if not (
             isinstance(pair, tuple)
             and len(pair) == 2
@@ -238,14 +236,15 @@ def checked_fields(headers: Fields, *reserved: str) -> tuple[tuple[str, str], ..
             and isinstance(pair[1], str)
         ):
             raise TypeError(f"headers: expected pairs of str, not {described(pair)}")
-        name, value = pair
+        name, value = map(str.__str__, pair)
         if not _TOKEN.fullmatch(name.encode("ascii", "replace").replace(b"?", b" ")):
             raise ValueError(f"headers: {name!r} is no name of a field")
         if name.lower() in _OURS or any(name.lower().startswith(word) for word in reserved):
             raise ValueError(f"headers: {name} is not for you to send")
         if not _VALUE_TEXT.fullmatch(value) or value != value.strip(" \t"):
             raise ValueError(f"headers: {name} cannot have the value {value!r}")
-    return pairs
+        pairs.append((name, value))
+    return tuple(pairs)
 
 
 def head_of(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
@@ -341,7 +340,7 @@ def parse_request(head: bytes, max_headers: int, peername: Any = None) -> Reques
     if not _HOST.fullmatch(hosts[0]):
         raise Refusal(400, "the Host field is no name or address of a host")
     lengths = headers.get_all("content-length")
-    if len(lengths) > 1 or not all(length.isascii() and length.isdigit() for length in lengths):
+    if len(lengths) > 1 or not all(map(_LENGTH.fullmatch, lengths)):
         raise Refusal(400, "Content-Length is not one number")
     if method != b"GET":
         raise Refusal(405, f"GET is allowed here, not {method.decode()}", {"Allow": "GET"})
@@ -360,7 +359,7 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
         raise Refusal(400, "the method is no token")
     if not _VERSION.fullmatch(version):
         raise Refusal(400, "the request line does not end with a version of HTTP")
-    if not _TARGET.fullmatch(target):
+    if method == b"GET" and not _TARGET.fullmatch(target):
         raise Refusal(400, "the target is no path")
     return method, target, version
 

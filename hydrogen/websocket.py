@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hydrogen.checks import check_seconds, check_whole, is_several
 from hydrogen.errors import HydrogenError, described
-from hydrogen.handshake import Origins, check_subprotocol
+from hydrogen.handshake import Origins, checked_subprotocol
 
 MAX_MESSAGE = 1 << 40
 REASON_MOST = 123
@@ -109,9 +109,8 @@ class WebSocket:
             raise TypeError(
                 f"subprotocols: expected a sequence of str, not {described(self.subprotocols)}"
             )
-        for name in self.subprotocols:
-            check_subprotocol(name)
-        object.__setattr__(self, "subprotocols", tuple(self.subprotocols))
+        names = tuple(checked_subprotocol(name) for name in self.subprotocols)
+        object.__setattr__(self, "subprotocols", names)
         for name in ("ping_interval", "ping_timeout", "max_lifetime"):
             if getattr(self, name) is not None:
                 check_seconds(name, getattr(self, name))

@@ -1,5 +1,7 @@
 """The opening handshake of WebSocket, from heads to the bytes of the answer."""
 
+import enum
+
 import pytest
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
@@ -162,6 +164,12 @@ def test_certain_origins_may_connect():
         assert refused(check_origin, request(Origin=origin), origins).status == 403
 
 
+def test_one_origin_is_no_collection_of_characters():
+    check_origin(request(Origin="https://a.example"), "https://A.example")
+    for origin in ("https://a.exampl", "h", ""):
+        assert refused(check_origin, request(Origin=origin), "https://a.example").status == 403
+
+
 def test_all_may_connect():
     check_origin(request(Origin="https://evil.example"), None)
 
@@ -194,6 +202,12 @@ def test_only_a_subprotocol_that_was_offered_can_be_accepted():
         answer_of(opening, Accept("v2"))
     with pytest.raises(ValueError, match="the client offers nothing"):
         answer_of(opening_of(request()), Accept("v2"))
+
+
+def test_a_subprotocol_that_is_an_enum_is_sent_as_its_text():
+    kind = enum.Enum("Kind", {"A": "v1"}, type=str)
+    answer = answer_of(opening_of(request(Sec_WebSocket_Protocol="v1")), Accept(kind.A))
+    assert b"\r\nSec-WebSocket-Protocol: v1\r\n" in answer
 
 
 @pytest.mark.parametrize(

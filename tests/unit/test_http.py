@@ -92,6 +92,7 @@ def test_a_malformed_request_line_is_refused(line, why):
         (b"Content-Length: -1", "not one number"),
         (b"Content-Length: ", "not one number"),
         (b"Content-Length: 1_0", "not one number"),
+        (b"Content-Length: " + b"0" * 21, "not one number"),
         (b"Content-Length: 0\r\nContent-Length: 0", "not one number"),
         (b"Content-Length: 0, 0", "not one number"),
     ],
@@ -127,6 +128,11 @@ def test_too_many_header_fields_are_refused():
 @pytest.mark.parametrize("version", [b"HTTP/1.0", b"HTTP/2.0", b"HTTP/0.9", b"HTTP/1.2"])
 def test_another_version_is_refused(version):
     assert refusal(b"GET / " + version)[0] == 505
+
+
+@pytest.mark.parametrize("line", [b"OPTIONS *", b"CONNECT example.org:80"])
+def test_another_method_is_told_so_whatever_its_target_is(line):
+    assert refusal(line + b" HTTP/1.1\r\nHost: example.org")[0] == 405
 
 
 @pytest.mark.parametrize("method", [b"POST", b"HEAD", b"get", b"CONNECT"])
@@ -261,6 +267,26 @@ def test_an_unknown_status_has_no_phrase():
 def test_what_cannot_be_sent_is_refused(arguments, kind):
     with pytest.raises(kind, match=r"status|body|headers"):
         Response(*arguments)
+
+
+class Odd(str):
+    """Another text each time somebody looks."""
+
+    def __str__(self):
+        return "odd\r\nX: y"
+
+    def __format__(self, spec):
+        return "odd\r\nX: y"
+
+    def encode(self, *arguments):
+        return b"odd"
+
+
+def test_what_is_sent_is_what_was_checked():
+    response = Response(200, Odd("body"), [(Odd("A"), Odd("b"))])
+    assert received(response)[1] == b"body"
+    assert ("a", "b") in received(response)[2]
+    assert {type(text) for pair in response.headers for text in pair} == {str}
 
 
 # -------------------------------------------------------------------------------- where it ends
