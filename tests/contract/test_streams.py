@@ -1259,8 +1259,16 @@ def test_a_stream_whose_recv_has_raised_is_not_asked_again(one, error_log):
         asked.append(lines)
         raise ValueError
 
-    _, client, _, handler = one({"on_recv": on_recv})
+    server, client, socket, handler = one(
+        {"on_recv": on_recv}, write_buffer_limits=(1 << 28, 1 << 29)
+    )
+    socket.send(bytes(8_000_000))  # more than the kernel takes: it is long in closing
     client.send(b"one\n")
+    wait_until(lambda: not socket.is_open, "it is closing")
+    before = server.stats().polls
+    client.send(b"two\n")
+    wait_until(lambda: server.stats().polls > before, "the server knows of it")
+    client.close()
     handler.wait_removed()
     assert len(asked) == 1
     assert len(error_log()) == 1
