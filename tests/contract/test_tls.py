@@ -186,19 +186,24 @@ def test_messages_close_notify_and_fin_that_come_while_the_handler_is_busy_are_a
 def test_a_reset_behind_close_notify_does_not_hide_it(start, secure, gate):
     """A client that closes with session tickets unread (RFC 8446, 4.6.1) resets."""
     go = gate()
-    handler = recorder(
-        data_received=lambda socket, data: wait_event(go, "let go"),
-        eof=lambda socket: socket.close(),
-    )
+
+    def received(socket, data):
+        if data == b"first":
+            wait_event(go, "let go")
+        elif data == b"before":
+            socket.send(data)
+
+    handler = recorder(data_received=received, eof=lambda socket: socket.close())
     client = secure(start(handler, ssl=server_context(), framing=hydrogen.SimpleFrameBuilder))
+    client.echo(simple(b"before"))  # the tickets are written, and meet no reset
     client.send(simple(b"first"))
-    handler.wait_for("data_received")
+    handler.wait_for("data_received", 2)
     client.client.send(client.encrypt(simple(b"last")) + client.close_notify())
     client.client.reset()
     go.set()
     assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
     assert len(handler.of("eof")) == 1
-    assert handler.messages() == [b"first", b"last"]
+    assert handler.messages() == [b"before", b"first", b"last"]
 
 
 @pytest.mark.clause("C22", "H1")
