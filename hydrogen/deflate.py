@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 from hydrogen.checks import check_flag, check_whole
 from hydrogen.errors import FrameTooLarge, InvalidText
-from hydrogen.http import Refusal
+from hydrogen.http import TOKEN, Refusal
 
 NAME = "permessage-deflate"
 
 _TAIL = b"\0\0\xff\xff"
 """What ends each flush, and is left out on the wire (section 7.2.1)."""
 
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_PARAMETER = re.compile(rf'[ \t]*;[ \t]*({_TOKEN})(?:[ \t]*=[ \t]*(?:({_TOKEN})|"({_TOKEN})"))?')
-_OFFER = re.compile(rf"[ \t]*({_TOKEN})((?:{_PARAMETER.pattern})*)[ \t]*")
+_PARAMETER = re.compile(rf'[ \t]*;[ \t]*({TOKEN})(?:[ \t]*=[ \t]*(?:({TOKEN})|"({TOKEN})"))?')
+_OFFER = re.compile(rf"[ \t]*({TOKEN})((?:{_PARAMETER.pattern})*)[ \t]*")
 _BITS = re.compile(r"[89]|1[0-5]")
 _LARGEST = 15
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hydrogen.errors import described
-from hydrogen.http import Fields, Refusal, Request, checked_fields, head_of
+from hydrogen.http import TOKEN, Fields, Refusal, Request, checked_fields, head_of
 
 VERSION = "13"
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
 _KEY = re.compile(r"[0-9A-Za-z+/]{21}[AQgw]==")  # of 16 bytes (section 4.1)
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a subprotocol: a token
+_NAME = re.compile(TOKEN)  # of a subprotocol
 _DEFAULT_PORTS = {"http": ":80", "https": ":443", "ws": ":80", "wss": ":443"}
 
 Origins = Literal["same"] | Sequence[str] | None

@@ -18,7 +18,8 @@ from typing import Any
 
 from hydrogen.errors import HydrogenError, described
 
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
+TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
+_TOKEN = re.compile(TOKEN.encode())
 _VALUE = re.compile(rb"[\t -~\x80-\xff]*")  # section 5.5, with the white space around it
 _VALUE_TEXT = re.compile("[\t -~\x80-\xff]*")
 _TARGET = re.compile(rb"/[!\"$-~]*")  # RFC 9112 section 3.2.1; no fragment

@@ -74,7 +74,7 @@ class Stats:
     """Counters of a server since its start, summed at the moment of the call.
 
     All of them only grow, except `connections` and `queued_bytes`. `accepted` is the sum of
-    `connections` and `removed`, but that a connection counts as both during its last callbacks.
+    `connections` and `removed`, except that a connection counts as both in its last callbacks.
 
     Attributes:
     """

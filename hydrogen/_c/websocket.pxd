@@ -17,9 +17,13 @@ moved down, and what is left behind the second part is less than a control frame
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
+from hydrogen._c.framing cimport (
+    WEBSOCKET_16, WEBSOCKET_CONTROL, WEBSOCKET_FIN, WEBSOCKET_LENGTH, WEBSOCKET_MASK,
+    WEBSOCKET_OPCODE, WEBSOCKET_OPCODES, WEBSOCKET_RESERVED, WEBSOCKET_SHORT,
+)
+
 cdef enum:
     MESSAGE_HEADER = 6
-    CONTROL_MOST = 125
 
 # What comes of a look at the buffer; of an error, the code that the peer is told (section 7.4.1).
 cdef enum:
@@ -29,7 +33,7 @@ cdef enum:
     MESSAGES_TEXT = 1007
     MESSAGES_LARGE = 1009
 
-# Opcodes, and bits of the first two bytes (section 5.2).
+# Opcodes (section 5.2); the bits of a frame's first two bytes are those of framing.pxd.
 cdef enum:
     OPCODE_CONTINUATION = 0x0
     OPCODE_TEXT = 0x1
@@ -37,13 +41,6 @@ cdef enum:
     OPCODE_CLOSE = 0x8
     OPCODE_PING = 0x9
     OPCODE_PONG = 0xA
-    OPCODE_CONTROL = 0x8
-    OPCODES = 0x0707       # a bit for each that is not reserved
-    FRAME_FIN = 0x80
-    FRAME_RESERVED = 0x70
-    FRAME_OPCODE = 0x0F
-    FRAME_MASKED = 0x80
-    FRAME_LENGTH = 0x7F
 
 # Where a decoder of UTF-8 is (Unicode 15, table 3-7): what the next byte may be.
 cdef enum:
@@ -73,7 +70,7 @@ ctypedef struct websocket_t:
 ctypedef struct control_t:
     uint8_t opcode
     uint8_t length
-    uint8_t payload[CONTROL_MOST]
+    uint8_t payload[WEBSOCKET_SHORT]
 
 # The header of a frame.
 ctypedef struct header_t:
@@ -167,25 +164,25 @@ cdef inline int websocket_header(
     complete[0] = False
     if n == 0:
         return 0
-    header.opcode = data[0] & FRAME_OPCODE
-    header.final = data[0] & FRAME_FIN != 0
-    if data[0] & FRAME_RESERVED or not OPCODES >> header.opcode & 1:
+    header.opcode = data[0] & WEBSOCKET_OPCODE
+    header.final = data[0] & WEBSOCKET_FIN != 0
+    if data[0] & WEBSOCKET_RESERVED or not WEBSOCKET_OPCODES >> header.opcode & 1:
         return MESSAGES_BAD
-    if header.opcode & OPCODE_CONTROL:
+    if header.opcode & WEBSOCKET_CONTROL:
         if not header.final:
             return MESSAGES_BAD
     elif (header.opcode == OPCODE_CONTINUATION) != (websocket.message != 0):
         return MESSAGES_BAD
     if n < 2:
         return 0
-    if not data[1] & FRAME_MASKED:
+    if not data[1] & WEBSOCKET_MASK:
         return MESSAGES_BAD
-    length = data[1] & FRAME_LENGTH
-    if length > CONTROL_MOST:
-        if header.opcode & OPCODE_CONTROL:
+    length = data[1] & WEBSOCKET_LENGTH
+    if length > WEBSOCKET_SHORT:
+        if header.opcode & WEBSOCKET_CONTROL:
             return MESSAGES_BAD
-        size = 4 if length == 126 else 10
-        least = 126 if length == 126 else 0x10000
+        size = 4 if length == WEBSOCKET_16 else 10
+        least = 126 if length == WEBSOCKET_16 else 0x10000
         if n < size:
             return 0
         length = 0
@@ -193,7 +190,7 @@ cdef inline int websocket_header(
             length = length << 8 | data[i]
         if length < least:  # the shortest form must be used
             return MESSAGES_BAD
-    if not header.opcode & OPCODE_CONTROL and (
+    if not header.opcode & WEBSOCKET_CONTROL and (
         length > max_message - websocket.size or websocket.fragments >= max_fragments
     ):
         return MESSAGES_LARGE
@@ -279,7 +276,7 @@ cdef inline int websocket_advance(
         )
         if verdict or not complete:
             break
-        if not header.opcode & OPCODE_CONTROL:
+        if not header.opcode & WEBSOCKET_CONTROL:
             if header.opcode != OPCODE_CONTINUATION:
                 to += MESSAGE_HEADER
             websocket_begin(websocket, data + at, &header)

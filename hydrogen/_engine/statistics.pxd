@@ -10,7 +10,8 @@ from hydrogen._core cimport Engine, Stats, removals
 
 
 cdef enum:
-    READS = 100  # times that they are read again because a connection was released meanwhile
+    # How often they are read, at most, because a connection was released meanwhile.
+    READS_MOST = 100
 
 
 cdef inline uint64_t statistics_sum(loop_t *loop, counters_t *sums) noexcept nogil:
@@ -21,8 +22,8 @@ cdef inline uint64_t statistics_sum(loop_t *loop, counters_t *sums) noexcept nog
     """
     cdef uint64_t released = 0
     cdef uint32_t k
-    cdef int _k
-    for _k in range(READS):
+    cdef int _attempt
+    for _attempt in range(READS_MOST):
         released = atomic_load64(&loop.released)
         counters_clear(sums)
         for k in range(loop.worker_count):

@@ -10,16 +10,18 @@ import codecs
 from typing import NamedTuple
 
 from hydrogen.errors import FrameTooLarge, InvalidText, ProtocolError
-from hydrogen.framings import masked
+from hydrogen.framings import (
+    WEBSOCKET_CONTROL,
+    WEBSOCKET_CONTROL_MOST,
+    WEBSOCKET_OPCODES,
+    masked,
+)
 from hydrogen.websocket import is_close_code
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
 _FIN = _MASKED = 0x80
 _RESERVED = 0x70
-_CONTROL = 0x8
-_SHORT = 125
-"""The longest payload of a control frame, and the longest length that is its own code."""
 
 _new_decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -124,32 +126,34 @@ class MessageReader:
             raise ProtocolError("a client must mask what it sends")
         length = buffer[1] & ~_MASKED
         begin = 2
-        if length > _SHORT:
-            if opcode & _CONTROL:
-                raise ProtocolError(f"a control frame carries at most {_SHORT} bytes")
+        if length > WEBSOCKET_CONTROL_MOST:
+            if opcode & WEBSOCKET_CONTROL:
+                raise ProtocolError(
+                    f"a control frame carries at most {WEBSOCKET_CONTROL_MOST} bytes"
+                )
             begin, least = (4, 126) if length == 126 else (10, 0x10000)
             if len(buffer) < begin:
                 return False
             length = int.from_bytes(buffer[2:begin], "big")
             if length < least:
                 raise ProtocolError(f"length {length} is not in its shortest form")
-        if not opcode & _CONTROL:
+        if not opcode & WEBSOCKET_CONTROL:
             self._begin_fragment(opcode, length)
         if len(buffer) < begin + 4:
             return False
         self._mask = bytes(buffer[begin : begin + 4])
         del buffer[: begin + 4]
         self._frame, self._left = first, length
-        if not opcode & _CONTROL:
+        if not opcode & WEBSOCKET_CONTROL:
             self._size += length
             self._fragments += 1
             self._message = self._message or opcode
         return True
 
     def _check_opcode(self, opcode: int, is_final: bool) -> None:
-        if opcode not in (CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG):
+        if opcode not in WEBSOCKET_OPCODES:
             raise ProtocolError(f"opcode {opcode} is reserved")
-        if opcode & _CONTROL:
+        if opcode & WEBSOCKET_CONTROL:
             if not is_final:
                 raise ProtocolError("a control frame must not be fragmented")
         elif (opcode == CONTINUATION) is not (self._message is not None):
@@ -177,7 +181,7 @@ class MessageReader:
         at = len(data) % 4
         self._mask = self._mask[at:] + self._mask[:at]
         assert self._frame is not None
-        if self._frame & _CONTROL:
+        if self._frame & WEBSOCKET_CONTROL:
             self._control += data
         elif self._message == TEXT:
             self._parts.append(self._decoded(data))  # type: ignore[arg-type]
@@ -198,7 +202,7 @@ class MessageReader:
         """Its payload is complete; what comes of it."""
         frame, self._frame = self._frame, None
         assert frame is not None
-        if frame & _CONTROL:
+        if frame & WEBSOCKET_CONTROL:
             data = bytes(self._control)
             self._control.clear()
             return _closing(data) if frame & 0x0F == CLOSE else Event(frame & 0x0F, data)
