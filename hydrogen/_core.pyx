@@ -73,6 +73,7 @@ from hydrogen._c.loop cimport (
 )
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_pause
 from hydrogen._c.monitor cimport monitor_end, monitor_set_alarm, monitor_start
+from hydrogen._c.output cimport output_pause_locked
 from hydrogen._c.queues cimport queues_await_log, queues_post, queues_resume
 from hydrogen._c.structs cimport acceptor_t, connection_t, context_t, option_t, worker_t
 from hydrogen._c.worker cimport (
@@ -245,6 +246,12 @@ cdef class HydrogenSocket:
         lock_take(&self._connection.lock)
         if mailbox_generation(self._connection) == self._generation:
             pending = self._connection.pending
+            if (
+                pending > self._engine._loop.context.high and
+                self._connection.state == STATE_OPEN
+            ):
+                # who is told so waits for on_writable, though the kernel may take all of it next
+                output_pause_locked(&self._engine._loop.context, self._connection)
         lock_give(&self._connection.lock)
         return pending
 

@@ -4,11 +4,13 @@ import os
 import socket as stdlib_socket
 import stat
 import struct
+import threading
+import time
 from contextlib import closing
 
 import pytest
 from families import connect_to, options_of
-from support import Echo, echo, recorder, running, simple, wait_event, wait_until
+from support import PATIENCE, Echo, echo, recorder, running, simple, wait_event, wait_until
 
 import hydrogen
 
@@ -210,6 +212,29 @@ def test_above_the_high_watermark_a_connection_is_not_read_and_below_the_low_one
     assert client.receive(8) == b"writable"
     handler.wait(lambda: handler.data(socket.id) == b"bigmore", "what was held back is delivered")
     assert len(handler.of("writable")) == 1
+
+
+@pytest.mark.clause("H12")
+def test_on_writable_comes_to_who_has_seen_more_than_the_high_watermark(start, connect):
+    """However briefly: another thread sends, and the kernel takes all of it."""
+    handler = recorder(connected=None, writable=None)
+    client = connect(start(handler, write_buffer_limits=(100_000, 200_000)))
+    socket = handler.wait_for("connected")[0].socket
+    done, seen, sent = threading.Event(), [], []
+
+    def send():
+        while not done.is_set():
+            sent.append(socket.send(bytes(300_000)))
+            assert len(client.receive(300_000)) == 300_000
+
+    with running(send):
+        until = time.monotonic() + PATIENCE
+        while not seen and time.monotonic() < until:
+            before = len(handler.of("writable"))
+            if socket.pending > 200_000:
+                seen.append(before)
+        done.set()
+    handler.wait_for("writable", seen[0] + 1)
 
 
 @pytest.mark.clause("H12")
