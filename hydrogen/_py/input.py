@@ -118,6 +118,23 @@ def end_gracefully(connection: Connection) -> None:
         connection.end(Cause.SERVER_STOPPED)
 
 
+def throw_away(connection: Connection) -> None:
+    """While the server stops what was read is finished, and what arrives is thrown away: else a
+    peer that sends before it reads would not come to take the last replies. How a stream of the
+    user's reads is its own affair.
+    """
+    if connection.transport.is_stream or connection.header is not None:
+        return
+    budget, had_ended = connection.loop.config.read_budget, connection.input_ended
+    while connection.readable and connection.error is None:
+        if budget <= 0:
+            connection.post(mailbox.AGAIN)
+            return
+        budget -= sum(map(len, receive(connection, CHUNK)))
+    if connection.input_ended and not had_ended:
+        connection.told_eof = True
+
+
 def has_message(connection: Connection) -> bool:
     """Whether a message is complete."""
     if connection.next_message is None:

@@ -41,6 +41,7 @@ def step(connection: Connection, runner: Runner) -> None:
         opening.serve_header(connection, connection.header)
     input.serve_input(connection)
     if connection.stopping:
+        input.throw_away(connection)
         input.end_gracefully(connection)
     if connection.error is None:
         deadlines.watch(connection, pause_ended=bool(bits & (mailbox.RESUME | mailbox.LOW)))

@@ -303,6 +303,25 @@ def test_output_that_is_pending_arrives_also_while_the_peer_still_sends(begin, f
 
 
 @pytest.mark.clause("S9", "S10")
+@pytest.mark.parametrize("family", ["tcp", "unix", "tls"])
+def test_messages_held_back_by_output_come_also_while_the_peer_still_sends(begin, family):
+    """What it sends is thrown away: it would not come to read the answers."""
+
+    def received(socket, data):
+        socket.send(LONG if data == b"much" else data)
+
+    server, handler, peer = begin(family, {"data_received": received})
+    peer.send(b"much\nnext\n")
+    wait_until(lambda: server.stats().reading_pauses, "the first answer fills the buffers")
+    with running(lambda: server.stop(20)):
+        is_stopping(server)
+        for _ in range(24):
+            peer.send(b"y" * (1 << 20) + b"\n")
+        assert peer.receive_until_end() == LONG + b"\nnext\n"
+    assert handler.messages()[:2] == [b"much", b"next"]
+
+
+@pytest.mark.clause("S9", "S10")
 def test_a_handshake_that_is_not_done_ends_at_once(start, connect, tmp_path):
     server = start(recorder(), **options_of("tls", ""))
     client = connect(server)
