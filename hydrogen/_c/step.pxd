@@ -138,7 +138,10 @@ cdef inline int step_closing(
     then = closing_flushed(context, io, connection)
     if then != NEXT_LET_GO:
         return then
-    if bits & DEADLINE and deadlines_is_idle(context, connection, kernel_now()):
+    if (
+        bits & DEADLINE and not connection.flags & FLAG_LINGERING and
+        deadlines_is_idle(context, connection, kernel_now())
+    ):
         return closing_too_late(context, io, connection, TIMEOUT_IDLE)
     return step_next(connection)
 

@@ -840,6 +840,38 @@ def test_what_came_during_a_callback_longer_than_idle_timeout_is_read_before_the
     assert client.receive(5) == b"alive"
 
 
+@pytest.mark.clause("C27", "H22")
+@pytest.mark.parametrize("how", ["close", "raise"])
+def test_who_closes_after_a_callback_longer_than_idle_timeout_lingers_for_the_peer(
+    start, connect, gate, tmp_path, error_log, how
+):
+    """On a Unix socket: on TCP a FIN that is not acknowledged shows that bytes go."""
+    leave = gate()
+
+    def received(socket, data):
+        socket.send(data)
+        wait_event(leave, "it may close")
+        if how == "raise":
+            raise ValueError("meant to be")
+        socket.close()
+
+    handler = recorder(data_received=received)
+    client = connect(start(handler, path=str(tmp_path / "s"), idle_timeout=SHORT))
+    client.send(b"first")
+    handler.wait_for("data_received")
+    watch = recorder()
+    other = start(watch, idle_timeout=SHORT)
+    for count in (1, 2):
+        connect(other)
+        timed_out(watch, "idle_timeout", count)
+    leave.set()
+    assert client.receive_until_end() == b"first"
+    client.send(b"late")
+    client.close()
+    cause = hydrogen.LocalClosed if how == "close" else hydrogen.HandlerError
+    assert type(handler.wait_removed()[0]) is cause
+
+
 @pytest.mark.clause("C27", "C39")
 def test_bytes_of_a_proxy_header_are_bytes(start, connect):
     header = b"PROXY TCP4 192.0.2.1 198.51.100.2 1234 443\r\n"
