@@ -147,7 +147,7 @@ def stop(scene: Scene) -> None:
 
 
 def stop_at_once(scene: Scene) -> None:
-    scene.stop(SHORT)
+    scene.stop(0.5)  # in which what can end must do so, however busy the machine
 
 
 def abort_server(scene: Scene) -> None:
