@@ -19,12 +19,14 @@ from hydrogen.errors import (
     HandlerError,
     HydrogenError,
     IncompleteFrame,
+    InvalidText,
     LocalClosed,
     PeerClosed,
     ProtocolError,
     Reject,
     ServerStopped,
     SlowConsumer,
+    WebSocketClosed,
 )
 from hydrogen.frame import ChunkFrame, Frame, FrameBuilder
 from hydrogen.framings import (
@@ -39,7 +41,9 @@ from hydrogen.framings import (
     WebSocketFrame,
     WebSocketFrameBuilder,
 )
-from hydrogen.handler import Handler
+from hydrogen.handler import Handler, WebSocketHandler
+from hydrogen.handshake import Accept
+from hydrogen.http import Headers, Request, Response
 from hydrogen.listener import listen_fds
 from hydrogen.plain import Plain
 from hydrogen.proxy import ProxyHeader
@@ -49,14 +53,17 @@ from hydrogen.server import Server
 from hydrogen.serving import begin, serve
 from hydrogen.stream import Stream
 from hydrogen.timers import Timer
+from hydrogen.websocket import Close, WebSocket
 
 __all__ = [
+    "Accept",
     "BroadcastReport",
     "Checksum32Frame",
     "Checksum32FrameBuilder",
     "ChecksumMismatch",
     "ChunkFrame",
     "Client",
+    "Close",
     "Config",
     "ConnectionTimeout",
     "EngineUnavailable",
@@ -65,9 +72,11 @@ __all__ = [
     "FrameTooLarge",
     "Handler",
     "HandlerError",
+    "Headers",
     "HydrogenError",
     "HydrogenSocket",
     "IncompleteFrame",
+    "InvalidText",
     "LengthFrame",
     "LengthFrameBuilder",
     "LineFrame",
@@ -78,6 +87,8 @@ __all__ = [
     "ProtocolError",
     "ProxyHeader",
     "Reject",
+    "Request",
+    "Response",
     "Secure",
     "Server",
     "ServerStopped",
@@ -88,8 +99,11 @@ __all__ = [
     "StopReport",
     "Stream",
     "Timer",
+    "WebSocket",
+    "WebSocketClosed",
     "WebSocketFrame",
     "WebSocketFrameBuilder",
+    "WebSocketHandler",
     "begin",
     "connect",
     "engine",

@@ -1,5 +1,5 @@
 """`python -m hydrogen`: a demonstration server (`echo`), or a server for your own handler (`run
-module:name`).
+module:name`), be it a `Handler` or a `WebSocketHandler`.
 
 Prints `listening on ADDRESS` for each address once it accepts connections, and serves until SIGINT
 or SIGTERM. Logs to stderr. A SIGINT that is ignored, as in a background job of a shell, stays
@@ -27,7 +27,7 @@ from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import HydrogenError
 from hydrogen.frame import FrameBuilder
 from hydrogen.framings import BUILT_IN
-from hydrogen.handler import Handler
+from hydrogen.handler import Handler, WebSocketHandler
 from hydrogen.listener import listen_fds
 from hydrogen.server import Server
 from hydrogen.serving import begin
@@ -42,6 +42,14 @@ class Echo(Handler):
 
     def on_data_received(self, socket: HydrogenSocket, data: bytes) -> None:
         """Echo one message."""
+        socket.send(data)
+
+
+class WebSocketEcho(WebSocketHandler):
+    """The same of the messages of WebSocket clients."""
+
+    def on_message(self, socket: HydrogenSocket, data: str | bytes) -> None:
+        """Echo one message: text as text."""
         socket.send(data)
 
 
@@ -221,7 +229,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = main.add_subparsers(dest="command", required=True)
-    commands.add_parser("echo", parents=[options], help="a server that sends back what it receives")
+    echo = commands.add_parser(
+        "echo", parents=[options], help="a server that sends back what it receives"
+    )
+    echo.add_argument("--websocket", action="store_true", help="speak WebSocket")
     own = commands.add_parser("run", parents=[options], help="a server for your own handler")
     own.add_argument(
         "handler",
@@ -295,6 +306,12 @@ def _config(arguments: argparse.Namespace) -> Config:
     )
 
 
+def _handler(arguments: argparse.Namespace) -> Handler:
+    if arguments.command == "run":
+        return load_handler(arguments.handler)
+    return WebSocketEcho() if arguments.websocket else Echo()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (None: the process's own) and return the exit status."""
     arguments = parser().parse_args(argv)
@@ -309,7 +326,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"listening on {_shown(address)}", flush=True)
 
     try:
-        handler = Echo() if arguments.command == "echo" else load_handler(arguments.handler)
+        handler = _handler(arguments)
         report = begin(handler, _config(arguments), engine=arguments.engine, on_started=announce)
     except (HydrogenError, OSError, RuntimeError, TypeError, ValueError) as error:
         print(f"python -m hydrogen: {error}", file=sys.stderr)

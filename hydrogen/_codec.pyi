@@ -3,12 +3,13 @@ from typing import Any, final
 
 from hydrogen.errors import ProtocolError
 from hydrogen.frame import FrameBuilder
+from hydrogen.websocket import WebSocket
 
 __pyx_capi__: dict[str, Any]
 
 @final
 class Framing:
-    def __new__(cls, builder: FrameBuilder | None) -> Framing: ...
+    def __new__(cls, builder: FrameBuilder | WebSocket | None) -> Framing: ...
 
 def encode(builder: FrameBuilder | None, payload: bytes) -> bytes: ...
 def decode(

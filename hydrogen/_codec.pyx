@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 
 from hydrogen import errors
 from hydrogen import framings
+from hydrogen.websocket import WebSocket
 
 cimport cython
 
@@ -34,8 +35,8 @@ cdef dict _KINDS = {
 
 @cython.final
 cdef class Framing:
-    """A frame builder as C knows it; None: raw chunks. Of a user's builder, and any subclass is
-    one, no more than that it is one.
+    """A frame builder as C knows it, or `WebSocket`; None: raw chunks. Of a user's builder, and any
+    subclass is one, no more than that it is one.
 
     Raises:
         AttributeError, TypeError, ValueError: a built-in builder whose fields are none.
@@ -44,11 +45,17 @@ cdef class Framing:
     def __cinit__(self, builder):
         if builder is None:
             return
+        if isinstance(builder, WebSocket):
+            self.value.kind = FRAMING_MESSAGES
+            self.value.max_size = <size_t>-1 >> 1
+            self.value.opcode = WEBSOCKET_BINARY
+            return
         self.value.kind = _KINDS.get(type(builder), FRAMING_PYTHON)
         if self.value.kind == FRAMING_PYTHON:
             return
         builder = framings.copy_of(builder)
         self.value.max_size = builder.max_size
+        self.value.opcode = WEBSOCKET_BINARY
         if self.value.kind == FRAMING_LENGTH:
             self.value.width = builder.width
             self.value.little = builder.byteorder == "little"

@@ -24,6 +24,8 @@ cdef class Message:
 
 cdef class _Callbacks:
     cdef object on_data, on_new, on_connected, on_eof, on_writable, on_disconnected, on_removed
+    cdef object on_request, on_pong
+    cdef object received  # the name of `on_data`
     cdef object context
 
     cdef int renew_context(self) except -1
@@ -46,10 +48,17 @@ cdef class Engine:
     cdef HydrogenSocket _spare_socket
     cdef object _callbacks
     cdef framing_t _raw  # of bytes that are framed already
+    cdef object _websocket  # the settings; None: another framing
+    cdef object _responses, _closes
+    cdef dict _openings  # one object for all connections of the same path and subprotocol
+    cdef framing_t _text, _ping, _head
+
+    cdef object _shared_opening(self, accepted)
 
     cdef object _context(self)
     cdef bint _inert(self) noexcept
     cdef worker_t *_worker(self) noexcept
+    cdef object _prepare_websocket(self, settings)
     cdef _make(self, server, callbacks, config, listeners, max_connections, Engine first)
     cdef _prepare_acceptor(self, config, max_connections)
     cdef int _start(self) except -1
@@ -63,5 +72,8 @@ cdef class Engine:
 cdef object AF_INET, AF_INET6, inet_ntop, inet_pton, fsdecode
 cdef object BroadcastReport, FrameDecoder, HeaderReader, Plain, ProxyHeader, Secure
 cdef object Stats, Stream, StreamAdapter
+cdef object Accepted, Close, Fault, Refusal, Response
+cdef object closed_by_us, closing_code, closing_payload, control_frame, head_refusal
+cdef object lifetime_of, take_request
 cdef object SSLError, TlsSession, begins_header, check_timeout, class_name, close_stream, encode
 cdef object errors, may_send, no_proxy, not_a_stream, not_an_fd, removals, second_header

@@ -15,6 +15,7 @@ error it ends with) are counted references in its slot: see _engine/references.p
 import logging
 import threading
 import time
+from math import isinf
 from os import close as close_fd
 from os import fsdecode  # no-cython-lint
 from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton  # no-cython-lint
@@ -26,6 +27,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SI
 from cpython.contextvars cimport PyContext_Enter, PyContext_Exit, PyContext_New
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.errno cimport EINVAL, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport malloc
@@ -38,13 +40,20 @@ from hydrogen.connection import check_timeout  # no-cython-lint
 from hydrogen.connection import refuse_to_pickle, same, same_deeply
 from hydrogen.connection import extra_info, shown
 from hydrogen.codec import FrameDecoder, encode  # no-cython-lint
+from hydrogen.handshake import Accepted, take_request  # no-cython-lint
+from hydrogen.http import Refusal, Response, head_refusal  # no-cython-lint
 from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header  # no-cython-lint
 from hydrogen.proxy import may_send, no_proxy, second_header  # no-cython-lint
+from hydrogen.report import Codes
 from hydrogen.report import BroadcastReport, Stats, removals  # no-cython-lint
 from hydrogen.plain import Plain  # no-cython-lint
 from hydrogen.secure import Secure  # no-cython-lint
 from hydrogen.stream import Stream, StreamAdapter, not_a_stream, not_an_fd  # no-cython-lint
 from hydrogen.tls import TlsSession  # no-cython-lint
+from hydrogen.websocket import Close, Fault, closed_by_us  # no-cython-lint
+from hydrogen.websocket import closing_code, closing_payload  # no-cython-lint
+from hydrogen.websocket import control_frame  # no-cython-lint
+from hydrogen.websocket import closing_of, check_ping, lifetime, look_every
 
 cimport cython
 
@@ -61,6 +70,7 @@ from hydrogen._c.constants cimport (
     LOG_LISTENER, LOG_TURNED_AWAY, PAUSE_USER, STATE_CLOSING, STATE_OPEN, STATE_RELEASED,
     STATE_VACANT, STOP, TICK_NS, WORKER_BRIEF,
 )
+from hydrogen._c.framing cimport FRAMING_HEAD, FRAMING_MESSAGES
 from hydrogen._c.kernel cimport (
     HYDROGEN_DEBUG, kernel_close, kernel_forks, kernel_now, kernel_sleep, kernel_watch_forks,
     kernel_worker_get, kernel_worker_set,
@@ -76,14 +86,16 @@ from hydrogen._c.monitor cimport monitor_end, monitor_set_alarm, monitor_start
 from hydrogen._c.output cimport output_pause_locked
 from hydrogen._c.queues cimport queues_await_log, queues_post, queues_resume
 from hydrogen._c.structs cimport acceptor_t, connection_t, context_t, option_t, worker_t
+from hydrogen._c.websocket cimport OPCODE_PING, OPCODE_TEXT
 from hydrogen._c.worker cimport (
     worker_claim, worker_enter, worker_leave, worker_left, worker_next, worker_refill,
 )
 from hydrogen._codec cimport Framing
 from hydrogen._engine.broadcast cimport broadcast_framed, broadcast_sockets, broadcast_to_all
 from hydrogen._engine.compat cimport compat_forget_async_exception, compat_this_thread
+from hydrogen._engine.control cimport control_latency, control_opening, control_ping
 from hydrogen._engine.dispatch cimport dispatch_iteration
-from hydrogen._engine.ending cimport ending_ask
+from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.names cimport names_local, names_peer
 from hydrogen._engine.references cimport references_held
 from hydrogen._engine.sending cimport sending_drain, sending_send
@@ -97,6 +109,10 @@ _log = logging.getLogger("hydrogen")
 # For those that are elsewhere it has all the time there is: they need microseconds, or, on a
 # machine that swaps, longer.
 JOIN_SECONDS = 0.1
+
+# Paths and subprotocols that are kept, for connections to have in common.
+cdef enum:
+    OPENINGS_MOST = 1024
 
 # How long it waits for one of them until it looks at it again.
 JOIN_SLICE = 0.01
@@ -115,6 +131,15 @@ cdef Engine _nobody
 cdef uint64_t _nanoseconds(seconds) except? 0:
     """A timeout of Config; 0: none."""
     return 0 if seconds is None else max(1, int(seconds * 1e9))
+
+
+def _lifetime(settings, now):
+    """When a connection that begins `now` ends for its age, in ns; 0: never."""
+    seconds = lifetime(settings)
+    return 0 if seconds is None else now + int(seconds * 1e9)
+
+
+lifetime_of = _lifetime  # for _engine/handshake.pxd
 
 
 @cython.final
@@ -138,7 +163,8 @@ cdef class HydrogenSocket:
         raise TypeError("sockets are made by a server")
 
     def send(self, data):
-        """Queue one message, framed as the connection's framing says; the engine writes it.
+        """Queue one message, framed as the connection's framing says; the engine writes it. On a
+        WebSocket a str is sent as text, and anything else as binary.
 
         Messages from one thread stay in order, and messages never interleave. A message may be
         larger than `max_write_buffer`; a send while that much is already pending removes the
@@ -153,14 +179,15 @@ cdef class HydrogenSocket:
         is then queued by a worker, in order.
 
         Args:
-            data: any contiguous bytes-like object; it is copied before `send` returns.
+            data: any contiguous bytes-like object; it is copied before `send` returns. On a
+                WebSocket a str, too.
         Returns:
             False when the connection is closed or closing; then nothing was queued.
         Raises:
             TypeError: `data` is not bytes-like, or not contiguous.
             FrameTooLarge: the framing cannot carry a message this long.
             ValueError: the framing cannot carry this message, such as a line that contains the
-                delimiter.
+                delimiter, or a text with half of a surrogate pair.
         """
         if PyBytes_CheckExact(data):
             return sending_send(self._engine, self, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
@@ -169,6 +196,11 @@ cdef class HydrogenSocket:
     cdef bint _send_buffer(self, data) except -1:
         """`send` of anything but bytes."""
         cdef Py_buffer view
+        cdef Py_ssize_t size = 0
+        cdef const char *text
+        if isinstance(data, str) and self._engine._websocket is not None:
+            text = PyUnicode_AsUTF8AndSize(data, &size)
+            return sending_send(self._engine, self, text, size, NULL, &self._engine._text)
         try:
             PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         except BufferError as error:
@@ -191,15 +223,63 @@ cdef class HydrogenSocket:
         """
         return sending_drain(self._engine, self, timeout)
 
-    def close(self):
+    def close(self, code=None, reason=""):
         """Flush, end the sending side, discard what still arrives for up to 2 s, and close.
 
         After this call nothing more is delivered, even if it was already buffered. While output is
         pending, what the peer sends is read and discarded, so that a peer that sends before it
         reads still gets all of it; `write_timeout` limits how long. The 2 s begin when the sending
         side has ended, and are cut short when the peer ends its side too, or by a reset.
+
+        A WebSocket is closed by a CLOSE behind all messages; the sending side ends when the
+        client's has come, or after `WebSocket.close_timeout`.
+
+        Args:
+            code: of a WebSocket: 1000 (None) to 4999, see `is_close_code`.
+            reason: of a WebSocket: at most 123 bytes as UTF-8.
+
+        Raises:
+            TypeError, ValueError: these cannot be sent, or this is no WebSocket.
         """
-        ending_ask(self._engine, self, False, CAUSE_LOCAL_CLOSED, 0)
+        if code is None and reason == "":
+            ending_ask(self._engine, self, False, CAUSE_LOCAL_CLOSED, 0)
+        else:
+            error = closing_of(self._engine._websocket, code, reason)
+            ending_with(self._engine, self, False, CAUSE_LOCAL_CLOSED, error)
+
+    def ping(self, data=b""):
+        """Send a ping on a WebSocket; the client answers with a pong, see `on_pong` and `latency`.
+
+        Clients that have sent nothing for a while are pinged without this:
+        `WebSocket.ping_interval`.
+
+        Args:
+            data: at most 125 bytes, which come back.
+        Returns:
+            False when the connection is closed or closing.
+        Raises:
+            TypeError, ValueError: `data` cannot be sent, or this is no WebSocket.
+        """
+        return control_ping(self._engine, self, check_ping(self._engine._websocket, data))
+
+    @property
+    def path(self):
+        """The path that the client of a WebSocket has asked for, as it was sent; None when the
+        connection is gone, or not open yet.
+        """
+        opening = control_opening(self._engine, self)
+        return None if opening is None else opening.path
+
+    @property
+    def subprotocol(self):
+        """What both sides of a WebSocket agreed on, or None."""
+        opening = control_opening(self._engine, self)
+        return None if opening is None else opening.subprotocol
+
+    @property
+    def latency(self):
+        """Seconds from the last ping of a WebSocket that was answered to its pong, or None."""
+        return control_latency(self) if self._valid() else None
 
     def shutdown(self):
         """The same as `close`, under its name in the Rust crate hydrogen."""
@@ -414,6 +494,9 @@ cdef class _Callbacks:
         self.on_writable = _rebound(callbacks.on_writable)
         self.on_disconnected = _rebound(callbacks.on_disconnected)
         self.on_removed = _rebound(callbacks.on_connection_removed)
+        self.on_request = _rebound(callbacks.on_request)
+        self.on_pong = _rebound(callbacks.on_pong)
+        self.received = callbacks.received
         self.context = PyContext_New()
         PyContext_Enter(self.context)  # last: what fails above leaves none to exit
 
@@ -484,7 +567,7 @@ cdef class Engine:
         self._loop.has_open_callbacks = (
             callbacks.on_new_connection is not None or callbacks.on_connected is not None or
             config.ssl is not None or
-            self._acceptor.has_proxy or self._debug
+            self._acceptor.has_proxy or self._debug or config.websocket is not None
         )
         context.low, context.high = config.write_buffer_limits
         context.max_write_buffer = config.max_write_buffer
@@ -503,7 +586,7 @@ cdef class Engine:
         context.write_timeout = _nanoseconds(config.write_timeout)
         timeouts = (
             context.open_timeout, context.idle_timeout, context.frame_timeout,
-            context.write_timeout
+            context.write_timeout, self._prepare_websocket(config.websocket)
         )
         self._loop.sweep_ns = max(
             TICK_NS,
@@ -511,12 +594,45 @@ cdef class Engine:
         )
         self._builder = config.builder
         self._tls = config.ssl
-        self._framing = Framing(config.builder)
+        self._framing = Framing(config.websocket or config.builder)
         context.framing = &self._framing.value
+        context.first_framing = (
+            context.framing if config.websocket is None else &self._head
+        )
         # What the end of a connection needs where there is no memory.
         self._no_memory = errors.removal_error(CAUSE_OS_ERROR, ENOMEM)
         self._spare_socket = HydrogenSocket.__new__(HydrogenSocket)
         self._is_made = True
+
+    cdef object _prepare_websocket(self, settings):
+        """Four times the nanoseconds between two looks at its times; 0: there are none."""
+        cdef context_t *context = &self._loop.context
+        self._websocket = settings
+        self._responses, self._closes = Codes(), Codes()
+        self._openings = {}
+        if settings is None:
+            return 0
+        self._text.kind = self._ping.kind = FRAMING_MESSAGES
+        self._text.max_size = self._ping.max_size = <size_t>-1 >> 1
+        self._text.opcode, self._ping.opcode = OPCODE_TEXT, OPCODE_PING
+        self._head.kind, self._head.max_size = FRAMING_HEAD, settings.max_header
+        context.max_message = settings.max_message
+        context.max_fragments = settings.max_fragments
+        context.has_on_pong = self._callbacks.on_pong is not None
+        context.close_timeout = _nanoseconds(settings.close_timeout)
+        context.ping_interval = _nanoseconds(settings.ping_interval)
+        context.ping_timeout = _nanoseconds(settings.ping_timeout)
+        if isinf(look_every(settings)):
+            return 0
+        context.pings = &self._ping
+        return _nanoseconds(4 * look_every(settings))
+
+    cdef object _shared_opening(self, accepted):
+        """What stands for the opening of a connection: most have the same path as others."""
+        key = (accepted.path, accepted.subprotocol)
+        if len(self._openings) >= OPENINGS_MOST:
+            self._openings.clear()
+        return self._openings.setdefault(key, accepted._replace(answer=b""))
 
     def __dealloc__(self):
         # In a forked child the threads to join are not there, and a lock may be held for ever: what
@@ -840,10 +956,10 @@ cdef class Engine:
     def connections(self):
         return [] if self._inert() else broadcast_sockets(self, STATE_OPEN)
 
-    def framed(self, bytes data):
+    def framed(self, data):
         return broadcast_framed(self, data)
 
-    def broadcast(self, bytes data, exclude, bytes wire=None):
+    def broadcast(self, data, exclude, bytes wire=None):
         return broadcast_to_all(self, data, exclude, wire)
 
     def stats(self):

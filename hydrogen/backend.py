@@ -119,7 +119,7 @@ class Engine(Protocol):
         May be called before `start`, too.
         """
 
-    def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
+    def broadcast(self, data: bytes | str, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
         """Send `data` to every open connection but those of `exclude`: framed once for each
         framing, its bytes shared.
         """

@@ -8,7 +8,15 @@ from typing import cast
 
 from hydrogen.errors import HandlerError, described
 from hydrogen.frame import Frame, FrameBuilder
-from hydrogen.framings import LineFrameBuilder, copy_of, is_built_in
+from hydrogen.framings import (
+    WEBSOCKET_BINARY,
+    WEBSOCKET_TEXT,
+    LineFrameBuilder,
+    WebSocketFrame,
+    copy_of,
+    is_built_in,
+)
+from hydrogen.websocket import WebSocket
 
 
 def builder_of(framing: object) -> FrameBuilder | None:
@@ -34,16 +42,21 @@ def builder_of(framing: object) -> FrameBuilder | None:
         raise TypeError(f"framing: {framing.__name__}() cannot be instantiated: {error}") from error
 
 
-def encode(builder: FrameBuilder | None, data: bytes) -> bytes:
-    """What goes on the wire for the message `data`; without a builder the data itself.
+def encode(builder: FrameBuilder | WebSocket | None, data: bytes | str) -> bytes:
+    """What goes on the wire for the message `data`, which is a str only with `WebSocket`; without a
+    builder the data itself.
 
     Raises:
         FrameTooLarge, ValueError: the framing cannot carry it.
         TypeError: a user's builder did not return a `Frame`, or that did not become bytes. What it
             raises itself passes through.
     """
+    if isinstance(data, str):
+        return WebSocketFrame(data.encode(), WEBSOCKET_TEXT).to_bytes()
     if builder is None:
         return data
+    if isinstance(builder, WebSocket):
+        return WebSocketFrame(data, WEBSOCKET_BINARY).to_bytes()
     frame = builder.frame(data)
     if not isinstance(frame, Frame):
         raise TypeError(

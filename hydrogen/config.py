@@ -25,6 +25,7 @@ from hydrogen.errors import Timeout, described
 from hydrogen.frame import FrameBuilder
 from hydrogen.proxy import Allowed, allowed_networks
 from hydrogen.tls import check_context
+from hydrogen.websocket import WebSocket
 
 MAX_SLOTS = 1 << 24
 """Connections that one server can hold: a token has 24 bits for the index of a slot."""
@@ -62,6 +63,8 @@ class Config:
         pre_allocated: connection slots that exist from the start; not a limit.
         framing: a frame builder, as a class (which is instantiated) or an instance; None: raw
             chunks as read.
+        websocket: how a `WebSocketHandler` speaks WebSocket; None: as `WebSocket()`. Excludes
+            `framing`.
         ssl: a server-side context: connections use TLS. `OP_NO_RENEGOTIATION` is set on it.
         path: listen on a Unix socket at this path instead; for names that are not UTF-8, what
             `os.fsdecode` returns. Stored as a str.
@@ -121,6 +124,7 @@ class Config:
     _: KW_ONLY
     loops: int = 1
     framing: Framing = None
+    websocket: WebSocket | None = None
     ssl: SSLContext | None = None
     path: str | os.PathLike[str] | None = None
     path_mode: int | None = None
@@ -154,6 +158,7 @@ class Config:
         check_whole("loops", self.loops, 1, min(MAX_LOOPS, self.max_threads))
         check_whole("pre_allocated", self.pre_allocated, 0, MAX_SLOTS)
         object.__setattr__(self, "builder", builder_of(self.framing))
+        self._check_websocket()
         if self.ssl is not None:
             check_context("ssl", self.ssl, server_side=True)
         check_flag("reuse_port", self.reuse_port)
@@ -162,7 +167,7 @@ class Config:
         self._check_buffers()
         self._check_limits()
         for name in (*[timeout.field for timeout in Timeout], "slow_callback"):
-            if getattr(self, name) is not None:
+            if getattr(self, name, None) is not None:  # one is `WebSocket`'s
                 check_seconds(name, getattr(self, name))
         if not isinstance(self.stop_timeout, (int, float)) or isinstance(self.stop_timeout, bool):
             raise TypeError(
@@ -247,6 +252,16 @@ class Config:
             else (cast(socket.socket, self.sock),)
         )
 
+    def _check_websocket(self) -> None:
+        if self.websocket is None:
+            return
+        if not isinstance(self.websocket, WebSocket):
+            raise TypeError(
+                f"websocket: expected a hydrogen.WebSocket, not {described(self.websocket)}"
+            )
+        if self.builder is not None:
+            raise ValueError(f"websocket: only allowed without framing, not {self.framing!r}")
+
     def _check_limits(self) -> None:
         if self.max_connections is not None:
             check_whole("max_connections", self.max_connections, 1, MAX_SLOTS)
@@ -307,6 +322,7 @@ class Options(TypedDict, total=False):
     pre_allocated: int
     loops: int
     framing: Framing
+    websocket: WebSocket | None
     ssl: SSLContext | None
     path: str | os.PathLike[str] | None
     path_mode: int | None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hydrogen.proxy import ProxyHeader
     from hydrogen.server import Server
     from hydrogen.tls import TlsSession
+    from hydrogen.websocket import WebSocket
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -45,6 +46,17 @@ def contiguous(data: BytesLike) -> bytes:
     if not view.c_contiguous:
         raise TypeError(NOT_CONTIGUOUS)
     return bytes(view)
+
+
+def message_of(data: BytesLike | str, websocket: WebSocket | None) -> bytes | str:
+    """What `send` is given: a str for a WebSocket, `contiguous` else.
+
+    Raises:
+        TypeError, ValueError: as `contiguous`; of a str without a WebSocket, too.
+    """
+    if websocket is not None and isinstance(data, str):
+        return str.__str__(data)
+    return contiguous(data)  # type: ignore[arg-type]
 
 
 def check_timeout(name: str, value: object) -> float | None:
@@ -104,8 +116,9 @@ class HydrogenSocket(abc.ABC):
     __reduce__ = refuse_to_pickle
 
     @abc.abstractmethod
-    def send(self, data: BytesLike) -> bool:
-        """Queue one message, framed as the connection's framing says; the engine writes it.
+    def send(self, data: BytesLike | str) -> bool:
+        """Queue one message, framed as the connection's framing says; the engine writes it. On a
+        WebSocket a str is sent as text, and anything else as binary.
 
         Messages from one thread stay in order, and messages never interleave. A message may be
         larger than `max_write_buffer`; a send while that much is already pending removes the
@@ -120,14 +133,15 @@ class HydrogenSocket(abc.ABC):
         is then queued by a worker, in order.
 
         Args:
-            data: any contiguous bytes-like object; it is copied before `send` returns.
+            data: any contiguous bytes-like object; it is copied before `send` returns. On a
+                WebSocket a str, too.
         Returns:
             False when the connection is closed or closing; then nothing was queued.
         Raises:
             TypeError: `data` is not bytes-like, or not contiguous.
             FrameTooLarge: the framing cannot carry a message this long.
             ValueError: the framing cannot carry this message, such as a line that contains the
-                delimiter.
+                delimiter, or a text with half of a surrogate pair.
         """
 
     @abc.abstractmethod
@@ -144,18 +158,60 @@ class HydrogenSocket(abc.ABC):
         """
 
     @abc.abstractmethod
-    def close(self) -> None:
+    def close(self, code: int | None = None, reason: str = "") -> None:
         """Flush, end the sending side, discard what still arrives for up to 2 s, and close.
 
         After this call nothing more is delivered, even if it was already buffered. While output is
         pending, what the peer sends is read and discarded, so that a peer that sends before it
         reads still gets all of it; `write_timeout` limits how long. The 2 s begin when the sending
         side has ended, and are cut short when the peer ends its side too, or by a reset.
+
+        A WebSocket is closed by a CLOSE behind all messages; the sending side ends when the
+        client's has come, or after `WebSocket.close_timeout`.
+
+        Args:
+            code: of a WebSocket: 1000 (None) to 4999, see `is_close_code`.
+            reason: of a WebSocket: at most 123 bytes as UTF-8.
+
+        Raises:
+            TypeError, ValueError: these cannot be sent, or this is no WebSocket.
         """
 
     def shutdown(self) -> None:
         """The same as `close`, under its name in the Rust crate hydrogen."""
         self.close()
+
+    @abc.abstractmethod
+    def ping(self, data: BytesLike = b"") -> bool:
+        """Send a ping on a WebSocket; the client answers with a pong, see `on_pong` and `latency`.
+
+        Clients that have sent nothing for a while are pinged without this:
+        `WebSocket.ping_interval`.
+
+        Args:
+            data: at most 125 bytes, which come back.
+        Returns:
+            False when the connection is closed or closing.
+        Raises:
+            TypeError, ValueError: `data` cannot be sent, or this is no WebSocket.
+        """
+
+    @property
+    @abc.abstractmethod
+    def path(self) -> str | None:
+        """The path that the client of a WebSocket has asked for, as it was sent; None when the
+        connection is gone, or not open yet.
+        """
+
+    @property
+    @abc.abstractmethod
+    def subprotocol(self) -> str | None:
+        """What both sides of a WebSocket agreed on, or None."""
+
+    @property
+    @abc.abstractmethod
+    def latency(self) -> float | None:
+        """Seconds from the last ping of a WebSocket that was answered to its pong, or None."""
 
     @abc.abstractmethod
     def abort(self) -> None:

@@ -23,8 +23,33 @@ class PeerClosed(HydrogenError, ConnectionError):
     """The peer ended the connection gracefully, between two messages."""
 
 
+class WebSocketClosed(PeerClosed):
+    """The client closed the WebSocket, or the connection ended without that.
+
+    Attributes:
+        code: what the client said; 1005: nothing; 1006: the connection ended without a CLOSE (RFC
+            6455 section 7.1.5).
+        reason: the client's; "" without one.
+    """
+
+    def __init__(self, code: int = 1006, reason: str = "") -> None:
+        said = "without closing the WebSocket" if code == 1006 else f"with {code} {reason}"
+        super().__init__(f"the client closed the connection {said}".rstrip())
+        self.code = code
+        self.reason = reason
+
+
 class LocalClosed(HydrogenError, ConnectionError):
-    """`HydrogenSocket.close()` or `abort()` ended the connection."""
+    """`HydrogenSocket.close()` or `abort()` ended the connection.
+
+    Attributes:
+        code, reason: of a WebSocket: what the client is told.
+    """
+
+    def __init__(self, message: str, code: int = 1000, reason: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
 
 
 class ServerStopped(HydrogenError, ConnectionError):
@@ -102,8 +127,8 @@ class Timeout(enum.IntEnum):
     """Which deadline passed: the `code` of `Cause.TIMEOUT`. The one table of them: value, name, and
     what is said of it.
 
-    `field` is the field of `Config` that sets it, and what `Stats` counts it by (`removed_` before
-    it).
+    `field` is the field of `Config`, or of `WebSocket`, that sets it, and what `Stats` counts it by
+    (`removed_` before it).
     """
 
     message: str
@@ -112,6 +137,7 @@ class Timeout(enum.IntEnum):
     FRAME_TIMEOUT = 2, "a frame was started but not finished in time"
     IDLE_TIMEOUT = 3, "nothing was sent or received for too long"
     WRITE_TIMEOUT = 4, "the peer accepted no output for too long"
+    PING_TIMEOUT = 5, "nothing came after a ping"
 
     def __new__(cls, value: int, message: str = "") -> Timeout:
         """Args: value: the compiled engine's `TIMEOUT_...` constant. message: of the
@@ -124,7 +150,7 @@ class Timeout(enum.IntEnum):
 
     @property
     def field(self) -> str:
-        """The name in `Config`."""
+        """The name of the setting."""
         return self.name.lower()
 
 

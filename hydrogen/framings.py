@@ -382,6 +382,7 @@ class LineFrameBuilder(BuiltIn):
 
 WEBSOCKET_OPCODES = (0x0, 0x1, 0x2, 0x8, 0x9, 0xA)
 """Continuation, text, binary; close, ping, pong. The others are reserved (RFC 6455 section 5.2)."""
+WEBSOCKET_TEXT = 0x1
 WEBSOCKET_BINARY = 0x2
 WEBSOCKET_CONTROL = 0x8
 """The bit of an opcode that makes it a control frame's (section 5.5)."""

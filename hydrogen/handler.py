@@ -13,6 +13,8 @@ from hydrogen.errors import described
 
 if TYPE_CHECKING:
     from hydrogen.connection import HydrogenSocket
+    from hydrogen.handshake import Accept
+    from hydrogen.http import Request, Response
     from hydrogen.server import Server
     from hydrogen.stream import Stream
 
@@ -80,24 +82,61 @@ class Handler:
         """
 
 
+class WebSocketHandler(Handler):
+    """Your side of a WebSocket server: subclass it and override `on_message`; the rest is optional.
+
+    What `Handler` promises holds here, too. `on_data_received` and `on_eof` are not called:
+    messages come to `on_message`, and a connection ends with a CLOSE. `hydrogen.Close`, raised in
+    any callback but `on_request`, closes the connection with a code of yours; nothing is logged.
+    """
+
+    def on_request(self, socket: HydrogenSocket, request: Request) -> Accept | Response | None:
+        """The head of a request has come; nothing was answered yet.
+
+        A request to speak WebSocket has been checked, and its origin; others come here, too, such
+        as those of a health check. Nothing can be sent: `socket.send` returns False.
+
+        Returns:
+            None: accept it as `WebSocket` says; what is no request to speak WebSocket is answered
+            with 426. An `Accept`: the same, with a subprotocol or header fields of your choice. A
+            `Response`: that is the answer, and the connection is closed.
+        Raises:
+            Reject: it is answered with 403; nothing is logged. Anything else: with 500.
+        """
+        return None
+
+    def on_message(self, socket: HydrogenSocket, data: str | bytes) -> None:
+        """One message: a str when it was sent as text, bytes otherwise. You must override this
+        one.
+        """
+
+    def on_pong(self, socket: HydrogenSocket, data: bytes) -> None:
+        """The client has answered a ping that carried `data`, or has sent a pong by itself."""
+
+
 @dataclass(frozen=True)
 class Callbacks:
     """The bound methods of a handler, None for each that is not overridden, so that an engine can
-    do without Python.
+    do without Python. `on_message` of a `WebSocketHandler` is `on_data_received` here.
     """
 
-    on_data_received: Callable[[HydrogenSocket, bytes], None]
+    on_data_received: Callable[[HydrogenSocket, Any], None]
     on_new_connection: Callable[[int], Stream | None] | None
     on_connected: Callable[[HydrogenSocket], None] | None
     on_eof: Callable[[HydrogenSocket], None] | None
     on_writable: Callable[[HydrogenSocket], None] | None
     on_disconnected: Callable[[HydrogenSocket, Exception], None] | None
     on_connection_removed: Callable[[int, Exception], None] | None
+    on_request: Callable[[HydrogenSocket, Request], Accept | Response | None] | None
+    on_pong: Callable[[HydrogenSocket, bytes], None] | None
+    received: str = "on_data_received"
+    """The name of the callback that gets messages."""
 
 
-def _overridden(handler: Handler, name: str) -> Any:
-    method = getattr(handler, name)
-    return None if getattr(method, "__func__", None) is getattr(Handler, name) else method
+def _is_inherited(handler: Handler, name: str) -> bool:
+    """Whether the method of that name is one of the classes here."""
+    function = getattr(getattr(handler, name), "__func__", None)
+    return function is not None and function is getattr(WebSocketHandler, name, None)
 
 
 def callbacks_of(handler: Handler) -> Callbacks:
@@ -105,17 +144,19 @@ def callbacks_of(handler: Handler) -> Callbacks:
 
     Raises:
         TypeError: a class instead of an instance, something that is no `Handler`, a missing
-            `on_data_received`, an `async def` callback, or an `on_...` name that does not exist.
+            `on_data_received` (of a `WebSocketHandler`: `on_message`), an `async def` callback, or
+            an `on_...` name that does not exist.
     """
     if isinstance(handler, type):
         raise TypeError(f"handler: expected an instance, not the class {handler.__name__}")
     if not isinstance(handler, Handler):
         raise TypeError(f"handler: expected a hydrogen.Handler, not {described(handler)}")
-    known = {name for name in vars(Handler) if name.startswith("on_")}
+    received, known = _names(handler)
+    found: dict[str, Any] = {}
     for name in dir(handler):
-        if not name.startswith("on_"):
+        if not name.startswith("on_") or _is_inherited(handler, name):
             continue
-        method = getattr(handler, name)
+        method = found[name] = getattr(handler, name)
         if name not in known:
             raise TypeError(
                 f"handler: {type(handler).__name__}.{name} is not a callback; the callbacks are "
@@ -128,8 +169,18 @@ def callbacks_of(handler: Handler) -> Callbacks:
                 f"handler: {type(handler).__name__}.{name} is `async def`; callbacks are ordinary "
                 "functions that may block"
             )
-    if _overridden(handler, "on_data_received") is None:
-        raise TypeError(f"handler: {type(handler).__name__} has no on_data_received")
-    return Callbacks(
-        **{field.name: _overridden(handler, field.name) for field in fields(Callbacks)}
-    )
+    if received not in found:
+        raise TypeError(f"handler: {type(handler).__name__} has no {received}")
+    found["on_data_received"] = found.pop(received)
+    names = [field.name for field in fields(Callbacks) if field.name != "received"]
+    methods: dict[str, Any] = {name: found.get(name) for name in names}
+    return Callbacks(**methods, received=received)
+
+
+def _names(handler: Handler) -> tuple[str, set[str]]:
+    """Of the callback that gets messages, and of all."""
+    every = {name for name in vars(Handler) if name.startswith("on_")}
+    if not isinstance(handler, WebSocketHandler):
+        return "on_data_received", every
+    own = {name for name in vars(WebSocketHandler) if name.startswith("on_")}
+    return "on_message", every - {"on_data_received", "on_eof"} | own

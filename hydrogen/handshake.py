@@ -14,10 +14,22 @@ import hashlib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from hydrogen.errors import described
-from hydrogen.http import TOKEN, Fields, Refusal, Request, checked_fields, head_of
+from hydrogen.http import (
+    TOKEN,
+    Fields,
+    Refusal,
+    Request,
+    Response,
+    checked_fields,
+    head_of,
+    parse_request,
+)
+
+if TYPE_CHECKING:
+    from hydrogen.websocket import WebSocket
 
 VERSION = "13"
 
@@ -177,3 +189,71 @@ def accepted(key: str) -> str:
     """What a key is answered with: proof that WebSocket is understood here."""
     digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
     return base64.b64encode(digest).decode()
+
+
+class Handshake:
+    """A request, and how it is answered.
+
+    Attributes:
+        request: it.
+    """
+
+    def __init__(self, request: Request, settings: WebSocket) -> None:
+        """Check what asks to speak WebSocket.
+
+        Raises:
+            Refusal: it cannot be accepted, whatever the handler says.
+        """
+        self._settings = settings
+        self.request = request
+        self._opening: Opening | None = None
+        if is_upgrade(request):
+            self._opening = opening_of(request)
+            check_origin(request, settings.origins)
+
+    def answer(self, result: object) -> Accepted | Response | Refusal | Exception:
+        """What to answer, for what `on_request` has returned. A `Refusal`: nobody answers what is
+        no request to speak WebSocket; a TypeError, a ValueError: this cannot be answered, which is
+        the handler's fault.
+        """
+        try:
+            return self._answer(result)
+        except (Refusal, TypeError, ValueError) as error:
+            return error
+
+    def _answer(self, result: object) -> Accepted | Response:
+        if isinstance(result, Response):
+            return result
+        if result is not None and not isinstance(result, Accept):
+            raise TypeError(
+                f"on_request: expected an Accept, a Response or None, not {described(result)}"
+            )
+        opening = self._opening or opening_of(self.request)
+        if result is None:
+            offered = opening.subprotocols
+            result = Accept(choose_subprotocol(self._settings.subprotocols, offered))
+        return Accepted(answer_of(opening, result), self.request.path, result.subprotocol)
+
+
+def take_request(head: bytes, settings: WebSocket, peername: Any) -> Handshake | Refusal:
+    """The request of which this is the head, without the empty line that ends it, or why it is
+    refused, whatever the handler says.
+    """
+    try:
+        return Handshake(parse_request(head, settings.max_headers, peername), settings)
+    except Refusal as refusal:
+        return refusal
+
+
+class Accepted(NamedTuple):
+    """A connection that speaks WebSocket from now on.
+
+    Attributes:
+        answer: the bytes that say so.
+        path: of the request.
+        subprotocol: None: none.
+    """
+
+    answer: bytes
+    path: str
+    subprotocol: str | None

@@ -16,7 +16,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
-from hydrogen.errors import HydrogenError, described
+from hydrogen.errors import HydrogenError, ProtocolError, described
 
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
 _TOKEN = re.compile(TOKEN.encode())
@@ -106,7 +106,7 @@ class Request:
 
     @property
     def origin(self) -> str | None:
-        """The Origin field: the site whose page connects (RFC 6454); None without one."""
+        """The site whose page connects, as the Origin field says (RFC 6454), or None."""
         return self.headers.get("origin")
 
     @property
@@ -214,6 +214,10 @@ class Refusal(HydrogenError):
         # Upgrade, with 426, is what a handler must not send
         self.response.headers += tuple(dict(headers).items())
 
+    def error(self) -> ProtocolError:
+        """Why its connection ends."""
+        return ProtocolError(f"answered with {self.response.status}: {self}")
+
 
 def checked_fields(headers: Fields, *reserved: str) -> tuple[tuple[str, str], ...]:
     """The same as pairs of plain str: a subclass might be checked as one text and sent as another.
@@ -283,6 +287,10 @@ class HeadReader:
         """Bytes fed and not taken off."""
         return len(self._buffer)
 
+    def is_partial(self) -> bool:
+        """Whether a head was begun and not finished."""
+        return bool(self._buffer)
+
     def feed(self, data: bytes) -> None:
         """Add what was read."""
         self._buffer += data
@@ -316,6 +324,17 @@ class HeadReader:
         return rest
 
 
+def head_refusal(data: bytes, max_header: int) -> Refusal:
+    """Why `data` is not the beginning of a head, which is known."""
+    reader = HeadReader(max_header)
+    reader.feed(data)
+    try:
+        reader.next()
+    except Refusal as refusal:
+        return refusal
+    raise AssertionError("it is one")
+
+
 def parse_request(head: bytes, max_headers: int, peername: Any = None) -> Request:
     """The request of which this is the head, without the empty line that ends it.
 
@@ -344,7 +363,10 @@ def parse_request(head: bytes, max_headers: int, peername: Any = None) -> Reques
     if len(lengths) > 1 or not all(map(_LENGTH.fullmatch, lengths)):
         raise Refusal(400, "Content-Length is not one number")
     if method != b"GET":
-        raise Refusal(405, f"GET is allowed here, not {method.decode()}", {"Allow": "GET"})
+        refusal = Refusal(405, f"GET is allowed here, not {method.decode()}", {"Allow": "GET"})
+        if method == b"HEAD":
+            refusal.response.body = b""  # RFC 9110 section 9.3.2
+        raise refusal
     if "transfer-encoding" in headers or (lengths and lengths[0].strip("0")):
         raise Refusal(413, "a request has no body here")
     return Request(method.decode(), target.decode(), headers, peername)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.handler import Callbacks
-from hydrogen.report import BroadcastReport, Stats
+from hydrogen.report import BroadcastReport, Stats, summed
 
 if TYPE_CHECKING:
     from hydrogen import backend
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
             was called.
             """
 
-        def framed(self, data: bytes) -> bytes:
+        def framed(self, data: bytes | str) -> bytes:
             """`data` as the server's framing has it on the wire. Raises what that raises."""
 
         def broadcast(
             self,
-            data: bytes,
+            data: bytes | str,
             exclude: Collection[HydrogenSocket],
             wire: bytes | None = None,
         ) -> BroadcastReport:
@@ -122,7 +122,7 @@ class Loops:
     def in_worker(self) -> bool:
         return any(loop.in_worker() for loop in self._loops)
 
-    def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
+    def broadcast(self, data: bytes | str, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
         wire = self._loops[0].framed(data)
         reports = [loop.broadcast(data, exclude, wire) for loop in self._loops]
         return BroadcastReport(
@@ -143,8 +143,7 @@ class Loops:
         """Each counts the connections that it was given: what holds for the counters of one holds
         for the sum.
         """
-        every = [dataclasses.astuple(loop.stats()) for loop in self._loops]
-        return Stats(*[sum(column) for column in zip(*every, strict=True)])
+        return summed([loop.stats() for loop in self._loops])
 
     def reload_tls(self, context: ssl.SSLContext) -> None:
         for loop in self._loops:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydrogen.errors import Cause, Timeout
+from hydrogen.locks import under
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,16 @@ def _counter(metric: str, help: str, default: float = 0) -> Any:
     return field(default=default, metadata={"kind": "counter", "metric": metric, "help": help})
 
 
+def _by_code(metric: str, label: str, help: str) -> Any:
+    """A field of `Stats` that counts by a code: a mapping, whose counters only grow.
+
+    Args:
+        label: what the code is, for Prometheus.
+    """
+    metadata = {"kind": "codes", "metric": metric, "label": label, "help": help}
+    return field(default_factory=dict, metadata=metadata)
+
+
 def _gauge(metric: str, help: str) -> Any:
     """A field of `Stats` that may fall."""
     return field(default=0, metadata={"kind": "gauge", "metric": metric, "help": help})
@@ -90,11 +103,12 @@ class Stats:
     removed_handler_error: int = _removal(
         "Removed because a callback, a stream or a builder raised."
     )
-    removed_reject: int = _removal("Refused by `on_new_connection`.")
+    removed_reject: int = _removal("Refused by `on_new_connection`, or answered by `on_request`.")
     removed_protocol_error: int = _removal("`ProtocolError` and its subclasses.")
     removed_open_timeout: int = _removal("`ConnectionTimeout` of `open_timeout`.")
     removed_idle_timeout: int = _removal("`ConnectionTimeout` of `idle_timeout`.")
     removed_frame_timeout: int = _removal("`ConnectionTimeout` of `frame_timeout`.")
+    removed_ping_timeout: int = _removal("`ConnectionTimeout` of `WebSocket.ping_timeout`.")
     removed_write_timeout: int = _removal("`ConnectionTimeout` of `write_timeout`.")
     removed_tls_error: int = _removal(
         "`ssl.SSLError`: a failed handshake, a bad record, an end without close_notify."
@@ -108,6 +122,20 @@ class Stats:
     messages_sent: int = _counter("messages_sent", "Messages that `send` took.")
     messages_refused: int = _counter(
         "messages_refused", "Messages for which `send` returned False."
+    )
+    pings_sent: int = _counter("websocket_pings_sent", "Pings sent to WebSocket clients.")
+    pings_received: int = _counter("websocket_pings_received", "Pings of WebSocket clients.")
+    pongs_received: int = _counter("websocket_pongs_received", "Pongs of WebSocket clients.")
+    responses: Mapping[int, int] = _by_code(
+        "http_responses",
+        "status",
+        "Requests that were answered by a response, and not by speaking WebSocket, by status.",
+    )
+    closes: Mapping[int, int] = _by_code(
+        "websocket_closes",
+        "code",
+        "WebSocket connections that ended, by code: the client's, or, where this side ended first, "
+        "the one it was told; 1006 without a CLOSE.",
     )
     bytes_received: int = _counter("received_bytes", "Bytes read from sockets.")
     bytes_sent: int = _counter("sent_bytes", "Bytes that the kernel, or a user's stream, took.")
@@ -224,3 +252,39 @@ def removals(removed: Counts, timed_out: Counts) -> dict[str, int]:
     for timeout in Timeout:
         found[removed_by(Cause.TIMEOUT, timeout)] += timed_out[timeout]
     return found
+
+
+class Codes:
+    """Counters by a code, for the fields of `Stats` of that kind. Any thread that may wait for a
+    lock.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[int, int] = {}
+
+    def add(self, code: int) -> None:
+        """Count one of them."""
+        under(self._lock, lambda: self._add(code))
+
+    def _add(self, code: int) -> None:
+        self._counts[code] = self._counts.get(code, 0) + 1
+
+    def snapshot(self) -> dict[int, int]:
+        """All of them."""
+        return self._counts.copy()
+
+
+def summed(every: Sequence[Stats]) -> Stats:
+    """The counters of several engines as one."""
+    names = [item.name for item in fields(Stats)]
+    return Stats(**{name: _sum([getattr(one, name) for one in every]) for name in names})
+
+
+def _sum(values: Sequence[Any]) -> Any:
+    if not isinstance(values[0], Mapping):
+        return sum(values)
+    total: Counter[int] = Counter()
+    for counts in values:
+        total.update(counts)
+    return dict(total)

@@ -24,15 +24,16 @@ from typing import Any
 from hydrogen import backend
 from hydrogen.checks import MAX_SECONDS
 from hydrogen.config import Config, default_max_connections
-from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, contiguous
+from hydrogen.connection import BytesLike, HydrogenSocket, check_timeout, message_of
 from hydrogen.errors import described
-from hydrogen.handler import Handler, callbacks_of
+from hydrogen.handler import Handler, WebSocketHandler, callbacks_of
 from hydrogen.lifecycle import ABORT_GRACE, NOTHING, SHORT_OF_MEMORY, Latch, Life
 from hydrogen.log import RateLimitedLog
 from hydrogen.report import BroadcastReport, Stats, StopReport
 from hydrogen.signals import installed
 from hydrogen.timers import Timer, Timers
 from hydrogen.tls import check_context
+from hydrogen.websocket import WebSocket
 
 _running: set[Server] = set()
 """Servers that start, run or stop. A plain set: each of its operations is one step, also for a
@@ -45,7 +46,7 @@ class Server:
     They may also be called by signal handlers, `__del__` and weakref callbacks, at any moment.
 
     Attributes:
-        config: as given.
+        config: as given; `websocket` as it is for a `WebSocketHandler`.
         engine: `"compiled"` or `"python"`.
     """
 
@@ -55,14 +56,16 @@ class Server:
         """Check the handler and choose the engine; nothing is opened yet.
 
         Raises:
-            TypeError: the handler is not a `Handler`, or its callbacks are wrong.
+            TypeError: the handler is not a `Handler`, or its callbacks are wrong; it is no
+                `WebSocketHandler`, and the config has `websocket`.
+            ValueError: it is one, and the config has a framing.
             EngineUnavailable: `engine="compiled"`, and it cannot be imported.
         """
         if config is not None and not isinstance(config, Config):
             raise TypeError(f"config: expected a hydrogen.Config, not {described(config)}")
-        self.config = config if config is not None else Config()
         self._handler = handler
         self._callbacks = callbacks_of(handler)
+        self.config = _fitting(handler, config if config is not None else Config())
         self.engine, self._engine_class = backend.engine_class(engine)
         self.log = RateLimitedLog(self.call_later)  # for the engine, as the timers are
         self.timers = Timers(self.log)
@@ -302,7 +305,9 @@ class Server:
             raise RuntimeError("this server does not use TLS: Config.ssl is None")
         self._running_engine().reload_tls(context)
 
-    def broadcast(self, data: BytesLike, exclude: Iterable[HydrogenSocket] = ()) -> BroadcastReport:
+    def broadcast(
+        self, data: BytesLike | str, exclude: Iterable[HydrogenSocket] = ()
+    ) -> BroadcastReport:
         """Send one message to every open connection, as `HydrogenSocket.send` would.
 
         A connection whose peer does not read is removed as a slow consumer. The message is framed
@@ -310,7 +315,7 @@ class Server:
         copy. As with `send`, messages from one thread stay in order.
 
         Args:
-            data: any contiguous bytes-like object.
+            data: any contiguous bytes-like object; of a WebSocket server a str, too.
             exclude: connections that do not get it, such as the one it came from.
         Returns:
             How many connections took it, and how many did not; both are 0 when the server is not
@@ -321,7 +326,7 @@ class Server:
                 carry the message; then no connection has got it. Connections whose own framing
                 cannot carry it count as `dropped`.
         """
-        message = contiguous(data)
+        message = message_of(data, self.config.websocket)
         excluded = tuple(exclude)  # each of several loops looks at it
         for other in excluded:
             if not isinstance(other, HydrogenSocket):
@@ -389,6 +394,20 @@ class Server:
             life.forked()
         self.log.forked()
         self._stopped.set()
+
+
+def _fitting(handler: Handler, config: Config) -> Config:
+    """`config`, with `websocket` where the handler needs it."""
+    if not isinstance(handler, WebSocketHandler):
+        if config.websocket is not None:
+            raise TypeError(
+                f"handler: expected a hydrogen.WebSocketHandler with websocket, not "
+                f"{described(handler)}"
+            )
+        return config
+    if config.websocket is not None:
+        return config
+    return dataclasses.replace(config, websocket=WebSocket())
 
 
 def _check_seconds(name: str, value: object) -> None:

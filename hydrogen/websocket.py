@@ -5,21 +5,98 @@ The protocol is RFC 6455; the handshake is in handshake.py.
 
 from __future__ import annotations
 
+import enum
+import math
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hydrogen.checks import check_seconds, check_whole, is_several
-from hydrogen.errors import HydrogenError, described
+from hydrogen.connection import BytesLike, contiguous
+from hydrogen.errors import (
+    FrameTooLarge,
+    HandlerError,
+    HydrogenError,
+    InvalidText,
+    LocalClosed,
+    ProtocolError,
+    ServerStopped,
+    WebSocketClosed,
+    described,
+)
+from hydrogen.framings import WebSocketFrame
 from hydrogen.handshake import Origins, checked_subprotocol
 
 MAX_MESSAGE = 1 << 40
-REASON_MOST = 123
-"""Bytes of the reason of a CLOSE: a control frame's 125 without those of the code (RFC 6455,
-5.5).
-"""
+CONTROL_MOST = 125
+"""Bytes that a control frame carries (RFC 6455, 5.5)."""
+REASON_MOST = CONTROL_MOST - 2
+"""Bytes of the reason of a CLOSE: without those of the code."""
 
 _ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^\s/?#@]+")  # RFC 6454 section 6.2
+
+
+class Fault(enum.IntEnum):
+    """What may be wrong with what a client sends. The values are the compiled engine's
+    `MESSAGES_...` constants.
+    """
+
+    kind: type[ProtocolError]
+    message: str
+
+    RESERVED = 2, ProtocolError, "a reserved bit is set, with no extension for it"
+    OPCODE = 3, ProtocolError, "an opcode is reserved"
+    FRAGMENTED = 4, ProtocolError, "a control frame must not be fragmented"
+    CONTINUED = 5, ProtocolError, "a continuation of nothing"
+    INSIDE = 6, ProtocolError, "a message inside one"
+    UNMASKED = 7, ProtocolError, "a client must mask what it sends"
+    LONG_CONTROL = 8, ProtocolError, "a control frame carries at most 125 bytes"
+    LENGTH = 9, ProtocolError, "a length is not in its shortest form"
+    LARGE = 10, FrameTooLarge, "a message is over max_message"
+    FRAGMENTS = 11, FrameTooLarge, "a message has more than max_fragments frames"
+    TEXT = 12, InvalidText, "a text message is not UTF-8"
+    CLOSE = 13, ProtocolError, "a CLOSE has a code that is none"
+    REASON = 14, InvalidText, "the reason of a CLOSE is not UTF-8"
+
+    def __new__(cls, value: int, kind: type[ProtocolError], message: str) -> Fault:
+        """Args: kind: of the error, with its message."""
+        fault = int.__new__(cls, value)
+        fault._value_ = value
+        fault.kind = kind
+        fault.message = message
+        return fault
+
+    def error(self) -> ProtocolError:
+        """What is raised for it."""
+        return self.kind(self.message)
+
+
+LIFETIME_JITTER = 0.1
+"""The part of `max_lifetime` by which connections end earlier, at random: not all at once."""
+
+
+def lifetime(settings: WebSocket) -> float | None:
+    """Seconds that a connection has, which begins now; None: no limit."""
+    if settings.max_lifetime is None:
+        return None
+    return settings.max_lifetime * (1 - LIFETIME_JITTER * random.random())
+
+
+def look_every(settings: WebSocket) -> float:
+    """Seconds that it may take to notice that a time has passed: a quarter of those of pings; of
+    `max_lifetime` a tenth of the jitter. Infinity: there is none.
+    """
+    pings = [settings.ping_interval, settings.ping_timeout]
+    parts = [seconds / 4 for seconds in pings if seconds is not None]
+    if settings.max_lifetime is not None:
+        parts.append(settings.max_lifetime * LIFETIME_JITTER / 10)
+    return min(parts, default=math.inf)
+
+
+def control_frame(opcode: int, payload: bytes) -> bytes:
+    """A control frame on the wire, of a payload of at most 125 bytes."""
+    return WebSocketFrame(payload, opcode).to_bytes()
 
 
 def is_close_code(code: int) -> bool:
@@ -27,6 +104,79 @@ def is_close_code(code: int) -> bool:
     but for 1005, 1006 and 1015, which are never sent; 3000 to 4999 are for libraries and programs.
     """
     return (1000 <= code <= 1014 and code not in (1004, 1005, 1006)) or 3000 <= code <= 4999
+
+
+def closed_by_us(code: int, reason: str) -> LocalClosed:
+    """Why a connection ends that `close`, or a `Close`, has ended."""
+    said = f"this side closed the connection with {code} {reason}".rstrip()
+    return LocalClosed(said, code, str.__str__(reason))
+
+
+def closing_of(settings: WebSocket | None, code: int | None, reason: str) -> LocalClosed:
+    """Why a connection ends that `HydrogenSocket.close` is to close so.
+
+    Raises:
+        TypeError, ValueError: these cannot be sent, or the server speaks no WebSocket.
+    """
+    if settings is None:
+        raise ValueError("code: only a WebSocket is closed with a code and a reason")
+    code = 1000 if code is None else code
+    check_close(code, reason)
+    return closed_by_us(code, reason)
+
+
+def check_ping(settings: WebSocket | None, data: BytesLike) -> bytes:
+    """What `HydrogenSocket.ping` is given.
+
+    Raises:
+        TypeError, ValueError: it cannot be sent, or the server speaks no WebSocket.
+    """
+    if settings is None:
+        raise ValueError("ping: only a WebSocket can be pinged")
+    payload = contiguous(data)
+    if len(payload) > CONTROL_MOST:
+        raise ValueError(f"ping: must be at most {CONTROL_MOST} bytes, not {len(payload)}")
+    return payload
+
+
+def closing_payload(error: Exception, stop_code: int) -> bytes | None:
+    """What the CLOSE carries with which a connection ends because of `error`; None: there is none,
+    for the client has ended the connection so, or it can take none.
+
+    Args:
+        stop_code: `WebSocket.stop_code`.
+    """
+    reason = ""
+    if isinstance(error, (WebSocketClosed, LocalClosed)):
+        code = error.code
+        if isinstance(error, LocalClosed):
+            reason = error.reason
+        elif code == 1006:
+            return None
+        elif code == 1005:
+            return b""
+    elif isinstance(error, ServerStopped):
+        code = stop_code
+    elif isinstance(error, ProtocolError):
+        code, reason = _CODES.get(type(error), 1002), str(error)
+    elif isinstance(error, HandlerError):
+        code = 1011
+    else:
+        return None
+    return code.to_bytes(2, "big") + reason.encode()[:REASON_MOST].decode(errors="ignore").encode()
+
+
+def closing_code(error: Exception, stop_code: int, is_told: bool) -> int:
+    """The code with which a connection has ended because of `error`: what the client has said, or
+    was told (`is_told`: our CLOSE was sent); 1006 without a CLOSE.
+    """
+    if isinstance(error, WebSocketClosed):
+        return error.code
+    data = closing_payload(error, stop_code) if is_told else None
+    return 1006 if data is None else int.from_bytes(data[:2], "big")
+
+
+_CODES = {InvalidText: 1007, FrameTooLarge: 1009}
 
 
 class Close(HydrogenError):

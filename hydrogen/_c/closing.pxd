@@ -5,7 +5,7 @@ is read and thrown away all the while, until the peer's FIN or for LINGER_NS. At
 Then, off the poller, the last callbacks, and the slot is released.
 """
 
-from libc.errno cimport EAGAIN, ECONNRESET
+from libc.errno cimport EAGAIN, ECONNRESET, ENOMEM
 from libc.stdint cimport int16_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from hydrogen._c.addresses cimport addresses_give
@@ -23,13 +23,14 @@ from hydrogen._c.constants cimport (
     STALL_NONE, STATE_ABORTING, STATE_CLOSING, STATE_GONE, STATE_OPEN, STATE_RELEASED, STATE_VACANT,
     TODO_CLOSE_NOTIFY, TODO_EOF, TODO_FINISH, TODO_READ,
 )
-from hydrogen._c.input cimport input_drop
+from hydrogen._c.input cimport input_drop, input_store_read
 from hydrogen._c.kernel cimport (
     SHUT_RDWR, SHUT_WR, kernel_close, kernel_close_socket, kernel_local_name, kernel_now,
     kernel_recv, kernel_reset, kernel_reset_error, kernel_shutdown, name_t,
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation
+from hydrogen._c.messages cimport messages_await_close, messages_is_closed
 from hydrogen._c.output cimport output_abort_locked, output_drop_locked, output_wake_drainers
 from hydrogen._c.poller cimport poller_remove
 from hydrogen._c.slab cimport slab_advance
@@ -122,6 +123,7 @@ cdef inline int closing_finish(
     drainers = output_drop_locked(context, connection, &dropped) != 0
     relaxed_store32(&connection.stalled, STALL_NONE)
     needs_python = (
+        connection.websocket != NULL or connection.opening != NULL or
         connection.user_data != NULL or connection.adapter != NULL or connection.error != NULL or
         connection.session != NULL or connection.decoder != NULL or connection.header != NULL or
         connection.builder != NULL or connection.cause == CAUSE_SLOW_CONSUMER or
@@ -212,8 +214,11 @@ cdef inline void closing_release(
     lock_give(&connection.lock)
 
 
-cdef inline bint closing_discard(io_t *io, connection_t *connection) noexcept nogil:
+cdef inline bint closing_discard(
+    context_t *context, io_t *io, connection_t *connection,
+) noexcept nogil:
     """Read and throw away what still arrives; True at its end, or when reading fails (`end_code`).
+    In what a WebSocket client sends its CLOSE is looked for; with TLS a worker does that.
 
     While output is pending a peer that sends before it reads would else wait for us, as we for it;
     and closing with unread input makes the kernel reset the peer, so that the tail of our output is
@@ -232,6 +237,12 @@ cdef inline bint closing_discard(io_t *io, connection_t *connection) noexcept no
             return True
         relaxed_add64(&io.counters.bytes_received, <uint64_t>got)
         relaxed_store32(&connection.active, 1)
+        if messages_await_close(connection):
+            connection.websocket.discards = True
+            if not input_store_read(context, io, connection, <size_t>got):
+                connection.flags |= FLAG_EOF
+                connection.end_code = ENOMEM
+                return True
     connection.mail |= AGAIN
     return False
 
@@ -272,7 +283,9 @@ cdef inline int closing_linger(
     if connection.adapter != NULL:
         return closing_stream(context, io, connection)
     late = kernel_now() >= relaxed_load64(&connection.deadline)
-    if (late or connection.flags & FLAG_READABLE) and closing_discard(io, connection) or late:
+    if connection.flags & FLAG_READABLE or late:
+        late |= closing_discard(context, io, connection)
+    if late:
         return closing_finish(context, io, connection)
     return NEXT_STEP if connection.mail else NEXT_LET_GO
 
@@ -295,6 +308,8 @@ cdef inline int closing_flushed(
     lock_give(&connection.lock)
     if not flushed:
         return NEXT_LET_GO
+    if connection.websocket != NULL and not messages_is_closed(context, connection):
+        return NEXT_DISPATCH if connection.todo else NEXT_LET_GO
     if connection.session != NULL and not connection.flags & FLAG_CLOSE_NOTIFY:
         connection.todo |= TODO_CLOSE_NOTIFY
         return NEXT_DISPATCH
@@ -352,6 +367,8 @@ cdef inline int closing_input_ended(
         return NEXT_DISPATCH
     elif connection.session != NULL and not connection.flags & FLAG_TLS_END:
         cause = CAUSE_TRUNCATED
+    elif connection.websocket != NULL:
+        pass
     elif connection.input != NULL or connection.flags & FLAG_PARTIAL:
         cause = CAUSE_INCOMPLETE_FRAME
     elif context.has_on_eof:

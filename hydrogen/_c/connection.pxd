@@ -32,7 +32,7 @@ cdef inline void connection_open(
     connection.mail = connection.todo = 0
     connection.flags = FLAG_STICKY if unix_domain else 0
     connection.end_code = 0
-    connection.framing = context.framing
+    connection.framing = context.first_framing
     connection.scanned = connection.held = 0
     connection.local.family = 0
     relaxed_store32(&connection.idle_unacknowledged, NOT_LOOKED)

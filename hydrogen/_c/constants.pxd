@@ -69,6 +69,7 @@ cdef enum:
     TIMEOUT_FRAME = 2
     TIMEOUT_IDLE = 3
     TIMEOUT_WRITE = 4
+    TIMEOUT_PING = 5
     TIMEOUTS
 
 # `stalled` of a connection.
@@ -112,10 +113,16 @@ cdef enum:
     FLAG_COUNTED = 1 << 20    # in context.addresses, under the address `peer`
     FLAG_REMOVED = 1 << 21    # among the removed: closing_count
     FLAG_COMPLETE = 1 << 22   # stopping: a pause holds back a complete message, which is waited for
+    FLAG_HEAD = 1 << 23       # the head of a request is to come, and be answered
+    FLAG_CLOSE_SENT = 1 << 24     # WebSocket: our CLOSE is in the output, or none is due
+    # the same: that is flushed, and the client's is awaited until the deadline
+    FLAG_CLOSE_AWAITED = 1 << 25
     # No more input will come, for either reason.
     FLAGS_ENDED = (1 << 0) | (1 << 7)
     # It is not ready: what open_timeout is for.
-    FLAGS_OPENING = (1 << 6) | (1 << 12)
+    FLAGS_OPENING = (1 << 6) | (1 << 12) | (1 << 23)
+    # It is closing, and has a deadline for that.
+    FLAGS_CLOSING = (1 << 4) | (1 << 25)
 
 # What the dispatch role has to do.
 cdef enum:
@@ -127,6 +134,7 @@ cdef enum:
     TODO_FINISH = 32
     TODO_RECEIVED = 64
     TODO_CLOSE_NOTIFY = 128  # close_notify is due
+    TODO_CLOSE = 256  # WebSocket: our CLOSE is due
 
 # What is to be done with a connection after a step of its owner.
 cdef enum:

@@ -9,7 +9,7 @@ from hydrogen._c.atomic cimport (
     relaxed_load32, relaxed_load64, relaxed_store32, relaxed_store64,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_TIMEOUT, DEADLINE, EDGE_CAME, FLAGS_OPENING, FLAG_LATE, FLAG_LINGERING, FLAG_PARTIAL,
+    CAUSE_TIMEOUT, DEADLINE, EDGE_CAME, FLAGS_OPENING, FLAG_LATE, FLAGS_CLOSING, FLAG_PARTIAL,
     FLAG_READABLE, LINGER_SWEEP_NS, NOT_LOOKED, STALL_NEW, STALL_SEEN, STATE_CLOSING, STATE_OPEN,
     STATE_VACANT, TIMEOUT_FRAME, TIMEOUT_IDLE, TIMEOUT_OPEN, TIMEOUT_WRITE, WATCH_CONFIGURED,
     WATCH_LINGERING,
@@ -100,7 +100,7 @@ cdef inline void deadlines_watch_frame(context_t *context, connection_t *connect
         (connection.input != NULL and connection.framing.kind != FRAMING_RAW)
     )
     cdef uint64_t deadline = relaxed_load64(&connection.deadline)
-    if not partial and not deadline or connection.flags & FLAG_LINGERING:
+    if not partial and not deadline or connection.flags & FLAGS_CLOSING:
         return
     if not partial or relaxed_load32(&connection.state) != STATE_OPEN or mailbox_pauses(connection):
         atomic_store64(&connection.deadline, 0)
@@ -126,11 +126,13 @@ cdef inline void deadlines_watch(loop_t *loop, connection_t *connection) noexcep
     """
     input_count(&loop.context, connection)
     deadlines_watch_frame(&loop.context, connection)
+    if connection.websocket != NULL:  # a PONG may wait
+        deadlines_watch_output(loop, connection)
     if relaxed_load64(&connection.input_counted):
         queues_check_memory(loop)
     if relaxed_load64(&connection.deadline):
         deadlines_announce(
-            loop, WATCH_LINGERING if connection.flags & FLAG_LINGERING else WATCH_CONFIGURED
+            loop, WATCH_LINGERING if connection.flags & FLAGS_CLOSING else WATCH_CONFIGURED
         )
 
 

@@ -13,6 +13,8 @@ then with what is there, by subtraction. Sums are made only of what is known to 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memchr, memcmp
 
+from hydrogen._c.head cimport HEAD_COMPLETE, HEAD_END, HEAD_LARGE, HEAD_MORE, head_find
+
 cdef enum:
     FRAMING_RAW = 0
     FRAMING_SIMPLE = 1
@@ -23,6 +25,10 @@ cdef enum:
     # a builder of the user's: what comes in goes to it in chunks, and what it makes goes out as it
     # is
     FRAMING_PYTHON = 6
+    # messages of a WebSocket: what comes in is websocket.pxd's
+    FRAMING_MESSAGES = 7
+    # the head of a request, which comes in before those
+    FRAMING_HEAD = 8
 
 cdef enum:
     FRAME_INCOMPLETE = 0
@@ -47,6 +53,7 @@ cdef enum:
     WEBSOCKET_OPCODE = 0x0F
     WEBSOCKET_OPCODES = 0x0707  # a bit for each opcode that is not reserved: 0, 1, 2, 8, 9, 10
     WEBSOCKET_CONTROL = 0x08
+    WEBSOCKET_TEXT = 0x01
     WEBSOCKET_BINARY = 0x02
     WEBSOCKET_MASK = 0x80
     WEBSOCKET_LENGTH = 0x7F
@@ -64,6 +71,7 @@ ctypedef struct framing_t:
     bint strip_cr  # a carriage return before the delimiter is no part of the line
     uint8_t delimiter_size  # 1 to DELIMITER_MOST
     uint8_t delimiter[DELIMITER_MOST]
+    uint8_t opcode  # of frames of a WebSocket that are made
 
 # Where the payload of the first frame lies, relative to the bytes given, and how many bytes the
 # frame takes.
@@ -234,6 +242,20 @@ cdef inline int framing_find_websocket(
     return FRAME_COMPLETE
 
 
+cdef inline int framing_find_head(
+    size_t max_size, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame,
+) noexcept nogil:
+    """The head of a request of HTTP, without the empty line that ends it."""
+    cdef size_t size = 0
+    cdef int verdict = head_find(data, n, max_size, scanned, &size)
+    if verdict == HEAD_MORE:
+        return FRAME_INCOMPLETE
+    if verdict != HEAD_COMPLETE:
+        return FRAME_OVERSIZE if verdict == HEAD_LARGE else FRAME_BAD
+    scanned[0] = 0
+    return framing_found(frame, 0, size - HEAD_END, size)
+
+
 cdef inline int framing_find_other(
     const framing_t *framing, const uint8_t *data, size_t n, size_t *scanned, frame_t *frame,
 ) noexcept nogil:
@@ -249,6 +271,10 @@ cdef inline int framing_find_other(
         )
     if framing.kind == FRAMING_WEBSOCKET:
         return framing_find_websocket(framing.max_size, data, n, frame)
+    if framing.kind == FRAMING_HEAD:
+        return framing_find_head(framing.max_size, data, n, scanned, frame)
+    if framing.kind == FRAMING_MESSAGES:
+        return FRAME_INCOMPLETE  # messages.pxd says when one is complete
     framing_found(frame, 0, n, n)
     return FRAME_COMPLETE if n else FRAME_INCOMPLETE
 
@@ -321,7 +347,7 @@ cdef inline size_t framing_overhead(const framing_t *framing, size_t n) noexcept
         return framing.width
     if framing.kind == FRAMING_CHECKSUM32:
         return CHECKSUM32_HEADER + CHECKSUM32_TRAILER
-    if framing.kind == FRAMING_WEBSOCKET:
+    if framing.kind == FRAMING_WEBSOCKET or framing.kind == FRAMING_MESSAGES:
         return 2 if n <= WEBSOCKET_SHORT else 4 if n <= 0xFFFF else 10
     return 0
 
@@ -351,9 +377,9 @@ cdef inline int framing_encode(
         framing_put(
             out + header + n, CHECKSUM32_TRAILER, False, framing_sum(<const uint8_t *>payload, n)
         )
-    elif framing.kind == FRAMING_WEBSOCKET:
+    elif framing.kind == FRAMING_WEBSOCKET or framing.kind == FRAMING_MESSAGES:
         header = framing_overhead(framing, n)
-        out[0] = WEBSOCKET_FIN | WEBSOCKET_BINARY
+        out[0] = WEBSOCKET_FIN | framing.opcode
         if header == 2:
             out[1] = <uint8_t>n
         else:

@@ -13,6 +13,9 @@ cdef enum:
     HEAD_BAD = 400
     HEAD_LARGE = 431
 
+cdef enum:
+    HEAD_END = 4  # bytes of the empty line that ends it, with the end of the line before
+
 
 cdef inline int head_find(
     const uint8_t *data, size_t n, size_t max_header, size_t *seen, size_t *size,

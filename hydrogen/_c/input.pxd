@@ -23,6 +23,7 @@ from hydrogen._c.framing cimport FRAME_INCOMPLETE, frame_t, framing_find
 from hydrogen._c.kernel cimport kernel_recv, kernel_reset_error
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pause, mailbox_pauses, mailbox_resume
+from hydrogen._c.messages cimport messages_forget, messages_take
 from hydrogen._c.structs cimport connection_t, context_t, io_t
 
 
@@ -64,6 +65,8 @@ cdef inline void input_drop(context_t *context, io_t *io, connection_t *connecti
         block_free(&io.pool, connection.ciphertext)
         connection.ciphertext = NULL
     connection.scanned = connection.held = 0
+    if connection.websocket != NULL:
+        messages_forget(connection)
     connection.flags &= ~<uint32_t>(FLAG_UNDECODED | FLAG_PARTIAL | FLAG_COMPLETE)
     input_count(context, connection)
 
@@ -112,12 +115,18 @@ cdef inline bint input_store(
     return True
 
 
-cdef inline bint input_store_read(io_t *io, connection_t *connection, size_t n) noexcept nogil:
+cdef inline bint input_store_read(
+    context_t *context, io_t *io, connection_t *connection, size_t n,
+) noexcept nogil:
     """Add what was read into the scratch buffer; False without memory."""
     cdef frame_t frame
     cdef bint lasting
     if connection.session != NULL:
         return input_store(io, &connection.ciphertext, io.scratch, n, False)
+    if connection.websocket != NULL:
+        return input_store(io, &connection.input, io.scratch, n, False) and (
+            messages_take(context, io, connection)
+        )
     lasting = connection.input == NULL and FRAME_INCOMPLETE == framing_find(
         connection.framing, <const uint8_t *>io.scratch, n, &connection.scanned, &frame)
     return input_store(io, &connection.input, io.scratch, n, lasting)
@@ -181,7 +190,7 @@ cdef inline void input_read(context_t *context, io_t *io, connection_t *connecti
         if got > 0:
             relaxed_add64(&io.counters.bytes_received, <uint64_t>got)
             relaxed_store32(&connection.active, 1)
-            if not input_store_read(io, connection, <size_t>got):
+            if not input_store_read(context, io, connection, <size_t>got):
                 input_broken(connection, ENOMEM)
                 return
             budget -= <size_t>got

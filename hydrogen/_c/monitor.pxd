@@ -19,6 +19,7 @@ from hydrogen._c.constants cimport (
 )
 from hydrogen._c.deadlines cimport deadlines_next_sweep, deadlines_sweep
 from hydrogen._c.flush cimport flush_for, flush_on_event
+from hydrogen._c.keepalive cimport keepalive_sweep
 from hydrogen._c.kernel cimport (
     HYDROGEN_GIL, HYDROGEN_PLANTED_RACE, kernel_now, kernel_thread_start, pthread_join,
 )
@@ -273,6 +274,8 @@ cdef inline void *monitor_main(void *argument) noexcept nogil:
         sweep_at = deadlines_next_sweep(loop, swept)
         if sweep_at and kernel_now() >= sweep_at:
             deadlines_sweep(loop)
+            if loop.context.pings != NULL:
+                keepalive_sweep(loop)
             swept = kernel_now()
         idle = 0 if active or seen.busy else idle + looks
         lock_take(&loop.monitor_lock)

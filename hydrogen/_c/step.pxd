@@ -39,11 +39,11 @@ from hydrogen._c.closing cimport (
 )
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_OS_ERROR, CAUSE_SERVER_STOPPED, DEADLINE, FLAGS_ENDED, FLAG_COMPLETE, FLAG_EOF,
-    FLAG_EOF_TOLD, FLAG_HANDSHAKE, FLAG_HANGUP, FLAG_HEADER, FLAG_LATE, FLAG_LINGERING,
-    FLAG_READABLE, FLAG_RECEIVING, FLAG_STICKY, FLAG_STOP, HANGUP, LOW, NEW, NEXT_DISPATCH,
-    NEXT_LET_GO, NEXT_STEP, PAUSE_USER, PAUSE_WATERMARK, RDHUP, READABLE, RECEIVED, RESUME,
-    STATE_ABORTING, STATE_CLOSING, STOP, TIMEOUT_IDLE, TODO_DELIVER, TODO_LOW, TODO_OPEN, TODO_READ,
-    TODO_RECEIVED, URGENT,
+    FLAG_EOF_TOLD, FLAGS_CLOSING, FLAG_HANDSHAKE, FLAG_HANGUP, FLAG_HEADER, FLAG_LATE,
+    FLAG_LINGERING, FLAG_READABLE, FLAG_RECEIVING, FLAG_STICKY, FLAG_STOP, HANGUP, LOW, NEW,
+    NEXT_DISPATCH, NEXT_LET_GO, NEXT_STEP, PAUSE_USER, PAUSE_WATERMARK, RDHUP, READABLE, RECEIVED,
+    RESUME, STATE_ABORTING, STATE_CLOSING, STOP, TIMEOUT_IDLE, TODO_DELIVER, TODO_LOW, TODO_OPEN,
+    TODO_READ, TODO_RECEIVED, URGENT,
 )
 from hydrogen._c.deadlines cimport deadlines_is_idle, deadlines_passed
 from hydrogen._c.input cimport input_broken, input_deliverable, input_drop, input_paused, input_read
@@ -51,6 +51,7 @@ from hydrogen._c.kernel cimport kernel_now, kernel_reset_error
 from hydrogen._c.mailbox cimport (
     mailbox_end_pauses, mailbox_generation, mailbox_pauses, mailbox_take,
 )
+from hydrogen._c.messages cimport messages_reply
 from hydrogen._c.structs cimport connection_t, context_t, io_t
 
 
@@ -72,7 +73,7 @@ cdef inline void step_absorb(
         connection.todo |= TODO_RECEIVED
     if bits & LOW and context.has_on_writable and relaxed_load32(&connection.ready):
         connection.todo |= TODO_LOW
-    if bits & RESUME and not connection.flags & (FLAG_HANDSHAKE | FLAG_LINGERING):
+    if bits & RESUME and not connection.flags & (FLAG_HANDSHAKE | FLAGS_CLOSING):
         atomic_store64(&connection.deadline, 0)
         relaxed_store32(&connection.active, 1)
 
@@ -97,20 +98,30 @@ cdef inline int step_broken(context_t *context, io_t *io, connection_t *connecti
         connection.end_code, NULL))
 
 
-cdef inline bint step_discards(io_t *io, connection_t *connection) noexcept nogil:
+cdef inline bint step_discards(
+    context_t *context, io_t *io, connection_t *connection,
+) noexcept nogil:
     """While the server stops what was read is finished, and what arrives is thrown away. True when
     reading fails.
 
     Else a peer that sends before it reads would not come to take the last replies.
     """
+    cdef bint ended
     if (
         not connection.flags & FLAG_READABLE or connection.flags & FLAG_EOF or
-        connection.adapter != NULL or
-        not closing_discard(io, connection)
+        connection.adapter != NULL
     ):
         return False
-    connection.flags |= FLAG_EOF_TOLD
-    return connection.end_code != 0
+    if connection.websocket != NULL and (
+        connection.ciphertext != NULL or connection.flags & FLAG_RECEIVING
+    ):
+        return False  # what was read comes first
+    ended = closing_discard(context, io, connection)
+    if connection.ciphertext != NULL:  # which is looked through for a CLOSE
+        connection.todo |= TODO_DELIVER
+    if ended:
+        connection.flags |= FLAG_EOF_TOLD
+    return ended and connection.end_code != 0
 
 
 cdef inline int step_closing(
@@ -130,8 +141,13 @@ cdef inline int step_closing(
     if connection.flags & FLAG_READABLE and not connection.flags & FLAG_EOF:
         if connection.adapter != NULL:
             connection.todo |= TODO_READ
-        elif closing_discard(io, connection) and connection.end_code:
+        elif closing_discard(context, io, connection) and connection.end_code:
             return step_broken(context, io, connection)
+    if (
+        connection.websocket != NULL and connection.ciphertext != NULL and
+        not connection.flags & FLAG_RECEIVING
+    ):
+        connection.todo |= TODO_DELIVER  # there may be a CLOSE in it
     if connection.todo:
         connection.mail |= AGAIN  # afterwards the rest of this
         return NEXT_DISPATCH
@@ -228,6 +244,11 @@ cdef inline int step_open(
             connection.todo |= TODO_READ
         else:
             input_read(context, io, connection)
+            if (
+                connection.websocket != NULL and connection.websocket.replies != NULL and
+                connection.session == NULL
+            ):
+                messages_reply(context, io, connection)
     elif connection.flags & FLAG_HANGUP and connection.flags & FLAG_EOF_TOLD:
         step_reset(context, io, connection)
     if input_deliverable(connection):
@@ -280,7 +301,7 @@ cdef inline int step_run(context_t *context, io_t *io, connection_t *connection)
         late = deadlines_passed(context, connection)
     if connection.flags & FLAG_HEADER:
         return step_header(context, io, connection, late)
-    if connection.flags & FLAG_STOP and step_discards(io, connection):
+    if connection.flags & FLAG_STOP and step_discards(context, io, connection):
         return step_broken(context, io, connection)
     if input_paused(context, connection):
         if (

@@ -7,6 +7,7 @@ from hydrogen._c.buffer cimport block_t, pool_t, queue_t
 from hydrogen._c.constants cimport CAUSES, CORKED_MOST, LOOPS_MOST, TIMEOUTS
 from hydrogen._c.framing cimport framing_t
 from hydrogen._c.kernel cimport name_t, pthread_t
+from hydrogen._c.websocket cimport websocket_t
 from hydrogen._c.lock cimport cond_t, lock_t
 from hydrogen._c.poller cimport POLL_EVENTS, epoll_event, poller_t
 from hydrogen._c.slab cimport slab_t, slot_t
@@ -16,6 +17,7 @@ ctypedef struct counters_t:
     bint shared
     uint64_t bytes_received, bytes_sent
     uint64_t messages_received, messages_sent, messages_refused
+    uint64_t pings_sent, pings_received, pongs_received
     uint64_t polls, iterations, gil_acquisitions, gil_wait_ns, handoffs
     uint64_t removed[CAUSES]
     uint64_t timeouts[TIMEOUTS]  # removed[CAUSE_TIMEOUT], by the code
@@ -36,6 +38,13 @@ ctypedef struct context_t:
     size_t low, high, max_write_buffer, read_budget
     size_t corked_most            # output that may wait for the end of a turn
     uint64_t max_buffered
+    # the same of what comes in first: the head of a request, or `framing`
+    const framing_t *first_framing
+    size_t max_message            # WebSocket
+    uint32_t max_fragments
+    bint has_on_pong
+    uint64_t close_timeout, ping_interval, ping_timeout  # ns; 0: none
+    const framing_t *pings        # NULL: none are sent, and no connection grows too old
     bint has_on_eof, has_on_writable
     bint has_end_callbacks
     uint64_t open_timeout, idle_timeout, frame_timeout, write_timeout  # ns; 0: none
@@ -57,6 +66,31 @@ ctypedef struct context_t:
     # lock, holding this one until it sleeps
     lock_t drain_lock
     cond_t drain_cond
+
+# What a WebSocket connection has besides.
+ctypedef struct session_t:
+    # owner only
+    websocket_t reader
+    uint8_t fault             # MESSAGES_...: what is wrong behind all that is ready
+    uint8_t discards          # what comes from now on is dropped, but for a CLOSE, which is known
+    block_t *replies          # PONGs that are to be sent
+    # PONG and CLOSE that came: of each the value of `taken` at which it is due, opcode, length,
+    # payload
+    block_t *events
+    uint64_t taken            # bytes of messages that were delivered
+    # relaxed; of the last ping, by who sends it
+    uint64_t pinged_at        # monotonic ns
+    uint64_t ping_hash
+    uint64_t latency          # ns from there to its pong, 0: none came; by the owner
+    # by the owner, cleared by the monitor thread: something came since it looked last
+    uint32_t heard
+    # with TLS a worker is to ping; atomic, set by the monitor thread, cleared by the worker
+    uint32_t ping_due
+    # under the lock
+    uint64_t probed_at        # when it was pinged last, for it was silent
+    # monitor thread only
+    uint64_t heard_at
+    uint64_t ends_at          # 0: never
 
 ctypedef struct connection_t:
     slot_t slot
@@ -97,6 +131,8 @@ ctypedef struct connection_t:
     block_t *ciphertext      # ciphertext read and not decrypted
     block_t *input           # bytes (plaintext) read and not delivered
     size_t scanned           # of them, known to hold no delimiter: framing_find
+    # from when it is ready; written under the lock, by the owner; the monitor thread reads it
+    session_t *websocket
     size_t held              # bytes that `decoder` holds
     # of all three, counted in context.buffered; atomic, the monitor thread reads it
     uint64_t input_counted
@@ -140,6 +176,7 @@ ctypedef struct connection_t:
     void *decoder            # codec.FrameDecoder of a user's frame builder
     void *builder            # _codec.Framing of its own: `framing` points into it
     void *header             # proxy.ProxyHeader, or, before it is whole, proxy.HeaderReader
+    void *opening            # handshake.Accepted: path and subprotocol of a WebSocket
     void *error              # the exception of CAUSE_HANDLER_ERROR and its like
 
 ctypedef struct worker_t:

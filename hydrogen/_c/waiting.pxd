@@ -14,13 +14,17 @@ from hydrogen._c.structs cimport connection_t, context_t
 
 cdef inline bint waiting_count(
     context_t *context, connection_t *connection, uint32_t generation, size_t n,
+    uint32_t last_state,
 ) noexcept nogil:
     """Count as pending a message that waits to be encrypted, or for a user's stream; False when no
-    more are taken. Any thread.
+    more are taken, for the state is beyond `last_state`. Any thread.
     """
     cdef bint taken
     lock_take(&connection.lock)
-    taken = mailbox_generation(connection) == generation and connection.state == STATE_OPEN
+    taken = (
+        mailbox_generation(connection) == generation and
+        STATE_OPEN <= connection.state <= last_state
+    )
     if taken:
         connection.pending += n
         if (connection.blocked or connection.flushing) and connection.pending > context.high:

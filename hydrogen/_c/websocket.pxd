@@ -25,13 +25,23 @@ from hydrogen._c.framing cimport (
 cdef enum:
     MESSAGE_HEADER = 6
 
-# What comes of a look at the buffer; of an error, the code that the peer is told (section 7.4.1).
+# What comes of a look at the buffer; of an error, its place in websocket.FAULTS.
 cdef enum:
     MESSAGES_MORE = 0      # nothing more, until more bytes come
     MESSAGES_CONTROL = 1   # a control frame, which is at the caller's
-    MESSAGES_BAD = 1002
-    MESSAGES_TEXT = 1007
-    MESSAGES_LARGE = 1009
+    MESSAGES_RESERVED
+    MESSAGES_OPCODE
+    MESSAGES_FRAGMENTED
+    MESSAGES_CONTINUED
+    MESSAGES_INSIDE
+    MESSAGES_UNMASKED
+    MESSAGES_LONG_CONTROL
+    MESSAGES_LENGTH
+    MESSAGES_LARGE
+    MESSAGES_FRAGMENTS
+    MESSAGES_TEXT
+    MESSAGES_CLOSE
+    MESSAGES_REASON
 
 # Opcodes (section 5.2); the bits of a frame's first two bytes are those of framing.pxd.
 cdef enum:
@@ -63,9 +73,10 @@ ctypedef struct websocket_t:
     uint8_t mask[4]       # of the frame in work, beginning with that of the next byte
     uint8_t message       # opcode of the message in work; 0: none
     uint8_t utf8          # of a text: UTF8_...
-    bint in_frame         # of the message in work: its header was taken off
-    bint final            # and it ends the message
-    bint closed           # a CLOSE came: what follows is dropped
+    # booleans
+    uint8_t in_frame      # of the message in work: its header was taken off
+    uint8_t final         # and it ends the message
+    uint8_t closed        # a CLOSE came: what follows is dropped
 
 ctypedef struct control_t:
     uint8_t opcode
@@ -166,21 +177,23 @@ cdef inline int websocket_header(
         return 0
     header.opcode = data[0] & WEBSOCKET_OPCODE
     header.final = data[0] & WEBSOCKET_FIN != 0
-    if data[0] & WEBSOCKET_RESERVED or not WEBSOCKET_OPCODES >> header.opcode & 1:
-        return MESSAGES_BAD
+    if data[0] & WEBSOCKET_RESERVED:
+        return MESSAGES_RESERVED
+    if not WEBSOCKET_OPCODES >> header.opcode & 1:
+        return MESSAGES_OPCODE
     if header.opcode & WEBSOCKET_CONTROL:
         if not header.final:
-            return MESSAGES_BAD
+            return MESSAGES_FRAGMENTED
     elif (header.opcode == OPCODE_CONTINUATION) != (websocket.message != 0):
-        return MESSAGES_BAD
+        return MESSAGES_INSIDE if websocket.message else MESSAGES_CONTINUED
     if n < 2:
         return 0
     if not data[1] & WEBSOCKET_MASK:
-        return MESSAGES_BAD
+        return MESSAGES_UNMASKED
     length = data[1] & WEBSOCKET_LENGTH
     if length > WEBSOCKET_SHORT:
         if header.opcode & WEBSOCKET_CONTROL:
-            return MESSAGES_BAD
+            return MESSAGES_LONG_CONTROL
         size = 4 if length == WEBSOCKET_16 else 10
         least = 126 if length == WEBSOCKET_16 else 0x10000
         if n < size:
@@ -189,11 +202,12 @@ cdef inline int websocket_header(
         for i in range(2, size):
             length = length << 8 | data[i]
         if length < least:  # the shortest form must be used
-            return MESSAGES_BAD
-    if not header.opcode & WEBSOCKET_CONTROL and (
-        length > max_message - websocket.size or websocket.fragments >= max_fragments
-    ):
-        return MESSAGES_LARGE
+            return MESSAGES_LENGTH
+    if not header.opcode & WEBSOCKET_CONTROL:
+        if length > max_message - websocket.size:
+            return MESSAGES_LARGE
+        if websocket.fragments >= max_fragments:
+            return MESSAGES_FRAGMENTS
     header.size = size + 4
     header.length = length
     complete[0] = n >= header.size
@@ -313,10 +327,10 @@ cdef inline int websocket_closing(const control_t *control, uint32_t *code) noex
     if control.length == 0:
         return 0
     if control.length < 2:
-        return MESSAGES_BAD
+        return MESSAGES_CLOSE
     code[0] = <uint32_t>control.payload[0] << 8 | control.payload[1]
     if not websocket_is_close_code(code[0]):
-        return MESSAGES_BAD
+        return MESSAGES_CLOSE
     if websocket_utf8(UTF8_BEGIN, control.payload + 2, control.length - 2) != UTF8_BEGIN:
-        return MESSAGES_TEXT
+        return MESSAGES_REASON
     return 0

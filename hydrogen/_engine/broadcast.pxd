@@ -44,7 +44,7 @@ cdef inline list broadcast_sockets(Engine engine, uint32_t last_state):
 
 
 cdef inline bint broadcast_send_other(
-    Engine engine, worker_t *worker, HydrogenSocket socket, bytes data, bytes wire, uint64_t *rest,
+    Engine engine, worker_t *worker, HydrogenSocket socket, data, bytes wire, uint64_t *rest,
 ) except -1:
     """`send` of a broadcast, of `wire` where that is what the builder would make; what a
     connection's own framing cannot carry is not sent to it.
@@ -91,15 +91,17 @@ cdef inline bint broadcast_send_framed(
     return sending_count(engine, worker, result)
 
 
-cdef inline bytes broadcast_framed(Engine engine, bytes data):
+cdef inline bytes broadcast_framed(Engine engine, data):
     """`data` as the server's framing has it on the wire."""
     cdef const framing_t *framing = engine._loop.context.framing
+    if isinstance(data, str):
+        return framed(&engine._text, data.encode())
     if framing.kind == FRAMING_PYTHON:
         return encode(engine._builder, data)
     return framed(framing, data)
 
 
-cdef inline object broadcast_to_all(Engine engine, bytes data, exclude, bytes wire):
+cdef inline object broadcast_to_all(Engine engine, data, exclude, bytes wire):
     """`wire`: what `broadcast_framed` has made of `data`; None: not yet.
 
     First, without the GIL, the connections that are framed as `Config` says, in compiled code;

@@ -14,15 +14,17 @@ from hydrogen._c.atomic cimport (
     relaxed_store64,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_HANDLER_ERROR, CORK_CALLBACKS, CORK_LOOK, CORK_NS, FLAG_LATE, STATE_OPEN, WORKER_BRIEF,
-    WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL,
+    CAUSE_HANDLER_ERROR, CAUSE_LOCAL_CLOSED, CORK_CALLBACKS, CORK_LOOK, CORK_NS, FLAG_LATE,
+    STATE_OPEN, WORKER_BRIEF, WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL,
 )
 from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.flush cimport flush_corked, flush_is_last, flush_take_over
 from hydrogen._c.kernel cimport kernel_now
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._c.worker cimport worker_is_eager
-from hydrogen._core cimport Engine, HydrogenSocket, _Callbacks, class_name, errors
+from hydrogen._core cimport (
+    Close, Engine, HydrogenSocket, _Callbacks, class_name, closed_by_us, errors,
+)
 from hydrogen._engine.compat cimport (
     compat_call, compat_context_size, compat_forget_async_exception, compat_raise,
 )
@@ -114,11 +116,20 @@ cdef inline int callbacks_failed(
     forked child.
     """
     callbacks_caught(engine, worker)
+    if callbacks_asks_for_end(socket, error):
+        shown = closed_by_us(error.code, error.reason)
+        ending_with(engine, socket, False, CAUSE_LOCAL_CLOSED, shown)
+        return 0
     shown = callbacks_error(engine, worker, error)
     callbacks_check(engine)  # its __str__ is user code
     ending_with(engine, socket, False, CAUSE_HANDLER_ERROR, shown)
     callbacks_log(engine, socket, name, error)
     return 0
+
+
+cdef inline bint callbacks_asks_for_end(HydrogenSocket socket, error):
+    """Whether `error` is a way to close a WebSocket."""
+    return issubclass(type(error), Close) and socket._connection.opening != NULL
 
 
 cdef inline object callbacks_error(Engine engine, worker_t *worker, error):
@@ -159,7 +170,7 @@ cdef inline int callbacks_message(
     connection.flags &= ~<uint32_t>FLAG_LATE  # what made it late has come
     on_data = <PyObject *>(<_Callbacks>worker.callbacks).on_data
     if expect_seldom(not compat_call(on_data, <PyObject *>socket, <PyObject *>data)):
-        callbacks_raised(engine, worker, socket, "on_data_received")
+        callbacks_raised(engine, worker, socket, (<_Callbacks>worker.callbacks).received)
     return callbacks_leave(engine, worker)
 
 
@@ -256,7 +267,8 @@ cdef inline int callbacks_quietly(
     except BaseException as error:
         callbacks_caught(engine, worker)
         errors.cut_traceback(error)
-        callbacks_log(engine, socket, name, error, stream)
+        if not callbacks_asks_for_end(socket, error):
+            callbacks_log(engine, socket, name, error, stream)
     return callbacks_leave(engine, worker)
 
 

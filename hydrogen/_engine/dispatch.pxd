@@ -11,8 +11,8 @@ from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_CHECKSUM_MISMATCH, CAUSE_FRAME_TOO_LARGE, CAUSE_HANDLER_ERROR,
     CAUSE_OS_ERROR, CAUSE_TLS_ERROR, CORK_CALLBACKS, CORK_NS, DELIVER_MOST, FLAG_COMPLETE,
     FLAG_EOF_TOLD, FLAG_FIRST, FLAG_STOP, FLAG_TLS_FAILED, STATE_OPEN, TASK_DRAINED, TASK_OUTPUT,
-    TASK_RETRY_NS, TASK_TIMERS, TODO_CLOSE_NOTIFY, TODO_DELIVER, TODO_EOF, TODO_FINISH, TODO_LOW,
-    TODO_OPEN, TODO_READ, TODO_RECEIVED,
+    TASK_RETRY_NS, TASK_TIMERS, TODO_CLOSE, TODO_CLOSE_NOTIFY, TODO_DELIVER, TODO_EOF, TODO_FINISH,
+    TODO_LOW, TODO_OPEN, TODO_READ, TODO_RECEIVED,
 )
 from hydrogen._c.framing cimport (
     FRAME_CHECKSUM, FRAME_COMPLETE, FRAME_INCOMPLETE, FRAME_OVERSIZE, FRAMING_PYTHON, frame_t,
@@ -35,6 +35,7 @@ from hydrogen._engine.callbacks cimport (
     callbacks_begin, callbacks_call, callbacks_leave, callbacks_message,
 )
 from hydrogen._engine.compat cimport compat_forget_async_exception
+from hydrogen._engine.control cimport control_close, control_deliver, control_ping_due
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.finishing cimport finishing_callbacks, finishing_release
 from hydrogen._engine.opening cimport opening_has_second_header, opening_open
@@ -109,6 +110,7 @@ cdef inline int dispatch_output(Engine engine, worker_t *worker) except -1:
         socket = references_current(engine, connection)
         session = references_held(engine, socket, &connection.session)
         if session is not None:
+            control_ping_due(engine, socket)
             sending_work(engine, worker, socket, session, False)
         else:
             streams_send(engine, socket, None, NULL, True)
@@ -206,6 +208,8 @@ cdef inline int dispatch_do(
         connection.flags &= ~<uint32_t>FLAG_EOF_TOLD
     elif todo & TODO_EOF:
         callbacks_call(engine, worker, connection, socket, callbacks.on_eof, "on_eof")
+    if todo & TODO_CLOSE:
+        control_close(engine, worker, connection, socket)
     if todo & TODO_CLOSE_NOTIFY:
         tls_close_notify(engine, worker, connection, socket)
     return 0
@@ -224,6 +228,8 @@ cdef inline int dispatch_deliver(
     connection.flags &= ~<uint32_t>FLAG_COMPLETE
     if connection.framing.kind == FRAMING_PYTHON:
         builders_deliver(engine, worker, connection, socket)
+    elif connection.framing.kind > FRAMING_PYTHON:
+        control_deliver(engine, worker, connection, socket)
     else:
         result = dispatch_frames(engine, worker, connection, socket)
         if connection.flags & FLAG_STOP and mailbox_pauses(connection):

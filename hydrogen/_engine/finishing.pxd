@@ -9,15 +9,20 @@ from cpython.ref cimport Py_XDECREF
 
 from hydrogen._c.atomic cimport atomic_load32, atomic_store32
 from hydrogen._c.closing cimport closing_count
-from hydrogen._c.constants cimport CAUSE_OVERLOAD, CAUSE_SLOW_CONSUMER, STATE_RELEASED
+from hydrogen._c.constants cimport (
+    CAUSE_LOCAL_CLOSED, CAUSE_OVERLOAD, CAUSE_PEER_CLOSED, CAUSE_SLOW_CONSUMER, FLAG_CLOSE_SENT,
+    STATE_RELEASED,
+)
 from hydrogen._c.kernel cimport (
     kernel_close_fork_gate, kernel_open_fork_gate, kernel_try_close_fork_gate,
 )
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport loop_release
-from hydrogen._c.structs cimport connection_t, worker_t
+from hydrogen._c.messages cimport messages_free
+from hydrogen._c.structs cimport connection_t, session_t, worker_t
 from hydrogen._core cimport (
-    Engine, HydrogenSocket, Stream, StreamAdapter, _Callbacks, close_stream, errors,
+    Engine, HydrogenSocket, Stream, StreamAdapter, _Callbacks, close_stream, closed_by_us,
+    closing_code, errors,
 )
 from hydrogen._engine.callbacks cimport callbacks_quietly
 from hydrogen._engine.references cimport references_hold, references_socket
@@ -33,6 +38,8 @@ cdef inline int finishing_callbacks(
     cdef HydrogenSocket socket = finishing_socket(engine, connection)
     closing_count(&worker.io, connection)
     finishing_find_error(engine, connection)
+    if connection.websocket != NULL:
+        finishing_count_close(engine, connection)
     error = <object>connection.error if connection.error != NULL else engine._no_memory
     adapter = <object>connection.adapter if connection.adapter != NULL else None
     if adapter is not None:
@@ -71,10 +78,23 @@ cdef inline void finishing_find_error(Engine engine, connection_t *connection) n
     """Have in the slot why the connection ends, but for want of memory."""
     try:
         if connection.error == NULL:
-            references_hold(
-                connection, &connection.error,
-                errors.removal_error(connection.cause, connection.code)
-            )
+            error = errors.removal_error(connection.cause, connection.code)
+            if connection.websocket != NULL and connection.cause == CAUSE_PEER_CLOSED:
+                error = errors.WebSocketClosed()
+            elif connection.cause == CAUSE_LOCAL_CLOSED and connection.code:
+                error = closed_by_us(connection.code, "max_lifetime has passed")
+            references_hold(connection, &connection.error, error)
+    except BaseException:
+        pass
+
+
+cdef inline void finishing_count_close(Engine engine, connection_t *connection) noexcept:
+    """Count a WebSocket connection by the code with which it ends."""
+    cdef bint told = connection.flags & FLAG_CLOSE_SENT != 0
+    try:
+        engine._closes.add(
+            closing_code(<object>connection.error, engine._websocket.stop_code, told)
+        )
     except BaseException:
         pass
 
@@ -125,7 +145,8 @@ cdef inline void finishing_release(
     """References dropped, which may run user code; fd closed, slot released. Nothing here needs
     memory.
     """
-    cdef void *references[7]
+    cdef void *references[8]
+    cdef session_t *websocket
     cdef int k
     lock_take(&connection.lock)
     atomic_store32(&connection.state, STATE_RELEASED)
@@ -135,11 +156,14 @@ cdef inline void finishing_release(
     references[
         3
     ], references[4], references[5] = connection.session, connection.decoder, connection.header
-    references[6] = connection.builder
+    references[6], references[7] = connection.builder, connection.opening
+    websocket = connection.websocket
+    connection.opening, connection.websocket = NULL, NULL
     connection.user_data = connection.adapter = connection.error = NULL
     connection.session = connection.decoder = connection.header = connection.builder = NULL
     lock_give(&connection.lock)
-    for k in range(7):
+    messages_free(websocket)
+    for k in range(8):
         Py_XDECREF(<PyObject *>references[k])
     if not engine._inert():
         # Who forks may need the GIL until it opens the gate: whoever waits for that must not hold

@@ -33,6 +33,7 @@ from hydrogen._engine.callbacks cimport (
     callbacks_caught, callbacks_connected, callbacks_failed, callbacks_leave, callbacks_run,
 )
 from hydrogen._engine.ending cimport ending_ask, ending_with
+from hydrogen._engine.handshake cimport handshake_await
 from hydrogen._engine.references cimport references_hold
 from hydrogen._engine.sending cimport sending_append
 from hydrogen._engine.tls cimport tls_begin
@@ -88,6 +89,8 @@ cdef inline int opening_open(
     opening_register(engine, connection, socket)
     if connection.flags & FLAG_HANDSHAKE:
         return 0
+    if engine._websocket is not None:
+        return handshake_await(connection)
     return callbacks_connected(engine, worker, connection, socket)
 
 
@@ -134,6 +137,8 @@ cdef inline int opening_adopt(
         return opening_take_over(engine, worker, connection, socket, stream)
     if not isinstance(stream, Stream):
         raise not_a_stream(stream)
+    if engine._websocket is not None:
+        raise TypeError("on_new_connection: a stream of yours cannot speak WebSocket")
     adapter = StreamAdapter(stream)
     fd = callbacks_run(engine, worker, stream.fileno)
     if type(fd) is not int:
@@ -172,9 +177,13 @@ cdef inline int opening_take_over(
             f"of another fd: {stream.fileno()}")
     handover = stream.hand_over()
     opening_register(engine, connection, socket)
-    framing = Framing(handover.builder)
-    references_hold(connection, &connection.builder, framing)
-    connection.framing = &framing.value
+    if engine._websocket is not None:
+        if handover.builder is not None:
+            raise ValueError("on_new_connection: a stream with a framing cannot speak WebSocket")
+    else:
+        framing = Framing(handover.builder)
+        references_hold(connection, &connection.builder, framing)
+        connection.framing = &framing.value
     if handover.code:
         input_broken(connection, handover.code)
         connection.mail |= AGAIN

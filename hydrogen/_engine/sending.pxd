@@ -17,7 +17,7 @@ from hydrogen._c.constants cimport (
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over
-from hydrogen._c.framing cimport FRAMING_PYTHON, FRAMING_RAW, framing_t
+from hydrogen._c.framing cimport FRAMING_MESSAGES, FRAMING_PYTHON, FRAMING_RAW, framing_t
 from hydrogen._c.kernel cimport HYDROGEN_GIL, kernel_now, kernel_sleep
 from hydrogen._c.output cimport output_send, output_wait_drained
 from hydrogen._c.queues cimport queues_check_memory, queues_leave_output, queues_post
@@ -77,8 +77,11 @@ cdef inline int sending_send_coded(
     return SEND_QUEUED
 
 
-cdef inline bint sending_put(Engine engine, HydrogenSocket socket, session, bytes data) except -1:
-    """Have a message encrypted by whoever gets the session's lock; False when it is too late.
+cdef inline bint sending_put(
+    Engine engine, HydrogenSocket socket, session, bytes data, uint32_t last_state=STATE_OPEN,
+) except -1:
+    """Have a message encrypted by whoever gets the session's lock; False when it is too late, be it
+    that the state is beyond `last_state`.
 
     Who closes sets `is_closing` before he encrypts for the last time, and a failure is there before
     what waits is dropped. So either this looks before, and the message is found then, or it takes
@@ -88,7 +91,9 @@ cdef inline bint sending_put(Engine engine, HydrogenSocket socket, session, byte
     cdef bint waits = False
     cdef Message message = Message.__new__(Message)
     message.data = data
-    if not waiting_count(&engine._loop.context, connection, socket._generation, len(data)):
+    if not waiting_count(
+        &engine._loop.context, connection, socket._generation, len(data), last_state
+    ):
         return False
     try:
         session.waiting.append(message)
@@ -287,31 +292,40 @@ cdef inline int sending_encrypt(
 
 cdef inline bint sending_send(
     Engine engine, HydrogenSocket socket, const char *data, size_t n, uint64_t *rest=NULL,
+    const framing_t *framing=NULL,
 ) except -1:
-    """`HydrogenSocket.send`.
+    """`HydrogenSocket.send`. `framing`: not the server's: of a text.
 
     Where the message is left to another thread it lets that one get on. Who sends to many does so
     once, for the longest of these times: it is stored in `rest`, if that is not NULL, instead.
     """
     cdef connection_t *connection = socket._connection
     cdef worker_t *worker = engine._worker()
-    cdef const framing_t *framing = engine._loop.context.framing
     cdef int result = SEND_REFUSED
+    if framing == NULL:
+        framing = engine._loop.context.framing
     if expect_seldom(not socket._valid()):
         pass
     elif expect_seldom(
         connection.adapter != NULL or connection.session != NULL or connection.builder != NULL or
-        framing.kind == FRAMING_PYTHON or (framing.kind != FRAMING_RAW and n > framing.max_size)
+        framing.kind >= FRAMING_PYTHON or (framing.kind != FRAMING_RAW and n > framing.max_size)
     ):
-        result = sending_send_otherwise(engine, worker, socket, data, n, rest)
+        if framing.kind == FRAMING_MESSAGES and not atomic_load32(&connection.ready):
+            pass  # the request was not answered yet
+        elif framing.kind == FRAMING_MESSAGES and connection.session == NULL:
+            result = sending_append_framed(
+                engine, worker, socket, framing, data, n, STATE_OPEN, 0
+            )
+        else:
+            result = sending_send_otherwise(engine, worker, socket, framing, data, n, rest)
     else:
         result = sending_append_framed(engine, worker, socket, framing, data, n, STATE_OPEN, 0)
     return sending_count(engine, worker, result)
 
 
 cdef inline int sending_send_otherwise(
-    Engine engine, worker_t *worker, HydrogenSocket socket, const char *data, size_t n,
-    uint64_t *rest,
+    Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing,
+    const char *data, size_t n, uint64_t *rest,
 ) except -1:
     """The same of all but a message that is framed and queued as it is, which would pay for what
     this needs.
@@ -331,15 +345,17 @@ cdef inline int sending_send_otherwise(
             )
         elif atomic_load32(&connection.state) == STATE_OPEN:
             ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
+    elif framing.kind == FRAMING_MESSAGES:
+        wire = framed(framing, PyBytes_FromStringAndSize(data, n))
+        result = sending_send_coded(engine, worker, socket, wire, &mine, wire)
     elif (
-        connection.session != NULL or connection.builder != NULL or
-        engine._loop.context.framing.kind == FRAMING_PYTHON
+        connection.session != NULL or connection.builder != NULL or framing.kind == FRAMING_PYTHON
     ):
         result = sending_send_coded(
             engine, worker, socket, PyBytes_FromStringAndSize(data, n), &mine
         )
     else:
-        raise too_large(engine._loop.context.framing, n)
+        raise too_large(framing, n)
     if rest != NULL:
         rest[0] = max(rest[0], mine)
     elif mine:

@@ -244,7 +244,9 @@ cdef inline bint streams_send(
     if data is not None:
         message = Message.__new__(Message)
         message.data = data
-        if not waiting_count(&engine._loop.context, connection, socket._generation, len(data)):
+        if not waiting_count(
+            &engine._loop.context, connection, socket._generation, len(data), STATE_OPEN
+        ):
             return False
     try:
         adapter.waiting.append(message)

@@ -11,9 +11,11 @@ from hydrogen._c.constants cimport (
     FLAG_TLS_FAILED, FLUSHED, STATE_CLOSING,
 )
 from hydrogen._c.input cimport input_store
+from hydrogen._c.messages cimport messages_take
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._core cimport Engine, HydrogenSocket
 from hydrogen._engine.callbacks cimport callbacks_begin, callbacks_check, callbacks_connected
+from hydrogen._engine.handshake cimport handshake_await
 from hydrogen._engine.references cimport references_hold
 from hydrogen._engine.sending cimport sending_append, sending_work
 
@@ -81,12 +83,18 @@ cdef inline int tls_collect(
         &worker.io, &connection.input, PyBytes_AS_STRING(plaintext), len(plaintext), False
     ):
         raise MemoryError
+    if connection.websocket != NULL and not messages_take(
+        &engine._loop.context, &worker.io, connection
+    ):
+        raise MemoryError
     tls_note_end(connection, session)
     if not connection.flags & FLAG_HANDSHAKE or not session.is_ready:
         return 0
     connection.flags &= ~<uint32_t>FLAG_HANDSHAKE
     if engine._debug:
         engine._log.shaken(connection.id, session.info("cipher"))
+    if engine._websocket is not None:
+        return handshake_await(connection)
     return callbacks_connected(engine, worker, connection, socket)
 
 

@@ -11,13 +11,17 @@ from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import class_name
 from hydrogen.frame import FrameBuilder
 from hydrogen.report import BroadcastReport
+from hydrogen.websocket import WebSocket
 
 
 class Broadcast:
     """One message, framed once for each framing that it meets."""
 
     def __init__(
-        self, builder: FrameBuilder | None, data: bytes, complain: Callable[[str, Exception], None]
+        self,
+        builder: FrameBuilder | WebSocket | None,
+        data: bytes | str,
+        complain: Callable[[str, Exception], None],
     ) -> None:
         """Args: builder: the server's framing; what it cannot carry is raised here.
 
@@ -53,7 +57,7 @@ class Broadcast:
             time.sleep(rest)
         return BroadcastReport(sent, dropped)
 
-    def _frame(self, builder: FrameBuilder | None) -> bytes | None:
+    def _frame(self, builder: FrameBuilder | WebSocket | None) -> bytes | None:
         """The message as `builder` frames it; None: it cannot."""
         try:
             return encode(builder, self._data)

@@ -14,6 +14,8 @@ from typing import Any
 
 from hydrogen._py.connection import Connection
 from hydrogen.errors import Cause, Reject, cut_traceback, handler_error
+from hydrogen.http import Response
+from hydrogen.websocket import Close, closed_by_us
 
 
 def call(
@@ -30,20 +32,34 @@ def call(
     try:
         with runner.calling:
             result = contextvars.Context().run(callback, *arguments)
-    except Reject as error:
-        if name == "on_new_connection":
-            cut_traceback(error)
-            connection.end(Cause.REJECT, error, at_once=True)
-        else:
-            _failed(connection, name, error)
     except BaseException as error:
-        _failed(connection, name, error)
+        if not _asks_for_end(connection, name, error):
+            failed(connection, name, error)
     connection.loop.leave_if_forked()
     return result
 
 
-def _failed(connection: Connection, name: str, error: BaseException) -> None:
+def _asks_for_end(connection: Connection, name: str, error: BaseException) -> bool:
+    """Whether `error` is a way to say that the connection is to end, and how; then it does."""
+    kind = type(error)
+    if issubclass(kind, Reject) and name in ("on_new_connection", "on_request"):
+        cut_traceback(error)
+        if name == "on_request":
+            connection.respond(Response(403))
+        connection.end(Cause.REJECT, error, at_once=name == "on_new_connection")  # type: ignore[arg-type]
+        return True
+    if issubclass(kind, Close) and connection.websocket is not None:
+        code, reason = error.code, error.reason  # type: ignore[attr-defined]
+        connection.end(Cause.LOCAL_CLOSED, closed_by_us(code, reason))
+        return True
+    return False
+
+
+def failed(connection: Connection, name: str, error: BaseException) -> None:
+    """The connection ends because of what the callback `name` raised, or asked for."""
     connection.loop.complain(name, error, connection)
+    if name == "on_request":
+        connection.respond(Response(500))
     connection.end(Cause.HANDLER_ERROR, handler_error(error))
 
 

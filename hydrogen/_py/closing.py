@@ -26,6 +26,10 @@ def wind_up(connection: Connection) -> bool:
     if not connection.ended_output:
         if not connection.end_messages():
             return False
+        if connection.websocket is not None and connection.websocket.awaits_close():
+            return False
+        if not connection.end_session():
+            return False
         connection.ended_output = True
         connection.lingers = connection.transport.end_output()
         connection.deadline = time.monotonic() + LINGER
@@ -110,7 +114,7 @@ def _tell_removed(connection: Connection) -> None:
 
 
 def _close(connection: Connection) -> None:
-    connection.user_data = None
+    connection.user_data = connection.websocket = None
     connection.transport.close()
 
 

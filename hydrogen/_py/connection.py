@@ -58,9 +58,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hydrogen._py import mailbox, poller
 from hydrogen._py.addresses import Place
 from hydrogen._py.buffer import Share
-from hydrogen._py.framing import Decoder, decoder_for
-from hydrogen._py.output import Output, OutputLoop
+from hydrogen._py.framing import Decoder, decoder_for, size_of
+from hydrogen._py.output import Output, OutputLoop, Raw
 from hydrogen._py.poller import Poller
+from hydrogen._py.role import Total
 from hydrogen._py.streams import SocketTransport
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause
@@ -69,7 +70,10 @@ from hydrogen.locks import total
 from hydrogen.proxy import HeaderReader, ProxyHeader
 
 if TYPE_CHECKING:
+    from hydrogen._py.control import Session
+    from hydrogen.http import Response
     from hydrogen.log import RateLimitedLog
+    from hydrogen.report import Codes
 
 
 class Runner(Protocol):
@@ -104,6 +108,12 @@ class Loop(OutputLoop, Protocol):
     def complain(self, name: str, error: BaseException, connection: Any = None) -> None:
         """See `framing.Complain`. connection: None: of no single one."""
 
+    responses: Codes
+    pings_sent: Total
+
+    def watch_websockets(self) -> None:
+        """See that keepalive goes on: there is a WebSocket connection."""
+
     def admit(self, connection: Any) -> bool:
         """Count `connection` at the address of its client; False, and that is told, when there are
         too many of there.
@@ -131,6 +141,8 @@ class Connection(Output):
         socket: what callbacks get.
         user_data: the handler's.
         builder: of what is sent, and received; None: chunks.
+        awaits_head: the head of a request is to come, and be answered, before it is ready.
+        websocket: once that is answered by speaking WebSocket.
         ready: see the module; `on_disconnected` is due only from then on.
         is_paused: by `pause_reading`.
         peername, sockname: as at the start; a connection that was reset has forgotten them.
@@ -140,6 +152,7 @@ class Connection(Output):
     """
 
     __slots__ = (
+        "awaits_head",
         "builder",
         "ciphertext",
         "context",
@@ -182,6 +195,7 @@ class Connection(Output):
         "told_eof",
         "undelivered",
         "user_data",
+        "websocket",
     )
 
     loop: Loop
@@ -206,9 +220,12 @@ class Connection(Output):
         self.socket = handle
         self.user_data: Any = None
         self.is_paused = False
-        self.builder = loop.config.builder
+        settings = loop.config.websocket
+        self.awaits_head = settings is not None
+        self.websocket: Session | None = None
+        self.builder = settings or loop.config.builder
         self.decoder: Decoder = decoder_for(self.builder)
-        self.next_message: bytes | None = None  # out of the decoder, not delivered
+        self.next_message: Any = None  # out of the decoder, not delivered
         # read, not decrypted; put there by the owner, taken away in the role
         self.ciphertext: deque[bytes] = deque()
         # decrypted, not fed to the decoder; the other way round
@@ -239,7 +256,7 @@ class Connection(Output):
         unattended = (
             loop.callbacks.on_new_connection is None and loop.callbacks.on_connected is None
         )
-        self.ready = unattended and context is None and self.header is None
+        self.ready = unattended and context is None and self.header is None and not self.awaits_head
         self.runner: Runner | None = None  # of the step of now
         self.looked_at = self.last_byte  # when the send queue was looked at, see invariant 2
         self.looked_sent = 0  # bytes sent until then
@@ -257,6 +274,32 @@ class Connection(Output):
     def fail(self, code: int) -> None:
         """End at once: the kernel said `code`, an errno."""
         self.end(Cause.OS_ERROR, code=code, at_once=True)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `on_connected` is."""
+        return not (self.ready or self.shaking or self.awaits_head) and self.is_settled
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether what is read makes messages, or the head of a request."""
+        return self.ready or (self.awaits_head and self.is_settled and not self.shaking)
+
+    @property
+    def seeks_close(self) -> bool:
+        """Whether what is read is looked through for a CLOSE, though the connection ends."""
+        return self.websocket is not None and self.websocket.seeks_close
+
+    def respond(self, response: Response) -> None:
+        """Answer a request otherwise than by speaking WebSocket; the end is next."""
+        self.loop.responses.add(response.status)
+        self.send(Raw(response.to_bytes()), rests=False)
+
+    def closing_frame(self) -> bytes:
+        """See `Output`."""
+        if self.websocket is None or self.error is None:
+            return b""
+        return self.websocket.closing_frame(self.error)
 
     def stop(self) -> None:
         """End when what was read is delivered. Nothing more is read from now on. From any
@@ -287,7 +330,7 @@ class Connection(Output):
 
     def account_input(self) -> None:
         """Count what came in and was not delivered. By the owner."""
-        held = self.decoder.size + len(self.next_message or b"") + total(self.received)
+        held = self.decoder.size + size_of(self.next_message) + total(self.received)
         if self.session is not None:
             held += total(self.ciphertext) + total(self.plaintext)
         if held != self.held:

@@ -47,11 +47,7 @@ def has_grace(connection: Connection) -> bool:
     if connection.ciphertext or connection.plaintext:
         return True
     # What a step has no budget for is done in the next one.
-    if (
-        input.has_message(connection)
-        if connection.ready
-        else connection.is_settled and not connection.shaking
-    ):
+    if connection.is_due or (connection.takes_messages and input.has_message(connection)):
         return True
     if not connection.readable:
         return False

@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+from hydrogen._py.websocket import Event
 from hydrogen.codec import FrameDecoder
 from hydrogen.errors import (
     Cause,
@@ -25,6 +26,8 @@ from hydrogen.errors import (
 )
 from hydrogen.frame import FrameBuilder
 from hydrogen.framings import is_built_in
+from hydrogen.http import HeadReader
+from hydrogen.websocket import WebSocket
 
 Complain = Callable[[str, BaseException], None]
 """Writes down what code of the user's, called by that name, raised:
@@ -45,8 +48,8 @@ class Decoder(Protocol):
     def feed(self, data: bytes) -> None:
         """Take in what was read."""
 
-    def next(self) -> bytes | None:
-        """The next message, None when none is complete.
+    def next(self) -> Any:
+        """The next message, None when none is complete: bytes, or of a WebSocket an `Event`.
 
         Raises:
             Exception: to be given to `explain`.
@@ -88,13 +91,22 @@ class ChunkDecoder:
         return False
 
 
-def decoder_for(builder: FrameBuilder | None) -> Decoder:
-    """A new decoder for the frames of `builder`; None: chunks."""
+def size_of(message: bytes | Event | None) -> int:
+    """Bytes, or characters, in what a decoder has given out."""
+    return len(message.data if isinstance(message, Event) else message or b"")
+
+
+def decoder_for(builder: FrameBuilder | WebSocket | None) -> Decoder:
+    """A new decoder for the frames of `builder`; None: chunks; of a WebSocket for the head of the
+    request that comes first.
+    """
+    if isinstance(builder, WebSocket):
+        return HeadReader(builder.max_header)
     return ChunkDecoder() if builder is None else FrameDecoder(builder)
 
 
 def explain(
-    builder: FrameBuilder | None, error: BaseException, complain: Complain
+    builder: FrameBuilder | WebSocket | None, error: BaseException, complain: Complain
 ) -> tuple[Cause, Exception]:
     """Cause and removal error for what the `next` of a decoder raised; complains of what is a fault
     of the user's.
@@ -104,7 +116,7 @@ def explain(
     """
     # not isinstance(), which asks the exception for its class, and it may be the user's
     kind = type(error)
-    if is_built_in(builder):
+    if is_built_in(builder) or isinstance(builder, WebSocket):
         if issubclass(kind, ProtocolError):
             cause = _CAUSES.get(kind, Cause.BAD_FRAME)
             return cause, error.with_traceback(None)  # type: ignore[return-value]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
-from hydrogen._py import callbacks, kernel, mailbox, tls
+from hydrogen._py import callbacks, control, handshake, kernel, mailbox, tls
 from hydrogen._py.connection import Connection
 from hydrogen._py.framing import ChunkDecoder, explain
 from hydrogen._py.streams import CHUNK
-from hydrogen.errors import Cause
+from hydrogen.errors import Cause, WebSocketClosed
+from hydrogen.http import Refusal
 from hydrogen.locks import total
 from hydrogen.proxy import V2_SIGNATURE, begins_header, second_header
 from hydrogen.tls import TlsSession
@@ -50,7 +52,7 @@ def serve_input(connection: Connection) -> None:
         if not messages or budget <= 0:
             connection.post(mailbox.AGAIN)
             return
-        if not connection.ready and connection.is_settled and not connection.shaking:
+        if connection.is_due:
             callbacks.connected(connection)
             continue
         message = take_message(connection)
@@ -58,12 +60,7 @@ def serve_input(connection: Connection) -> None:
             connection.next_message = message
         elif message is not None:
             messages -= 1
-            connection.deadline = math.inf
-            connection.tally.messages_received += 1
-            on_data_received = connection.loop.callbacks.on_data_received
-            callbacks.call(
-                connection, "on_data_received", on_data_received, connection.socket, message
-            )
+            deliver(connection, message)
         elif connection.input_ended and not connection.told_eof:
             end_of_input(connection)
         elif may_read(connection) and not connection.loop.memory.must_wait(connection.token):
@@ -72,6 +69,20 @@ def serve_input(connection: Connection) -> None:
             break
     if connection.hung_up and connection.error is None and not is_being_read(connection):
         check_hangup(connection)
+
+
+def deliver(connection: Connection, message: Any) -> None:
+    """Do what a message, or what stands for one, asks for."""
+    settings = connection.loop.config.websocket
+    if settings is None:
+        connection.deadline = math.inf
+        connection.tally.messages_received += 1
+        on_data_received = connection.loop.callbacks.on_data_received
+        callbacks.call(connection, "on_data_received", on_data_received, connection.socket, message)
+    elif connection.websocket is None:
+        handshake.serve_head(connection, settings, message)
+    else:
+        control.deliver(connection, connection.websocket, message)
 
 
 def may_read(connection: Connection) -> bool:
@@ -107,7 +118,8 @@ def end_gracefully(connection: Connection) -> None:
     """
     if connection.error is not None or (connection.read_is_due and not connection.is_paused):
         return
-    if connection.ready and (
+    settle(connection)
+    if connection.takes_messages and (
         connection.received
         or connection.ciphertext
         or connection.plaintext
@@ -125,14 +137,35 @@ def throw_away(connection: Connection) -> None:
     """
     if connection.transport.is_stream or connection.header is not None:
         return
+    if connection.websocket is not None:
+        if not tls.decrypt(connection):
+            return
+        connection.websocket.keep_what_came()
     budget, had_ended = connection.loop.config.read_budget, connection.input_ended
     while connection.readable and connection.error is None:
         if budget <= 0:
             connection.post(mailbox.AGAIN)
             return
-        budget -= sum(map(len, receive(connection, CHUNK)))
+        chunks = receive(connection, CHUNK)
+        budget -= sum(map(len, chunks))
+        if connection.websocket is not None:
+            for chunk in chunks:
+                take_in(connection, chunk)
+            tls.decrypt(connection)
     if connection.input_ended and not had_ended:
         connection.told_eof = True
+
+
+def settle(connection: Connection) -> None:
+    """What of a WebSocket is no message for the handler is held back by no pause while the server
+    stops.
+    """
+    session = connection.websocket
+    if session is None or connection.ciphertext or connection.plaintext:
+        return
+    while has_message(connection) and not control.waits(connection, connection.next_message):
+        event, connection.next_message = connection.next_message, None
+        control.deliver(connection, session, event)
 
 
 def has_message(connection: Connection) -> bool:
@@ -142,7 +175,7 @@ def has_message(connection: Connection) -> bool:
     return connection.next_message is not None
 
 
-def take_message(connection: Connection) -> bytes | None:
+def take_message(connection: Connection) -> Any:
     """The next message; None also when there can be none, then the connection ends."""
     message = connection.next_message
     if message is None:
@@ -151,12 +184,17 @@ def take_message(connection: Connection) -> bytes | None:
     return message
 
 
-def decode(connection: Connection) -> bytes | None:
+def decode(connection: Connection) -> Any:
     """What the decoder has; None also when it raises, then the connection ends."""
     try:
         message = connection.decoder.next()
+    except Refusal as refusal:
+        message = None
+        handshake.refuse(connection, refusal)
     except BaseException as error:
         message = None
+        if connection.websocket is not None:
+            connection.websocket.has_failed = True
         cause, reason = explain(connection.builder, error, connection.complain)
         connection.end(cause, reason, at_once=cause == Cause.OS_ERROR)
     connection.loop.leave_if_forked()
@@ -262,7 +300,7 @@ def reading_failed(connection: Connection, error: BaseException) -> None:
 def take_in(connection: Connection, data: bytes) -> None:
     """What was read, on its way to the decoder. When the connection ends nobody wants it."""
     is_stream = connection.transport.is_stream
-    if connection.error is not None:
+    if connection.error is not None and not connection.seeks_close:
         return
     if connection.first_bytes is not None and not is_stream and is_second_header(connection, data):
         return
@@ -277,7 +315,9 @@ def end_of_input(connection: Connection) -> None:
     connection.told_eof = True
     if connection.session is not None and not ended_in_order(connection, connection.session):
         return
-    if connection.decoder.is_partial():
+    if connection.websocket is not None:
+        connection.end(Cause.PEER_CLOSED, WebSocketClosed())
+    elif connection.decoder.is_partial():
         connection.end(Cause.INCOMPLETE_FRAME)
     elif connection.loop.callbacks.on_eof is not None:
         callbacks.call(connection, "on_eof", connection.loop.callbacks.on_eof, connection.socket)
@@ -310,7 +350,7 @@ def discard(connection: Connection) -> None:
     """Read and drop what the peer still sends. Its own writes must not get stuck, or it would not
     come to read ours.
     """
-    drop(connection)
+    sift(connection)
     budget = connection.loop.config.read_budget
     while connection.readable and not (
         connection.has_eof or connection.read_is_due or connection.at_once
@@ -319,12 +359,23 @@ def discard(connection: Connection) -> None:
             connection.post(mailbox.AGAIN)
             return
         budget -= read(connection)
+        sift(connection)
+
+
+def sift(connection: Connection) -> None:
+    """Drop what came in and was not delivered; of a WebSocket, note a CLOSE in there."""
+    if connection.websocket is None or not connection.seeks_close:
+        drop(connection)
+        return
+    connection.next_message = None
+    tls.decrypt(connection)
+    connection.websocket.look_for_close()
 
 
 def drop(connection: Connection) -> None:
     """Drop what came in and was not delivered."""
-    connection.decoder = ChunkDecoder()
     connection.next_message = None
+    connection.decoder = ChunkDecoder()
     connection.tally.bytes_received += total(connection.received)
     connection.received.clear()
     connection.ciphertext.clear()

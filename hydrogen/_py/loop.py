@@ -41,6 +41,7 @@ from hydrogen._py.admission import Admission
 from hydrogen._py.broadcast import Broadcast
 from hydrogen._py.buffer import Memory
 from hydrogen._py.connection import Connection
+from hydrogen._py.keepalive import Keepalive
 from hydrogen._py.log import LogThread
 from hydrogen._py.monitor import Monitor
 from hydrogen._py.output import Output
@@ -56,7 +57,7 @@ from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause, class_name, cut_traceback, handler_error
 from hydrogen.handler import Callbacks
-from hydrogen.report import BroadcastReport, Stats, removals
+from hydrogen.report import BroadcastReport, Codes, Stats, removals
 
 if TYPE_CHECKING:
     from hydrogen.server import Server
@@ -99,6 +100,9 @@ class Engine:
         self._reset: set[int] = set()  # by `abort_all`, tokens
         self._limits = Limits(max_connections, config.max_connections_per_ip, self._slab.__len__)
         self._refused = Total()
+        self.pings_sent = Total()
+        self.responses = Codes()
+        self._closes = Codes()
         self._polls = 0
         self._unfinished: deque[Output] = deque()
         self._placeholders: deque[int] = deque()  # who takes it out closes it
@@ -130,6 +134,7 @@ class Engine:
             min((timeout for timeout in timeouts if timeout is not None), default=math.inf) / 4
         )
         self._stalled_output = StalledOutput(self._monitor, config.write_timeout, self.look_every)
+        self._keepalive = Keepalive(self._monitor, config.websocket, self._slab.snapshot)
         self._stalled_workers = StalledWorkers(
             self._monitor, self._pool, self._slab.snapshot, self._on_all_blocked
         )
@@ -249,9 +254,9 @@ class Engine:
         me = threading.current_thread()
         return not self.forked_away and (self._pool.is_mine(me) or me in self._threads)
 
-    def broadcast(self, data: bytes, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
+    def broadcast(self, data: bytes | str, exclude: Collection[HydrogenSocket]) -> BroadcastReport:
         """Send to all; see `Broadcast`."""
-        message = Broadcast(self.config.builder, data, self.complain)
+        message = Broadcast(self.config.websocket or self.config.builder, data, self.complain)
         if self.forked_away:
             return BroadcastReport(0, 0)
         return message.send(self._slab.snapshot(), exclude)
@@ -288,6 +293,11 @@ class Engine:
             **removals(total.removed, total.timed_out),
             messages_received=total.tally.messages_received,
             messages_sent=total.tally.messages_sent,
+            pings_sent=self.pings_sent.value,
+            pings_received=total.tally.pings_received,
+            pongs_received=total.tally.pongs_received,
+            responses=self.responses.snapshot(),
+            closes=self._closes.snapshot(),
             messages_refused=self._refused.value,
             bytes_received=total.tally.bytes_received,
             bytes_sent=total.tally.bytes_sent,
@@ -383,6 +393,10 @@ class Engine:
             if not (issubclass(type(raised), Exception) or self.in_worker()):
                 raise
 
+    def watch_websockets(self) -> None:
+        """See `connection.Loop`."""
+        self._keepalive.watch()
+
     def admit(self, connection: Connection) -> bool:
         """See `connection.Loop`."""
         address = address_of(connection.peername)
@@ -398,6 +412,10 @@ class Engine:
         `stats`.
         """
         self._statistics.count_removal(connection)
+        session = connection.websocket
+        if session is not None and not session.is_counted:
+            session.is_counted = True
+            self._closes.add(session.code())
 
     def tell_removed(self, connection: Connection) -> None:
         """See `connection.Loop`."""

@@ -88,7 +88,7 @@ def introduce(connection: Connection) -> None:
     connection.loop.leave_if_forked()
     if not connection.at_once:
         connection.register()
-    if connection.is_settled and not connection.shaking:
+    if connection.is_due:
         callbacks.connected(connection)
 
 
@@ -140,10 +140,13 @@ def take_over(connection: Connection, stream: Plain | Secure) -> None:
             f"{stream.fileno()}"
         )
     handover = stream.hand_over()
+    if connection.awaits_head and handover.builder is not None:
+        raise ValueError("on_new_connection: a stream with a framing cannot speak WebSocket")
     assert isinstance(connection.transport, SocketTransport)
     connection.transport.reported = handover.code
-    connection.builder = handover.builder
-    connection.decoder = decoder_for(connection.builder)
+    if not connection.awaits_head:
+        connection.builder = handover.builder
+        connection.decoder = decoder_for(connection.builder)
     if handover.received:
         connection.decoder.feed(handover.received)
     connection.append(handover.unsent)
@@ -158,6 +161,8 @@ def adopt(connection: Connection, stream: Stream) -> bool:
 
     If its fd is none, ours stays ours. Raises: Exception: then, and whatever its `fileno` raises.
     """
+    if connection.awaits_head:
+        raise TypeError("on_new_connection: a stream of yours cannot speak WebSocket")
     transport = StreamTransport(stream, connection.complain)
     fd = stream.fileno()
     if type(fd) is not int:

@@ -74,6 +74,12 @@ CONTENDED = 0.025
 64th. So threads that send, however many, become as slow as the one who writes."""
 
 
+class Raw(bytes):
+    """What is sent as it is, and counts as no message: a control frame, an answer of HTTP."""
+
+    __slots__ = ()
+
+
 class End(NamedTuple):
     """Why a connection ends.
 
@@ -292,6 +298,11 @@ class Output(Mailbox):
         return self._sealed
 
     @property
+    def is_blocked(self) -> bool:
+        """Whether the kernel takes no more output."""
+        return self._blocked
+
+    @property
     def is_held_back(self) -> bool:
         """Whether so much output is pending that nothing is to be read or delivered."""
         return self._over_high
@@ -310,12 +321,10 @@ class Output(Mailbox):
         """
         session = self.session
         if self._ends or self._sealed or (session is not None and not session.is_writable):
-            self.loop.refused()
-            return False
+            return self._refuse(data)
         if self.pending >= self.loop.config.max_write_buffer:
-            self.loop.refused()
             self.end(Cause.SLOW_CONSUMER, at_once=True)
-            return False
+            return self._refuse(data)
         size = len(data)
         try:
             self._waiting.append(data)
@@ -333,9 +342,14 @@ class Output(Mailbox):
         if self.loop.forked_away:  # in there, and this is the child
             return False
         if self._ended_messages and self._take_back(data):
-            self.loop.refused()
-            return False
+            return self._refuse(data)
         return True
+
+    def _refuse(self, data: bytes) -> bool:
+        """Count a message that was not taken; False."""
+        if type(data) is not Raw:
+            self.loop.refused()
+        return False
 
     def tend(self) -> None:
         """See to the output. If somebody is at it, he does. Of a stream of the user's only where
@@ -465,17 +479,24 @@ class Output(Mailbox):
         return None
 
     def end_messages(self) -> bool:
-        """Write what is left, and close_notify behind it; True when all is written, and nobody
-        sends any more. By the owner, at the end.
+        """Write what is left; True when all is written, and nobody sends any more. By the owner, at
+        the end.
+        """
+        return self._write_last(self._end_messages)
+
+    def end_session(self) -> bool:
+        """Write close_notify, behind all messages; True when it is written, or there is none. By
+        the owner.
 
         An end at once that came meanwhile has dropped the rest, and is looked for last: a FIN in
         its place would say that all was sent.
         """
+        return self.session is None or self._write_last(self._end_session)
+
+    def _write_last(self, work: Callable[[], None]) -> bool:
         self._asked = True
         is_written = (
-            self.in_role(self._end_messages, mailbox.CLOSING)
-            and self._ended_messages
-            and self._is_flushed()
+            self.in_role(work, mailbox.CLOSING) and self._ended_messages and self._is_flushed()
         )
         return is_written and not self.at_once
 
@@ -586,7 +607,7 @@ class Output(Mailbox):
                 return
             budget.messages -= 1
             data = self._waiting[0]
-            sent = self.tally.messages_sent + 1
+            sent = self.tally.messages_sent + (type(data) is not Raw)
             if not (self.at_once or self._sealed):
                 self._torn = True
                 self._prepare(data)
@@ -746,10 +767,19 @@ class Output(Mailbox):
         if not self._ended_messages and self._is_flushed():
             self._ended_messages = True
             self._take_late()
-            if self.session is not None and (last := self.session.close()):
-                self._queued.append(last)
+            if last := self.closing_frame():
+                self._prepare(last)
             self._tend(budget)
         self._told_flushed = self._is_flushed()
+
+    def _end_session(self) -> None:
+        if self.session is not None and (last := self.session.close()):
+            self._queued.append(last)
+        self._end_messages()
+
+    def closing_frame(self) -> bytes:
+        """The last message, which says why the connection ends; b"" for none."""
+        return b""
 
     def _take_late(self) -> None:
         """Messages that were sent before it could be known that they are the last: see invariant 3.
@@ -761,7 +791,7 @@ class Output(Mailbox):
             except IndexError:  # it was taken back
                 return
             self._prepare(data)
-            self.tally.messages_sent += 1
+            self.tally.messages_sent += type(data) is not Raw
 
     def _seal(self) -> None:
         self._sealed = self._ended_messages = True

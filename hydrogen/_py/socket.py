@@ -14,13 +14,16 @@ from hydrogen.connection import (
     BytesLike,
     HydrogenSocket,
     check_timeout,
-    contiguous,
     extra_info,
+    message_of,
     shown,
 )
 from hydrogen.errors import Cause
+from hydrogen.websocket import check_ping, closing_of
 
 if TYPE_CHECKING:
+    from hydrogen._py.control import Session
+    from hydrogen.config import Config
     from hydrogen.server import Server
 
 
@@ -28,6 +31,7 @@ class Directory(Protocol):
     """What a `Socket` needs of its engine."""
 
     server: Server
+    config: Config
 
     def find(self, token: int) -> Connection | None:
         """The connection of `token`; None when it is gone, and in a forked child."""
@@ -52,10 +56,11 @@ class Socket(HydrogenSocket):
     def _find(self) -> Connection | None:
         return self._engine.find(self.token)
 
-    def send(self, data: BytesLike) -> bool:
-        payload = contiguous(data)  # checked whether or not there is a connection
+    def send(self, data: BytesLike | str) -> bool:
+        # checked whether or not there is a connection
+        payload = message_of(data, self._engine.config.websocket)
         connection = self._find()
-        if connection is None:
+        if connection is None or connection.awaits_head:
             self._engine.refused()
             return False
         return connection.send(encode(connection.builder, payload))
@@ -65,10 +70,18 @@ class Socket(HydrogenSocket):
         connection = self._find()
         return connection is not None and connection.drain(seconds)
 
-    def close(self) -> None:
+    def close(self, code: int | None = None, reason: str = "") -> None:
+        error = None
+        if code is not None or reason != "":
+            error = closing_of(self._engine.config.websocket, code, reason)
         connection = self._find()
         if connection is not None:
-            connection.end(Cause.LOCAL_CLOSED)
+            connection.end(Cause.LOCAL_CLOSED, error)
+
+    def ping(self, data: BytesLike = b"") -> bool:
+        payload = check_ping(self._engine.config.websocket, data)
+        session = self._session()
+        return session is not None and session.ping(payload)
 
     def abort(self) -> None:
         connection = self._find()
@@ -117,6 +130,25 @@ class Socket(HydrogenSocket):
         connection = self._find()
         if connection is not None:
             connection.user_data = value
+
+    @property
+    def path(self) -> str | None:
+        session = self._session()
+        return None if session is None else session.path
+
+    @property
+    def subprotocol(self) -> str | None:
+        session = self._session()
+        return None if session is None else session.subprotocol
+
+    @property
+    def latency(self) -> float | None:
+        session = self._session()
+        return None if session is None else session.latency
+
+    def _session(self) -> Session | None:
+        connection = self._find()
+        return None if connection is None else connection.websocket
 
     @property
     def server(self) -> Server:

@@ -30,6 +30,8 @@ class Tally:
         "bytes_sent",
         "messages_received",
         "messages_sent",
+        "pings_received",
+        "pongs_received",
         "reading_pauses",
         "reading_resumes",
     )
@@ -39,6 +41,8 @@ class Tally:
         self.bytes_sent = 0
         self.messages_received = 0
         self.messages_sent = 0
+        self.pings_received = 0
+        self.pongs_received = 0
         self.reading_pauses = 0
         self.reading_resumes = 0
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import codecs
 from typing import NamedTuple
 
-from hydrogen.errors import FrameTooLarge, InvalidText, ProtocolError
 from hydrogen.framings import (
     WEBSOCKET_CONTROL,
     WEBSOCKET_CONTROL_MOST,
     WEBSOCKET_OPCODES,
     masked,
 )
-from hydrogen.websocket import is_close_code
+from hydrogen.websocket import Fault, is_close_code
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
@@ -80,6 +79,16 @@ class MessageReader:
         self.is_closed = False
 
     @property
+    def is_in_message(self) -> bool:
+        """Whether a message was begun and not finished."""
+        return self._message is not None
+
+    @property
+    def size(self) -> int:
+        """Bytes fed and not given out."""
+        coming = self._left if self._frame is not None else 0
+        return len(self._buffer) + len(self._control) + max(0, self._size - coming)
+
     def is_partial(self) -> bool:
         """Whether a frame or a message was begun and not finished."""
         return bool(self._buffer) or self._frame is not None or self._message is not None
@@ -118,25 +127,23 @@ class MessageReader:
         first = buffer[0]
         opcode = first & 0x0F
         if first & _RESERVED:
-            raise ProtocolError(f"a reserved bit is set in 0x{first:02x}, with no extension for it")
+            raise Fault.RESERVED.error()
         self._check_opcode(opcode, bool(first & _FIN))
         if len(buffer) < 2:
             return False
         if not buffer[1] & _MASKED:
-            raise ProtocolError("a client must mask what it sends")
+            raise Fault.UNMASKED.error()
         length = buffer[1] & ~_MASKED
         begin = 2
         if length > WEBSOCKET_CONTROL_MOST:
             if opcode & WEBSOCKET_CONTROL:
-                raise ProtocolError(
-                    f"a control frame carries at most {WEBSOCKET_CONTROL_MOST} bytes"
-                )
+                raise Fault.LONG_CONTROL.error()
             begin, least = (4, 126) if length == 126 else (10, 0x10000)
             if len(buffer) < begin:
                 return False
             length = int.from_bytes(buffer[2:begin], "big")
             if length < least:
-                raise ProtocolError(f"length {length} is not in its shortest form")
+                raise Fault.LENGTH.error()
         if not opcode & WEBSOCKET_CONTROL:
             self._begin_fragment(opcode, length)
         if len(buffer) < begin + 4:
@@ -152,21 +159,19 @@ class MessageReader:
 
     def _check_opcode(self, opcode: int, is_final: bool) -> None:
         if opcode not in WEBSOCKET_OPCODES:
-            raise ProtocolError(f"opcode {opcode} is reserved")
+            raise Fault.OPCODE.error()
         if opcode & WEBSOCKET_CONTROL:
             if not is_final:
-                raise ProtocolError("a control frame must not be fragmented")
+                raise Fault.FRAGMENTED.error()
         elif (opcode == CONTINUATION) is not (self._message is not None):
-            raise ProtocolError(
-                "a continuation of nothing" if opcode == CONTINUATION else "a message inside one"
-            )
+            raise (Fault.CONTINUED if opcode == CONTINUATION else Fault.INSIDE).error()
 
     def _begin_fragment(self, opcode: int, length: int) -> None:
         """Check the limits, before anything is kept of it."""
         if length > self._max_message - self._size:
-            raise FrameTooLarge(f"a message is over max_message {self._max_message}")
+            raise Fault.LARGE.error()
         if self._fragments >= self._max_fragments:
-            raise FrameTooLarge(f"a message has more than max_fragments {self._max_fragments}")
+            raise Fault.FRAGMENTS.error()
 
     def _read_payload(self) -> None:
         """Take what is there of it. Text is decoded at once, for it is refused at the first bad
@@ -195,7 +200,7 @@ class MessageReader:
             if b"\xed\xa0" <= self._decoder.getstate()[0] < b"\xee":
                 raise UnicodeError
         except UnicodeError:
-            raise InvalidText("a text message is not UTF-8") from None
+            raise Fault.TEXT.error() from None
         return text
 
     def _end_frame(self) -> Event | None:
@@ -224,8 +229,8 @@ def _closing(data: bytes) -> Event:
         return Event(CLOSE, "", 1005)
     code = int.from_bytes(data[:2], "big")
     if len(data) < 2 or not is_close_code(code):
-        raise ProtocolError(f"a CLOSE with the payload {data[:2]!r}")
+        raise Fault.CLOSE.error()
     try:
         return Event(CLOSE, data[2:].decode(), code)
     except UnicodeDecodeError:
-        raise InvalidText("the reason of a CLOSE is not UTF-8") from None
+        raise Fault.REASON.error() from None

@@ -6,9 +6,9 @@ hydrogen-server[metrics]`).
 
 Every field of `Stats` is there, with the name and the help of its metadata, by Prometheus'
 conventions: base units, and `_total` for what only grows; removals are one counter with the label
-`cause`. It is asked when somebody scrapes, and costs nothing in between. A scrape calls
-`Server.stats` once for each server, which needs no worker: it is answered also when all of them are
-blocked.
+`cause`, and what is counted by a code has that as a label. It is asked when somebody scrapes, and
+costs nothing in between. A scrape calls `Server.stats` once for each server, which needs no worker:
+it is answered also when all of them are blocked.
 """
 
 from __future__ import annotations
@@ -41,6 +41,16 @@ GAUGES = _families("gauge")
 
 COUNTERS = _families("counter", "_total")
 """Field of `Stats` that only grows -> name and help of its counter; but for the removals."""
+
+CODES = {
+    field.name: field.metadata["label"]
+    for field in dataclasses.fields(Stats)
+    if field.metadata["kind"] == "codes"
+}
+"""Field of `Stats` that counts by a code -> the label that has it; see `CODE_COUNTERS`."""
+
+CODE_COUNTERS = _families("codes", "_total")
+"""The same fields -> name and help of the counter. A code that has not occurred is not there."""
 
 REMOVED = ("hydrogen_connections_removed_total", "Connections removed, by cause.")
 
@@ -82,6 +92,12 @@ class Collector(_Collector):
                 for labels, stats in asked:
                     family.add_metric(labels, getattr(stats, field))
                 yield family
+        for field, (name, text) in CODE_COUNTERS.items():
+            family = CounterMetricFamily(name, text, labels=[*self._labels, CODES[field]])
+            for labels, stats in asked:
+                for code, count in sorted(getattr(stats, field).items()):
+                    family.add_metric([*labels, str(code)], count)
+            yield family
         removed = CounterMetricFamily(*REMOVED, labels=[*self._labels, "cause"])
         for labels, stats in asked:
             for field, cause in CAUSES.items():

@@ -8,12 +8,9 @@ as a line of JSON.
 from __future__ import annotations
 
 import argparse
-import base64
 import dataclasses
-import hashlib
 import itertools
 import json
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -96,46 +93,21 @@ class Broadcasting(Echo):
         self._broadcasts += 1
 
 
-class Upgraded(Echo):
-    """Echo behind the opening handshake of a WebSocket (RFC 6455, section 4.2), in plain blocking
-    Python.
-    """
+class Upgraded(hydrogen.WebSocketHandler):
+    """Echo of a WebSocket server's messages."""
 
-    KEY = re.compile(
-        rb"^Sec-WebSocket-Key:[ \t]*([A-Za-z0-9+/]{22}==)[ \t]*\r$", re.IGNORECASE | re.MULTILINE
-    )
-    GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-    REQUEST_MOST = 4096
-    PATIENCE = 10.0
+    def counted(self) -> dict[str, float]:
+        """As `Echo` does."""
+        return {}
 
-    def on_new_connection(self, fd: int) -> None:
-        door = hydrogen.Plain(fd)
-        request = b""
-        try:
-            # a client sends no frame before it has the answer
-            while not request.endswith(b"\r\n\r\n"):
-                request += door.b_recv(timeout=self.PATIENCE).payload()
-                if len(request) > self.REQUEST_MOST:
-                    raise hydrogen.Reject("the request has no end")
-        except (OSError, EOFError) as error:
-            raise hydrogen.Reject("no request") from error
-        key = self.KEY.search(request)
-        if key is None:
-            raise hydrogen.Reject("no WebSocket is asked for")
-        accept = base64.b64encode(hashlib.sha1(key[1] + self.GUID).digest())
-        lines = (
-            b"HTTP/1.1 101 Switching Protocols",
-            b"Upgrade: websocket",
-            b"Connection: Upgrade",
-            b"Sec-WebSocket-Accept: " + accept,
-        )
-        door.b_send(hydrogen.ChunkFrame(b"\r\n".join((*lines, b"", b""))))
+    def on_message(self, socket: hydrogen.HydrogenSocket, data: str | bytes) -> None:
+        socket.send(data)
 
 
 class Job(NamedTuple):
     """What a server does, and the settings that make it a job of its own."""
 
-    handler: type[Echo]
+    handler: type[Echo | Upgraded]
     framing: type[hydrogen.FrameBuilder] | None = None
     settings: Mapping[str, Any] = {}
 
@@ -167,7 +139,7 @@ JOBS = {
     "length": Job(Echo, hydrogen.LengthFrameBuilder),
     "line": Job(Echo, hydrogen.LineFrameBuilder),
     "websocket": Job(Echo, hydrogen.WebSocketFrameBuilder),
-    "websocket_upgraded": Job(Upgraded, hydrogen.WebSocketFrameBuilder),
+    "websocket_upgraded": Job(Upgraded),
     "sleeping": Job(Sleeping),
     "querying": Job(Querying),
     "simple_computing": Job(Computing, hydrogen.SimpleFrameBuilder),

@@ -73,7 +73,12 @@ class Evidence:
         if not self.told:
             return {}
         [first, *_] = self.told["stats"].values()
-        return {name: self.total(name) for name in first if name.startswith("removed_")}
+        names = [name for name in first if name.startswith("removed_")]
+        return {name: self.total(name) for name in names if name != WEBSOCKETS_ONLY}
+
+
+WEBSOCKETS_ONLY = "removed_ping_timeout"
+"""A cause that only a WebSocket server has; none of those here is one."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ PROGRAMS = {
 
 
 def test_there_are_such_programs():
-    assert {"Picky", "Guarded", "WebSocketEcho", "custom_stream.py", "upstream.py"} <= set(PROGRAMS)
+    assert {"Picky", "Guarded", "custom_stream.py", "upstream.py"} <= set(PROGRAMS)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from certificates import client_context, write_files
 from support import PATIENCE, Client, checksum32, child, finish, length_frame, simple, websocket
+from websocket_peers import peer_of
 
 import hydrogen
 from hydrogen.watchdog import has_gil
@@ -128,6 +129,16 @@ def test_echo_speaks_every_framing(engine, framing, frame):
     process, address = command(engine, "echo", "--port", "0", "--framing", framing)
     with Client(address) as client:
         client.echo(frame * 3)
+    stop(process, 0)
+
+
+@pytest.mark.clause("L1")
+def test_echo_speaks_websocket(engine):
+    process, address = command(engine, "echo", "--port", "0", "--websocket")
+    with Client(address) as client:
+        peer = peer_of(client).open()
+        peer.echo("hello")
+        assert peer.say_goodbye(1000).code == 1000
     stop(process, 0)
 
 

@@ -227,6 +227,7 @@ def test_the_defaults_are_those_of_the_documentation():
         "port": 1337,
         "max_threads": 32,
         "loops": 1,
+        "websocket": None,
         "pre_allocated": 1024,
         "framing": None,
         "ssl": None,

@@ -67,12 +67,17 @@ def test_each_cause_has_its_error_and_a_message(cause, kind):
     assert removal_error(cause) is not error
 
 
+def has_setting(timeout):
+    """The class of which it is a field."""
+    return hydrogen.WebSocket if timeout is Timeout.PING_TIMEOUT else hydrogen.Config
+
+
 @pytest.mark.parametrize("timeout", Timeout)
 def test_a_timeout_is_named_by_its_field_of_config(timeout):
     error = removal_error(Cause.TIMEOUT, timeout)
     assert type(error) is hydrogen.ConnectionTimeout
     assert str(error).startswith(timeout.name.lower())
-    assert hasattr(hydrogen.Config, timeout.name.lower())
+    assert hasattr(has_setting(timeout), timeout.name.lower())
 
 
 def test_every_cause_gives_an_error():
@@ -259,6 +264,6 @@ def test_an_exception_whose_traceback_is_a_property_that_raises_is_the_cause_all
 def test_the_table_of_timeouts_names_the_field_and_the_message(timeout):
     assert Timeout(int(timeout)) is timeout
     assert timeout.field == timeout.name.lower()
-    assert hasattr(hydrogen.Config, timeout.field)
+    assert hasattr(has_setting(timeout), timeout.field)
     assert hasattr(hydrogen.Stats, f"removed_{timeout.field}")
     assert str(removal_error(Cause.TIMEOUT, timeout)) == f"{timeout.field}: {timeout.message}"

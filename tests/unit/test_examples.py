@@ -1,6 +1,7 @@
 """The examples: each is started as its users start it, talked to, and stopped by a signal."""
 
 import contextlib
+import json
 import random
 import re
 import runpy
@@ -31,6 +32,7 @@ from support import (
     unframe,
     wait_until,
 )
+from websocket_peers import peer_of, text
 
 import hydrogen
 
@@ -173,6 +175,38 @@ def test_chat_tells_each_line_to_all_others(engine):
         hears(otto, b"* anna has left")
         otto.finish()
         assert otto.receive_until_end() == b""
+    end(process)
+
+
+def test_browser_chat_serves_its_page_and_tells_what_is_said_in_a_room(engine):
+    process, address = begin(engine, "browser_chat.py")
+    authority = "{}:{}".format(*address)
+    where = f"http://{authority}"
+    with urllib.request.urlopen(where + "/", timeout=PATIENCE) as page:
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert "new WebSocket(url)" in page.read().decode()
+    with urllib.request.urlopen(where + "/healthz", timeout=PATIENCE) as page:
+        assert page.read() == b"ok\n"
+    with pytest.raises(urllib.error.HTTPError, match="404") as missing:
+        urllib.request.urlopen(where + "/nowhere", timeout=PATIENCE)
+    missing.value.close()
+    with Client(address) as one, Client(address) as two, Client(address) as other:
+        guests = [
+            peer_of(client).open(
+                f"Host: {authority}",
+                f"Origin: {where}",
+                line=f"GET /rooms/{room} HTTP/1.1",
+                without=["Host"],
+            )
+            for client, room in ((one, "lobby"), (two, "lobby"), (other, "bar"))
+        ]
+        for name, guest in (("Ann", guests[0]), ("Bea", guests[1])):
+            guest.send(text(json.dumps({"name": name, "text": "hello"})))
+            for listener in guests[:2]:
+                said = json.loads(listener.receive_message())
+                assert said == {"name": name, "text": "hello"}
+        guests[2].send(text("no JSON"))
+        assert guests[2].answer_close().code == 1003
     end(process)
 
 

@@ -6,7 +6,9 @@ import pytest
 from support import Echo
 
 import hydrogen
-from hydrogen.handler import Callbacks, Handler, callbacks_of
+from hydrogen.handler import Callbacks, Handler, WebSocketHandler, callbacks_of
+
+CALLBACKS = [name for name in Callbacks.__dataclass_fields__ if name != "received"]
 
 
 def given(**members):
@@ -69,17 +71,27 @@ def test_a_callback_that_cannot_be_called_is_refused():
 def test_callbacks_that_are_not_overridden_are_none():
     callbacks = callbacks_of(Echo())
     assert callbacks.on_data_received is not None
-    assert [name for name in Callbacks.__dataclass_fields__ if getattr(callbacks, name)] == [
-        "on_data_received"
-    ]
+    assert [name for name in CALLBACKS if getattr(callbacks, name)] == ["on_data_received"]
+    assert callbacks.received == "on_data_received"
 
 
 def test_every_callback_that_is_overridden_is_found():
     names = [name for name in vars(Handler) if name.startswith("on_")]
     handler = given(**{name: lambda self, *args: None for name in names})
     callbacks = callbacks_of(handler)
-    for name in Callbacks.__dataclass_fields__:
-        assert getattr(callbacks, name) == getattr(handler, name)
+    for name in CALLBACKS:
+        assert getattr(callbacks, name) == getattr(handler, name, None)
+
+
+def test_the_callbacks_of_a_websocket_handler_are_found():
+    names = [name for name in vars(WebSocketHandler) if name.startswith("on_")]
+    kind = type("Mine", (WebSocketHandler,), {name: lambda self, *args: None for name in names})
+    handler = kind()
+    callbacks = callbacks_of(handler)
+    assert callbacks.on_data_received == handler.on_message
+    assert callbacks.received == "on_message"
+    assert (callbacks.on_request, callbacks.on_pong) == (handler.on_request, handler.on_pong)
+    assert callbacks.on_eof is None
 
 
 def test_callbacks_may_be_inherited_set_on_the_instance_or_no_functions_at_all():

@@ -13,7 +13,7 @@ from support import PATIENCE, ROOT, Echo, wait_until
 
 import hydrogen
 from hydrogen.contrib import prometheus
-from hydrogen.contrib.prometheus import CAUSES, COUNTERS, GAUGES, Collector
+from hydrogen.contrib.prometheus import CAUSES, CODES, COUNTERS, GAUGES, Collector
 
 
 @contextlib.contextmanager
@@ -115,7 +115,7 @@ def test_several_servers_are_told_apart_by_a_label(start, connect):
 
 
 def test_every_field_of_stats_is_exported_once():
-    exported = [*GAUGES, *COUNTERS, *CAUSES]
+    exported = [*GAUGES, *COUNTERS, *CODES, *CAUSES]
     assert sorted(exported) == sorted(field.name for field in dataclasses.fields(hydrogen.Stats))
 
 
