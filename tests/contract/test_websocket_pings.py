@@ -1,0 +1,140 @@
+"""Pings and pongs where they meet something else: the request, messages, TLS, timeouts."""
+
+import threading
+
+import pytest
+from certificates import server_context
+from support import running, wait_event, wait_until
+from websocket_peers import (
+    FIN,
+    PING,
+    PONG,
+    TEXT,
+    Echo,
+    frame,
+    head,
+    peer_of,
+    ping,
+    pong,
+    recorder,
+    text,
+)
+
+from hydrogen import WebSocket
+
+FAMILIES = pytest.mark.parametrize("family", ["tcp", "tls"])
+
+
+def options(family):
+    """Of a server."""
+    return {"ssl": server_context()} if family == "tls" else {}
+
+
+@FAMILIES
+def test_a_ping_behind_the_request_is_answered_at_once(start, connect, family):
+    peer = peer_of(connect(start(Echo(), **options(family))), family)
+    peer.send(head() + ping(b"early"))
+    peer.receive_opening()
+    assert peer.receive_pong() == b"early"
+    peer.echo("hello")
+
+
+@FAMILIES
+def test_pongs_come_in_their_turn(start, connect, family):
+    handler = recorder(pong=None)
+    server = start(handler, **options(family))
+    peer = peer_of(connect(server), family).open()
+    first, last = frame(TEXT, b"b"), frame(FIN, b"c")
+    peer.send(pong(b"1") + text("a") + pong(b"2") + first + pong(b"3") + last + pong(b"4"))
+    handler.wait_for("pong", 4)
+    names = [call.value for call in handler.calls if call.name in ("on_pong", "on_message")]
+    assert names == [b"1", "a", b"2", b"3", "bc", b"4"]
+
+
+def test_latency_is_that_of_the_first_pong_to_a_ping(start, connect):
+    handler = recorder(connected=None, pong=None)
+    peer = peer_of(connect(start(handler))).open()
+    socket = handler.socket()
+    assert socket.ping(b"x")
+    assert peer.receive_ping() == b"x"
+    peer.send(pong(b"x"))
+    latency = wait_until(lambda: socket.latency, "it is known")
+    peer.send(pong(b"x") + pong(b"other"))
+    handler.wait_for("pong", 3)
+    assert socket.latency == latency
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opcode", [PING, PONG])
+def test_control_frames_that_never_end_with_a_segment_are_finished_in_time(
+    start, connect, gate, opcode
+):
+    """Until another connection, which begins then, was late."""
+    server = start(Echo(), frame_timeout=0.5)
+    peer = peer_of(connect(server)).open()
+    slow = peer_of(connect(server)).open()
+    whole = frame(FIN | opcode, b"x" * 20)
+    peer.send(whole[:10])
+    slow.send(whole[:10])
+    late = threading.Event()
+
+    def is_late():
+        peer.send(whole[10:] + whole[:10])
+        if server.stats().removed_frame_timeout:
+            late.set()
+        return late.is_set()
+
+    wait_until(is_late, "the other one is late")
+    for _ in range(3):
+        peer.send(whole[10:] + whole[:10])
+    assert server.stats().removed_frame_timeout == 1
+    assert slow.at_end() == "reset"
+
+
+@pytest.mark.slow
+@FAMILIES
+def test_who_is_silent_while_all_workers_block_is_not_late_for_a_ping_that_was_not_sent(
+    start, connect, gate, family
+):
+    """As long as it takes to ping, and to find late, a client of another server."""
+    settings = WebSocket(ping_interval=0.3, ping_timeout=0.3)
+    leave = gate()
+
+    def received(socket, data):
+        wait_event(leave, "it may go on")
+        socket.send("done")
+
+    handler = recorder(message=received)
+    server = start(handler, websocket=settings, max_threads=1, **options(family))
+    peer = peer_of(connect(server), family).open()
+    peer.send(text("block"))
+    handler.wait_for("message")
+
+    def answer():
+        while (came := peer.receive_frame()).first == FIN | PING:
+            peer.send(pong(came.payload))
+        assert came.payload == b"done"
+
+    other = start(recorder(connected=None), websocket=settings)
+    with running(answer):
+        for count in (1, 2):
+            peer_of(connect(other)).open()
+            wait_until(lambda: other.stats().removed_ping_timeout == count, "it is late")  # noqa: B023
+        assert server.stats().removed_ping_timeout == 0
+        leave.set()
+    peer.close()
+
+
+def test_a_close_is_counted_by_its_code_although_its_echo_cannot_be_sent(start, connect):
+    leave = threading.Event()
+    handler = recorder(message=lambda socket, data: wait_event(leave, "the client has left"))
+    server = start(handler)
+    peer = peer_of(connect(server)).open()
+    peer.send(text("wait"))
+    handler.wait_for("message")
+    peer.send(frame(FIN | 8, b"\x0f\xa0"))
+    peer.client.close()
+    leave.set()
+    (error,) = handler.wait_disconnected()
+    if getattr(error, "code", None) == 4000:  # else the reset was met first
+        wait_until(lambda: dict(server.stats().closes) == {4000: 1}, "it is counted")
