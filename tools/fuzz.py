@@ -36,6 +36,17 @@ MAX_LEN = 512
 SANITIZERS = "-fsanitize=fuzzer,address,undefined"
 VERDICTS = {0: None, 2: "ProtocolError", 3: "FrameTooLarge", 4: "ChecksumMismatch"}
 
+HEAD = "head"
+"""The head of a request: what a WebSocket server reads first, and nobody sends."""
+
+HEADS = (
+    b"GET /chat?x HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n\x81\x80",
+    b"\r\n\r\n",
+    b"GET / HTTP/1.1\r\nCookie:\ta=b\xff\r\n \r\n\r\nGET / HTTP/1.1\n\n",
+    b"GET /\r\r\n\r\n",
+    b"\x16\x03\x01\x02\x00",
+)
+
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
@@ -129,6 +140,9 @@ def seeds(framing: str) -> Iterator[bytes]:
     """The corpus as the harness wants its inputs."""
     from corpus.cases import FRAMINGS
 
+    for number, data in enumerate(HEADS if framing == HEAD else ()):
+        for most in (64, 20, 8192):
+            yield most.to_bytes(8, "little") + bytes([0, number]) + data
     for number, case in enumerate(FRAMINGS.get(framing, ())):
         builder: Any = case.builder
         shape, delimiter = 0, b""
@@ -254,6 +268,19 @@ def in_python(builder: Any, wire: bytes) -> tuple[list[bytes], str | None, int]:
     return frames, None, decoder.size
 
 
+def head_in_python(most: int, wire: bytes) -> tuple[list[bytes], str | None]:
+    """The first head in `wire`, or why there is none."""
+    from hydrogen.http import HeadReader, Refusal
+
+    reader = HeadReader(most)
+    reader.feed(wire)
+    try:
+        head = reader.next()
+    except Refusal as refusal:
+        return [], {400: "ProtocolError", 431: "FrameTooLarge"}[refusal.response.status]
+    return ([] if head is None else [head]), None
+
+
 def made(builder: Any, payload: bytes) -> bytes | None:
     """The frame of `payload`, None when the builder refuses."""
     from hydrogen.codec import encode
@@ -285,6 +312,11 @@ def replay(program: Path, framing: str) -> tuple[int, list[str]]:
         if line == "skipped" or framing == "raw":
             continue
         fields, wire, compiled, sent, _ = told(line)
+        if framing == HEAD:
+            first = compiled[0][:1], (None if compiled[0] else compiled[1])
+            if first != head_in_python(fields["max_size"], wire):
+                faults.append(f"{path}: the first head of {wire!r}: {first}")
+            continue
         builder = builder_of(framing, fields)
         frames, error, left = reference.decode(builder, wire)
         opinions = {
@@ -322,7 +354,7 @@ def coverage(program: Path) -> tuple[float, list[int]]:
 
 
 def main() -> int:
-    framings = ["simple", "checksum32", "length", "line", "websocket", "raw"]
+    framings = ["simple", "checksum32", "length", "line", "websocket", HEAD, "raw"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -68,6 +68,7 @@ cdef size_t choose(
         return 0
     memset(framing, 0, sizeof(framing_t))
     framing.kind = kind
+    framing.opcode = WEBSOCKET_BINARY
     split[0] = data[9]
     if kind == FRAMING_SIMPLE:
         limit = 0xFFFF
@@ -121,8 +122,9 @@ cdef int find(
     check(found != FRAME_COMPLETE or alike(frame, &again), "the hint changes nothing of the frame")
     check(scanned[0] <= n, "what was searched is there")
     check(
-        scanned[0] == 0 or (framing.kind == FRAMING_LINE and found == FRAME_INCOMPLETE),
-        "the hint is for lines that are not complete"
+        scanned[0] == 0 or framing.kind == FRAMING_HEAD or
+        (framing.kind == FRAMING_LINE and found == FRAME_INCOMPLETE),
+        "the hint is for heads, and for lines that are not complete"
     )
     if found == FRAME_INCOMPLETE and framing.kind == FRAMING_LINE:
         check(scanned[0] >= before, "the hint never goes back while a line grows")
@@ -251,7 +253,8 @@ cdef void read_whole(const framing_t *framing, const uint8_t *wire, size_t n) no
         whole.verdict = find(framing, wire, n, &scanned, &whole.frames[whole.count])
         if whole.verdict != FRAME_COMPLETE:
             break
-        follow(framing, wire, &whole.frames[whole.count])
+        if framing.kind != FRAMING_HEAD:  # none is sent
+            follow(framing, wire, &whole.frames[whole.count])
         wire += whole.frames[whole.count].size
         n -= whole.frames[whole.count].size
         whole.count += 1
@@ -319,6 +322,8 @@ cdef public int LLVMFuzzerInitialize(int *argc, char ***argv) noexcept nogil:
         kind = FRAMING_LINE
     elif strcmp(name, "websocket") == 0:
         kind = FRAMING_WEBSOCKET
+    elif strcmp(name, "head") == 0:
+        kind = FRAMING_HEAD
     else:
         check(strcmp(name, "raw") == 0, "HYDROGEN_FUZZ is a framing's name")
     return 0
@@ -332,7 +337,8 @@ cdef public int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) noexcep
         read_whole(&framing, data + begin, size - begin)
         read_parted(&framing, data + begin, size - begin, split)
         compare(&framing)
-        send(&framing, data + begin, size - begin)
+        if kind != FRAMING_HEAD:
+            send(&framing, data + begin, size - begin)
     return 0
 
 
@@ -369,7 +375,7 @@ cdef void say(const uint8_t *data, size_t size) noexcept nogil:
         free(out)
         at += whole.frames[i].size
     printf(" verdict=%d left=%zu", whole.verdict, whole.left)
-    if n <= framing.max_size:
+    if n <= framing.max_size and kind != FRAMING_HEAD:
         out = block(NULL, n + framing_overhead(&framing, n))
         verdict = framing_encode(&framing, <const char *>data + begin, n, <char *>out)
         if verdict == FRAME_COMPLETE:
