@@ -549,6 +549,7 @@ def test_a_stream_that_ends_with_input_unread_loses_no_reply(
     client.send(b"request\n")
     socket = handler.wait_for("data_received")[0].socket
     other = connect(server)
+    handler.wait_for("new_connection", 2)
     before = server.stats().polls
     client.send(b"next request\n")
     wait_until(lambda: server.stats().polls > before, "the server knows of it")
