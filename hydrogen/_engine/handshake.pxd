@@ -6,7 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
-    CAUSE_BAD_FRAME, CAUSE_REJECT, FLAG_HEAD, STATE_OPEN, WATCH_CONFIGURED,
+    CAUSE_BAD_FRAME, CAUSE_REJECT, FLAG_HEAD, SEND_REFUSED, STATE_OPEN, WATCH_CONFIGURED,
 )
 from hydrogen._c.deadlines cimport deadlines_announce
 from hydrogen._c.kernel cimport kernel_now
@@ -65,12 +65,13 @@ cdef inline int handshake_serve(
 cdef inline int handshake_accept(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, accepted,
 ) except -1:
-    """Speak WebSocket from now on."""
+    """Speak WebSocket from now on, unless another thread has closed the connection."""
     cdef session_t *session
     cdef uint64_t now = kernel_now()
     cdef uint64_t ends_at = lifetime_of(engine._websocket, now)
     # first: who pings looks for the session
-    handshake_write(engine, worker, socket, accepted.answer)
+    if handshake_write(engine, worker, socket, accepted.answer) == SEND_REFUSED:
+        return 0
     session = messages_new()
     if session == NULL:
         raise MemoryError

@@ -39,10 +39,11 @@ def serve_head(connection: Connection, settings: WebSocket, head: bytes) -> None
 
 
 def accept(connection: Connection, settings: WebSocket, accepted: Accepted) -> None:
-    """Speak WebSocket from now on."""
+    """Speak WebSocket from now on, unless another thread has closed the connection."""
     reader = connection.decoder
     assert isinstance(reader, HeadReader)
-    connection.send(Raw(accepted.answer), rests=False)
+    if not connection.send(Raw(accepted.answer), rests=False):
+        return
     session = Session(connection, settings, accepted)
     session.reader.feed(reader.rest())
     connection.decoder = session.reader

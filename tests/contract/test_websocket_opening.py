@@ -216,3 +216,33 @@ def test_a_request_that_is_answered_too_late_for_a_stop_is_abandoned(start, conn
     assert reports[0].abandoned == 1
     go.set()
     assert peer.at_end() == "reset"
+
+
+def test_one_that_is_closed_just_before_it_is_accepted_is_told_nothing(start, connect):
+    """Nor is it sent a CLOSE, which is nothing to who waits for an answer of HTTP."""
+
+    class Closing(hydrogen.Accept):
+        """Looked at when the answer is made: as if another thread had closed just then."""
+
+        socket = None
+
+        @property
+        def headers(self):
+            self.socket.close()
+            return ()
+
+        @headers.setter
+        def headers(self, value):
+            pass
+
+    def asked(socket, request):
+        accept = Closing()
+        accept.socket = socket
+        return accept
+
+    handler = recorder(request=asked, connected=None)
+    peer = peer_of(connect(start(handler)))
+    peer.send(head())
+    peer.meet_end()
+    assert type(handler.wait_removed()[0]) is hydrogen.LocalClosed
+    assert handler.of("connected") == handler.of("disconnected") == []
