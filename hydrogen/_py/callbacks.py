@@ -33,6 +33,7 @@ def call(
         with runner.calling:
             result = contextvars.Context().run(callback, *arguments)
     except BaseException as error:
+        connection.loop.leave_if_forked()  # before anything that takes a lock
         if not _asks_for_end(connection, name, error):
             failed(connection, name, error)
     connection.loop.leave_if_forked()
