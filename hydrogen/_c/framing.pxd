@@ -53,7 +53,6 @@ cdef enum:
     WEBSOCKET_OPCODE = 0x0F
     WEBSOCKET_OPCODES = 0x0707  # a bit for each opcode that is not reserved: 0, 1, 2, 8, 9, 10
     WEBSOCKET_CONTROL = 0x08
-    WEBSOCKET_TEXT = 0x01
     WEBSOCKET_BINARY = 0x02
     WEBSOCKET_MASK = 0x80
     WEBSOCKET_LENGTH = 0x7F
