@@ -13,6 +13,7 @@ import os
 import ssl
 import threading
 from types import TracebackType
+from typing import TypeVar
 
 
 class HydrogenError(Exception):
@@ -280,6 +281,18 @@ def class_name(value: object) -> str:
     """The name of the class of `value`, whatever its metaclass answers."""
     name: str = type.__dict__["__name__"].__get__(type(value))
     return name
+
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
+
+
+def stripped(error: ErrorT) -> ErrorT:
+    """The same, an error that one of our readers has raised, without its traceback, and without the
+    one that it was raised from: nobody wants to know where in there that was, and whoever keeps it
+    would keep all that those frames hold, up to a whole message.
+    """
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def cut_traceback(error: BaseException) -> None:

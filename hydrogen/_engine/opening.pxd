@@ -216,7 +216,7 @@ cdef inline bint opening_read_header(
     except ValueError as error:
         if not issubclass(type(error), errors.ProtocolError):
             raise
-        ending_with(engine, socket, False, CAUSE_BAD_FRAME, error)
+        ending_with(engine, socket, False, CAUSE_BAD_FRAME, errors.stripped(error))
     if header is None:
         return False
     if isinstance(header.source, tuple):

@@ -23,6 +23,7 @@ from hydrogen.errors import (
     cut_traceback,
     handler_error,
     removal_error,
+    stripped,
 )
 from hydrogen.frame import FrameBuilder
 from hydrogen.framings import is_built_in
@@ -111,15 +112,14 @@ def explain(
     """Cause and removal error for what the `next` of a decoder raised; complains of what is a fault
     of the user's.
 
-    The `ProtocolError` of a builder speaks for itself; of a built-in one nobody wants to know where
-    in it that was raised.
+    The `ProtocolError` of a builder speaks for itself.
     """
     # not isinstance(), which asks the exception for its class, and it may be the user's
     kind = type(error)
     if is_built_in(builder) or isinstance(builder, WebSocket):
         if issubclass(kind, ProtocolError):
             cause = _CAUSES.get(kind, Cause.BAD_FRAME)
-            return cause, error.with_traceback(None)  # type: ignore[return-value]
+            return cause, stripped(error)  # type: ignore[return-value]
         return Cause.OS_ERROR, removal_error(Cause.OS_ERROR, errno.ENOMEM)
     if issubclass(kind, ProtocolError):
         cut_traceback(error)

@@ -13,7 +13,7 @@ from hydrogen._py import callbacks, deadlines, input, kernel, mailbox, tls
 from hydrogen._py.connection import Connection
 from hydrogen._py.framing import ChunkDecoder, decoder_for
 from hydrogen._py.streams import SocketTransport, StreamTransport
-from hydrogen.errors import Cause, ProtocolError, handler_error
+from hydrogen.errors import Cause, ProtocolError, handler_error, stripped
 from hydrogen.locks import under
 from hydrogen.plain import Plain
 from hydrogen.proxy import V2_SIGNATURE, HeaderReader, ProxyHeader, may_send, no_proxy
@@ -49,7 +49,7 @@ def serve_header(connection: Connection, reader: HeaderReader) -> None:
         try:
             header = reader.feed(b"".join(input.receive(connection, reader.wanted)))
         except ProtocolError as error:
-            connection.end(Cause.BAD_FRAME, error)
+            connection.end(Cause.BAD_FRAME, stripped(error))
     if connection.error is not None:
         return
     if header is not None:

@@ -111,6 +111,7 @@ def refused(handler, client):
     client.close()
     (error,) = handler.wait_removed()
     assert type(error) is hydrogen.ProtocolError
+    assert (error.__traceback__, error.__context__) == (None, None)
     assert handler.names() == ["on_connection_removed"]
     return str(error)
 

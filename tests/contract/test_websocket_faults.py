@@ -63,6 +63,8 @@ def ends(start, connect):
         assert closed.code == code
         (error,) = handler.wait_disconnected()
         assert type(error) is KINDS[code]
+        # who keeps it would else keep what was read
+        assert (error.__traceback__, error.__context__) == (None, None)
         assert handler.messages() == list(messages)
         assert handler.wait_removed() == [error]
         assert server.stats().removed_protocol_error == 1
