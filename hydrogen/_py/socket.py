@@ -61,6 +61,7 @@ class Socket(HydrogenSocket):
         payload = message_of(data, self._engine.config.websocket)
         connection = self._find()
         if connection is None or connection.awaits_head:
+            encode(None, payload)  # raises for what is no text
             self._engine.refused()
             return False
         return connection.send(encode(connection.builder, payload))

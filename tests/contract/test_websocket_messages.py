@@ -78,7 +78,7 @@ def test_send_takes_texts_and_all_that_is_like_bytes(start, connect, data, recei
     assert peer.receive_message() == received
 
 
-@pytest.mark.parametrize(
+CANNOT_BE_SENT = pytest.mark.parametrize(
     ("data", "error"),
     [
         (1, TypeError),
@@ -90,6 +90,9 @@ def test_send_takes_texts_and_all_that_is_like_bytes(start, connect, data, recei
     ],
     ids=["int", "None", "list", "not contiguous", "half a pair", "the other half"],
 )
+
+
+@CANNOT_BE_SENT
 def test_what_cannot_be_sent_is_refused_and_nothing_is_sent(start, connect, data, error):
     def received(socket, name):
         with pytest.raises(error):
@@ -101,6 +104,25 @@ def test_what_cannot_be_sent_is_refused_and_nothing_is_sent(start, connect, data
     peer = peer_of(connect(start(recorder(message=received)))).open()
     peer.send(text("go"))
     assert peer.receive_message() == "done"
+
+
+@CANNOT_BE_SENT
+def test_what_cannot_be_sent_is_refused_before_and_after_too(start, connect, data, error):
+    raised = []
+
+    def tries(socket, *_):
+        with pytest.raises(error) as caught:
+            socket.send(data)
+        raised.append(type(caught.value))
+
+    handler = recorder(request=tries, connected=tries)
+    server = start(handler)
+    peer = peer_of(connect(server)).open()
+    peer.close()
+    handler.wait_removed()
+    tries(handler.socket())
+    assert len(raised) == 3
+    assert server.stats().messages_refused == 0
 
 
 def test_messages_in_one_segment_are_answered_in_order(start, connect):
@@ -150,9 +172,9 @@ def test_messages_of_one_thread_stay_in_order(start, connect):
 
 def test_a_pause_holds_messages_back_and_a_resume_delivers_them(start, connect):
     def received(socket, data):
-        socket.send(data)
         if data == "pause":
             socket.pause_reading()
+        socket.send(data)
 
     handler = recorder(message=received)
     server = start(handler)
