@@ -34,7 +34,7 @@ from hydrogen._engine.callbacks cimport (
     callbacks_begin, callbacks_failed, callbacks_leave, callbacks_message,
 )
 from hydrogen._engine.ending cimport ending_with
-from hydrogen._engine.finishing cimport finishing_find_error
+from hydrogen._engine.finishing cimport finishing_error
 from hydrogen._engine.handshake cimport handshake_refuse, handshake_serve, handshake_write
 from hydrogen._engine.references cimport references_held
 from hydrogen._engine.sending cimport sending_append, sending_put, sending_work
@@ -215,8 +215,8 @@ cdef inline int control_close(
     cdef bytes frame
     connection.flags |= FLAG_CLOSE_SENT
     connection.mail |= FLUSHED
-    finishing_find_error(engine, connection)
-    payload = closing_payload(<object>connection.error, engine._websocket.stop_code)
+    error = finishing_error(engine, connection)
+    payload = closing_payload(error, engine._websocket.stop_code)
     if payload is None:
         return 0
     frame = control_frame(OPCODE_CLOSE, payload)

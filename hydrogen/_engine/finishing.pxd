@@ -37,10 +37,9 @@ cdef inline int finishing_callbacks(
     cdef _Callbacks callbacks = <_Callbacks>worker.callbacks
     cdef HydrogenSocket socket = finishing_socket(engine, connection)
     closing_count(&worker.io, connection)
-    finishing_find_error(engine, connection)
+    error = finishing_error(engine, connection)
     if connection.websocket != NULL:
-        finishing_count_close(engine, connection)
-    error = <object>connection.error if connection.error != NULL else engine._no_memory
+        finishing_count_close(engine, connection, error)
     adapter = <object>connection.adapter if connection.adapter != NULL else None
     if adapter is not None:
         finishing_step(
@@ -74,8 +73,8 @@ cdef inline HydrogenSocket finishing_socket(Engine engine, connection_t *connect
     return socket
 
 
-cdef inline void finishing_find_error(Engine engine, connection_t *connection) noexcept:
-    """Have in the slot why the connection ends, but for want of memory."""
+cdef inline object finishing_error(Engine engine, connection_t *connection):
+    """Why the connection ends; it is in the slot afterwards, but for want of memory."""
     try:
         if connection.error == NULL:
             error = errors.removal_error(connection.cause, connection.code)
@@ -86,15 +85,16 @@ cdef inline void finishing_find_error(Engine engine, connection_t *connection) n
             references_hold(connection, &connection.error, error)
     except BaseException:
         pass
+    return <object>connection.error if connection.error != NULL else engine._no_memory
 
 
-cdef inline void finishing_count_close(Engine engine, connection_t *connection) noexcept:
+cdef inline void finishing_count_close(
+    Engine engine, connection_t *connection, error,
+) noexcept:
     """Count a WebSocket connection by the code with which it ends."""
     cdef bint told = connection.flags & FLAG_CLOSE_SENT != 0
     try:
-        engine._closes.add(
-            closing_code(<object>connection.error, engine._websocket.stop_code, told)
-        )
+        engine._closes.add(closing_code(error, engine._websocket.stop_code, told))
     except BaseException:
         pass
 
