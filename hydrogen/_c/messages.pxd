@@ -171,7 +171,9 @@ cdef inline bint messages_take(
         if verdict == MESSAGES_CONTROL:
             if not messages_control(context, io, session, &control):
                 return False
-            if not session.reader.message and relaxed_load64(&connection.deadline):
+            if not session.reader.message and not connection.flags & FLAG_CLOSE_AWAITED and (
+                relaxed_load64(&connection.deadline)
+            ):
                 atomic_store64(&connection.deadline, 0)  # of this frame
             if session.fault:
                 verdict = session.fault

@@ -1,5 +1,7 @@
 """How a WebSocket connection ends: by a CLOSE of either side, or of both."""
 
+import select
+
 import pytest
 from support import running, settled, wait_event, wait_until
 from websocket_peers import (
@@ -13,6 +15,7 @@ from websocket_peers import (
     options_of,
     peer_of,
     ping,
+    pong,
     recorder,
     removed_with,
     text,
@@ -372,6 +375,23 @@ def test_a_client_that_does_not_answer_is_closed_at_close_timeout(begin, family,
     server, peer = begin(handler, family, close_timeout=SHORT)
     assert peer.receive_close() == Closed(4000, "")
     peer.send(sends)
+    peer.meet_end()
+    assert removed_with(server, handler, 4000).code == 4000
+
+
+@pytest.mark.parametrize("control", [ping(), pong()], ids=["ping", "pong"])
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+def test_a_control_frame_in_place_of_an_answer_leaves_it_its_time(begin, family, control):
+    handler = recorder(connected=lambda socket: socket.close(4000))
+    server, peer = begin(handler, family)
+    assert peer.receive_close() == Closed(4000, "")
+    received = server.stats().bytes_received
+    for _ in range(20):
+        peer.send(control)
+        received += len(control)
+        wait_until(lambda: server.stats().bytes_received == received, "it is read")  # noqa: B023
+        assert select.select([peer.client.sock], [], [], 0)[0] == []
+    peer.finish()
     peer.meet_end()
     assert removed_with(server, handler, 4000).code == 4000
 
