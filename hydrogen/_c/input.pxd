@@ -38,7 +38,8 @@ cdef inline bint input_is_held(connection_t *connection) noexcept nogil:
     """Whether something that was read is not delivered, be it a part of a message only."""
     return (
         connection.input != NULL or connection.ciphertext != NULL or connection.held != 0 or
-        connection.adapter != NULL and connection.flags & FLAG_UNDECODED
+        (connection.adapter != NULL or connection.websocket != NULL) and
+        connection.flags & FLAG_UNDECODED
     )
 
 

@@ -322,6 +322,31 @@ def test_a_pause_does_not_cost_a_client_that_sends_its_connection(start, connect
     assert received_frame.payload == b"unread"
 
 
+@pytest.mark.parametrize("held", ["pong", "close"])
+@pytest.mark.parametrize("family", ["tcp", "tls"])
+def test_what_a_pause_holds_back_keeps_idle_timeout_off(start, connect, tmp_path, family, held):
+    def received(socket, data):
+        socket.pause_reading()
+
+    handler = recorder(connected=None, pong=None, message=received)
+    server = start(handler, idle_timeout=SHORT, **options_of(family, tmp_path / "s"))
+    peer = peer_of(connect(server), family).open()
+    socket = handler.socket()
+    peer.send(text("pause") + (pong(b"late") if held == "pong" else closing(1000)))
+    handler.wait_for("message")
+    for count in (1, 2):
+        peer_of(connect(server), family).open()
+        wait_until(lambda: server.stats().removed_idle_timeout == count, "it is late")  # noqa: B023
+    assert socket.is_open
+    socket.resume_reading()
+    if held == "pong":
+        assert handler.wait_for("pong")[0].value == b"late"
+        return
+    assert peer.receive_close() == Closed(1000, "")
+    error = end_of(handler, socket)
+    assert (type(error), error.code) == (hydrogen.WebSocketClosed, 1000)
+
+
 # ---------------------------------------------------------------------------------------- lifetimes
 
 
