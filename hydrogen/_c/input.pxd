@@ -122,6 +122,8 @@ cdef inline bint input_store_read(
     """Add what was read into the scratch buffer; False without memory."""
     cdef frame_t frame
     cdef bint lasting
+    if connection.websocket != NULL:
+        relaxed_store32(&connection.websocket.heard, 1)
     if connection.session != NULL:
         return input_store(io, &connection.ciphertext, io.scratch, n, False)
     if connection.websocket != NULL:

@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
 
 from hydrogen._c.atomic cimport (
-    atomic_store64, relaxed_add64, relaxed_load64, relaxed_store32, relaxed_store64,
+    atomic_store64, relaxed_add64, relaxed_load64, relaxed_store64,
 )
 from hydrogen._c.buffer cimport (
     block_bytes, block_exact, block_free, block_length, block_t,
@@ -160,7 +160,6 @@ cdef inline bint messages_take(
     cdef size_t ready = session.reader.ready
     cdef size_t events = session.events.end if session.events != NULL else 0
     cdef int verdict = MESSAGES_CONTROL
-    relaxed_store32(&session.heard, 1)
     if input == NULL or session.fault:
         return True
     while verdict == MESSAGES_CONTROL:

@@ -30,6 +30,13 @@ def options(family):
     return {"ssl": server_context()} if family == "tls" else {}
 
 
+def answering(peer):
+    """Answer pings until there is a message, which says "done"."""
+    while (came := peer.receive_frame()).first == FIN | PING:
+        peer.send(pong(came.payload))
+    assert came.payload == b"done"
+
+
 @FAMILIES
 def test_a_ping_behind_the_request_is_answered_at_once(start, connect, family):
     peer = peer_of(connect(start(Echo(), **options(family))), family)
@@ -110,19 +117,46 @@ def test_who_is_silent_while_all_workers_block_is_not_late_for_a_ping_that_was_n
     peer.send(text("block"))
     handler.wait_for("message")
 
-    def answer():
-        while (came := peer.receive_frame()).first == FIN | PING:
-            peer.send(pong(came.payload))
-        assert came.payload == b"done"
-
     other = start(recorder(connected=None), websocket=settings)
-    with running(answer):
+    with running(lambda: answering(peer)):
         for count in (1, 2):
             peer_of(connect(other)).open()
             wait_until(lambda: other.stats().removed_ping_timeout == count, "it is late")  # noqa: B023
         assert server.stats().removed_ping_timeout == 0
         leave.set()
     peer.close()
+
+
+@pytest.mark.slow
+@FAMILIES
+def test_a_pong_that_was_read_counts_although_all_workers_block(start, connect, gate, family):
+    """With TLS it cannot be decrypted before one of them is free."""
+    gates = {"first": gate(), "second": gate()}
+
+    def received(socket, data):
+        if data in gates:
+            wait_event(gates[data], "it may go on")
+        if data != "first":
+            socket.send("done")
+
+    handler = recorder(message=received)
+    settings = WebSocket(ping_interval=0.3, ping_timeout=1.5)
+    server = start(handler, websocket=settings, max_threads=1, **options(family))
+    peer, other = (peer_of(connect(server), family).open() for _ in range(2))
+    pinged = peer.receive_ping()
+    other.send(text("first"))
+    handler.wait_for("message")
+    # read in one go, when the worker is back
+    other.send(text("second"))
+    peer.send(pong(pinged) + text("hello"))
+    gates["first"].set()
+    handler.wait_for("message", 2)
+    clock = start(recorder(connected=None), websocket=settings)
+    with running(lambda: answering(peer)), running(lambda: answering(other)):
+        for count in (1, 2):
+            peer_of(connect(clock)).open()
+            wait_until(lambda: clock.stats().removed_ping_timeout == count, "it is late")  # noqa: B023
+        gates["second"].set()
 
 
 def test_a_close_is_counted_by_its_code_although_its_echo_cannot_be_sent(start, connect):
