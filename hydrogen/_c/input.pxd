@@ -116,28 +116,9 @@ cdef inline bint input_store(
     return True
 
 
-cdef inline bint input_store_read(
-    context_t *context, io_t *io, connection_t *connection, size_t n,
-) noexcept nogil:
-    """Add what was read into the scratch buffer; False without memory."""
-    cdef frame_t frame
-    cdef bint lasting
-    if connection.websocket != NULL:
-        relaxed_store32(&connection.websocket.heard, 1)
-    if connection.session != NULL:
-        return input_store(io, &connection.ciphertext, io.scratch, n, False)
-    if connection.websocket != NULL:
-        return input_store(io, &connection.input, io.scratch, n, False) and (
-            messages_take(context, io, connection)
-        )
-    lasting = connection.input == NULL and FRAME_INCOMPLETE == framing_find(
-        connection.framing, <const uint8_t *>io.scratch, n, &connection.scanned, &frame)
-    return input_store(io, &connection.input, io.scratch, n, lasting)
-
-
 cdef inline bint input_tidy(io_t *io, connection_t *connection) noexcept nogil:
-    """After delivering: free what is consumed, and do not keep a pooled block for the beginning of
-    a frame. False without memory.
+    """When all is delivered that can be: free what is consumed, and do not keep a pooled block for
+    the beginning of a frame. False without memory.
 
     What is copied is less than what that frees, so the beginning of a long frame is not copied with
     each record of TLS that adds to it.
@@ -161,6 +142,27 @@ cdef inline bint input_tidy(io_t *io, connection_t *connection) noexcept nogil:
         connection.input = NULL
     block_free(&io.pool, input)
     return True
+
+
+cdef inline bint input_store_read(
+    context_t *context, io_t *io, connection_t *connection, size_t n,
+) noexcept nogil:
+    """Add what was read into the scratch buffer; False without memory."""
+    cdef frame_t frame
+    cdef bint lasting
+    if connection.websocket != NULL:
+        relaxed_store32(&connection.websocket.heard, 1)
+    if connection.session != NULL:
+        return input_store(io, &connection.ciphertext, io.scratch, n, False)
+    if connection.websocket != NULL:
+        return (
+            input_store(io, &connection.input, io.scratch, n, False) and
+            messages_take(context, io, connection) and
+            (connection.flags & FLAG_UNDECODED != 0 or input_tidy(io, connection))
+        )
+    lasting = connection.input == NULL and FRAME_INCOMPLETE == framing_find(
+        connection.framing, <const uint8_t *>io.scratch, n, &connection.scanned, &frame)
+    return input_store(io, &connection.input, io.scratch, n, lasting)
 
 
 cdef inline void input_broken(connection_t *connection, int code) noexcept nogil:
