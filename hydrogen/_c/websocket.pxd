@@ -10,6 +10,9 @@ A buffer has three parts, one behind the other:
 2. The message in work, if there is one: room for that header, and `size` bytes of its payload.
 3. What was not taken apart yet: an incomplete header, or an incomplete control frame.
 
+Behind the second there may be a gap, from one control frame to the next: to move all the rest down
+for each would be quadratic.
+
 A client's frame has at least MESSAGE_HEADER bytes before its payload. So a payload is only ever
 moved down, and what is left behind the second part is less than a control frame.
 """
@@ -68,6 +71,7 @@ cdef enum:
 ctypedef struct websocket_t:
     size_t ready
     size_t size
+    size_t gap            # 0, but while there may be more control frames
     uint64_t left         # payload of the frame in work that did not come yet
     uint32_t fragments    # of the message in work
     uint8_t mask[4]       # of the frame in work, beginning with that of the next byte
@@ -247,8 +251,8 @@ cdef inline int websocket_advance(
 ) noexcept nogil:
     """Take apart what is in a buffer of `n` bytes; `length` is how many there are afterwards.
 
-    MESSAGES_CONTROL: `control` is set; call again. An error comes again when called again, and
-    what is `ready` stands before it.
+    MESSAGES_CONTROL: `control` is set; call again, before anything is added. An error comes again
+    when called again, and what is `ready` stands before it.
     """
     cdef size_t to = websocket.ready
     cdef size_t at, some
@@ -257,7 +261,7 @@ cdef inline int websocket_advance(
     cdef header_t header
     if websocket.message:
         to += MESSAGE_HEADER + websocket.size
-    at = n if websocket.closed else to
+    at = n if websocket.closed else to + websocket.gap
     while verdict == MESSAGES_MORE:
         if websocket.in_frame:
             some = n - at
@@ -309,6 +313,11 @@ cdef inline int websocket_advance(
             websocket.closed = True
             at = n
         verdict = MESSAGES_CONTROL
+    if verdict == MESSAGES_CONTROL and at < n:
+        websocket.gap = at - to
+        length[0] = n
+        return verdict
+    websocket.gap = 0
     memmove(data + to, data + at, n - at)
     length[0] = to + n - at
     return verdict

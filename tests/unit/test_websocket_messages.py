@@ -278,3 +278,10 @@ def test_wsproto_makes_the_same_of_it_at_any_splits(several, splits):
     cuts = sorted({0, len(data), *(split for split in splits if split < len(data))})
     parts = [data[begin:end] for begin, end in itertools.pairwise(cuts)]
     assert events(parts) == by_wsproto(data)
+
+
+@pytest.mark.timeout(60)
+def test_control_frames_cost_the_same_however_many_come_at_once():
+    """In quadratic time it would take minutes."""
+    found, kind = events([frame(PING) * 1_000_000])
+    assert (found, kind) == ([(PING, b"", 0)] * 1_000_000, None)
