@@ -23,7 +23,7 @@ from hydrogen._c.framing cimport FRAME_INCOMPLETE, frame_t, framing_find
 from hydrogen._c.kernel cimport kernel_recv, kernel_reset_error
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pause, mailbox_pauses, mailbox_resume
-from hydrogen._c.messages cimport messages_forget, messages_take
+from hydrogen._c.messages cimport messages_forget, messages_held, messages_take
 from hydrogen._c.structs cimport connection_t, context_t, io_t
 
 
@@ -31,7 +31,7 @@ cdef inline size_t input_undelivered(connection_t *connection) noexcept nogil:
     """Bytes read that no Python has seen yet."""
     return (block_length(connection.input) if connection.input != NULL else 0) + (
         block_length(connection.ciphertext) if connection.ciphertext != NULL else 0
-    )
+    ) + (messages_held(connection.websocket) if connection.websocket != NULL else 0)
 
 
 cdef inline bint input_is_held(connection_t *connection) noexcept nogil:

@@ -46,6 +46,13 @@ cdef inline void messages_free(session_t *session) noexcept nogil:
         free(session)
 
 
+cdef inline size_t messages_held(const session_t *session) noexcept nogil:
+    """Bytes of what waits for a worker beside the input."""
+    return (block_length(session.events) if session.events != NULL else 0) + (
+        block_length(session.replies) if session.replies != NULL else 0
+    )
+
+
 cdef inline uint64_t messages_hash(const uint8_t *data, size_t n) noexcept nogil:
     """FNV-1a of the payload of a ping, to know its pong by."""
     cdef uint64_t value = 0xCBF29CE484222325
@@ -209,13 +216,18 @@ cdef inline void messages_reply(
     connection.mail |= bits & MAIL_BITS
 
 
+cdef inline void messages_drop_control(session_t *session) noexcept nogil:
+    """Drop the control frames that wait for a worker."""
+    free(session.replies)
+    free(session.events)
+    session.replies = session.events = NULL
+
+
 cdef inline void messages_skip(io_t *io, connection_t *connection) noexcept nogil:
     """Drop what nobody wants any more, since the connection ends; a CLOSE in it is known."""
     cdef session_t *session = connection.websocket
     cdef block_t *input = connection.input
-    free(session.replies)
-    free(session.events)
-    session.replies = session.events = NULL
+    messages_drop_control(session)
     connection.flags &= ~<uint32_t>FLAG_UNDECODED
     if input == NULL:
         return
@@ -254,6 +266,7 @@ cdef inline bint messages_is_closed(
 cdef inline void messages_forget(connection_t *connection) noexcept nogil:
     """`input` is dropped: nothing is looked for any more."""
     cdef session_t *session = connection.websocket
+    messages_drop_control(session)
     session.reader.ready = session.reader.size = 0
     session.reader.message = session.reader.in_frame = 0
     session.reader.closed = True
