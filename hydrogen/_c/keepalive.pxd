@@ -10,11 +10,11 @@ from hydrogen._c.atomic cimport (
     atomic_load32, atomic_or32, atomic_swap32, relaxed_add64, relaxed_load32, relaxed_store32,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_LOCAL_CLOSED, CAUSE_TIMEOUT, NOT_CORKED, SEND_NOW, SEND_NO_MEMORY, STATE_OPEN,
-    STATE_VACANT, TIMEOUT_PING, WATCH_CONFIGURED,
+    CAUSE_LOCAL_CLOSED, CAUSE_TIMEOUT, NOT_CORKED, SEND_NOW, SEND_NO_MEMORY, STATE_CLOSING,
+    STATE_OPEN, STATE_VACANT, TIMEOUT_PING, WATCH_CONFIGURED,
 )
 from hydrogen._c.flush cimport flush_one
-from hydrogen._c.kernel cimport kernel_now, kernel_unread
+from hydrogen._c.kernel cimport kernel_is_readable, kernel_now
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation
 from hydrogen._c.messages cimport messages_pinged
@@ -93,13 +93,15 @@ cdef inline void keepalive_ping(
         return
     result = output_send(
         &loop.context, NULL, connection, generation, loop.context.pings, <char *>&now, PING_SIZE, 0,
-        STATE_OPEN, NOT_CORKED, &bits)
+        STATE_CLOSING, NOT_CORKED, &bits)
     if result == SEND_NOW:
         flush_one(loop, &loop.monitor_io, connection, generation, True)
     elif bits:
         queues_post(loop, connection, generation, bits, True)
     if result > SEND_NO_MEMORY:
         relaxed_add64(&loop.monitor_io.counters.pings_sent, 1)
+    elif result == SEND_NO_MEMORY:
+        keepalive_not_pinged(connection, generation, False)
 
 
 cdef inline void keepalive_sweep(loop_t *loop) noexcept nogil:

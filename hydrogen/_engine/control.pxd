@@ -12,10 +12,11 @@ from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_FRAME_TOO_LARGE, CAUSE_PEER_CLOSED, CORK_CALLBACKS, CORK_NS,
     DELIVER_MOST, FLAG_CLOSE_SENT, FLAG_COMPLETE, FLAG_HEAD, FLAG_STOP, FLAG_UNDECODED, FLUSHED,
-    SEND_REFUSED, STATE_CLOSING, STATE_OPEN,
+    SEND_QUEUED, SEND_REFUSED, STATE_CLOSING, STATE_OPEN,
 )
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.framing cimport FRAME_COMPLETE, FRAME_INCOMPLETE, frame_t, framing_next
+from hydrogen._c.keepalive cimport keepalive_not_pinged
 from hydrogen._c.kernel cimport kernel_now
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pauses
@@ -204,8 +205,26 @@ cdef inline int control_reply(
         data = PyBytes_FromStringAndSize(block_bytes(replies), block_length(replies))
     finally:
         free(replies)
-    handshake_write(engine, worker, socket, data)
+    if atomic_load32(&connection.state) == STATE_OPEN:
+        control_write(engine, worker, socket, data)
     return 0
+
+
+cdef inline int control_write(
+    Engine engine, worker_t *worker, HydrogenSocket socket, bytes wire,
+) except -1:
+    """Send a control frame of ours, whatever is pending: the client has asked for it, or it is one
+    now and then. SEND_...
+    """
+    session = references_held(engine, socket, &socket._connection.session)
+    if not socket._valid() or engine._inert():
+        return SEND_REFUSED
+    if session is None:
+        return sending_append(engine, worker, socket, &engine._raw, wire, STATE_CLOSING)
+    if not sending_put(engine, socket, session, wire, STATE_CLOSING):
+        return SEND_REFUSED
+    sending_work(engine, worker, socket, session, False)
+    return SEND_QUEUED
 
 
 cdef inline int control_close(
@@ -230,12 +249,17 @@ cdef inline int control_close(
 cdef inline bint control_ping(Engine engine, HydrogenSocket socket, bytes data) except -1:
     """`HydrogenSocket.ping`; False when the connection ends. Any thread."""
     cdef worker_t *worker = engine._worker()
-    cdef io_t *io = &worker.io if worker != NULL else &engine._loop.outside_io
     if not socket.is_open or not control_note_ping(socket, data):
         return False
-    if handshake_write(
+    return control_count_ping(engine, worker, handshake_write(
         engine, worker, socket, control_frame(OPCODE_PING, data)
-    ) == SEND_REFUSED:
+    ))
+
+
+cdef inline bint control_count_ping(Engine engine, worker_t *worker, int result) noexcept:
+    """Whether a ping was taken, which is counted."""
+    cdef io_t *io = &worker.io if worker != NULL else &engine._loop.outside_io
+    if result == SEND_REFUSED:
         return False
     counters_count(io, &io.counters.pings_sent)
     return True
@@ -258,7 +282,8 @@ cdef inline bint control_note_ping(HydrogenSocket socket, bytes data) noexcept:
 cdef inline int control_ping_due(Engine engine, HydrogenSocket socket) except -1:
     """Send a ping of the monitor thread's, which cannot encrypt."""
     cdef connection_t *connection = socket._connection
-    cdef bint due
+    cdef worker_t *worker = engine._worker()
+    cdef bint due, is_done = False
     lock_take(&connection.lock)
     due = (
         mailbox_generation(connection) == socket._generation and connection.websocket != NULL and
@@ -268,7 +293,16 @@ cdef inline int control_ping_due(Engine engine, HydrogenSocket socket) except -1
         connection.websocket.probed_at = kernel_now()
     lock_give(&connection.lock)
     if due:
-        control_ping(engine, socket, kernel_now().to_bytes(8, "big"))
+        try:
+            data = kernel_now().to_bytes(8, "big")
+            if socket.is_open and control_note_ping(socket, data):
+                control_count_ping(engine, worker, control_write(
+                    engine, worker, socket, control_frame(OPCODE_PING, data)
+                ))
+            is_done = True
+        finally:
+            if not is_done:
+                keepalive_not_pinged(connection, socket._generation, True)
     return 0
 
 

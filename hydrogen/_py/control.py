@@ -75,10 +75,10 @@ class Session:
         self._received = 0  # bytes until then
         self._ends_at = self._alive_at + (lifetime(settings) or math.inf)
 
-    def ping(self, data: bytes) -> bool:
-        """Send a ping; False when the connection ends. Any thread."""
+    def ping(self, data: bytes, limited: bool = True) -> bool:
+        """Send a ping; False when the connection ends. Any thread. `limited`: as of `send`."""
         self._pinged = data, time.monotonic()
-        is_sent = self._connection.send(Raw(control_frame(PING, data)), rests=False)
+        is_sent = self._connection.send(Raw(control_frame(PING, data)), False, limited)
         if is_sent:
             self._connection.loop.pings_sent.add(1)
         return is_sent
@@ -228,7 +228,8 @@ def deliver(connection: Connection, session: Session, event: Event) -> None:
     elif event.opcode == PING:
         assert isinstance(data, bytes)
         connection.tally.pings_received += 1
-        connection.send(Raw(control_frame(PONG, data)), rests=False)
+        # whatever is pending: the client has asked for it
+        connection.send(Raw(control_frame(PONG, data)), rests=False, limited=False)
     else:
         assert isinstance(data, bytes)
         connection.tally.pongs_received += 1

@@ -307,12 +307,13 @@ class Output(Mailbox):
         """Whether so much output is pending that nothing is to be read or delivered."""
         return self._over_high
 
-    def send(self, data: bytes, rests: bool = True) -> bool:
+    def send(self, data: bytes, rests: bool = True, limited: bool = True) -> bool:
         """Queue the message `data`, framed, and write what the kernel takes now; False when the
         connection ends, or must end for this.
 
         Args:
             data: the message.
+            limited: whether it ends the connection when `max_write_buffer` is pending.
             rests: let who has to write it get on, if that is somebody else; who sends to many does
                 so once, for the longest `rest`.
 
@@ -322,7 +323,7 @@ class Output(Mailbox):
         session = self.session
         if self._ends or self._sealed or (session is not None and not session.is_writable):
             return self._refuse(data)
-        if self.pending >= self.loop.config.max_write_buffer:
+        if limited and self.pending >= self.loop.config.max_write_buffer:
             self.end(Cause.SLOW_CONSUMER, at_once=True)
             return self._refuse(data)
         size = len(data)
