@@ -1,7 +1,8 @@
 """Pings of WebSocket clients that have sent nothing for a while, by the monitor thread.
 
-What lies unread in the kernel has come, too: the handler may block. And while the client takes
-nothing it is write_timeout that counts: a ping would stand behind all the rest.
+What lies unread in the kernel has come, too, be it the end: the handler may block. Who has sent a
+CLOSE has said his last word, and waits for ours. And while the client takes nothing it is
+write_timeout that counts: a ping would stand behind all the rest.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -43,7 +44,10 @@ cdef inline int keepalive_look_locked(
     cdef uint64_t due
     if session.ends_at and now >= session.ends_at:
         return TOO_OLD
-    if atomic_swap32(&session.heard, 0) or connection.blocked:
+    if (
+        atomic_swap32(&session.heard, 0) or relaxed_load32(&session.said_goodbye) or
+        connection.blocked
+    ):
         session.heard_at = now
     due = session.heard_at + context.ping_interval
     if not context.ping_interval or now < due or relaxed_load32(&session.ping_due):
@@ -58,19 +62,32 @@ cdef inline int keepalive_look_locked(
 cdef inline bint keepalive_is_unread(
     context_t *context, connection_t *connection, uint32_t generation, uint64_t now,
 ) noexcept nogil:
-    """Whether something lies in the kernel; then it came now."""
+    """Whether something lies in the kernel, or was taken out of there meanwhile; then it came now.
+    """
     cdef bint unread
     lock_take(&context.fd_lock)
     unread = (
-        mailbox_generation(connection) == generation and kernel_unread(connection.poll_fd) > 0
+        mailbox_generation(connection) == generation and kernel_is_readable(connection.poll_fd)
     )
     lock_give(&context.fd_lock)
-    if unread:
-        lock_take(&connection.lock)
-        if mailbox_generation(connection) == generation and connection.websocket != NULL:
+    lock_take(&connection.lock)
+    if mailbox_generation(connection) == generation and connection.websocket != NULL:
+        unread |= relaxed_load32(&connection.websocket.heard) != 0
+        if unread:
             connection.websocket.heard_at = now
-        lock_give(&connection.lock)
+    lock_give(&connection.lock)
     return unread
+
+
+cdef inline void keepalive_not_pinged(
+    connection_t *connection, uint32_t generation, bint by_worker,
+) noexcept nogil:
+    """The ping could not be sent, for want of memory: it is due again. Any thread."""
+    lock_take(&connection.lock)
+    if mailbox_generation(connection) == generation and connection.websocket != NULL:
+        connection.websocket.probed_at = 0
+        relaxed_store32(&connection.websocket.ping_due, by_worker)
+    lock_give(&connection.lock)
 
 
 cdef inline void keepalive_ping(

@@ -240,6 +240,12 @@ static inline int kernel_unread(int fd) {
     return ioctl(fd, SIOCINQ, &count) < 0 ? 0 : count;
 }
 
+/* Whether something waits to be read, be it the end. */
+static inline int kernel_is_readable(int fd) {
+    struct pollfd polled = {.fd = fd, .events = POLLIN};
+    return poll(&polled, 1, 0) > 0 && !(polled.revents & POLLNVAL);
+}
+
 /* Threads of ours never run Python, so no signal may be delivered to them. Returns -errno. */
 static inline int kernel_thread_start(pthread_t *thread, void *(*body)(void *), void *argument) {
     sigset_t all, before;

@@ -51,6 +51,7 @@ cdef extern from "kernel.h" nogil:
     void kernel_poll(pollfd *fds, uint32_t count, int timeout)
     int kernel_unacknowledged(int fd)
     int kernel_unread(int fd)
+    bint kernel_is_readable(int fd)
 
     ctypedef unsigned long pthread_t
     int kernel_thread_start(pthread_t *thread, void *(*body)(void *) noexcept nogil, void *argument)

@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
 
 from hydrogen._c.atomic cimport (
-    atomic_store64, relaxed_add64, relaxed_load64, relaxed_store64,
+    atomic_store64, relaxed_add64, relaxed_load64, relaxed_store32, relaxed_store64,
 )
 from hydrogen._c.buffer cimport (
     block_bytes, block_exact, block_free, block_length, block_t,
@@ -124,6 +124,7 @@ cdef inline bint messages_control(
         relaxed_add64(&io.counters.pings_received, 1)
         return messages_add(io, &session.replies, &first, 1, control)
     if control.opcode == OPCODE_CLOSE:
+        relaxed_store32(&session.said_goodbye, 1)
         session.fault = <uint8_t>websocket_closing(control, &code)
         return session.fault != 0 or messages_add_event(io, session, control)
     relaxed_add64(&io.counters.pongs_received, 1)

@@ -84,6 +84,7 @@ ctypedef struct session_t:
     uint64_t latency          # ns from there to its pong, 0: none came; by the owner
     # by the owner, cleared by the monitor thread: something came since it looked last
     uint32_t heard
+    uint32_t said_goodbye     # by the owner: the client's CLOSE came, it answers no more pings
     # with TLS a worker is to ping; atomic, set by the monitor thread, cleared by the worker
     uint32_t ping_due
     # under the lock

@@ -45,6 +45,7 @@ class Session:
         "_closing_until",
         "_connection",
         "_ends_at",
+        "_is_late",
         "_pinged",
         "_probed_at",
         "_received",
@@ -72,6 +73,7 @@ class Session:
         # for `look_alive`, which is the monitor thread's
         self._alive_at = time.monotonic()
         self._probed_at = -math.inf  # when it was pinged for that last
+        self._is_late = False
         self._received = 0  # bytes until then
         self._ends_at = self._alive_at + (lifetime(settings) or math.inf)
 
@@ -139,8 +141,8 @@ class Session:
         """Ping a client that has sent nothing for `ping_interval`, and end the connection if
         nothing comes after that for `ping_timeout`; or for its age. By the monitor thread.
 
-        What lies unread in the kernel has come, too: the handler may block. And while the client
-        takes nothing it is `write_timeout` that counts: the ping would stand behind all the rest.
+        What was not looked at yet has come, too: the handler may block. And while the client takes
+        nothing it is `write_timeout` that counts: the ping would stand behind all the rest.
         """
         settings, connection = self._settings, self._connection
         if connection.error is not None:
@@ -156,14 +158,26 @@ class Session:
             self._received, self._alive_at = received, now
         if now < self._alive_at + interval:
             return
-        if connection.is_blocked or kernel.unread(connection.transport.poll_fd):
+        if connection.is_blocked or self._is_unread():
             self._alive_at = now
-            return
-        if self._probed_at < self._alive_at + interval:
+            self._is_late = False
+        elif self._probed_at < self._alive_at + interval:
             self._probed_at = now
-            self.ping(int(now * 1e9).to_bytes(8, "big"))
+            self._is_late = False
+            self.ping(int(now * 1e9).to_bytes(8, "big"), limited=False)
         elif timeout is not None and now >= self._probed_at + timeout:
-            connection.end(Cause.TIMEOUT, code=Timeout.PING_TIMEOUT, at_once=True)
+            # Not at once: somebody may have taken what came out of the kernel a moment ago.
+            if self._is_late:
+                connection.end(Cause.TIMEOUT, code=Timeout.PING_TIMEOUT, at_once=True)
+            self._is_late = True
+
+    def _is_unread(self) -> bool:
+        """Whether something has come that was not looked at yet, be it the end; a CLOSE, say, after
+        which a client answers no pings.
+        """
+        connection = self._connection
+        waits = connection.is_owned or connection.is_paused
+        return (waits and self.reader.size > 0) or kernel.is_readable(connection.transport.poll_fd)
 
 
 class Kept:

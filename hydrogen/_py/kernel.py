@@ -11,6 +11,7 @@ import errno
 import fcntl
 import operator
 import os
+import select
 import signal
 import socket
 import struct
@@ -158,6 +159,16 @@ def unsent(fd: int) -> int:
 def unread(fd: int) -> int:
     """Bytes in the receive queue of a socket (SIOCINQ, see tcp(7)); 0 when there is no telling."""
     return _queued(fd, termios.FIONREAD)
+
+
+def is_readable(fd: int) -> bool:
+    """Whether something waits to be read, be it the end."""
+    poll = select.poll()
+    try:
+        poll.register(fd, select.POLLIN)
+    except ValueError:  # of a negative fd
+        return False
+    return any(not events & select.POLLNVAL for _, events in poll.poll(0))
 
 
 def _queued(fd: int, request: int) -> int:

@@ -4,13 +4,15 @@ import threading
 
 import pytest
 from certificates import server_context
-from support import running, wait_event, wait_until
+from support import PATIENCE, running, wait_event, wait_until
 from websocket_peers import (
     FIN,
     PING,
     PONG,
     TEXT,
+    Closed,
     Echo,
+    closing,
     frame,
     head,
     peer_of,
@@ -20,7 +22,7 @@ from websocket_peers import (
     text,
 )
 
-from hydrogen import WebSocket
+from hydrogen import WebSocket, WebSocketClosed
 
 FAMILIES = pytest.mark.parametrize("family", ["tcp", "tls"])
 
@@ -157,6 +159,88 @@ def test_a_pong_that_was_read_counts_although_all_workers_block(start, connect, 
             peer_of(connect(clock)).open()
             wait_until(lambda: clock.stats().removed_ping_timeout == count, "it is late")  # noqa: B023
         gates["second"].set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["block", "pause"])
+@pytest.mark.parametrize("last", ["close", "end"])
+@FAMILIES
+def test_who_has_said_the_last_word_is_not_late(start, connect, gate, family, last, by):
+    """Be it read or not. After that a client answers no ping, but waits for what is due to it."""
+    if family == "tls" and last == "end":
+        pytest.skip("TLS ends both ways")
+    go = gate()
+
+    def received(socket, data):
+        if by == "pause":
+            socket.pause_reading()
+        else:
+            wait_event(go, "it may go on")
+            socket.send("done")
+
+    handler = recorder(message=received)
+    settings = WebSocket(ping_interval=0.3, ping_timeout=0.3)
+    server = start(handler, websocket=settings, **options(family))
+    peer = peer_of(connect(server), family).open()
+    peer.send(text("go") + (closing(1000) if last == "close" else b""))
+    if last == "end":
+        peer.finish()
+    handler.wait_for("message")
+    socket = handler.calls[-1].socket
+    clock = start(recorder(connected=None), websocket=settings)
+    for count in (1, 2, 3):
+        peer_of(connect(clock)).open()
+        wait_until(lambda: clock.stats().removed_ping_timeout == count, "it is late")  # noqa: B023
+    assert socket.is_open
+    if by == "pause":
+        assert socket.send("done")
+        socket.resume_reading()
+    go.set()
+    assert peer.receive_frame().payload == b"done"
+    if last == "close":
+        assert peer.receive_close() == Closed(1000, "")
+    (error,) = handler.wait_disconnected()
+    assert (type(error), error.code) == (WebSocketClosed, 1000 if last == "close" else 1006)
+
+
+@FAMILIES
+def test_who_pings_while_a_large_message_goes_out_is_no_slow_consumer(start, connect, family):
+    """One message may be larger than `max_write_buffer`; the answers to pings come behind it."""
+    handler = recorder(connected=None)
+    server = start(handler, max_write_buffer=1 << 20, **options(family))
+    peer = peer_of(connect(server), family).open()
+    socket = handler.socket()
+    data = bytes(2 << 20)
+    done = threading.Event()
+
+    def go_on():
+        while not done.is_set():
+            peer.send(ping(b"still there?"))
+
+    def send():
+        for _ in range(30):
+            assert socket.send(data)
+            assert socket.drain(PATIENCE)
+
+    with running(go_on), running(send):
+        for _ in range(30):
+            while (came := peer.receive_frame()).first == FIN | PONG:
+                pass
+            assert came.payload == data
+        done.set()
+    peer.close()
+
+
+def test_pongs_that_wait_are_counted(start, connect):
+    handler = recorder(connected=None, pong=None, message=lambda socket, _: socket.pause_reading())
+    server = start(handler)
+    peer = peer_of(connect(server)).open()
+    peer.send(text("pause") + pong(b"x" * 100) * 50)
+    handler.wait_for("message")
+    wait_until(lambda: server.stats().queued_bytes >= 5000, "they are counted")
+    handler.socket().resume_reading()
+    handler.wait_for("pong", 50)
+    wait_until(lambda: server.stats().queued_bytes == 0, "they are delivered")
 
 
 def test_a_close_is_counted_by_its_code_although_its_echo_cannot_be_sent(start, connect):
