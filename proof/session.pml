@@ -33,7 +33,7 @@ byte encrypted;
 byte refused;
 bool ended;
 
-/* sending_has_work */
+/* sessions_has_work */
 inline look(found) {
     found = false;
 #ifndef FEW_WISHES
@@ -64,7 +64,7 @@ inline tell(is_owner) {
 #endif
 }
 
-/* sending_work_held: one piece */
+/* sessions_work_held: one piece */
 inline piece(is_owner) {
     if
     :: received > 0 ->
@@ -98,7 +98,7 @@ inline piece(is_owner) {
     fi
 }
 
-/* sending_work */
+/* sessions_work */
 inline work(is_owner, left, found, got) {
     left = BUDGET;
     do
@@ -170,7 +170,7 @@ proctype owner() {
     ended = true
 }
 
-/* sending_put */
+/* sessions_put */
 proctype sender() {
     byte left, n;
     bool found, got;

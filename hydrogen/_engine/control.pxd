@@ -31,6 +31,7 @@ from hydrogen._c.websocket cimport (
 from hydrogen._core cimport (
     Engine, Fault, HydrogenSocket, _Callbacks, closing_payload, control_frame, errors, head_refusal,
 )
+from hydrogen._engine.appending cimport appending_bytes
 from hydrogen._engine.callbacks cimport (
     callbacks_begin, callbacks_failed, callbacks_leave, callbacks_message,
 )
@@ -38,7 +39,7 @@ from hydrogen._engine.ending cimport ending_with
 from hydrogen._engine.finishing cimport finishing_error
 from hydrogen._engine.handshake cimport handshake_refuse, handshake_serve, handshake_write
 from hydrogen._engine.references cimport references_held
-from hydrogen._engine.sending cimport sending_append, sending_put, sending_work
+from hydrogen._engine.sessions cimport sessions_put, sessions_work
 
 
 cdef inline int control_deliver(
@@ -220,10 +221,10 @@ cdef inline int control_write(
     if not socket._valid() or engine._inert():
         return SEND_REFUSED
     if session is None:
-        return sending_append(engine, worker, socket, &engine._raw, wire, STATE_CLOSING)
-    if not sending_put(engine, socket, session, wire, STATE_CLOSING):
+        return appending_bytes(engine, worker, socket, &engine._raw, wire, STATE_CLOSING)
+    if not sessions_put(engine, socket, session, wire, STATE_CLOSING):
         return SEND_REFUSED
-    sending_work(engine, worker, socket, session, False)
+    sessions_work(engine, worker, socket, session, False)
     return SEND_QUEUED
 
 
@@ -240,9 +241,9 @@ cdef inline int control_close(
         return 0
     frame = control_frame(OPCODE_CLOSE, payload)
     if connection.session == NULL:
-        sending_append(engine, worker, socket, &engine._raw, frame, STATE_CLOSING)
-    elif sending_put(engine, socket, <object>connection.session, frame, STATE_CLOSING):
-        sending_work(engine, worker, socket, <object>connection.session, True)
+        appending_bytes(engine, worker, socket, &engine._raw, frame, STATE_CLOSING)
+    elif sessions_put(engine, socket, <object>connection.session, frame, STATE_CLOSING):
+        sessions_work(engine, worker, socket, <object>connection.session, True)
     return 0
 
 

@@ -40,7 +40,7 @@ from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.finishing cimport finishing_callbacks, finishing_release
 from hydrogen._engine.opening cimport opening_has_second_header, opening_open
 from hydrogen._engine.references cimport references_current, references_held, references_socket
-from hydrogen._engine.sending cimport sending_work
+from hydrogen._engine.sessions cimport sessions_work
 from hydrogen._engine.streams cimport streams_read, streams_send, streams_told
 from hydrogen._engine.tls cimport tls_close_notify, tls_decrypt, tls_told
 
@@ -111,7 +111,7 @@ cdef inline int dispatch_output(Engine engine, worker_t *worker) except -1:
         session = references_held(engine, socket, &connection.session)
         if session is not None:
             control_ping_due(engine, socket)
-            sending_work(engine, worker, socket, session, False)
+            sessions_work(engine, worker, socket, session, False)
         else:
             streams_send(engine, socket, None, NULL, True)
         is_done = True

@@ -29,13 +29,13 @@ from hydrogen._core cimport (
     Stream, StreamAdapter, TlsSession, _Callbacks, begins_header, class_name, errors, inet_pton,
     may_send, no_proxy, not_a_stream, not_an_fd,
 )
+from hydrogen._engine.appending cimport appending_bytes
 from hydrogen._engine.callbacks cimport (
     callbacks_caught, callbacks_connected, callbacks_failed, callbacks_leave, callbacks_run,
 )
 from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.handshake cimport handshake_await
 from hydrogen._engine.references cimport references_hold
-from hydrogen._engine.sending cimport sending_append
 from hydrogen._engine.tls cimport tls_begin
 
 
@@ -191,7 +191,7 @@ cdef inline int opening_take_over(
     if connection.framing.kind == FRAMING_PYTHON:
         references_hold(connection, &connection.decoder, FrameDecoder(handover.builder))
     if unsent:
-        sending_append(engine, worker, socket, &engine._raw, unsent, STATE_CLOSING)
+        appending_bytes(engine, worker, socket, &engine._raw, unsent, STATE_CLOSING)
     if received:
         if not input_store(
             &worker.io, &connection.input, PyBytes_AS_STRING(received), len(received), False

@@ -14,10 +14,11 @@ from hydrogen._c.input cimport input_store
 from hydrogen._c.messages cimport messages_take
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._core cimport Engine, HydrogenSocket
+from hydrogen._engine.appending cimport appending_bytes
 from hydrogen._engine.callbacks cimport callbacks_begin, callbacks_check, callbacks_connected
 from hydrogen._engine.handshake cimport handshake_await
 from hydrogen._engine.references cimport references_hold
-from hydrogen._engine.sending cimport sending_append, sending_work
+from hydrogen._engine.sessions cimport sessions_work
 
 
 cdef inline int tls_begin(
@@ -30,7 +31,7 @@ cdef inline int tls_begin(
     if not session.is_ready:
         connection.flags |= FLAG_HANDSHAKE
         session.start()
-    sending_append(engine, worker, socket, &engine._raw, session.take(), STATE_CLOSING)
+    appending_bytes(engine, worker, socket, &engine._raw, session.take(), STATE_CLOSING)
     tls_note_end(connection, session)
     return 0
 
@@ -60,7 +61,7 @@ cdef inline int tls_decrypt(
     connection.ciphertext = NULL
     block_free(&worker.io.pool, block)
     connection.flags |= FLAG_RECEIVING
-    sending_work(engine, worker, socket, session, True)
+    sessions_work(engine, worker, socket, session, True)
     callbacks_check(engine)
     return tls_collect(engine, worker, connection, socket)
 
@@ -121,7 +122,7 @@ cdef inline int tls_close_notify(
     callbacks_begin(engine, worker)
     connection.flags &= ~<uint32_t>FLAG_RECEIVING
     session.is_closing = True
-    sending_work(engine, worker, socket, session, True)
+    sessions_work(engine, worker, socket, session, True)
     if session.is_sealed:
         connection.flags |= FLAG_CLOSE_NOTIFY
         connection.mail |= FLUSHED  # it may have been flushed already, or there was nothing to say
