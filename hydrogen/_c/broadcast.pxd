@@ -70,8 +70,8 @@ cdef inline void broadcast_send(
             block = block_of_shared(pool, shared)
             if block != NULL:
                 result = output_append(
-                    &loop.context, pool, connection, generation, block, 0, STATE_OPEN, NOT_CORKED,
-                    &bits)
+                    &loop.context, pool, connection, generation, block, 0, STATE_OPEN,
+                    loop.context.max_write_buffer, NOT_CORKED, &bits)
         if result == SEND_NOW:
             flush_one(loop, io, connection, generation, wake)
         elif bits:

@@ -34,6 +34,9 @@ cdef enum:
     POST_LEFT
     POST_OWNER
 
+cdef enum:
+    UNLIMITED = -1  # as a size
+
 # Life of a slot; written under the connection's lock.
 cdef enum:
     STATE_VACANT

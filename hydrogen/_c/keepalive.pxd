@@ -11,8 +11,8 @@ from hydrogen._c.atomic cimport (
     atomic_load32, atomic_or32, atomic_swap32, relaxed_add64, relaxed_load32, relaxed_store32,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_LOCAL_CLOSED, CAUSE_TIMEOUT, NOT_CORKED, SEND_NOW, SEND_NO_MEMORY, STATE_CLOSING,
-    STATE_OPEN, STATE_VACANT, TIMEOUT_PING, WATCH_CONFIGURED,
+    CAUSE_LOCAL_CLOSED, CAUSE_TIMEOUT, NOT_CORKED, SEND_NOW, SEND_NO_MEMORY, STATE_OPEN,
+    STATE_VACANT, TIMEOUT_PING, UNLIMITED, WATCH_CONFIGURED,
 )
 from hydrogen._c.flush cimport flush_one
 from hydrogen._c.kernel cimport kernel_is_readable, kernel_now
@@ -110,7 +110,7 @@ cdef inline void keepalive_ping(
         return
     result = output_send(
         &loop.context, NULL, connection, generation, loop.context.pings, <char *>&now, PING_SIZE, 0,
-        STATE_CLOSING, NOT_CORKED, &bits)
+        STATE_OPEN, <size_t>UNLIMITED, NOT_CORKED, &bits)
     if result == SEND_NOW:
         flush_one(loop, &loop.monitor_io, connection, generation, True)
     elif bits:

@@ -18,7 +18,7 @@ from hydrogen._c.buffer cimport (
 )
 from hydrogen._c.constants cimport (
     FLAGS_ENDED, FLAG_CLOSE_AWAITED, FLAG_CLOSE_SENT, FLAG_UNDECODED, FLUSH_DRAINED, MAIL_BITS,
-    NOT_CORKED, SEND_NOW, STATE_CLOSING, TODO_CLOSE,
+    NOT_CORKED, SEND_NOW, STATE_OPEN, TODO_CLOSE, UNLIMITED,
 )
 from hydrogen._c.framing cimport WEBSOCKET_FIN
 from hydrogen._c.kernel cimport kernel_now
@@ -209,8 +209,8 @@ cdef inline void messages_reply(
     session.replies = NULL
     # whatever is pending, see `output_send`: the client has asked for them
     if output_append(
-        context, &io.pool, connection, mailbox_generation(connection), replies, 0, STATE_CLOSING,
-        NOT_CORKED, &bits,
+        context, &io.pool, connection, mailbox_generation(connection), replies, 0, STATE_OPEN,
+        <size_t>UNLIMITED, NOT_CORKED, &bits,
     ) == SEND_NOW:
         bits = output_flush(context, io, connection, mailbox_generation(connection))
     if bits & FLUSH_DRAINED:

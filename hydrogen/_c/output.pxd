@@ -93,13 +93,15 @@ cdef inline void output_pause_locked(context_t *context, connection_t *connectio
 cdef inline int output_send(
     context_t *context, pool_t *pool, connection_t *connection, uint32_t generation,
     const framing_t *framing, const char *payload, size_t n,
-    size_t counted, uint32_t last_state, uint32_t worker, uint32_t *bits,
+    size_t counted, uint32_t last_state, size_t most, uint32_t worker, uint32_t *bits,
 ) noexcept nogil:
     """Frame a message and append it to the output. Any thread; `pool` is NULL and `worker`
     NOT_CORKED for one that is no worker in its turn.
 
-    `last_state` is STATE_OPEN, or STATE_CLOSING for records of TLS, see 4; those are not refused
-    for the limit either, which was looked at before.
+    `last_state` is STATE_OPEN, or STATE_CLOSING for records of TLS, see 5.
+
+    `most`: the message is refused, and the connection ended, where so much is pending; UNLIMITED
+    where that was looked at before, or does not count.
 
     `counted`: bytes that are in `pending` already for what this is made of: `waiting_count`.
 
@@ -116,13 +118,13 @@ cdef inline int output_send(
         return SEND_UNFIT
     block.end = size
     return output_append(
-        context, pool, connection, generation, block, counted, last_state, worker, bits
+        context, pool, connection, generation, block, counted, last_state, most, worker, bits
     )
 
 
 cdef inline int output_append(
     context_t *context, pool_t *pool, connection_t *connection, uint32_t generation, block_t *block,
-    size_t counted, uint32_t last_state,
+    size_t counted, uint32_t last_state, size_t most,
     uint32_t worker, uint32_t *bits,
 ) noexcept nogil:
     """Append a block to the output, which takes it over; see `output_send`."""
@@ -138,7 +140,7 @@ cdef inline int output_append(
         not STATE_OPEN <= connection.state <= last_state
     ):
         pass
-    elif expect_seldom(connection.pending >= context.max_write_buffer and last_state == STATE_OPEN):
+    elif expect_seldom(connection.pending >= most):
         connection.cause = CAUSE_SLOW_CONSUMER
         output_abort_locked(context, connection)
         bits[0] = ABORT | output_drop_locked(context, connection, &dropped)

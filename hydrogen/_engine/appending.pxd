@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
     NOT_CORKED, SEND_CORKED, SEND_HELD_MOST, SEND_NOTHING, SEND_NOW, SEND_NO_MEMORY, SEND_QUEUED,
-    SEND_REFUSED, SEND_UNFIT, STATE_OPEN,
+    SEND_REFUSED, SEND_UNFIT, STATE_OPEN, UNLIMITED,
 )
 from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.flush cimport flush_cork, flush_one, flush_take_over
@@ -25,21 +25,21 @@ from hydrogen._engine.callbacks cimport callbacks_flush_corked
 
 cdef inline int appending_bytes(
     Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, bytes data,
-    uint32_t last_state,
-    size_t counted=0,
+    uint32_t last_state, size_t counted=0, bint limited=True,
 ) except -1:
     return appending_framed(
         engine, worker, socket, framing, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data),
-        last_state, counted)
+        last_state, counted, limited)
 
 
 cdef inline int appending_framed(
     Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing,
     const char *data, size_t n,
-    uint32_t last_state, size_t counted,
+    uint32_t last_state, size_t counted, bint limited=True,
 ) except -1:
     """Frame and queue; then flush, or cork, as the policy says. SEND_REFUSED, SEND_NOTHING, or
-    another value: it was queued.
+    another value: it was queued. `limited`: whether it ends the connection where too much is
+    pending; what comes out of a session never does.
     """
     cdef loop_t *loop = &engine._loop
     cdef connection_t *connection = socket._connection
@@ -58,6 +58,8 @@ cdef inline int appending_framed(
     result = output_send(
         &loop.context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation,
         framing, data, n, counted, last_state,
+        loop.context.max_write_buffer if limited and last_state == STATE_OPEN else
+        <size_t>UNLIMITED,
         worker.index if cork else NOT_CORKED, &bits)
     if result != SEND_QUEUED:
         appending_go_on(engine, worker, socket, result, n, bits)

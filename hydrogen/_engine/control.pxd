@@ -221,8 +221,8 @@ cdef inline int control_write(
     if not socket._valid() or engine._inert():
         return SEND_REFUSED
     if session is None:
-        return appending_bytes(engine, worker, socket, &engine._raw, wire, STATE_CLOSING)
-    if not sessions_put(engine, socket, session, wire, STATE_CLOSING):
+        return appending_bytes(engine, worker, socket, &engine._raw, wire, STATE_OPEN, 0, False)
+    if not sessions_put(engine, socket, session, wire):
         return SEND_REFUSED
     sessions_work(engine, worker, socket, session, False)
     return SEND_QUEUED
