@@ -11,6 +11,7 @@ from hydrogen import backend as _backend
 from hydrogen.client import Client, connect
 from hydrogen.config import Config
 from hydrogen.connection import HydrogenSocket
+from hydrogen.deflate import Deflate
 from hydrogen.errors import (
     ChecksumMismatch,
     ConnectionTimeout,
@@ -66,6 +67,7 @@ __all__ = [
     "Close",
     "Config",
     "ConnectionTimeout",
+    "Deflate",
     "EngineUnavailable",
     "Frame",
     "FrameBuilder",

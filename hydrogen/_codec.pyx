@@ -152,10 +152,11 @@ def decode(builder, bytes data):
     return payloads, refusal(&framing.value, at, left), 0
 
 
-def messages(parts, size_t max_message, uint32_t max_fragments):
+def messages(parts, size_t max_message, uint32_t max_fragments, bint inflates=False):
     """What a WebSocket client's bytes are, which come in `parts`: (opcode, data, code) of each
     message and control frame, as `_py.websocket.MessageReader` gives them, but that messages come
-    behind the control frames of their part; and the code of the error that ends them, or 0.
+    behind the control frames of their part, and those that are compressed as they came, the bit
+    that says so in the opcode; and the code of the error that ends them, or 0.
     """
     cdef websocket_t websocket
     cdef control_t control
@@ -164,6 +165,7 @@ def messages(parts, size_t max_message, uint32_t max_fragments):
     cdef int verdict = MESSAGES_MORE
     cdef bytearray buffer = bytearray()
     memset(&websocket, 0, sizeof(websocket))
+    websocket.inflates = inflates
     events = []
     for part in parts:
         buffer += part

@@ -53,7 +53,7 @@ cdef class Engine:
     cdef dict _openings  # one object for all connections of the same path and subprotocol
     cdef framing_t _text, _ping, _head
 
-    cdef object _shared_opening(self, accepted)
+    cdef object _opened(self, accepted, below)
 
     cdef object _context(self)
     cdef bint _inert(self) noexcept

@@ -40,7 +40,7 @@ from hydrogen.connection import check_timeout  # no-cython-lint
 from hydrogen.connection import refuse_to_pickle, same, same_deeply
 from hydrogen.connection import extra_info, shown
 from hydrogen.codec import FrameDecoder, encode  # no-cython-lint
-from hydrogen.handshake import Accepted, take_request  # no-cython-lint
+from hydrogen.handshake import Accepted, Opened, take_request  # no-cython-lint
 from hydrogen.http import Refusal, Response, head_refusal  # no-cython-lint
 from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header  # no-cython-lint
 from hydrogen.proxy import may_send, no_proxy, second_header  # no-cython-lint
@@ -627,12 +627,17 @@ cdef class Engine:
         context.pings = &self._ping
         return _nanoseconds(4 * look_every(settings))
 
-    cdef object _shared_opening(self, accepted):
-        """What stands for the opening of a connection: most have the same path as others."""
-        key = (accepted.path, accepted.subprotocol)
+    cdef object _opened(self, accepted, below):
+        """What is kept of the opening of a connection. Most have it like others, and share it."""
+        key = accepted._replace(answer=b"")
+        agreement = accepted.agreement
+        if agreement is not None and (agreement.server_takeover or agreement.client_takeover):
+            return Opened(accepted, self._websocket.deflate, below)
         if len(self._openings) >= OPENINGS_MOST:
             self._openings.clear()
-        return self._openings.setdefault(key, accepted._replace(answer=b""))
+        if key not in self._openings:
+            self._openings[key] = Opened(accepted, self._websocket.deflate, None)
+        return self._openings[key]
 
     def __dealloc__(self):
         # In a forked child the threads to join are not there, and a lock may be held for ever: what

@@ -5,18 +5,31 @@
 from __future__ import annotations
 
 import re
+import threading
 import zlib
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from hydrogen.checks import check_flag, check_whole
 from hydrogen.errors import FrameTooLarge, InvalidText
+from hydrogen.framings import WebSocketFrame
 from hydrogen.http import TOKEN, Refusal
+
+if TYPE_CHECKING:
+    from hydrogen.tls import TlsSession
 
 NAME = "permessage-deflate"
 
+COMPRESSED = 0x40
+"""The bit of the first frame of a message that is compressed (section 6)."""
+
 _TAIL = b"\0\0\xff\xff"
 """What ends each flush, and is left out on the wire (section 7.2.1)."""
+
+_LAST = b"\x03\0"
+"""A block that is empty, and the last (RFC 1951 section 3.2.6)."""
 
 _PARAMETER = re.compile(rf'[ \t]*;[ \t]*({TOKEN})(?:[ \t]*=[ \t]*(?:({TOKEN})|"({TOKEN})"))?')
 _OFFER = re.compile(rf"[ \t]*({TOKEN})((?:{_PARAMETER.pattern})*)[ \t]*")
@@ -51,7 +64,7 @@ class Deflate:
         check_flag("client_no_context_takeover", self.client_no_context_takeover)
         check_whole("window_bits", self.window_bits, 9, _LARGEST)
         check_whole("mem_level", self.mem_level, 1, 9)
-        check_whole("min_size", self.min_size, 0, 1 << 40)
+        check_whole("min_size", self.min_size, 0, 1 << 39)
 
 
 @dataclass(frozen=True)
@@ -164,6 +177,13 @@ class Compressor:
         return made.removesuffix(_TAIL)
 
 
+def payload_most(max_message: int) -> int:
+    """Bytes to which a message of `max_message` bytes is compressed, at most: zlib says so of any
+    data, deflateBound in <zlib.h>.
+    """
+    return max_message + max_message // 4 + 64
+
+
 class Inflater:
     """Inflates the messages of one side. One thread at a time."""
 
@@ -183,19 +203,88 @@ class Inflater:
 
         Raises:
             FrameTooLarge: it is longer than `max_message`.
-            InvalidText: it is no compressed data, or ends the stream (1007).
+            InvalidText: it is no compressed data, ends the stream, or is cut off (1007).
         """
         inflater = self._zlib or self._new()
         try:
             made = inflater.decompress(data, max_message + 1)
-            if len(made) <= max_message:
-                made += inflater.decompress(
-                    inflater.unconsumed_tail + _TAIL, max_message + 1 - len(made)
-                )
+            if len(made) > max_message:
+                raise FrameTooLarge(f"a message is over max_message {max_message}")
+            # One that ended the stream would be deaf to all that follows.
+            is_whole = not inflater.eof and _is_between_blocks(inflater)
+            if is_whole and self._zlib is not None:
+                inflater.decompress(_TAIL)
         except zlib.error:
-            raise InvalidText("a message is not compressed as it says") from None
-        if len(made) > max_message:
-            raise FrameTooLarge(f"a message is over max_message {max_message}")
-        if inflater.eof:  # it would be deaf to all that follows
-            raise InvalidText("a message ends the stream of compressed data")
+            is_whole = False
+        if not is_whole:
+            raise InvalidText("a message is not compressed as it says")
         return made
+
+
+def _is_between_blocks(inflater: zlib._Decompress) -> bool:
+    """Whether all that it was given is whole, but for the tail: nothing comes of that, and a block
+    behind it is the last.
+    """
+    probe = inflater.copy()
+    return not probe.decompress(_TAIL + _LAST, 1) and probe.eof and not probe.unused_data
+
+
+class Encoder:
+    """Frames of the messages that we send, compressed as was agreed on.
+
+    Attributes:
+        is_ordered: with context takeover: messages must be encoded in the order of sending, by one
+            thread at a time. Else any thread may encode any.
+        bits: of the window.
+    """
+
+    __slots__ = ("_compressor", "_min_size", "bits", "is_ordered")
+
+    def __init__(self, agreement: Agreement, settings: Deflate) -> None:
+        self.is_ordered = agreement.server_takeover
+        self.bits = agreement.server_bits
+        self._min_size = settings.min_size
+        self._compressor = Compressor(self.bits, settings.mem_level, self.is_ordered)
+
+    def encode(self, opcode: int, payload: bytes) -> bytes:
+        """The frame of a message, compressed unless it is short."""
+        if len(payload) < self._min_size:
+            return WebSocketFrame(payload, opcode).to_bytes()
+        wire = WebSocketFrame(self._compressor.compress(payload), opcode).to_bytes()
+        return bytes([wire[0] | COMPRESSED]) + wire[1:]
+
+
+class OrderedOutput:
+    """The messages of a connection that are compressed in the order of sending, on the compiled
+    engine. To `_engine/sessions.pxd` it is a session such as `TlsSession` is, where its attributes
+    are explained.
+
+    Attributes:
+        below: the TLS session that encrypts what is compressed; None: none.
+        last: our CLOSE, behind all messages.
+    """
+
+    __slots__ = ("_encoder", "below", "is_closing", "is_sealed", "last", "lock", "user", "waiting")
+
+    received: Sequence[bytes] = ()
+    is_ready = is_writable = True
+    is_cut = False
+    failure = None
+
+    def __init__(self, encoder: Encoder, below: TlsSession | None) -> None:
+        self._encoder = encoder
+        self.below = below
+        self.lock = threading.Lock()
+        self.waiting: deque[Any] = deque()
+        self.is_closing = False
+        self.is_sealed = False
+        self.last = b""
+        self.user: int | None = None
+
+    def encrypt(self, *messages: bytes) -> bytes:
+        """The frames of messages, each of them its opcode and its payload."""
+        return b"".join(self._encoder.encode(message[0], message[1:]) for message in messages)
+
+    def close(self) -> bytes:
+        """What comes behind all messages."""
+        return self.last

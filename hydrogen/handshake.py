@@ -16,6 +16,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from hydrogen.deflate import (
+    Agreement,
+    Deflate,
+    Encoder,
+    Inflater,
+    OrderedOutput,
+    negotiate,
+    offers_of,
+)
 from hydrogen.errors import described
 from hydrogen.http import (
     TOKEN,
@@ -29,6 +38,7 @@ from hydrogen.http import (
 )
 
 if TYPE_CHECKING:
+    from hydrogen.tls import TlsSession
     from hydrogen.websocket import WebSocket
 
 VERSION = "13"
@@ -232,7 +242,16 @@ class Handshake:
         if result is None:
             offered = opening.subprotocols
             result = Accept(choose_subprotocol(self._settings.subprotocols, offered))
-        return Accepted(answer_of(opening, result), self.request.path, result.subprotocol)
+        extensions, agreement = self._negotiate()
+        answer = answer_of(opening, result, extensions)
+        return Accepted(answer, self.request.path, result.subprotocol, agreement)
+
+    def _negotiate(self) -> tuple[str | None, Agreement | None]:
+        """The answer to the extensions that are offered, and what it means."""
+        if self._settings.deflate is None:
+            return None, None
+        offers = offers_of(self.request.headers.get_all("sec-websocket-extensions"))
+        return negotiate(offers, self._settings.deflate) or (None, None)
 
 
 def take_request(head: bytes, settings: WebSocket, peername: Any) -> Handshake | Refusal:
@@ -252,8 +271,40 @@ class Accepted(NamedTuple):
         answer: the bytes that say so.
         path: of the request.
         subprotocol: None: none.
+        agreement: how messages are compressed; None: not.
     """
 
     answer: bytes
     path: str
     subprotocol: str | None
+    agreement: Agreement | None
+
+
+class Opened:
+    """What the compiled engine keeps of an opening handshake: one object for all connections for
+    which it is the same.
+
+    Attributes:
+        path, subprotocol: as of `Accepted`.
+        encoder, inflater: of messages that are compressed; None: none are.
+        output: where `encoder` encodes in the order of sending; None: it need not.
+    """
+
+    __slots__ = ("encoder", "inflater", "output", "path", "subprotocol")
+
+    def __init__(
+        self, accepted: Accepted, deflate: Deflate | None, below: TlsSession | None
+    ) -> None:
+        self.path = accepted.path
+        self.subprotocol = accepted.subprotocol
+        self.encoder: Encoder | None = None
+        self.inflater: Inflater | None = None
+        self.output: OrderedOutput | None = None
+        if accepted.agreement is not None:
+            assert deflate is not None
+            self.encoder = Encoder(accepted.agreement, deflate)
+            self.inflater = Inflater(
+                accepted.agreement.client_bits, accepted.agreement.client_takeover
+            )
+            if self.encoder.is_ordered:
+                self.output = OrderedOutput(self.encoder, below)

@@ -72,6 +72,7 @@ class TlsSession:
         is_sealed: close_notify is in the output.
         is_cut: messages that waited were dropped, for the failure.
         user: the thread that has the lock.
+        below: None: what is encrypted goes to the output.
     """
 
     __slots__ = (
@@ -93,6 +94,8 @@ class TlsSession:
         "user",
         "waiting",
     )
+
+    below = None
 
     def __init__(
         self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None
@@ -192,10 +195,11 @@ class TlsSession:
         """
         self.receive(b"")
 
-    def encrypt(self, plaintext: bytes) -> bytes:
-        """The records that carry `plaintext`, and whatever else is to be sent. The handshake must
+    def encrypt(self, *messages: bytes) -> bytes:
+        """The records that carry `messages`, and whatever else is to be sent. The handshake must
         be done, and `close` not called.
         """
+        plaintext = messages[0] if len(messages) == 1 else b"".join(messages)
         if len(plaintext) <= SLICE:
             return self._encrypt(plaintext)
         # A memory BIO of OpenSSL holds less than 2 GiB: what is encrypted is taken out at once.

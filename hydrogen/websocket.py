@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from hydrogen.checks import check_seconds, check_whole, is_several
 from hydrogen.connection import BytesLike, contiguous
+from hydrogen.deflate import Deflate
 from hydrogen.errors import (
     FrameTooLarge,
     HandlerError,
@@ -28,7 +29,7 @@ from hydrogen.errors import (
 from hydrogen.framings import WebSocketFrame
 from hydrogen.handshake import Origins, checked_subprotocol
 
-MAX_MESSAGE = 1 << 40
+MAX_MESSAGE = 1 << 39  # what is compressed may be a quarter longer, and 5 bytes hold it
 CONTROL_MOST = 125
 """Bytes that a control frame carries (RFC 6455, 5.5)."""
 REASON_MOST = CONTROL_MOST - 2
@@ -229,6 +230,8 @@ class WebSocket:
         close_timeout: time in which a client must answer our CLOSE.
         max_lifetime: time after which a connection is closed with 1001, up to a tenth earlier, so
             that not all go at once; None: no limit.
+        deflate: how messages are compressed (permessage-deflate, RFC 7692), where the client can;
+            None: not.
         stop_code: with which a graceful stop closes the connections: 1001 says that the server goes
             away, 1012 that it restarts.
 
@@ -243,6 +246,7 @@ class WebSocket:
     max_headers: int = 100
     origins: Origins = "same"
     subprotocols: Sequence[str] = ()
+    deflate: Deflate | None = None
     ping_interval: float | None = 20.0
     ping_timeout: float | None = 20.0
     close_timeout: float = 5.0
@@ -261,6 +265,8 @@ class WebSocket:
             )
         names = tuple(checked_subprotocol(name) for name in self.subprotocols)
         object.__setattr__(self, "subprotocols", names)
+        if self.deflate is not None and not isinstance(self.deflate, Deflate):
+            raise TypeError(f"deflate: expected a hydrogen.Deflate, not {described(self.deflate)}")
         for name in ("ping_interval", "ping_timeout", "max_lifetime"):
             if getattr(self, name) is not None:
                 check_seconds(name, getattr(self, name))

@@ -1,7 +1,7 @@
 """WebSocket for tests: a client made of plain sockets, and a handler that records its callbacks.
 
-The client is written from RFC 6455 and RFC 9112 alone, not from `hydrogen` nor from a library, and
-sends whatever a test wants, be it allowed or not.
+The client is written from RFC 6455, RFC 7692 and RFC 9112 alone, not from `hydrogen` nor from a
+library, and sends whatever a test wants, be it allowed or not.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ FAMILIES = ("tcp", "unix", "tls")
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 FIN = 0x80
+RSV1 = 0x40
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPTED = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -141,7 +143,12 @@ class Closed(NamedTuple):
 class Peer:
     """A WebSocket client over a `Client` or a `TlsClient`. What it receives must be as RFC 6455 has
     it.
+
+    Attributes:
+        reserved: the reserved bits that a message may have.
     """
+
+    reserved = 0
 
     def __init__(self, wire: Client | TlsClient) -> None:
         self.wire = wire
@@ -169,13 +176,18 @@ class Peer:
         return Answer(int(status), headers, self.receive(int(headers.get("content-length", 0))))
 
     def receive_opening(self) -> Answer:
-        """The answer that opens the connection."""
+        """The answer that opens the connection, without extensions."""
+        answer = self.receive_acceptance()
+        assert "sec-websocket-extensions" not in answer.headers
+        return answer
+
+    def receive_acceptance(self) -> Answer:
+        """The same, with any extensions."""
         answer = self.receive_answer()
         assert answer.status == 101, answer
         assert answer.headers["upgrade"].lower() == "websocket"
         assert answer.headers["connection"].lower() == "upgrade"
         assert answer.headers["sec-websocket-accept"] == ACCEPTED
-        assert "sec-websocket-extensions" not in answer.headers
         assert "content-length" not in answer.headers
         return answer
 
@@ -195,9 +207,10 @@ class Peer:
     # ------------------------------------------------------------------ receiving
 
     def receive_frame(self) -> Frame:
-        """The next one: not masked, no reserved bit, its length as short as can be."""
+        """The next one: not masked, no bit that is reserved, its length as short as can be."""
         first, second = self.receive(2)
-        assert not first & 0x70, f"the first byte is {first:#x}"
+        reserved = self.reserved if first & 0x0F in (TEXT, BINARY) else 0
+        assert not first & 0x70 & ~reserved, f"the first byte is {first:#x}"
         assert not second & 0x80, "a server must not mask"
         length = second
         if length > 125:
@@ -281,6 +294,125 @@ class Peer:
     def close(self) -> None:
         """Close the socket, without a CLOSE."""
         self.client.close()
+
+
+OFFER = "permessage-deflate; client_max_window_bits"
+"""What browsers offer."""
+
+TAIL = b"\0\0\xff\xff"
+"""What a compressed message is sent without (RFC 7692, 7.2.1)."""
+
+_PARAMETERS = {
+    "server_no_context_takeover",
+    "client_no_context_takeover",
+    "server_max_window_bits",
+    "client_max_window_bits",
+}
+_WINDOW_CHECKED = 1 << 14
+"""Bytes up to which a payload is inflated piece by piece, so that nothing but the window is left of
+what came before.
+"""
+
+
+class DeflatePeer(Peer):
+    """A peer that compresses its messages (RFC 7692) with a zlib of its own.
+
+    Attributes:
+        min_size: shorter messages must come as they are, and all others compressed; None: either
+            will do.
+        agreed: the parameters that were answered.
+        is_compressed: whether the last message received was compressed.
+        carried: the payload of the last message received, as it was on the wire.
+    """
+
+    reserved = RSV1
+
+    def __init__(self, wire: Client | TlsClient, min_size: int | None = None) -> None:
+        super().__init__(wire)
+        self.min_size = min_size
+        self.agreed: dict[str, str] = {}
+        self.server_takeover = self.client_takeover = True
+        self.server_bits = self.client_bits = 15
+        self.is_compressed = False
+        self.carried = b""
+        self._deflater: Any = None
+        self._inflater: Any = None
+
+    # ------------------------------------------------------------------ the handshake
+
+    def open(self, *more: str, offer: str = OFFER, **changes: Any) -> DeflatePeer:
+        """Shake hands, and agree on compression."""
+        self.send(head(f"Sec-WebSocket-Extensions: {offer}", *more, **changes))
+        self.receive_opening()
+        return self
+
+    def receive_opening(self) -> Answer:
+        """The answer that opens the connection, and says how messages are compressed (RFC 7692,
+        7.1).
+        """
+        answer = self.receive_acceptance()
+        name, *parameters = answer.headers["sec-websocket-extensions"].split("; ")
+        assert name == "permessage-deflate"
+        self.agreed = dict(parameter.partition("=")[::2] for parameter in parameters)
+        assert len(self.agreed) == len(parameters), parameters
+        assert self.agreed.keys() <= _PARAMETERS, parameters
+        self.server_takeover = "server_no_context_takeover" not in self.agreed
+        self.client_takeover = "client_no_context_takeover" not in self.agreed
+        self.server_bits = int(self.agreed.get("server_max_window_bits", 15))
+        self.client_bits = int(self.agreed.get("client_max_window_bits", 15))
+        return answer
+
+    # ------------------------------------------------------------------ messages
+
+    def compress(self, data: bytes) -> bytes:
+        """The payload of a message."""
+        if self._deflater is None or not self.client_takeover:
+            self._deflater = zlib.compressobj(wbits=-self.client_bits)
+        made = self._deflater.compress(data) + self._deflater.flush(zlib.Z_SYNC_FLUSH)
+        assert made.endswith(TAIL)
+        return bytes(made[:-4])
+
+    def inflate(self, data: bytes) -> bytes:
+        """The message with this payload."""
+        if self._inflater is None or not self.server_takeover:
+            self._inflater = zlib.decompressobj(wbits=-self.server_bits)
+        inflater, parts, left = self._inflater, [], data + TAIL
+        while left:
+            parts.append(inflater.decompress(left, 256 if len(data) <= _WINDOW_CHECKED else 0))
+            left = inflater.unconsumed_tail
+        parts.append(inflater.decompress(b""))
+        assert not inflater.eof, "a message ends the stream"
+        return b"".join(parts)
+
+    def deflated(self, data: str | bytes) -> bytes:
+        """A message of the type that fits `data`, compressed, in one frame."""
+        if isinstance(data, str):
+            return frame(FIN | RSV1 | TEXT, self.compress(data.encode()))
+        return frame(FIN | RSV1 | BINARY, self.compress(data))
+
+    def receive_message(self) -> str | bytes:
+        """The next frame, which must be a whole message."""
+        first, payload = self.receive_frame()
+        assert first & ~RSV1 in (FIN | TEXT, FIN | BINARY), (hex(first), payload)
+        self.carried = payload
+        self.is_compressed = bool(first & RSV1)
+        if self.is_compressed:
+            payload = self.inflate(payload)
+        if self.min_size is not None:
+            assert self.is_compressed is (len(payload) >= self.min_size), (first, len(payload))
+        return payload.decode() if first & 0x0F == TEXT else payload
+
+    def echo(self, data: str | bytes) -> None:
+        """Send a message, compressed, and expect the same back."""
+        self.send(self.deflated(data))
+        assert self.receive_message() == data
+
+
+def deflate_peer_of(
+    client: Client, family: str = "tcp", min_size: int | None = None
+) -> DeflatePeer:
+    """As `peer_of`."""
+    return DeflatePeer(peer_of(client, family).wire, min_size)
 
 
 def peer_of(client: Client, family: str = "tcp") -> Peer:

@@ -5,7 +5,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.buffer cimport block_of_shared, block_t, pool_t, shared_t
 from hydrogen._c.constants cimport (
-    NOT_CORKED, SEND_NOTHING, SEND_NOW, SEND_REFUSED, STATE_CLOSING, STATE_OPEN, STATE_VACANT,
+    NOT_CORKED, READY_DEFLATES, SEND_NOTHING, SEND_NOW, SEND_REFUSED, STATE_CLOSING, STATE_OPEN,
+    STATE_VACANT,
 )
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.flush cimport flush_one
@@ -51,7 +52,8 @@ cdef inline void broadcast_send(
             atomic_load32(&connection.ready) and skip[index] != generation
         )
         other = (
-            connection.session != NULL or connection.adapter != NULL or connection.builder != NULL
+            connection.session != NULL or connection.adapter != NULL or
+            connection.builder != NULL or atomic_load32(&connection.ready) == READY_DEFLATES
         )
         lock_give(&connection.lock)
         if not wanted:

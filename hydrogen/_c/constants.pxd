@@ -37,6 +37,12 @@ cdef enum:
 cdef enum:
     UNLIMITED = -1  # as a size
 
+# `ready` of a connection.
+cdef enum:
+    READY_NOT
+    READY
+    READY_DEFLATES  # a WebSocket whose messages are compressed
+
 # Life of a slot; written under the connection's lock.
 cdef enum:
     STATE_VACANT

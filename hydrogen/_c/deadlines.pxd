@@ -74,7 +74,7 @@ cdef inline bint deadlines_is_idle(
         connection.output.first != NULL and not connection.blocked or
         # left to a worker
         connection.adapter != NULL and connection.edge and not connection.flushing or
-        connection.session != NULL and relaxed_load32(&connection.in_outputs)  # the same
+        connection.adapter == NULL and relaxed_load32(&connection.in_outputs)  # the same
     )
     lock_give(&connection.lock)
     if moves or (unreadable or mailbox_pauses(connection)) and (

@@ -143,7 +143,7 @@ cdef inline connection_t *queues_pop_output(loop_t *loop) noexcept nogil:
     connection = loop.output_first
     if connection != NULL:
         loop.output_first = connection.next_output
-        if connection.session != NULL:
+        if connection.adapter == NULL:
             relaxed_store32(&connection.active, 1)  # it is about to send, see deadlines_is_idle
         relaxed_store32(&connection.in_outputs, False)
         loop.outputs -= 1

@@ -141,8 +141,8 @@ ctypedef struct connection_t:
     connection_t *next_output  # in the list of those whose output a worker is to go on with
     uint32_t in_outputs      # atomic: the owner looks at it without the lock
     # atomic
-    # on_new_connection has not refused it: others may see it, and on_disconnected is due; written
-    # by the owner
+    # READY...: on_new_connection has not refused it: others may see it, and on_disconnected is due;
+    # written by the owner
     uint32_t ready
     # output side, under the lock
     lock_t lock

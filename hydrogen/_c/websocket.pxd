@@ -27,6 +27,9 @@ from hydrogen._c.framing cimport (
 
 cdef enum:
     MESSAGE_HEADER = 6
+    # of a message that is compressed: a bit of its first frame (RFC 7692 section 6), and of the
+    # opcode in the header of ours
+    WEBSOCKET_COMPRESSED = 0x40
 
 # What comes of a look at the buffer; of an error, its place in websocket.FAULTS.
 cdef enum:
@@ -81,6 +84,8 @@ ctypedef struct websocket_t:
     uint8_t in_frame      # of the message in work: its header was taken off
     uint8_t final         # and it ends the message
     uint8_t closed        # a CLOSE came: what follows is dropped
+    uint8_t inflates      # messages may be compressed
+    uint8_t compressed    # the message in work is
 
 ctypedef struct control_t:
     uint8_t opcode
@@ -91,6 +96,7 @@ ctypedef struct control_t:
 ctypedef struct header_t:
     uint8_t opcode
     bint final
+    bint compressed
     size_t size           # its own, with the mask
     uint64_t length       # of the payload
 
@@ -168,6 +174,11 @@ cdef inline void websocket_unmask(
     memcpy(mask, turned, 4)
 
 
+cdef inline uint64_t websocket_most(size_t max_message, bint compressed) noexcept nogil:
+    """deflate.payload_most; of a message that is not compressed `max_message` itself."""
+    return <uint64_t>max_message + (max_message // 4 + 64 if compressed else 0)
+
+
 cdef inline int websocket_header(
     const websocket_t *websocket, size_t max_message, uint32_t max_fragments,
     const uint8_t *data, size_t n, header_t *header, bint *complete,
@@ -176,12 +187,16 @@ cdef inline int websocket_header(
     cdef size_t size = 2
     cdef uint64_t length, least
     cdef size_t i
+    cdef bint compressed
     complete[0] = False
     if n == 0:
         return 0
     header.opcode = data[0] & WEBSOCKET_OPCODE
     header.final = data[0] & WEBSOCKET_FIN != 0
-    if data[0] & WEBSOCKET_RESERVED:
+    header.compressed = compressed = data[0] & WEBSOCKET_RESERVED == WEBSOCKET_COMPRESSED
+    if data[0] & WEBSOCKET_RESERVED and not (
+        compressed and websocket.inflates and OPCODE_TEXT <= header.opcode <= OPCODE_BINARY
+    ):
         return MESSAGES_RESERVED
     if not WEBSOCKET_OPCODES >> header.opcode & 1:
         return MESSAGES_OPCODE
@@ -208,7 +223,9 @@ cdef inline int websocket_header(
         if length < least:  # the shortest form must be used
             return MESSAGES_LENGTH
     if not header.opcode & WEBSOCKET_CONTROL:
-        if length > max_message - websocket.size:
+        if websocket.message:
+            compressed = websocket.compressed
+        if length > websocket_most(max_message, compressed) - websocket.size:
             return MESSAGES_LARGE
         if websocket.fragments >= max_fragments:
             return MESSAGES_FRAGMENTS
@@ -224,6 +241,7 @@ cdef inline void websocket_begin(
     """Take the header of a frame of a message off."""
     if header.opcode != OPCODE_CONTINUATION:
         websocket.message = header.opcode
+        websocket.compressed = header.compressed
         websocket.utf8 = UTF8_BEGIN
     websocket.fragments += 1
     websocket.final = header.final
@@ -236,7 +254,7 @@ cdef inline void websocket_finish(websocket_t *websocket, uint8_t *data) noexcep
     """The message in work is complete."""
     cdef uint8_t *header = data + websocket.ready
     cdef size_t i
-    header[0] = websocket.message
+    header[0] = websocket.message | (WEBSOCKET_COMPRESSED if websocket.compressed else 0)
     for i in range(1, <size_t>MESSAGE_HEADER):
         header[i] = <uint8_t>(<uint64_t>websocket.size >> 8 * (MESSAGE_HEADER - 1 - i))
     websocket.ready += MESSAGE_HEADER + websocket.size
@@ -268,7 +286,10 @@ cdef inline int websocket_advance(
             if some > websocket.left:
                 some = <size_t>websocket.left
             websocket_unmask(data + to, data + at, some, websocket.mask)
-            if websocket.message == OPCODE_TEXT and websocket.utf8 != UTF8_BAD:
+            if (
+                websocket.message == OPCODE_TEXT and not websocket.compressed and
+                websocket.utf8 != UTF8_BAD
+            ):
                 websocket.utf8 = <uint8_t>websocket_utf8(websocket.utf8, data + to, some)
             at += some
             to += some

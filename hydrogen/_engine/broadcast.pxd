@@ -1,23 +1,26 @@
 """A message for all connections, and the sockets of all."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
 from libc.stdlib cimport calloc, free
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.broadcast cimport broadcast_send, broadcast_t
 from hydrogen._c.buffer cimport shared_drop, shared_new, shared_t
-from hydrogen._c.constants cimport STATE_OPEN, STATE_VACANT
+from hydrogen._c.constants cimport READY_DEFLATES, SEND_REFUSED, STATE_OPEN, STATE_VACANT
 from hydrogen._c.framing cimport FRAMING_PYTHON, framing_t
 from hydrogen._c.kernel cimport kernel_sleep
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation, mailbox_of
 from hydrogen._c.slab cimport slab_used
 from hydrogen._c.structs cimport connection_t, loop_t, worker_t
+from hydrogen._c.websocket cimport OPCODE_BINARY, OPCODE_TEXT
 from hydrogen._codec cimport framed
 from hydrogen._core cimport BroadcastReport, Engine, HydrogenSocket, class_name, encode
 from hydrogen._engine.references cimport references_held, references_socket
-from hydrogen._engine.sending cimport sending_count, sending_send, sending_send_coded
+from hydrogen._engine.sending cimport (
+    sending_count, sending_message, sending_send, sending_send_coded,
+)
 
 
 cdef inline list broadcast_sockets(Engine engine, uint32_t last_state):
@@ -44,7 +47,8 @@ cdef inline list broadcast_sockets(Engine engine, uint32_t last_state):
 
 
 cdef inline bint broadcast_send_other(
-    Engine engine, worker_t *worker, HydrogenSocket socket, data, bytes wire, uint64_t *rest,
+    Engine engine, worker_t *worker, HydrogenSocket socket, data, bytes wire, dict compressed,
+    uint64_t *rest,
 ) except -1:
     """`send` of a broadcast, of `wire` where that is what the builder would make; what a
     connection's own framing cannot carry is not sent to it.
@@ -52,6 +56,8 @@ cdef inline bint broadcast_send_other(
     cdef bint sent = False
     name = "broadcast"
     try:
+        if atomic_load32(&socket._connection.ready) == READY_DEFLATES:
+            return broadcast_send_compressed(engine, worker, socket, data, compressed, rest)
         if broadcast_is_framed_alike(engine, socket):
             return broadcast_send_framed(engine, worker, socket, wire, rest)
         decoder = references_held(engine, socket, &socket._connection.decoder)
@@ -91,6 +97,29 @@ cdef inline bint broadcast_send_framed(
     return sending_count(engine, worker, result)
 
 
+cdef inline bint broadcast_send_compressed(
+    Engine engine, worker_t *worker, HydrogenSocket socket, data, dict compressed, uint64_t *rest,
+) except -1:
+    """The same of a WebSocket whose messages are compressed: once for all that have it alike, which
+    are in `compressed`, by the window.
+    """
+    cdef uint64_t mine = 0
+    cdef uint8_t opcode = OPCODE_TEXT if isinstance(data, str) else OPCODE_BINARY
+    opening = references_held(engine, socket, &socket._connection.opening)
+    if opening is None:
+        return sending_count(engine, worker, SEND_REFUSED)
+    payload = data.encode() if isinstance(data, str) else data
+    if opening.output is None:
+        if opening.encoder.bits not in compressed:
+            compressed[opening.encoder.bits] = opening.encoder.encode(opcode, payload)
+        return broadcast_send_framed(
+            engine, worker, socket, compressed[opening.encoder.bits], rest
+        )
+    result = sending_message(engine, worker, socket, opcode, payload, &mine)
+    rest[0] = max(rest[0], mine)
+    return sending_count(engine, worker, result)
+
+
 cdef inline bytes broadcast_framed(Engine engine, data):
     """`data` as the server's framing has it on the wire."""
     cdef const framing_t *framing = engine._loop.context.framing
@@ -120,6 +149,7 @@ cdef inline object broadcast_to_all(Engine engine, data, exclude, bytes wire):
     cdef HydrogenSocket socket
     cdef uint64_t rest = 0
     cdef uint32_t k
+    cdef dict compressed = {}
     if wire is None:
         wire = broadcast_framed(engine, data)
     if engine._inert():
@@ -139,7 +169,7 @@ cdef inline object broadcast_to_all(Engine engine, data, exclude, bytes wire):
         for k in range(report.others):
             socket = references_socket(engine, mailbox_of(loop, others[k]))
             socket._generation = <uint32_t>(others[k] >> 32)
-            if broadcast_send_other(engine, worker, socket, data, wire, &rest):
+            if broadcast_send_other(engine, worker, socket, data, wire, compressed, &rest):
                 report.sent += 1
             else:
                 report.dropped += 1

@@ -14,8 +14,8 @@ from hydrogen._c.atomic cimport (
     relaxed_store64,
 )
 from hydrogen._c.constants cimport (
-    CAUSE_HANDLER_ERROR, CAUSE_LOCAL_CLOSED, CORK_CALLBACKS, CORK_LOOK, CORK_NS, FLAG_LATE,
-    STATE_OPEN, WORKER_BRIEF, WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL,
+    CAUSE_HANDLER_ERROR, CAUSE_LOCAL_CLOSED, CORK_CALLBACKS, CORK_LOOK, CORK_NS, FLAG_LATE, READY,
+    READY_DEFLATES, STATE_OPEN, WORKER_BRIEF, WORKER_CALLBACK, WORKER_FLUSH, WORKER_WANT_GIL,
 )
 from hydrogen._c.expect cimport expect_seldom
 from hydrogen._c.flush cimport flush_corked, flush_is_last, flush_take_over
@@ -223,7 +223,11 @@ cdef inline int callbacks_connected(
     atomic_store64(&connection.deadline, 0)
     if atomic_load32(&connection.state) != STATE_OPEN:
         return 0
-    atomic_store32(&connection.ready, 1)
+    atomic_store32(
+        &connection.ready,
+        READY_DEFLATES if connection.websocket != NULL and connection.websocket.reader.inflates
+        else READY
+    )
     if callbacks.on_connected is None:
         return 0
     return callbacks_invoke(engine, worker, socket, callbacks.on_connected, "on_connected")

@@ -11,8 +11,8 @@ from hydrogen._c.atomic cimport atomic_load32, atomic_swap32, relaxed_load64
 from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_FRAME_TOO_LARGE, CAUSE_PEER_CLOSED, CORK_CALLBACKS, CORK_NS,
-    DELIVER_MOST, FLAG_CLOSE_SENT, FLAG_COMPLETE, FLAG_HEAD, FLAG_STOP, FLAG_UNDECODED, FLUSHED,
-    SEND_QUEUED, SEND_REFUSED, STATE_CLOSING, STATE_OPEN,
+    DELIVER_MOST, FLAG_BUSY, FLAG_CLOSE_SENT, FLAG_COMPLETE, FLAG_HEAD, FLAG_STOP, FLAG_UNDECODED,
+    FLUSHED, SEND_QUEUED, SEND_REFUSED, STATE_CLOSING, STATE_OPEN,
 )
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.framing cimport FRAME_COMPLETE, FRAME_INCOMPLETE, frame_t, framing_next
@@ -26,19 +26,21 @@ from hydrogen._c.messages cimport (
 from hydrogen._c.queues cimport queues_has_ready
 from hydrogen._c.structs cimport connection_t, io_t, session_t, worker_t
 from hydrogen._c.websocket cimport (
-    MESSAGES_FRAGMENTS, MESSAGES_LARGE, MESSAGE_HEADER, OPCODE_CLOSE, OPCODE_PING, OPCODE_TEXT,
+    MESSAGES_FRAGMENTS, MESSAGES_LARGE, MESSAGES_TEXT, MESSAGE_HEADER, OPCODE_CLOSE, OPCODE_PING,
+    OPCODE_TEXT, WEBSOCKET_COMPRESSED,
 )
 from hydrogen._core cimport (
     Engine, Fault, HydrogenSocket, _Callbacks, closing_payload, control_frame, errors, head_refusal,
 )
 from hydrogen._engine.appending cimport appending_bytes
 from hydrogen._engine.callbacks cimport (
-    callbacks_begin, callbacks_failed, callbacks_leave, callbacks_message,
+    callbacks_begin, callbacks_check, callbacks_failed, callbacks_leave, callbacks_message,
 )
 from hydrogen._engine.ending cimport ending_with
 from hydrogen._engine.finishing cimport finishing_error
 from hydrogen._engine.handshake cimport handshake_refuse, handshake_serve, handshake_write
 from hydrogen._engine.references cimport references_held
+from hydrogen._engine.sending cimport sending_ordered
 from hydrogen._engine.sessions cimport sessions_put, sessions_work
 
 
@@ -144,14 +146,48 @@ cdef inline int control_message(
     cdef size_t k
     for k in range(1, <size_t>MESSAGE_HEADER):
         length = length << 8 | at[k]
-    if at[0] == OPCODE_TEXT:
+    cdef uint8_t opcode = at[0]
+    if opcode == OPCODE_TEXT:
         data = PyUnicode_DecodeUTF8(<char *>at + MESSAGE_HEADER, length, NULL)
     else:
         data = PyBytes_FromStringAndSize(<const char *>at + MESSAGE_HEADER, length)
     input.start += MESSAGE_HEADER + length
     session.reader.ready -= MESSAGE_HEADER + length
     session.taken += MESSAGE_HEADER + length
+    if opcode & WEBSOCKET_COMPRESSED:
+        return control_inflate(
+            engine, worker, connection, socket, opcode & ~WEBSOCKET_COMPRESSED, data
+        )
     return callbacks_message(engine, worker, connection, socket, data)
+
+
+cdef inline int control_inflate(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+    uint8_t opcode, bytes data,
+) except -1:
+    """Deliver a message that was compressed."""
+    fault = None
+    callbacks_begin(engine, worker)
+    try:
+        message = (<object>connection.opening).inflater.inflate(
+            data, engine._loop.context.max_message
+        )
+        if opcode == OPCODE_TEXT:
+            message = PyUnicode_DecodeUTF8(PyBytes_AS_STRING(message), len(message), NULL)
+    except ValueError as error:
+        fault = (
+            errors.stripped(error) if issubclass(type(error), errors.ProtocolError)
+            else Fault(MESSAGES_TEXT).error()  # a UnicodeDecodeError
+        )
+    callbacks_check(engine)
+    if fault is None:
+        return callbacks_message(engine, worker, connection, socket, message)
+    large = isinstance(fault, errors.FrameTooLarge)
+    connection.websocket.fault = MESSAGES_LARGE if large else MESSAGES_TEXT  # it is not listened to
+    ending_with(
+        engine, socket, False, CAUSE_FRAME_TOO_LARGE if large else CAUSE_BAD_FRAME, fault
+    )
+    return 0
 
 
 cdef inline int control_event(
@@ -237,13 +273,31 @@ cdef inline int control_close(
     connection.mail |= FLUSHED
     error = finishing_error(engine, connection)
     payload = closing_payload(error, engine._websocket.stop_code)
-    if payload is None:
+    frame = b"" if payload is None else control_frame(OPCODE_CLOSE, payload)
+    ordered = sending_ordered(engine, socket)
+    if ordered is not None:
+        return control_seal(engine, worker, connection, socket, ordered, frame)
+    if not frame:
         return 0
-    frame = control_frame(OPCODE_CLOSE, payload)
     if connection.session == NULL:
         appending_bytes(engine, worker, socket, &engine._raw, frame, STATE_CLOSING)
     elif sessions_put(engine, socket, <object>connection.session, frame, STATE_CLOSING):
         sessions_work(engine, worker, socket, <object>connection.session, True)
+    return 0
+
+
+cdef inline int control_seal(
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, ordered,
+    bytes frame,
+) except -1:
+    """The same, behind the messages that are compressed in order."""
+    callbacks_begin(engine, worker)
+    ordered.last = frame
+    ordered.is_closing = True
+    sessions_work(engine, worker, socket, ordered, True)
+    if not ordered.is_sealed:  # another thread has it, and posts RECEIVED
+        connection.flags &= ~<uint32_t>FLAG_CLOSE_SENT
+        connection.flags |= FLAG_BUSY
     return 0
 
 

@@ -40,6 +40,7 @@ from hydrogen._engine.ending cimport ending_ask, ending_with
 from hydrogen._engine.finishing cimport finishing_callbacks, finishing_release
 from hydrogen._engine.opening cimport opening_has_second_header, opening_open
 from hydrogen._engine.references cimport references_current, references_held, references_socket
+from hydrogen._engine.sending cimport sending_ordered
 from hydrogen._engine.sessions cimport sessions_work
 from hydrogen._engine.streams cimport streams_read, streams_send, streams_told
 from hydrogen._engine.tls cimport tls_close_notify, tls_decrypt, tls_told
@@ -109,10 +110,13 @@ cdef inline int dispatch_output(Engine engine, worker_t *worker) except -1:
     try:
         socket = references_current(engine, connection)
         session = references_held(engine, socket, &connection.session)
+        ordered = sending_ordered(engine, socket)
+        if ordered is not None:
+            sessions_work(engine, worker, socket, ordered, False)
         if session is not None:
             control_ping_due(engine, socket)
             sessions_work(engine, worker, socket, session, False)
-        else:
+        elif ordered is None:
             streams_send(engine, socket, None, NULL, True)
         is_done = True
     finally:
@@ -195,6 +199,8 @@ cdef inline int dispatch_do(
         streams_told(connection)
     elif todo & TODO_RECEIVED and connection.session != NULL:
         tls_told(engine, worker, connection, socket)
+    elif todo & TODO_RECEIVED:
+        connection.mail |= AGAIN  # another thread has sealed the messages that are in order
     if todo & TODO_LOW:
         callbacks_call(engine, worker, connection, socket, callbacks.on_writable, "on_writable")
     if todo & (TODO_READ | TODO_DELIVER):

@@ -76,12 +76,14 @@ cdef inline int handshake_accept(
     if session == NULL:
         raise MemoryError
     session.heard_at, session.ends_at = now, ends_at
+    session.reader.inflates = accepted.agreement is not None
     lock_take(&connection.lock)
     connection.websocket = session
     lock_give(&connection.lock)
     connection.framing = engine._loop.context.framing
     connection.flags &= ~<uint32_t>FLAG_HEAD
-    references_hold(connection, &connection.opening, engine._shared_opening(accepted))
+    below = None if connection.session == NULL else <object>connection.session
+    references_hold(connection, &connection.opening, engine._opened(accepted, below))
     if not messages_take(&engine._loop.context, &worker.io, connection):
         raise MemoryError
     if engine._loop.context.pings != NULL:

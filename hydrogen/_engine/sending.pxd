@@ -3,12 +3,12 @@
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t, uint8_t
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
-    CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS, DRAIN_WAIT, SEND_NOTHING,
-    SEND_QUEUED, SEND_REFUSED, STATE_OPEN,
+    CAUSE_SLOW_CONSUMER, DRAIN_DONE, DRAIN_EDGE, DRAIN_SLICE_NS, DRAIN_WAIT, READY, READY_DEFLATES,
+    READY_NOT, SEND_NOTHING, SEND_QUEUED, SEND_REFUSED, STATE_OPEN,
 )
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.expect cimport expect_seldom
@@ -56,6 +56,13 @@ cdef inline int sending_send_coded(
         return SEND_REFUSED
     if session is None:
         return appending_bytes(engine, worker, socket, &engine._raw, data, STATE_OPEN)
+    return sending_by_session(engine, worker, socket, session, data, rest)
+
+
+cdef inline int sending_by_session(
+    Engine engine, worker_t *worker, HydrogenSocket socket, session, bytes data, uint64_t *rest,
+) except -1:
+    """Leave a message to whoever has the session, or will."""
     if not socket.is_open or not session.is_writable:
         return SEND_REFUSED
     if socket.pending >= engine._loop.context.max_write_buffer:  # what waits included
@@ -68,8 +75,32 @@ cdef inline int sending_send_coded(
     sessions_work(engine, worker, socket, session, False)
     user = session.user
     if user is not None and user != PyThread_get_thread_ident():
-        rest[0] = waiting_rest(&engine._loop.context, connection)
+        rest[0] = waiting_rest(&engine._loop.context, socket._connection)
     return SEND_QUEUED
+
+
+cdef inline int sending_message(
+    Engine engine, worker_t *worker, HydrogenSocket socket, uint8_t opcode, bytes data,
+    uint64_t *rest,
+) except -1:
+    """Send a message of a WebSocket that is compressed."""
+    opening = references_held(engine, socket, &socket._connection.opening)
+    if opening is None:
+        return SEND_REFUSED
+    if opening.output is None:
+        wire = opening.encoder.encode(opcode, data)
+        return sending_send_coded(engine, worker, socket, wire, rest, wire)
+    return sending_by_session(
+        engine, worker, socket, opening.output, bytes((opcode,)) + data, rest
+    )
+
+
+cdef inline object sending_ordered(Engine engine, HydrogenSocket socket):
+    """Where its messages are compressed in the order of sending; None: they are not."""
+    if atomic_load32(&socket._connection.ready) != READY_DEFLATES:
+        return None
+    opening = references_held(engine, socket, &socket._connection.opening)
+    return None if opening is None else opening.output
 
 
 cdef inline bint sending_send(
@@ -83,6 +114,7 @@ cdef inline bint sending_send(
     """
     cdef connection_t *connection = socket._connection
     cdef worker_t *worker = engine._worker()
+    cdef uint32_t ready
     cdef int result = SEND_REFUSED
     if framing == NULL:
         framing = engine._loop.context.framing
@@ -92,9 +124,10 @@ cdef inline bint sending_send(
         connection.adapter != NULL or connection.session != NULL or connection.builder != NULL or
         framing.kind >= FRAMING_PYTHON or (framing.kind != FRAMING_RAW and n > framing.max_size)
     ):
-        if framing.kind == FRAMING_MESSAGES and not atomic_load32(&connection.ready):
+        ready = atomic_load32(&connection.ready)
+        if framing.kind == FRAMING_MESSAGES and ready == READY_NOT:
             pass  # the request was not answered yet
-        elif framing.kind == FRAMING_MESSAGES and connection.session == NULL:
+        elif framing.kind == FRAMING_MESSAGES and ready == READY and connection.session == NULL:
             result = appending_framed(
                 engine, worker, socket, framing, data, n, STATE_OPEN, 0
             )
@@ -127,6 +160,13 @@ cdef inline int sending_send_otherwise(
             )
         elif atomic_load32(&connection.state) == STATE_OPEN:
             ending_ask(engine, socket, True, CAUSE_SLOW_CONSUMER, 0)
+    elif (
+        framing.kind == FRAMING_MESSAGES and
+        atomic_load32(&connection.ready) == READY_DEFLATES
+    ):
+        result = sending_message(
+            engine, worker, socket, framing.opcode, PyBytes_FromStringAndSize(data, n), &mine
+        )
     elif framing.kind == FRAMING_MESSAGES:
         wire = framed(framing, PyBytes_FromStringAndSize(data, n))
         result = sending_send_coded(engine, worker, socket, wire, &mine, wire)
@@ -167,12 +207,16 @@ cdef inline object sending_drain(Engine engine, HydrogenSocket socket, timeout):
     if worker != NULL and worker.corked_count:
         callbacks_flush_corked(engine, worker)
     session = references_held(engine, socket, &socket._connection.session)
+    ordered = sending_ordered(engine, socket)
     if (
         streams_is_mine(engine, socket) or
-        (session is not None and session.user == PyThread_get_thread_ident())
+        (session is not None and session.user == PyThread_get_thread_ident()) or
+        (ordered is not None and ordered.user == PyThread_get_thread_ident())
     ):
         deadline = 0  # it would wait for itself
     while True:
+        if ordered is not None:
+            sessions_work(engine, worker, socket, ordered, False)
         if session is not None:
             sessions_work(engine, worker, socket, session, False)
         until = min(deadline, kernel_now() + DRAIN_SLICE_NS)

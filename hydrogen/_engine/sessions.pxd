@@ -1,5 +1,6 @@
-"""TLS sessions: what anybody wants of one, be it to encrypt a message or to decrypt what was read,
-is done by whoever gets its lock.
+"""Sessions: what anybody wants of one, be it to encrypt a message or to decrypt what was read, is
+done by whoever gets its lock. They are TLS's; and the messages of a WebSocket that are compressed
+in the order of sending, `deflate.OrderedOutput`, which encrypts in its way.
 """
 
 from cpython.pythread cimport PyThread_get_thread_ident
@@ -133,12 +134,10 @@ cdef inline int sessions_work_held(
             if session.received:
                 sessions_receive(engine, worker, socket, session)
             elif sessions_can_encrypt(session):
-                sessions_encrypt(engine, worker, socket, session)
+                sessions_encrypt(engine, worker, socket, session, owner)
                 continue
             else:
-                appending_bytes(
-                    engine, worker, socket, &engine._raw, session.close(), STATE_CLOSING
-                )
+                sessions_give(engine, worker, socket, session, session.close(), 0, owner)
                 session.is_sealed = True
             if not owner and not engine._inert():
                 queues_post(
@@ -198,7 +197,7 @@ cdef inline int sessions_drop(Engine engine, HydrogenSocket socket, session) exc
 
 
 cdef inline int sessions_encrypt(
-    Engine engine, worker_t *worker, HydrogenSocket socket, session,
+    Engine engine, worker_t *worker, HydrogenSocket socket, session, bint owner,
 ) except -1:
     """Make records of what waits, and queue them.
 
@@ -218,10 +217,9 @@ cdef inline int sessions_encrypt(
         pass
     if not parts:
         return 0
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
     callbacks_computing(engine, worker, size <= TLS_SHORT_MOST)
     try:
-        data = session.encrypt(data)
+        data = session.encrypt(*parts)
     except OSError as error:
         if not issubclass(type(error), SSLError):
             raise
@@ -232,5 +230,22 @@ cdef inline int sessions_encrypt(
     finally:
         callbacks_computing(engine, worker, False)
     if session.failure is None:
-        appending_bytes(engine, worker, socket, &engine._raw, data, STATE_CLOSING, size)
+        sessions_give(engine, worker, socket, session, data, size, owner)
+    return 0
+
+
+cdef inline int sessions_give(
+    Engine engine, worker_t *worker, HydrogenSocket socket, session, bytes data, size_t counted,
+    bint owner,
+) except -1:
+    """Give what comes out of a session to the output, or to the session below. `counted`: see
+    `output_send`.
+    """
+    below = session.below
+    if below is None:
+        appending_bytes(engine, worker, socket, &engine._raw, data, STATE_CLOSING, counted)
+        return 0
+    if data and sessions_put(engine, socket, below, data, STATE_CLOSING):
+        sessions_work(engine, worker, socket, below, owner)
+    sessions_uncount(engine, socket, counted)
     return 0

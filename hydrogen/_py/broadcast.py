@@ -30,6 +30,7 @@ class Broadcast:
         """
         self._data = data
         self._complain = complain
+        self._compressed: dict[int, bytes] = {}  # by the window
         # By the id of the builder, which need not be hashable.
         self._frames: dict[int, bytes | None] = {id(builder): encode(builder, data)}
 
@@ -46,16 +47,29 @@ class Broadcast:
             gone = connection.at_once or connection.is_sealed
             if not connection.ready or gone or connection.socket in excluded:
                 continue
-            builder = connection.builder
-            if id(builder) not in self._frames:
-                self._frames[id(builder)] = self._frame(builder)
-            taken = self._send(connection, self._frames[id(builder)])
+            taken = self._send(connection, self._frame_for(connection))
             sent += taken
             dropped += not taken
             rest = max(rest, connection.rest())
         if rest:
             time.sleep(rest)
         return BroadcastReport(sent, dropped)
+
+    def _frame_for(self, connection: Connection) -> bytes | None:
+        """The message as this connection has it; None: it cannot. Framed, or compressed, once for
+        all that have it alike.
+        """
+        session, builder = connection.websocket, connection.builder
+        if session is not None and session.encoder is not None:
+            encoder = session.encoder
+            if encoder.is_ordered:
+                return session.encode(self._data)
+            if encoder.bits not in self._compressed:
+                self._compressed[encoder.bits] = session.encode(self._data)
+            return self._compressed[encoder.bits]
+        if id(builder) not in self._frames:
+            self._frames[id(builder)] = self._frame(builder)
+        return self._frames[id(builder)]
 
     def _frame(self, builder: FrameBuilder | WebSocket | None) -> bytes | None:
         """The message as `builder` frames it; None: it cannot."""

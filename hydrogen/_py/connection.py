@@ -59,10 +59,11 @@ from hydrogen._py import mailbox, poller
 from hydrogen._py.addresses import Place
 from hydrogen._py.buffer import Share
 from hydrogen._py.framing import Decoder, decoder_for, size_of
-from hydrogen._py.output import Output, OutputLoop, Raw
+from hydrogen._py.output import Output, OutputLoop, Raw, Uncompressed
 from hydrogen._py.poller import Poller
 from hydrogen._py.role import Total
 from hydrogen._py.streams import SocketTransport
+from hydrogen.codec import encode
 from hydrogen.connection import HydrogenSocket
 from hydrogen.errors import Cause
 from hydrogen.handler import Callbacks
@@ -294,6 +295,21 @@ class Connection(Output):
         """Answer a request otherwise than by speaking WebSocket; the end is next."""
         self.loop.responses.add(response.status)
         self.send(Raw(response.to_bytes()), rests=False)
+
+    def compressed(self, message: Uncompressed) -> bytes:
+        """See `Output`."""
+        assert self.websocket is not None
+        assert self.websocket.encoder is not None
+        return self.websocket.encoder.encode(message[0], message[1:])
+
+    def encode(self, data: bytes | str) -> bytes:
+        """What `send` takes for a message.
+
+        Raises: as `codec.encode`.
+        """
+        if self.websocket is not None:
+            return self.websocket.encode(data)
+        return encode(self.builder, data)
 
     def closing_frame(self) -> bytes:
         """See `Output`."""

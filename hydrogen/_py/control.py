@@ -14,9 +14,11 @@ from collections import deque
 
 from hydrogen._py import callbacks, kernel
 from hydrogen._py.connection import Connection
-from hydrogen._py.output import Raw
+from hydrogen._py.output import Raw, Uncompressed
 from hydrogen._py.websocket import BINARY, CLOSE, PING, PONG, TEXT, Event, MessageReader
+from hydrogen.deflate import Encoder, Inflater
 from hydrogen.errors import Cause, ProtocolError, Timeout, WebSocketClosed
+from hydrogen.framings import WebSocketFrame
 from hydrogen.handshake import Accepted
 from hydrogen.websocket import (
     WebSocket,
@@ -32,6 +34,7 @@ class Session:
     """What is known of a WebSocket connection once it is open.
 
     Attributes:
+        encoder: compresses our messages; None: they are not compressed.
         path: of the request.
         subprotocol: that both agreed on; None: none.
         latency: seconds between the last ping that was answered and its pong; None: none was.
@@ -50,6 +53,7 @@ class Session:
         "_probed_at",
         "_received",
         "_settings",
+        "encoder",
         "has_failed",
         "is_counted",
         "latency",
@@ -63,7 +67,13 @@ class Session:
         self._settings = settings
         self.path = accepted.path
         self.subprotocol = accepted.subprotocol
-        self.reader = MessageReader(settings.max_message, settings.max_fragments)
+        self.encoder: Encoder | None = None
+        inflater = None
+        if accepted.agreement is not None:
+            assert settings.deflate is not None
+            self.encoder = Encoder(accepted.agreement, settings.deflate)
+            inflater = Inflater(accepted.agreement.client_bits, accepted.agreement.client_takeover)
+        self.reader = MessageReader(settings.max_message, settings.max_fragments, inflater)
         self.latency: float | None = None
         self.has_failed = False
         self.is_counted = False
@@ -76,6 +86,15 @@ class Session:
         self._is_late = False
         self._received = 0  # bytes until then
         self._ends_at = self._alive_at + (lifetime(settings) or math.inf)
+
+    def encode(self, data: bytes | str) -> bytes:
+        """What `send` takes for a message. Any thread."""
+        opcode, payload = (TEXT, data.encode()) if isinstance(data, str) else (BINARY, data)
+        if self.encoder is None:
+            return WebSocketFrame(payload, opcode).to_bytes()
+        if self.encoder.is_ordered:
+            return Uncompressed(bytes([opcode]) + payload)
+        return self.encoder.encode(opcode, payload)
 
     def ping(self, data: bytes, limited: bool = True) -> bool:
         """Send a ping; False when the connection ends. Any thread. `limited`: as of `send`."""

@@ -80,6 +80,14 @@ class Raw(bytes):
     __slots__ = ()
 
 
+class Uncompressed(bytes):
+    """A message of a WebSocket that is to be compressed in the order of sending: the opcode, then
+    the payload.
+    """
+
+    __slots__ = ()
+
+
 class End(NamedTuple):
     """Why a connection ends.
 
@@ -620,6 +628,8 @@ class Output(Mailbox):
         self._waiting_size = 0
 
     def _prepare(self, data: bytes) -> None:
+        if type(data) is Uncompressed:
+            data = self.compressed(data)
         if self.session is not None:
             self._encrypt(self.session, data)
         elif data or self.transport.is_stream:  # on a socket there is nothing to an empty one
@@ -777,6 +787,10 @@ class Output(Mailbox):
         if self.session is not None and (last := self.session.close()):
             self._queued.append(last)
         self._end_messages()
+
+    def compressed(self, message: Uncompressed) -> bytes:
+        """The frame of a message that is to be compressed."""
+        raise NotImplementedError
 
     def closing_frame(self) -> bytes:
         """The last message, which says why the connection ends; b"" for none."""

@@ -64,7 +64,7 @@ class Socket(HydrogenSocket):
             encode(None, payload)  # raises for what is no text
             self._engine.refused()
             return False
-        return connection.send(encode(connection.builder, payload))
+        return connection.send(connection.encode(payload))
 
     def drain(self, timeout: float | None = None) -> bool:
         seconds = check_timeout("timeout", timeout)

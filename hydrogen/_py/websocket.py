@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 from typing import NamedTuple
 
+from hydrogen.deflate import COMPRESSED, Inflater, payload_most
 from hydrogen.framings import (
     WEBSOCKET_CONTROL,
     WEBSOCKET_CONTROL_MOST,
@@ -52,6 +53,8 @@ class MessageReader:
         "_decoder",
         "_fragments",
         "_frame",
+        "_inflater",
+        "_is_compressed",
         "_left",
         "_mask",
         "_max_fragments",
@@ -62,8 +65,16 @@ class MessageReader:
         "is_closed",
     )
 
-    def __init__(self, max_message: int, max_fragments: int) -> None:
-        """Args: max_message: bytes of a message, max_fragments: frames of one, at most."""
+    def __init__(
+        self, max_message: int, max_fragments: int, inflater: Inflater | None = None
+    ) -> None:
+        """Args:
+        max_message: bytes of a message, at most, also of what it is inflated to.
+        max_fragments: frames of one, at most.
+        inflater: for messages that are compressed (RFC 7692); None: none may be.
+        """
+        self._inflater = inflater
+        self._is_compressed = False  # the message in work
         self._max_message = max_message
         self._max_fragments = max_fragments
         self._buffer = bytearray()
@@ -126,7 +137,8 @@ class MessageReader:
             return False
         first = buffer[0]
         opcode = first & 0x0F
-        if first & _RESERVED:
+        compressed = first & _RESERVED == COMPRESSED and self._inflater is not None
+        if first & _RESERVED and not (compressed and opcode in (TEXT, BINARY)):
             raise Fault.RESERVED.error()
         self._check_opcode(opcode, bool(first & _FIN))
         if len(buffer) < 2:
@@ -145,7 +157,9 @@ class MessageReader:
             if length < least:
                 raise Fault.LENGTH.error()
         if not opcode & WEBSOCKET_CONTROL:
-            self._begin_fragment(opcode, length)
+            if opcode == CONTINUATION:
+                compressed = self._is_compressed
+            self._begin_fragment(length, compressed)
         if len(buffer) < begin + 4:
             return False
         self._mask = bytes(buffer[begin : begin + 4])
@@ -154,6 +168,7 @@ class MessageReader:
         if not opcode & WEBSOCKET_CONTROL:
             self._size += length
             self._fragments += 1
+            self._is_compressed = compressed
             self._message = self._message or opcode
         return True
 
@@ -166,9 +181,10 @@ class MessageReader:
         elif (opcode == CONTINUATION) is not (self._message is not None):
             raise (Fault.CONTINUED if opcode == CONTINUATION else Fault.INSIDE).error()
 
-    def _begin_fragment(self, opcode: int, length: int) -> None:
+    def _begin_fragment(self, length: int, compressed: bool) -> None:
         """Check the limits, before anything is kept of it."""
-        if length > self._max_message - self._size:
+        most = payload_most(self._max_message) if compressed else self._max_message
+        if length > most - self._size:
             raise Fault.LARGE.error()
         if self._fragments >= self._max_fragments:
             raise Fault.FRAGMENTS.error()
@@ -188,7 +204,7 @@ class MessageReader:
         assert self._frame is not None
         if self._frame & WEBSOCKET_CONTROL:
             self._control += data
-        elif self._message == TEXT:
+        elif self._message == TEXT and not self._is_compressed:
             self._parts.append(self._decoded(data))  # type: ignore[arg-type]
         else:
             self._parts.append(data)  # type: ignore[arg-type]
@@ -215,12 +231,27 @@ class MessageReader:
             return None
         opcode, self._message = self._message, None
         assert opcode is not None
-        data = b""
+        if self._is_compressed:
+            return Event(opcode, self._inflated(opcode))
         if opcode == TEXT:
             self._parts.append(self._decoded(b"", final=True))  # type: ignore[arg-type]
         parts, self._parts = self._parts, []
         self._size = self._fragments = 0
         return Event(opcode, "".join(parts) if opcode == TEXT else b"".join(parts))  # type: ignore[arg-type]
+
+    def _inflated(self, opcode: int) -> str | bytes:
+        """What the message is that was compressed."""
+        parts: list[bytes] = self._parts  # type: ignore[assignment]
+        self._parts = []
+        self._size = self._fragments = 0
+        assert self._inflater is not None
+        data = self._inflater.inflate(b"".join(parts), self._max_message)
+        if opcode != TEXT:
+            return data
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise Fault.TEXT.error() from None
 
 
 def _closing(data: bytes) -> Event:

@@ -302,10 +302,10 @@ def test_what_is_sent_may_be_longer(start, connect):
 def test_a_long_message_is_waited_for_in_its_time(start, connect):
     """A declared length that is allowed costs nothing before the bytes are there."""
     handler = recorder(message=echo)
-    settings = WebSocket(max_message=1 << 40)
+    settings = WebSocket(max_message=1 << 39)
     server = start(handler, websocket=settings, frame_timeout=SHORT)
     neighbour, peer = peer_of(connect(server)).open(), peer_of(connect(server)).open()
-    peer.send(header(FIN | BINARY, 1 << 40) + MASK + b"x" * 100)
+    peer.send(header(FIN | BINARY, 1 << 39) + MASK + b"x" * 100)
     neighbour.echo("meanwhile")
     assert server.stats().queued_bytes < 1 << 20
     assert peer.at_end() == "reset"

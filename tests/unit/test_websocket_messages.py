@@ -13,6 +13,7 @@ from wsproto.frame_protocol import Opcode as Op
 
 from hydrogen import FrameTooLarge, ProtocolError
 from hydrogen._py.websocket import BINARY, CLOSE, PING, PONG, TEXT, MessageReader
+from hydrogen.deflate import COMPRESSED, Compressor, Inflater
 from hydrogen.errors import InvalidText
 from hydrogen.framings import masked
 from hydrogen.websocket import Fault, is_close_code
@@ -40,8 +41,8 @@ def closing(code, reason=b""):
     return frame(CLOSE, struct.pack(">H", code) + reason)
 
 
-def reader(max_message=1 << 20, max_fragments=1 << 16):
-    return MessageReader(max_message, max_fragments)
+def reader(max_message=1 << 20, max_fragments=1 << 16, inflates=False):
+    return MessageReader(max_message, max_fragments, Inflater(15, True) if inflates else None)
 
 
 def events(parts, **limits):
@@ -69,16 +70,29 @@ KINDS = {0: None, **{int(fault): fault.kind for fault in Fault}}
 
 def apart(found, kind):
     """Messages, control frames, and what ends them."""
-    messages = [event for event in found if event[0] in (TEXT, BINARY)]
+    messages = [event for event in found if event[0] & ~COMPRESSED in (TEXT, BINARY)]
     return messages, [event for event in found if event not in messages], kind
 
 
-def compiled(parts, max_message=1 << 20, max_fragments=1 << 16):
-    """The same by the compiled reader, if it was built; control frames are met first there."""
+def compiled(parts, max_message=1 << 20, max_fragments=1 << 16, inflates=False):
+    """The same by the compiled reader, if it was built; control frames are met first there, and
+    who delivers messages inflates them.
+    """
     if _codec is None:
         return apart(*by_python(parts, max_message=max_message, max_fragments=max_fragments))
-    found, code = _codec.messages(parts, max_message, max_fragments)
-    return apart(found, KINDS[code])
+    found, code = _codec.messages(parts, max_message, max_fragments, inflates)
+    messages, controls, kind = apart(found, KINDS[code])
+    inflater = Inflater(15, True)
+    for at, (opcode, data, _) in enumerate(messages):
+        if opcode & COMPRESSED:
+            try:
+                data = inflater.inflate(data, max_message)
+                data = data.decode() if opcode == TEXT | COMPRESSED else data
+            except (ProtocolError, UnicodeDecodeError) as error:
+                kind = type(error) if isinstance(error, ProtocolError) else InvalidText
+                return messages[:at], controls, kind
+            messages[at] = opcode & ~COMPRESSED, data, 0
+    return messages, controls, kind
 
 
 def each_way(data):
@@ -285,3 +299,83 @@ def test_control_frames_cost_the_same_however_many_come_at_once():
     """In quadratic time it would take minutes."""
     found, kind = events([frame(PING) * 1_000_000])
     assert (found, kind) == ([(PING, b"", 0)] * 1_000_000, None)
+
+
+def deflated(messages):
+    """Frames of messages, compressed one after the other: (opcode, data, cuts)."""
+    compressor = Compressor(15, 5, True)
+    wire = b""
+    for opcode, data, cuts in messages:
+        payload = compressor.compress(data.encode() if opcode == TEXT else data)
+        cuts = sorted({0, len(payload), *(cut for cut in cuts if cut < len(payload))})
+        for begin, end in itertools.pairwise(cuts):
+            wire += frame(
+                0 if begin else opcode,
+                payload[begin:end],
+                fin=end == len(payload),
+                reserved=0 if begin else 4,
+            )
+            wire += frame(PING) if end < len(payload) else b""
+    return wire
+
+
+@pytest.mark.parametrize("way", range(3))
+def test_compressed_messages_are_inflated_in_their_order(way):
+    messages = [(TEXT, "caf\xe9 " * 99, [3]), (BINARY, b"", []), (BINARY, b"caf" * 999, [1, 2, 9])]
+    data = deflated(messages[:2]) + frame(TEXT, b"as it is")
+    parts = list(each_way(data))[way]
+    found, kind = events(parts, inflates=True)
+    assert [event for event in found if event[0] != PING] == [
+        (TEXT, "caf\xe9 " * 99, 0),
+        (BINARY, b"", 0),
+        (TEXT, "as it is", 0),
+    ]
+    assert kind is None
+    assert events([deflated(messages)], inflates=True)[0][-1] == (BINARY, b"caf" * 999, 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(TEXT, fin=False) + frame(0, reserved=4),
+        frame(PING, reserved=4),
+        frame(TEXT, reserved=2),
+        frame(TEXT, reserved=1),
+        frame(TEXT, reserved=5),
+    ],
+)
+def test_a_reserved_bit_that_does_not_say_compressed_is_refused(data):
+    assert events([data], inflates=True) == ([], ProtocolError)
+
+
+def test_what_is_inflated_must_be_text_and_not_too_long():
+    payload = Compressor(15, 5, False).compress(b"caf\xe9")
+    good = (frame(BINARY, payload, reserved=4), [(BINARY, b"caf\xe9", 0)])
+    assert events([good[0]], inflates=True) == (good[1], None)
+    assert events([frame(TEXT, payload, reserved=4)], inflates=True) == ([], InvalidText)
+    assert events([frame(TEXT, b"nonsense", reserved=4)], inflates=True) == ([], InvalidText)
+    payload = Compressor(15, 5, False).compress(bytes(1001))
+    assert events([frame(BINARY, payload, reserved=4)], inflates=True, max_message=1000) == (
+        [],
+        FrameTooLarge,
+    )
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just(TEXT), st.text(), st.lists(st.integers(1, 30))),
+            st.tuples(st.just(BINARY), st.binary(), st.lists(st.integers(1, 30))),
+        ),
+        max_size=5,
+    ),
+    st.lists(st.integers(0, 300)),
+)
+def test_compressed_messages_come_out_at_any_splits(messages, splits):
+    data = deflated(messages)
+    cuts = sorted({0, len(data), *(split for split in splits if split < len(data))})
+    found, kind = events(
+        [data[begin:end] for begin, end in itertools.pairwise(cuts)], inflates=True
+    )
+    assert [event[:2] for event in found if event[0] != PING] == [m[:2] for m in messages]
+    assert kind is None
