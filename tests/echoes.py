@@ -70,7 +70,7 @@ def read_messages(framing, data):
         else:
             head = {"simple": ">xH", "checksum32": ">I", "length": ">I"}.get(framing)
             if head is None:
-                assert data[0] == 0x82
+                assert data[0] == (0x81 if framing == "websocket-text" else 0x82)
                 head = {126: ">xxH", 127: ">xxQ"}.get(data[1], ">xB")
             (size,) = struct.unpack_from(head, data)
             at = struct.calcsize(head)

@@ -130,13 +130,14 @@ def parser() -> argparse.ArgumentParser:
     messages.add_argument(
         "--framing",
         choices=FRAMINGS,
-        default="raw",
-        help="how messages are delimited (default: %(default)s)",
+        help="how messages are delimited (default: raw; with --websocket websocket-text)",
     )
     messages.add_argument(
-        "--upgrade",
-        action="store_true",
-        help="with --framing websocket: do the opening handshake, and mask frames",
+        "--websocket",
+        nargs="?",
+        const="/",
+        metavar="/PATH",
+        help="load a WebSocket server: ask for this path (default: %(const)s), and mask frames",
     )
 
     opening = p.add_argument_group("connections")
@@ -259,8 +260,8 @@ def parse(arguments: Sequence[str] | None) -> Command:
                 churn=given.churn,
                 size=given.size,
                 payload=given.payload,
-                framing=given.framing,
-                upgrade=given.upgrade,
+                framing=given.framing or ("raw" if given.websocket is None else "websocket-text"),
+                websocket=given.websocket,
                 duration=given.duration,
                 warm_up=given.warm_up,
                 number=given.number,

@@ -111,6 +111,12 @@ def websocket(size: int) -> Shape:
     return Shape(size, b"\x82\x7f" + size.to_bytes(8, "big"))
 
 
+def websocket_text(size: int) -> Shape:
+    """The same of text; the content is that of lines."""
+    shape = websocket(size)
+    return replace(shape, prefix=b"\x81" + shape.prefix[1:], mask=0x3F, base=ord("0"))
+
+
 def masked(plain: Shape) -> Shape:
     """That WebSocket frame as clients must send it (section 5.3). The mask is of zeros: a server
     has the same work, and we none.
@@ -132,6 +138,7 @@ FRAMINGS: dict[str, tuple[Callable[[int], Shape], range]] = {
     "length": (length, range(MOST + 1)),
     "line": (line, range(MOST + 1)),
     "websocket": (websocket, range(MOST + 1)),
+    "websocket-text": (websocket_text, range(MOST + 1)),
 }
 """By the names of the command line, the shape for a size and the sizes allowed: those that the
 length field, or the sum, can hold.

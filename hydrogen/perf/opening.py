@@ -247,9 +247,9 @@ class Opener:
             )
             connection.tunnel = Tunnel(self._context, host)
             yield from connection.tunnel.handshake(sock)
-        if self._options.upgrade:
-            yield from upgrade(connection, self._options.address)
-        if self._context is not None or self._options.upgrade:
+        if self._options.websocket is not None:
+            yield from upgrade(connection, self._options.address, self._options.websocket)
+        if self._context is not None or self._options.websocket is not None:
             self.handshakes[bucket_of(time.monotonic_ns() - connected)] += 1
 
     def _source(self, family: int, address: object) -> str | None:
@@ -282,7 +282,7 @@ def told(error: Exception) -> str:
     return str(error)
 
 
-def upgrade(connection: Connection, address: tuple[str, int] | str) -> Steps:
+def upgrade(connection: Connection, address: tuple[str, int] | str, path: str) -> Steps:
     """The client's part of WebSocket's opening handshake (RFC 6455, 4.1). Raises ValueError for an
     answer that is none.
     """
@@ -294,7 +294,7 @@ def upgrade(connection: Connection, address: tuple[str, int] | str) -> Steps:
         else f"{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
     )
     request = (
-        f"GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {key.decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n"
     ).encode()
     # A new connection's buffer takes that much.

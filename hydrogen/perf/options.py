@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ Address = tuple[str, int] | str
 """A host and a port, or the path of a Unix socket."""
 
 IN_FLIGHT_MOST = 1 << 24
+
+PATH = re.compile(r"/[!-~]*")
+"""Of a request: its target, in origin form (RFC 9112, 3.2.1)."""
 
 MAX_SECONDS = 1_000_000_000
 """Nanoseconds of so much fit 64 bits; so do those from one message to the next, of which there is
@@ -40,8 +44,8 @@ class Options:
     payload: str | None = None
     """a file: the payload of every message, instead of random ones"""
     framing: str = "raw"
-    upgrade: bool = False
-    """the opening handshake of WebSocket, and frames as clients send them"""
+    websocket: str | None = None
+    """the path of a WebSocket server: the opening handshake, and frames as clients send them"""
     duration: float = 5.0
     warm_up: float = 1.0
     number: int = 0
@@ -75,11 +79,12 @@ class Options:
                 on_tcp
                 and not self.tls
                 and not self.burst
-                and not self.upgrade
+                and self.websocket is None
                 and self.in_flight in (None, 1)
             ),
             "framing": self.framing in FRAMINGS,
-            "upgrade": not self.upgrade or self.framing == "websocket",
+            "websocket": self.websocket is None
+            or (PATH.fullmatch(self.websocket) and self.framing.startswith("websocket")),
             "duration": 0 < self.duration <= MAX_SECONDS,
             "warm_up": 0 <= self.warm_up <= MAX_SECONDS,
             "number": self.number == 0 or self.threads <= self.number < 1 << 63,
@@ -111,6 +116,9 @@ class Options:
                 f"{self.payload} has several lines: to send it as one message, use another framing"
             )
 
+        if self.framing == "websocket-text" and not is_text(self.content or b""):
+            raise ValueError(f"{self.payload} is not UTF-8: to send it, use --framing websocket")
+
     @functools.cached_property
     def content(self) -> bytes | None:
         """The payload of every message; None: random ones."""
@@ -126,7 +134,8 @@ class Options:
         """The messages on the wire."""
         shapes = (FRAMINGS[self.framing][0](size) for size in self.sizes)
         return Mix(
-            tuple(masked(shape) if self.upgrade else shape for shape in shapes), self.content
+            tuple(shape if self.websocket is None else masked(shape) for shape in shapes),
+            self.content,
         )
 
     @property
@@ -142,6 +151,15 @@ class Options:
         if self.in_flight is not None:
             return self.in_flight
         return 1 if self.churn else max(1, self.backlog)
+
+
+def is_text(data: bytes) -> bool:
+    """Whether it is UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_address(text: str) -> bool:

@@ -30,7 +30,7 @@ OVERHEAD = {"raw": 0, "simple": 4, "checksum32": 8, "length": 4, "line": 1}
 
 
 def wire_size(framing, size):
-    if framing == "websocket":
+    if framing.startswith("websocket"):
         return size + (2 if size < 126 else 4 if size < 65536 else 10)
     return size + OVERHEAD[framing]
 

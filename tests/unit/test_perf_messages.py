@@ -7,7 +7,7 @@ import itertools
 import pytest
 from echoes import changing, echo, faults, measure, read_exactly, read_messages
 from wsproto import ConnectionType, WSConnection
-from wsproto.events import AcceptConnection, BytesMessage, Request
+from wsproto.events import AcceptConnection, Message, RejectConnection, Request
 from wsproto.utilities import generate_accept_token
 
 from hydrogen.perf.framing import FRAMINGS, SIZES_MOST, sizes_of
@@ -137,6 +137,8 @@ def test_every_message_carries_the_file(serve, loop, tmp_path, framing, content)
     path = tmp_path / "payload"
     if framing == "line":
         content = content.replace(b"\n", b" ")
+    if framing == "websocket-text":
+        content = content.decode("latin-1").encode()
     path.write_bytes(content)
     received = bytearray()
 
@@ -179,23 +181,40 @@ def test_a_file_of_several_lines_is_no_line(tmp_path):
         Options(("127.0.0.1", 1), payload=str(tmp_path / "nothing"))
 
 
+def test_a_file_that_is_no_text_is_no_text_message(tmp_path):
+    path = tmp_path / "payload"
+    path.write_bytes(b"\xff")
+    Options(("127.0.0.1", 1), payload=str(path), framing="websocket")
+    with pytest.raises(ValueError, match="UTF-8"):
+        Options(("127.0.0.1", 1), payload=str(path), framing="websocket-text")
+
+
 # -- WebSocket -------------------------------------------------------------------------------------
+
+
+PATH = "/chat?room=1"
 
 
 def websocket_echo(connection):
     """A server function by another library, which takes masked frames only."""
     session = WSConnection(ConnectionType.SERVER)
-    message = bytearray()
+    parts = []
     while data := connection.recv(65536):
         session.receive_data(data)
         for event in session.events():
             if isinstance(event, Request):
-                connection.sendall(session.send(AcceptConnection()))
-            elif isinstance(event, BytesMessage):
-                message += event.data
+                reply = (
+                    AcceptConnection()
+                    if event.target == PATH
+                    else RejectConnection(status_code=404)
+                )
+                connection.sendall(session.send(reply))
+            elif isinstance(event, Message):
+                parts.append(event.data)
                 if event.message_finished:
-                    connection.sendall(session.send(BytesMessage(bytes(message))))
-                    message.clear()
+                    message = event.data[:0].join(parts)
+                    connection.sendall(session.send(type(event)(message)))
+                    parts.clear()
 
 
 @pytest.mark.parametrize(
@@ -209,11 +228,19 @@ def websocket_echo(connection):
     ],
     ids=str,
 )
-def test_a_websocket_server_takes_what_is_sent_and_its_replies_are_verified(serve, loop, options):
-    result = measure(serve(websocket_echo), loop, framing="websocket", upgrade=True, **options)
+@pytest.mark.parametrize("framing", ["websocket", "websocket-text"])
+def test_a_websocket_server_takes_what_is_sent_and_its_replies_are_verified(
+    serve, loop, framing, options
+):
+    result = measure(serve(websocket_echo), loop, framing=framing, websocket=PATH, **options)
     assert result.ok
     assert result.counters.messages == options.get("number", 50)
     assert sum(result.handshakes) == 2
+
+
+def test_a_path_that_is_not_served_is_a_connect_failure(serve, loop):
+    result = measure(serve(websocket_echo), loop, framing="websocket", websocket="/")
+    assert "404" in result.connect_error
 
 
 def test_websocket_over_tls(serve, loop, tls, cacert):
@@ -221,7 +248,7 @@ def test_websocket_over_tls(serve, loop, tls, cacert):
         serve(websocket_echo, tls=tls),
         loop,
         framing="websocket",
-        upgrade=True,
+        websocket=PATH,
         tls=True,
         cacert=cacert,
     )
@@ -249,14 +276,20 @@ def test_another_answer_to_the_handshake_is_a_connect_failure(serve, loop, answe
             pass
         connection.sendall(answer)
 
-    result = measure(serve(function), loop, framing="websocket", upgrade=True, connections=1)
+    result = measure(serve(function), loop, framing="websocket", websocket="/", connections=1)
     assert result.connect_failures == 1
     assert reason in result.connect_error
 
 
-def test_an_upgrade_is_of_websocket_alone():
-    with pytest.raises(ValueError, match="upgrade"):
-        Options(("127.0.0.1", 1), upgrade=True)
+@pytest.mark.parametrize("path", ["", "chat", "/a b", "/\r\nHost: x", "/caf\xe9"])
+def test_a_websocket_has_a_path(path):
+    with pytest.raises(ValueError, match="websocket"):
+        Options(("127.0.0.1", 1), framing="websocket", websocket=path)
+
+
+def test_a_handshake_is_of_websocket_alone():
+    with pytest.raises(ValueError, match="websocket"):
+        Options(("127.0.0.1", 1), websocket="/")
 
 
 def test_bytes_before_the_whole_request_was_sent_are_wrong_where_replies_differ(serve, loop):
@@ -279,7 +312,7 @@ def test_bytes_before_the_whole_request_was_sent_are_wrong_where_replies_differ(
         connection.recv(1)
 
     assert faults(
-        measure(serve(function), loop, framing="websocket", upgrade=True, connections=1)
+        measure(serve(function), loop, framing="websocket", websocket="/", connections=1)
     ) == {"wrong": 1, "unanswered": 1}
 
 
