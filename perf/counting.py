@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from hydrogen.perf.generator import Session
 from hydrogen.perf.options import Options
@@ -32,22 +33,14 @@ KINDS = {
 MESSAGES = 10_000
 CONNECTIONS = 64
 TLS_CONNECTIONS = 1500  # fewer than W9's: each costs the generator, and most contenders, some 50 KB
+WEBSOCKET_CONNECTIONS = 5000
 IDLE_SECONDS = 5.0
 SWEPT_CONNECTIONS = 19_000  # 20,000 fds a process is a usual limit, here and in the server
 
 
-def session(server: Server, connections: int, cacert: str | None = None) -> Session:
-    """Connections to ``server``, opened, each having echoed one message; with ``cacert`` over
-    TLS.
-    """
-    opened = Session(
-        Options(
-            ("127.0.0.1", server.port),
-            connections=connections,
-            tls=cacert is not None,
-            cacert=cacert,
-        )
-    )
+def session(server: Server, connections: int, **options: Any) -> Session:
+    """Connections to ``server``, opened, each having echoed one message."""
+    opened = Session(Options(("127.0.0.1", server.port), connections=connections, **options))
     opened.connect()
     exchange(opened, connections)
     return opened
@@ -93,10 +86,18 @@ def idle_memory(contender: Contender, layout: Layout, settings: Settings) -> dic
 
 def idle_tls_memory(contender: Contender, layout: Layout, settings: Settings) -> dict[str, float]:
     """TLS-memory."""
-    return memory(contender, TLS_CONNECTIONS, str(settings.folder / certificates.AUTHORITY))
+    authority = str(settings.folder / certificates.AUTHORITY)
+    return memory(contender, TLS_CONNECTIONS, tls=True, cacert=authority)
 
 
-def memory(contender: Contender, number: int, cacert: str | None = None) -> dict[str, float]:
+def idle_websocket_memory(
+    contender: Contender, layout: Layout, settings: Settings
+) -> dict[str, float]:
+    """W12-memory."""
+    return memory(contender, WEBSOCKET_CONNECTIONS, websocket="/", framing="websocket-text")
+
+
+def memory(contender: Contender, number: int, **options: Any) -> dict[str, float]:
     """A small wave of connections, that all be allocated which does not depend on their number, and
     two large ones.
 
@@ -107,7 +108,7 @@ def memory(contender: Contender, number: int, cacert: str | None = None) -> dict
         quiet = open_files(server.pid)
 
         def wave(number: int) -> tuple[int, int]:
-            with contextlib.closing(session(server, number, cacert)):
+            with contextlib.closing(session(server, number, **options)):
                 during = private_dirty(server.pid)
             wait_until(
                 lambda: open_files(server.pid) <= quiet, "the server keeps closed connections"

@@ -38,7 +38,7 @@ def spoken_by(contender: Contender, settings: Settings) -> dict[str, Any]:
     if contender.job == TLS_JOB:
         return {"tls": True, "cacert": settings.folder / certificates.AUTHORITY}
     if contender.job == UPGRADED_JOB:
-        return {"framing": "websocket", "upgrade": True}
+        return {"framing": "websocket-text", "websocket": "/"}
     name = contender.job.partition("_")[0]
     return {"framing": name} if name in FRAMINGS else {}
 

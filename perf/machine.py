@@ -10,7 +10,7 @@ from typing import Any
 from hydrogen.perf import machine
 from perf.servers import ROOT, compiler_words
 
-PEERS = ("uvloop", "gevent", "twisted", "picows", "websockets")
+PEERS = ("uvloop", "gevent", "twisted", "picows", "websockets", "aiohttp", "socketify")
 """Distributions that hydrogen is compared with; asyncio and socketserver are the interpreter's."""
 
 

@@ -25,6 +25,8 @@ COLOURS = {
     "twisted": "#8250df",
     "picows": "#0f8f8f",
     "websockets": "#bf3989",
+    "aiohttp": "#2c5bb4",
+    "socketify": "#6e5494",
     "c": "#24292f",
 }
 """Of a contender, or of its family; in the order in which they are drawn."""

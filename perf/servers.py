@@ -30,6 +30,8 @@ NEEDS = {
     "twisted": ("twisted",),
     "picows": ("picows", "uvloop"),
     "websockets": ("websockets", "uvloop"),
+    "aiohttp": ("aiohttp", "uvloop"),
+    "socketify": ("socketify",),
     **dict.fromkeys(("hydrogen", "workers", "loops"), ("hydrogen._core",)),
 }
 """The modules without which a contender of that family cannot run."""

@@ -1,4 +1,4 @@
-"""W1 to W11, those of an open loop, framing, TLS, WebSocket and the generator: who takes part, what
+"""W1 to W12, those of an open loop, framing, TLS, WebSocket and the generator: who takes part, what
 is measured, what is to be reached.
 
 The numbers are those of the project's measuring plan.
@@ -91,6 +91,10 @@ FAST_CONTENDERS = ("c", "uvloop", "hydrogen")
 MORE_IS_BETTER = (RATE, "deliveries_per_second", "kept")
 """Of the compared figures; of the others less is."""
 
+WEBSOCKET = dict.fromkeys(
+    ("c", "picows", "websockets", "aiohttp", "socketify", "hydrogen", "hydrogen-python"),
+    UPGRADED_JOB,
+)
 LOAD_COLUMNS = {
     "messages_per_second": "messages/s",
     "p50_us": "p50 us",
@@ -448,15 +452,40 @@ WORKLOADS = {
         references=("workers-1",),
         goals=(Goal(RATE, "workers-1", ">=", 1.0, contender="workers-2"),),
     ),
-    "WS": Workload(
-        title="WebSocket echo of 64-byte binary messages, 64 connections, closed loop",
-        jobs=dict.fromkeys(("picows", "websockets", "hydrogen", "hydrogen-python"), UPGRADED_JOB),
+    "W12": Workload(
+        title="WebSocket echo of 64 bytes of text, 64 connections, closed loop",
+        jobs=WEBSOCKET,
         measure=PLAIN,
         columns=LOAD_COLUMNS,
         compared=RATE,
-        references=("picows", "websockets"),
+        references=("c", "picows", "websockets"),
         pictured="WebSocket echo",
-        goals=(),
+        goals=(
+            Goal(RATE, "c", ">=", 0.90),
+            Goal(RATE, "picows", ">=", 1.0),
+            Goal(RATE, "websockets", ">=", 3.0),
+        ),
+    ),
+    "W12-flight": Workload(
+        title="W12, 16 in flight",
+        jobs=WEBSOCKET,
+        measure=load(connections=64, in_flight=16, size=64),
+        columns=LOAD_COLUMNS,
+        compared=RATE,
+        references=("c", "picows"),
+        pictured="WebSocket echo, many in flight",
+        goals=(Goal(RATE, "picows", ">=", 2.0),),
+    ),
+    "W12-memory": Workload(
+        title="W9 of WebSocket connections",
+        jobs={name: UPGRADED_JOB for name in WEBSOCKET if name != "c"},
+        measure=counting.idle_websocket_memory,
+        columns=MEMORY_COLUMNS,
+        compared="bytes_per_connection",
+        layouts=("shared",),
+        references=("picows",),
+        goals=(Goal("bytes_per_connection", None, "<=", 600),),
+        pictured="memory of a WebSocket connection",
     ),
     "client": Workload(
         title="the load generator against a second client, in C, on the C limit's server",
