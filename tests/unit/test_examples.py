@@ -1,5 +1,6 @@
 """The examples: each is started as its users start it, talked to, and stopped by a signal."""
 
+import base64
 import contextlib
 import json
 import random
@@ -32,7 +33,7 @@ from support import (
     unframe,
     wait_until,
 )
-from websocket_peers import peer_of, text
+from websocket_peers import head, peer_of, text
 
 import hydrogen
 
@@ -207,6 +208,62 @@ def test_browser_chat_serves_its_page_and_tells_what_is_said_in_a_room(engine):
                 assert said == {"name": name, "text": "hello"}
         guests[2].send(text("no JSON"))
         assert guests[2].answer_close().code == 1003
+    end(process)
+
+
+def test_dashboard_tells_what_the_server_does(engine):
+    process, address = begin(engine, "dashboard.py")
+    where = "http://{}:{}".format(*address)
+    with urllib.request.urlopen(where + "/", timeout=PATIENCE) as page:
+        assert "polyline" in page.read().decode()
+    with pytest.raises(urllib.error.HTTPError, match="404") as missing:
+        urllib.request.urlopen(where + "/nowhere", timeout=PATIENCE)
+    missing.value.close()
+    with Client(address) as watching, Client(address) as talking:
+        watcher = peer_of(watching).open(line="GET /stats HTTP/1.1")
+        talker = peer_of(talking).open(line="GET /echo HTTP/1.1")
+        for _ in range(5):
+            talker.echo("hello")
+        while (figures := json.loads(watcher.receive_message()))["messages"] < 5:
+            pass
+        assert figures["connections"] == 2
+        assert json.loads(watcher.receive_message())["messages per second"] == 0
+    end(process)
+
+
+def test_accounts_lets_in_who_has_logged_in(engine, tmp_path):
+    database = "--database", str(tmp_path / "accounts")
+    for name, password in (("ann", "secret"), ("bea", "other")):
+        add = child(SCRIPT, str(EXAMPLES / "accounts.py"), *database, "--add", name, password)
+        assert finish(add) == ("", "")
+    process, address = begin(engine, "accounts.py", *database)
+    where = "http://{}:{}/".format(*address)
+
+    def log_in(**headers):
+        with urllib.request.urlopen(
+            urllib.request.Request(where, headers=headers), timeout=PATIENCE
+        ) as page:
+            return re.match(r"session=([^;]+); HttpOnly", page.headers["set-cookie"])[1]
+
+    def basic(pair):
+        return "Basic " + base64.b64encode(pair.encode()).decode()
+
+    for given in ({}, *({"Authorization": basic(it)} for it in ("ann:other", "eve:secret", "ann"))):
+        with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+            log_in(**given)
+        assert refused.value.headers["www-authenticate"].startswith("Basic realm=")
+        refused.value.close()
+    for name, password in (("ann", "secret"), ("bea", "other")):
+        cookie = log_in(Authorization=basic(f"{name}:{password}"))
+        with Client(address) as client:
+            peer = peer_of(client).open(f"Cookie: session={cookie}", line="GET /me HTTP/1.1")
+            peer.send(text("who am I?"))
+            assert peer.receive_message() == f"You are {name}."
+    for wrong in ("", "Cookie: session=", "Cookie: session=" + "x" * 43):
+        with Client(address) as client:
+            peer = peer_of(client)
+            peer.send(head(*[wrong] if wrong else [], line="GET /me HTTP/1.1"))
+            assert peer.refused().status == 403
     end(process)
 
 

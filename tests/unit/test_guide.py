@@ -16,6 +16,7 @@ import re
 import shlex
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import websockets.exceptions
+import websockets.sync.client
 from programs import path_of
 from support import PATIENCE, ROOT, child, finish, wait_until
 
@@ -305,6 +308,7 @@ def block_of(info):
 
 
 HOST = "127.0.0.86"
+BROWSER = "127.0.0.9"
 """Where only these programs listen: HAProxy goes on asking at a port whose server has ended, which
 might be another's by then.
 """
@@ -317,12 +321,12 @@ def free_ports(count):
         return [str(sock.getsockname()[1]) for sock in socks]
 
 
-def command(line, engine):
+def command(line, engine, **environment):
     """A line of the guides that starts a server, started."""
     words = shlex.split(line, comments=True)
     assert words[:3] == ["python", "-m", "hydrogen"]
     code = "import runpy; runpy.run_module('hydrogen', run_name='__main__', alter_sys=True)"
-    process = child(code, *words[3:], HYDROGEN_ENGINE=engine)
+    process = child(code, *words[3:], HYDROGEN_ENGINE=engine, **environment)
     assert process.stdout.readline().startswith("listening on ")
     return process
 
@@ -347,7 +351,7 @@ def test_haproxy_serves_by_the_configuration_of_the_guide_and_survives_a_stop(en
         block.text
         for path in GUIDE
         for block in blocks_of(path)
-        if block.info == "sh" and "--proxy-protocol" in block.text
+        if block.info == "sh" and "--framing line" in block.text and "--proxy" in block.text
     ]
     text = "\n".join([block_of("text haproxy"), commands.replace("\\\n", ""), ""])
     for given, free in zip(("13370", "13381", "13382"), free_ports(3), strict=True):
@@ -391,6 +395,76 @@ def test_haproxy_serves_by_the_configuration_of_the_guide_and_survives_a_stop(en
     finally:
         proxy.kill()
         proxy.communicate()
+
+
+def test_the_chat_of_the_tutorial_is_served_by_haproxy_over_tls(engine, tmp_path):
+    blocks = blocks_of(DOCS / "tutorial-chat.md")
+    program = next(block.text for block in blocks if block.info == "python")
+    (tmp_path / "chat.py").write_text(program)
+    path_of("openssl")
+    [certificate] = [block.text for block in blocks if "openssl req" in block.text]
+    subprocess.run(
+        ["sh", "-e", "-c", certificate],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    config = block_of("text chat-haproxy")
+    lines = [line for block in blocks for line in block.text.splitlines()]
+    [line] = [line for line in lines if line.startswith("python") and "--proxy-protocol" in line]
+    ports = dict(zip(("8000", "8080", "8443"), free_ports(3), strict=True))
+    for given, free in ports.items():
+        assert f"127.0.0.1:{given}" in config
+        config = config.replace(f"127.0.0.1:{given}", f"{HOST}:{free}")
+    (tmp_path / "haproxy.cfg").write_text(config + "\n")
+    line = line.replace("--port 8000", f"--addr {HOST} --port {ports['8000']}")
+    server = command(line, engine, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    proxy = subprocess.Popen(
+        [path_of("haproxy"), "-db", "-f", "haproxy.cfg"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    trusting = ssl.create_default_context(cafile=tmp_path / "chat.pem")
+    place = f"localhost:{ports['8443']}"
+
+    def reached(port):
+        return socket.create_connection((HOST, int(ports[port])), PATIENCE, (BROWSER, 0))
+
+    def joined(origin=f"https://{place}"):
+        return websockets.sync.client.connect(
+            f"wss://{place}/chat", sock=reached("8443"), ssl=trusting, origin=origin
+        )
+
+    def got(sock):
+        with sock, contextlib.suppress(OSError):
+            sock.sendall(f"GET / HTTP/1.1\r\nHost: {place}\r\nConnection: close\r\n\r\n".encode())
+            return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+        return ""
+
+    def page():
+        with contextlib.suppress(OSError):
+            return got(trusting.wrap_socket(reached("8443"), server_hostname="localhost"))
+        return ""
+
+    try:
+        wait_until(lambda: "new WebSocket" in page(), "it serves")
+        assert f"location: https://{place}/" in got(reached("8080"))
+        with joined() as one:
+            assert one.recv(PATIENCE) == f"{BROWSER} has come"
+            with joined() as two:
+                assert [each.recv(PATIENCE) for each in (one, two)] == [f"{BROWSER} has come"] * 2
+                two.send("hello")
+                assert [each.recv(PATIENCE) for each in (one, two)] == [f"{BROWSER}: hello"] * 2
+            assert one.recv(PATIENCE).endswith(" has left")
+            with pytest.raises(websockets.exceptions.InvalidStatus, match="403"):
+                joined("https://elsewhere.example")
+    finally:
+        proxy.kill()
+        proxy.communicate()
+    ends(server)
 
 
 def test_systemd_understands_the_units_of_the_guide(tmp_path):
