@@ -350,5 +350,6 @@ class Connection(Output):
         if self.session is not None:
             held += total(self.ciphertext) + total(self.plaintext)
         if held != self.held:
+            self.held = -1  # without memory it may be counted, and what comes next not happen
             self.loop.memory.account(self.undelivered, held)
             self.held = held

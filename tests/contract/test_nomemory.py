@@ -21,9 +21,24 @@ import certificates
 import proxy_headers
 import pytest
 from support import PATIENCE, Client, child, finish, wait_until
+from websocket_peers import (
+    CLOSE,
+    CONTINUATION,
+    FIN,
+    PING,
+    PONG,
+    TEXT,
+    closing,
+    frame,
+    head,
+    ping,
+    pong,
+    text,
+)
 
 HIGHEST = int(os.environ.get("HYDROGEN_NOMEMORY") or 40)
 STAYING = 2
+LARGE = 300_000  # as in `faults/nomemory.py`, which cannot be imported here
 
 pytestmark = [
     pytest.mark.exhaustive,
@@ -41,8 +56,9 @@ class Starving:
     """The server process, and those who stay connected to it from the first failure to the last."""
 
     def __init__(self, engine, folder, transport, opening, operation, catches):
-        self.is_secure = transport == "tls" or opening == "secure"
+        self.is_secure = transport in ("tls", "wss") or opening == "secure"
         self.transport, self.opening = transport, opening
+        self.peer_class = WebSocketPeer if transport in ("websocket", "wss") else Peer
         self.accepted = 0
         arguments = engine, transport, opening, operation, "catches" if catches else "raises"
         arguments += str(certificates.SERVER), str(folder / "socket")
@@ -55,8 +71,12 @@ class Starving:
         self._reader.start()
         address = self._answer()
         self.address = tuple(address) if isinstance(address, list) else address
-        self.staying = [Peer(self) for _ in range(STAYING)]
+        self.staying = [self.peer() for _ in range(STAYING)]
         self.check_on_others()
+
+    def peer(self):
+        """A client more."""
+        return self.peer_class(self)
 
     def _answer(self):
         line = self._process.stdout.readline()
@@ -78,24 +98,25 @@ class Starving:
         """Those who stay are served, as are those who come; nobody else is there."""
         for peer in self.staying:
             peer.ask()
-        with Peer(self) as witness:
+        with self.peer() as witness:
             witness.ask()
             witness.close()
-        wait_until(self._is_settled, "all others removed", PATIENCE)
+        wait_until(self._is_settled, "all others removed, with what was kept of them", PATIENCE)
 
     def _is_settled(self):
-        connections, dead = self.order("connections")
+        connections, queued, dead = self.order("connections")
         assert dead == [], dead
-        return connections == len(self.staying)
+        return connections == len(self.staying) and queued == 0
 
     def stop(self):
         """Stop it, while those are connected who have stayed."""
         self._process.stdin.write("stop".ljust(16))
         self._process.stdin.flush()
-        with contextlib.suppress(EOFError, OSError):
-            for peer in self.staying:
+        for peer in self.staying:
+            with contextlib.suppress(EOFError, OSError):
                 peer.read_until(())
         for peer in self.staying:
+            peer.check_stopped()
             peer.close()
         closed, aborted, abandoned, connections = self._answer()
         accepted, removed, queued = self._answer()
@@ -202,6 +223,9 @@ class Peer:
         with contextlib.suppress(EOFError):
             self.read_until(())
 
+    def check_stopped(self):
+        """It has ended as it should when the server stops."""
+
     def close(self):
         self.sock.close()
         self.client.close()
@@ -213,7 +237,139 @@ class Peer:
         self.close()
 
 
-def starve(server, phase, end):
+class WebSocketPeer(Peer):
+    """The same by WebSocket: what it says is masked text, and each frame that comes is checked.
+
+    It answers pings and a CLOSE. An answer to its request that is no 101 is an end, too.
+    """
+
+    closed = None
+    """The code that it was told."""
+
+    def __init__(self, server):
+        super().__init__(server)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self):
+        self.send(head("Cookie: a=b", line="GET /chat HTTP/1.1"))
+        while b"\r\n\r\n" not in self.buffer:
+            self._receive()
+        answer, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+        status = int(answer.split(b" ", 2)[1])
+        if status != 101:
+            assert status in (403, 500, 503), answer
+            with contextlib.suppress(EOFError):
+                while True:
+                    self._receive()
+            raise ConnectionRefusedError(f"refused with {status}")
+
+    def _receive(self, least=0):
+        """What comes; at least so much must be there then."""
+        while True:
+            if least and len(self.buffer) >= least:
+                return
+            try:
+                part = self.sock.recv(65_536)
+            except OSError as error:
+                self._judge(error)
+                raise
+            if not part:
+                raise EOFError
+            self.buffer += part
+            if not least:
+                return
+
+    def _frame(self):
+        self._receive(2)
+        first, length = self.buffer[:2]
+        begin = 2
+        if length > 125:
+            begin = 4 if length == 126 else 10
+            self._receive(begin)
+            length = int.from_bytes(self.buffer[2:begin], "big")
+        assert first & ~0x0F == FIN, f"the first byte of a frame is {first:#x}"
+        self._receive(begin + length)
+        payload = self.buffer[begin : begin + length]
+        self.buffer = self.buffer[begin + length :]
+        return first & 0x0F, payload
+
+    def read_until(self, lines):
+        while True:
+            opcode, payload = self._frame()
+            if opcode == PING:
+                assert payload == b"who is there"
+                self.send(pong(payload))
+            elif opcode == CLOSE:
+                self._check_close(payload)
+            elif opcode == PONG:
+                assert payload == b"and you?"
+            else:
+                self._check_message(payload)
+            if payload in lines:
+                return payload
+
+    def _check_close(self, payload):
+        """Answer it; after it nothing may come but the end."""
+        assert self.closed is None, "it was closed twice"
+        self.closed = int.from_bytes(payload[:2], "big")
+        with contextlib.suppress(OSError):  # it may have been the answer
+            self.send(frame(FIN | CLOSE, payload))
+
+    def _check_message(self, payload):
+        """Not torn, and none that was not sent."""
+        assert self.closed is None, f"behind the CLOSE there came {payload[:100]}"
+        if len(payload) > 100:
+            assert payload == bytes(LARGE - 1) + b"\n"
+        elif not payload.startswith(b"ask "):
+            assert payload in (b"hello", b"ok", b"no", b"to all\n", b"pong", b"writable"), payload
+
+    def ask(self):
+        line = b"ask %d" % next(self.numbers)
+        self.send(text(line.decode()))
+        self.read_until([line])
+
+    def do(self):
+        self.send(text("do"))
+        return self.read_until([b"ok", b"no"])
+
+    def end_with(self, data, *codes):
+        """Send it; what it is told must be one of these codes."""
+        self.send(data)
+        try:
+            self.read_until(())
+        finally:
+            assert self.closed in (None, 1011, *codes)
+
+    def finish(self):
+        """Close, and read until the end."""
+        self.end_with(closing(1000), 1000)
+
+    def break_off(self):
+        """Break the protocol."""
+        self.end_with(bytes([FIN | 3, 0x80]), 1002)
+
+    def break_text(self):
+        """Break it by text that is none."""
+        self.end_with(frame(FIN | TEXT, b"\xff"), 1007)
+
+    def interrupt(self):
+        """Send a ping amid a message in parts, which is answered, and close."""
+        line = b"ask in %d parts" % next(self.numbers)
+        self.send(frame(TEXT, line[:2]) + ping(b"and you?") + frame(CONTINUATION, line[2:5]))
+        self.read_until([b"and you?"])
+        self.send(pong(b"of itself") + frame(FIN | CONTINUATION, line[5:]))
+        self.read_until([line])
+        self.finish()
+
+    def check_stopped(self):
+        assert self.closed == 1001
+
+
+def starve(server, phase, end, codes=()):
     """All n: what fails is something from `phase` on, which is "opening", "doing" or "ending"."""
     outcomes = []
     for at in range(HIGHEST + 1):
@@ -222,7 +378,7 @@ def starve(server, phase, end):
             try:
                 if phase == "opening":
                     server.order(f"arm {at}")
-                peer = Peer(server)
+                peer = server.peer()
                 if phase == "doing":
                     peer.ask()
                     server.order(f"arm {at}")
@@ -238,6 +394,8 @@ def starve(server, phase, end):
             finally:
                 if peer is not None:
                     peer.close()
+            if isinstance(peer, WebSocketPeer):
+                assert peer.closed in (None, 1011, *codes)
             server.order("disarm")
             server.check_on_others()
         except BaseException as error:
@@ -247,6 +405,19 @@ def starve(server, phase, end):
             raise
         outcomes.append(outcome)
     return outcomes
+
+
+def refuse_all(server):
+    """All n, where connections are refused."""
+    for at in range(HIGHEST + 1):
+        server.order("refuse 1")
+        server.order(f"arm {at}")
+        with contextlib.suppress(EOFError, OSError), server.peer() as peer:
+            peer.ask()
+            raise AssertionError("it was to be refused")
+        server.order("disarm")
+        server.order("refuse 0")
+        server.check_on_others()
 
 
 ENDS = {
@@ -339,15 +510,7 @@ def test_an_allocation_that_fails_between_frames_of_a_built_in_builder_loses_non
 
 def test_an_allocation_that_fails_while_a_connection_is_refused_leaves_nothing_of_it(starving):
     server = starving("tcp", "refused", "send", False)
-    for at in range(HIGHEST + 1):
-        server.order("refuse 1")
-        server.order(f"arm {at}")
-        with contextlib.suppress(EOFError, OSError), Peer(server) as peer:
-            peer.ask()
-            raise AssertionError("it was to be refused")
-        server.order("disarm")
-        server.order("refuse 0")
-        server.check_on_others()
+    refuse_all(server)
     server.stop()
 
 
@@ -358,6 +521,94 @@ def test_an_allocation_that_fails_where_a_socket_has_to_be_made_loses_no_message
     server = starving(transport, "keeps", "send", False)
     starve(server, "doing", Peer.finish)
     server.stop()
+
+
+# --------------------------------------------------------------------------------------- WebSocket
+
+
+@pytest.mark.parametrize(
+    ("transport", "operation", "codes"),
+    [
+        ("websocket", "send much", [1000]),
+        ("websocket", "broadcast", [1000]),
+        ("websocket", "broadcast text", [1000]),
+        ("websocket", "ping", [1000]),
+        ("websocket", "close with a code", [4000]),
+        ("websocket", "raise Close", [4001]),
+        ("websocket", "abort", []),
+        ("websocket", "raise", []),
+        ("wss", "send much", [1000]),
+        ("wss", "ping", [1000]),
+        ("wss", "raise Close", [4001]),
+    ],
+)
+def test_an_allocation_that_fails_around_a_callback_of_a_websocket_costs_no_other_one(
+    starving, transport, operation, codes
+):
+    """Nothing is torn, and no other code is told than its own and 1011."""
+    server = starving(transport, "attended", operation, False)
+    starve(server, "doing", WebSocketPeer.finish, codes)
+    server.stop()
+
+
+@pytest.mark.parametrize("operation", ["send much", "broadcast text"])
+def test_an_allocation_that_fails_in_a_callback_that_catches_it_tears_no_frame(starving, operation):
+    server = starving("websocket", "bare", operation, True)
+    starve(server, "doing", WebSocketPeer.finish, [1000])
+    server.stop()
+
+
+@pytest.mark.parametrize(
+    ("transport", "opening"),
+    [
+        ("websocket", "bare"),
+        ("websocket", "attended"),
+        ("wss", "attended"),
+    ],
+)
+def test_an_allocation_that_fails_while_a_websocket_opens_ends_it_or_lets_it_go_on(
+    starving, transport, opening
+):
+    server = starving(transport, opening, "send", False)
+    starve(server, "opening", WebSocketPeer.finish, [1000])
+    server.stop()
+
+
+WEBSOCKET_ENDS = {
+    "close": (WebSocketPeer.finish, [1000]),
+    "break": (WebSocketPeer.break_off, [1002]),
+    "break text": (WebSocketPeer.break_text, [1007]),
+    "interrupt": (WebSocketPeer.interrupt, [1000]),
+    "leave": (Peer.close, []),
+}
+
+
+@pytest.mark.parametrize(
+    ("transport", "opening", "end"),
+    [
+        *(("websocket", "attended", end) for end in WEBSOCKET_ENDS),
+        ("websocket", "raises at the end", "close"),
+        ("wss", "attended", "interrupt"),
+    ],
+)
+def test_an_allocation_that_fails_while_a_websocket_ends_leaves_nothing_of_it(
+    starving, transport, opening, end
+):
+    server = starving(transport, opening, "send", False)
+    starve(server, "ending", *WEBSOCKET_ENDS[end])
+    server.stop()
+
+
+@pytest.mark.parametrize("opening", ["refused", "responds"])
+def test_an_allocation_that_fails_while_a_request_is_refused_leaves_nothing_of_it(
+    starving, opening
+):
+    server = starving("websocket", opening, "send", False)
+    refuse_all(server)
+    server.stop()
+
+
+# ------------------------------------------------------------------------------- starts and stops
 
 
 @pytest.mark.parametrize("what", ["start", "stop"])

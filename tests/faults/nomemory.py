@@ -9,6 +9,7 @@ that the count begins with what the engine does next.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
 import itertools
@@ -98,11 +99,8 @@ class Chunks(hydrogen.Stream):
         return self.fd
 
 
-class Answers(hydrogen.Handler):
-    """Does what `OPERATIONS` says, and answers "ok", or "no" when that failed for want of memory.
-
-    No other callback is overridden: an engine may do without Python for them.
-    """
+class Operates(hydrogen.Handler):
+    """Does what `OPERATIONS` says and answers "ok", or "no" when that failed for want of memory."""
 
     end = b"\n"
 
@@ -111,10 +109,7 @@ class Answers(hydrogen.Handler):
         self.catches = catches
         self.removed = itertools.count()
 
-    def on_data_received(self, socket: hydrogen.HydrogenSocket, data: bytes) -> None:
-        if data.rstrip() != b"do":  # what those say who stay, and those who come to see
-            socket.send(data)
-            return
+    def operate(self, socket: hydrogen.HydrogenSocket) -> None:
         try:
             self.operation(socket)
         except MemoryError:
@@ -123,6 +118,16 @@ class Answers(hydrogen.Handler):
             socket.send(b"no" + self.end)
             return
         socket.send(b"ok" + self.end)
+
+
+class Answers(Operates):
+    """No other callback is overridden: an engine may do without Python for them."""
+
+    def on_data_received(self, socket: hydrogen.HydrogenSocket, data: bytes) -> None:
+        if data.rstrip() != b"do":  # what those say who stay, and those who come to see
+            socket.send(data)
+            return
+        self.operate(socket)
 
 
 class AnswersInFrames(Answers):
@@ -202,6 +207,74 @@ class Opens(Attends):
         return self.stream(fd)
 
 
+class WebSocketAnswers(Operates, hydrogen.WebSocketHandler):
+    """As `Answers`."""
+
+    end = b""
+
+    def on_message(self, socket: hydrogen.HydrogenSocket, data: str | bytes) -> None:
+        if data != "do":
+            socket.send(data)
+            return
+        self.operate(socket)
+
+
+class WebSocketAttends(WebSocketAnswers):
+    """As `Attends`."""
+
+    def on_request(
+        self, socket: hydrogen.HydrogenSocket, request: hydrogen.Request
+    ) -> hydrogen.Accept | hydrogen.Response:
+        socket.user_data = [request.path, request.cookies, socket.peername]
+        return hydrogen.Accept(headers=[("X-Path", request.path)])
+
+    def on_connected(self, socket: hydrogen.HydrogenSocket) -> None:
+        socket.user_data.append((socket.path, socket.subprotocol))
+        socket.send("hello")
+
+    def on_pong(self, socket: hydrogen.HydrogenSocket, data: bytes) -> None:
+        socket.send(b"pong")
+
+    def on_writable(self, socket: hydrogen.HydrogenSocket) -> None:
+        socket.send("writable")
+
+    def on_disconnected(self, socket: hydrogen.HydrogenSocket, err: Exception) -> None:
+        socket.user_data.append((socket.peername, socket.latency, repr(err)))
+
+    def on_connection_removed(self, fd: int, err: Exception) -> None:
+        next(self.removed)
+        self.last = fd, repr(err)
+
+
+class WebSocketRaisesAtTheEnd(WebSocketAttends):
+    """As `RaisesAtTheEnd`."""
+
+    def on_disconnected(self, socket: hydrogen.HydrogenSocket, err: Exception) -> None:
+        raise ZeroDivisionError
+
+    def on_connection_removed(self, fd: int, err: Exception) -> None:
+        next(self.removed)
+        raise ZeroDivisionError
+
+
+class WebSocketRefuses(WebSocketAttends):
+    """As `Refuses`: with a response, or with 403."""
+
+    def __init__(self, *arguments: Any, responds: bool) -> None:
+        super().__init__(*arguments)
+        self.refuses = False
+        self.responds = responds
+
+    def on_request(
+        self, socket: hydrogen.HydrogenSocket, request: hydrogen.Request
+    ) -> hydrogen.Accept | hydrogen.Response:
+        if self.refuses and self.responds:
+            return hydrogen.Response(503, "not now", {"Retry-After": "1"})
+        if self.refuses:
+            raise hydrogen.Reject("not now")
+        return super().on_request(socket, request)
+
+
 def nothing(socket: hydrogen.HydrogenSocket) -> None:
     """Only the answer."""
 
@@ -245,11 +318,17 @@ def fail(socket: hydrogen.HydrogenSocket) -> None:
     raise ZeroDivisionError
 
 
+def raise_close(socket: hydrogen.HydrogenSocket) -> None:
+    raise hydrogen.Close(4001, "of mine")
+
+
 OPERATIONS: dict[str, Callable[[Any], object]] = {
     "send": nothing,
     "send much": lambda socket: socket.send(bytes(LARGE - 1) + b"\n"),
     "send twenty": lambda socket: [socket.send(b"a part\n") for _ in range(20)],
     "close": lambda socket: socket.close(),
+    "close with a code": lambda socket: socket.close(4000, "of mine"),
+    "raise Close": raise_close,
     "abort": lambda socket: socket.abort(),
     "drain": drain,
     "pause": pause,
@@ -257,6 +336,8 @@ OPERATIONS: dict[str, Callable[[Any], object]] = {
     "user_data": user_data,
     "names": names,
     "broadcast": lambda socket: socket.server.broadcast(b"to all\n"),
+    "broadcast text": lambda socket: socket.server.broadcast("to all\n"),
+    "ping": lambda socket: socket.ping(b"who is there"),
     "connections": lambda socket: socket.server.connections,
     "stats": lambda socket: socket.server.stats(),
     "call_later": lambda socket: socket.server.call_later(0, lambda: socket.send(b"later\n")),
@@ -288,6 +369,16 @@ OPENINGS: dict[str, Callable[..., Answers]] = {
     "stream": lambda *arguments: Opens(*arguments, stream=Chunks),
 }
 
+WEBSOCKET_OPENINGS: dict[str, Callable[..., WebSocketAnswers]] = {
+    "bare": WebSocketAnswers,
+    "attended": WebSocketAttends,
+    "raises at the end": WebSocketRaisesAtTheEnd,
+    "refused": functools.partial(WebSocketRefuses, responds=False),
+    "responds": functools.partial(WebSocketRefuses, responds=True),
+}
+WEBSOCKET = hydrogen.WebSocket(ping_interval=None, ping_timeout=None, close_timeout=1000)
+WEBSOCKETS = ("websocket", "wss")
+
 
 def options_of(transport: str) -> dict[str, Any]:
     """The options of a server for `transport`."""
@@ -302,6 +393,10 @@ def options_of(transport: str) -> dict[str, Any]:
         options["framing"] = Lines
     elif transport == "lines":
         options["framing"] = hydrogen.LineFrameBuilder
+    elif transport in WEBSOCKETS:
+        options["websocket"] = WEBSOCKET
+        if transport == "wss":
+            options["ssl"] = context_of()
     return options
 
 
@@ -320,7 +415,10 @@ def main() -> None:
 
     threading.excepthook = died
     sys.unraisablehook = lambda args: None  # what is left behind is looked at, not what is said
-    handler = OPENINGS[opening](OPERATIONS[operation], catches == "catches")
+    openings: dict[str, Callable[..., Operates]] = dict(OPENINGS)
+    if transport in WEBSOCKETS:
+        openings = dict(WEBSOCKET_OPENINGS)
+    handler = openings[opening](OPERATIONS[operation], catches == "catches")
     _testcapi.set_nomemory(NEVER, NEVER + 1)  # installs the hooks before there are threads
     # No deadline may come to the rescue of a connection that nobody serves.
     server = hydrogen.serve(
@@ -358,7 +456,8 @@ def main() -> None:
         if what == "refuse":
             handler.refuses = bool(int(value))  # type: ignore[attr-defined]
         elif what == "connections":
-            print(json.dumps([server.stats().connections, dead]), flush=True)
+            stats = server.stats()
+            print(json.dumps([stats.connections, stats.queued_bytes, dead]), flush=True)
             continue
         else:
             report = server.stop(20)
