@@ -72,8 +72,8 @@ cdef class Engine:
 cdef object AF_INET, AF_INET6, inet_ntop, inet_pton, fsdecode
 cdef object BroadcastReport, FrameDecoder, HeaderReader, Plain, ProxyHeader, Secure
 cdef object Stats, Stream, StreamAdapter
-cdef object Accepted, Close, Fault, Refusal, Response
-cdef object closed_by_us, closing_code, closing_payload, control_frame, head_refusal
+cdef object Accepted, Answered, Close, Fault, Refusal, Response
+cdef object closed_by, closed_by_us, closing_code, closing_payload, control_frame, head_refusal
 cdef object lifetime_of, take_request
 cdef object SSLError, TlsSession, begins_header, check_timeout, class_name, close_stream, encode
 cdef object errors, may_send, no_proxy, not_a_stream, not_an_fd, removals, second_header

@@ -40,7 +40,7 @@ from hydrogen.connection import check_timeout  # no-cython-lint
 from hydrogen.connection import refuse_to_pickle, same, same_deeply
 from hydrogen.connection import extra_info, shown
 from hydrogen.codec import FrameDecoder, encode  # no-cython-lint
-from hydrogen.handshake import Accepted, Opened, take_request  # no-cython-lint
+from hydrogen.handshake import Accepted, Answered, Opened, take_request  # no-cython-lint
 from hydrogen.http import Refusal, Response, head_refusal  # no-cython-lint
 from hydrogen.proxy import HeaderReader, ProxyHeader, begins_header  # no-cython-lint
 from hydrogen.proxy import may_send, no_proxy, second_header  # no-cython-lint
@@ -50,7 +50,7 @@ from hydrogen.plain import Plain  # no-cython-lint
 from hydrogen.secure import Secure  # no-cython-lint
 from hydrogen.stream import Stream, StreamAdapter, not_a_stream, not_an_fd  # no-cython-lint
 from hydrogen.tls import TlsSession  # no-cython-lint
-from hydrogen.websocket import Close, Fault, closed_by_us  # no-cython-lint
+from hydrogen.websocket import Close, Fault, closed_by, closed_by_us  # no-cython-lint
 from hydrogen.websocket import closing_code, closing_payload  # no-cython-lint
 from hydrogen.websocket import control_frame  # no-cython-lint
 from hydrogen.websocket import closing_of, check_ping, lifetime, look_every

@@ -221,19 +221,22 @@ class Handshake:
             self._opening = opening_of(request)
             check_origin(request, settings.origins)
 
-    def answer(self, result: object) -> Accepted | Response | Refusal | Exception:
+    def answer(self, result: object) -> Accepted | Answered | BaseException:
         """What to answer, for what `on_request` has returned. A `Refusal`: nobody answers what is
-        no request to speak WebSocket; a TypeError, a ValueError: this cannot be answered, which is
-        the handler's fault.
+        no request to speak WebSocket; another exception: this cannot be answered, which is the
+        handler's fault.
         """
         try:
             return self._answer(result)
-        except (Refusal, TypeError, ValueError) as error:
+        except BaseException as error:  # attributes of the user's may raise anything
             return error
 
-    def _answer(self, result: object) -> Accepted | Response:
+    def _answer(self, result: object) -> Accepted | Answered:
         if isinstance(result, Response):
-            return result
+            status, wire = result.status, result.to_bytes()
+            if not isinstance(status, int) or type(wire) is not bytes:
+                raise TypeError(f"on_request: {described(result)} is no response that can be sent")
+            return Answered(status, wire)
         if result is not None and not isinstance(result, Accept):
             raise TypeError(
                 f"on_request: expected an Accept, a Response or None, not {described(result)}"
@@ -262,6 +265,18 @@ def take_request(head: bytes, settings: WebSocket, peername: Any) -> Handshake |
         return Handshake(parse_request(head, settings.max_headers, peername), settings)
     except Refusal as refusal:
         return refusal
+
+
+class Answered(NamedTuple):
+    """A request that was answered otherwise than by speaking WebSocket.
+
+    Attributes:
+        status: of the response.
+        wire: the response.
+    """
+
+    status: int
+    wire: bytes
 
 
 class Accepted(NamedTuple):

@@ -197,6 +197,18 @@ class Close(HydrogenError):
         self.reason = reason
 
 
+def closed_by(error: Close) -> LocalClosed | None:
+    """Why a connection ends for which `error` was raised; None: it cannot be sent, for it is of a
+    class, or was changed, so that its attributes are not those of a `Close`.
+    """
+    try:
+        code, reason = error.code, error.reason
+        check_close(code, reason)
+        return closed_by_us(code, reason)
+    except BaseException:
+        return None
+
+
 def check_close(code: object, reason: object) -> None:
     """Raises: TypeError, ValueError: this code, or this reason, cannot be sent."""
     if not isinstance(code, int) or isinstance(code, bool):

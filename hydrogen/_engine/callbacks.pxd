@@ -23,7 +23,7 @@ from hydrogen._c.kernel cimport kernel_now
 from hydrogen._c.structs cimport connection_t, worker_t
 from hydrogen._c.worker cimport worker_is_eager
 from hydrogen._core cimport (
-    Close, Engine, HydrogenSocket, _Callbacks, class_name, closed_by_us, errors,
+    Close, Engine, HydrogenSocket, _Callbacks, class_name, closed_by, errors,
 )
 from hydrogen._engine.compat cimport (
     compat_call, compat_context_size, compat_forget_async_exception, compat_raise,
@@ -117,9 +117,11 @@ cdef inline int callbacks_failed(
     """
     callbacks_caught(engine, worker)
     if callbacks_asks_for_end(socket, error):
-        shown = closed_by_us(error.code, error.reason)
-        ending_with(engine, socket, False, CAUSE_LOCAL_CLOSED, shown)
-        return 0
+        shown = closed_by(error)
+        callbacks_check(engine)  # its attributes may be the user's
+        if shown is not None:
+            ending_with(engine, socket, False, CAUSE_LOCAL_CLOSED, shown)
+            return 0
     shown = callbacks_error(engine, worker, error)
     callbacks_check(engine)  # its __str__ is user code
     ending_with(engine, socket, False, CAUSE_HANDLER_ERROR, shown)

@@ -14,11 +14,12 @@ from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.messages cimport messages_new, messages_take
 from hydrogen._c.structs cimport connection_t, session_t, worker_t
 from hydrogen._core cimport (
-    Accepted, Engine, HydrogenSocket, Refusal, Response, _Callbacks, errors, lifetime_of,
+    Accepted, Answered, Engine, HydrogenSocket, Refusal, Response, _Callbacks, errors, lifetime_of,
     take_request,
 )
 from hydrogen._engine.callbacks cimport (
-    callbacks_caught, callbacks_connected, callbacks_failed, callbacks_leave, callbacks_run,
+    callbacks_caught, callbacks_check, callbacks_connected, callbacks_failed, callbacks_leave,
+    callbacks_run,
 )
 from hydrogen._engine.ending cimport ending_with
 from hydrogen._engine.references cimport references_hold
@@ -49,10 +50,11 @@ cdef inline int handshake_serve(
         if atomic_load32(&connection.state) != STATE_OPEN:
             return 0
     answer = handshake.answer(result)
+    callbacks_check(engine)  # attributes of the user's were read
     if isinstance(answer, Accepted):
         handshake_accept(engine, worker, connection, socket, answer)
-    elif isinstance(answer, Response):
-        handshake_respond(engine, worker, socket, answer)
+    elif isinstance(answer, Answered):
+        handshake_respond(engine, worker, socket, answer.status, answer.wire)
         error = errors.Reject(f"on_request has answered with {answer.status}")
         ending_with(engine, socket, False, CAUSE_REJECT, error)
     elif isinstance(answer, Refusal):
@@ -97,10 +99,10 @@ cdef inline int handshake_failed(
     """`on_request` has raised `error`, or returned what cannot be answered."""
     callbacks_caught(engine, worker)
     if not issubclass(type(error), errors.Reject):
-        handshake_respond(engine, worker, socket, Response(500))
+        handshake_respond(engine, worker, socket, 500, Response(500).to_bytes())
         return callbacks_failed(engine, worker, socket, "on_request", error)
     errors.cut_traceback(error)
-    handshake_respond(engine, worker, socket, Response(403))
+    handshake_respond(engine, worker, socket, 403, Response(403).to_bytes())
     ending_with(engine, socket, False, CAUSE_REJECT, error)
     return 0
 
@@ -109,17 +111,18 @@ cdef inline int handshake_refuse(
     Engine engine, worker_t *worker, HydrogenSocket socket, refusal,
 ) except -1:
     """Answer a request that cannot be accepted."""
-    handshake_respond(engine, worker, socket, refusal.response)
+    response = refusal.response
+    handshake_respond(engine, worker, socket, response.status, response.to_bytes())
     ending_with(engine, socket, False, CAUSE_BAD_FRAME, refusal.error())
     return 0
 
 
 cdef inline int handshake_respond(
-    Engine engine, worker_t *worker, HydrogenSocket socket, response,
+    Engine engine, worker_t *worker, HydrogenSocket socket, status, bytes wire,
 ) except -1:
     """Send a response; the end is next."""
-    engine._responses.add(response.status)
-    handshake_write(engine, worker, socket, response.to_bytes())
+    engine._responses.add(status)
+    handshake_write(engine, worker, socket, wire)
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from hydrogen._py.connection import Connection
 from hydrogen.errors import Cause, Reject, cut_traceback, handler_error
 from hydrogen.http import Response
-from hydrogen.websocket import Close, closed_by_us
+from hydrogen.websocket import Close, closed_by
 
 
 def call(
@@ -46,21 +46,26 @@ def _asks_for_end(connection: Connection, name: str, error: BaseException) -> bo
     if issubclass(kind, Reject) and name in ("on_new_connection", "on_request"):
         cut_traceback(error)
         if name == "on_request":
-            connection.respond(Response(403))
+            _respond(connection, 403)
         connection.end(Cause.REJECT, error, at_once=name == "on_new_connection")  # type: ignore[arg-type]
         return True
     if issubclass(kind, Close) and connection.websocket is not None:
-        code, reason = error.code, error.reason  # type: ignore[attr-defined]
-        connection.end(Cause.LOCAL_CLOSED, closed_by_us(code, reason))
-        return True
+        closed = closed_by(error)  # type: ignore[arg-type]
+        if closed is not None:
+            connection.end(Cause.LOCAL_CLOSED, closed)
+            return True
     return False
+
+
+def _respond(connection: Connection, status: int) -> None:
+    connection.respond(status, Response(status).to_bytes())
 
 
 def failed(connection: Connection, name: str, error: BaseException) -> None:
     """The connection ends because of what the callback `name` raised, or asked for."""
     connection.loop.complain(name, error, connection)
     if name == "on_request":
-        connection.respond(Response(500))
+        _respond(connection, 500)
     connection.end(Cause.HANDLER_ERROR, handler_error(error))
 
 

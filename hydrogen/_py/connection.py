@@ -72,7 +72,6 @@ from hydrogen.proxy import HeaderReader, ProxyHeader
 
 if TYPE_CHECKING:
     from hydrogen._py.control import Session
-    from hydrogen.http import Response
     from hydrogen.log import RateLimitedLog
     from hydrogen.report import Codes
 
@@ -291,10 +290,10 @@ class Connection(Output):
         """Whether what is read is looked through for a CLOSE, though the connection ends."""
         return self.websocket is not None and self.websocket.seeks_close
 
-    def respond(self, response: Response) -> None:
+    def respond(self, status: int, wire: bytes) -> None:
         """Answer a request otherwise than by speaking WebSocket; the end is next."""
-        self.loop.responses.add(response.status)
-        self.send(Raw(response.to_bytes()), rests=False)
+        self.loop.responses.add(status)
+        self.send(Raw(wire), rests=False)
 
     def compressed(self, message: Uncompressed) -> bytes:
         """See `Output`."""

@@ -9,8 +9,8 @@ from hydrogen._py.connection import Connection
 from hydrogen._py.control import Session
 from hydrogen._py.output import Raw
 from hydrogen.errors import Cause, Reject
-from hydrogen.handshake import Accepted, take_request
-from hydrogen.http import HeadReader, Refusal, Response
+from hydrogen.handshake import Accepted, Answered, take_request
+from hydrogen.http import HeadReader, Refusal
 from hydrogen.websocket import WebSocket
 
 
@@ -29,8 +29,8 @@ def serve_head(connection: Connection, settings: WebSocket, head: bytes) -> None
     answer = handshake.answer(result)
     if isinstance(answer, Accepted):
         accept(connection, settings, answer)
-    elif isinstance(answer, Response):
-        connection.respond(answer)
+    elif isinstance(answer, Answered):
+        connection.respond(answer.status, answer.wire)
         connection.end(Cause.REJECT, Reject(f"on_request has answered with {answer.status}"))
     elif isinstance(answer, Refusal):
         refuse(connection, answer)
@@ -55,5 +55,5 @@ def accept(connection: Connection, settings: WebSocket, accepted: Accepted) -> N
 
 def refuse(connection: Connection, refusal: Refusal) -> None:
     """Answer a request that cannot be accepted."""
-    connection.respond(refusal.response)
+    connection.respond(refusal.response.status, refusal.response.to_bytes())
     connection.end(Cause.BAD_FRAME, refusal.error())
