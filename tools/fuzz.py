@@ -1,16 +1,19 @@
-"""Fuzzes the compiled frame codec: `fuzz.py [--runs N] [--jobs N] [--seed N] [framing ...]`.
+"""Fuzzes the compiled decoders: `fuzz.py [--runs N] [--jobs N] [--seed N] [target ...]`.
 
-Coverage-guided, by clang's libFuzzer with its address and undefined-behaviour sanitizers, on
-tests/fuzz/harness.pyx, which checks what must hold of any bytes. It begins with the corpus of
-tests/corpus and with what earlier runs found (build/fuzz/<framing>/corpus). Then
+Coverage-guided, by clang's libFuzzer with its address and undefined-behaviour sanitizers, on the
+harnesses in tests/fuzz, which check what must hold of any bytes: harness.pyx of frames, a target
+for each framing; messages.pyx of WebSocket messages. It begins with the corpus of tests/corpus, or
+the frames of tests/unit/test_websocket_messages.py, and with what earlier runs found
+(build/fuzz/<target>/corpus). Then
 
 - every input of the corpus found goes through a build of GCC's with --coverage: of the lines of
-  hydrogen/_c/framing.pxd at least 95 % must have run (when all framings are fuzzed);
-- what the compiled codec made of each is compared with what the builder in hydrogen/framings.py
-  makes of it, and with the independent reader and writer of tests/corpus.
+  the decoder at least 95 % must have run (when all its targets are fuzzed);
+- what the compiled decoder made of each is compared with what others make of it: of frames, the
+  builder in hydrogen/framings.py and the independent reader and writer of tests/corpus; of
+  messages, the reader of the Python engine and wsproto.
 
-A finding is left in build/fuzz/<framing>/ and told with the command that shows it again; it belongs
-into tests/corpus/cases.py.
+A finding is left in build/fuzz/<target>/ and told with the command that shows it again; it belongs
+into tests/corpus/cases.py or tests/unit/test_websocket_messages.py.
 """
 
 from __future__ import annotations
@@ -23,36 +26,64 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import fuzz_frames  # noqa: E402
+import fuzz_messages  # noqa: E402
+
 OUT = ROOT / "build" / "fuzz"
-SUBJECT = "hydrogen/_c/framing.pxd"
 LEAST_COVERAGE = 95.0
 MAX_LEN = 512
 SANITIZERS = "-fsanitize=fuzzer,address,undefined"
-VERDICTS = {0: None, 2: "ProtocolError", 3: "FrameTooLarge", 4: "ChecksumMismatch"}
 
-HEAD = "head"
-"""The head of a request: what a WebSocket server reads first, and nobody sends."""
 
-HEADS = (
-    b"GET /chat?x HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n\x81\x80",
-    b"\r\n\r\n",
-    b"GET / HTTP/1.1\r\nCookie:\ta=b\xff\r\n \r\n\r\nGET / HTTP/1.1\n\n",
-    b"GET /\r\r\n\r\n",
-    b"\x16\x03\x01\x02\x00",
-)
+@dataclass(frozen=True)
+class Harness:
+    """A program that is fuzzed.
 
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    Attributes:
+        source: its file in tests/fuzz.
+        subject: what it tests.
+        targets: what it can be told to fuzz.
+        seeds: the inputs that a target begins with.
+        disagreements: of a target, and a line of the replayer's, where others disagree.
+    """
+
+    source: str
+    subject: str
+    targets: list[str]
+    seeds: Callable[[str], Iterator[bytes]]
+    disagreements: Callable[[str, str], Iterator[str]]
+
+    @property
+    def fuzzer(self) -> Path:
+        return OUT / "programs" / Path(self.source).stem / "fuzz"
+
+    @property
+    def replayer(self) -> Path:
+        return self.fuzzer.parent / "replay" / "replay"
+
+
+HARNESSES = [
+    Harness(source, f"hydrogen/_c/{subject}", part.TARGETS, part.seeds, part.disagreements)
+    for source, subject, part in (
+        ("harness.pyx", "framing.pxd", fuzz_frames),
+        ("messages.pyx", "websocket.pxd", fuzz_messages),
+    )
+]
+TARGETS = {target: harness for harness in HARNESSES for target in harness.targets}
 
 
 def run(*command: str | Path, **options: Any) -> str:
     """The output of a command that must succeed."""
-    done = subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [str(word) for word in command],
         capture_output=True,
         text=True,
@@ -98,11 +129,12 @@ def check_tools() -> None:
         )
 
 
-def build() -> tuple[Path, Path]:
-    """The fuzzer, and the program that replays inputs and measures coverage."""
-    shutil.rmtree(OUT / "replay", ignore_errors=True)  # with the counts of earlier runs
-    (OUT / "replay").mkdir(parents=True)
-    source = OUT / "harness.c"
+def build(harness: Harness) -> None:
+    """Make the fuzzer, and the program that replays inputs and measures coverage."""
+    fuzzer, replayer = harness.fuzzer, harness.replayer
+    shutil.rmtree(replayer.parent, ignore_errors=True)  # with the counts of earlier runs
+    replayer.parent.mkdir(parents=True)
+    source = fuzzer.with_name("harness.c")
     run(
         sys.executable,
         "-m",
@@ -111,12 +143,13 @@ def build() -> tuple[Path, Path]:
         "--line-directives",
         "-I",
         ".",
+        "-I",
+        "tests/fuzz",
         "-o",
         source,
-        "tests/fuzz/harness.pyx",
+        f"tests/fuzz/{harness.source}",
     )
     include = f"-I{sysconfig.get_path('include')}"
-    fuzzer, replayer = OUT / "fuzz", OUT / "replay" / "replay"
     compile_fuzzer = ["clang", "-O1", "-g", "-w", SANITIZERS, "-fno-sanitize-recover=undefined"]
     # -w: what it would warn of is Cython's. -O0 and no inlining: a line is then counted where it is
     # written.
@@ -130,47 +163,23 @@ def build() -> tuple[Path, Path]:
         stubs = program.with_suffix(".stubs.c")
         stubs.write_text("".join(f"void {name}(void) {{ __builtin_trap(); }}\n" for name in names))
         run(*compiler, objects, stubs, "-o", program, cwd=program.parent)
-    return fuzzer, replayer
 
 
 # ------------------------------------------------------------------------------------------ fuzzing
 
 
-def seeds(framing: str) -> Iterator[bytes]:
-    """The corpus as the harness wants its inputs."""
-    from corpus.cases import FRAMINGS
-
-    for number, data in enumerate(HEADS if framing == HEAD else ()):
-        for most in (64, 20, 8192):
-            yield most.to_bytes(8, "little") + bytes([0, number]) + data
-    for number, case in enumerate(FRAMINGS.get(framing, ())):
-        builder: Any = case.builder
-        shape, delimiter = 0, b""
-        if framing == "length":
-            shape = {1: 0, 2: 1, 4: 2, 8: 3}[builder.width] | (builder.byteorder == "little") << 2
-        elif framing == "line":
-            shape, delimiter = len(builder.delimiter) - 1, builder.delimiter
-        seed = (
-            builder.max_size.to_bytes(8, "little")
-            + bytes([shape, number % 256])
-            + delimiter
-            + case.wire
-        )
-        if len(seed) <= MAX_LEN:
-            yield seed
-
-
-def fuzz(program: Path, framing: str, runs: int, seed: int) -> tuple[str, int, str]:
-    """Run the fuzzer on one framing: its output, the number of executions, and what it found
+def fuzz(target: str, runs: int, seed: int) -> tuple[str, int, str]:
+    """Run the fuzzer on one target: its output, the number of executions, and what it found
     (empty: nothing).
     """
-    home = OUT / framing
+    harness, home = TARGETS[target], OUT / target
     for folder in ("corpus", "seeds"):
         (home / folder).mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(seeds(framing)):
-        (home / "seeds" / f"{number:03}").write_bytes(data)
+    for number, data in enumerate(harness.seeds(target)):
+        if len(data) <= MAX_LEN:
+            (home / "seeds" / f"{number:03}").write_bytes(data)
     command = [
-        str(program),
+        str(harness.fuzzer),
         f"-runs={runs}",
         f"-seed={seed}",
         f"-max_len={MAX_LEN}",
@@ -186,7 +195,7 @@ def fuzz(program: Path, framing: str, runs: int, seed: int) -> tuple[str, int, s
     # What is freed is kept from reuse only so long: the default, 256 MB, takes a third of the time.
     environment = {
         **os.environ,
-        "HYDROGEN_FUZZ": framing,
+        "HYDROGEN_FUZZ": target,
         "ASAN_OPTIONS": "quarantine_size_mb=8:malloc_context_size=5",
     }
     done = subprocess.run(
@@ -204,185 +213,81 @@ def fuzz(program: Path, framing: str, runs: int, seed: int) -> tuple[str, int, s
     return (
         done.stderr,
         int(executed[1]) if executed else 0,
-        f"{what}\nagain: HYDROGEN_FUZZ={framing} {program} {home}/<the file named>",
+        f"{what}\nagain: HYDROGEN_FUZZ={target} {harness.fuzzer} {home}/<the file named>",
     )
 
 
 # ---------------------------------------------------------------------------------------- replaying
 
 
-def told(line: str) -> tuple[Any, bytes, tuple[list[bytes], str | None, int], bytes | None, str]:
-    """A line of the replayer's: the builder's fields, the wire, what was read in it, and what the
-    wire was made into as a payload.
-    """
-    fields: dict[str, Any] = {}
-    frames = []
-    for name, _, value in (word.partition("=") for word in line.split()):
-        if name == "frame":
-            frames.append(bytes.fromhex(value))
-        elif name in ("delimiter", "wire", "sent"):
-            fields[name] = bytes.fromhex(value)
-        else:
-            fields[name] = int(value)
-    left = fields["left"] if fields["verdict"] == 0 else 0
-    return (
-        fields,
-        fields["wire"],
-        (frames, VERDICTS[fields["verdict"]], left),
-        fields.get("sent"),
-        line,
-    )
-
-
-def builder_of(framing: str, fields: dict[str, Any]) -> Any:
-    """The builder that the harness had."""
-    import hydrogen
-
-    most = fields["max_size"]
-    if framing == "simple":
-        return hydrogen.SimpleFrameBuilder(most)
-    if framing == "checksum32":
-        return hydrogen.Checksum32FrameBuilder(most)
-    if framing == "length":
-        return hydrogen.LengthFrameBuilder(
-            fields["width"], "little" if fields["little"] else "big", most
-        )
-    if framing == "line":
-        return hydrogen.LineFrameBuilder(fields["delimiter"], most)
-    return hydrogen.WebSocketFrameBuilder(most)
-
-
-def in_python(builder: Any, wire: bytes) -> tuple[list[bytes], str | None, int]:
-    """What the builder reads in `wire`."""
-    from hydrogen import ProtocolError
-    from hydrogen.codec import FrameDecoder
-
-    decoder = FrameDecoder(builder)
-    decoder.feed(wire)
-    frames: list[bytes] = []
-    try:
-        while (payload := decoder.next()) is not None:
-            frames.append(payload)
-    except ProtocolError as error:
-        return frames, type(error).__name__, 0
-    return frames, None, decoder.size
-
-
-def head_in_python(most: int, wire: bytes) -> tuple[list[bytes], str | None]:
-    """The first head in `wire`, or why there is none."""
-    from hydrogen.http import HeadReader, Refusal
-
-    reader = HeadReader(most)
-    reader.feed(wire)
-    try:
-        head = reader.next()
-    except Refusal as refusal:
-        return [], {400: "ProtocolError", 431: "FrameTooLarge"}[refusal.response.status]
-    return ([] if head is None else [head]), None
-
-
-def made(builder: Any, payload: bytes) -> bytes | None:
-    """The frame of `payload`, None when the builder refuses."""
-    from hydrogen.codec import encode
-
-    try:
-        return encode(builder, payload)
-    except ValueError:
-        return None
-
-
-def replay(program: Path, framing: str) -> tuple[int, list[str]]:
-    """Run all inputs found through the replayer: how many, and where it and the Python side
-    disagree.
-    """
-    from corpus import reference
-
+def replay(target: str) -> tuple[int, list[str]]:
+    """Run all inputs found through the replayer: how many, and where others disagree with it."""
+    harness = TARGETS[target]
     inputs = sorted(
-        path for folder in ("corpus", "seeds") for path in (OUT / framing / folder).iterdir()
+        path for folder in ("corpus", "seeds") for path in (OUT / target / folder).iterdir()
     )
     lines: list[str] = []
     for at in range(0, len(inputs), 500):  # within what a command line may be
         lines += run(
-            program, *inputs[at : at + 500], env={**os.environ, "HYDROGEN_FUZZ": framing}
+            harness.replayer,
+            *inputs[at : at + 500],
+            env={**os.environ, "HYDROGEN_FUZZ": target},
         ).splitlines()
     if len(lines) != len(inputs):
         sys.exit(f"fuzz: {len(inputs)} inputs were replayed and {len(lines)} told")
-    faults = []
-    for path, line in zip(inputs, lines, strict=True):
-        if line == "skipped" or framing == "raw":
-            continue
-        fields, wire, compiled, sent, _ = told(line)
-        if framing == HEAD:
-            first = compiled[0][:1], (None if compiled[0] else compiled[1])
-            if first != head_in_python(fields["max_size"], wire):
-                faults.append(f"{path}: the first head of {wire!r}: {first}")
-            continue
-        builder = builder_of(framing, fields)
-        frames, error, left = reference.decode(builder, wire)
-        opinions = {
-            "compiled": compiled,
-            "python": in_python(builder, wire),
-            "reference": (frames, error.__name__ if error else None, left),
-        }
-        if len({repr(opinion) for opinion in opinions.values()}) > 1:
-            faults.append(f"{path}: {builder!r} reads {wire!r} as {opinions}")
-        refused = reference.carries(builder, wire)
-        sendings = {
-            "compiled": sent,
-            "python": made(builder, wire),
-            "reference": None if refused else reference.encode(builder, wire),
-        }
-        if len(set(sendings.values())) > 1:
-            faults.append(f"{path}: {builder!r} makes of {wire!r} {sendings}")
+    faults = [
+        f"{path}: {fault}"
+        for path, line in zip(inputs, lines, strict=True)
+        if line != "skipped"
+        for fault in harness.disagreements(target, line)
+    ]
     return len(inputs), faults
 
 
-def coverage(program: Path) -> tuple[float, list[int]]:
-    """The share of the codec's lines that ran, in per cent, and the lines that did not."""
-    told = run(
-        "gcov", "--json-format", "--stdout", *program.parent.glob("*.gcda"), cwd=program.parent
-    )
+def coverage(harness: Harness) -> tuple[float, list[int]]:
+    """The share of the decoder's lines that ran, in per cent, and the lines that did not."""
+    home, subject = harness.replayer.parent, harness.subject
+    told = run("gcov", "--json-format", "--stdout", *home.glob("*.gcda"), cwd=home)
     counts: dict[int, int] = {}
     for file in (file for line in told.splitlines() for file in json.loads(line)["files"]):
-        if file["file"] == SUBJECT:
+        if file["file"] == subject:
             for line in file["lines"]:
                 counts[line["line_number"]] = counts.get(line["line_number"], 0) + line["count"]
     if not counts:
-        sys.exit(f"fuzz: gcov knows nothing of {SUBJECT}")
+        sys.exit(f"fuzz: gcov knows nothing of {subject}")
     missed = sorted(number for number, count in counts.items() if not count)
     return 100 * (1 - len(missed) / len(counts)), missed
 
 
 def main() -> int:
-    framings = ["simple", "checksum32", "length", "line", "websocket", HEAD, "raw"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "framings", nargs="*", metavar="framing", help=f"of {', '.join(framings)}; all by default"
+        "targets", nargs="*", metavar="target", help=f"of {', '.join(TARGETS)}; all by default"
     )
     parser.add_argument(
-        "--runs", type=int, default=1_000_000, help="executions for each framing (%(default)s)"
+        "--runs", type=int, default=1_000_000, help="executions for each target (%(default)s)"
     )
-    parser.add_argument("--jobs", type=int, default=2, help="framings at a time (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="targets at a time (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="libFuzzer's; 0: another one each time")
     arguments = parser.parse_args()
-    if unknown := set(arguments.framings) - set(framings):
-        parser.error(f"no framing: {', '.join(sorted(unknown))}")
-    chosen = arguments.framings or framings
+    if unknown := set(arguments.targets) - set(TARGETS):
+        parser.error(f"no target: {', '.join(sorted(unknown))}")
+    chosen = arguments.targets or list(TARGETS)
+    harnesses = [harness for harness in HARNESSES if set(harness.targets) & set(chosen)]
 
     check_tools()
-    fuzzer, replayer = build()
+    for harness in harnesses:
+        build(harness)
     found = 0
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        results = pool.map(
-            lambda framing: fuzz(fuzzer, framing, arguments.runs, arguments.seed), chosen
-        )
-        for framing, (log, executed, finding) in zip(chosen, results, strict=True):
+        results = pool.map(lambda target: fuzz(target, arguments.runs, arguments.seed), chosen)
+        for target, (log, executed, finding) in zip(chosen, results, strict=True):
             reached = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", log)[-1:]
             edges, features, inputs = reached[0] if reached else ("?", "?", "?")
             print(
-                f"{framing:11} {executed:>9,} executions, {inputs} inputs that reach {edges} edges "
+                f"{target:11} {executed:>9,} executions, {inputs} inputs that reach {edges} edges "
                 f"and {features} features",
                 flush=True,
             )
@@ -392,20 +297,21 @@ def main() -> int:
     if found:
         return 1
 
-    for framing in chosen:
-        count, faults = replay(replayer, framing)
+    for target in chosen:
+        count, faults = replay(target)
         print(
-            f"{framing:11} {count:>9,} inputs replayed and compared, {len(faults)} disagreements",
+            f"{target:11} {count:>9,} inputs replayed and compared, {len(faults)} disagreements",
             *faults[:5],
             sep="\n  ",
             flush=True,
         )
         found += len(faults)
-    share, missed = coverage(replayer)
-    print(f"{SUBJECT}: {share:.1f} % of the lines ran; not these: {missed or 'none'}")
-    if set(chosen) == set(framings) and share < LEAST_COVERAGE:
-        print(f"fuzz: that is under {LEAST_COVERAGE} %")
-        found += 1
+    for harness in harnesses:
+        share, missed = coverage(harness)
+        print(f"{harness.subject}: {share:.1f} % of the lines ran; not these: {missed or 'none'}")
+        if set(harness.targets) <= set(chosen) and share < LEAST_COVERAGE:
+            print(f"fuzz: that is under {LEAST_COVERAGE} %")
+            found += 1
     return 1 if found else 0
 
 

@@ -7,7 +7,8 @@ so that no interpreter has to be there. An input is
 
     max_size, 8 bytes little-endian (taken modulo what the format allows)
     shape, 1 byte: of lengths the width (bits 0-1) and the byte order (bit 2); of lines the
-    delimiter's length less one (bits 0-5) split, 1 byte: how the wire is cut into parts
+        delimiter's length less one (bits 0-5)
+    split, 1 byte: how the wire is cut into parts
     of lines the delimiter
     the wire
 
@@ -16,16 +17,15 @@ allocation of its very size: reading a byte beyond is seen.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdio cimport FILE, fclose, fopen, fprintf, fread, printf, stderr
-from libc.stdlib cimport abort, free, getenv, malloc
+from libc.stdio cimport printf
+from libc.stdlib cimport free, getenv
 from libc.string cimport memcmp, memcpy, memset, strcmp
 
+from common cimport WIRE_MOST, block, check, hex, part_size, replay_files
 from hydrogen._c.framing cimport *
 
 cdef enum:
-    WIRE_MOST = 4096  # a longer input is not looked at
     HEADER = 10
-    BYTE_BY_BYTE = 64  # so many parts of one byte, then larger ones: each costs an allocation
 
 cdef int kind = FRAMING_RAW
 
@@ -38,21 +38,6 @@ ctypedef struct reading_t:
     frame_t frames[WIRE_MOST]
 
 cdef reading_t whole, parted
-
-
-cdef void check(bint holds, const char *what) noexcept nogil:
-    if not holds:
-        fprintf(stderr, "framing: this does not hold: %s\n", what)
-        abort()
-
-
-cdef uint8_t *block(const uint8_t *data, size_t n) noexcept nogil:
-    """A copy of just that size."""
-    cdef uint8_t *made = <uint8_t *>malloc(n)
-    check(made != NULL or n == 0, "there is memory")
-    if n and data != NULL:
-        memcpy(made, data, n)
-    return made
 
 
 # --- what the input says --------------------------------------------------------------------------
@@ -275,11 +260,7 @@ cdef void read_parted(
     parted.count = 0
     parted.verdict = FRAME_INCOMPLETE
     while end < n and parted.verdict == FRAME_INCOMPLETE:
-        dice = dice * 1664525 + 1013904223
-        most = (
-            1 if split % 4 == 0 and
-            parts < BYTE_BY_BYTE else 1 + (dice >> 16) % (8 << split % 4 * 2)
-        )
+        most = part_size(split, &dice, parts)
         parts += 1
         end = end + most if n - end > most else n
         at = window = block(wire + begin, end - begin)
@@ -342,13 +323,6 @@ cdef public int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) noexcep
     return 0
 
 
-cdef void hex(const char *name, const uint8_t *data, size_t n) noexcept nogil:
-    cdef size_t i
-    printf(" %s=", name)
-    for i in range(n):
-        printf("%02x", data[i])
-
-
 cdef void say(const uint8_t *data, size_t size) noexcept nogil:
     """Write what an input means and what becomes of it, for the Python side to compare."""
     cdef framing_t framing
@@ -384,23 +358,15 @@ cdef void say(const uint8_t *data, size_t size) noexcept nogil:
     printf("\n")
 
 
+cdef void check_and_say(const uint8_t *data, size_t size) noexcept nogil:
+    LLVMFuzzerTestOneInput(data, size)
+    say(data, size)
+
+
 cdef public int replay(int argc, char **argv) noexcept nogil:
     """The main function of the build that measures coverage: the inputs in the files named, each
     checked and told.
     """
-    cdef uint8_t data[HEADER + DELIMITER_MOST + WIRE_MOST]
-    cdef uint8_t *exact
-    cdef size_t size
-    cdef FILE *file
-    cdef int i
     LLVMFuzzerInitialize(NULL, NULL)
-    for i in range(1, argc):
-        file = fopen(argv[i], "rb")
-        check(file != NULL, "the file can be read")
-        size = fread(data, 1, sizeof(data), file)
-        fclose(file)
-        exact = block(data, size)
-        LLVMFuzzerTestOneInput(exact, size)
-        say(exact, size)
-        free(exact)
+    replay_files(argc, argv, check_and_say)
     return 0
