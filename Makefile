@@ -20,7 +20,7 @@ endif
 BUILD_ENV := $(if $(PURE),HYDROGEN_NO_EXTENSIONS=1,HYDROGEN_REQUIRE_EXTENSIONS=1)
 ENGINE := $(if $(PURE),python,both)
 
-.PHONY: help demo test test-deps build exhaustive debug tsan asan ubsan model proof fuzz format lint types dist test-all free-threaded churn soak machine exits bench docs clean
+.PHONY: help demo test test-deps build exhaustive debug tsan asan ubsan model proof autobahn fuzz format lint types dist test-all free-threaded churn soak machine exits bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,10 +58,14 @@ model: $(VENV)/.installed  ## the models of the protocols between threads, searc
 proof: build  ## what the claims about threads rest on, bounded: models, random steps, exits, sanitizers, no GIL
 	HYDROGEN_MACHINE=20 $(BIN)/pytest -n $(JOBS) --engine=$(ENGINE) tests/contract/test_state_machine.py tests/stress/test_exits.py
 	$(MAKE) model ARGS=
+	$(MAKE) autobahn ARGS=--deflate
 	$(MAKE) ubsan ARGS=
 	$(MAKE) asan ARGS=
 	$(MAKE) tsan ARGS=
 	$(MAKE) free-threaded ARGS="-- --engine=compiled $(CURDIR)/tests/contract $(CURDIR)/tests/stress"
+
+autobahn: build  ## the Autobahn Testsuite on the WebSocket server of each engine, ws and wss (ARGS=--deflate: all of it); needs a Python 2.7
+	$(BIN)/python tools/autobahn.py $(ARGS)
 
 fuzz: $(VENV)/.installed  ## each compiled decoder under clang's fuzzer and sanitizers, a million executions; both decoders on what it finds
 	$(BIN)/python tools/fuzz.py $(ARGS)
