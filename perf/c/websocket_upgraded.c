@@ -33,7 +33,10 @@ static void sha1(const char *data, size_t size, unsigned char digest[20]) {
                          : t < 40 ? b ^ c ^ d
                          : t < 60 ? (b & c) | (b & d) | (c & d)
                                   : b ^ c ^ d;
-            uint32_t k = t < 20 ? 0x5A827999 : t < 40 ? 0x6ED9EBA1 : t < 60 ? 0x8F1BBCDC : 0xCA62C1D6;
+            uint32_t k = t < 20   ? 0x5A827999
+                         : t < 40 ? 0x6ED9EBA1
+                         : t < 60 ? 0x8F1BBCDC
+                                  : 0xCA62C1D6;
             uint32_t next = rotated(a, 5) + f + e + w[t] + k;
             e = d, d = c, c = rotated(b, 30), b = a, a = next;
         }
