@@ -35,10 +35,10 @@ PAGE = """<!doctype html>
   const url = new URL("/stats", location.href.replace(/^http/, "ws"))
   const rates = []
   function draw() {
-    const most = Math.max(1, ...rates)
+    const most = Math.max(...rates)
     document.getElementById("most").textContent = most.toFixed(0)
     document.getElementById("line").setAttribute("points",
-      rates.map((rate, at) => `${at},${99 - 98 * rate / most}`).join(" "))
+      rates.map((rate, at) => `${at},${99 - 98 * rate / (most || 1)}`).join(" "))
   }
   new WebSocket(url).onmessage = event => {
     const figures = JSON.parse(event.data)
