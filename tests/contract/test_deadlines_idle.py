@@ -415,6 +415,10 @@ def test_a_thread_that_waits_in_a_stream_in_which_another_one_sends_is_freed_by_
     class Waits(PassThrough):
         """Keeps what does not fit at first, and when it is to go on; else it waits for room."""
 
+        def __init__(self, fd):
+            super().__init__(fd)
+            made.append(self)
+
         def send(self, buf):
             keeps, self.rest = not self.rest or not buf, self.rest + buf
             while self.rest:
@@ -426,12 +430,13 @@ def test_a_thread_that_waits_in_a_stream_in_which_another_one_sends_is_freed_by_
                     waits.set()
                     select.select([], [self.fd], [])
 
-    waits = threading.Event()
+    made, waits = [], threading.Event()
     handler = recorder(new_connection=Waits, connected=None)
     server = start(handler, write_timeout=AMPLE, max_write_buffer=4 * len(BIG))
     client = connect(server)
     socket = handler.socket()
     assert socket.send(BIG)
+    settled(lambda: len(made[0].rest))  # or a worker who goes on with it would wait in there
     with running(lambda: socket.send(b"x")):
         wait_event(waits, "it waits in there")
         assert socket.send(b"y")
