@@ -698,9 +698,9 @@ def test_a_broadcast_lets_those_who_write_for_others_get_on_once_for_all_of_them
             inside.append(data)
             wait_event(release, "it may go on")
 
-    def held(session, plaintext):
-        hold(plaintext)
-        return encrypt(session, plaintext)
+    def held(session, *messages):
+        hold(b"".join(messages))
+        return encrypt(session, *messages)
 
     class Held(PassThrough):
         def send(self, buf):

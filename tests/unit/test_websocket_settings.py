@@ -16,6 +16,7 @@ def test_the_defaults_are_what_the_documentation_says():
         "max_headers": 100,
         "origins": "same",
         "subprotocols": (),
+        "deflate": None,
         "ping_interval": 20.0,
         "ping_timeout": 20.0,
         "close_timeout": 5.0,
