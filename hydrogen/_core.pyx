@@ -635,9 +635,10 @@ cdef class Engine:
             return Opened(accepted, self._websocket.deflate, below)
         if len(self._openings) >= OPENINGS_MOST:
             self._openings.clear()
-        if key not in self._openings:
-            self._openings[key] = Opened(accepted, self._websocket.deflate, None)
-        return self._openings[key]
+        opened = self._openings.get(key)
+        if opened is None:  # another worker may make one, too
+            opened = self._openings[key] = Opened(accepted, self._websocket.deflate, None)
+        return opened
 
     def __dealloc__(self):
         # In a forked child the threads to join are not there, and a lock may be held for ever: what

@@ -149,7 +149,7 @@ def _agree(
         answer.append("server_no_context_takeover")
     if not client_takeover:
         answer.append("client_no_context_takeover")
-    if server_bits < _LARGEST:
+    if server_bits < _LARGEST or "server_max_window_bits" in offered:
         answer.append(f"server_max_window_bits={server_bits}")
     if "client_max_window_bits" in offered:
         answer.append(f"client_max_window_bits={client_bits}")

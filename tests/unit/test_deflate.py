@@ -100,6 +100,12 @@ def test_context_takeover_is_what_both_want():
     assert agreed.client_bits == 12
 
 
+def test_a_window_that_was_asked_for_is_answered_though_it_is_whole():
+    assert answer("permessage-deflate; server_max_window_bits=15", window_bits=15) == (
+        DEFAULT.rpartition(";")[0] + "; server_max_window_bits=15"
+    )
+
+
 def test_a_whole_window_goes_without_saying():
     assert answer("permessage-deflate", window_bits=15) == DEFAULT.rpartition(";")[0]
 
