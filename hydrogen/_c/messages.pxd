@@ -26,8 +26,8 @@ from hydrogen._c.mailbox cimport mailbox_generation
 from hydrogen._c.output cimport output_append, output_flush, output_wake_drainers
 from hydrogen._c.structs cimport connection_t, context_t, io_t, session_t
 from hydrogen._c.websocket cimport (
-    MESSAGES_CONTROL, OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, control_t,
-    websocket_advance, websocket_closing,
+    MESSAGES_CONTROL, MESSAGE_HEADER, OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, control_t,
+    websocket_advance, websocket_closing, websocket_write_header,
 )
 
 cdef enum:
@@ -36,7 +36,10 @@ cdef enum:
 
 cdef inline session_t *messages_new() noexcept nogil:
     """NULL without memory."""
-    return <session_t *>calloc(1, sizeof(session_t))
+    cdef session_t *session = <session_t *>calloc(1, sizeof(session_t))
+    if session != NULL:
+        session.taken = <uint64_t>1 << 62  # it may go back: messages_put_back
+    return session
 
 
 cdef inline void messages_free(session_t *session) noexcept nogil:
@@ -196,6 +199,33 @@ cdef inline bint messages_take(
     if input.end == input.start:
         connection.input = NULL
         block_free(&io.pool, input)
+    return True
+
+
+cdef inline bint messages_put_back(
+    io_t *io, connection_t *connection, uint8_t opcode, const char *data, size_t n,
+) noexcept nogil:
+    """Put a message, which was compressed and is not now, before all that is ready: it is not to be
+    delivered yet. False without memory.
+    """
+    cdef session_t *session = connection.websocket
+    cdef block_t *input = connection.input
+    cdef size_t rest = block_length(input) if input != NULL else 0
+    cdef size_t size = MESSAGE_HEADER + n
+    cdef block_t *larger = block_exact(&io.pool, size + rest)
+    cdef char *to
+    if larger == NULL:
+        return False
+    to = block_bytes(larger)
+    websocket_write_header(<uint8_t *>to, opcode, n)
+    memcpy(to + MESSAGE_HEADER, data, n)
+    if input != NULL:
+        memcpy(to + size, block_bytes(input) + input.start, rest)
+        block_free(&io.pool, input)
+    larger.end = size + rest
+    connection.input = larger
+    session.reader.ready += size
+    session.taken -= size
     return True
 
 

@@ -250,13 +250,22 @@ cdef inline void websocket_begin(
     memcpy(websocket.mask, data + header.size - 4, 4)
 
 
+cdef inline void websocket_write_header(
+    uint8_t *header, uint8_t opcode, uint64_t size,
+) noexcept nogil:
+    """The header of ours, of a message that is ready."""
+    cdef size_t i
+    header[0] = opcode
+    for i in range(1, <size_t>MESSAGE_HEADER):
+        header[i] = <uint8_t>(size >> 8 * (MESSAGE_HEADER - 1 - i))
+
+
 cdef inline void websocket_finish(websocket_t *websocket, uint8_t *data) noexcept nogil:
     """The message in work is complete."""
-    cdef uint8_t *header = data + websocket.ready
-    cdef size_t i
-    header[0] = websocket.message | (WEBSOCKET_COMPRESSED if websocket.compressed else 0)
-    for i in range(1, <size_t>MESSAGE_HEADER):
-        header[i] = <uint8_t>(<uint64_t>websocket.size >> 8 * (MESSAGE_HEADER - 1 - i))
+    websocket_write_header(
+        data + websocket.ready,
+        websocket.message | (WEBSOCKET_COMPRESSED if websocket.compressed else 0), websocket.size,
+    )
     websocket.ready += MESSAGE_HEADER + websocket.size
     websocket.size = 0
     websocket.fragments = 0

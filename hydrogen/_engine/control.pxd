@@ -21,7 +21,7 @@ from hydrogen._c.kernel cimport kernel_now
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_generation, mailbox_pauses
 from hydrogen._c.messages cimport (
-    EVENT_HEADER, messages_event_is_due, messages_pinged, messages_skip,
+    EVENT_HEADER, messages_event_is_due, messages_pinged, messages_put_back, messages_skip,
 )
 from hydrogen._c.queues cimport queues_has_ready
 from hydrogen._c.structs cimport connection_t, io_t, session_t, worker_t
@@ -165,23 +165,34 @@ cdef inline int control_inflate(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
     uint8_t opcode, bytes data,
 ) except -1:
-    """Deliver a message that was compressed."""
+    """Deliver a message that was compressed, if it still may be: zlib lets go of the GIL, and
+    others close and pause meanwhile.
+    """
     fault = None
     callbacks_begin(engine, worker)
     try:
-        message = (<object>connection.opening).inflater.inflate(
+        data = (<object>connection.opening).inflater.inflate(
             data, engine._loop.context.max_message
         )
+        message = data
         if opcode == OPCODE_TEXT:
-            message = PyUnicode_DecodeUTF8(PyBytes_AS_STRING(message), len(message), NULL)
+            message = PyUnicode_DecodeUTF8(PyBytes_AS_STRING(data), len(data), NULL)
     except ValueError as error:
         fault = (
             errors.stripped(error) if issubclass(type(error), errors.ProtocolError)
             else Fault(MESSAGES_TEXT).error()  # a UnicodeDecodeError
         )
     callbacks_check(engine)
-    if fault is None:
+    if atomic_load32(&connection.state) != STATE_OPEN:
+        return 0
+    if fault is None and not mailbox_pauses(connection):
         return callbacks_message(engine, worker, connection, socket, message)
+    if fault is None:
+        if not messages_put_back(
+            &worker.io, connection, opcode, PyBytes_AS_STRING(data), len(data)
+        ):
+            raise MemoryError
+        return 0
     large = isinstance(fault, errors.FrameTooLarge)
     connection.websocket.fault = MESSAGES_LARGE if large else MESSAGES_TEXT  # it is not listened to
     ending_with(

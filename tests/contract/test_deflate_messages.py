@@ -16,7 +16,7 @@ from deflate_peers import (
     starter,
     taking_over,
 )
-from support import wait_until
+from support import running, wait_until
 from websocket_peers import (
     BINARY,
     CLOSE,
@@ -302,3 +302,36 @@ def test_a_bit_where_it_must_not_be_is_told_with_1002_at_once(begin, sides, data
     assert peer.ended().code == 1002
     assert type(removed_with(server, handler, 1002)) is hydrogen.ProtocolError
     assert handler.messages() == [GREETING]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["pause", "close"])
+def test_nothing_is_delivered_once_a_pause_or_a_close_has_returned(begin, connect, end):
+    """A message is being inflated at that moment, in most of these rounds."""
+    data = "".join(f"{n} and so on, " for n in range(40_000))
+    ended, late = set(), []
+
+    def received(socket, data):
+        if socket.id in ended:
+            late.append(socket.id)
+        if data == "hello":
+            socket.send(data)
+
+    handler = recorder(connected=None, message=received)
+    server, other = begin(handler)
+    for count in range(2, 10):
+        peer = deflate_peer_of(connect(server)).open(offer=OFFER)
+        socket = handler.wait_for("connected", count)[-1].socket
+        wire = frame(FIN | RSV1 | TEXT, peer.compress(data.encode()))
+        before = server.stats().messages_received
+        with running(lambda: peer.client.sock.sendall(wire * 20)):  # noqa: B023
+            wait_until(lambda: server.stats().messages_received > before + 2, "they come")  # noqa: B023
+            if end == "pause":
+                socket.pause_reading()
+            else:
+                socket.close()
+            ended.add(socket.id)
+        for _ in range(3):
+            other.echo("hello")
+        peer.close()
+    assert late == []
