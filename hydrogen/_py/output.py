@@ -68,6 +68,9 @@ as long as they send.
 """
 
 
+COMPRESSED_AS_ONE = 4096
+"""Bytes to be compressed that count as one more of these."""
+
 CONTENDED = 0.025
 """Seconds for which one who leaves a message to who is in the role lets that one get on, when
 `max_write_buffer` bytes are left to him; in proportion when it is less, and not at all below a
@@ -614,8 +617,10 @@ class Output(Mailbox):
                 self._waiting_size = total(self._waiting)
                 self._asked = True
                 return
-            budget.messages -= 1
             data = self._waiting[0]
+            budget.messages -= 1
+            if type(data) is Uncompressed:  # which takes far longer
+                budget.messages -= len(data) // COMPRESSED_AS_ONE
             sent = self.tally.messages_sent + (type(data) is not Raw)
             if not (self.at_once or self._sealed):
                 self._torn = True
@@ -628,19 +633,19 @@ class Output(Mailbox):
         self._waiting_size = 0
 
     def _prepare(self, data: bytes) -> None:
-        if type(data) is Uncompressed:
-            data = self.compressed(data)
+        compresses = type(data) is Uncompressed
+        if compresses:
+            data = self.compressed(data)  # type: ignore[arg-type]
         if self.session is not None:
             self._encrypt(self.session, data)
         elif data or self.transport.is_stream:  # on a socket there is nothing to an empty one
-            self._enqueue(data)
-
-    def _enqueue(self, data: bytes) -> None:
-        try:
-            self._queued.append(data)
-        except MemoryError:
-            self._torn = False  # it is not in there
-            raise
+            try:
+                self._queued.append(data)
+            except MemoryError:
+                # It is not in there, and may be queued again; but not be compressed again: those
+                # that follow refer to it.
+                self._torn = compresses
+                raise
 
     def _encrypt(self, session: TlsSession, data: bytes) -> None:
         if not data or not session.is_writable:
