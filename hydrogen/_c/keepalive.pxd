@@ -1,8 +1,8 @@
 """Pings of WebSocket clients that have sent nothing for a while, by the monitor thread.
 
 What lies unread in the kernel has come, too, be it the end: the handler may block. Who has sent a
-CLOSE has said his last word, and waits for ours. And while the client takes nothing it is
-write_timeout that counts: a ping would stand behind all the rest.
+CLOSE has said his last word, and waits for ours. A ping stands behind all other output: while that
+is blocked it is write_timeout that counts, and who takes some of it is there.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -15,7 +15,7 @@ from hydrogen._c.constants cimport (
     STATE_VACANT, TIMEOUT_PING, UNLIMITED, WATCH_CONFIGURED,
 )
 from hydrogen._c.flush cimport flush_one
-from hydrogen._c.kernel cimport kernel_is_readable, kernel_now
+from hydrogen._c.kernel cimport kernel_is_readable, kernel_now, kernel_unacknowledged
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.mailbox cimport mailbox_at, mailbox_generation
 from hydrogen._c.messages cimport messages_pinged
@@ -26,6 +26,8 @@ from hydrogen._c.structs cimport connection_t, context_t, loop_t, session_t
 
 cdef enum:
     PING_SIZE = 8
+    # bytes in the kernel, before the ping, that a client may need long for
+    BACKLOG = 16384
     GOING_AWAY = 1001  # RFC 6455 section 7.4.1
 
 # What is due.
@@ -59,24 +61,32 @@ cdef inline int keepalive_look_locked(
     return ALIVE
 
 
-cdef inline bint keepalive_is_unread(
-    context_t *context, connection_t *connection, uint32_t generation, uint64_t now,
+cdef inline bint keepalive_is_moving(
+    context_t *context, connection_t *connection, uint32_t generation, uint64_t now, bint late,
 ) noexcept nogil:
     """Whether something lies in the kernel, or was taken out of there meanwhile; then it came now.
+
+    The same where the client has taken something of much since it was pinged: the ping stands
+    behind what the kernel holds.
     """
-    cdef bint unread
+    cdef bint moving = False
+    cdef int unacknowledged = 0
     lock_take(&context.fd_lock)
-    unread = (
-        mailbox_generation(connection) == generation and kernel_is_readable(connection.poll_fd)
-    )
+    if mailbox_generation(connection) == generation:
+        moving = kernel_is_readable(connection.poll_fd)
+        unacknowledged = kernel_unacknowledged(connection.poll_fd)
     lock_give(&context.fd_lock)
     lock_take(&connection.lock)
     if mailbox_generation(connection) == generation and connection.websocket != NULL:
-        unread |= relaxed_load32(&connection.websocket.heard) != 0
-        if unread:
+        moving |= relaxed_load32(&connection.websocket.heard) != 0
+        moving |= late and unacknowledged < connection.websocket.unacknowledged and (
+            connection.websocket.unacknowledged > BACKLOG
+        )
+        connection.websocket.unacknowledged = unacknowledged
+        if moving:
             connection.websocket.heard_at = now
     lock_give(&connection.lock)
-    return unread
+    return moving
 
 
 cdef inline void keepalive_not_pinged(
@@ -147,7 +157,9 @@ cdef inline void keepalive_sweep(loop_t *loop) noexcept nogil:
             queues_end(
                 loop, connection, generation, False, CAUSE_LOCAL_CLOSED, GOING_AWAY, NULL, True
             )
-        elif due == ALIVE or keepalive_is_unread(context, connection, generation, now):
+        elif due == ALIVE or keepalive_is_moving(
+            context, connection, generation, now, due == PING_LATE
+        ):
             pass
         elif due == PING_DUE:
             keepalive_ping(loop, connection, generation, tls)

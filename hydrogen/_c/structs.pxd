@@ -84,7 +84,8 @@ ctypedef struct session_t:
     uint64_t latency          # ns from there to its pong, 0: none came; by the owner
     # by the owner, cleared by the monitor thread: something came since it looked last
     uint32_t heard
-    uint32_t said_goodbye     # by the owner: the client's CLOSE came, it answers no more pings
+    # by the owner: the client's CLOSE, or close_notify, came: it answers no more pings
+    uint32_t said_goodbye
     # with TLS a worker is to ping; atomic, set by the monitor thread, cleared by the worker
     uint32_t ping_due
     # under the lock
@@ -92,6 +93,7 @@ ctypedef struct session_t:
     # monitor thread only
     uint64_t heard_at
     uint64_t ends_at          # 0: never
+    int unacknowledged        # bytes in the kernel when it was looked at last, or pinged
 
 ctypedef struct connection_t:
     slot_t slot

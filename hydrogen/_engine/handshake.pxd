@@ -6,7 +6,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from hydrogen._c.atomic cimport atomic_load32
 from hydrogen._c.constants cimport (
-    CAUSE_BAD_FRAME, CAUSE_REJECT, FLAG_HEAD, SEND_REFUSED, STATE_OPEN, WATCH_CONFIGURED,
+    CAUSE_BAD_FRAME, CAUSE_REJECT, FLAG_HEAD, FLAG_TLS_END, SEND_REFUSED, STATE_OPEN,
+    WATCH_CONFIGURED,
 )
 from hydrogen._c.deadlines cimport deadlines_announce
 from hydrogen._c.kernel cimport kernel_now
@@ -79,6 +80,7 @@ cdef inline int handshake_accept(
         raise MemoryError
     session.heard_at, session.ends_at = now, ends_at
     session.reader.inflates = accepted.agreement is not None
+    session.said_goodbye = connection.flags & FLAG_TLS_END != 0
     lock_take(&connection.lock)
     connection.websocket = session
     lock_give(&connection.lock)

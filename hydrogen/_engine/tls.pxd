@@ -5,6 +5,7 @@ nobody waits for it.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t
 
+from hydrogen._c.atomic cimport relaxed_store32
 from hydrogen._c.buffer cimport block_bytes, block_free, block_length, block_t
 from hydrogen._c.constants cimport (
     AGAIN, FLAG_BUSY, FLAG_CLOSE_NOTIFY, FLAG_HANDSHAKE, FLAG_RECEIVING, FLAG_TLS_END,
@@ -43,6 +44,8 @@ cdef inline void tls_note_end(connection_t *connection, session):
     if connection.flags & FLAG_TLS_END or not (session.is_ended or session.failure is not None):
         return
     connection.flags |= FLAG_TLS_END
+    if connection.websocket != NULL:
+        relaxed_store32(&connection.websocket.said_goodbye, 1)
     if session.failure is not None:
         connection.flags |= FLAG_TLS_FAILED
     connection.end_code = 0

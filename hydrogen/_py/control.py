@@ -30,6 +30,10 @@ from hydrogen.websocket import (
 )
 
 
+BACKLOG = 16384
+"""Bytes in the kernel, before a ping, that a client may need long for."""
+
+
 class Session:
     """What is known of a WebSocket connection once it is open.
 
@@ -53,6 +57,7 @@ class Session:
         "_probed_at",
         "_received",
         "_settings",
+        "_unsent",
         "encoder",
         "has_failed",
         "is_counted",
@@ -84,6 +89,7 @@ class Session:
         self._alive_at = time.monotonic()
         self._probed_at = -math.inf  # when it was pinged for that last
         self._is_late = False
+        self._unsent = 0  # in the kernel, when it was pinged or looked at last
         self._received = 0  # bytes until then
         self._ends_at = self._alive_at + (lifetime(settings) or math.inf)
 
@@ -144,6 +150,7 @@ class Session:
 
     def look_for_close(self) -> None:
         """Drop the messages that the client sends, until its CLOSE."""
+        self.reader.inflates_later = True
         try:
             while self.reader.next() is not None:
                 pass
@@ -160,8 +167,9 @@ class Session:
         """Ping a client that has sent nothing for `ping_interval`, and end the connection if
         nothing comes after that for `ping_timeout`; or for its age. By the monitor thread.
 
-        What was not looked at yet has come, too: the handler may block. And while the client takes
-        nothing it is `write_timeout` that counts: the ping would stand behind all the rest.
+        What was not looked at yet has come, too: the handler may block. A ping stands behind all
+        other output: while that is blocked it is `write_timeout` that counts, and who takes some of
+        it is there.
         """
         settings, connection = self._settings, self._connection
         if connection.error is not None:
@@ -181,22 +189,32 @@ class Session:
             self._alive_at = now
             self._is_late = False
         elif self._probed_at < self._alive_at + interval:
-            self._probed_at = now
             self._is_late = False
+            self._unsent = kernel.unsent(connection.transport.poll_fd)
             self.ping(int(now * 1e9).to_bytes(8, "big"), limited=False)
+            self._probed_at = now
         elif timeout is not None and now >= self._probed_at + timeout:
-            # Not at once: somebody may have taken what came out of the kernel a moment ago.
-            if self._is_late:
+            unsent, self._unsent = self._unsent, kernel.unsent(connection.transport.poll_fd)
+            if self._unsent < unsent and unsent > BACKLOG:
+                self._alive_at = now
+            elif self._is_late:
                 connection.end(Cause.TIMEOUT, code=Timeout.PING_TIMEOUT, at_once=True)
+            # Not at once: somebody may have taken what came out of the kernel a moment ago.
             self._is_late = True
 
     def _is_unread(self) -> bool:
-        """Whether something has come that was not looked at yet, be it the end; a CLOSE, say, after
+        """Whether something has come that was not looked at yet, be it the end, or a CLOSE, after
         which a client answers no pings.
         """
         connection = self._connection
         waits = connection.is_owned or connection.is_paused
-        return (waits and self.reader.size > 0) or kernel.is_readable(connection.transport.poll_fd)
+        holds = connection.decoder.size > 0 or connection.next_message is not None
+        return (
+            self.reader.is_closed
+            or connection.input_ended
+            or (waits and holds)
+            or kernel.is_readable(connection.transport.poll_fd)
+        )
 
 
 class Kept:
@@ -206,6 +224,7 @@ class Kept:
         self._session = session
         self._events: deque[Event] = deque()
         self._fault: ProtocolError | None = None
+        session.reader.inflates_later = True
         try:
             while (event := session.reader.next()) is not None:
                 self._events.append(event)
@@ -224,9 +243,11 @@ class Kept:
             self._session.look_for_close()
 
     def next(self) -> Event | None:
-        """The next of what had come. Raises: ProtocolError: what follows is no WebSocket."""
+        """The next of what had come. Raises: ProtocolError: what follows is no WebSocket, or cannot
+        be inflated.
+        """
         if self._events:
-            return self._events.popleft()
+            return self._session.reader.inflated(self._events.popleft())
         if self._fault is not None:
             raise self._fault
         return None

@@ -45,6 +45,8 @@ class MessageReader:
 
     Attributes:
         is_closed: whether a CLOSE came.
+        inflates_later: compressed messages are given out as they came, for `inflated`; a bit of
+            their opcode says so.
     """
 
     __slots__ = (
@@ -62,6 +64,7 @@ class MessageReader:
         "_message",
         "_parts",
         "_size",
+        "inflates_later",
         "is_closed",
     )
 
@@ -75,6 +78,7 @@ class MessageReader:
         """
         self._inflater = inflater
         self._is_compressed = False  # the message in work
+        self.inflates_later = False
         self._max_message = max_message
         self._max_fragments = max_fragments
         self._buffer = bytearray()
@@ -232,24 +236,31 @@ class MessageReader:
         opcode, self._message = self._message, None
         assert opcode is not None
         if self._is_compressed:
-            return Event(opcode, self._inflated(opcode))
+            event = Event(opcode | COMPRESSED, b"".join(self._parts))  # type: ignore[arg-type]
+            self._parts = []
+            self._size = self._fragments = 0
+            return event if self.inflates_later else self.inflated(event)
         if opcode == TEXT:
             self._parts.append(self._decoded(b"", final=True))  # type: ignore[arg-type]
         parts, self._parts = self._parts, []
         self._size = self._fragments = 0
         return Event(opcode, "".join(parts) if opcode == TEXT else b"".join(parts))  # type: ignore[arg-type]
 
-    def _inflated(self, opcode: int) -> str | bytes:
-        """What the message is that was compressed."""
-        parts: list[bytes] = self._parts  # type: ignore[assignment]
-        self._parts = []
-        self._size = self._fragments = 0
+    def inflated(self, event: Event) -> Event:
+        """The same, if it was compressed: what it is.
+
+        Raises:
+            FrameTooLarge, InvalidText: it is longer than `max_message`, or nothing.
+        """
+        if not event.opcode & COMPRESSED:
+            return event
         assert self._inflater is not None
-        data = self._inflater.inflate(b"".join(parts), self._max_message)
+        opcode = event.opcode & ~COMPRESSED
+        data = self._inflater.inflate(event.data, self._max_message)  # type: ignore[arg-type]
         if opcode != TEXT:
-            return data
+            return Event(opcode, data)
         try:
-            return data.decode()
+            return Event(opcode, data.decode())
         except UnicodeDecodeError:
             raise Fault.TEXT.error() from None
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import select
 import threading
 
 import pytest
@@ -33,6 +34,7 @@ from websocket_peers import (
     closing,
     deflate_peer_of,
     echo,
+    frame,
     ping,
     pong,
     recorder,
@@ -324,3 +326,18 @@ def test_a_client_that_is_silent_is_found_out(begin, family, sides):
     (error,) = handler.wait_disconnected()
     assert str(error).startswith("ping_timeout:")
     wait_until(lambda: server.stats().removed_ping_timeout == 1, "it is counted")
+
+
+@families
+def test_what_cannot_be_inflated_is_dropped_once_we_have_closed(begin, family):
+    """As any message is that comes in place of the client's CLOSE."""
+    handler = recorder(connected=lambda socket: socket.close(4000))
+    server, peer = begin(handler, "both", family)
+    assert peer.receive_close() == Closed(4000, "")
+    received = server.stats().bytes_received
+    peer.send(frame(FIN | RSV1 | BINARY, b"nonsense"))
+    wait_until(lambda: server.stats().bytes_received > received, "it is read")
+    assert select.select([peer.client.sock], [], [], 0)[0] == []
+    peer.send(closing(4000))
+    peer.meet_end()
+    assert removed_with(server, handler, 4000).code == 4000

@@ -166,9 +166,9 @@ def test_a_pong_that_was_read_counts_although_all_workers_block(start, connect, 
 @pytest.mark.parametrize("last", ["close", "end"])
 @FAMILIES
 def test_who_has_said_the_last_word_is_not_late(start, connect, gate, family, last, by):
-    """Be it read or not. After that a client answers no ping, but waits for what is due to it."""
-    if family == "tls" and last == "end":
-        pytest.skip("TLS ends both ways")
+    """Be it read or not. After that a client answers no ping, but waits for what is due to it. With
+    TLS the end is a close_notify, in one segment with the message, and no FIN.
+    """
     go = gate()
 
     def received(socket, data):
@@ -182,8 +182,12 @@ def test_who_has_said_the_last_word_is_not_late(start, connect, gate, family, la
     settings = WebSocket(ping_interval=0.3, ping_timeout=0.3)
     server = start(handler, websocket=settings, **options(family))
     peer = peer_of(connect(server), family).open()
-    peer.send(text("go") + (closing(1000) if last == "close" else b""))
-    if last == "end":
+    if last == "close":
+        peer.send(text("go") + closing(1000))
+    elif family == "tls":
+        peer.client.send(peer.wire.encrypt(text("go")) + peer.wire.close_notify())
+    else:
+        peer.send(text("go"))
         peer.finish()
     handler.wait_for("message")
     socket = handler.calls[-1].socket
@@ -201,6 +205,52 @@ def test_who_has_said_the_last_word_is_not_late(start, connect, gate, family, la
         assert peer.receive_close() == Closed(1000, "")
     (error,) = handler.wait_disconnected()
     assert (type(error), error.code) == (WebSocketClosed, 1000 if last == "close" else 1006)
+
+
+@pytest.mark.slow
+@FAMILIES
+def test_who_reads_what_stands_before_the_ping_is_not_late(start, connect, family):
+    """All of it lies in the kernel, and takes him longer than a ping may."""
+    handler = recorder(connected=None)
+    settings = WebSocket(ping_interval=0.3, ping_timeout=0.3)
+    server = start(handler, websocket=settings, **options(family))
+    peer = peer_of(connect(server, receive_buffer=16384), family).open()
+    assert handler.socket().send(bytes(1 << 20))
+    left = 1 << 20
+    pause = threading.Event()  # that nobody sets: a link of 400 KB a second
+    while left > 0:
+        left -= len(peer.client.sock.recv(4096))
+        pause.wait(0.01)
+    assert server.stats().removed == 0
+    peer.client.close()
+
+
+@pytest.mark.slow
+@FAMILIES
+def test_a_stop_makes_nobody_late_whose_close_waits_behind_a_message(start, connect, family):
+    def received(socket, data):
+        if data == "pause":
+            socket.pause_reading()
+        else:
+            socket.send("done")
+
+    handler = recorder(message=received)
+    settings = WebSocket(ping_interval=0.3, ping_timeout=0.3)
+    server = start(handler, websocket=settings, stop_timeout=30, **options(family))
+    peer = peer_of(connect(server), family).open()
+    peer.send(text("pause") + text("go") + closing(1000))
+    handler.wait_for("message")
+    socket = handler.calls[-1].socket
+    clock = start(recorder(connected=None), websocket=settings)
+    with running(server.stop):
+        for count in (1, 2, 3):
+            peer_of(connect(clock)).open()
+            wait_until(lambda: clock.stats().removed_ping_timeout == count, "it is late")  # noqa: B023
+        socket.resume_reading()
+        assert peer.receive_message() == "done"
+        peer.receive_close()
+        peer.close()
+    assert server.stats().removed_ping_timeout == 0
 
 
 @FAMILIES

@@ -12,7 +12,7 @@ from wsproto.frame_protocol import CloseReason, FrameProtocol, ParseFailed
 from wsproto.frame_protocol import Opcode as Op
 
 from hydrogen import FrameTooLarge, ProtocolError
-from hydrogen._py.websocket import BINARY, CLOSE, PING, PONG, TEXT, MessageReader
+from hydrogen._py.websocket import BINARY, CLOSE, PING, PONG, TEXT, Event, MessageReader
 from hydrogen.deflate import COMPRESSED, Compressor, Inflater
 from hydrogen.errors import InvalidText
 from hydrogen.framings import masked
@@ -379,3 +379,15 @@ def test_compressed_messages_come_out_at_any_splits(messages, splits):
     )
     assert [event[:2] for event in found if event[0] != PING] == [m[:2] for m in messages]
     assert kind is None
+
+
+def test_messages_may_be_inflated_later():
+    messages = [(TEXT, "caf\xe9 " * 99, []), (BINARY, b"caf" * 999, [])]
+    reads = reader(inflates=True)
+    reads.inflates_later = True
+    reads.feed(deflated(messages))
+    found = [reads.next(), reads.next()]
+    assert [event.opcode for event in found] == [TEXT | COMPRESSED, BINARY | COMPRESSED]
+    assert all(len(event.data) < 100 for event in found)
+    assert [tuple(reads.inflated(event))[:2] for event in found] == [it[:2] for it in messages]
+    assert reads.inflated(Event(PING, b"")) == Event(PING, b"")
