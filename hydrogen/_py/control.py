@@ -29,7 +29,6 @@ from hydrogen.websocket import (
     lifetime,
 )
 
-
 BACKLOG = 16384
 """Bytes in the kernel, before a ping, that a client may need long for."""
 

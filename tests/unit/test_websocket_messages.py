@@ -79,7 +79,8 @@ def compiled(parts, max_message=1 << 20, max_fragments=1 << 16, inflates=False):
     who delivers messages inflates them.
     """
     if _codec is None:
-        return apart(*by_python(parts, max_message=max_message, max_fragments=max_fragments))
+        limits = {"max_message": max_message, "max_fragments": max_fragments}
+        return apart(*by_python(parts, **limits, inflates=inflates))
     found, code = _codec.messages(parts, max_message, max_fragments, inflates)
     messages, controls, kind = apart(found, KINDS[code])
     inflater = Inflater(15, True)
