@@ -94,12 +94,15 @@ def idle_websocket_memory(
     contender: Contender, layout: Layout, settings: Settings
 ) -> dict[str, float]:
     """W12-memory."""
-    return memory(contender, WEBSOCKET_CONNECTIONS, websocket="/", framing="websocket-text")
+    return memory(contender, WEBSOCKET_CONNECTIONS, 1000, websocket="/", framing="websocket-text")
 
 
-def memory(contender: Contender, number: int, **options: Any) -> dict[str, float]:
+def memory(
+    contender: Contender, number: int, small: int = CONNECTIONS, **options: Any
+) -> dict[str, float]:
     """A small wave of connections, that all be allocated which does not depend on their number, and
-    two large ones.
+    two large ones. Where each has a callback a small one is of many, for all threads to come into
+    it.
 
     What is kept after the first large wave may be a slab or a pool, which the second uses again;
     what is kept beyond that after the second has leaked.
@@ -115,7 +118,7 @@ def memory(contender: Contender, number: int, **options: Any) -> dict[str, float
             )
             return during, private_dirty(server.pid)
 
-        _, before = wave(CONNECTIONS)
+        _, before = wave(small)
         during, kept = wave(number)
         _, kept_again = wave(number)
     return {
