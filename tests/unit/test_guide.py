@@ -321,12 +321,12 @@ def free_ports(count):
         return [str(sock.getsockname()[1]) for sock in socks]
 
 
-def command(line, engine, **environment):
+def command(line, engine):
     """A line of the guides that starts a server, started."""
     words = shlex.split(line, comments=True)
     assert words[:3] == ["python", "-m", "hydrogen"]
     code = "import runpy; runpy.run_module('hydrogen', run_name='__main__', alter_sys=True)"
-    process = child(code, *words[3:], HYDROGEN_ENGINE=engine, **environment)
+    process = child(code, *words[3:], HYDROGEN_ENGINE=engine)
     assert process.stdout.readline().startswith("listening on ")
     return process
 
@@ -397,7 +397,7 @@ def test_haproxy_serves_by_the_configuration_of_the_guide_and_survives_a_stop(en
         proxy.communicate()
 
 
-def test_the_chat_of_the_tutorial_is_served_by_haproxy_over_tls(engine, tmp_path):
+def test_the_chat_of_the_tutorial_is_served_by_haproxy_over_tls(engine, tmp_path, monkeypatch):
     blocks = blocks_of(DOCS / "tutorial-chat.md")
     program = next(block.text for block in blocks if block.info == "python")
     (tmp_path / "chat.py").write_text(program)
@@ -419,7 +419,8 @@ def test_the_chat_of_the_tutorial_is_served_by_haproxy_over_tls(engine, tmp_path
         config = config.replace(f"127.0.0.1:{given}", f"{HOST}:{free}")
     (tmp_path / "haproxy.cfg").write_text(config + "\n")
     line = line.replace("--port 8000", f"--addr {HOST} --port {ports['8000']}")
-    server = command(line, engine, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # behind that of `child`
+    server = command(line, engine)
     proxy = subprocess.Popen(
         [path_of("haproxy"), "-db", "-f", "haproxy.cfg"],
         cwd=tmp_path,
