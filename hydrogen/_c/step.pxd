@@ -11,7 +11,7 @@ on.
 | HANGUP | both, and FLAG_HANGUP |
 | STOP | FLAG_STOP |
 | NEW | TODO_OPEN |
-| RECEIVED | TODO_RECEIVED: another thread has received for the owner, by TLS or a user's stream |
+| RECEIVED | TODO_RECEIVED: another thread has received, or compressed the last, for the owner |
 | LOW | TODO_LOW, if there is an `on_writable`, and on_connected came before |
 | DEADLINE | the clock is looked at; FLAG_LATE when it is late |
 | RESUME | the pause does not count for deadlines; what waits is FLAG_READABLE, or in `input` |

@@ -179,7 +179,7 @@ ctypedef struct connection_t:
     void *decoder            # codec.FrameDecoder of a user's frame builder
     void *builder            # _codec.Framing of its own: `framing` points into it
     void *header             # proxy.ProxyHeader, or, before it is whole, proxy.HeaderReader
-    void *opening            # handshake.Accepted: path and subprotocol of a WebSocket
+    void *opening            # handshake.Opened, of a WebSocket
     void *error              # the exception of CAUSE_HANDLER_ERROR and its like
 
 ctypedef struct worker_t:

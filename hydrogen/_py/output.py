@@ -794,8 +794,8 @@ class Output(Mailbox):
         self._end_messages()
 
     def compressed(self, message: Uncompressed) -> bytes:
-        """The frame of a message that is to be compressed."""
-        raise NotImplementedError
+        """The frame of a message that is to be compressed; there is none but of a WebSocket."""
+        return message
 
     def closing_frame(self) -> bytes:
         """The last message, which says why the connection ends; b"" for none."""
