@@ -132,7 +132,7 @@ class RateLimitedLog:
         if not silent:
             _write(level, message, *arguments, error=error)
         elif first_left_out:
-            # the server stops, and flushes at the end of that
+            # the server has stopped, and flushes then
             with contextlib.suppress(RuntimeError):
                 self._later(kind.period, self._tell_overdue)
 

@@ -230,10 +230,10 @@ class Server:
     def suspend(self) -> None:
         """Accept no connections until `resume`: new ones wait in the kernel's backlog.
 
-        Open connections are served as before.
+        Open connections are served as before. A server that is stopping accepts nothing anyway.
 
         Raises:
-            RuntimeError: the server is not running.
+            RuntimeError: the server has not started, or has stopped.
         """
         self._suspend(True)
 
@@ -241,7 +241,7 @@ class Server:
         """Undo `suspend`.
 
         Raises:
-            RuntimeError: the server is not running.
+            RuntimeError: as `suspend`.
         """
         self._suspend(False)
 
@@ -263,14 +263,16 @@ class Server:
                 return
 
     def _running_engine(self) -> backend.Engine:
-        life = self._life
-        engine = None if life is None or life.stopping else life.usable_engine()
+        """The engine from the start until the stop is over: a callback that runs meanwhile may ask
+        for all that it asks for at other times.
+        """
+        engine = None if self._stopped.is_set() else self._any_engine()
         if engine is None:
             raise RuntimeError("the server is not running")
         return engine
 
     def _any_engine(self) -> backend.Engine | None:
-        """The engine also while it stops, and after."""
+        """The engine also after the stop."""
         life = self._life
         return None if life is None else life.usable_engine()
 
@@ -298,7 +300,7 @@ class Server:
 
         Raises:
             TypeError, ValueError: as `Config` for `ssl`.
-            RuntimeError: the server does not use TLS, or is not running.
+            RuntimeError: the server does not use TLS, has not started, or has stopped.
         """
         check_context("context", context, server_side=True)
         if self.config.ssl is None:
@@ -342,12 +344,12 @@ class Server:
         It may block like any callback; what it raises is logged.
 
         Returns:
-            A `Timer`, which you can `cancel()`. What is not called before the server stops never
+            A `Timer`, which you can `cancel()`. What is not called before the stop is over never
             is.
         Raises:
             TypeError, ValueError: `seconds` is not a number from 0 to `MAX_SECONDS`, or `callback`
                 is not callable.
-            RuntimeError: the server is not running.
+            RuntimeError: as `suspend`.
         """
         _check_seconds("seconds", seconds)
         if not callable(callback):

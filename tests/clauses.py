@@ -57,8 +57,8 @@ CLAUSES: dict[str, str] = {
         "open is served."
     ),
     "S35": (
-        "ready is False while suspended; suspend() and resume() raise RuntimeError when the server "
-        "does not run."
+        "ready is False while suspended; suspend() and resume() raise RuntimeError before the "
+        "start and after the stop."
     ),
     "S36": (
         "broadcast() sends to every open connection but those of exclude, and reports how many "
@@ -83,8 +83,8 @@ CLAUSES: dict[str, str] = {
     "S45": "What a call raises is logged, and nothing else comes of it.",
     "S46": "What is not called when the server stops never is.",
     "S47": (
-        "call_later() raises TypeError, ValueError for wrong arguments, RuntimeError when the "
-        "server does not run."
+        "call_later() raises TypeError, ValueError for wrong arguments, RuntimeError before the "
+        "start and after the stop."
     ),
     "S48": (
         "At every moment Stats.accepted is connections and removed together; a connection in its "

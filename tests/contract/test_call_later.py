@@ -404,24 +404,59 @@ def test_there_is_no_later_before_the_start_nor_after_the_stop(start, connect, e
     server = hydrogen.Server(Echo(), hydrogen.Config(port=0), engine=engine)
     with pytest.raises(RuntimeError, match="is not running"):
         server.call_later(0, print)
-    raised = []
+    server = start(Echo())
+    server.stop()
+    with pytest.raises(RuntimeError, match="is not running"):
+        server.call_later(0, print)
 
-    def disconnected(socket, err):
-        try:
-            socket.server.call_later(0, print)
-        except RuntimeError as error:
-            raised.append(error)
 
-    handler = recorder(connected=None, disconnected=disconnected)
+@pytest.mark.clause("S42", "S47")
+def test_callbacks_have_calls_made_while_it_stops_as_before(start, connect):
+    """Who waits for somebody asks for a timeout, whatever happens meanwhile."""
+    calls = Calls()
+
+    def answer(socket, data):
+        wait_until(lambda: not socket.server.ready, "the stop has begun")
+        socket.server.call_later(0, lambda: socket.send(data))
+        calls.wait(1)
+
+    handler = recorder(
+        data_received=answer,
+        disconnected=lambda socket, err: socket.server.call_later(NEVER, print),
+    )
     server = start(handler)
     client = connect(server)
-    handler.wait_for("connected")
+    client.send(b"a question")
+    handler.wait_for("data_received")
+    with running(lambda: server.stop(PATIENCE)):
+        assert client.receive(10) == b"a question"
+        calls.note("answered")
+        assert client.at_end() == "end"
+        client.close()
+
+
+@pytest.mark.clause("S42", "S46", "S47")
+def test_what_asks_for_its_next_call_may_do_so_until_the_stop_is_over(start, connect, gate):
+    """At whatever moment of it the stop comes."""
+    go = gate()
+    handler = recorder(data_received=lambda socket, data: wait_event(go, "let go"))
+    server = start(handler)
+    while_it_stopped = []
+
+    def tick():
+        server.call_later(0, tick)
+        if not server.ready:
+            while_it_stopped.append(None)
+            go.set()
+
+    client = connect(server)
+    client.send(b"x")
+    handler.wait_for("data_received")
+    tick()
     with running(lambda: server.stop(PATIENCE)):
         assert client.at_end() == "end"
         client.close()
-    assert len(raised) == 1
-    with pytest.raises(RuntimeError, match="is not running"):
-        server.call_later(0, print)
+    assert while_it_stopped
 
 
 @pytest.mark.clause("S47")

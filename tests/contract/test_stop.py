@@ -369,22 +369,26 @@ def test_only_a_server_that_runs_can_be_suspended_and_resumed(start, engine):
 
 
 @pytest.mark.clause("S35", "S34")
-def test_what_is_suspended_while_it_stops_is_told_so(start, connect):
-    raised = []
+def test_callbacks_suspend_and_resume_while_it_stops_as_before(start, connect):
+    """Who is too busy suspends, and resumes when he is done, whatever happens meanwhile."""
 
-    def disconnected(socket, err):
-        for call in (socket.server.suspend, socket.server.resume):
-            try:
-                call()
-            except RuntimeError as error:
-                raised.append(error)
+    def pause(socket):
+        socket.server.suspend()
+        socket.server.resume()
 
-    handler = recorder(connected=None, data_received=echo, disconnected=disconnected)
+    def answer(socket, data):
+        wait_until(lambda: not socket.server.ready, "the stop has begun")
+        pause(socket)
+        socket.send(data)
+
+    handler = recorder(data_received=answer, disconnected=lambda socket, err: pause(socket))
     server = start(handler)
-    clients = crowd(handler, connect, server, 1)
+    client = connect(server)
+    client.send(b"a question")
+    handler.wait_for("data_received")
     with running(lambda: server.stop(PATIENCE)):
-        assert leave(clients) == ["end"]
-    assert len(raised) == 2
+        assert client.receive(10) == b"a question"
+        assert leave([client]) == ["end"]
 
 
 # ------------------------------------------------------------------------------------ exit and fork
