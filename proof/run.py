@@ -24,7 +24,7 @@ MUTATION = re.compile(r"^#if(?:n?def) ([A-Z_]+)$", re.MULTILINE)
 DEPTH = 1_000_000
 MEMORY = 8_000  # MiB
 
-LARGEST = {"mailbox", "pause", "session", "stream"}
+LARGEST = {"layers", "mailbox", "pause", "session", "stream"}
 
 
 def mutations(model: Path) -> list[str]:
