@@ -293,6 +293,8 @@ cdef enum:
     # Messages of one connection in one turn; then the others come. When there are none it goes on
     # until the turn is CORK_NS old.
     DELIVER_MOST = 256
+    # Bytes that a message was inflated to which count as one more of these.
+    INFLATED_AS_ONE = 4096
     # A turn flushes what it has corked after so many callbacks, ...
     CORK_CALLBACKS = 64
     # ... or, looking at the clock after so many, after so many nanoseconds.

@@ -12,7 +12,7 @@ from hydrogen._c.buffer cimport block_bytes, block_length, block_t
 from hydrogen._c.constants cimport (
     AGAIN, CAUSE_BAD_FRAME, CAUSE_FRAME_TOO_LARGE, CAUSE_PEER_CLOSED, CORK_CALLBACKS, CORK_NS,
     DELIVER_MOST, FLAG_BUSY, FLAG_CLOSE_SENT, FLAG_COMPLETE, FLAG_HEAD, FLAG_STOP, FLAG_UNDECODED,
-    FLUSHED, SEND_QUEUED, SEND_REFUSED, STATE_CLOSING, STATE_OPEN,
+    FLUSHED, INFLATED_AS_ONE, SEND_QUEUED, SEND_REFUSED, STATE_CLOSING, STATE_OPEN,
 )
 from hydrogen._c.counters cimport counters_count
 from hydrogen._c.framing cimport FRAME_COMPLETE, FRAME_INCOMPLETE, frame_t, framing_next
@@ -69,7 +69,7 @@ cdef inline int control_deliver(
         if messages_event_is_due(session):
             control_event(engine, worker, connection, socket)
         elif session.reader.ready:
-            control_message(engine, worker, connection, socket)
+            control_message(engine, worker, connection, socket, &budget)
         else:
             control_refuse(engine, connection, socket)
     control_reply(engine, worker, connection, socket)
@@ -136,9 +136,9 @@ cdef inline bint control_head(
 
 
 cdef inline int control_message(
-    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
+    Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, int *budget,
 ) except -1:
-    """The first message that is ready."""
+    """The first message that is ready. `budget`: so many more are this turn's."""
     cdef session_t *session = connection.websocket
     cdef block_t *input = connection.input
     cdef const uint8_t *at = <const uint8_t *>block_bytes(input) + input.start
@@ -156,17 +156,17 @@ cdef inline int control_message(
     session.taken += MESSAGE_HEADER + length
     if opcode & WEBSOCKET_COMPRESSED:
         return control_inflate(
-            engine, worker, connection, socket, opcode & ~WEBSOCKET_COMPRESSED, data
+            engine, worker, connection, socket, opcode & ~WEBSOCKET_COMPRESSED, data, budget
         )
     return callbacks_message(engine, worker, connection, socket, data)
 
 
 cdef inline int control_inflate(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
-    uint8_t opcode, bytes data,
+    uint8_t opcode, bytes data, int *budget,
 ) except -1:
     """Deliver a message that was compressed, if it still may be: zlib lets go of the GIL, and
-    others close and pause meanwhile.
+    others close and pause meanwhile. A few bytes may have made it large, and take long.
     """
     fault = None
     callbacks_begin(engine, worker)
@@ -174,6 +174,7 @@ cdef inline int control_inflate(
         data = (<object>connection.opening).inflater.inflate(
             data, engine._loop.context.max_message
         )
+        budget[0] -= <int>min(<size_t>budget[0], <size_t>(len(data) // INFLATED_AS_ONE))
         message = data
         if opcode == OPCODE_TEXT:
             message = PyUnicode_DecodeUTF8(PyBytes_AS_STRING(data), len(data), NULL)

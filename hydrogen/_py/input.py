@@ -8,7 +8,7 @@ from typing import Any
 
 from hydrogen._py import callbacks, control, handshake, kernel, mailbox, tls
 from hydrogen._py.connection import Connection
-from hydrogen._py.framing import ChunkDecoder, explain
+from hydrogen._py.framing import ChunkDecoder, explain, size_of
 from hydrogen._py.streams import CHUNK
 from hydrogen.errors import Cause, WebSocketClosed
 from hydrogen.http import Refusal
@@ -18,6 +18,9 @@ from hydrogen.tls import TlsSession
 
 MESSAGE_BUDGET = 256
 """Messages delivered in one step before the others come."""
+
+INFLATED_AS_ONE = 4096
+"""Bytes that a message was inflated to which count as one more of these."""
 
 
 def is_second_header(connection: Connection, data: bytes) -> bool:
@@ -49,7 +52,7 @@ def serve_input(connection: Connection) -> None:
     ):
         if not tls.decrypt(connection):
             return
-        if not messages or budget <= 0:
+        if messages <= 0 or budget <= 0:
             connection.post(mailbox.AGAIN)
             return
         if connection.is_due:
@@ -60,6 +63,8 @@ def serve_input(connection: Connection) -> None:
             connection.next_message = message
         elif message is not None:
             messages -= 1
+            if connection.websocket is not None:  # a few bytes may have made it large
+                messages -= size_of(message) // INFLATED_AS_ONE
             deliver(connection, message)
         elif connection.input_ended and not connection.told_eof:
             end_of_input(connection)

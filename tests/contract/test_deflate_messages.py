@@ -16,7 +16,7 @@ from deflate_peers import (
     starter,
     taking_over,
 )
-from support import running, wait_until
+from support import running, wait_event, wait_until
 from websocket_peers import (
     BINARY,
     CLOSE,
@@ -35,6 +35,7 @@ from websocket_peers import (
     head,
     header,
     message,
+    peer_of,
     ping,
     pong,
     recorder,
@@ -335,3 +336,26 @@ def test_nothing_is_delivered_once_a_pause_or_a_close_has_returned(begin, connec
             other.echo("hello")
         peer.close()
     assert late == []
+
+
+@pytest.mark.parametrize("sides", ["neither", "both"])
+def test_a_few_bytes_that_are_much_are_one_turn(begin, connect, gate, sides):
+    """On the one worker another client's message comes after one or two of them."""
+    go, behind = gate(), []
+
+    def received(socket, data):
+        if data == GREETING:
+            socket.send(f"behind {len(behind)}")
+        elif len(behind) == 0:
+            wait_event(go, "let go")
+        behind.append(socket.id)
+
+    handler = recorder(connected=None, message=received)
+    server, peer = begin(handler, sides, max_threads=1)
+    other = peer_of(connect(server)).open()
+    handler.wait_for("connected", 2)
+    peer.send(b"".join(peer.deflated(bytes(1 << 20)) for _ in range(100)))
+    handler.wait_for("message")
+    other.send(text(GREETING))
+    go.set()
+    assert int(other.receive_message().removeprefix("behind ")) < 5
