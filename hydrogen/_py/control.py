@@ -206,12 +206,9 @@ class Session:
         which a client answers no pings.
         """
         connection = self._connection
-        waits = connection.is_owned or connection.is_paused
-        holds = connection.decoder.size > 0 or connection.next_message is not None
         return (
-            self.reader.is_closed
+            self.reader.holds_close()
             or connection.input_ended
-            or (waits and holds)
             or kernel.is_readable(connection.transport.poll_fd)
         )
 

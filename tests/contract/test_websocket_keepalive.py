@@ -286,18 +286,33 @@ def test_a_client_is_pinged_while_its_handler_blocks_and_its_pong_counts(start, 
     assert received_frame.payload == b"done"
 
 
-def test_a_client_that_vanishes_while_its_handler_blocks_is_found_out(start, connect, gate):
+@pytest.mark.parametrize(
+    "behind", [b"", text("more"), text("half")[:-1]], ids=["nothing", "message", "half"]
+)
+@pytest.mark.parametrize("how", ["blocks", "pauses"])
+@pytest.mark.parametrize("family", ["tcp", "tls"])
+def test_a_client_that_vanishes_is_found_out_whatever_is_not_delivered(
+    start, connect, gate, tmp_path, family, how, behind
+):
     """It says nothing more, and nothing of it is unread."""
     go = gate()
-    handler = recorder(connected=None, message=lambda s, data: wait_event(go, "it is closed"))
-    server = start(handler, websocket=QUICK)
-    peer = peer_of(connect(server)).open()
+
+    def received(socket, data):
+        if how == "pauses":
+            socket.pause_reading()
+        else:
+            wait_event(go, "it is closed")
+
+    handler = recorder(connected=None, message=received)
+    server = start(handler, websocket=QUICK, **options_of(family, tmp_path / "s"))
+    peer = peer_of(connect(server), family).open()
     socket = handler.socket()
-    peer.send(text("block"))
+    peer.send(text("the first") + behind)
     handler.wait_for("message")
     wait_until(lambda: not socket.is_open, "it is found out")
     go.set()
     assert is_timed_out(end_of(handler, socket))
+    assert server.stats().pings_sent == 1
 
 
 def test_a_pause_does_not_cost_a_client_that_sends_its_connection(start, connect):
