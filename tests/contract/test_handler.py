@@ -280,7 +280,7 @@ def test_user_data_that_is_set_in_the_last_callbacks_is_kept_until_they_are_over
     wait_until(lambda: [state() for state in states] == [None, None], "both are dropped")
     neighbour = connect(server)  # which may have the slot of the first
     handler.wait_for("connected", 2)
-    assert handler.socket(1).user_data == before
+    wait_until(lambda: handler.socket(1).user_data == before, "it has its own")
     neighbour.close()
 
 
