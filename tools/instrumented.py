@@ -46,14 +46,15 @@ RACY = str(ROOT / "tests" / "stress" / "test_threads.py")
 # for one, and crashes in a process that was forked off one with threads, and in shells.
 #
 # Nor what limits the address space, which the shadow is a part of. And (but on the debug build)
-# every cell of the table of states, each of which the plain build runs, would take longer than all
+# every cell of the tables of states, each of which the plain build runs, would take longer than all
 # the rest.
 LIMITED = "test_memory_limit"
+STATES = "test_states or test_websocket_states"
 NOT_UNDER_UBSAN = f"not ({LIMITED})"
-NOT_UNDER_ASAN = f"not (f16 or short_soak or test_states or {LIMITED})"
+NOT_UNDER_ASAN = f"not (f16 or short_soak or {STATES} or {LIMITED})"
 FORKS = "test_children or test_forks or forked_in_begin or background_job"
 NOT_UNDER_TSAN = (
-    f"not (f16 or short_soak or w10_the_gil or f28 or test_states or reads_steadily or {FORKS} or "
+    f"not (f16 or short_soak or w10_the_gil or f28 or {STATES} or reads_steadily or {FORKS} or "
     f"{LIMITED})"
 )
 OURS = re.compile(r"\b(_codec|_core|_generator)\.")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from states.scene import BUFFERED, FAMILIES, HEADER, HIGH, Peer, Scene
+from states.scene import BUFFERED, HEADER, HIGH, Peer, Scene
 from support import wait_until
 
 HALF = len(HEADER) // 2
@@ -21,7 +21,7 @@ class State:
     Attributes:
         build: brings a scene into it.
         release: what lets the scene out: afterwards it is as any open connection, or has ended.
-        families: in which there is such a state.
+        families: in which there is such a state; None: in all.
         why: there is none in the others.
         options: of the server.
     """
@@ -29,9 +29,13 @@ class State:
     text: str
     build: Callable[[Scene], None]
     release: Callable[[Scene], None]
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[str, ...] | None = None
     why: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+
+    def has(self, family: str) -> bool:
+        """Whether there is such a state in it."""
+        return self.families is None or family in self.families
 
 
 def nothing(scene: Scene) -> None:

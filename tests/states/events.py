@@ -25,16 +25,20 @@ class Event:
 
     Attributes:
         happen: makes it happen, and returns when it has.
-        families: in which there is such an event.
+        families: in which there is such an event; None: in all.
         why: there is none in the others.
         options: of the server, so that it can happen.
     """
 
     text: str
     happen: Callable[[Scene], None]
-    families: tuple[str, ...] = (*BARE, "unix")
+    families: tuple[str, ...] | None = None
     why: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+
+    def has(self, family: str) -> bool:
+        """Whether there is such an event in it."""
+        return self.families is None or family in self.families
 
 
 def message(scene: Scene) -> None:

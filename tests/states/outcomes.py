@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from states.builders import STATES
+from states.document import Outcome
 from states.scene import Scene
 from support import PATIENCE, wait_until
 
 import hydrogen
 
-Outcome = Callable[[Scene], None]
 
-
-def _named(text: str, outcome: Outcome) -> Outcome:
+def named(text: str, outcome: Outcome) -> Outcome:
+    """The outcome, with what is printed of it."""
     outcome.__doc__ = text
     return outcome
 
@@ -79,7 +76,7 @@ def still_open(scene: Scene) -> None:
 
 def released(scene: Scene) -> None:
     """then, released,"""
-    STATES[scene.state].release(scene)
+    scene.release()
 
 
 def another(scene: Scene) -> None:
@@ -141,7 +138,7 @@ def ends(*kinds: type[Exception]) -> Outcome:
         error = scene.wait_removed()
         assert type(error) in kinds, f"{error!r}"
 
-    return _named("ends with " + " or ".join(f"`{kind.__name__}`" for kind in kinds), outcome)
+    return named("ends with " + " or ".join(f"`{kind.__name__}`" for kind in kinds), outcome)
 
 
 def timed_out(scene: Scene) -> None:

@@ -123,14 +123,24 @@ class Peer:
         self.client.close()
 
     def wait_for_input(self) -> None:
-        """Until the kernel has something that the peer could read."""
-        assert select.select([self.client.sock], [], [], PATIENCE)[0], "nothing came"
+        """See the function."""
+        wait_for_input(self.client)
 
     def wait_for_end(self) -> None:
-        """Until the end has come, whether or not the peer has read what came before it."""
-        poll = select.poll()
-        poll.register(self.client.sock, select.POLLRDHUP)
-        assert poll.poll(PATIENCE * 1000), "no end came"
+        """See the function."""
+        wait_for_end(self.client)
+
+
+def wait_for_input(client: Client) -> None:
+    """Until the kernel has something that the client could read."""
+    assert select.select([client.sock], [], [], PATIENCE)[0], "nothing came"
+
+
+def wait_for_end(client: Client) -> None:
+    """Until the end has come, whether or not the client has read what came before it."""
+    poll = select.poll()
+    poll.register(client.sock, select.POLLRDHUP)
+    assert poll.poll(PATIENCE * 1000), "no end came"
 
 
 class Scene:
@@ -139,6 +149,7 @@ class Scene:
     Attributes:
         family: one of FAMILIES.
         state: in which it was built.
+        release: what lets it out.
         peer: of the connection that it is all about.
         sent: messages that the peer has sent whole, in order.
         owed: what the server's `send` took and the peer has not read, as it must come.
@@ -156,6 +167,8 @@ class Scene:
     """
 
     peer: Peer
+    release: Callable[[], None]
+    new_handler: Callable[..., Any] = staticmethod(recorder)
 
     def __init__(
         self,
@@ -196,8 +209,7 @@ class Scene:
         self._guards: list[Peer] = []
         hooks: dict[str, Any] = {
             "server_created": None if family == "unix" else use_small_segments,
-            "connected": None,
-            "data_received": self._received,
+            **self.callbacks(),
         }
         if on_eof:
             hooks["eof"] = None
@@ -213,20 +225,27 @@ class Scene:
         self.has_header = options.get("proxy_protocol", "off") != "off"
         if self.has_header:
             options["proxy_allow_from"] = ("127.0.0.0/8", "unix")
-        if family == "stream":
-            hooks["new_connection"] = Lines
-        else:
-            options["framing"] = hydrogen.LineFrameBuilder(max_size=1 << 24)
+        self.speak(options)
         if family == "tls":
             options["ssl"] = server_context()
         if family == "unix":
             options["path"] = path
         self.context = client_context() if family == "tls" else None
-        self.handler: Recorder = recorder(**hooks)
+        self.handler: Recorder = self.new_handler(**hooks)
         self.options = options
         self.server = start(self.handler, **options)
 
     # ------------------------------------------------------------------ the server's side
+
+    def callbacks(self) -> dict[str, Any]:
+        """What the handler overrides."""
+        hooks: dict[str, Any] = {"connected": None, "data_received": self._received}
+        return {**hooks, "new_connection": Lines} if self.family == "stream" else hooks
+
+    def speak(self, options: dict[str, Any]) -> None:
+        """Add the options that say what the server speaks."""
+        if self.family != "stream":
+            options["framing"] = hydrogen.LineFrameBuilder(max_size=1 << 24)
 
     def _received(self, socket: hydrogen.HydrogenSocket, data: bytes) -> None:
         if data == b"hold":
@@ -375,24 +394,28 @@ class Scene:
             options = {**self.options}
             if self.family == "unix":
                 options["path"] += "2"
-            handler = recorder(
-                data_received=self._received,
-                **({"new_connection": Lines} if self.family == "stream" else {}),
-            )
+            handler = self.new_handler(**self.callbacks())
             server = self._start(handler, **options)
         peer = self.new_peer(server)
         if self.timeout != "open_timeout":
             self.opened(peer)
+        self.tempt(peer)
+
+        def passed() -> bool:
+            return any(self.is_late(call.value) for call in handler.of("connection_removed"))
+
+        handler.wait(passed, f"the witness is removed by {self.timeout}")
+
+    def is_late(self, error: Exception) -> bool:
+        """Whether it is by the timeout that is to pass."""
+        return str(error).startswith(f"{self.timeout}:")
+
+    def tempt(self, peer: Peer) -> None:
+        """Have the time begin that is to pass."""
         if self.timeout == "frame_timeout":
             peer.send(b"part")
         elif self.timeout == "write_timeout":
             peer.send(b"big\n")
-
-        def passed() -> bool:
-            errors = [call.value for call in handler.of("connection_removed")]
-            return any(str(error).startswith(f"{self.timeout}:") for error in errors)
-
-        handler.wait(passed, f"the witness is removed by {self.timeout}")
 
     def meanwhile(self, action: Callable[[], object]) -> None:
         """Run something in a thread of its own, which must have ended when the scene does."""
@@ -411,9 +434,13 @@ class Scene:
             self.guard()
         self.meanwhile(lambda: self.reports.append(self.server.stop(timeout)))
         for guard in self._guards:
-            guard.wait_for_end()
-            guard.client.close()
+            self.dismiss(guard)
         self._guards.clear()
+
+    def dismiss(self, guard: Peer) -> None:
+        """The stop has come to a guard."""
+        guard.wait_for_end()
+        guard.client.close()
 
     def exceed(self) -> None:
         """One neighbour after the other gets more than `max_buffered`, and is removed for it."""

@@ -1,18 +1,16 @@
 """The table: for each state and each event what the user and the peer see.
 
-A cell is a sequence of outcomes; a mapping where the families differ, "*" being the others; or,
-where there is no such cell, the reason.
+See `document.Cells`.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable, Iterator, Mapping
 
-from states.builders import STATES, State
-from states.events import EVENTS, Event
+from states.builders import STATES
+from states.document import Cell, Cells, Table
+from states.events import EVENTS
 from states.outcomes import (
-    Outcome,
     all_are_reset,
     all_end,
     another,
@@ -39,11 +37,8 @@ from states.outcomes import (
     unharmed,
     written_to,
 )
-from states.scene import FAMILIES
 
 from hydrogen import IncompleteFrame, LocalClosed, PeerClosed, ServerStopped
-
-Cell = tuple[Outcome, ...] | str
 
 PEER_CLOSED = ends(PeerClosed)
 LOCAL_CLOSED = ends(LocalClosed)
@@ -147,7 +142,7 @@ _OPEN: dict[str, Cell | dict[str, Cell]] = {
     "server-abort": SERVER_RESET,
 }
 
-TABLE: dict[str, dict[str, Cell | dict[str, Cell]]] = {
+ROWS: Cells = {
     "header": _BEFORE_OPEN
     | {"half-close": (bare_end, INCOMPLETE), "close": (INCOMPLETE,), "cut": (INCOMPLETE,)},
     "handshake": _BEFORE_OPEN | {"half-close": (bare_end, TRUNCATED), "close": (TRUNCATED,)},
@@ -375,26 +370,6 @@ TABLE: dict[str, dict[str, Cell | dict[str, Cell]]] = {
 }
 
 
-def outcome(state: str, event: str, family: str) -> Cell:
-    """What the cell says of one family."""
-    for part in (STATES[state], EVENTS[event]):
-        if family not in part.families:
-            return part.why
-    cell = TABLE[state][event]
-    if isinstance(cell, dict):
-        return cell[family] if family in cell else cell["*"]
-    return cell
-
-
-def cells() -> Iterator[tuple[str, str, str]]:
-    """State, event and family of all that can be."""
-    for state in STATES:
-        for event in EVENTS:
-            for family in FAMILIES:
-                if not isinstance(outcome(state, event, family), str):
-                    yield state, event, family
-
-
 # ---------------------------------------------------------------------------------------- document
 
 NAMES = {"tcp": "TCP", "unix": "Unix", "tls": "TLS", "stream": "stream"}
@@ -404,60 +379,8 @@ HEAD = """# States and events
 What the user and the peer of a connection see, for each state and each event. Generated from
 `tests/states/table.py` by `python tests/states/write.py`; `tests/contract/test_states.py` walks
 every cell on both engines, with connections over TCP, over a Unix socket, over TLS, and with a
-stream of the user's (TCP). Some states and events do not exist with all of these:
+stream of the user's (TCP). [States and events of a WebSocket](states-websocket.md) says the same of
+a WebSocket. Some states and events do not exist with all of these:
 """
 
-
-def said(cell: tuple[Outcome, ...]) -> str:
-    """A cell, for people."""
-    return "; ".join((outcome.__doc__ or "").strip() for outcome in cell).replace(",;", ",")
-
-
-def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Key -> the values that go with it, in order."""
-    groups: dict[str, list[str]] = {}
-    for key, value in pairs:
-        groups.setdefault(key, []).append(value)
-    return groups
-
-
-def missing(names: Mapping[str, State | Event]) -> Iterator[str]:
-    """A line for each state or event that some families do not have."""
-    for about in names.values():
-        absent = [NAMES[family] for family in FAMILIES if family not in about.families]
-        if absent:
-            yield f"- {about.text}: not with {', '.join(absent)} ({about.why}).\n"
-
-
-def section(name: str) -> str:
-    """What there is to say of a state."""
-    state = STATES[name]
-    lines = [f"\n## {state.text}\n\n| event | outcome |\n|---|---|\n"]
-    impossible: list[tuple[str, str]] = []
-    for key, event in EVENTS.items():
-        pairs = []
-        for family in state.families:
-            cell = outcome(name, key, family)
-            if family not in event.families:
-                continue
-            if isinstance(cell, str):
-                impossible.append((cell, event.text))
-            else:
-                pairs.append((said(cell), NAMES[family]))
-        texts = grouped(pairs)
-        if texts:
-            said_of = [
-                text if len(texts) == 1 else f"{', '.join(of)}: {text}"
-                for text, of in texts.items()
-            ]
-            lines.append(f"| {event.text} | {'<br>'.join(said_of)} |\n")
-    lines.append("\n" if impossible else "")
-    for why, events in grouped(impossible).items():
-        lines.append(f"- No such event ({why}): {'; '.join(dict.fromkeys(events))}.\n")
-    return "".join(lines)
-
-
-def document() -> str:
-    """docs/states.md."""
-    absent = [*missing(STATES), *missing(EVENTS)]
-    return "".join([HEAD, "\n", *absent, *map(section, STATES)])
+TABLE = Table("docs/states.md", HEAD, NAMES, STATES, EVENTS, ROWS)

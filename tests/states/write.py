@@ -1,4 +1,4 @@
-"""Write docs/states.md anew: `python tests/states/write.py`."""
+"""Write the pages of the tables anew: `python tests/states/write.py`."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    from states.table import document
+    from states import table, websocket_table
 
-    (ROOT / "docs" / "states.md").write_text(document())
+    for each in (table.TABLE, websocket_table.TABLE):
+        (ROOT / each.path).write_text(each.document())

@@ -34,7 +34,7 @@ import hydrogen.__main__
 import hydrogen.perf.__main__
 
 DOCS = ROOT / "docs"
-GENERATED = (DOCS / "performance.md", DOCS / "states.md")
+GENERATED = tuple(DOCS / f"{name}.md" for name in ("performance", "states", "states-websocket"))
 """Written by programs, which have tests of their own."""
 
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if path not in GENERATED]
