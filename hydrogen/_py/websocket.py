@@ -112,16 +112,15 @@ class MessageReader:
         """Whether a CLOSE has come, be it behind what was not given out yet. By any thread: whose
         look falls into that of the owner may be wrong.
         """
-        data, at = bytes(self._buffer), 0
-        while not self.is_closed and at + 1 < len(data):
-            if data[at] & 0x0F == CLOSE:
-                return True
+        data, at, first = bytes(self._buffer), self._left, self._frame or 0
+        while not self.is_closed and first & 0x0F != CLOSE and at + 1 < len(data):
+            first = data[at]
             length, begin = data[at + 1] & ~_MASKED, 2
             if length > WEBSOCKET_CONTROL_MOST:
                 begin = 4 if length == 126 else 10
                 length = int.from_bytes(data[at + 2 : at + begin], "big")
             at += begin + 4 + length
-        return self.is_closed
+        return self.is_closed or first & 0x0F == CLOSE
 
     def feed(self, data: bytes) -> None:
         """Add what was read."""

@@ -12,7 +12,16 @@ from wsproto.frame_protocol import CloseReason, FrameProtocol, ParseFailed
 from wsproto.frame_protocol import Opcode as Op
 
 from hydrogen import FrameTooLarge, ProtocolError
-from hydrogen._py.websocket import BINARY, CLOSE, PING, PONG, TEXT, Event, MessageReader
+from hydrogen._py.websocket import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Event,
+    MessageReader,
+)
 from hydrogen.deflate import COMPRESSED, Compressor, Inflater
 from hydrogen.errors import InvalidText
 from hydrogen.framings import masked
@@ -244,6 +253,29 @@ def test_what_comes_behind_a_close_is_dropped():
     assert [reads.next() for _ in range(3)] == [(TEXT, "a", 0), (CLOSE, "", 1000), None]
     assert reads.is_closed
     assert not reads.is_partial()
+
+
+@pytest.mark.parametrize("last", [closing(1000), frame(PING, b"\x88\x80\x88\x80")])
+def test_a_close_is_seen_behind_what_was_not_given_out_wherever_that_was_left(last):
+    data = b"".join(
+        (
+            frame(BINARY, bytes(range(256)) * 2),
+            frame(PING, b"\x88"),
+            frame(TEXT, b"of two ", fin=False),
+            frame(CONTINUATION, b"fragments"),
+            last,
+        )
+    )
+    begins = len(data) - len(last)
+    for given_out in range(begins + 3):
+        for fed in (given_out, given_out + 2, begins, begins + 2, len(data)):
+            messages = reader()
+            messages.feed(data[:given_out])
+            while messages.next() is not None:
+                pass
+            messages.feed(data[given_out : max(fed, given_out)])
+            expected = last[0] == 0x88 and max(fed, given_out) > begins + 1
+            assert messages.holds_close() is expected, (given_out, fed)
 
 
 # ------------------------------------------------------------------------------ against wsproto
