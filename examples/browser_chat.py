@@ -84,7 +84,7 @@ class BrowserChat(hydrogen.WebSocketHandler):
         try:
             said = json.loads(data)
             line = {"name": str(said["name"])[:20], "text": str(said["text"])}
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise hydrogen.Close(1003, "name and text, in JSON") from None
         if len(line["text"]) > TEXT_MOST:
             raise hydrogen.Close(1009, "that was too long")

@@ -191,7 +191,8 @@ def test_browser_chat_serves_its_page_and_tells_what_is_said_in_a_room(engine):
     with pytest.raises(urllib.error.HTTPError, match="404") as missing:
         urllib.request.urlopen(where + "/nowhere", timeout=PATIENCE)
     missing.value.close()
-    with Client(address) as one, Client(address) as two, Client(address) as other:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(address)) for _ in range(4)]
         guests = [
             peer_of(client).open(
                 f"Host: {authority}",
@@ -199,15 +200,16 @@ def test_browser_chat_serves_its_page_and_tells_what_is_said_in_a_room(engine):
                 line=f"GET /rooms/{room} HTTP/1.1",
                 without=["Host"],
             )
-            for client, room in ((one, "lobby"), (two, "lobby"), (other, "bar"))
+            for client, room in zip(clients, ["lobby", "lobby", "bar", "bar"], strict=True)
         ]
         for name, guest in (("Ann", guests[0]), ("Bea", guests[1])):
             guest.send(text(json.dumps({"name": name, "text": "hello"})))
             for listener in guests[:2]:
                 said = json.loads(listener.receive_message())
                 assert said == {"name": name, "text": "hello"}
-        guests[2].send(text("no JSON"))
-        assert guests[2].answer_close().code == 1003
+        for guest, said in zip(guests[2:], ["no JSON", "[" * 50_000], strict=True):
+            guest.send(text(said))
+            assert guest.answer_close().code == 1003
     end(process)
 
 
