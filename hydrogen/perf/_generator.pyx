@@ -19,6 +19,10 @@ is compared in place however it was cut. Crossed, reordered, repeated, lost and 
 show; so do bytes nobody asked for. A connection with a wrong reply is
 dropped: after the first wrong byte the others mean nothing.
 
+A WebSocket server's control frames are looked for only where a reply is not what it should be:
+their first byte is none of a reply's. All that the others pay is a look, per ``recv``, whether one
+was cut.
+
 What paces it
 -------------
 A closed loop grants a connection its next message when one was answered. An open loop, with an
@@ -40,7 +44,7 @@ percentiles.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, EPROTO, errno
+from libc.errno cimport EAGAIN, EINPROGRESS, EINTR, ENOMEM, EPROTO, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -101,8 +105,9 @@ cdef enum:
     EVENTS = 256
     SCRATCH = 64 * 1024     # bytes of one recv or send; fits the second-level cache
     RECORD = 16 * 1024      # plaintext that TLS may hold back for want of a record's end
-    ENDED = -1              # of tunnel_decrypt: the server has sent its close_notify
-    BROKEN = -2             # and: TLS has failed
+    # why a connection is lost, beside negated error numbers
+    ENDED = -4096           # the server has ended it: by FIN, close_notify or CLOSE
+    WRONG = -4097           # a reply is wrong
     WAKE_MS = 50            # the longest sleep, so that stop() and the stall limit are noticed
     LATE_NS = 1000 * 1000   # a message sent so much after it was due is late; of _generator_py.py
     GRACE_NS = 1000 * 1000 * 1000   # an open loop that is behind at its end may go on for so long
@@ -110,15 +115,35 @@ cdef enum:
     # at 20,000/s
     SLACK_NS = 1000
     SUB_BITS = 8            # of histogram.py
+    # of framing.py: the first bytes of control frames, and the most that one carries
+    CLOSE = 0x88
+    PING = 0x89
+    PONG = 0x8A
+    CONTROL_MOST = 125
+    MASK = 0x80             # of a frame's second byte; the mask that follows is of zeros
 
 cdef uint64_t LARGEST = (<uint64_t> 1 << 40) - 1    # of histogram.py
 
 
+# What a WebSocket connection needs once the server has sent a control frame.
+cdef struct control_t:
+    unsigned char frame[2 + CONTROL_MOST]       # the one being received
+    size_t size             # and how many of its bytes have come; 0: none has begun
+    # the newest ping, which alone need be answered (RFC 6455, 5.5.3), as a frame; its pong is made
+    # when the one before is sent
+    unsigned char ping[2 + CONTROL_MOST]
+    bint asked              # it has not been answered
+    unsigned char pong[2 + 4 + CONTROL_MOST]    # the one being sent
+    size_t pong_size
+    size_t pong_at          # how many of its bytes the kernel, or TLS, has taken
+
+
 cdef struct connection_t:
     int fd                  # -1 once dropped
+    bint held               # ciphertext or a pong waits, and no message goes before it
     # its hydrogen.perf.tunnel.Tunnel, which the Loop keeps alive; NULL without TLS
     void *tunnel
-    size_t unsent           # bytes of ciphertext that wait in the tunnel
+    control_t *control      # NULL until a control frame comes
     uint64_t salt           # its part of every key
     uint64_t due            # messages below this number may be sent
     uint64_t out_seq        # the message being sent, and how many of its bytes the kernel has taken
@@ -144,6 +169,7 @@ cdef struct loop_t:
     uint64_t ring_mask
     bint burst
     bint churn
+    bint websocket
     sockaddr_storage peer   # with churn: where the first connection goes, and so all
     socklen_t peer_size
     bint sending            # False while draining: replies are awaited, nothing new is granted
@@ -231,9 +257,15 @@ cdef void connection_mistrust(loop_t *loop, connection_t *c) noexcept nogil:
     connection_drop(loop, c)
 
 
-cdef void connection_end(loop_t *loop, connection_t *c) noexcept nogil:
-    loop.closed += 1
-    connection_drop(loop, c)
+cdef void connection_lose(loop_t *loop, connection_t *c, ssize_t why) noexcept nogil:
+    """Count a connection as lost: ``why`` is ENDED, WRONG or a negated error number."""
+    if why == WRONG:
+        connection_mistrust(loop, c)
+    elif why == ENDED:
+        loop.closed += 1
+        connection_drop(loop, c)
+    else:
+        connection_fail(loop, c, <int> -why)
 
 
 cdef void connection_renew(loop_t *loop, connection_t *c) noexcept nogil:
@@ -256,7 +288,7 @@ cdef void connection_renew(loop_t *loop, connection_t *c) noexcept nogil:
 
 cdef ssize_t tunnel_decrypt(connection_t *c, unsigned char *data, size_t size) noexcept with gil:
     """Decrypt what was received, in place; returns the size of the plaintext that is complete now,
-    ENDED or BROKEN.
+    or why the connection is lost.
 
     It may be longer than the ciphertext, by what TLS held back, a record at most.
     """
@@ -268,9 +300,35 @@ cdef ssize_t tunnel_decrypt(connection_t *c, unsigned char *data, size_t size) n
     except ssl.SSLZeroReturnError:
         return ENDED
     except ssl.SSLError:
-        return BROKEN
+        return -EPROTO
     memcpy(data, PyBytes_AS_STRING(plaintext), PyBytes_GET_SIZE(plaintext))
     return PyBytes_GET_SIZE(plaintext)
+
+
+cdef int tunnel_put(connection_t *c, bytes ciphertext) noexcept:
+    """Send ciphertext until the kernel is full, and hold the connection while some waits; returns
+    0, EAGAIN then, or another error.
+    """
+    cdef Py_ssize_t at = 0, size = PyBytes_GET_SIZE(ciphertext)
+    cdef ssize_t sent
+    while at < size:
+        sent = send(c.fd, PyBytes_AS_STRING(ciphertext) + at, size - at, MSG_NOSIGNAL)
+        if sent >= 0:
+            at += sent
+        elif errno == EAGAIN:
+            c.held = True
+            (<object> c.tunnel).unsent = ciphertext[at:]
+            return EAGAIN
+        elif errno != EINTR:
+            return errno
+    return 0
+
+
+cdef int tunnel_flush(connection_t *c) noexcept with gil:
+    """Send the ciphertext that waits; returns as ``tunnel_put``."""
+    cdef bytes ciphertext = (<object> c.tunnel).unsent
+    (<object> c.tunnel).unsent = b""
+    return tunnel_put(c, ciphertext)
 
 
 cdef ssize_t tunnel_send(connection_t *c, const unsigned char *data, size_t size) noexcept with gil:
@@ -278,27 +336,28 @@ cdef ssize_t tunnel_send(connection_t *c, const unsigned char *data, size_t size
     error as its negated number.
     """
     cdef bytes ciphertext
+    cdef int error
+    if c.held:
+        return -EAGAIN
+    try:
+        ciphertext = (<object> c.tunnel).encrypt(
+            PyBytes_FromStringAndSize(<const char *> data, <Py_ssize_t> size)
+        )
+    except ssl.SSLError:
+        return -EPROTO
+    error = tunnel_put(c, ciphertext)
+    return <ssize_t> size if error == 0 or error == EAGAIN else -error
+
+
+cdef inline ssize_t connection_write(
+    connection_t *c, const unsigned char *data, size_t size,
+) noexcept nogil:
+    """As send(2), with TLS through the tunnel; returns an error as its negated number."""
     cdef ssize_t sent
-    tunnel = <object> c.tunnel
-    if c.unsent > 0:
-        ciphertext = tunnel.unsent
-        size = 0
-    else:
-        try:
-            ciphertext = tunnel.encrypt(
-                PyBytes_FromStringAndSize(<const char *> data, <Py_ssize_t> size)
-            )
-        except ssl.SSLError:
-            return -EPROTO
-    sent = send(c.fd, PyBytes_AS_STRING(ciphertext), PyBytes_GET_SIZE(ciphertext), MSG_NOSIGNAL)
-    if sent < 0:
-        if size == 0 or errno != EAGAIN and errno != EINTR:
-            return -errno
-        sent = 0
-    if c.unsent > 0 or sent < PyBytes_GET_SIZE(ciphertext):
-        tunnel.unsent = ciphertext[sent:]
-        c.unsent = PyBytes_GET_SIZE(ciphertext) - sent
-    return <ssize_t> size
+    if c.tunnel != NULL:
+        return tunnel_send(c, data, size)
+    sent = send(c.fd, data, size, MSG_NOSIGNAL)
+    return sent if sent >= 0 else -errno
 
 
 cdef inline void connection_grant(loop_t *loop, connection_t *c, uint64_t wanted) noexcept nogil:
@@ -350,20 +409,18 @@ cdef void connection_count_late(
         loop.late += now > c.due_at[seq & loop.ring_mask] + LATE_NS
 
 
-cdef void connection_send(loop_t *loop, connection_t *c, uint64_t now) noexcept nogil:
-    """Send what is due and within the window, as many messages in one call as the scratch buffer
-    holds, until all is sent or EAGAIN.
+cdef void connection_send_until(
+    loop_t *loop, connection_t *c, uint64_t end, uint64_t now,
+) noexcept nogil:
+    """Send the messages below number ``end``, as many in one call as the scratch buffer holds,
+    until all are sent or EAGAIN.
     """
     cdef message_t message
     cdef shape_t *shape
     cdef uint64_t seq, chance, begun
-    cdef uint64_t end = c.in_seq + loop.depth
     cdef size_t at, used, n
     cdef ssize_t sent
-    cdef int error
-    if end > c.due:
-        end = c.due
-    while c.out_seq < end or c.unsent > 0:
+    while c.out_seq < end:
         seq = c.out_seq
         at = c.out_at
         used = 0
@@ -379,17 +436,12 @@ cdef void connection_send(loop_t *loop, connection_t *c, uint64_t now) noexcept 
             if at == shape.message_size:
                 at = 0
                 seq += 1
-        if c.tunnel == NULL:
-            sent = send(c.fd, loop.scratch, used, MSG_NOSIGNAL)
-            error = errno
-        else:
-            sent = tunnel_send(c, loop.scratch, used)
-            error = <int> -sent
+        sent = connection_write(c, loop.scratch, used)
         if sent < 0:
-            if error == EINTR:
+            if sent == -EINTR:
                 continue
-            if error != EAGAIN:
-                connection_fail(loop, c, error)
+            if sent != -EAGAIN:
+                connection_fail(loop, c, <int> -sent)
             return
         connection_count_connect(loop, c)
         begun = c.out_seq + (c.out_at > 0)
@@ -400,6 +452,70 @@ cdef void connection_send(loop_t *loop, connection_t *c, uint64_t now) noexcept 
             connection_sent(loop, c, <size_t> sent)
         if loop.interval_ns > 0:
             connection_count_late(loop, c, begun, now)
+
+
+cdef inline bint control_waits(control_t *control) noexcept nogil:
+    """Whether a pong has not been sent whole."""
+    return control.asked or control.pong_at < control.pong_size
+
+
+cdef void control_make_pong(control_t *control) noexcept nogil:
+    """Turn the ping into the pong to be sent."""
+    cdef size_t size = control.ping[1]
+    memset(control.pong, 0, 2 + 4)
+    control.pong[0] = PONG
+    control.pong[1] = MASK | control.ping[1]
+    memcpy(control.pong + 2 + 4, control.ping + 2, size)
+    control.pong_size = 2 + 4 + size
+    control.pong_at = 0
+    control.asked = False
+
+
+cdef int connection_pong(connection_t *c) noexcept nogil:
+    """Send the rest of the pong that was begun, and that of the newest ping; returns 0 or an
+    error.
+    """
+    cdef control_t *control = c.control
+    cdef ssize_t sent
+    while control_waits(control):
+        if control.pong_at == control.pong_size:
+            control_make_pong(control)
+        sent = connection_write(
+            c, control.pong + control.pong_at, control.pong_size - control.pong_at
+        )
+        if sent >= 0:
+            control.pong_at += <size_t> sent
+        elif sent != -EINTR:
+            return <int> -sent
+    return 0
+
+
+cdef bint connection_flush(loop_t *loop, connection_t *c, uint64_t now) noexcept nogil:
+    """Send what the next message waits for: ciphertext, and the pong, before which a message that
+    was begun is finished. False while some of it waits, or when the connection has failed.
+    """
+    cdef int error = 0
+    c.held = False
+    if c.tunnel != NULL:
+        error = tunnel_flush(c)
+    if error == 0 and c.control != NULL and control_waits(c.control):
+        if c.out_at > 0:
+            connection_send_until(loop, c, c.out_seq + 1, now)
+            if c.fd < 0:
+                return False
+        error = EAGAIN if c.held or c.out_at > 0 else connection_pong(c)
+    if error != 0 and error != EAGAIN:
+        connection_fail(loop, c, error)
+        return False
+    c.held |= error == EAGAIN
+    return not c.held
+
+
+cdef inline void connection_send(loop_t *loop, connection_t *c, uint64_t now) noexcept nogil:
+    """Send what is due and within the window."""
+    if c.held and not connection_flush(loop, c, now):
+        return
+    connection_send_until(loop, c, smaller(c.in_seq + loop.depth, c.due), now)
 
 
 cdef inline void connection_answered(loop_t *loop, connection_t *c, uint64_t now) noexcept nogil:
@@ -417,25 +533,26 @@ cdef inline void connection_answered(loop_t *loop, connection_t *c, uint64_t now
     loop.outstanding -= 1
 
 
-cdef bint connection_verify(
-    loop_t *loop, connection_t *c, unsigned char *data, size_t size, uint64_t now,
+cdef inline unsigned char *connection_compare(
+    loop_t *loop, connection_t *c, unsigned char *data, unsigned char *end, uint64_t now,
 ) noexcept nogil:
-    """Compare received bytes with what was sent and record the replies they complete; False at the
-    first wrong byte.
+    """Compare received bytes with what was sent and record the replies they complete; returns the
+    first wrong byte, or ``end``.
     """
     cdef message_t message
     cdef shape_t *shape
     cdef uint64_t chance
     cdef size_t n
-    cdef unsigned char *end = data + size
-    loop.received += size
-    if c.fresh and size > 0 and (c.in_seq < c.out_seq or c.out_at > 0):
+    if (
+        c.fresh and data < end and (c.in_seq < c.out_seq or c.out_at > 0) and
+        not (loop.websocket and CLOSE <= data[0] <= PONG)
+    ):
         c.fresh = False
         loop.first_bytes[bucket_of(now - c.sent_at[c.in_seq & loop.ring_mask])] += 1
-    while data < end:
+    while data != end:      # not `<`: a compiler then knows what the caller asks again
         # Not yet sent, or not as much of it: nobody can know these bytes.
         if c.in_seq > c.out_seq:
-            return False
+            return data
         chance = mixed(c.salt + c.in_seq)
         shape = loop.mix.replies + shape_chosen(&loop.mix, chance)
         n = smaller(shape.message_size - c.in_at, <size_t> (end - data))
@@ -443,19 +560,71 @@ cdef bint connection_verify(
             c.in_seq == c.out_seq and
             (loop.mix.replies != loop.mix.requests or c.in_at + n > c.out_at)
         ):
-            return False
+            return data
         message_make(&loop.mix, shape, chance, &message)
         if not message_matches(shape, &message, c.in_at, data, n):
             while message_matches(shape, &message, c.in_at, data, 1):   # for the report: which byte
                 c.in_at += 1
                 data += 1
-            return False
+            return data
         data += n
         c.in_at += n
         if c.in_at == shape.message_size:
             loop.content += shape.content
             connection_answered(loop, c, now)
-    return True
+    return data
+
+
+cdef ssize_t connection_heed(
+    connection_t *c, const unsigned char *data, size_t size,
+) noexcept nogil:
+    """Take what has come of a control frame, and heed it when it is whole; returns how many bytes
+    of ``data`` are its, or why the connection is lost.
+    """
+    cdef control_t *control = c.control
+    cdef size_t taken
+    if control == NULL:
+        control = c.control = <control_t *> calloc(1, sizeof(control_t))
+        if control == NULL:
+            return -ENOMEM
+    for taken in range(size):
+        control.frame[control.size] = data[taken]
+        control.size += 1
+        if not CLOSE <= control.frame[0] <= PONG:
+            return WRONG
+        if control.size > 1 and control.frame[1] > CONTROL_MOST:    # or masked
+            return WRONG
+        if control.size > 1 and control.size == <size_t> 2 + control.frame[1]:
+            if control.frame[0] == CLOSE:
+                return ENDED
+            if control.frame[0] == PING:
+                memcpy(control.ping, control.frame, control.size)
+                control.asked = c.held = True
+            control.size = 0
+            return <ssize_t> taken + 1
+    return <ssize_t> size
+
+
+cdef ssize_t connection_verify(
+    loop_t *loop, connection_t *c, unsigned char *data, size_t size, uint64_t now,
+) noexcept nogil:
+    """Verify the replies in received bytes, and heed control frames between them; returns 0, or why
+    the connection is lost.
+    """
+    cdef unsigned char *end = data + size
+    cdef ssize_t taken
+    loop.received += size
+    while True:
+        if c.control == NULL or c.control.size == 0:
+            data = connection_compare(loop, c, data, end, now)
+        if data == end:
+            return 0
+        if not loop.websocket or c.in_at > 0:
+            return WRONG
+        taken = connection_heed(c, data, <size_t> (end - data))
+        if taken < 0:
+            return taken
+        data += taken
 
 
 cdef inline void connection_refill(
@@ -482,7 +651,7 @@ cdef void connection_read(loop_t *loop, connection_t *c, bint to_the_end) noexce
     A read shorter than the buffer means drained: what comes later is a new edge. Only when the
     peer's FIN has been reported, which gives no further edge, is it read to the end.
     """
-    cdef ssize_t got, size
+    cdef ssize_t got, size, lost
     cdef uint64_t before, now
     while c.fd >= 0:
         got = recv(c.fd, loop.scratch, SCRATCH, 0)
@@ -490,12 +659,11 @@ cdef void connection_read(loop_t *loop, connection_t *c, bint to_the_end) noexce
             now = clock_ns(CLOCK_MONOTONIC)
             before = c.in_seq
             size = got if c.tunnel == NULL else tunnel_decrypt(c, loop.scratch, <size_t> got)
-            if size == ENDED:
-                connection_end(loop, c)
-            elif size == BROKEN:
-                connection_fail(loop, c, EPROTO)
-            elif not connection_verify(loop, c, loop.scratch, <size_t> size, now):
-                connection_mistrust(loop, c)
+            lost = size if size < 0 else connection_verify(
+                loop, c, loop.scratch, <size_t> size, now
+            )
+            if lost < 0:
+                connection_lose(loop, c, lost)
             elif loop.churn and c.in_seq > before:
                 connection_renew(loop, c)
                 if c.fd >= 0:
@@ -506,7 +674,7 @@ cdef void connection_read(loop_t *loop, connection_t *c, bint to_the_end) noexce
                 if got < SCRATCH and not to_the_end:
                     return
         elif got == 0:
-            connection_end(loop, c)
+            connection_lose(loop, c, ENDED)
         elif errno == EAGAIN:
             return
         elif errno != EINTR:
@@ -695,7 +863,7 @@ cdef class Loop:
     def __cinit__(
         self, fds, *, mix, uint64_t depth, bint burst, uint64_t seed, double stall, tunnels=(),
         bint churn=False, double interval=0,
-        double phase=0, uint64_t backlog=0,
+        double phase=0, uint64_t backlog=0, bint websocket=False,
     ):
         cdef loop_t *loop = &self.loop
         cdef uint64_t ring = 1
@@ -711,6 +879,7 @@ cdef class Loop:
         loop.ring_mask = ring - 1
         loop.burst = burst
         loop.churn = churn
+        loop.websocket = websocket
         loop.interval_ns = interval * 1e9
         loop.phase = phase
         loop.peer_size = sizeof(sockaddr_storage)
@@ -737,6 +906,7 @@ cdef class Loop:
             for i in range(self.loop.count):
                 free(self.loop.connections[i].sent_at)
                 free(self.loop.connections[i].due_at)
+                free(self.loop.connections[i].control)
         free(self.loop.connections)
         free(self.loop.latencies)
         free(self.loop.uncorrected)

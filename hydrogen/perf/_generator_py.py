@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from typing import NamedTuple
 
-from hydrogen.perf.framing import WINDOWS, Mix
+from hydrogen.perf.framing import CLOSE, CONTROL_MOST, PING, PONG, WINDOWS, Mix, pong
 from hydrogen.perf.histogram import BUCKETS, bucket_of
 from hydrogen.perf.tunnel import Tunnel
 
@@ -74,9 +74,12 @@ class Connection:
         self.due = 0  # messages below this number may be sent
         self.made = 0  # messages below this number have been put into `unsent`
         self.unsent = b""  # in TLS ciphertext
-        self.unreturned = 0  # bytes that the kernel, or TLS, has taken and that have not come back
+        # to the newest ping, which alone need be answered (RFC 6455, 5.5.3), and not in `unsent`
+        self.pong = b""
+        self.pongs = 0  # bytes of `unreturned` that are no message's
+        self.unreturned = 0  # bytes that the kernel, or TLS, has taken of unanswered messages
         self.expected: deque[Expected] = deque()
-        self.partial = b""  # the beginning of a reply
+        self.partial = b""  # the beginning of a reply or of a control frame
         self.burst_began = 0
         # in an open loop: when those are due that have not been made
         self.due_at: deque[int] = deque()
@@ -96,6 +99,10 @@ class WrongReplyError(Exception):
     """Carries the offset of the first wrong byte in the reply."""
 
 
+class ClosedError(Exception):
+    """The server has sent a CLOSE."""
+
+
 class Loop:
     """The hot loop; its contract is :class:`hydrogen.perf.generator.HotLoop`."""
 
@@ -113,8 +120,10 @@ class Loop:
         interval: float = 0,
         phase: float = 0,
         backlog: int = 0,
+        websocket: bool = False,
     ) -> None:
         self.mix, self.depth, self.burst, self.churn = mix, depth, burst, churn
+        self.websocket = websocket
         self.pattern = mix.pattern(seed)
         self.key_mask, self.key_base = (
             int.from_bytes([byte] * KEY, "little")
@@ -221,9 +230,13 @@ class Loop:
 
     def _send(self, c: Connection, now: int) -> None:
         end = min(c.due, c.answered + self.depth)
-        while c.unsent or c.made < end:
+        while c.unsent or c.pong or c.made < end:
             parts = []
             room = SCRATCH - len(c.unsent)
+            if c.pong and room > 0:
+                parts.append(c.pong)
+                c.pongs += len(c.pong)
+                c.pong = b""
             while c.made < end and room > 0:
                 message, reply, content = self._make(c)
                 due_at = c.due_at.popleft() if self.interval_ns else now
@@ -246,36 +259,57 @@ class Loop:
             c.unsent = c.unsent[sent:]
             if c.tunnel is None:
                 c.unreturned += sent
+            if not c.unsent:
+                c.unreturned -= c.pongs
+                c.pongs = 0
 
     def _verify(self, c: Connection, data: bytes, now: int) -> int:
         """How many replies ``data`` completes; WrongReplyError at the first byte that nobody
-        sent.
+        sent. Control frames between them are heeded.
         """
         self.received += len(data)
-        partial = len(c.partial)
-        if len(data) > c.unreturned:
-            raise WrongReplyError(partial)
-        c.unreturned -= len(data)
-        if c.fresh and data:
-            c.fresh = False
-            self._first_bytes[bucket_of(now - c.expected[0].sent_at)] += 1
+        known = len(c.partial)
         data = c.partial + data
         at = answered = 0
         while at < len(data):
-            if not c.expected:
-                raise WrongReplyError(0)
-            wanted = c.expected[0].reply
+            if self.websocket and data[at] in (CLOSE, PING, PONG):
+                size = self._heed(c, data[at : at + 2 + CONTROL_MOST])
+                if not size:
+                    break
+                at += size
+                continue
+            wanted = c.expected[0].reply if c.expected else b""
             reply = data[at : at + len(wanted)]
+            if not wanted or len(reply) > c.unreturned:
+                raise WrongReplyError(0 if at else known)
+            if c.fresh:
+                c.fresh = False
+                self._first_bytes[bucket_of(now - c.expected[0].sent_at)] += 1
             if not wanted.startswith(reply):
                 raise WrongReplyError(next(i for i in range(len(reply)) if reply[i] != wanted[i]))
             if len(reply) < len(wanted):
                 break
-            c.unreturned -= c.expected[0].requested - len(wanted)
+            c.unreturned -= c.expected[0].requested
             self._answered(c.expected.popleft(), now)
             at += len(wanted)
             answered += 1
         c.partial = data[at:]
         return answered
+
+    def _heed(self, c: Connection, frame: bytes) -> int:
+        """Heed the control frame that ``frame`` begins with; returns its size, 0 while it is not
+        whole.
+        """
+        if len(frame) > 1 and frame[1] > CONTROL_MOST:  # or masked
+            raise WrongReplyError(0)
+        if len(frame) < 2 or len(frame) < 2 + frame[1]:
+            return 0
+        if frame[0] == CLOSE:
+            raise ClosedError
+        size = 2 + frame[1]
+        if frame[0] == PING:
+            c.pong = pong(frame[2:size])
+        return size
 
     def _answered(self, message: Expected, now: int) -> None:
         latency = now - message.sent_at
@@ -361,7 +395,7 @@ class Loop:
                 self._read(c, bool(events & NO_FURTHER_EDGE))
         except WrongReplyError as error:
             self._mistrust(c, error.args[0])
-        except ssl.SSLZeroReturnError:
+        except (ssl.SSLZeroReturnError, ClosedError):
             self._end(c)
         except OSError as error:
             self.first_errno = self.first_errno or (

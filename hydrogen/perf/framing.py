@@ -129,6 +129,18 @@ def masked(plain: Shape) -> Shape:
     )
 
 
+CLOSE, PING, PONG = 0x88, 0x89, 0x8A
+"""The first bytes of control frames (section 5.5), which are never fragmented."""
+
+CONTROL_MOST = 125
+"""Bytes that a control frame carries at most."""
+
+
+def pong(payload: bytes) -> bytes:
+    """The answer to a ping, as clients must send it; the mask as above."""
+    return bytes([PONG, len(payload) | 0x80]) + bytes(4) + payload
+
+
 MOST = 1 << 30
 
 FRAMINGS: dict[str, tuple[Callable[[int], Shape], range]] = {

@@ -4,6 +4,7 @@ draining.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import resource
 import ssl
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
+from hydrogen.perf.idle import answering
 from hydrogen.perf.loops import SINCE_RESET, Counters, Histograms, Loops, choose_loop, shares
 from hydrogen.perf.opening import Connection, Opener
 from hydrogen.perf.options import Options
@@ -122,6 +124,7 @@ class Session:
         self.opener = Opener(options, context)
         self._connections: list[Connection] = []
         self._idle: list[Connection] = []
+        self._answering = contextlib.ExitStack()
         self._loops: Loops | None = None
         self._series = Series()
 
@@ -146,6 +149,8 @@ class Session:
         """Open the connections, the idle ones first, counting those that fail."""
         options = self.options
         self._idle = self.opener.open(options.idle)
+        if self._idle and options.websocket is not None:
+            self._answering.enter_context(answering(self._idle))
         if not self.opener.failures:
             self._connections = self.opener.open(options.connections)
         counts = shares(len(self._connections), options.threads)
@@ -170,6 +175,7 @@ class Session:
                     else 0,
                     phase=index / options.threads,
                     backlog=options.backlog,
+                    websocket=options.websocket is not None,
                 )
             )
             begin += count
@@ -243,6 +249,7 @@ class Session:
     def close(self) -> None:
         """Close all connections, and the hot loops' epoll instances with the loops."""
         self._loops = None
+        self._answering.close()
         for connection in self._connections:
             connection.close()
         for connection in self._idle:

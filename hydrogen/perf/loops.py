@@ -46,6 +46,7 @@ class HotLoop(Protocol):
         interval: float = 0,
         phase: float = 0,
         backlog: int = 0,
+        websocket: bool = False,
     ) -> None:
         """Keep ``depth`` messages of that ``mix`` in flight per socket; with ``tunnels``, one for
         each socket, over TLS.
@@ -60,6 +61,9 @@ class HotLoop(Protocol):
         first, over the sockets in turn, whatever has been answered. At most ``depth`` are in flight
         per socket, and at most ``backlog``, or ``depth`` if that is more, wait for being sent or
         answered: what is due beyond that is dropped.
+
+        With ``websocket`` the server's control frames between replies are heeded: a ping is
+        answered between two messages, a CLOSE ends the connection.
         """
 
     def run(self, seconds: float, number: int = 0) -> None:

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import ipaddress
 import os
+import select
 import selectors
 import socket
 import ssl
@@ -56,6 +57,10 @@ class Connection:
 
     sock: socket.socket
     tunnel: Tunnel | None = None
+    ended: bool = False
+    """it is over, though the socket need not show it: by close_notify, by CLOSE, or because the
+    server can no longer be answered
+    """
 
     def close(self) -> None:
         """Close it, with TLS after a close_notify."""
@@ -70,13 +75,10 @@ class Connection:
         self.sock.close()
 
     def has_ended(self) -> bool:
-        """Whether the server has ended it."""
-        try:
-            return self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        """Whether the server has ended it, whatever it sent before."""
+        poller = select.poll()
+        poller.register(self.sock, select.POLLRDHUP)  # POLLHUP and POLLERR need not be asked for
+        return self.ended or bool(poller.poll(0))
 
 
 class _Opening(NamedTuple):

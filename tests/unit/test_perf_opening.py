@@ -2,12 +2,13 @@
 
 import contextlib
 import resource
+import select
 import socket
 import threading
 import time
 
 import pytest
-from echoes import echo, measure, read_exactly
+from echoes import echo, measure, read_exactly, reset
 from support import PATIENCE, wait_until
 
 from hydrogen.perf import generator, opening
@@ -23,6 +24,11 @@ def noting_peers(peers):
         echo(connection)
 
     return function
+
+
+def close_by_reset(sock):
+    reset(sock)
+    sock.close()
 
 
 def test_connects_and_first_bytes_are_counted_for_each_connection(serve, loop):
@@ -149,6 +155,35 @@ def test_an_idle_connection_that_the_server_ends_is_a_fault(serve):
         result = session.run()
     assert result.idle_lost == 1
     assert not result.ok
+
+
+@pytest.fixture(params=[socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
+def both_ends(request, tmp_path):
+    """A connection, and the server's end of it."""
+    tcp = request.param == socket.AF_INET
+    with socket.socket(request.param) as listener, socket.socket(request.param) as here:
+        listener.bind(("127.0.0.1", 0) if tcp else str(tmp_path / "socket"))
+        listener.listen()
+        here.connect(listener.getsockname())
+        there, _ = listener.accept()
+        with there:
+            yield opening.Connection(here), there
+
+
+def test_what_the_server_sends_to_a_connection_does_not_end_it(both_ends):
+    here, there = both_ends
+    there.sendall(b"hello")
+    assert select.select([here.sock], [], [], PATIENCE)[0]
+    assert not here.has_ended()
+
+
+@pytest.mark.parametrize("end", [lambda sock: sock.shutdown(socket.SHUT_WR), close_by_reset])
+def test_the_end_of_a_connection_is_seen_behind_what_came_before(both_ends, end):
+    here, there = both_ends
+    there.sendall(b"goodbye")
+    end(there)
+    wait_until(here.has_ended, "the end of the connection")
+    assert here.sock.recv(7) == b"goodbye"
 
 
 # -- limits and control ----------------------------------------------------------------------------
