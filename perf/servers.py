@@ -186,8 +186,8 @@ class Server:
         return self._process.stdout.readline()
 
     def stats(self) -> dict[str, float]:
-        """A hydrogen server's own statistics, and in the job of broadcasting any Python server's;
-        else there are none.
+        """A hydrogen server's own statistics, those by code left out, and in the job of broadcasting
+        any Python server's; else there are none.
         """
         words: list[str] = self._process.args  # type: ignore[assignment]
         if STATS_PROGRAM not in words and BROADCAST_JOB not in words:
@@ -195,8 +195,8 @@ class Server:
         assert self._process.stdin is not None
         self._process.stdin.write("stats\n")
         self._process.stdin.flush()
-        found: dict[str, float] = json.loads(self._answer())
-        return found
+        found = json.loads(self._answer())
+        return {name: count for name, count in found.items() if not isinstance(count, dict)}
 
     def threads(self) -> Iterator[Path]:
         """The folders in /proc of its threads."""

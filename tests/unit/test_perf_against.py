@@ -80,6 +80,7 @@ def test_its_server_runs_the_other_trees_hydrogen_and_tells_statistics_by_their_
     assert "of_the_other_tree" not in told["hydrogen"]
     assert told["hydrogen-before"].pop("of_the_other_tree") == 1
     assert set(told["hydrogen-before"]) == set(told["hydrogen"]) >= {"sweeps", "iterations"}
+    assert {type(count) for count in told["hydrogen"].values()} <= {int, float}
 
 
 @pytest.mark.parametrize("workload", ["W1", "W2", "W3", "W4", "W5", "W7", "W9", "W10", "W11"])
