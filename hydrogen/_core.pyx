@@ -31,7 +31,7 @@ from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.errno cimport EINVAL, ENOMEM
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from hydrogen import errors
 from hydrogen.errors import class_name  # no-cython-lint
@@ -190,23 +190,31 @@ cdef class HydrogenSocket:
                 delimiter, or a text with half of a surrogate pair.
         """
         if PyBytes_CheckExact(data):
-            return sending_send(self._engine, self, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+            return sending_send(
+                self._engine, self, self._engine._loop.context.framing, PyBytes_AS_STRING(data),
+                PyBytes_GET_SIZE(data), NULL
+            )
         return self._send_buffer(data)
 
     cdef bint _send_buffer(self, data) except -1:
         """`send` of anything but bytes."""
+        cdef const framing_t *framing = self._engine._loop.context.framing
         cdef Py_buffer view
-        cdef Py_ssize_t size = 0
         cdef const char *text
+        memset(&view, 0, sizeof(Py_buffer))  # PyBuffer_Release then does nothing
         if isinstance(data, str) and self._engine._websocket is not None:
-            text = PyUnicode_AsUTF8AndSize(data, &size)
-            return sending_send(self._engine, self, text, size, NULL, &self._engine._text)
+            framing = &self._engine._text
+            text = PyUnicode_AsUTF8AndSize(data, &view.len)
+        else:
+            try:
+                PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+            except BufferError as error:
+                raise TypeError(
+                    f"a contiguous bytes-like object is expected: {error}"
+                ) from None
+            text = <const char *>view.buf
         try:
-            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        except BufferError as error:
-            raise TypeError(f"a contiguous bytes-like object is expected: {error}") from None
-        try:
-            return sending_send(self._engine, self, <const char *>view.buf, view.len)
+            return sending_send(self._engine, self, framing, text, view.len, NULL)
         finally:
             PyBuffer_Release(&view)
 

@@ -186,7 +186,7 @@ class Server:
         return self._process.stdout.readline()
 
     def stats(self) -> dict[str, float]:
-        """A hydrogen server's own statistics, those by code left out, and in the job of broadcasting
+        """A hydrogen server's own statistics, without those by code, and in the job of broadcasting
         any Python server's; else there are none.
         """
         words: list[str] = self._process.args  # type: ignore[assignment]

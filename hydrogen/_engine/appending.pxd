@@ -23,23 +23,13 @@ from hydrogen._core cimport Engine, HydrogenSocket
 from hydrogen._engine.callbacks cimport callbacks_flush_corked
 
 
-cdef inline int appending_bytes(
-    Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, bytes data,
-    uint32_t last_state, size_t counted=0, bint limited=True,
-) except -1:
-    return appending_framed(
-        engine, worker, socket, framing, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data),
-        last_state, counted, limited)
-
-
 cdef inline int appending_framed(
     Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing,
     const char *data, size_t n,
-    uint32_t last_state, size_t counted, bint limited=True,
+    uint32_t last_state, size_t counted, size_t most,
 ) except -1:
     """Frame and queue; then flush, or cork, as the policy says. SEND_REFUSED, SEND_NOTHING, or
-    another value: it was queued. `limited`: whether it ends the connection where too much is
-    pending; what comes out of a session never does.
+    another value: it was queued. `most`: see `output_send`.
     """
     cdef loop_t *loop = &engine._loop
     cdef connection_t *connection = socket._connection
@@ -57,14 +47,26 @@ cdef inline int appending_framed(
         )
     result = output_send(
         &loop.context, &worker.io.pool if worker != NULL else NULL, connection, socket._generation,
-        framing, data, n, counted, last_state,
-        loop.context.max_write_buffer if limited and last_state == STATE_OPEN else
-        <size_t>UNLIMITED,
+        framing, data, n, counted, last_state, most,
         worker.index if cork else NOT_CORKED, &bits)
     if result != SEND_QUEUED:
         appending_go_on(engine, worker, socket, result, n, bits)
     queues_check_memory(loop)
     return result
+
+
+cdef inline int appending_bytes(
+    Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing, bytes data,
+    uint32_t last_state, size_t counted=0, bint limited=True,
+) except -1:
+    """The same of bytes. `limited`: whether it ends the connection where too much is pending; what
+    comes out of a session never does.
+    """
+    return appending_framed(
+        engine, worker, socket, framing, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data),
+        last_state, counted,
+        engine._loop.context.max_write_buffer if limited and last_state == STATE_OPEN else
+        <size_t>UNLIMITED)
 
 
 cdef inline int appending_go_on(

@@ -68,7 +68,8 @@ cdef inline bint broadcast_send_other(
             sent = broadcast_send_framed(engine, worker, socket, wire, rest)
         else:
             sent = sending_send(
-                engine, socket, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), rest
+                engine, socket, engine._loop.context.framing, PyBytes_AS_STRING(data),
+                PyBytes_GET_SIZE(data), rest
             )
     except ValueError:
         pass

@@ -104,50 +104,58 @@ cdef inline object sending_ordered(Engine engine, HydrogenSocket socket):
 
 
 cdef inline bint sending_send(
-    Engine engine, HydrogenSocket socket, const char *data, size_t n, uint64_t *rest=NULL,
-    const framing_t *framing=NULL,
+    Engine engine, HydrogenSocket socket, const framing_t *framing, const char *data, size_t n,
+    uint64_t *rest,
 ) except -1:
-    """`HydrogenSocket.send`. `framing`: not the server's: of a text.
+    """`HydrogenSocket.send`. `framing`: the server's, or that of a text.
 
     Where the message is left to another thread it lets that one get on. Who sends to many does so
     once, for the longest of these times: it is stored in `rest`, if that is not NULL, instead.
     """
-    cdef connection_t *connection = socket._connection
     cdef worker_t *worker = engine._worker()
-    cdef uint32_t ready
-    cdef int result = SEND_REFUSED
-    if framing == NULL:
-        framing = engine._loop.context.framing
-    if expect_seldom(not socket._valid()):
-        pass
-    elif expect_seldom(
-        connection.adapter != NULL or connection.session != NULL or connection.builder != NULL or
-        framing.kind >= FRAMING_PYTHON or (framing.kind != FRAMING_RAW and n > framing.max_size)
-    ):
-        ready = atomic_load32(&connection.ready)
-        if framing.kind == FRAMING_MESSAGES and ready == READY_NOT:
-            pass  # the request was not answered yet
-        elif framing.kind == FRAMING_MESSAGES and ready == READY and connection.session == NULL:
-            result = appending_framed(
-                engine, worker, socket, framing, data, n, STATE_OPEN, 0
-            )
-        else:
-            result = sending_send_otherwise(engine, worker, socket, framing, data, n, rest)
+    cdef int result
+    if expect_seldom(not sending_is_plain(socket, framing, n)):
+        result = sending_send_otherwise(engine, worker, socket, framing, data, n, rest)
     else:
-        result = appending_framed(engine, worker, socket, framing, data, n, STATE_OPEN, 0)
+        result = appending_framed(
+            engine, worker, socket, framing, data, n, STATE_OPEN, 0,
+            engine._loop.context.max_write_buffer)
     return sending_count(engine, worker, result)
+
+
+cdef inline bint sending_is_plain(
+    HydrogenSocket socket, const framing_t *framing, size_t n,
+) noexcept:
+    """Whether a message is to be framed and queued as it is, which `framing` knows how to do."""
+    cdef connection_t *connection = socket._connection
+    return (
+        socket._valid() and connection.adapter == NULL and connection.session == NULL and
+        connection.builder == NULL and framing.kind < FRAMING_PYTHON and
+        (framing.kind == FRAMING_RAW or n <= framing.max_size)
+    )
 
 
 cdef inline int sending_send_otherwise(
     Engine engine, worker_t *worker, HydrogenSocket socket, const framing_t *framing,
     const char *data, size_t n, uint64_t *rest,
 ) except -1:
-    """The same of all but a message that is framed and queued as it is, which would pay for what
-    this needs.
+    """The same of all other messages. Apart, so that `sending_send` is small enough to be inlined:
+    a plain message would pay for what this needs.
     """
     cdef connection_t *connection = socket._connection
     cdef uint64_t mine = 0
+    cdef uint32_t ready
     cdef int result = SEND_REFUSED
+    if not socket._valid():
+        return SEND_REFUSED
+    if framing.kind == FRAMING_MESSAGES:
+        ready = atomic_load32(&connection.ready)
+        if ready == READY_NOT:
+            return SEND_REFUSED  # the request was not answered yet
+        if ready == READY and connection.session == NULL:
+            return appending_framed(
+                engine, worker, socket, framing, data, n, STATE_OPEN, 0,
+                engine._loop.context.max_write_buffer)
     if connection.adapter != NULL:
         if (
             atomic_load32(&connection.state) == STATE_OPEN and
