@@ -298,12 +298,18 @@ cdef inline int closing_flushed(
     FLUSHED may be of earlier: records of TLS are queued also after it was posted. So the queue is
     looked at; who flushes what is in it posts FLUSHED again. So is the state: an abort that came
     meanwhile has dropped what was in it, and a FIN would say that all was sent.
+
+    Of a WebSocket with TLS nothing may be pending either: without a GIL a message that was taken may
+    be counted, and not wait in the session yet, and our CLOSE must not come before it. (A
+    close_notify comes behind all that waits, and who finds it asked for takes his message back.)
     """
     cdef bint flushed
     lock_take(&connection.lock)
     flushed = (
         connection.state == STATE_CLOSING and connection.output.first == NULL and
-        not connection.flushing and not connection.blocked
+        not connection.flushing and not connection.blocked and (
+            connection.pending == 0 or connection.websocket == NULL or connection.session == NULL
+        )
     )
     lock_give(&connection.lock)
     if not flushed:
