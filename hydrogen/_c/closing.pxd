@@ -299,8 +299,8 @@ cdef inline int closing_flushed(
     looked at; who flushes what is in it posts FLUSHED again. So is the state: an abort that came
     meanwhile has dropped what was in it, and a FIN would say that all was sent.
 
-    Of a WebSocket with TLS nothing may be pending either: without a GIL a message that was taken may
-    be counted, and not wait in the session yet, and our CLOSE must not come before it. (A
+    Of a WebSocket with TLS nothing may be pending either: without a GIL a message that was taken
+    may be counted, and not wait in the session yet, and our CLOSE must not come before it. (A
     close_notify comes behind all that waits, and who finds it asked for takes his message back.)
     """
     cdef bint flushed
