@@ -263,8 +263,8 @@ class Server:
                 return
 
     def _running_engine(self) -> backend.Engine:
-        """The engine from the start until the stop is over: a callback that runs meanwhile may ask
-        for all that it asks for at other times.
+        """The engine from the start until the stop is over: callbacks that run during a graceful
+        shutdown use the server as at any other time.
         """
         engine = None if self._stopped.is_set() else self._any_engine()
         if engine is None:

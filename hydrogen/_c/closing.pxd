@@ -299,9 +299,10 @@ cdef inline int closing_flushed(
     looked at; who flushes what is in it posts FLUSHED again. So is the state: an abort that came
     meanwhile has dropped what was in it, and a FIN would say that all was sent.
 
-    Of a WebSocket with TLS nothing may be pending either: without a GIL a message that was taken
-    may be counted, and not wait in the session yet, and our CLOSE must not come before it. (A
-    close_notify comes behind all that waits, and who finds it asked for takes his message back.)
+    For a WebSocket over TLS `pending` must be 0, too: without a GIL another thread may have counted
+    a message that it has not left to the session yet, and our CLOSE must not overtake it. Whoever
+    brings `pending` to 0 posts FLUSHED. (A close_notify needs no such check: it comes behind all
+    that waits, and a sender that finds it requested takes its message back.)
     """
     cdef bint flushed
     lock_take(&connection.lock)

@@ -60,7 +60,7 @@ cdef inline int control_deliver(
         control_reply(engine, worker, connection, socket)
         if not (session.reader.ready or session.events != NULL or session.fault):
             break
-        if budget == 0:
+        if budget <= 0:
             if queues_has_ready(&engine._loop) or kernel_now() >= until:
                 connection.mail |= AGAIN
                 break
@@ -138,7 +138,7 @@ cdef inline bint control_head(
 cdef inline int control_message(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, int *budget,
 ) except -1:
-    """The first message that is ready. `budget`: so many more are this turn's."""
+    """The first message that is ready. `budget`: messages left in this turn."""
     cdef session_t *session = connection.websocket
     cdef block_t *input = connection.input
     cdef const uint8_t *at = <const uint8_t *>block_bytes(input) + input.start
@@ -166,7 +166,7 @@ cdef inline int control_inflate(
     uint8_t opcode, bytes data, int *budget,
 ) except -1:
     """Deliver a message that was compressed, if it still may be: zlib lets go of the GIL, and
-    others close and pause meanwhile. A few bytes may have made it large, and take long.
+    others close and pause meanwhile. A small message may inflate to a large one, which takes long.
     """
     fault = None
     callbacks_begin(engine, worker)
@@ -174,7 +174,7 @@ cdef inline int control_inflate(
         data = (<object>connection.opening).inflater.inflate(
             data, engine._loop.context.max_message
         )
-        budget[0] -= <int>min(<size_t>budget[0], <size_t>(len(data) // INFLATED_AS_ONE))
+        budget[0] -= <int>(len(data) // INFLATED_AS_ONE)
         message = data
         if opcode == OPCODE_TEXT:
             message = PyUnicode_DecodeUTF8(PyBytes_AS_STRING(data), len(data), NULL)

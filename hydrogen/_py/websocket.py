@@ -109,8 +109,8 @@ class MessageReader:
         return bool(self._buffer) or self._frame is not None or self._message is not None
 
     def holds_close(self) -> bool:
-        """Whether a CLOSE has come, be it behind what was not given out yet. By any thread: whose
-        look falls into that of the owner may be wrong.
+        """Whether a CLOSE has come, even behind frames that were not given out yet. Any thread may
+        ask; the answer may be wrong while the owner parses.
         """
         data, at, first = bytes(self._buffer), self._left, self._frame or 0
         while not self.is_closed and first & 0x0F != CLOSE and at + 1 < len(data):

@@ -412,7 +412,7 @@ def test_there_is_no_later_before_the_start_nor_after_the_stop(start, connect, e
 
 @pytest.mark.clause("S42", "S47")
 def test_callbacks_have_calls_made_while_it_stops_as_before(start, connect):
-    """Who waits for somebody asks for a timeout, whatever happens meanwhile."""
+    """A callback may need a timeout, also during a graceful shutdown."""
     calls = Calls()
 
     def answer(socket, data):

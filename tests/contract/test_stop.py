@@ -370,7 +370,7 @@ def test_only_a_server_that_runs_can_be_suspended_and_resumed(start, engine):
 
 @pytest.mark.clause("S35", "S34")
 def test_callbacks_suspend_and_resume_while_it_stops_as_before(start, connect):
-    """Who is too busy suspends, and resumes when he is done, whatever happens meanwhile."""
+    """An overloaded handler suspends and resumes, also during a graceful shutdown."""
 
     def pause(socket):
         socket.server.suspend()
