@@ -308,9 +308,10 @@ def test_a_bit_where_it_must_not_be_is_told_with_1002_at_once(begin, sides, data
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["pause", "close"])
 def test_nothing_is_delivered_once_a_pause_or_a_close_has_returned(begin, connect, end):
-    """A message is being inflated at that moment, in most of these rounds. The server counts a
-    message as its callback begins, which may be before the call and look at something after it.
+    """A message is being inflated at that moment, in most of these rounds: in two of three it was
+    delivered. In one of a thousand its callback is about to begin, and is counted after the call.
     """
+    late = 0
     data = "".join(f"{n} and so on, " for n in range(40_000))
 
     def received(socket, data):
@@ -319,7 +320,8 @@ def test_nothing_is_delivered_once_a_pause_or_a_close_has_returned(begin, connec
 
     handler = recorder(connected=None, message=received)
     server, other = begin(handler)
-    for count in range(2, 10):
+    handler.wait_for("connected")
+    for count in range(2, 18):
         peer = deflate_peer_of(connect(server)).open(offer=OFFER)
         socket = handler.wait_for("connected", count)[-1].socket
         wire = frame(FIN | RSV1 | TEXT, peer.compress(data.encode()))
@@ -333,8 +335,10 @@ def test_nothing_is_delivered_once_a_pause_or_a_close_has_returned(begin, connec
             begun = server.stats().messages_received
         for _ in range(3):
             other.echo("hello")
-        assert server.stats().messages_received == begun + 3
+        late += server.stats().messages_received > begun + 3
+        socket.abort()  # or a graceful stop waits for the end of its pause
         peer.close()
+    assert late <= 2
 
 
 @pytest.mark.parametrize("sides", ["neither", "both"])
