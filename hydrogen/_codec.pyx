@@ -21,7 +21,7 @@ from hydrogen._c.framing cimport *
 from hydrogen._c.head cimport HEAD_COMPLETE, HEAD_MORE, head_find
 from hydrogen._c.websocket cimport (
     MESSAGES_CONTROL, MESSAGES_MORE, MESSAGE_HEADER, OPCODE_CLOSE, OPCODE_TEXT, control_t,
-    websocket_advance, websocket_closing, websocket_t,
+    reader_t, websocket_advance, websocket_closing,
 )
 
 cdef dict _KINDS = {
@@ -158,20 +158,20 @@ def messages(parts, size_t max_message, uint32_t max_fragments, bint inflates=Fa
     behind the control frames of their part, and those that are compressed as they came, the bit
     that says so in the opcode; and the code of the error that ends them, or 0.
     """
-    cdef websocket_t websocket
+    cdef reader_t reader
     cdef control_t control
     cdef uint32_t code
     cdef size_t length = 0
     cdef int verdict = MESSAGES_MORE
     cdef bytearray buffer = bytearray()
-    memset(&websocket, 0, sizeof(websocket))
-    websocket.inflates = inflates
+    memset(&reader, 0, sizeof(reader))
+    reader.inflates = inflates
     events = []
     for part in parts:
         buffer += part
         while True:
             verdict = websocket_advance(
-                &websocket, max_message, max_fragments, <uint8_t *>PyByteArray_AS_STRING(buffer),
+                &reader, max_message, max_fragments, <uint8_t *>PyByteArray_AS_STRING(buffer),
                 len(buffer), &length, &control)
             del buffer[length:]
             if verdict != MESSAGES_CONTROL:
@@ -184,12 +184,12 @@ def messages(parts, size_t max_message, uint32_t max_fragments, bint inflates=Fa
                     break
                 data = data[2:].decode()
             events.append((control.opcode, data, code))
-        while websocket.ready:
+        while reader.ready:
             length = int.from_bytes(buffer[1:MESSAGE_HEADER], "big")
             data = bytes(buffer[MESSAGE_HEADER:MESSAGE_HEADER + length])
             events.append((buffer[0], data.decode() if buffer[0] == OPCODE_TEXT else data, 0))
             del buffer[:MESSAGE_HEADER + length]
-            websocket.ready -= MESSAGE_HEADER + length
+            reader.ready -= MESSAGE_HEADER + length
         if verdict:
             break
     return events, verdict

@@ -49,7 +49,7 @@ RACY = str(ROOT / "tests" / "stress" / "test_threads.py")
 # every cell of the tables of states, each of which the plain build runs, would take longer than all
 # the rest.
 LIMITED = "test_memory_limit"
-STATES = "test_states or test_websocket_states"
+STATES = "test_states"
 NOT_UNDER_UBSAN = f"not ({LIMITED})"
 NOT_UNDER_ASAN = f"not (f16 or short_soak or {STATES} or {LIMITED})"
 FORKS = "test_children or test_forks or forked_in_begin or background_job"

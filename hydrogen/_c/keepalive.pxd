@@ -22,7 +22,7 @@ from hydrogen._c.messages cimport messages_pinged
 from hydrogen._c.output cimport output_send
 from hydrogen._c.queues cimport queues_end, queues_leave_output, queues_post
 from hydrogen._c.slab cimport slab_used
-from hydrogen._c.structs cimport connection_t, context_t, loop_t, session_t
+from hydrogen._c.structs cimport connection_t, context_t, loop_t, websocket_t
 
 cdef enum:
     PING_SIZE = 8
@@ -42,21 +42,21 @@ cdef inline int keepalive_look_locked(
     context_t *context, connection_t *connection, uint64_t now,
 ) noexcept nogil:
     """What is due, if nothing lies in the kernel."""
-    cdef session_t *session = connection.websocket
+    cdef websocket_t *websocket = connection.websocket
     cdef uint64_t due
-    if session.ends_at and now >= session.ends_at:
+    if websocket.ends_at and now >= websocket.ends_at:
         return TOO_OLD
     if (
-        atomic_swap32(&session.heard, 0) or relaxed_load32(&session.said_goodbye) or
+        atomic_swap32(&websocket.heard, 0) or relaxed_load32(&websocket.said_goodbye) or
         connection.blocked
     ):
-        session.heard_at = now
-    due = session.heard_at + context.ping_interval
-    if not context.ping_interval or now < due or relaxed_load32(&session.ping_due):
+        websocket.heard_at = now
+    due = websocket.heard_at + context.ping_interval
+    if not context.ping_interval or now < due or relaxed_load32(&websocket.ping_due):
         return ALIVE
-    if session.probed_at < due:
+    if websocket.probed_at < due:
         return PING_DUE
-    if context.ping_timeout and now >= session.probed_at + context.ping_timeout:
+    if context.ping_timeout and now >= websocket.probed_at + context.ping_timeout:
         return PING_LATE
     return ALIVE
 

@@ -24,9 +24,9 @@ from hydrogen._c.framing cimport WEBSOCKET_FIN
 from hydrogen._c.kernel cimport kernel_now
 from hydrogen._c.mailbox cimport mailbox_generation
 from hydrogen._c.output cimport output_append, output_flush, output_wake_drainers
-from hydrogen._c.structs cimport connection_t, context_t, io_t, session_t
+from hydrogen._c.structs cimport connection_t, context_t, io_t, websocket_t
 from hydrogen._c.websocket cimport (
-    MESSAGES_CONTROL, MESSAGE_HEADER, OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, control_t,
+    MESSAGES_CONTROL, MESSAGE_HEADER, OPCODE_CLOSE, OPCODE_PING, OPCODE_PONG, control_t, reader_t,
     websocket_advance, websocket_closing, websocket_write_header,
 )
 
@@ -34,25 +34,25 @@ cdef enum:
     EVENT_HEADER = 8 + 2  # when it is due, opcode, length
 
 
-cdef inline session_t *messages_new() noexcept nogil:
+cdef inline websocket_t *messages_new() noexcept nogil:
     """NULL without memory."""
-    cdef session_t *session = <session_t *>calloc(1, sizeof(session_t))
-    if session != NULL:
-        session.taken = <uint64_t>1 << 62  # it may go back: messages_put_back
-    return session
+    cdef websocket_t *websocket = <websocket_t *>calloc(1, sizeof(websocket_t))
+    if websocket != NULL:
+        websocket.taken = <uint64_t>1 << 62  # it may go back: messages_put_back
+    return websocket
 
 
-cdef inline void messages_free(session_t *session) noexcept nogil:
-    if session != NULL:
-        free(session.replies)
-        free(session.events)
-        free(session)
+cdef inline void messages_free(websocket_t *websocket) noexcept nogil:
+    if websocket != NULL:
+        free(websocket.replies)
+        free(websocket.events)
+        free(websocket)
 
 
-cdef inline size_t messages_held(const session_t *session) noexcept nogil:
+cdef inline size_t messages_held(const websocket_t *websocket) noexcept nogil:
     """Bytes of what waits for a worker beside the input."""
-    return (block_length(session.events) if session.events != NULL else 0) + (
-        block_length(session.replies) if session.replies != NULL else 0
+    return (block_length(websocket.events) if websocket.events != NULL else 0) + (
+        block_length(websocket.replies) if websocket.replies != NULL else 0
     )
 
 
@@ -65,10 +65,12 @@ cdef inline uint64_t messages_hash(const uint8_t *data, size_t n) noexcept nogil
     return value
 
 
-cdef inline void messages_pinged(session_t *session, const uint8_t *data, size_t n) noexcept nogil:
+cdef inline void messages_pinged(
+    websocket_t *websocket, const uint8_t *data, size_t n,
+) noexcept nogil:
     """A ping is being sent. Any thread, under the lock."""
-    relaxed_store64(&session.ping_hash, messages_hash(data, n))
-    relaxed_store64(&session.pinged_at, kernel_now())
+    relaxed_store64(&websocket.ping_hash, messages_hash(data, n))
+    relaxed_store64(&websocket.pinged_at, kernel_now())
 
 
 cdef inline bint messages_add(
@@ -97,27 +99,27 @@ cdef inline bint messages_add(
 
 
 cdef inline bint messages_add_event(
-    io_t *io, session_t *session, const control_t *control,
+    io_t *io, websocket_t *websocket, const control_t *control,
 ) noexcept nogil:
     """Behind the messages that came before it. False without memory."""
     cdef uint8_t prefix[EVENT_HEADER]
-    cdef uint64_t due = session.taken + session.reader.ready
+    cdef uint64_t due = websocket.taken + websocket.reader.ready
     memcpy(prefix, &due, sizeof(uint64_t))
     prefix[sizeof(uint64_t)] = control.opcode
-    return messages_add(io, &session.events, prefix, EVENT_HEADER - 1, control)
+    return messages_add(io, &websocket.events, prefix, EVENT_HEADER - 1, control)
 
 
-cdef inline bint messages_event_is_due(const session_t *session) noexcept nogil:
+cdef inline bint messages_event_is_due(const websocket_t *websocket) noexcept nogil:
     """Whether all messages were delivered that came before the first event."""
     cdef uint64_t due
-    if session.events == NULL:
+    if websocket.events == NULL:
         return False
-    memcpy(&due, block_bytes(session.events) + session.events.start, sizeof(uint64_t))
-    return due <= session.taken
+    memcpy(&due, block_bytes(websocket.events) + websocket.events.start, sizeof(uint64_t))
+    return due <= websocket.taken
 
 
 cdef inline bint messages_control(
-    context_t *context, io_t *io, session_t *session, control_t *control,
+    context_t *context, io_t *io, websocket_t *websocket, control_t *control,
 ) noexcept nogil:
     """A control frame came. False without memory."""
     cdef uint64_t pinged_at
@@ -125,75 +127,76 @@ cdef inline bint messages_control(
     cdef uint8_t first = WEBSOCKET_FIN | OPCODE_PONG
     if control.opcode == OPCODE_PING:
         relaxed_add64(&io.counters.pings_received, 1)
-        return messages_add(io, &session.replies, &first, 1, control)
+        return messages_add(io, &websocket.replies, &first, 1, control)
     if control.opcode == OPCODE_CLOSE:
-        relaxed_store32(&session.said_goodbye, 1)
-        session.fault = <uint8_t>websocket_closing(control, &code)
-        return session.fault != 0 or messages_add_event(io, session, control)
+        relaxed_store32(&websocket.said_goodbye, 1)
+        websocket.fault = <uint8_t>websocket_closing(control, &code)
+        return websocket.fault != 0 or messages_add_event(io, websocket, control)
     relaxed_add64(&io.counters.pongs_received, 1)
-    pinged_at = relaxed_load64(&session.pinged_at)
-    if pinged_at and relaxed_load64(&session.ping_hash) == messages_hash(
+    pinged_at = relaxed_load64(&websocket.pinged_at)
+    if pinged_at and relaxed_load64(&websocket.ping_hash) == messages_hash(
         control.payload, control.length
     ):
-        relaxed_store64(&session.latency, max(<uint64_t>1, kernel_now() - pinged_at))
-        relaxed_store64(&session.pinged_at, 0)  # its pong comes once
-    return not context.has_on_pong or messages_add_event(io, session, control)
+        relaxed_store64(&websocket.latency, max(<uint64_t>1, kernel_now() - pinged_at))
+        relaxed_store64(&websocket.pinged_at, 0)  # its pong comes once
+    return not context.has_on_pong or messages_add_event(io, websocket, control)
 
 
 cdef inline void messages_drop_new(
-    session_t *session, block_t *input, size_t ready, size_t events,
+    websocket_t *websocket, block_t *input, size_t ready, size_t events,
 ) noexcept nogil:
     """Drop what was found beyond so many bytes of messages and events."""
     cdef char *data = block_bytes(input) + input.start
-    memmove(data + ready, data + session.reader.ready, block_length(input) - session.reader.ready)
-    input.end -= session.reader.ready - ready
-    session.reader.ready = ready
-    if session.fault:
-        session.fault = 0
-        session.reader.closed = True
-    free(session.replies)
-    session.replies = NULL
+    cdef reader_t *reader = &websocket.reader
+    memmove(data + ready, data + reader.ready, block_length(input) - reader.ready)
+    input.end -= reader.ready - ready
+    reader.ready = ready
+    if websocket.fault:
+        websocket.fault = 0
+        websocket.reader.closed = True
+    free(websocket.replies)
+    websocket.replies = NULL
     if events:
-        session.events.end = events
+        websocket.events.end = events
     else:
-        free(session.events)
-        session.events = NULL
+        free(websocket.events)
+        websocket.events = NULL
 
 
 cdef inline bint messages_take(
     context_t *context, io_t *io, connection_t *connection,
 ) noexcept nogil:
     """Take apart what was added to `input`. False without memory."""
-    cdef session_t *session = connection.websocket
+    cdef websocket_t *websocket = connection.websocket
     cdef block_t *input = connection.input
     cdef control_t control
     cdef size_t length
-    cdef size_t ready = session.reader.ready
-    cdef size_t events = session.events.end if session.events != NULL else 0
+    cdef size_t ready = websocket.reader.ready
+    cdef size_t events = websocket.events.end if websocket.events != NULL else 0
     cdef int verdict = MESSAGES_CONTROL
-    if input == NULL or session.fault:
+    if input == NULL or websocket.fault:
         return True
     while verdict == MESSAGES_CONTROL:
         verdict = websocket_advance(
-            &session.reader, context.max_message, context.max_fragments,
+            &websocket.reader, context.max_message, context.max_fragments,
             <uint8_t *>block_bytes(input) + input.start, block_length(input), &length, &control)
         input.end = input.start + length
         if verdict == MESSAGES_CONTROL:
-            if not messages_control(context, io, session, &control):
+            if not messages_control(context, io, websocket, &control):
                 return False
-            if not session.reader.message and not connection.flags & FLAG_CLOSE_AWAITED and (
+            if not websocket.reader.message and not connection.flags & FLAG_CLOSE_AWAITED and (
                 relaxed_load64(&connection.deadline)
             ):
                 atomic_store64(&connection.deadline, 0)  # of this frame
-            if session.fault:
-                verdict = session.fault
-    session.fault = <uint8_t>verdict
-    if session.discards:
-        messages_drop_new(session, input, ready, events)
+            if websocket.fault:
+                verdict = websocket.fault
+    websocket.fault = <uint8_t>verdict
+    if websocket.discards:
+        messages_drop_new(websocket, input, ready, events)
     if (
-        session.reader.ready or session.events != NULL or session.fault or
+        websocket.reader.ready or websocket.events != NULL or websocket.fault or
         # a step cannot encrypt
-        session.replies != NULL and connection.session != NULL
+        websocket.replies != NULL and connection.session != NULL
     ):
         connection.flags |= FLAG_UNDECODED
     if input.end == input.start:
@@ -208,7 +211,7 @@ cdef inline bint messages_put_back(
     """Put a message, which was compressed and is not now, before all that is ready: it is not to be
     delivered yet. False without memory.
     """
-    cdef session_t *session = connection.websocket
+    cdef websocket_t *websocket = connection.websocket
     cdef block_t *input = connection.input
     cdef size_t rest = block_length(input) if input != NULL else 0
     cdef size_t size = MESSAGE_HEADER + n
@@ -224,8 +227,8 @@ cdef inline bint messages_put_back(
         block_free(&io.pool, input)
     larger.end = size + rest
     connection.input = larger
-    session.reader.ready += size
-    session.taken -= size
+    websocket.reader.ready += size
+    websocket.taken -= size
     return True
 
 
@@ -233,10 +236,10 @@ cdef inline void messages_reply(
     context_t *context, io_t *io, connection_t *connection,
 ) noexcept nogil:
     """Send the PONGs that are due, without TLS. In a step: what follows from that is in `mail`."""
-    cdef session_t *session = connection.websocket
-    cdef block_t *replies = session.replies
+    cdef websocket_t *websocket = connection.websocket
+    cdef block_t *replies = websocket.replies
     cdef uint32_t bits = 0
-    session.replies = NULL
+    websocket.replies = NULL
     # whatever is pending, see `output_send`: the client has asked for them
     if output_append(
         context, &io.pool, connection, mailbox_generation(connection), replies, 0, STATE_OPEN,
@@ -248,23 +251,23 @@ cdef inline void messages_reply(
     connection.mail |= bits & MAIL_BITS
 
 
-cdef inline void messages_drop_control(session_t *session) noexcept nogil:
+cdef inline void messages_drop_control(websocket_t *websocket) noexcept nogil:
     """Drop the control frames that wait for a worker."""
-    free(session.replies)
-    free(session.events)
-    session.replies = session.events = NULL
+    free(websocket.replies)
+    free(websocket.events)
+    websocket.replies = websocket.events = NULL
 
 
 cdef inline void messages_skip(io_t *io, connection_t *connection) noexcept nogil:
     """Drop what nobody wants any more, since the connection ends; a CLOSE in it is known."""
-    cdef session_t *session = connection.websocket
+    cdef websocket_t *websocket = connection.websocket
     cdef block_t *input = connection.input
-    messages_drop_control(session)
+    messages_drop_control(websocket)
     connection.flags &= ~<uint32_t>FLAG_UNDECODED
     if input == NULL:
         return
-    input.start += session.reader.ready
-    session.reader.ready = 0
+    input.start += websocket.reader.ready
+    websocket.reader.ready = 0
     if input.start == input.end:
         connection.input = NULL
         block_free(&io.pool, input)
@@ -297,8 +300,8 @@ cdef inline bint messages_is_closed(
 
 cdef inline void messages_forget(connection_t *connection) noexcept nogil:
     """`input` is dropped: nothing is looked for any more."""
-    cdef session_t *session = connection.websocket
-    messages_drop_control(session)
-    session.reader.ready = session.reader.size = 0
-    session.reader.message = session.reader.in_frame = 0
-    session.reader.closed = True
+    cdef websocket_t *websocket = connection.websocket
+    messages_drop_control(websocket)
+    websocket.reader.ready = websocket.reader.size = 0
+    websocket.reader.message = websocket.reader.in_frame = 0
+    websocket.reader.closed = True

@@ -7,7 +7,7 @@ from hydrogen._c.buffer cimport block_t, pool_t, queue_t
 from hydrogen._c.constants cimport CAUSES, CORKED_MOST, LOOPS_MOST, TIMEOUTS
 from hydrogen._c.framing cimport framing_t
 from hydrogen._c.kernel cimport name_t, pthread_t
-from hydrogen._c.websocket cimport websocket_t
+from hydrogen._c.websocket cimport reader_t
 from hydrogen._c.lock cimport cond_t, lock_t
 from hydrogen._c.poller cimport POLL_EVENTS, epoll_event, poller_t
 from hydrogen._c.slab cimport slab_t, slot_t
@@ -68,9 +68,9 @@ ctypedef struct context_t:
     cond_t drain_cond
 
 # What a WebSocket connection has besides.
-ctypedef struct session_t:
+ctypedef struct websocket_t:
     # owner only
-    websocket_t reader
+    reader_t reader
     uint8_t fault             # MESSAGES_...: what is wrong behind all that is ready
     uint8_t discards          # what comes from now on is dropped, but for a CLOSE, which is known
     block_t *replies          # PONGs that are to be sent
@@ -135,7 +135,7 @@ ctypedef struct connection_t:
     block_t *input           # bytes (plaintext) read and not delivered
     size_t scanned           # of them, known to hold no delimiter: framing_find
     # from when it is ready; written under the lock, by the owner; the monitor thread reads it
-    session_t *websocket
+    websocket_t *websocket
     size_t held              # bytes that `decoder` holds
     # of all three, counted in context.buffered; atomic, the monitor thread reads it
     uint64_t input_counted

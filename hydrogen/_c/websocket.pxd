@@ -71,7 +71,7 @@ cdef enum:
     UTF8_BAD = 8
 
 # The state of a connection's input. The owner only.
-ctypedef struct websocket_t:
+ctypedef struct reader_t:
     size_t ready
     size_t size
     size_t gap            # 0, but while there may be more control frames
@@ -180,7 +180,7 @@ cdef inline uint64_t websocket_most(size_t max_message, bint compressed) noexcep
 
 
 cdef inline int websocket_header(
-    const websocket_t *websocket, size_t max_message, uint32_t max_fragments,
+    const reader_t *reader, size_t max_message, uint32_t max_fragments,
     const uint8_t *data, size_t n, header_t *header, bint *complete,
 ) noexcept nogil:
     """The header that `data` begins with, as far as it is there: 0, or what is wrong with it."""
@@ -195,7 +195,7 @@ cdef inline int websocket_header(
     header.final = data[0] & WEBSOCKET_FIN != 0
     header.compressed = compressed = data[0] & WEBSOCKET_RESERVED == WEBSOCKET_COMPRESSED
     if data[0] & WEBSOCKET_RESERVED and not (
-        compressed and websocket.inflates and OPCODE_TEXT <= header.opcode <= OPCODE_BINARY
+        compressed and reader.inflates and OPCODE_TEXT <= header.opcode <= OPCODE_BINARY
     ):
         return MESSAGES_RESERVED
     if not WEBSOCKET_OPCODES >> header.opcode & 1:
@@ -203,8 +203,8 @@ cdef inline int websocket_header(
     if header.opcode & WEBSOCKET_CONTROL:
         if not header.final:
             return MESSAGES_FRAGMENTED
-    elif (header.opcode == OPCODE_CONTINUATION) != (websocket.message != 0):
-        return MESSAGES_INSIDE if websocket.message else MESSAGES_CONTINUED
+    elif (header.opcode == OPCODE_CONTINUATION) != (reader.message != 0):
+        return MESSAGES_INSIDE if reader.message else MESSAGES_CONTINUED
     if n < 2:
         return 0
     if not data[1] & WEBSOCKET_MASK:
@@ -223,11 +223,11 @@ cdef inline int websocket_header(
         if length < least:  # the shortest form must be used
             return MESSAGES_LENGTH
     if not header.opcode & WEBSOCKET_CONTROL:
-        if websocket.message:
-            compressed = websocket.compressed
-        if length > websocket_most(max_message, compressed) - websocket.size:
+        if reader.message:
+            compressed = reader.compressed
+        if length > websocket_most(max_message, compressed) - reader.size:
             return MESSAGES_LARGE
-        if websocket.fragments >= max_fragments:
+        if reader.fragments >= max_fragments:
             return MESSAGES_FRAGMENTS
     header.size = size + 4
     header.length = length
@@ -236,18 +236,18 @@ cdef inline int websocket_header(
 
 
 cdef inline void websocket_begin(
-    websocket_t *websocket, const uint8_t *data, const header_t *header,
+    reader_t *reader, const uint8_t *data, const header_t *header,
 ) noexcept nogil:
     """Take the header of a frame of a message off."""
     if header.opcode != OPCODE_CONTINUATION:
-        websocket.message = header.opcode
-        websocket.compressed = header.compressed
-        websocket.utf8 = UTF8_BEGIN
-    websocket.fragments += 1
-    websocket.final = header.final
-    websocket.left = header.length
-    websocket.in_frame = True
-    memcpy(websocket.mask, data + header.size - 4, 4)
+        reader.message = header.opcode
+        reader.compressed = header.compressed
+        reader.utf8 = UTF8_BEGIN
+    reader.fragments += 1
+    reader.final = header.final
+    reader.left = header.length
+    reader.in_frame = True
+    memcpy(reader.mask, data + header.size - 4, 4)
 
 
 cdef inline void websocket_write_header(
@@ -260,20 +260,20 @@ cdef inline void websocket_write_header(
         header[i] = <uint8_t>(size >> 8 * (MESSAGE_HEADER - 1 - i))
 
 
-cdef inline void websocket_finish(websocket_t *websocket, uint8_t *data) noexcept nogil:
+cdef inline void websocket_finish(reader_t *reader, uint8_t *data) noexcept nogil:
     """The message in work is complete."""
     websocket_write_header(
-        data + websocket.ready,
-        websocket.message | (WEBSOCKET_COMPRESSED if websocket.compressed else 0), websocket.size,
+        data + reader.ready,
+        reader.message | (WEBSOCKET_COMPRESSED if reader.compressed else 0), reader.size,
     )
-    websocket.ready += MESSAGE_HEADER + websocket.size
-    websocket.size = 0
-    websocket.fragments = 0
-    websocket.message = 0
+    reader.ready += MESSAGE_HEADER + reader.size
+    reader.size = 0
+    reader.fragments = 0
+    reader.message = 0
 
 
 cdef inline int websocket_advance(
-    websocket_t *websocket, size_t max_message, uint32_t max_fragments,
+    reader_t *reader, size_t max_message, uint32_t max_fragments,
     uint8_t *data, size_t n, size_t *length, control_t *control,
 ) noexcept nogil:
     """Take apart what is in a buffer of `n` bytes; `length` is how many there are afterwards.
@@ -281,73 +281,73 @@ cdef inline int websocket_advance(
     MESSAGES_CONTROL: `control` is set; call again, before anything is added. An error comes again
     when called again, and what is `ready` stands before it.
     """
-    cdef size_t to = websocket.ready
+    cdef size_t to = reader.ready
     cdef size_t at, some
     cdef int verdict = MESSAGES_MORE
     cdef bint complete
     cdef header_t header
-    if websocket.message:
-        to += MESSAGE_HEADER + websocket.size
-    at = n if websocket.closed else to + websocket.gap
+    if reader.message:
+        to += MESSAGE_HEADER + reader.size
+    at = n if reader.closed else to + reader.gap
     while verdict == MESSAGES_MORE:
-        if websocket.in_frame:
+        if reader.in_frame:
             some = n - at
-            if some > websocket.left:
-                some = <size_t>websocket.left
-            websocket_unmask(data + to, data + at, some, websocket.mask)
+            if some > reader.left:
+                some = <size_t>reader.left
+            websocket_unmask(data + to, data + at, some, reader.mask)
             if (
-                websocket.message == OPCODE_TEXT and not websocket.compressed and
-                websocket.utf8 != UTF8_BAD
+                reader.message == OPCODE_TEXT and not reader.compressed and
+                reader.utf8 != UTF8_BAD
             ):
-                websocket.utf8 = <uint8_t>websocket_utf8(websocket.utf8, data + to, some)
+                reader.utf8 = <uint8_t>websocket_utf8(reader.utf8, data + to, some)
             at += some
             to += some
-            websocket.size += some
-            websocket.left -= some
-            if websocket.utf8 == UTF8_BAD:
+            reader.size += some
+            reader.left -= some
+            if reader.utf8 == UTF8_BAD:
                 verdict = MESSAGES_TEXT
                 break
-            if websocket.left:
+            if reader.left:
                 break
-            websocket.in_frame = False
-            if not websocket.final:
+            reader.in_frame = False
+            if not reader.final:
                 continue
-            if websocket.message == OPCODE_TEXT and websocket.utf8 != UTF8_BEGIN:
-                websocket.utf8 = UTF8_BAD
-                websocket.in_frame = True  # to come here again
+            if reader.message == OPCODE_TEXT and reader.utf8 != UTF8_BEGIN:
+                reader.utf8 = UTF8_BAD
+                reader.in_frame = True  # to come here again
                 verdict = MESSAGES_TEXT
                 break
-            websocket_finish(websocket, data)
+            websocket_finish(reader, data)
             continue
         verdict = websocket_header(
-            websocket, max_message, max_fragments, data + at, n - at, &header, &complete
+            reader, max_message, max_fragments, data + at, n - at, &header, &complete
         )
         if verdict or not complete:
             break
         if not header.opcode & WEBSOCKET_CONTROL:
             if header.opcode != OPCODE_CONTINUATION:
                 to += MESSAGE_HEADER
-            websocket_begin(websocket, data + at, &header)
+            websocket_begin(reader, data + at, &header)
             at += header.size
             continue
         if n - at - header.size < header.length:
             break
         control.opcode = header.opcode
         control.length = <uint8_t>header.length
-        memcpy(websocket.mask, data + at + header.size - 4, 4)  # no frame of a message is in work
+        memcpy(reader.mask, data + at + header.size - 4, 4)  # no frame of a message is in work
         websocket_unmask(
-            control.payload, data + at + header.size, control.length, websocket.mask
+            control.payload, data + at + header.size, control.length, reader.mask
         )
         at += header.size + control.length
         if control.opcode == OPCODE_CLOSE:
-            websocket.closed = True
+            reader.closed = True
             at = n
         verdict = MESSAGES_CONTROL
     if verdict == MESSAGES_CONTROL and at < n:
-        websocket.gap = at - to
+        reader.gap = at - to
         length[0] = n
         return verdict
-    websocket.gap = 0
+    reader.gap = 0
     memmove(data + to, data + at, n - at)
     length[0] = to + n - at
     return verdict

@@ -24,7 +24,7 @@ from hydrogen._c.messages cimport (
     EVENT_HEADER, messages_event_is_due, messages_pinged, messages_put_back, messages_skip,
 )
 from hydrogen._c.queues cimport queues_has_ready
-from hydrogen._c.structs cimport connection_t, io_t, session_t, worker_t
+from hydrogen._c.structs cimport connection_t, io_t, websocket_t, worker_t
 from hydrogen._c.websocket cimport (
     MESSAGES_FRAGMENTS, MESSAGES_LARGE, MESSAGES_TEXT, MESSAGE_HEADER, OPCODE_CLOSE, OPCODE_PING,
     OPCODE_TEXT, WEBSOCKET_COMPRESSED,
@@ -48,17 +48,17 @@ cdef inline int control_deliver(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
 ) except -1:
     """Give to the handler what is complete: the head of the request, then messages and events."""
-    cdef session_t *session
+    cdef websocket_t *websocket
     cdef int budget = DELIVER_MOST
     cdef uint64_t until = worker.iteration_began + CORK_NS
     while atomic_load32(&connection.state) == STATE_OPEN and not mailbox_pauses(connection):
-        session = connection.websocket
-        if session == NULL:
+        websocket = connection.websocket
+        if websocket == NULL:
             if not control_head(engine, worker, connection, socket):
                 break
             continue
         control_reply(engine, worker, connection, socket)
-        if not (session.reader.ready or session.events != NULL or session.fault):
+        if not (websocket.reader.ready or websocket.events != NULL or websocket.fault):
             break
         if budget <= 0:
             if queues_has_ready(&engine._loop) or kernel_now() >= until:
@@ -66,9 +66,9 @@ cdef inline int control_deliver(
                 break
             budget = CORK_CALLBACKS
         budget -= 1
-        if messages_event_is_due(session):
+        if messages_event_is_due(websocket):
             control_event(engine, worker, connection, socket)
-        elif session.reader.ready:
+        elif websocket.reader.ready:
             control_message(engine, worker, connection, socket, &budget)
         else:
             control_refuse(engine, connection, socket)
@@ -82,29 +82,29 @@ cdef inline int control_stop(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
 ) except -1:
     """Reading is paused while the server stops: what is no message is not waited for."""
-    cdef session_t *session = connection.websocket
-    if session == NULL or session.reader.ready:
+    cdef websocket_t *websocket = connection.websocket
+    if websocket == NULL or websocket.reader.ready:
         return 0
-    while session.events != NULL and control_next(session) == OPCODE_CLOSE:
+    while websocket.events != NULL and control_next(websocket) == OPCODE_CLOSE:
         control_event(engine, worker, connection, socket)
-    if session.events == NULL and session.fault:
+    if websocket.events == NULL and websocket.fault:
         control_refuse(engine, connection, socket)
     return 0
 
 
-cdef inline uint8_t control_next(session_t *session) noexcept:
+cdef inline uint8_t control_next(websocket_t *websocket) noexcept:
     """The opcode of the next event."""
-    return <uint8_t>block_bytes(session.events)[session.events.start + EVENT_HEADER - 2]
+    return <uint8_t>block_bytes(websocket.events)[websocket.events.start + EVENT_HEADER - 2]
 
 
 cdef inline int control_note(worker_t *worker, connection_t *connection) noexcept:
     """Note for steps off the GIL what is left for a worker."""
-    cdef session_t *session = connection.websocket
-    if session == NULL:
+    cdef websocket_t *websocket = connection.websocket
+    if websocket == NULL:
         return 0
     if atomic_load32(&connection.state) != STATE_OPEN:
         messages_skip(&worker.io, connection)
-    elif not (session.reader.ready or session.events != NULL or session.fault):
+    elif not (websocket.reader.ready or websocket.events != NULL or websocket.fault):
         connection.flags &= ~<uint32_t>FLAG_UNDECODED
     elif connection.flags & FLAG_STOP and mailbox_pauses(connection):
         connection.flags |= FLAG_COMPLETE
@@ -139,7 +139,7 @@ cdef inline int control_message(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, int *budget,
 ) except -1:
     """The first message that is ready. `budget`: messages left in this turn."""
-    cdef session_t *session = connection.websocket
+    cdef websocket_t *websocket = connection.websocket
     cdef block_t *input = connection.input
     cdef const uint8_t *at = <const uint8_t *>block_bytes(input) + input.start
     cdef size_t length = 0
@@ -152,8 +152,8 @@ cdef inline int control_message(
     else:
         data = PyBytes_FromStringAndSize(<const char *>at + MESSAGE_HEADER, length)
     input.start += MESSAGE_HEADER + length
-    session.reader.ready -= MESSAGE_HEADER + length
-    session.taken += MESSAGE_HEADER + length
+    websocket.reader.ready -= MESSAGE_HEADER + length
+    websocket.taken += MESSAGE_HEADER + length
     if opcode & WEBSOCKET_COMPRESSED:
         return control_inflate(
             engine, worker, connection, socket, opcode & ~WEBSOCKET_COMPRESSED, data, budget
@@ -206,15 +206,15 @@ cdef inline int control_event(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket,
 ) except -1:
     """The first PONG or CLOSE that came."""
-    cdef session_t *session = connection.websocket
-    cdef block_t *events = session.events
+    cdef websocket_t *websocket = connection.websocket
+    cdef block_t *events = websocket.events
     cdef const uint8_t *at = <const uint8_t *>block_bytes(events) + events.start
-    cdef uint8_t opcode = control_next(session)
+    cdef uint8_t opcode = control_next(websocket)
     cdef uint8_t length = at[EVENT_HEADER - 1]
     cdef bytes data = PyBytes_FromStringAndSize(<const char *>at + EVENT_HEADER, length)
     events.start += EVENT_HEADER + length
     if events.start == events.end:
-        session.events = NULL
+        websocket.events = NULL
         free(events)
     if opcode == OPCODE_CLOSE:
         code = int.from_bytes(data[:2], "big") if data else 1005

@@ -19,7 +19,7 @@ from hydrogen._c.kernel cimport (
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.loop cimport loop_release
 from hydrogen._c.messages cimport messages_free
-from hydrogen._c.structs cimport connection_t, session_t, worker_t
+from hydrogen._c.structs cimport connection_t, websocket_t, worker_t
 from hydrogen._core cimport (
     Engine, HydrogenSocket, Stream, StreamAdapter, _Callbacks, close_stream, closed_by_us,
     closing_code, errors,
@@ -146,7 +146,7 @@ cdef inline void finishing_release(
     memory.
     """
     cdef void *references[8]
-    cdef session_t *websocket
+    cdef websocket_t *websocket
     cdef int k
     lock_take(&connection.lock)
     atomic_store32(&connection.state, STATE_RELEASED)

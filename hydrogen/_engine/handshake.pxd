@@ -13,7 +13,7 @@ from hydrogen._c.deadlines cimport deadlines_announce
 from hydrogen._c.kernel cimport kernel_now
 from hydrogen._c.lock cimport lock_give, lock_take
 from hydrogen._c.messages cimport messages_new, messages_take
-from hydrogen._c.structs cimport connection_t, session_t, worker_t
+from hydrogen._c.structs cimport connection_t, websocket_t, worker_t
 from hydrogen._core cimport (
     Accepted, Answered, Engine, HydrogenSocket, Refusal, Response, _Callbacks, errors, lifetime_of,
     take_request,
@@ -69,20 +69,20 @@ cdef inline int handshake_accept(
     Engine engine, worker_t *worker, connection_t *connection, HydrogenSocket socket, accepted,
 ) except -1:
     """Speak WebSocket from now on, unless another thread has closed the connection."""
-    cdef session_t *session
+    cdef websocket_t *websocket
     cdef uint64_t now = kernel_now()
     cdef uint64_t ends_at = lifetime_of(engine._websocket, now)
-    # first: who pings looks for the session
+    # first: who pings looks for the websocket
     if handshake_write(engine, worker, socket, accepted.answer) == SEND_REFUSED:
         return 0
-    session = messages_new()
-    if session == NULL:
+    websocket = messages_new()
+    if websocket == NULL:
         raise MemoryError
-    session.heard_at, session.ends_at = now, ends_at
-    session.reader.inflates = accepted.agreement is not None
-    session.said_goodbye = connection.flags & FLAG_TLS_END != 0
+    websocket.heard_at, websocket.ends_at = now, ends_at
+    websocket.reader.inflates = accepted.agreement is not None
+    websocket.said_goodbye = connection.flags & FLAG_TLS_END != 0
     lock_take(&connection.lock)
-    connection.websocket = session
+    connection.websocket = websocket
     lock_give(&connection.lock)
     connection.framing = engine._loop.context.framing
     connection.flags &= ~<uint32_t>FLAG_HEAD

@@ -59,13 +59,13 @@ class Broadcast:
         """The message as this connection has it; None: it cannot. Framed, or compressed, once for
         all that have it alike.
         """
-        session, builder = connection.websocket, connection.builder
-        if session is not None and session.encoder is not None:
-            encoder = session.encoder
+        websocket, builder = connection.websocket, connection.builder
+        if websocket is not None and websocket.encoder is not None:
+            encoder = websocket.encoder
             if encoder.is_ordered:
-                return session.encode(self._data)
+                return websocket.encode(self._data)
             if encoder.bits not in self._compressed:
-                self._compressed[encoder.bits] = session.encode(self._data)
+                self._compressed[encoder.bits] = websocket.encode(self._data)
             return self._compressed[encoder.bits]
         if id(builder) not in self._frames:
             self._frames[id(builder)] = self._frame(builder)

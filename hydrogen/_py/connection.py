@@ -71,7 +71,7 @@ from hydrogen.locks import total
 from hydrogen.proxy import HeaderReader, ProxyHeader
 
 if TYPE_CHECKING:
-    from hydrogen._py.control import Session
+    from hydrogen._py.control import WebSocketState
     from hydrogen.log import RateLimitedLog
     from hydrogen.report import Codes
 
@@ -222,7 +222,7 @@ class Connection(Output):
         self.is_paused = False
         settings = loop.config.websocket
         self.awaits_head = settings is not None
-        self.websocket: Session | None = None
+        self.websocket: WebSocketState | None = None
         self.builder = settings or loop.config.builder
         self.decoder: Decoder = decoder_for(self.builder)
         self.next_message: Any = None  # out of the decoder, not delivered

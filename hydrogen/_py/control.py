@@ -1,5 +1,6 @@
 """What a WebSocket connection does besides its messages: control frames, and how it is closed (RFC
-6455 sections 5.5 and 7). By the owner of the connection, but for `Session.ping` and `look_alive`.
+6455 sections 5.5 and 7). By the owner of the connection, but for `WebSocketState.ping` and
+`look_alive`.
 
 Whoever ends first sends a CLOSE, behind all of its messages; the other answers with one. So a
 connection that ends for a reason of ours goes on looking for the client's, in what is otherwise
@@ -33,7 +34,7 @@ BACKLOG = 16384
 """Bytes in the kernel, before a ping, that a client may need long for."""
 
 
-class Session:
+class WebSocketState:
     """What is known of a WebSocket connection once it is open.
 
     Attributes:
@@ -216,13 +217,13 @@ class Session:
 class Kept:
     """The decoder of a connection for which nothing new is wanted: it gives out what had come."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, websocket: WebSocketState) -> None:
+        self._websocket = websocket
         self._events: deque[Event] = deque()
         self._fault: ProtocolError | None = None
-        session.reader.inflates_later = True
+        websocket.reader.inflates_later = True
         try:
-            while (event := session.reader.next()) is not None:
+            while (event := websocket.reader.next()) is not None:
                 self._events.append(event)
         except ProtocolError as error:
             self._fault = error
@@ -230,20 +231,20 @@ class Kept:
     @property
     def size(self) -> int:
         """Bytes, or characters, not given out."""
-        return self._session.reader.size + sum([len(event.data) for event in self._events])
+        return self._websocket.reader.size + sum([len(event.data) for event in self._events])
 
     def feed(self, data: bytes) -> None:
         """Drop what was read."""
-        if self._session.seeks_close:
-            self._session.reader.feed(data)
-            self._session.look_for_close()
+        if self._websocket.seeks_close:
+            self._websocket.reader.feed(data)
+            self._websocket.look_for_close()
 
     def next(self) -> Event | None:
         """The next of what had come. Raises: ProtocolError: what follows is no WebSocket, or cannot
         be inflated.
         """
         if self._events:
-            return self._session.reader.inflated(self._events.popleft())
+            return self._websocket.reader.inflated(self._events.popleft())
         if self._fault is not None:
             raise self._fault
         return None
@@ -260,7 +261,7 @@ def waits(connection: Connection, event: Event) -> bool:
     )
 
 
-def deliver(connection: Connection, session: Session, event: Event) -> None:
+def deliver(connection: Connection, websocket: WebSocketState, event: Event) -> None:
     """Do what an event asks for."""
     handler, data = connection.loop.callbacks, event.data
     if event.opcode in (TEXT, BINARY):
@@ -270,7 +271,7 @@ def deliver(connection: Connection, session: Session, event: Event) -> None:
             connection, handler.received, handler.on_data_received, connection.socket, data
         )
         return
-    if not session.reader.is_in_message:
+    if not websocket.reader.is_in_message:
         connection.deadline = math.inf  # of this frame
     if event.opcode == CLOSE:
         assert isinstance(data, str)
@@ -283,5 +284,5 @@ def deliver(connection: Connection, session: Session, event: Event) -> None:
     else:
         assert isinstance(data, bytes)
         connection.tally.pongs_received += 1
-        session.pong(data)
+        websocket.pong(data)
         callbacks.call(connection, "on_pong", handler.on_pong, connection.socket, data)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from hydrogen._py import callbacks
 from hydrogen._py.connection import Connection
-from hydrogen._py.control import Session
+from hydrogen._py.control import WebSocketState
 from hydrogen._py.output import Raw
 from hydrogen.errors import Cause, Reject
 from hydrogen.handshake import Accepted, Answered, take_request
@@ -44,10 +44,10 @@ def accept(connection: Connection, settings: WebSocket, accepted: Accepted) -> N
     assert isinstance(reader, HeadReader)
     if not connection.send(Raw(accepted.answer), rests=False):
         return
-    session = Session(connection, settings, accepted)
-    session.reader.feed(reader.rest())
-    connection.decoder = session.reader
-    connection.websocket = session
+    websocket = WebSocketState(connection, settings, accepted)
+    websocket.reader.feed(reader.rest())
+    connection.decoder = websocket.reader
+    connection.websocket = websocket
     connection.awaits_head = False
     connection.loop.watch_websockets()
     callbacks.connected(connection)

@@ -165,12 +165,12 @@ def settle(connection: Connection) -> None:
     """What of a WebSocket is no message for the handler is held back by no pause while the server
     stops.
     """
-    session = connection.websocket
-    if session is None or connection.ciphertext or connection.plaintext:
+    websocket = connection.websocket
+    if websocket is None or connection.ciphertext or connection.plaintext:
         return
     while has_message(connection) and not control.waits(connection, connection.next_message):
         event, connection.next_message = connection.next_message, None
-        control.deliver(connection, session, event)
+        control.deliver(connection, websocket, event)
 
 
 def has_message(connection: Connection) -> bool:

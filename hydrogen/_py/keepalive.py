@@ -34,9 +34,9 @@ class Keepalive:
 
     def _look(self) -> None:
         now = time.monotonic()
-        sessions = [connection.websocket for connection in self._connections()]
-        for session in sessions:
-            if session is not None:
-                session.look_alive(now)
-        if any(sessions):
+        websockets = [connection.websocket for connection in self._connections()]
+        for websocket in websockets:
+            if websocket is not None:
+                websocket.look_alive(now)
+        if any(websockets):
             self.watch()

@@ -412,10 +412,10 @@ class Engine:
         `stats`.
         """
         self._statistics.count_removal(connection)
-        session = connection.websocket
-        if session is not None and not session.is_counted:
-            session.is_counted = True
-            self._closes.add(session.code())
+        websocket = connection.websocket
+        if websocket is not None and not websocket.is_counted:
+            websocket.is_counted = True
+            self._closes.add(websocket.code())
 
     def tell_removed(self, connection: Connection) -> None:
         """See `connection.Loop`."""

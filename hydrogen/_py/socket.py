@@ -22,7 +22,7 @@ from hydrogen.errors import Cause
 from hydrogen.websocket import check_ping, closing_of
 
 if TYPE_CHECKING:
-    from hydrogen._py.control import Session
+    from hydrogen._py.control import WebSocketState
     from hydrogen.config import Config
     from hydrogen.server import Server
 
@@ -81,8 +81,8 @@ class Socket(HydrogenSocket):
 
     def ping(self, data: BytesLike = b"") -> bool:
         payload = check_ping(self._engine.config.websocket, data)
-        session = self._session()
-        return session is not None and session.ping(payload)
+        websocket = self._websocket()
+        return websocket is not None and websocket.ping(payload)
 
     def abort(self) -> None:
         connection = self._find()
@@ -134,20 +134,20 @@ class Socket(HydrogenSocket):
 
     @property
     def path(self) -> str | None:
-        session = self._session()
-        return None if session is None else session.path
+        websocket = self._websocket()
+        return None if websocket is None else websocket.path
 
     @property
     def subprotocol(self) -> str | None:
-        session = self._session()
-        return None if session is None else session.subprotocol
+        websocket = self._websocket()
+        return None if websocket is None else websocket.subprotocol
 
     @property
     def latency(self) -> float | None:
-        session = self._session()
-        return None if session is None else session.latency
+        websocket = self._websocket()
+        return None if websocket is None else websocket.latency
 
-    def _session(self) -> Session | None:
+    def _websocket(self) -> WebSocketState | None:
         connection = self._find()
         return None if connection is None else connection.websocket
 

@@ -1,23 +1,41 @@
-"""Every cell of the table of states and events (docs/states.md), on both engines."""
+"""Every cell of the tables of states and events (docs/states.md, docs/states-websocket.md), on both
+engines.
+"""
 
 import pytest
+from states import table, websocket_table
 from states.scene import Scene
-from states.table import TABLE
+from states.websocket_scene import WebSocketScene
 from support import ROOT
 
+TABLES = [(table.TABLE, Scene), (websocket_table.TABLE, WebSocketScene)]
 
-@pytest.mark.parametrize(("state", "event", "family"), list(TABLE.cells()))
-def test_a_state_meets_an_event(start, connect, gate, tmp_path, state, event, family):
-    options = TABLE.options(state, event)
-    scene = Scene(family, start, connect, gate, str(tmp_path / "s"), **options)
-    TABLE.walk(scene, state, event)
+tables = pytest.mark.parametrize("table", [table for table, _ in TABLES], ids=lambda it: it.path)
 
 
-def test_the_table_has_a_cell_for_each_state_and_event():
-    assert list(TABLE.rows) == list(TABLE.states)
-    for state, row in TABLE.rows.items():
-        assert row.keys() == TABLE.events.keys(), state
+@pytest.mark.parametrize(
+    ("table", "make_scene", "state", "event", "family"),
+    [
+        pytest.param(table, make_scene, *cell, id="-".join((table.path, *cell)))
+        for table, make_scene in TABLES
+        for cell in table.cells()
+    ],
+)
+def test_a_state_meets_an_event(
+    start, connect, gate, tmp_path, table, make_scene, state, event, family
+):
+    options = table.options(state, event)
+    scene = make_scene(family, start, connect, gate, str(tmp_path / "s"), **options)
+    table.walk(scene, state, event)
 
 
-def test_the_document_says_what_the_table_says():
-    assert (ROOT / TABLE.path).read_text() == TABLE.document(), "run tests/states/write.py"
+@tables
+def test_the_table_has_a_cell_for_each_state_and_event(table):
+    assert list(table.rows) == list(table.states)
+    for state, row in table.rows.items():
+        assert row.keys() == table.events.keys(), state
+
+
+@tables
+def test_the_document_says_what_the_table_says(table):
+    assert (ROOT / table.path).read_text() == table.document(), "run tests/states/write.py"

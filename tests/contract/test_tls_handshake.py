@@ -20,6 +20,7 @@ from certificates import (
 )
 from programs import path_of
 from support import (
+    PATIENCE,
     Echo,
     TlsClient,
     echo,
@@ -588,3 +589,21 @@ def test_reload_tls_raises_without_ssl_and_when_the_server_does_not_run(start, e
         server.reload_tls(server_context())
     with pytest.raises(RuntimeError, match="run"):
         server.reload_tls(server_context())
+
+
+@pytest.mark.clause("S30")
+def test_callbacks_may_reload_the_certificate_while_it_stops(start, secure):
+    def received(socket, data):
+        wait_until(lambda: not socket.server.ready, "the stop has begun")
+        socket.server.reload_tls(server_context())
+        socket.send(data)
+
+    handler = recorder(data_received=received)
+    server = start(handler, ssl=server_context())
+    client = secure(server)
+    client.send(b"a question")
+    handler.wait_for("data_received")
+    with running(lambda: server.stop(PATIENCE)):
+        assert client.receive(10) == b"a question"
+        assert client.at_end() == "end"
+        client.close()

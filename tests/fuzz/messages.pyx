@@ -44,7 +44,7 @@ ctypedef struct event_t:
 # What the wire was read as.
 ctypedef struct reading_t:
     int verdict
-    websocket_t state
+    reader_t state
     size_t rest  # bytes that were not taken apart
     size_t size
     size_t count
@@ -126,7 +126,7 @@ cdef int closing(const control_t *control) noexcept nogil:
 
 
 cdef void check_state(
-    const limits_t *limits, const websocket_t *state, size_t n, int verdict,
+    const limits_t *limits, const reader_t *state, size_t n, int verdict,
 ) noexcept nogil:
     """What must hold of the state, with so many bytes in the buffer."""
     cdef size_t begin = state.ready
@@ -154,13 +154,13 @@ cdef void check_state(
 
 
 cdef uint8_t *advance(
-    const limits_t *limits, websocket_t *state, uint8_t *window, size_t *n, control_t *control,
+    const limits_t *limits, reader_t *state, uint8_t *window, size_t *n, control_t *control,
     int *verdict,
 ) noexcept nogil:
     """websocket_advance, and what must hold of its answer. The window is replaced by one of the new
     size.
     """
-    cdef websocket_t before, again
+    cdef reader_t before, again
     cdef uint8_t *ready = block(window, state.ready)
     cdef uint8_t *smaller
     cdef size_t length = 0, same = 0
@@ -202,7 +202,7 @@ cdef uint8_t *advance(
 # --- reading --------------------------------------------------------------------------------------
 
 cdef uint8_t *deliver(
-    reading_t *reading, websocket_t *state, uint8_t *window, size_t *n, bint several,
+    reading_t *reading, reader_t *state, uint8_t *window, size_t *n, bint several,
 ) noexcept nogil:
     """Take the first of the messages that are ready, or all."""
     cdef size_t some = state.ready, i
@@ -237,9 +237,9 @@ cdef void read(
     cdef uint8_t *window = block(NULL, 0)
     cdef uint8_t *larger
     cdef control_t control
-    cdef websocket_t *state = &reading.state
+    cdef reader_t *state = &reading.state
     cdef int fault
-    memset(state, 0, sizeof(websocket_t))
+    memset(state, 0, sizeof(reader_t))
     state.inflates = limits.inflates
     reading.size = reading.count = 0
     while True:
@@ -298,7 +298,7 @@ cdef void compare() noexcept nogil:
     if whole.verdict == MESSAGES_MORE:
         check(parted.rest == whole.rest, "as much left in parts as whole")
         check(
-            memcmp(&parted.state, &whole.state, sizeof(websocket_t)) == 0,
+            memcmp(&parted.state, &whole.state, sizeof(reader_t)) == 0,
             "the same state in parts as whole"
         )
 

@@ -384,7 +384,7 @@ HEAD = """# States and events of a WebSocket
 What the user and the client (the peer) of a WebSocket connection see, for each state and each
 event; [states.md](states.md) says the same of other connections. Generated from
 `tests/states/websocket_table.py` by `python tests/states/write.py`;
-`tests/contract/test_websocket_states.py` walks every cell on both engines, with connections over
+`tests/contract/test_states.py` walks every cell on both engines, with connections over
 TCP, over a Unix socket, over TLS, and over TCP with compressed messages ("deflate").
 
 What the peer sends while a part of the request head, or of a frame, has come begins with the rest
