@@ -5,7 +5,7 @@ That time has passed is told by a connection that is ended by it: no test waits 
 
 import contextlib
 import dataclasses
-import functools
+import itertools
 
 import pytest
 from support import running, timed_out, wait_event, wait_until
@@ -28,12 +28,14 @@ from websocket_peers import (
 
 import hydrogen
 from hydrogen import WebSocket
+from hydrogen.websocket import lifetime
 
 SHORT = 0.1
 MIDDLE = 0.3
 """Seconds of the times that are to pass."""
 AMPLE = 2.0
 """Seconds in which a client that is alive does something, however busy the machine is."""
+NEVER = 60.0
 
 families = pytest.mark.parametrize("family", FAMILIES)
 QUICK = WebSocket(ping_interval=SHORT, ping_timeout=SHORT)
@@ -403,25 +405,30 @@ def test_a_message_that_is_being_answered_at_max_lifetime(start, connect, gate):
     assert sent == [False]
 
 
-@pytest.mark.parametrize("ping_interval", [None, SHORT], ids=["without pings", "with pings"])
-def test_not_all_lifetimes_end_at_the_same_moment(start, connect, ping_interval):
-    """Connections that were opened together: they go one by one, or a few at a time."""
-    count = 20
-    left = []
-    handler = recorder(
-        connected=None,
-        disconnected=lambda socket, error: left.append(len(socket.server.connections)),
-    )
-    settings = WebSocket(ping_interval=ping_interval, ping_timeout=None, max_lifetime=AMPLE)
-    server = start(handler, websocket=settings, pre_allocated=count)
-    peers = [peer_of(connect(server)).open() for _ in range(count)]
-
-    def answer(peer):
-        while peer.receive_frame().first == FIN | PING:
-            peer.send(pong())
+def test_each_connection_has_a_lifetime_of_its_own(start, connect, monkeypatch):
+    """A random part of it is taken away: here all or nothing, for every other connection."""
+    handler = recorder(connected=None)
+    settings = WebSocket(ping_interval=SHORT, ping_timeout=None, max_lifetime=NEVER)
+    server = start(handler, websocket=settings)
+    monkeypatch.setattr("hydrogen.websocket.LIFETIME_JITTER", 1.0)
+    parts = itertools.cycle([0.0, 0.999999])
+    monkeypatch.setattr("random.random", lambda: next(parts))
+    peers = []
+    for number in range(1, 7):
+        peers.append(peer_of(connect(server)).open())
+        handler.wait_for("connected", number)
+    for peer in peers[1::2]:
+        while (received_frame := peer.receive_frame()).first == FIN | PING:
+            pass
+        assert received_frame.payload == (1001).to_bytes(2, "big") + b"max_lifetime has passed"
         peer.send(closing(1001))
         peer.meet_end()
+    handler.wait_removed(3)
+    assert [call.socket.is_open for call in handler.of("connected")] == [True, False] * 3
 
-    with running(*[functools.partial(answer, peer) for peer in peers]):
-        handler.wait_removed(count)
-    assert len(set(left)) > 4, left
+
+def test_lifetimes_differ_by_a_tenth_at_most():
+    seconds = [lifetime(WebSocket(max_lifetime=100.0)) for _ in range(1000)]
+    assert 90 <= min(seconds) < 92
+    assert 98 < max(seconds) <= 100
+    assert lifetime(WebSocket()) is None
