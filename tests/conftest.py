@@ -180,6 +180,17 @@ def _take_late_exception() -> None:
 
 
 @pytest.fixture
+def without_switches() -> Iterator[None]:
+    """A thread keeps the GIL until it waits, or lets go of it."""
+    if not has_gil():
+        pytest.skip("without a GIL a callback may have begun before the call, and look after it")
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.fixture
 def compiled(engine: str) -> None:
     """The test is of the compiled engine: what it looks at is not there in the other one."""
     if engine == "python":

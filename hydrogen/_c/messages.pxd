@@ -153,7 +153,7 @@ cdef inline void messages_drop_new(
     reader.ready = ready
     if websocket.fault:
         websocket.fault = 0
-        websocket.reader.closed = True
+        reader.closed = True
     free(websocket.replies)
     websocket.replies = NULL
     if events:

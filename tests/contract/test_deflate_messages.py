@@ -307,11 +307,12 @@ def test_a_bit_where_it_must_not_be_is_told_with_1002_at_once(begin, sides, data
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["pause", "close"])
-def test_nothing_is_delivered_once_a_pause_or_a_close_has_returned(begin, connect, end):
-    """A message is being inflated at that moment, in most of these rounds: in two of three it was
-    delivered. In one of a thousand its callback is about to begin, and is counted after the call.
+def test_nothing_is_delivered_once_a_pause_or_a_close_has_returned(
+    begin, connect, without_switches, end
+):
+    """A message is being inflated at that moment, in most of these rounds: zlib lets go of the GIL,
+    which nobody gets between the look at the pause and the callback, that is counted.
     """
-    late = 0
     data = "".join(f"{n} and so on, " for n in range(40_000))
 
     def received(socket, data):
@@ -335,10 +336,9 @@ def test_nothing_is_delivered_once_a_pause_or_a_close_has_returned(begin, connec
             begun = server.stats().messages_received
         for _ in range(3):
             other.echo("hello")
-        late += server.stats().messages_received > begun + 3
+        assert server.stats().messages_received == begun + 3
         socket.abort()  # or a graceful stop waits for the end of its pause
         peer.close()
-    assert late <= 2
 
 
 @pytest.mark.parametrize("sides", ["neither", "both"])

@@ -2,7 +2,6 @@
 is served meanwhile.
 """
 
-import sys
 import threading
 import time
 
@@ -11,7 +10,6 @@ from families import FAMILIES, connect_to, options_of, stream_of
 from support import recorder, running, settled, wait_event, wait_until
 
 import hydrogen
-from hydrogen.watchdog import has_gil
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -143,17 +141,6 @@ def test_while_clients_pipeline_without_a_pause_a_neighbour_is_served(
     assert queued <= len(peers) * MOST
     for peer in (*peers, neighbour):
         peer.close()
-
-
-@pytest.fixture
-def without_switches():
-    """A thread keeps the GIL until it waits, or lets go of it."""
-    if not has_gil():
-        pytest.skip("without a GIL a callback may have begun before the call, and look after it")
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1000)
-    yield
-    sys.setswitchinterval(interval)
 
 
 @pytest.mark.clause("H18", "H19")

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 
 import pytest
+from deflate_peers import NEVER
 from support import running, timed_out, wait_event, wait_until
 from websocket_peers import (
     FAMILIES,
@@ -35,7 +36,6 @@ MIDDLE = 0.3
 """Seconds of the times that are to pass."""
 AMPLE = 2.0
 """Seconds in which a client that is alive does something, however busy the machine is."""
-NEVER = 60.0
 
 families = pytest.mark.parametrize("family", FAMILIES)
 QUICK = WebSocket(ping_interval=SHORT, ping_timeout=SHORT)
@@ -405,10 +405,11 @@ def test_a_message_that_is_being_answered_at_max_lifetime(start, connect, gate):
     assert sent == [False]
 
 
-def test_each_connection_has_a_lifetime_of_its_own(start, connect, monkeypatch):
+@pytest.mark.parametrize("ping_interval", [None, SHORT], ids=["without pings", "with pings"])
+def test_each_connection_has_a_lifetime_of_its_own(start, connect, monkeypatch, ping_interval):
     """A random part of it is taken away: here all or nothing, for every other connection."""
     handler = recorder(connected=None)
-    settings = WebSocket(ping_interval=SHORT, ping_timeout=None, max_lifetime=NEVER)
+    settings = WebSocket(ping_interval=ping_interval, ping_timeout=None, max_lifetime=NEVER)
     server = start(handler, websocket=settings)
     monkeypatch.setattr("hydrogen.websocket.LIFETIME_JITTER", 1.0)
     parts = itertools.cycle([0.0, 0.999999])
